@@ -1,0 +1,12 @@
+"""The two errors whose message is meant for a person: one line with the fact and the remedy.
+
+The command line prints them without a traceback; anything else is a fault of this library and shows one.
+"""
+
+
+class InputError(ValueError):
+    """What was given cannot be used: a file, a key, a shape, an option."""
+
+
+class UnavailableError(RuntimeError):
+    """What was asked for cannot be had here: a download, an optional package, a backend."""
