@@ -1,0 +1,61 @@
+"""Own checkpoint format: one safetensors file whose header carries the configuration as JSON.
+
+One file, so that weights and configuration cannot part; safetensors, so that nothing in it can run.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import InputError
+from .files import written_aside
+
+FORMAT = "fastmsflow-1"
+
+
+def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes ``tensors`` and the JSON-able ``config``; an earlier file stays until the new one is whole."""
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with written_aside(path) as aside:
+        save_file(contiguous, aside, metadata={"format": FORMAT, "config": json.dumps(dict(config))})
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """-> (tensors on the CPU, config). Errors: InputError where the file is missing, damaged or of another kind."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give the path of a fastmsflow checkpoint (.safetensors)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); an official MSFlow file needs `fastmsflow convert` first"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: a safetensors file, but not a fastmsflow checkpoint (no '{FORMAT}' in its header)")
+    return tensors, json.loads(metadata["config"])
+
+
+def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copies nothing: raises InputError naming the keys where ``given`` does not fit ``expected`` exactly."""
+    faults = [f"missing {key}" for key in expected if key not in given]
+    faults += [f"unexpected {key}" for key in given if key not in expected]
+    faults += [
+        f"{key} is {tuple(given[key].shape)}, not {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    if faults:
+        raise InputError(f"{path}: does not fit {what}: {summary(faults)}")
+
+
+def summary(faults: list[str], shown: int = 4) -> str:
+    """The first few of a list of faults and how many more there are, on one line."""
+    more = f"; and {len(faults) - shown} more" if len(faults) > shown else ""
+    return "; ".join(faults[:shown]) + more

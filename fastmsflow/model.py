@@ -1,0 +1,243 @@
+"""The model: multi-scale flow, and extractor + flow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import backend as backends
+from .backend import Backend
+from .checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
+from .errors import InputError
+from .nn.extractor import Extractor
+from .nn.fusion_flow import FusionFlow
+from .nn.parallel_flow import ParallelFlow
+from .nn.pool import Pool, Standardiser, check_pool, pool_features
+from .nn.position import PositionCode
+from .reference.coupling import ClampForm
+from .reference.likelihood import negative_log_likelihood
+from .scoring import TOP_K, additive_score_map, score_latents
+
+
+class MultiScaleFlow(nn.Module):
+    """Parallel flows of the levels, then the fusion flow: pooled features <-> latents (arXiv 2308.15300).
+
+    ``channels``: C_l of each level, even. ``condition_channels``: D_l of the position codes, multiples of 4.
+    ``blocks``: coupling blocks of each level. ``clamp``: bound alpha of the log-scales. ``clamp_form``: ``"tanh"``
+    (FrEIA 0.2) or ``"scaled_tanh"`` (FrEIA's git master). ``backend``: see fastmsflow.backend.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        condition_channels: Sequence[int] = (64, 64, 64),
+        blocks: Sequence[int] = (2, 5, 8),
+        clamp: float = 1.9,
+        backend: Backend = "auto",
+        clamp_form: ClampForm = "tanh",
+    ) -> None:
+        super().__init__()
+        if not len(channels) == len(condition_channels) == len(blocks):
+            raise InputError(
+                f"channels {tuple(channels)}, condition_channels {tuple(condition_channels)} and blocks {tuple(blocks)}"
+                " must name the same number of levels"
+            )
+        if clamp_form not in ("tanh", "scaled_tanh"):
+            raise InputError(f"clamp_form {clamp_form!r} is not known; choose 'tanh' or 'scaled_tanh'")
+        self.channels = tuple(channels)
+        self.condition_channels = tuple(condition_channels)
+        self.blocks = tuple(blocks)
+        self.clamp = clamp
+        self.clamp_form: ClampForm = clamp_form
+        self.backend = backends.check(backend)
+        self.position_codes = nn.ModuleList(PositionCode(d) for d in self.condition_channels)
+        self.parallel_flows = nn.ModuleList(
+            ParallelFlow(c, d, n, clamp, clamp_form)
+            for c, d, n in zip(self.channels, self.condition_channels, self.blocks, strict=True)
+        )
+        self.fusion_flow = FusionFlow(self.channels, clamp)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the constructor needs to build this flow again, JSON-able."""
+        return {
+            "channels": list(self.channels),
+            "condition_channels": list(self.condition_channels),
+            "blocks": list(self.blocks),
+            "clamp": self.clamp,
+            "clamp_form": self.clamp_form,
+        }
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Pooled features (B, C_l, H_l, W_l) per level -> z of the same shapes, log_det (B,) in float32 or better.
+
+        Errors: InputError where shapes or dtypes do not fit.
+        """
+        self._check(features)
+        results = [
+            flow(level, code(level))
+            for flow, code, level in zip(self.parallel_flows, self.position_codes, features, strict=True)
+        ]
+        z, log_det = self.fusion_flow([level for level, _ in results])
+        return z, log_det + sum(level_log_det for _, level_log_det in results)
+
+    def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """z per level -> features, log_det (B,) of this direction: minus forward's at the same point."""
+        self._check(z)
+        levels, log_det = self.fusion_flow.inverse(z)
+        results = [
+            flow.inverse(level, code(level))
+            for flow, code, level in zip(self.parallel_flows, self.position_codes, levels, strict=True)
+        ]
+        return [level for level, _ in results], log_det + sum(level_log_det for _, level_log_det in results)
+
+    def nll(self, features: Sequence[Tensor]) -> Tensor:
+        """0.5 sum z^2 - log_det per image, (B,), in nats up to a constant. Training minimises its mean."""
+        return negative_log_likelihood(*self(features))
+
+    def _check(self, levels: Sequence[Tensor]) -> None:
+        backends.resolve(self.backend)
+        if len(levels) != len(self.channels):
+            raise InputError(f"{len(levels)} levels given; this flow has {len(self.channels)}")
+        for i, (level, c) in enumerate(zip(levels, self.channels, strict=True)):
+            if level.ndim != 4 or level.shape[1] != c or level.shape[0] != levels[0].shape[0]:
+                raise InputError(
+                    f"level {i} is {tuple(level.shape)}; this flow needs ({levels[0].shape[0]}, {c}, height, width)"
+                )
+            if not level.is_floating_point():
+                raise InputError(f"level {i} is {level.dtype}; features are floating point")
+
+
+class Prediction(NamedTuple):
+    """Scores and maps of a batch; see fastmsflow.scoring for their formulas."""
+
+    score: Tensor
+    """(B,) the published image score, in [0, 1]."""
+    log_score: Tensor
+    """(B,) the same in log space, in nats: does not saturate."""
+    score_map_add: Tensor
+    """(B, H, W) for localisation; its zero is the most normal pixel of the batch."""
+    score_map_mul: Tensor
+    """(B, H, W) for detection, in [0, 1]."""
+
+
+class MSFlow(nn.Module):
+    """Frozen extractor, pool and flow: images -> likelihood, scores and maps.
+
+    ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``: see
+    fastmsflow.nn.extractor.Extractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or ``"none"``.
+    ``standardise``: per-channel standardisation of the pooled features (off in the published recipe; fit it with
+    ``standardiser.fit``). The others: see MultiScaleFlow.
+    """
+
+    def __init__(
+        self,
+        extractor: str = "wide_resnet50_2.tv_in1k",
+        pretrained: bool = True,
+        image_size: tuple[int, int] = (512, 512),
+        pool: Pool = "avg",
+        condition_channels: Sequence[int] = (64, 64, 64),
+        blocks: Sequence[int] = (2, 5, 8),
+        clamp: float = 1.9,
+        backend: Backend = "auto",
+        clamp_form: ClampForm = "tanh",
+        extractor_weights: str | Path | None = None,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(image_size) < 32:
+            raise InputError(
+                f"image_size {tuple(image_size)}: the coarsest grid has a stride of 32; give at least 32x32"
+            )
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.pool = check_pool(pool)
+        self.extractor = Extractor(extractor, pretrained, extractor_weights, self.image_size)
+        channels = self.extractor.channels
+        self.standardiser = Standardiser(channels) if standardise else None
+        self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``load`` needs to build this model again, JSON-able."""
+        return {
+            "extractor": self.extractor.name,
+            "image_size": list(self.image_size),
+            "pool": self.pool,
+            "standardise": self.standardiser is not None,
+            "flow": self.flow.config,
+        }
+
+    def pooled(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> pooled features per level, before any standardisation."""
+        if tuple(images.shape[-2:]) != self.image_size:
+            raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
+        return pool_features(self.extractor(images), self.pool)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient."""
+        pooled = self.pooled(images)
+        return self.standardiser(pooled) if self.standardiser is not None else pooled
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> (z per level, log_det (B,))."""
+        return self.flow(self.features(images))
+
+    def nll(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> (B,), see MultiScaleFlow.nll."""
+        return self.flow.nll(self.features(images))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
+        """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``."""
+        scores = score_latents(self(images)[0], self.image_size, top_k)
+        return Prediction(
+            scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
+        )
+
+    def save(self, path: str | Path, **notes: Any) -> None:
+        """Writes everything needed to predict, extractor included, as one safetensors file; ``notes`` go into its
+        configuration under ``"notes"``."""
+        write_checkpoint(path, self.state_dict(), {**self.config, "notes": notes})
+
+    @classmethod
+    def load(cls, path: str | Path, backend: Backend = "auto") -> "MSFlow":
+        """Reads what ``save`` or ``fastmsflow convert`` wrote, in eval mode on the CPU.
+
+        A converted official file holds flow weights only: its extractor's pretrained weights come from timm.
+        Errors: InputError naming the keys that do not fit, UnavailableError where weights cannot be downloaded.
+        """
+        tensors, config = read_checkpoint(path)
+        whole = any(key.startswith("extractor.") for key in tensors)
+        model = cls.from_config(config, pretrained=not whole, backend=backend)
+        own = model.state_dict()
+        if not whole:
+            tensors |= {key: value for key, value in own.items() if key.startswith("extractor.")}
+        refuse_misfit("the model its configuration describes", path, own, tensors)
+        model.load_state_dict(tensors)
+        return model.eval()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        pretrained: bool,
+        extractor_weights: str | Path | None = None,
+        backend: Backend = "auto",
+    ) -> "MSFlow":
+        """A new model of the shape that ``config`` (see the property) describes."""
+        flow = config["flow"]
+        return cls(
+            config["extractor"],
+            pretrained,
+            tuple(config["image_size"]),
+            config["pool"],
+            flow["condition_channels"],
+            flow["blocks"],
+            flow["clamp"],
+            backend,
+            flow["clamp_form"],
+            extractor_weights,
+            config["standardise"],
+        )

@@ -1,0 +1,1 @@
+"""The parts of the model: position code, subnets, coupling block, parallel and fusion flow, extractor."""

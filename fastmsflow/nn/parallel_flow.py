@@ -1,0 +1,34 @@
+"""The flow of one level: coupling blocks one after the other."""
+
+import torch
+from torch import Tensor, nn
+
+from ..reference.coupling import ClampForm
+from ..reference.dtypes import accumulation_dtype
+from .coupling_block import CouplingBlock
+
+
+class ParallelFlow(nn.Module):
+    def __init__(
+        self, channels: int, condition_channels: int, blocks: int, clamp: float, clamp_form: ClampForm
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            CouplingBlock(channels, condition_channels, clamp, clamp_form) for _ in range(blocks)
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape, log_det (B,)."""
+        log_det = torch.zeros(x.shape[0], dtype=accumulation_dtype(x.dtype), device=x.device)
+        for block in self.blocks:
+            x, block_log_det = block(x, condition)
+            log_det = log_det + block_log_det
+        return x, log_det
+
+    def inverse(self, z: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """z -> x, and the log_det (B,) of this direction."""
+        log_det = torch.zeros(z.shape[0], dtype=accumulation_dtype(z.dtype), device=z.device)
+        for block in reversed(self.blocks):
+            z, block_log_det = block.inverse(z, condition)
+            log_det = log_det + block_log_det
+        return z, log_det

@@ -1,0 +1,47 @@
+"""The condition: a fixed two-dimensional sinusoidal position code."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def position_code(channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """(1, channels, height, width). With d = channels / 2 and f_k = exp(-2k ln(10^4) / d):
+    channel 2k is sin(x f_k), 2k + 1 cos(x f_k), d + 2k sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017,
+    one half of the channels for each axis). Computed in float64, then rounded.
+
+    Errors: InputError where ``channels`` is not a positive multiple of 4.
+    """
+    if channels <= 0 or channels % 4:
+        raise InputError(f"condition channels must be a positive multiple of 4, not {channels}")
+    half = channels // 2
+    frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64) * (-math.log(1e4) / half))
+
+    def axis(length: int) -> Tensor:
+        angle = torch.arange(length, dtype=torch.float64)[None, :] * frequency[:, None]
+        return torch.stack((angle.sin(), angle.cos()), dim=1).reshape(half, length)
+
+    across = axis(width)[:, None, :].expand(half, height, width)
+    down = axis(height)[:, :, None].expand(half, height, width)
+    return torch.cat((across, down))[None].to(device=device, dtype=dtype)
+
+
+class PositionCode(nn.Module):
+    """Hands out the same tensor for the same grid, dtype and device, so that what is derived from it can be kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self._last: Tensor = position_code(channels, 1, 1, torch.float32, "cpu")
+
+    def forward(self, like: Tensor) -> Tensor:
+        """(1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
+        last = self._last
+        if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
+            # A tensor made in inference mode could not enter a later training step.
+            with torch.inference_mode(False):
+                self._last = position_code(self.channels, *like.shape[2:], like.dtype, like.device)
+        return self._last

@@ -1,0 +1,71 @@
+"""The two networks that predict log-scale and shift: within a level, and across the levels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..reference.conv3x3 import conv3x3
+from ..reference.fusion import pool_and_concat, split_and_upsample
+from ..reference.layer_norm import LAYER_NORM_EPS, layer_norm_relu
+
+
+class ConditionedSubnet(nn.Module):
+    """conv 3x3 -> LayerNorm -> ReLU -> conv 3x3 on concat(x, condition); hidden width = inputs' width.
+
+    The first convolution is linear, so the condition's share of it is a map of its own, computed once and added: once a
+    call in training, once for given weights where no gradient is taken (not once an image).
+    """
+
+    def __init__(self, in_channels: int, condition_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        width = in_channels + condition_channels
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
+        self._kept: tuple[tuple[object, ...], Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
+        hidden = conv3x3(x, self.conv1.weight[:, : self.in_channels]) + self._condition_map(condition)
+        hidden = layer_norm_relu(hidden, self.norm.weight, self.norm.bias)
+        return conv3x3(hidden, self.conv2.weight, self.conv2.bias)
+
+    def _condition_map(self, condition: Tensor) -> Tensor:
+        weight, bias = self.conv1.weight, self.conv1.bias
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
+            return conv3x3(condition, weight[:, self.in_channels :], bias)
+        # In-place updates move _version; moves to a device or dtype move data_ptr.
+        autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
+        key = (weight._version, bias._version, weight.data_ptr(), weight.dtype, autocast)
+        if self._kept is None or self._kept[0] != key or self._kept[1] is not condition:
+            self._kept = (key, condition, conv3x3(condition, weight[:, self.in_channels :], bias))
+        return self._kept[2]
+
+    def train(self, mode: bool = True) -> "ConditionedSubnet":
+        self._kept = None
+        return super().train(mode)
+
+
+class FusionSubnet(nn.Module):
+    """Pools the levels to the last one's grid, mixes them, spreads the result back and predicts (s, t) per level."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        total = sum(channels)
+        self.conv1 = nn.Conv2d(total, total // 4, 3, padding=1)
+        self.norm = nn.LayerNorm(total // 4, eps=LAYER_NORM_EPS)
+        self.conv2 = nn.Conv2d(total // 4, total, 3, padding=1)
+        self.conv_s = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
+        self.conv_t = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """maps (B, C_l, H_l, W_l) -> per level (raw_s, t), each of the level's shape."""
+        joint = conv3x3(pool_and_concat(maps), self.conv1.weight, self.conv1.bias)
+        joint = layer_norm_relu(joint, self.norm.weight, self.norm.bias)
+        joint = conv3x3(joint, self.conv2.weight, self.conv2.bias).relu()
+        return [
+            (conv3x3(level, s.weight, s.bias), conv3x3(level, t.weight, t.bias))
+            for level, s, t in zip(split_and_upsample(joint, maps), self.conv_s, self.conv_t, strict=True)
+        ]

@@ -1,0 +1,26 @@
+"""How the fusion subnet carries information between the levels: pool to one grid, and back up."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Outputs of the fusion flow are clamped to +- this.
+OUTPUT_LIMIT = 1e6
+
+
+def pool_and_concat(maps: Sequence[Tensor]) -> Tensor:
+    """Adaptive average pool of every (B, C_l, H_l, W_l) to the last level's grid, concatenated: (B, sum C_l, H, W)."""
+    grid = maps[-1].shape[-2:]
+    return torch.cat([F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
+
+
+def split_and_upsample(joint: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse journey: ``joint`` (B, sum C_l, H, W) split by level, bilinear (align_corners) to each level's grid,
+    plus the level's own map."""
+    parts = joint.split([m.shape[1] for m in maps], dim=1)
+    return [
+        F.interpolate(part, size=m.shape[-2:], mode="bilinear", align_corners=True) + m
+        for part, m in zip(parts, maps, strict=True)
+    ]

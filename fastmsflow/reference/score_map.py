@@ -1,0 +1,28 @@
+"""Log-likelihood maps of the levels -> one map at the image's size, two ways."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample(level_map: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """(B, h, w) -> (B, H, W), bilinear, align_corners=True."""
+    return F.interpolate(level_map[:, None], size=image_size, mode="bilinear", align_corners=True)[:, 0]
+
+
+def multiplicative_log_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+    """sum_l up(logp_l) minus its maximum per image: (B, H, W), at most 0."""
+    total = sum(upsample(level, image_size) for level in logp)
+    return total - total.amax(dim=(1, 2), keepdim=True)
+
+
+def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+    """sum_l up(exp(logp_l - its maximum per image)): (B, H, W), between 0 and the number of levels."""
+    return sum(upsample((level - level.amax(dim=(1, 2), keepdim=True)).exp(), image_size) for level in logp)
+
+
+def top_k(score_map: Tensor, fraction: float) -> Tensor:
+    """The int(H W fraction) largest pixels of each map (at least one): (B, H, W) -> (B, k)."""
+    flat = score_map.flatten(1)
+    return flat.topk(max(1, int(flat.shape[1] * fraction)), dim=1).values

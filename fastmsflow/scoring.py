@@ -1,0 +1,60 @@
+"""Latents -> anomaly scores and maps. Every score grows with abnormality; sums and maps are in float32 or better.
+
+With logp_l = -0.5 mean over channels of z_l^2, and up() the bilinear map to the image's size:
+L = sum_l up(logp_l) minus its maximum per image; A = sum_l up(exp(logp_l - its maximum per image)) (arXiv 2308.15300).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .reference.likelihood import log_likelihood_maps
+from .reference.score_map import additive_likelihood, multiplicative_log_likelihood, top_k
+
+TOP_K = 0.03
+
+
+class Scores(NamedTuple):
+    """What one pass over the latents yields."""
+
+    score: Tensor
+    """(B,) the published image score, in [0, 1]: mean of 1 - exp(L) over the ``top_k`` least likely pixels."""
+    log_score: Tensor
+    """(B,) mean of -L over the same pixels, in nats. On a model that fits badly exp(L) underflows and every published
+    score is 1.0; this one keeps the images' order."""
+    likelihood_add: Tensor
+    """(B, H, W) A, between 0 and the number of levels; *small* where the image is abnormal."""
+    score_map_mul: Tensor
+    """(B, H, W) 1 - exp(L)."""
+
+
+def score_latents(z: Sequence[Tensor], image_size: tuple[int, int], top_k_share: float = TOP_K) -> Scores:
+    """``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps."""
+    logp = log_likelihood_maps(z)
+    log_likelihood = multiplicative_log_likelihood(logp, image_size)
+    least_likely = top_k(-log_likelihood, top_k_share)
+    return Scores(
+        score=(1 - (-least_likely).exp()).mean(dim=1),
+        log_score=least_likely.mean(dim=1),
+        likelihood_add=additive_likelihood(logp, image_size),
+        score_map_mul=1 - log_likelihood.exp(),
+    )
+
+
+def additive_score_map(likelihood_add: Tensor) -> Tensor:
+    """max(A) - A over all the images given, (N, H, W): their pixels are comparable with each other."""
+    return likelihood_add.amax() - likelihood_add
+
+
+def anomaly_scores(
+    z: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The published scores: (image_score (B,), score_map_add (B, H, W), score_map_mul (B, H, W)).
+
+    ``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that
+    the image score averages. score_map_mul is for detection, score_map_add for localisation; the latter's maximum is
+    taken over the images given, so between two calls it differs by a constant.
+    """
+    scores = score_latents(z, image_size, top_k)
+    return scores.score, additive_score_map(scores.likelihood_add), scores.score_map_mul
