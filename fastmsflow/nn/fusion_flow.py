@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference import coupling
-from ..reference.fusion import OUTPUT_LIMIT
+from ..reference.fusion import clamp_output
 from .subnet import FusionSubnet
 
 
@@ -28,7 +28,7 @@ class FusionFlow(nn.Module):
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in permuted), strict=True)
         y1, log_det_2 = self._couple(coupling.affine_forward, h1, self.subnet_2(h2))
         y2, log_det_1 = self._couple(coupling.affine_forward, h2, self.subnet_1(y1))
-        z = [torch.cat(pair, dim=1).clamp(-OUTPUT_LIMIT, OUTPUT_LIMIT) for pair in zip(y1, y2, strict=True)]
+        z = [clamp_output(torch.cat(pair, dim=1)) for pair in zip(y1, y2, strict=True)]
         return z, log_det_1 + log_det_2
 
     def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:

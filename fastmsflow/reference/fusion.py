@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Outputs of the fusion flow are clamped to +- this.
 OUTPUT_LIMIT = 1e6
+
+
+def clamp_output(z: Tensor) -> Tensor:
+    """Bounds the fusion flow's output to +-1e6, or to what the dtype holds (float16: 65504)."""
+    limit = min(OUTPUT_LIMIT, torch.finfo(z.dtype).max)
+    return z.clamp(-limit, limit)
 
 
 def pool_and_concat(maps: Sequence[Tensor]) -> Tensor:

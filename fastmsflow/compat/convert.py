@@ -1,0 +1,59 @@
+"""Official checkpoints <-> our own."""
+
+from pathlib import Path
+
+from ..checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
+from ..errors import InputError
+from ..model import MultiScaleFlow
+from ..nn.extractor import Extractor
+from ..nn.pool import check_pool
+from .official import Variant, load_official, save_official
+
+
+def official_to_own(
+    source: str | Path,
+    target: str | Path,
+    extractor: str = "wide_resnet50_2.tv_in1k",
+    image_size: tuple[int, int] = (512, 512),
+    pool: str = "avg",
+    clamp: float = 1.9,
+    variant: Variant = "auto",
+) -> None:
+    """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
+
+    The extractor's weights are not in an official file, so not in ``target`` either: ``MSFlow.load`` takes timm's.
+    Errors: InputError where the file does not fit, or the extractor does not yield the flow's channels.
+    """
+    flow = load_official(source, clamp, variant)
+    backbone = Extractor(extractor, pretrained=False, image_size=image_size)
+    if backbone.channels != flow.channels:
+        raise InputError(
+            f"{source}: its flow takes channels {flow.channels}, {extractor} yields {backbone.channels};"
+            " name the extractor it was trained with (--extractor)"
+        )
+    config = {
+        "extractor": backbone.name,
+        "image_size": list(image_size),
+        "pool": check_pool(pool),
+        "standardise": False,
+        "flow": flow.config,
+        "notes": {"converted_from": Path(source).name},
+    }
+    write_checkpoint(target, {f"flow.{key}": value for key, value in flow.state_dict().items()}, config)
+
+
+def own_to_official(source: str | Path, target: str | Path) -> None:
+    """Writes the flow of one of our checkpoints in the official format; the extractor stays behind.
+
+    Errors: InputError where the model standardises its features, which the official format cannot say.
+    """
+    tensors, config = read_checkpoint(source)
+    if config["standardise"]:
+        raise InputError(
+            f"{source}: its features are standardised, which the official format cannot hold; train without --standardise"
+        )
+    flow = MultiScaleFlow(**config["flow"])
+    state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
+    refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
+    flow.load_state_dict(state)
+    save_official(flow, target, epoch=int(config.get("notes", {}).get("epoch", 0)))

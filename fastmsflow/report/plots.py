@@ -1,0 +1,50 @@
+"""Scores and the course of a training, as pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..files import written_aside
+
+GOOD, DEFECTIVE = "#2a7fb8", "#d1495b"
+
+
+def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
+    """Histogram of the image scores (N,) of good (label 0) and defective (1) images."""
+    figure, axis = _axes()
+    bins = np.histogram_bin_edges(scores, bins=40).tolist()
+    for label, name, colour in ((0, "good", GOOD), (1, "defective", DEFECTIVE)):
+        chosen = scores[labels == label]
+        axis.hist(chosen, bins=bins, alpha=0.65, label=f"{name} ({len(chosen)})", color=colour)
+    axis.set(xlabel="image score", ylabel="images", title=title)
+    axis.legend()
+    _save(figure, path)
+
+
+def plot_training(path: Path, losses: Sequence[float], metrics: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """nll per sub-epoch, and each metric's (epoch, value) points on a second axis."""
+    figure, axis = _axes()
+    axis.plot(range(1, len(losses) + 1), losses, color="#555555", label="nll (left)")
+    axis.set(xlabel="pass over the training images", ylabel="negative log-likelihood, nats an image")
+    right = axis.twinx()
+    for name, points in metrics.items():
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    right.set_ylabel("metric on the test set")
+    lines = [*axis.get_lines(), *right.get_lines()]
+    axis.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    _save(figure, path)
+
+
+def _axes():
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=100, format="png")

@@ -1,0 +1,57 @@
+"""Features are computed once and kept: the extractor is frozen and training augments nothing."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from ..data import ImageDataset
+from ..model import MSFlow
+
+Progress = Callable[[int], None]
+
+
+def pooled_features(
+    model: MSFlow, images: ImageDataset, batch_size: int = 16, workers: int = 0, progress: Progress = lambda done: None
+) -> list[Tensor]:
+    """Pooled features of all ``images``, before any standardisation: (N, C_l, H_l, W_l) per level, on the CPU, in
+    channels-last memory. ``progress`` is called with the number of images done so far."""
+    device = next(model.parameters()).device
+    kept: list[Tensor] = []
+    done = 0
+    for batch in DataLoader(images, batch_size, num_workers=workers):
+        levels = model.pooled(batch["image"].to(device))
+        if not kept:
+            kept = [
+                torch.empty((len(images), *level.shape[1:]), dtype=level.dtype, memory_format=torch.channels_last)
+                for level in levels
+            ]
+        for store, level in zip(kept, levels, strict=True):
+            store[done : done + len(level)] = level
+        done += len(levels[0])
+        progress(done)
+    return kept
+
+
+class FeatureDataset(Dataset[list[Tensor]]):
+    """Indexed with a list of image numbers: a whole batch at once, levels as (B, C_l, H_l, W_l)."""
+
+    def __init__(self, levels: Sequence[Tensor]) -> None:
+        self.levels = levels
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def __getitem__(self, indices: list[int]) -> list[Tensor]:
+        return [level[indices].contiguous(memory_format=torch.channels_last) for level in self.levels]
+
+
+def feature_loader(levels: Sequence[Tensor], batch_size: int, shuffle_seed: int | None = None) -> DataLoader[list[Tensor]]:
+    """Batches of kept features, in order or shuffled anew each epoch from ``shuffle_seed``."""
+    dataset = FeatureDataset(levels)
+    if shuffle_seed is None:
+        sampler: SequentialSampler | RandomSampler = SequentialSampler(dataset)
+    else:
+        sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(shuffle_seed))
+    return DataLoader(dataset, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last=False))

@@ -1,0 +1,159 @@
+"""One training run: features, sub-epochs, evaluations, files."""
+
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from .._version import __version__
+from ..data import ImageSet
+from ..errors import InputError
+from ..model import MSFlow
+from .evaluation import Evaluation, Results, Truth, write_json
+from .module import FeatureDataModule, Moment, MSFlowModule
+from .recipe import Recipe
+
+METRICS = ("image_auroc", "image_auroc_log", "pixel_auroc", "aupro")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. ``results`` and ``moments`` are empty where the set has no test images."""
+
+    losses: list[float]
+    """Mean nll of each sub-epoch, nats per image."""
+    moments: list[Moment]
+    results: Results | None
+    """Scores after the last epoch."""
+    seconds: dict[str, float]
+    """Wall time of ``features`` and ``training`` (evaluations included)."""
+
+    @property
+    def last(self) -> Evaluation | None:
+        return self.moments[-1].evaluation if self.moments else None
+
+    def best(self, metric: str) -> Moment | None:
+        """The evaluation with the highest ``metric``: chosen on the test set, so an optimistic figure."""
+        there = [m for m in self.moments if getattr(m.evaluation, metric) is not None]
+        return max(there, key=lambda m: getattr(m.evaluation, metric), default=None)
+
+    def summary(self) -> dict[str, dict[str, float | int]]:
+        """Per metric: ``last``, and ``best`` with its ``best_epoch``."""
+        table = {}
+        for metric in METRICS:
+            best = self.best(metric)
+            if best is not None:
+                table[metric] = {
+                    "last": getattr(self.last, metric),
+                    "best": getattr(best.evaluation, metric),
+                    "best_epoch": best.epoch,
+                }
+        return table
+
+
+class _Reporter(Callback):
+    """Prints a line and saves the model after each evaluation, or each round where nothing is evaluated."""
+
+    def __init__(self, module: MSFlowModule, out: Path, console: Console) -> None:
+        self.module = module
+        self.out = out
+        self.console = console
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        moment = self.module.moments[-1]
+        evaluation = {k: v for k, v in moment.evaluation.as_dict().items() if v is not None}
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in evaluation.items())
+        loss = self.module.epoch_losses[-1] if self.module.epoch_losses else float("nan")
+        self.console.print(f"epoch {moment.epoch:3d}  nll {loss:12.1f}  {shown}")
+        if moment.evaluation.image_auroc >= max(m.evaluation.image_auroc for m in self.module.moments):
+            self.module.model.save(self.out / "best.safetensors", epoch=moment.epoch, chosen_by="image_auroc on test")
+
+
+def train(
+    model: MSFlow,
+    images: ImageSet,
+    recipe: Recipe,
+    out: Path,
+    workers: int = 0,
+    console: Console | None = None,
+) -> Outcome:
+    """Trains ``model.flow`` on ``images.train`` and evaluates on ``images.test`` after each meta epoch.
+
+    Into ``out`` go ``last.safetensors``, ``best.safetensors`` (highest image AUROC on the test set) and
+    ``results.json``. Errors: InputError where images cannot be read or the loss is not finite.
+    """
+    console = console or Console(quiet=True)
+    if not images.train:
+        raise InputError(f"{images.name}: no training images")
+    truth = Truth.of(images, model.image_size) if images.test else None
+    data = FeatureDataModule(model, images, recipe, workers)
+    module = MSFlowModule(model, recipe, truth)
+
+    started = time.perf_counter()
+    _compute_features(data, console)
+    features_done = time.perf_counter()
+    _fit(module, data, recipe, out, console)
+    finished = time.perf_counter()
+
+    outcome = Outcome(
+        module.epoch_losses,
+        module.moments,
+        module.results,
+        {"features": features_done - started, "training": finished - features_done},
+    )
+    model.save(out / "last.safetensors", epoch=recipe.epochs)
+    write_json(
+        out / "results.json",
+        {
+            "images": {"name": images.name, "train": len(images.train), "test": len(images.test), "licence": images.licence},
+            "recipe": asdict(recipe),
+            "model": model.config,
+            "metrics": outcome.summary(),
+            "seconds": outcome.seconds,
+            "nll": outcome.losses,
+            "evaluations": [{"epoch": m.epoch, **m.evaluation.as_dict()} for m in outcome.moments],
+            "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
+        },
+    )
+    return outcome
+
+
+def _compute_features(data: FeatureDataModule, console: Console) -> None:
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(f"features of {data.total} images", total=data.total)
+        data.compute(lambda done: bar.update(task, completed=done))
+
+
+def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, out: Path, console: Console) -> None:
+    callbacks: list[Callback] = [_Reporter(module, out, console)]
+    if console.is_terminal:
+        callbacks.append(RichProgressBar(leave=False))
+    module.model.flow.to(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer = L.Trainer(
+            max_epochs=recipe.epochs,
+            check_val_every_n_epoch=recipe.sub_epochs,
+            limit_val_batches=1.0 if module.truth is not None else 0,
+            gradient_clip_val=recipe.clip_norm,
+            precision=recipe.precision,  # type: ignore[arg-type]
+            accelerator="auto",
+            devices=1,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=console.is_terminal,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, datamodule=data)
+    module.model.eval().to("cpu")

@@ -1,0 +1,108 @@
+"""The Lightning side: what a step, an evaluation and the schedule are."""
+
+import math
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from ..data import ImageDataset, ImageSet
+from ..errors import InputError
+from ..model import MSFlow
+from ..scoring import Scores, score_latents
+from .evaluation import Evaluation, Results, Truth
+from .features import Progress, feature_loader, pooled_features
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An evaluation and the number of passes over the training images before it."""
+
+    epoch: int
+    evaluation: Evaluation
+
+
+class MSFlowModule(L.LightningModule):
+    """Trains ``model.flow`` on batches of features; evaluates on a test set's features where ``truth`` is given."""
+
+    def __init__(self, model: MSFlow, recipe: Recipe, truth: Truth | None) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.truth = truth
+        self.moments: list[Moment] = []
+        self.epoch_losses: list[float] = []
+        self.results: Results | None = None
+        self._batches: list[Scores] = []
+        self._losses: list[Tensor] = []
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.Adam(self.model.flow.parameters(), lr=self.recipe.lr)
+        schedule = LambdaLR(optimizer, self.recipe.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def training_step(self, features: list[Tensor], batch_index: int) -> Tensor:
+        loss = self.model.flow.nll(features).mean()
+        self.log("nll", loss, prog_bar=True, on_step=True, batch_size=len(features[0]))
+        self._losses.append(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        loss = torch.stack(self._losses).mean().item()
+        self._losses.clear()
+        if not math.isfinite(loss):
+            raise InputError(f"the loss is {loss} in epoch {self.current_epoch + 1}; try a lower learning rate or 32-true")
+        self.epoch_losses.append(loss)
+
+    def validation_step(self, features: list[Tensor], batch_index: int) -> None:
+        z, _ = self.model.flow(features)
+        self._batches.append(Scores(*(part.cpu() for part in score_latents(z, self.model.image_size))))
+
+    def on_validation_epoch_end(self) -> None:
+        self.results = Results.collect(self._batches)
+        self._batches.clear()
+        evaluation = self.truth.judge(self.results)
+        self.moments.append(Moment(self.current_epoch + 1, evaluation))
+        self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
+
+
+class FeatureDataModule(L.LightningDataModule):
+    """Features of an image set, computed once by ``model`` (and standardised by it, where it does that)."""
+
+    def __init__(self, model: MSFlow, images: ImageSet, recipe: Recipe, workers: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.images = images
+        self.recipe = recipe
+        self.workers = workers
+        self.train_features: list[Tensor] = []
+        self.test_features: list[Tensor] = []
+
+    @property
+    def total(self) -> int:
+        """How many images have their features computed."""
+        return len(self.images.train) + len(self.images.test)
+
+    def compute(self, progress: Progress = lambda done: None) -> None:
+        """Runs the extractor over all images, once."""
+        train, test = self.images.train, self.images.test
+        size = self.model.image_size
+        self.train_features = pooled_features(self.model, ImageDataset(train, size), 16, self.workers, progress)
+        if test:
+            self.test_features = pooled_features(
+                self.model, ImageDataset(test, size), 16, self.workers, lambda done: progress(len(train) + done)
+            )
+        if self.model.standardiser is not None:
+            self.model.standardiser.fit(self.train_features)
+            self.train_features = self.model.standardiser(self.train_features)
+            self.test_features = self.model.standardiser(self.test_features)
+
+    def train_dataloader(self) -> DataLoader[list[Tensor]]:
+        return feature_loader(self.train_features, self.recipe.batch_size, shuffle_seed=self.recipe.seed)
+
+    def val_dataloader(self) -> DataLoader[list[Tensor]] | list:
+        return feature_loader(self.test_features, self.recipe.batch_size) if self.test_features else []

@@ -1,0 +1,42 @@
+"""How a flow is trained. The defaults are the published recipe (arXiv 2308.15300)."""
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    lr: float = 1e-4
+    """Adam's learning rate after the warm-up."""
+    batch_size: int = 8
+    meta_epochs: int = 25
+    """Rounds of training, an evaluation after each."""
+    sub_epochs: int = 4
+    """Passes over the training images in a round."""
+    warm_up: int = 12
+    """Sub-epochs in which the rate rises linearly from a tenth of ``lr``."""
+    milestones: tuple[int, ...] = (70, 90)
+    """Sub-epochs at which the rate is multiplied by ``decay``."""
+    decay: float = 0.33
+    clip_norm: float = 2.0
+    """Bound on the gradient norm of all flow parameters."""
+    precision: str = "32-true"
+    """Lightning's name for it: ``32-true``, ``16-mixed`` (float16 autocast with a scaler), ``bf16-mixed``."""
+    seed: int = 9826
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "batch_size", "meta_epochs", "sub_epochs"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+    @property
+    def epochs(self) -> int:
+        """All passes over the training images."""
+        return self.meta_epochs * self.sub_epochs
+
+    def lr_factor(self, sub_epoch: int) -> float:
+        """What ``lr`` is multiplied by in ``sub_epoch``, counted from 0."""
+        if sub_epoch < self.warm_up:
+            return 0.1 + 0.9 * sub_epoch / self.warm_up
+        return self.decay ** sum(sub_epoch >= milestone for milestone in self.milestones)

@@ -1,0 +1,230 @@
+"""The flow itself: invertibility, log-det, gradients, precisions, and what it refuses."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import AUTOCAST, JACOBIAN_FLOAT64
+
+from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
+from fastmsflow.nn.position import position_code
+from fastmsflow.reference.likelihood import negative_log_likelihood
+
+GRIDS = ((6, 10), (3, 5), (2, 3))
+
+
+def small_flow(channels=(8, 12, 6), condition=(8, 4, 8), blocks=(1, 2, 2), **options) -> MultiScaleFlow:
+    """A flow whose every parameter matters: nothing at its start value of 0 or 1."""
+    torch.manual_seed(1)
+    flow = MultiScaleFlow(channels, condition, blocks, **options)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return flow
+
+
+def inputs(channels=(8, 12, 6), batch: int = 2, dtype=torch.float64, grids=GRIDS) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(batch, c, *g, generator=generator, dtype=dtype) for c, g in zip(channels, grids, strict=True)]
+
+
+@given(
+    channels=st.lists(st.integers(1, 8).map(lambda n: 2 * n), min_size=3, max_size=3),
+    condition=st.lists(st.integers(1, 3).map(lambda n: 4 * n), min_size=3, max_size=3),
+    blocks=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    batch=st.integers(1, 3),
+    form=st.sampled_from(["tanh", "scaled_tanh"]),
+)
+@settings(max_examples=20, deadline=None)
+def test_any_shape_goes_forward_and_back(channels, condition, blocks, grid, batch, form) -> None:
+    if sum(channels) // 2 < 4:
+        return
+    flow = small_flow(channels, condition, blocks, clamp_form=form).double()
+    grids = [(grid[0] * 4, grid[1] * 4), (grid[0] * 2, grid[1] * 2), grid]
+    x = inputs(channels, batch, grids=grids)
+    z, log_det = flow(x)
+    back, log_det_back = flow.inverse(z)
+    assert [level.shape for level in z] == [level.shape for level in x]
+    for a, b in zip(back, x, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["tanh", "scaled_tanh"])
+def test_log_det_is_that_of_autograds_jacobian(form: str) -> None:
+    channels, grids = (4, 4, 6), ((4, 4), (2, 2), (1, 2))
+    flow = small_flow(channels, (4, 4, 4), (2, 1, 2), clamp_form=form).double()
+    x = inputs(channels, 1, grids=grids)
+    sizes = [level.numel() for level in x]
+
+    def flat(vector: torch.Tensor) -> torch.Tensor:
+        levels = [part.view_as(level) for part, level in zip(vector.split(sizes), x, strict=True)]
+        return torch.cat([level.flatten() for level in flow(levels)[0]])
+
+    start = torch.cat([level.flatten() for level in x])
+    jacobian = torch.autograd.functional.jacobian(flat, start)
+    assert abs(torch.linalg.slogdet(jacobian)[1] - flow(x)[1].item()) < JACOBIAN_FLOAT64
+
+
+def test_gradients_equal_finite_differences() -> None:
+    channels, grids = (4, 2, 2), ((2, 3), (1, 2), (1, 1))
+    flow = small_flow(channels, (4, 4, 4), (1, 1, 1)).double()
+    x = [level.requires_grad_() for level in inputs(channels, 1, grids=grids)]
+    names, parameters = zip(*flow.named_parameters(), strict=True)
+    assert torch.autograd.gradcheck(lambda *levels: flow.nll(levels), x)
+
+    def of_parameters(*values: torch.Tensor) -> torch.Tensor:
+        return negative_log_likelihood(*torch.func.functional_call(flow, dict(zip(names, values, strict=True)), (x,)))
+
+    assert torch.autograd.gradcheck(of_parameters, parameters, fast_mode=True)
+
+
+def test_condition_map_is_computed_once_for_given_weights(monkeypatch) -> None:
+    flow = small_flow().eval()
+    x = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        first = flow(x)[0]
+        calls = []
+        convolve = torch.nn.functional.conv2d
+        monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: calls.append(a[0].shape) or convolve(*a, **k))
+        second = flow(x)[0]
+    blocks = sum(flow.blocks)
+    fusion = 2 * (2 + 2 * len(flow.channels))
+    assert len(calls) == 2 * blocks + fusion  # none left for the condition
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_condition_map_follows_the_weights() -> None:
+    flow = small_flow().eval()
+    x = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        before = flow(x)[0]
+        for block in flow.parallel_flows[0].blocks:
+            block.subnet.conv1.weight.mul_(1.5)
+        after = flow(x)[0]
+    with torch.enable_grad():
+        fresh = flow(x)[0]
+    assert not torch.allclose(before[0], after[0])
+    torch.testing.assert_close(after, [level.detach() for level in fresh])
+
+
+def test_evaluation_in_inference_mode_leaves_training_possible() -> None:
+    flow = small_flow()
+    x = inputs(dtype=torch.float32)
+    with torch.inference_mode():
+        flow.eval()(x)
+    flow.train().nll(x).mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_autocast_stays_near_float32(dtype: torch.dtype) -> None:
+    flow = small_flow()
+    x = inputs(dtype=torch.float32)
+    z, log_det = flow(x)
+    with torch.autocast("cpu", dtype):
+        z_low, log_det_low = flow(x)
+        loss = flow.nll(x).mean()
+    loss.backward()
+    tolerance = AUTOCAST[str(dtype)[6:]]
+    assert log_det_low.dtype == torch.float32
+    assert loss.dtype == torch.float32
+    for a, b in zip(z_low, z, strict=True):
+        assert (a.float() - b).abs().max() / b.abs().max() < tolerance
+    assert ((log_det_low - log_det).abs() / sum(level[0].numel() for level in x)).max() < tolerance
+    assert all(p.grad.isfinite().all() for p in flow.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_sums_of_a_half_precision_model_are_float32(dtype: torch.dtype) -> None:
+    flow = small_flow().to(dtype)
+    z, log_det = flow(inputs(dtype=dtype))
+    assert z[0].dtype == dtype
+    assert log_det.dtype == torch.float32
+    assert flow.nll(inputs(dtype=dtype)).dtype == torch.float32
+
+
+def test_channels_last_and_strided_inputs_give_the_same() -> None:
+    flow = small_flow().double()
+    x = inputs()
+    expected, log_det = flow(x)
+    for variant in (
+        [level.contiguous(memory_format=torch.channels_last) for level in x],
+        [torch.stack([level, level], dim=-1)[..., 0] for level in x],
+    ):
+        z, log_det_variant = flow(variant)
+        torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(log_det_variant, log_det, rtol=1e-12, atol=1e-12)
+
+
+def test_a_copy_and_a_pickle_compute_the_same() -> None:
+    flow = small_flow().double().eval()
+    x = inputs()
+    with torch.no_grad():
+        expected = flow(x)
+        for other in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+            torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+
+
+def test_position_code_has_the_published_channels() -> None:
+    code = position_code(8, 3, 5, torch.float64, "cpu")[0]
+    y, x, k = 2, 4, 1
+    frequency = 1e4 ** (-2 * k / 4)
+    expected = torch.tensor([x * frequency, y * frequency], dtype=torch.float64)
+    torch.testing.assert_close(code[[2 * k, 4 + 2 * k], y, x], expected.sin())
+    torch.testing.assert_close(code[[2 * k + 1, 5 + 2 * k], y, x], expected.cos())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": (8, 7, 6)}, "even"),
+        ({"condition": (8, 6, 8)}, "multiple of 4"),
+        ({"blocks": (1, 2)}, "same number of levels"),
+        ({"clamp_form": "sigmoid"}, "clamp_form"),
+        ({"backend": "cudnn"}, "backend"),
+    ],
+)
+def test_a_flow_that_cannot_be_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small_flow(**options)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (lambda x: x[:2], "2 levels given"),
+        (lambda x: [x[0], x[1][:, :4], x[2]], r"level 1 is \(2, 4, 3, 5\)"),
+        (lambda x: [x[0], x[1], x[2][:1]], "level 2"),
+        (lambda x: [x[0].int(), x[1], x[2]], "floating"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(levels, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small_flow().double()(levels(inputs()))
+
+
+def test_triton_asked_for_by_name_says_why_it_cannot_serve(monkeypatch) -> None:
+    x = inputs(dtype=torch.float32)
+    with pytest.raises(UnavailableError, match="no Triton kernels"):
+        small_flow(backend="triton")(x)
+    with backend.use("triton"), pytest.raises(UnavailableError):
+        small_flow()(x)
+    monkeypatch.setenv("FASTMSFLOW_BACKEND", "triton")
+    with pytest.raises(UnavailableError):
+        small_flow()(x)
+    with backend.use("torch"):
+        small_flow(backend="triton")(x)
+
+
+def test_nan_in_gives_nan_out_not_an_error() -> None:
+    flow = small_flow().double()
+    x = inputs()
+    x[0][0, 0, 0, 0] = float("nan")
+    nll = flow.nll(x)
+    assert nll[0].isnan()
+    assert nll[1].isfinite()

@@ -1,0 +1,21 @@
+"""Every tolerance of the tests, each with its reason. Errors are max |a - b| / max |b| over a tensor."""
+
+# float32 against a float32 recording: both round; sums of up to 1e5 terms, 3 to 8 blocks deep.
+GOLDEN_FLOAT32 = 5e-6
+# float64 against a float32 recording: the recording's own rounding remains, so no tighter than the above.
+GOLDEN_FLOAT64 = 5e-6
+# Nats per element: the recording sums log g in float32, and log g near g = 1 is off by up to 6e-8 (half of eps).
+GOLDEN_LOG_DET_PER_ELEMENT = 1e-7
+# Ten Adam steps divide by sqrt(v), which magnifies rounding where gradients are small; and the loss crosses zero on its
+# way, where an error relative to the loss says nothing: it is relative to the first loss.
+GOLDEN_TRAJECTORY = 1e-5
+# float64 on both sides, same formula in another order of operations.
+FREIA_FLOAT64 = 1e-12
+# float32 on both sides: as GOLDEN_FLOAT32.
+FREIA_FLOAT32 = 1e-5
+# x -> z -> x in float64: rounding times the flow's condition number.
+ROUND_TRIP_FLOAT64 = 1e-12
+# log-det against autograd's Jacobian in float64: a determinant of a few hundred rows.
+JACOBIAN_FLOAT64 = 1e-9
+# bf16 keeps 8 bits, fp16 11; autocast rounds the input and output of every convolution, 3 to 8 blocks deep.
+AUTOCAST = {"bfloat16": 5e-2, "float16": 6e-3}
