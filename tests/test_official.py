@@ -148,9 +148,18 @@ FAULTS = {
     "fusion: missing permutation": (drop("fusion", "module_list.1.perm"), "a permutation of 64 channels"),
     "fusion: missing inverse": (drop("fusion", "module_list.1.perm_inv"), "module_list.1.perm_inv"),
     "fusion: extra weight": (put("fusion", "module_list.4.perm", torch.arange(4)), "module_list.4.perm"),
-    "fusion: misshapen": (put("fusion", "module_list.3.subnet_2.conv_t.1.weight", torch.zeros(2)), "conv_t.1.weight is"),
-    "fusion: not a permutation": (put("fusion", "module_list.0.perm", torch.zeros(32).long()), "not a hard permutation"),
-    "fusion: of other channels": (put("fusion", "module_list.0.perm", torch.arange(48)), "a permutation of 32 channels"),
+    "fusion: misshapen": (
+        put("fusion", "module_list.3.subnet_2.conv_t.1.weight", torch.zeros(2)),
+        "conv_t.1.weight is",
+    ),
+    "fusion: not a permutation": (
+        put("fusion", "module_list.0.perm", torch.zeros(32).long()),
+        "not a hard permutation",
+    ),
+    "fusion: of other channels": (
+        put("fusion", "module_list.0.perm", torch.arange(48)),
+        "a permutation of 32 channels",
+    ),
     "no fusion flow": (lambda c: {k: v for k, v in c.items() if k != "fusion_flow"}, "fusion_flow"),
     "no parallel flows": (lambda c: {**c, "parallel_flows": []}, "parallel_flows"),
     "empty level": (lambda c: {**c, "parallel_flows": [*c["parallel_flows"][:2], {}]}, r"parallel_flows\[2\]"),

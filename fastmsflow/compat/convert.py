@@ -50,7 +50,8 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
     tensors, config = read_checkpoint(source)
     if config["standardise"]:
         raise InputError(
-            f"{source}: its features are standardised, which the official format cannot hold; train without --standardise"
+            f"{source}: its features are standardised, which the official format cannot hold;"
+            " train without --standardise"
         )
     flow = MultiScaleFlow(**config["flow"])
     state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}

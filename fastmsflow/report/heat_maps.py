@@ -30,7 +30,7 @@ class Panel:
 
 
 def overlay(image: np.ndarray, score_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """``image`` (H, W, 3) uint8 under the coloured ``score_map`` (H, W); ``scale``: the values of the first and the last
+    """``image`` (H, W, 3) uint8 under the coloured ``score_map`` (H, W); ``scale``: the values of its first and last
     colour. The more abnormal, the less transparent."""
     low, high = scale
     share = np.clip((score_map - low) / max(high - low, 1e-12), 0, 1)[..., None]
@@ -60,7 +60,12 @@ def gallery(path: Path, panels: Sequence[Panel], scale: tuple[float, float], cap
         if panel.mask is not None and panel.mask.any():
             for offset in (0, width):
                 axis.contour(
-                    np.arange(width) + offset, np.arange(height), panel.mask, levels=[0.5], colors="white", linewidths=0.8
+                    np.arange(width) + offset,
+                    np.arange(height),
+                    panel.mask,
+                    levels=[0.5],
+                    colors="white",
+                    linewidths=0.8,
                 )
         axis.set_title(panel.title, fontsize=9)
     colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(*scale), COLOURS)

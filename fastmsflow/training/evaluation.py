@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import ImageDataset, ImageSet, load_mask
 from ..errors import InputError
 from ..files import written_aside
-from ..metrics import auroc, aupro
+from ..metrics import aupro, auroc
 from ..model import MSFlow
 from ..scoring import Scores, additive_score_map, score_latents
 from .features import Progress
@@ -69,10 +69,11 @@ class Truth:
     @classmethod
     def of(cls, images: ImageSet, image_size: tuple[int, int]) -> "Truth":
         labels = np.array([sample.label for sample in images.test])
-        if len(set(labels.tolist())) < 2:
+        defective = int(labels.sum())
+        if defective in (0, len(labels)):
             raise InputError(
-                f"{images.name}: evaluating needs good and defective test images; it has {int((labels == 0).sum())} good"
-                f" and {int((labels == 1).sum())} defective"
+                f"{images.name}: evaluating needs good and defective test images;"
+                f" it has {len(labels) - defective} good and {defective} defective"
             )
         masks = None
         if images.has_masks:

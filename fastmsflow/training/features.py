@@ -47,7 +47,9 @@ class FeatureDataset(Dataset[list[Tensor]]):
         return [level[indices].contiguous(memory_format=torch.channels_last) for level in self.levels]
 
 
-def feature_loader(levels: Sequence[Tensor], batch_size: int, shuffle_seed: int | None = None) -> DataLoader[list[Tensor]]:
+def feature_loader(
+    levels: Sequence[Tensor], batch_size: int, shuffle_seed: int | None = None
+) -> DataLoader[list[Tensor]]:
     """Batches of kept features, in order or shuffled anew each epoch from ``shuffle_seed``."""
     dataset = FeatureDataset(levels)
     if shuffle_seed is None:

@@ -111,7 +111,12 @@ def train(
     write_json(
         out / "results.json",
         {
-            "images": {"name": images.name, "train": len(images.train), "test": len(images.test), "licence": images.licence},
+            "images": {
+                "name": images.name,
+                "train": len(images.train),
+                "test": len(images.test),
+                "licence": images.licence,
+            },
             "recipe": asdict(recipe),
             "model": model.config,
             "metrics": outcome.summary(),

@@ -55,7 +55,9 @@ class MSFlowModule(L.LightningModule):
         loss = torch.stack(self._losses).mean().item()
         self._losses.clear()
         if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} in epoch {self.current_epoch + 1}; try a lower learning rate or 32-true")
+            raise InputError(
+                f"the loss is {loss} in epoch {self.current_epoch + 1}; try a lower learning rate or 32-true"
+            )
         self.epoch_losses.append(loss)
 
     def validation_step(self, features: list[Tensor], batch_index: int) -> None:

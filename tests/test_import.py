@@ -1,0 +1,63 @@
+"""What ``import fastmsflow`` costs and touches, and what an installation holds."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def seconds(statement: str) -> float:
+    code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_import_takes_at_most_1_2_times_import_torch() -> None:
+    seconds("import torch")  # fills the page cache
+    pairs = [(seconds("import torch"), seconds("import torch, fastmsflow; fastmsflow.MSFlow")) for _ in range(3)]
+    torch_time, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+    assert ours <= 1.2 * torch_time, f"{ours:.2f} s against {torch_time:.2f} s"
+
+
+def test_import_brings_no_optional_package_and_touches_no_gpu() -> None:
+    code = (
+        "import sys, json, fastmsflow; fastmsflow.MSFlow, fastmsflow.backend, fastmsflow.scoring;"
+        "import torch; heavy = ['timm', 'sklearn', 'scipy', 'lightning', 'PIL', 'matplotlib', 'typer', 'rich', 'triton'];"
+        "print(json.dumps([[m for m in heavy if m in sys.modules], torch.cuda.is_initialized()]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out) == [[], False]
+
+
+def test_every_public_name_is_there() -> None:
+    import fastmsflow
+
+    for name in fastmsflow.__all__:
+        assert getattr(fastmsflow, name) is not None
+    assert "MSFlow" in dir(fastmsflow)
+    with pytest.raises(AttributeError, match="no attribute 'Flow'"):
+        _ = fastmsflow.Flow
+
+
+def test_kernels_are_the_folder_at_the_top_level() -> None:
+    import fastmsflow.kernels
+
+    assert (ROOT / "kernels" / "__init__.py").samefile(fastmsflow.kernels.__file__)
+
+
+def test_setup_lists_every_package_once_and_no_other(monkeypatch) -> None:
+    captured: dict = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: captured.update(options))
+    exec(compile((ROOT / "setup.py").read_text(), str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py")})
+    there = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "fastmsflow").glob("**/__init__.py")}
+    assert sorted(captured["packages"]) == sorted(there | {"fastmsflow.kernels"})
+    assert captured["package_dir"] == {"fastmsflow.kernels": "kernels"}
+
+
+def test_the_licence_is_apache_2() -> None:
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()

@@ -1,0 +1,73 @@
+"""Scores and maps from latents."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from fastmsflow.scoring import additive_score_map, anomaly_scores, score_latents
+
+SIZE = (32, 48)
+
+
+def latents(batch: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    grids = ((8, 8, 12), (6, 4, 6), (10, 2, 3))
+    return [torch.randn(batch, *g, generator=generator, dtype=dtype) * scale for g in grids]
+
+
+def test_image_score_is_the_mean_of_the_largest_pixels_of_the_multiplicative_map() -> None:
+    score, _, mul = anomaly_scores(latents(), SIZE)
+    k = int(SIZE[0] * SIZE[1] * 0.03)
+    expected = mul.flatten(1).sort(dim=1, descending=True).values[:, :k].mean(dim=1)
+    torch.testing.assert_close(score, expected)
+
+
+def test_maps_follow_their_formulas_on_one_level_at_its_own_size() -> None:
+    z = [latents()[0]]
+    logp = -0.5 * z[0].square().mean(dim=1)
+    _, add, mul = anomaly_scores(z, tuple(logp.shape[1:]))
+    peak = logp.amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(mul, 1 - (logp - peak).exp())
+    torch.testing.assert_close(add, 1 - (logp - peak).exp())
+
+
+def test_additive_map_has_one_zero_over_the_images_given() -> None:
+    scores = score_latents(latents(), SIZE)
+    add = additive_score_map(scores.likelihood_add)
+    assert add.min() == 0
+    torch.testing.assert_close(add - add[0, 0, 0], scores.likelihood_add[0, 0, 0] - scores.likelihood_add)
+
+
+def test_published_score_saturates_on_a_bad_fit_and_the_log_score_does_not() -> None:
+    """Latents as a flow gives them that fits badly: thousands of nats from the mode, anomalies further out."""
+    generator = torch.Generator().manual_seed(4)
+    labels = np.repeat([0, 1], 20)
+    z = []
+    for channels, height, width in ((8, 8, 12), (6, 4, 6), (10, 2, 3)):
+        level = 200 * torch.randn(40, channels, height, width, generator=generator)
+        level[20:, :, : height // 2, : width // 2] *= 2
+        z.append(level)
+    scores = score_latents(z, SIZE)
+    assert (scores.score == 1.0).all()
+    assert roc_auc_score(labels, scores.score) == 0.5
+    assert roc_auc_score(labels, scores.log_score) > 0.95
+    assert scores.log_score.isfinite().all()
+
+
+def test_log_score_orders_as_the_published_score_where_that_does_not_saturate() -> None:
+    scores = score_latents(latents(batch=12, scale=0.05), SIZE)
+    assert scores.score.argsort().tolist() == scores.log_score.argsort().tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_latents_are_scored_in_float32(dtype: torch.dtype) -> None:
+    scores = score_latents(latents(dtype=torch.float32), SIZE)
+    low = score_latents([level.to(dtype) for level in latents(dtype=torch.float32)], SIZE)
+    assert {part.dtype for part in low} == {torch.float32}
+    torch.testing.assert_close(low.score, scores.score, rtol=1e-2, atol=1e-2)
+
+
+def test_top_share_of_a_tiny_map_is_at_least_one_pixel() -> None:
+    score, _, mul = anomaly_scores([latents()[0]], (4, 4))
+    torch.testing.assert_close(score, mul.flatten(1).amax(dim=1))
