@@ -63,14 +63,14 @@ ExtractorWeights = Annotated[
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the model, the scores and the pictures.")] = Path("runs/demo"),
-    meta_epochs: Annotated[int, typer.Option(help="Rounds of training of --sub-epochs passes.")] = 5,
+    meta_epochs: Annotated[int, typer.Option(help="Rounds of training of --sub-epochs passes.")] = 3,
     sub_epochs: Annotated[int, typer.Option(help="Passes over the training images in a round.")] = 4,
 ) -> None:
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     from .training import Recipe
 
     recipe = Recipe(
-        lr=2e-4,
+        lr=1e-3,
         batch_size=16,
         meta_epochs=meta_epochs,
         sub_epochs=sub_epochs,

@@ -37,7 +37,11 @@ def test_grids_are_those_of_the_strides_after_the_pool(model: MSFlow, images: to
 def test_other_pools_serve(pool: str, images: torch.Tensor) -> None:
     scale = 2 if pool == "none" else 1
     features = MSFlow(**SMALL, pool=pool).features(images)
-    assert [tuple(level.shape[2:]) for level in features] == [(8 * scale, 12 * scale), (4 * scale, 6 * scale), (2 * scale, 3 * scale)]
+    assert [tuple(level.shape[2:]) for level in features] == [
+        (8 * scale, 12 * scale),
+        (4 * scale, 6 * scale),
+        (2 * scale, 3 * scale),
+    ]
 
 
 def test_average_pool_counts_its_padding(images: torch.Tensor) -> None:
@@ -123,7 +127,11 @@ def test_a_damaged_or_foreign_file_is_one_clear_line(model: MSFlow, tmp_path: Pa
     model.save(path)
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:1000])
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    for name, message in (("cut", "not a whole safetensors"), ("foreign", "not a fastmsflow"), ("none", "no such file")):
+    for name, message in (
+        ("cut", "not a whole safetensors"),
+        ("foreign", "not a fastmsflow"),
+        ("none", "no such file"),
+    ):
         with pytest.raises(InputError, match=message):
             MSFlow.load(tmp_path / f"{name}.safetensors")
 

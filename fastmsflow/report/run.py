@@ -16,7 +16,7 @@ from .plots import plot_scores
 
 # Heat maps show the additive map: the one made for localisation. It lies between 0 and the number of levels.
 HEAT_SCALE = (0.0, 3.0)
-CAPTION = "additive score map (0: the most normal pixel of the set)"
+CAPTION = "additive score map (0: the most normal pixel of all images; 3: abnormal at every level)"
 
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
@@ -43,10 +43,10 @@ def write_test_report(
         ("image", "label", "kind", "score", "log_score"),
         ((sample.image, sample.label, sample.kind, float(s), float(log)) for sample, s, log in rows),
     )
-    plot_scores(out / "scores.png", labels, score, f"{images.name}: image scores")
+    plot_scores(out / "scores.png", labels, log_score, f"{images.name}: image scores of the test set")
     chosen = [*_spread(np.flatnonzero(labels == 1), score, 8), *_spread(np.flatnonzero(labels == 0), score, 4)]
     panels = [_panel(images.test[i], image_size, score[i], score_map[i]) for i in chosen]
-    gallery(out / "heatmaps.png", panels, _scale(score_map), CAPTION)
+    gallery(out / "heatmaps.png", panels, HEAT_SCALE, CAPTION)
 
 
 def write_predictions(
@@ -102,10 +102,6 @@ def _panel(sample: Sample, image_size: tuple[int, int], score: float, score_map:
     mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
     title = f"{sample.kind}  {sample.image.stem}  score {score:.3f}"
     return Panel(as_pixels(load_image(sample.image, image_size)), score_map, title, mask)
-
-
-def _scale(score_map: np.ndarray) -> tuple[float, float]:
-    return float(score_map.min()), float(score_map.max())
 
 
 def _unused(stem: str, names: set[str]) -> str:

@@ -1,5 +1,6 @@
 """One training run: features, sub-epochs, evaluations, files."""
 
+import logging
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -141,9 +142,14 @@ def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, out: Pat
     if console.is_terminal:
         callbacks.append(RichProgressBar(leave=False))
     module.model.flow.to(memory_format=torch.channels_last)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # The extractor is frozen: that it is in eval mode is meant.
+        warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
             check_val_every_n_epoch=recipe.sub_epochs,

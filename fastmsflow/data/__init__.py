@@ -1,0 +1,24 @@
+"""Image sets and how they are read. Knows nothing of models."""
+
+from .dataset import ImageDataset
+from .image_set import ImageSet, Sample
+from .images import list_images, load_image, load_mask, read_image
+from .layouts import categories, folder, mvtec, open_image_set, visa
+from .sample_sets import elpv, textures
+
+__all__ = [
+    "ImageDataset",
+    "ImageSet",
+    "Sample",
+    "categories",
+    "elpv",
+    "folder",
+    "list_images",
+    "load_image",
+    "load_mask",
+    "mvtec",
+    "open_image_set",
+    "read_image",
+    "textures",
+    "visa",
+]

@@ -1,0 +1,104 @@
+"""Image files -> pixels. Every fault of a file is an InputError that names it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import InputError
+from .image_set import Sample
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# The coarsest grid (stride 16, then the pool) has a pixel for every 32 of the image.
+SMALLEST = 32
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The file as 8-bit RGB: grey is repeated, 16 bits are scaled (not clipped), transparency is dropped.
+
+    Errors: InputError where the file is missing, no image, damaged, too large or under 32 pixels on a side.
+    """
+    image = _open(path)
+    if min(image.size) < SMALLEST:
+        raise InputError(
+            f"{path}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST}; leave it out"
+        )
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
+    if image.mode == "F":
+        raise InputError(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
+    """The file resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1], not normalised."""
+    height, width = image_size
+    pixels = np.array(read_image(path).resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1).div_(255)
+
+
+def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
+    """Where ``sample`` is defective, resized by nearest neighbour: bool (H, W); all False without a mask.
+
+    Errors: InputError where the mask cannot be read or is not of its image's size.
+    """
+    if sample.mask is None:
+        return torch.zeros(image_size, dtype=torch.bool)
+    mask = _open(sample.mask)
+    size = _size(sample.image)
+    if mask.size != size:
+        raise InputError(
+            f"{sample.mask}: the mask is {mask.width}x{mask.height}, its image {sample.image.name} {size[0]}x{size[1]};"
+            " give a mask of the image's size"
+        )
+    values = np.asarray(mask if mask.mode in ("L", "I;16", "I") else mask.convert("L"))
+    height, width = image_size
+    resized = Image.fromarray(values > sample.mask_above).resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(resized))
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below ``folder``, sorted, hidden ones left out. Errors: InputError where there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    files = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    files = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    if not files:
+        raise InputError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: a folder, not an image") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image that can be read; remove it or save it as PNG") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: too large to decode; cut it into tiles") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged or truncated ({error}); copy it again") from error
+    return image
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not an image that can be read") from error
+
+
+def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """16-bit grey (also as PIL's 32-bit mode I) -> 8 bits: 65535 becomes 255."""
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"{path}: pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    return (values / 257).round().astype(np.uint8)

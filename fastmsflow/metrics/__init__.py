@@ -1,0 +1,6 @@
+"""Exact metrics of anomaly detection and localisation, on numpy arrays or torch tensors."""
+
+from .pro import aupro
+from .roc import auroc
+
+__all__ = ["aupro", "auroc"]

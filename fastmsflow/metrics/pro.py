@@ -1,0 +1,80 @@
+"""Area under the per-region overlap (PRO) curve, Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021."""
+
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from ..errors import InputError
+from .arrays import as_scores, as_truth, refuse_nan
+
+EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+
+def aupro(masks: Any, maps: Any, fpr_limit: float = 0.3) -> float:
+    """Exact area under PRO over the false-positive rate, up to ``fpr_limit`` and divided by it; in [0, 1].
+
+    At a threshold t, PRO is the mean over all regions of the share of a region's pixels with map >= t; a region is an
+    8-connected component of a mask. The false-positive rate is the share of good pixels with map >= t. The curve runs
+    through every distinct threshold, straight in between.
+
+    ``masks`` (N, H, W): 1 (True) is defective, 0 good; ``maps`` (N, H, W): real, higher is more defective. Numpy
+    arrays or torch tensors.
+    Errors: InputError where shapes differ or are not (N, H, W), a mask holds other values than 0 and 1, no pixel is
+    defective or none is good, a map holds NaN, or ``fpr_limit`` is not in (0, 1].
+    """
+    if not 0 < fpr_limit <= 1:
+        raise InputError(f"fpr_limit is {fpr_limit}; give a rate above 0 and at most 1")
+    truth = as_truth(masks, "masks")
+    if truth.ndim != 3:
+        raise InputError(f"masks have shape {truth.shape}; give (N, H, W)")
+    values = as_scores(maps, "maps", truth.shape)
+    good, defective = values[~truth], values[truth]
+    if not good.size or not defective.size:
+        raise InputError(
+            f"PRO needs good and defective pixels; there are {good.size} and {defective.size}: add the missing images"
+        )
+    good.sort()
+    order = np.argsort(defective)
+    defective = defective[order]
+    refuse_nan(good, "maps")
+    refuse_nan(defective, "maps")
+    fpr, pro = _curve(good, defective, _pixel_weights(truth)[order])
+    return _area(fpr, pro, fpr_limit) / fpr_limit
+
+
+def _pixel_weights(masks: np.ndarray) -> np.ndarray:
+    """1 / the size of its region, for each defective pixel in the order of ``masks``."""
+    weights = []
+    for mask in masks:
+        if mask.any():
+            region = ndimage.label(mask, EIGHT_CONNECTED)[0][mask]
+            weights.append(1 / np.bincount(region)[region])
+    return np.concatenate(weights)
+
+
+def _curve(good: np.ndarray, defective: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the PRO curve as (false-positive rates, PROs), both from 0 to 1. ``good`` and ``defective`` ascend.
+
+    PRO changes only where a defective value is passed: two corners each, just above the value and at it.
+    """
+    first = np.flatnonzero(np.append(True, defective[1:] != defective[:-1]))  # of each distinct value
+    distinct = defective[first]
+    good_above = good.size - np.searchsorted(good, distinct, side="right")
+    good_from = good.size - np.searchsorted(good, distinct, side="left")
+    # Summed from the largest value down, so that 0 is exact; all weights sum to the number of regions.
+    covered = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
+    covered /= covered[0]
+    pro_above = covered[np.append(first[1:], defective.size)]
+    pro_from = covered[first]
+    fpr = np.stack([good_above, good_from], axis=1)[::-1].ravel() / good.size
+    pro = np.stack([pro_above, pro_from], axis=1)[::-1].ravel()
+    return np.concatenate([[0.0], fpr, [1.0]]), np.concatenate([[0.0], pro, [1.0]])
+
+
+def _area(x: np.ndarray, y: np.ndarray, limit: float) -> float:
+    """Trapezoid area under (x, y), x ascending from 0 to 1, up to x = ``limit``."""
+    beyond = int(np.searchsorted(x, limit, side="right"))
+    y_at_limit = np.interp(limit, x[beyond - 1 : beyond + 1], y[beyond - 1 : beyond + 1])
+    x, y = np.append(x[:beyond], limit), np.append(y[:beyond], y_at_limit)
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)

