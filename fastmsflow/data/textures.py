@@ -41,18 +41,18 @@ def write_textures(target: Path, photograph: np.ndarray, other: np.ndarray) -> N
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def train_tiles(photograph: np.ndarray) -> list[np.ndarray]:
+def training_tiles(photograph: np.ndarray) -> list[np.ndarray]:
     return _tiles(photograph[:TEST_FROM], down=16, across=32)
 
 
-def test_tiles(photograph: np.ndarray) -> list[np.ndarray]:
+def held_out_tiles(photograph: np.ndarray) -> list[np.ndarray]:
     return _tiles(photograph[TEST_FROM:], down=16, across=16)
 
 
 def _write(folder: Path, photograph: np.ndarray, other: np.ndarray) -> None:
-    for i, tile in enumerate(train_tiles(photograph)):
+    for i, tile in enumerate(training_tiles(photograph)):
         _save(folder / f"train/good/{i:03}.png", tile)
-    candidates, patches = test_tiles(photograph), test_tiles(other)
+    candidates, patches = held_out_tiles(photograph), held_out_tiles(other)
     order = np.random.default_rng(SEED).permutation(len(candidates))
     for i in range(GOOD_TESTS):
         _save(folder / f"test/good/{i:03}.png", candidates[order[i]])

@@ -1,0 +1,161 @@
+"""Folders as users have them -> image sets."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from fastmsflow import InputError
+from fastmsflow.data import ImageDataset, categories, folder, mvtec, open_image_set, visa
+
+
+def image(path: Path, size: tuple[int, int] = (40, 36), value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).save(path)
+    return path
+
+
+def mvtec_class(root: Path, name: str, truth: bool = True, mask_suffix: str = "_mask") -> None:
+    for stem in ("000", "001"):
+        image(root / name / f"train/good/{stem}.png")
+    image(root / name / "test/good/000.png")
+    for kind in ("crack", "stain"):
+        image(root / name / f"test/{kind}/000.png")
+        if truth:
+            image(root / name / f"ground_truth/{kind}/000{mask_suffix}.png", value=255)
+
+
+@pytest.fixture
+def visa_root(tmp_path: Path) -> Path:
+    rows = ["object,split,label,image,mask"]
+    for name in ("candle", "pcb1"):
+        base = f"{name}/Data"
+        for split, label, stem in (("train", "normal", "0"), ("test", "normal", "1"), ("test", "anomaly", "2")):
+            kind = "Normal" if label == "normal" else "Anomaly"
+            picture = f"{base}/Images/{kind}/{stem}.JPG"
+            mask = f"{base}/Masks/Anomaly/{stem}.png" if label == "anomaly" else ""
+            image(tmp_path / picture)
+            if mask:
+                image(tmp_path / mask, value=2)  # VisA numbers its defects
+            rows.append(f"{name},{split},{label},{picture},{mask}")
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("mask_suffix", ["_mask", ""], ids=["STEM_mask.png", "STEM.png"])
+def test_mvtec_layout(mask_suffix: str, tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle", mask_suffix=mask_suffix)
+    images = mvtec(tmp_path, "bottle")
+    assert (images.name, len(images.train), len(images.test)) == ("bottle", 2, 3)
+    assert [(s.kind, s.label) for s in images.test] == [("crack", 1), ("good", 0), ("stain", 1)]
+    assert images.has_masks
+    assert images.image_size == (512, 512)
+
+
+def test_transistor_is_trained_at_256(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "transistor")
+    assert mvtec(tmp_path, "transistor").image_size == (256, 256)
+
+
+def test_a_set_without_masks_still_has_labels(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle", truth=False)
+    images = mvtec(tmp_path, "bottle")
+    assert not images.has_masks
+    assert sum(sample.label for sample in images.test) == 2
+
+
+def test_one_missing_mask_is_named(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle")
+    (tmp_path / "bottle/ground_truth/crack/000_mask.png").unlink()
+    with pytest.raises(InputError, match=r"crack/000\.png: has no mask; put 000_mask\.png"):
+        mvtec(tmp_path, "bottle")
+
+
+def test_an_unknown_class_lists_those_there_and_guesses(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle")
+    mvtec_class(tmp_path, "cable")
+    with pytest.raises(InputError, match=r"there: bottle, cable\); did you mean bottle\?"):
+        mvtec(tmp_path, "botle")
+
+
+def test_an_empty_class_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bottle/train/good").mkdir(parents=True)
+    with pytest.raises(InputError, match="train/good: holds no images"):
+        mvtec(tmp_path, "bottle")
+
+
+def test_visa_as_published(visa_root: Path) -> None:
+    assert categories(visa_root) == ["candle", "pcb1"]
+    images = visa(visa_root, "pcb1")
+    assert (len(images.train), [s.label for s in images.test]) == (1, [0, 1])
+    assert images.has_masks
+    item = ImageDataset(images.test, (36, 40))[1]
+    assert item["mask"].all()  # value 2 counts as defective
+    with pytest.raises(InputError, match="did you mean candle"):
+        visa(visa_root, "candles")
+
+
+def test_visa_rearranged_is_read_as_mvtec(tmp_path: Path) -> None:
+    image(tmp_path / "candle/train/good/0.JPG")
+    image(tmp_path / "candle/test/good/1.JPG")
+    image(tmp_path / "candle/test/bad/2.JPG")
+    image(tmp_path / "candle/ground_truth/bad/2.png")
+    images = visa(tmp_path, "candle")
+    assert images.has_masks
+    assert [s.label for s in images.test] == [1, 0]
+
+
+def test_visa_with_other_columns_says_which_are_needed(visa_root: Path) -> None:
+    (visa_root / "split_csv/1cls.csv").write_text("object,image\npcb1,x.png\n")
+    with pytest.raises(InputError, match="needs the columns image, label, mask, object, split"):
+        visa(visa_root, "pcb1")
+
+
+def test_any_folder_with_tests_and_masks(tmp_path: Path) -> None:
+    image(tmp_path / "mine/a/1.png")
+    image(tmp_path / "mine/2.jpg")
+    image(tmp_path / "check/good/3.png")
+    image(tmp_path / "check/dent/4.png")
+    image(tmp_path / "masks/dent/4.png")
+    images = folder(tmp_path / "mine", tmp_path / "check", tmp_path / "masks")
+    assert (images.name, len(images.train), len(images.test), images.has_masks) == ("mine", 2, 2, True)
+
+
+def test_a_flat_test_folder_is_explained(tmp_path: Path) -> None:
+    image(tmp_path / "mine/1.png")
+    image(tmp_path / "check/2.png")
+    with pytest.raises(InputError, match="no folders by kind of defect"):
+        folder(tmp_path / "mine", tmp_path / "check")
+
+
+def test_open_finds_the_layout(tmp_path: Path, visa_root: Path) -> None:
+    assert open_image_set(visa_root, "candle").name == "candle"
+    sets = tmp_path / "sets"
+    mvtec_class(sets, "bottle")
+    assert open_image_set(sets).name == "bottle"  # the only class
+    assert open_image_set(sets / "bottle").name == "bottle"  # the class itself
+    assert len(open_image_set(sets / "bottle/train/good").train) == 2  # just images
+    mvtec_class(sets, "cable")
+    with pytest.raises(InputError, match="name one with --class: bottle, cable"):
+        open_image_set(sets)
+    assert open_image_set(sets, "cable").name == "cable"
+    with pytest.raises(InputError, match="no such folder, and not a sample set"):
+        open_image_set(tmp_path / "nowhere")
+    assert len(open_image_set("elpv").train) == 471
+
+
+def test_the_dataset_goes_through_loader_workers(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle")
+    test = mvtec(tmp_path, "bottle").test
+    for workers in (0, 2):
+        (batch,) = DataLoader(ImageDataset(test, (36, 48)), batch_size=4, num_workers=workers)
+        assert batch["image"].shape == (3, 3, 36, 48)
+        assert batch["mask"].dtype == torch.bool
+        assert batch["mask"].flatten(1).any(dim=1).tolist() == [True, False, True]
+        assert batch["label"].tolist() == [1, 0, 1]
+        assert batch["index"].tolist() == [0, 1, 2]
+    assert np.isclose(batch["image"].mean(), 100 / 255)
