@@ -1,5 +1,7 @@
 """The command line: parses, calls, prints."""
 
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -225,7 +227,7 @@ def _train(
     )
     if torch.cuda.is_available():
         model.cuda()
-    outcome = run(model, images, recipe, out, workers, console)
+    outcome = run(model, images, recipe, out, workers, console, shlex.join(["fastmsflow", *sys.argv[1:]]))
     curves = {
         METRIC_NAMES[name]: [(m.epoch, getattr(m.evaluation, name)) for m in outcome.moments]
         for name in outcome.summary()
@@ -253,7 +255,7 @@ def _load(path: Path) -> "MSFlow":
 
     from .model import MSFlow
 
-    model = MSFlow.load(path)
+    model = MSFlow.load(path).to(memory_format=torch.channels_last)
     return model.cuda() if torch.cuda.is_available() else model
 
 

@@ -144,8 +144,8 @@ def test_same_names_in_two_folders_do_not_overwrite_each_other(
 
 
 def test_two_runs_with_one_seed_are_the_same(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
-    code, _ = command("train", mvtec, "--out", tmp_path, *LITE0, "--image-size", 64, "--meta-epochs", 2, "--sub-epochs", 2,
-                      "--batch-size", 4, "--standardise")  # fmt: skip
+    code, _ = command("train", mvtec, "--out", tmp_path, *LITE0, "--image-size", 64, "--meta-epochs", 2,
+                      "--sub-epochs", 2, "--batch-size", 4, "--standardise")  # fmt: skip
     assert code == 0
     losses = [json.loads((folder / "results.json").read_text())["nll"] for folder in (trained, tmp_path)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -11,12 +11,13 @@ from ..data import ImageSet, Sample, list_images, load_image, load_mask
 from ..errors import InputError
 from ..files import written_aside
 from ..model import MSFlow
+from ..scoring import score_latents
 from .heat_maps import Panel, gallery, save_heat_map
 from .plots import plot_scores
 
 # Heat maps show the additive map: the one made for localisation. It lies between 0 and the number of levels.
 HEAT_SCALE = (0.0, 3.0)
-CAPTION = "additive score map (0: the most normal pixel of all images; 3: abnormal at every level)"
+CAPTION = "additive score map (0: normal, 3: abnormal at every level)"
 
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
@@ -71,11 +72,16 @@ def write_predictions(
             except InputError as error:
                 faults.append(str(error))
         if kept:
-            prediction = model.predict(torch.stack(pixels).to(device))
+            with torch.no_grad():
+                z, _ = model(torch.stack(pixels).to(device, memory_format=torch.channels_last))
+            scores = score_latents(z, model.image_size)
+            # Counted from the highest possible likelihood, not the batch's: comparable between images.
+            heat = (len(z) - scores.likelihood_add).cpu().numpy()
             for i, file in enumerate(kept):
-                target = out / f"{_unused(file.stem, names)}_heatmap.png"
-                save_heat_map(target, as_pixels(pixels[i]), prediction.score_map_add[i].cpu().numpy(), HEAT_SCALE)
-                scored.append((file, float(prediction.score[i]), float(prediction.log_score[i])))
+                save_heat_map(
+                    out / f"{_unused(file.stem, names)}_heatmap.png", as_pixels(pixels[i]), heat[i], HEAT_SCALE
+                )
+                scored.append((file, float(scores.score[i]), float(scores.log_score[i])))
         progress(min(start + batch_size, len(files)))
     if not scored:
         raise InputError(faults[0])

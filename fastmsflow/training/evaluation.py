@@ -108,7 +108,7 @@ def evaluate(
     def batches() -> Iterator[Scores]:
         done = 0
         for batch in torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers):
-            z: list[Tensor] = model(batch["image"].to(device))[0]
+            z: list[Tensor] = model(batch["image"].to(device, memory_format=torch.channels_last))[0]
             done += len(z[0])
             yield score_latents(z, model.image_size)
             progress(done)

@@ -21,7 +21,7 @@ def pooled_features(
     kept: list[Tensor] = []
     done = 0
     for batch in DataLoader(images, batch_size, num_workers=workers):
-        levels = model.pooled(batch["image"].to(device))
+        levels = model.pooled(batch["image"].to(device, memory_format=torch.channels_last))
         if not kept:
             kept = [
                 torch.empty((len(images), *level.shape[1:]), dtype=level.dtype, memory_format=torch.channels_last)

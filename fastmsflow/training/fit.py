@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -58,24 +58,6 @@ class Outcome:
         return table
 
 
-class _Reporter(Callback):
-    """Prints a line and saves the model after each evaluation, or each round where nothing is evaluated."""
-
-    def __init__(self, module: MSFlowModule, out: Path, console: Console) -> None:
-        self.module = module
-        self.out = out
-        self.console = console
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        moment = self.module.moments[-1]
-        evaluation = {k: v for k, v in moment.evaluation.as_dict().items() if v is not None}
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in evaluation.items())
-        loss = self.module.epoch_losses[-1] if self.module.epoch_losses else float("nan")
-        self.console.print(f"epoch {moment.epoch:3d}  nll {loss:12.1f}  {shown}")
-        if moment.evaluation.image_auroc >= max(m.evaluation.image_auroc for m in self.module.moments):
-            self.module.model.save(self.out / "best.safetensors", epoch=moment.epoch, chosen_by="image_auroc on test")
-
-
 def train(
     model: MSFlow,
     images: ImageSet,
@@ -83,23 +65,26 @@ def train(
     out: Path,
     workers: int = 0,
     console: Console | None = None,
+    command: str = "",
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates on ``images.test`` after each meta epoch.
 
     Into ``out`` go ``last.safetensors``, ``best.safetensors`` (highest image AUROC on the test set) and
-    ``results.json``. Errors: InputError where images cannot be read or the loss is not finite.
+    ``results.json``, which holds ``command`` for the record.
+    Errors: InputError where images cannot be read or the loss is not finite.
     """
     console = console or Console(quiet=True)
     if not images.train:
         raise InputError(f"{images.name}: no training images")
     truth = Truth.of(images, model.image_size) if images.test else None
+    model.to(memory_format=torch.channels_last)
     data = FeatureDataModule(model, images, recipe, workers)
-    module = MSFlowModule(model, recipe, truth)
+    module = MSFlowModule(model, recipe, truth, lambda: _end_round(module, out, console))
 
     started = time.perf_counter()
     _compute_features(data, console)
     features_done = time.perf_counter()
-    _fit(module, data, recipe, out, console)
+    _fit(module, data, recipe, console)
     finished = time.perf_counter()
 
     outcome = Outcome(
@@ -108,10 +93,10 @@ def train(
         module.results,
         {"features": features_done - started, "training": finished - features_done},
     )
-    model.save(out / "last.safetensors", epoch=recipe.epochs)
     write_json(
         out / "results.json",
         {
+            "command": command,
             "images": {
                 "name": images.name,
                 "train": len(images.train),
@@ -137,11 +122,21 @@ def _compute_features(data: FeatureDataModule, console: Console) -> None:
         data.compute(lambda done: bar.update(task, completed=done))
 
 
-def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, out: Path, console: Console) -> None:
-    callbacks: list[Callback] = [_Reporter(module, out, console)]
-    if console.is_terminal:
-        callbacks.append(RichProgressBar(leave=False))
-    module.model.flow.to(memory_format=torch.channels_last)
+def _end_round(module: MSFlowModule, out: Path, console: Console) -> None:
+    """After each meta epoch: a line of figures, and the model as it is."""
+    epoch = len(module.epoch_losses)
+    line = f"epoch {epoch:3d}  nll {module.epoch_losses[-1]:12.1f}"
+    module.model.save(out / "last.safetensors", epoch=epoch)
+    if module.moments:
+        now = module.moments[-1].evaluation
+        line += "".join(f"  {key} {value:.4f}" for key, value in now.as_dict().items() if value is not None)
+        if now.image_auroc >= max(moment.evaluation.image_auroc for moment in module.moments):
+            module.model.save(out / "best.safetensors", epoch=epoch, chosen_by="image AUROC on the test set")
+    console.print(line, soft_wrap=True)
+
+
+def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console: Console) -> None:
+    callbacks = [RichProgressBar(leave=False)] if console.is_terminal else []
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
@@ -158,7 +153,7 @@ def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, out: Pat
             precision=recipe.precision,  # type: ignore[arg-type]
             accelerator="auto",
             devices=1,
-            callbacks=callbacks,
+            callbacks=callbacks,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=console.is_terminal,

@@ -1,6 +1,7 @@
 """The Lightning side: what a step, an evaluation and the schedule are."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import lightning as L
@@ -27,13 +28,17 @@ class Moment:
 
 
 class MSFlowModule(L.LightningModule):
-    """Trains ``model.flow`` on batches of features; evaluates on a test set's features where ``truth`` is given."""
+    """Trains ``model.flow`` on batches of features; evaluates on a test set's features where ``truth`` is given.
 
-    def __init__(self, model: MSFlow, recipe: Recipe, truth: Truth | None) -> None:
+    ``end_round`` is called after each meta epoch.
+    """
+
+    def __init__(self, model: MSFlow, recipe: Recipe, truth: Truth | None, end_round: Callable[[], None]) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.truth = truth
+        self.end_round = end_round
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
         self.results: Results | None = None
@@ -59,6 +64,9 @@ class MSFlowModule(L.LightningModule):
                 f"the loss is {loss} in epoch {self.current_epoch + 1}; try a lower learning rate or 32-true"
             )
         self.epoch_losses.append(loss)
+        # Lightning evaluates before it calls this hook.
+        if len(self.epoch_losses) % self.recipe.sub_epochs == 0:
+            self.end_round()
 
     def validation_step(self, features: list[Tensor], batch_index: int) -> None:
         z, _ = self.model.flow(features)
