@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="MSFlow anomaly detection: learns from good images, then finds and locates defects.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -174,6 +175,10 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="Where the other kind goes.", metavar="TO")],
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
+    extractor_weights: Annotated[
+        str | None,
+        typer.Option(help="As for `train`: taken into TO. Without them TO needs timm's, downloaded when it is used."),
+    ] = None,
     image_size: Annotated[int, typer.Option(help="What the official model was trained at, N x N.")] = 512,
     pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
     clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
@@ -188,7 +193,7 @@ def convert(
     if source.suffix == ".safetensors":
         own_to_official(source, target)
     else:
-        official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant)
+        official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant, extractor_weights)
     console.print(f"{source} -> {target}")
 
 

@@ -18,14 +18,16 @@ def official_to_own(
     pool: str = "avg",
     clamp: float = 1.9,
     variant: Variant = "auto",
+    extractor_weights: str | Path | None = None,
 ) -> None:
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
-    The extractor's weights are not in an official file, so not in ``target`` either: ``MSFlow.load`` takes timm's.
+    The extractor's weights are not in an official file: ``target`` holds those that ``extractor_weights`` names (see
+    fastmsflow.nn.extractor.Extractor), or none, and then ``MSFlow.load`` takes timm's.
     Errors: InputError where the file does not fit, or the extractor does not yield the flow's channels.
     """
     flow = load_official(source, clamp, variant)
-    backbone = Extractor(extractor, pretrained=False, image_size=image_size)
+    backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
     if backbone.channels != flow.channels:
         raise InputError(
             f"{source}: its flow takes channels {flow.channels}, {extractor} yields {backbone.channels};"
@@ -39,7 +41,10 @@ def official_to_own(
         "flow": flow.config,
         "notes": {"converted_from": Path(source).name},
     }
-    write_checkpoint(target, {f"flow.{key}": value for key, value in flow.state_dict().items()}, config)
+    tensors = {f"flow.{key}": value for key, value in flow.state_dict().items()}
+    if extractor_weights is not None:
+        tensors |= {f"extractor.{key}": value for key, value in backbone.state_dict().items()}
+    write_checkpoint(target, tensors, config)
 
 
 def own_to_official(source: str | Path, target: str | Path) -> None:

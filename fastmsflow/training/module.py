@@ -57,16 +57,22 @@ class MSFlowModule(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        loss = torch.stack(self._losses).mean().item()
+        self.epoch_losses.append(self._mean_loss())
         self._losses.clear()
+        # Lightning evaluates before it calls this hook.
+        if len(self.epoch_losses) % self.recipe.sub_epochs == 0:
+            self.end_round()
+
+    def on_validation_epoch_start(self) -> None:
+        self._mean_loss()
+
+    def _mean_loss(self) -> float:
+        loss = torch.stack(self._losses).mean().item()
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} in epoch {self.current_epoch + 1}; try a lower learning rate or 32-true"
             )
-        self.epoch_losses.append(loss)
-        # Lightning evaluates before it calls this hook.
-        if len(self.epoch_losses) % self.recipe.sub_epochs == 0:
-            self.end_round()
+        return loss
 
     def validation_step(self, features: list[Tensor], batch_index: int) -> None:
         z, _ = self.model.flow(features)

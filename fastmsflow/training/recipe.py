@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -22,10 +24,12 @@ class Recipe:
     clip_norm: float = 2.0
     """Bound on the gradient norm of all flow parameters."""
     precision: str = "32-true"
-    """Lightning's name for it: ``32-true``, ``16-mixed`` (float16 autocast with a scaler), ``bf16-mixed``."""
+    """One of PRECISIONS, in Lightning's names: ``16-mixed`` is float16 autocast with a scaler."""
     seed: int = 9826
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision {self.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
         for name in ("lr", "batch_size", "meta_epochs", "sub_epochs"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")

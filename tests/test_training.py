@@ -1,0 +1,123 @@
+"""Training: the published schedule, features computed once, and Lightning against a plain loop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastmsflow import InputError, MSFlow
+from fastmsflow.data import folder
+from fastmsflow.nn.extractor import Extractor
+from fastmsflow.training import Recipe, train
+from fastmsflow.training.module import FeatureDataModule
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(5)
+    for kind, count in (("train", 10), ("test/good", 3), ("test/bad", 3)):
+        (root / kind).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
+            Image.fromarray(pixels).save(root / kind / f"{i}.png")
+    return folder(root / "train", root / "test")
+
+
+def small_model(**options) -> MSFlow:
+    torch.manual_seed(0)
+    return MSFlow("resnet18.tv_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), **options)
+
+
+def test_learning_rate_follows_the_published_schedule() -> None:
+    """As PyTorch's own schedulers: linear warm-up from 0.1 over 12 sub-epochs, x0.33 at 70 and at 90."""
+    recipe = Recipe()
+    assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.clip_norm) == (100, 1e-4, 8, 2.0)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=12)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [70, 90], gamma=0.33)
+    for sub_epoch in range(recipe.epochs):
+        assert recipe.lr * recipe.lr_factor(sub_epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warm.step()
+        steps.step()
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 0}, {"batch_size": 0}, {"meta_epochs": -1}, {"precision": "8-bit"}], ids=str
+)
+def test_a_recipe_that_cannot_be_is_refused(options: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        Recipe(**options)
+
+
+def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
+    recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=3)
+    model = small_model()
+    outcome = train(model, images, recipe, tmp_path)
+
+    plain = small_model().to(memory_format=torch.channels_last)
+    data = FeatureDataModule(plain, images, recipe)
+    data.compute()
+    optimizer = torch.optim.Adam(plain.flow.parameters())
+    loader, losses = data.train_dataloader(), []
+    for epoch in range(recipe.epochs):
+        optimizer.param_groups[0]["lr"] = recipe.lr * recipe.lr_factor(epoch)
+        batches = []
+        for features in loader:
+            optimizer.zero_grad()
+            loss = plain.flow.nll(features).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(plain.flow.parameters(), recipe.clip_norm)
+            optimizer.step()
+            batches.append(loss.item())
+        losses.append(sum(batches) / len(batches))
+    assert outcome.losses == pytest.approx(losses, rel=1e-5)
+    for ours, theirs in zip(model.flow.parameters(), plain.flow.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_every_image_goes_through_the_extractor_once(images, tmp_path: Path, monkeypatch) -> None:
+    seen = []
+    forward = Extractor.forward
+    monkeypatch.setattr(Extractor, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    train(small_model(), images, Recipe(meta_epochs=2, sub_epochs=3), tmp_path)
+    assert sum(seen) == len(images.train) + len(images.test)
+
+
+def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
+    outcome = train(small_model(), images, Recipe(meta_epochs=3, sub_epochs=1), tmp_path)
+    assert [moment.epoch for moment in outcome.moments] == [1, 2, 3]
+    row = outcome.summary()["image_auroc_log"]
+    values = [moment.evaluation.image_auroc_log for moment in outcome.moments]
+    assert row["last"] == values[-1]
+    assert row["best"] == max(values) == values[row["best_epoch"] - 1]
+    assert "pixel_auroc" not in outcome.summary()
+
+
+def test_features_are_standardised_by_the_training_images_alone(images) -> None:
+    model = small_model(standardise=True)
+    data = FeatureDataModule(model, images, Recipe())
+    data.compute()
+    for level in data.train_features:
+        assert level.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert any(level.mean(dim=(0, 2, 3)).abs().max() > 1e-3 for level in data.test_features)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_trains(precision: str, images, tmp_path: Path) -> None:
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        pytest.skip("Lightning scales float16 gradients on a GPU only")
+    outcome = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
+    assert outcome.losses[-1] < outcome.losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.flow.parallel_flows[0].blocks[0].global_offset.fill_(float("nan"))
+    with pytest.raises(InputError, match="nan") as caught:
+        train(model, images, Recipe(meta_epochs=1, sub_epochs=1), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.safetensors"))
