@@ -72,14 +72,7 @@ def demo(
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     from .training import Recipe
 
-    recipe = Recipe(
-        lr=1e-3,
-        batch_size=16,
-        meta_epochs=meta_epochs,
-        sub_epochs=sub_epochs,
-        warm_up=2,
-        milestones=(sub_epochs * meta_epochs * 4 // 5,),
-    )
+    recipe = Recipe(lr=1e-3, batch_size=16, meta_epochs=meta_epochs, sub_epochs=sub_epochs)
     _train("elpv", "mono", out, recipe, LITE0, LITE0_PACKAGE, None, standardise=True, pool="avg", workers=0)
 
 
@@ -99,7 +92,6 @@ def train(
     sub_epochs: Annotated[int, typer.Option(help="Passes over the training images in a round.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
-    warm_up: Annotated[int, typer.Option(help="Passes in which the rate rises from a tenth.")] = 12,
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
     seed: Annotated[int, typer.Option(help="Of initial weights and the order of images.")] = 9826,
     workers: Workers = 0,
@@ -110,7 +102,7 @@ def train(
     """
     from .training import Recipe
 
-    recipe = Recipe(lr, batch_size, meta_epochs, sub_epochs, warm_up, precision=precision, seed=seed)
+    recipe = Recipe(lr, batch_size, meta_epochs, sub_epochs, precision=precision, seed=seed)
     _train(source, category, out, recipe, extractor, extractor_weights, image_size, standardise, pool, workers)
 
 

@@ -44,6 +44,14 @@ def test_learning_rate_follows_the_published_schedule() -> None:
         steps.step()
 
 
+def test_a_shorter_run_keeps_the_schedules_shape() -> None:
+    recipe = Recipe(meta_epochs=10)
+    factors = [recipe.lr_factor(epoch) for epoch in range(recipe.epochs)]
+    assert factors[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1.0])
+    assert factors[27:29] == pytest.approx([1.0, 0.33])
+    assert factors[35:37] == pytest.approx([0.33, 0.33**2])
+
+
 @pytest.mark.parametrize(
     "options", [{"lr": 0}, {"batch_size": 0}, {"meta_epochs": -1}, {"precision": "8-bit"}], ids=str
 )
@@ -53,7 +61,7 @@ def test_a_recipe_that_cannot_be_is_refused(options: dict) -> None:
 
 
 def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
-    recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=3)
+    recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=0.5)
     model = small_model()
     outcome = train(model, images, recipe, tmp_path)
 

@@ -9,6 +9,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 @dataclass(frozen=True)
 class Recipe:
+    """A run of another length keeps the published schedule's shape."""
+
     lr: float = 1e-4
     """Adam's learning rate after the warm-up."""
     batch_size: int = 8
@@ -16,10 +18,10 @@ class Recipe:
     """Rounds of training, an evaluation after each."""
     sub_epochs: int = 4
     """Passes over the training images in a round."""
-    warm_up: int = 12
-    """Sub-epochs in which the rate rises linearly from a tenth of ``lr``."""
-    milestones: tuple[int, ...] = (70, 90)
-    """Sub-epochs at which the rate is multiplied by ``decay``."""
+    warm_up: float = 0.12
+    """Share of the sub-epochs in which the rate rises linearly from a tenth of ``lr``: 12 of the published 100."""
+    milestones: tuple[float, ...] = (0.7, 0.9)
+    """Shares of the sub-epochs after which the rate is multiplied by ``decay``: 70 and 90 of the published 100."""
     decay: float = 0.33
     clip_norm: float = 2.0
     """Bound on the gradient norm of all flow parameters."""
@@ -41,6 +43,7 @@ class Recipe:
 
     def lr_factor(self, sub_epoch: int) -> float:
         """What ``lr`` is multiplied by in ``sub_epoch``, counted from 0."""
-        if sub_epoch < self.warm_up:
-            return 0.1 + 0.9 * sub_epoch / self.warm_up
-        return self.decay ** sum(sub_epoch >= milestone for milestone in self.milestones)
+        rising = round(self.warm_up * self.epochs)
+        if sub_epoch < rising:
+            return 0.1 + 0.9 * sub_epoch / rising
+        return self.decay ** sum(sub_epoch >= round(share * self.epochs) for share in self.milestones)
