@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,15 +11,6 @@ from torch import Tensor, nn
 
 from fastmsflow.errors import InputError
 from fastmsflow.nn.extractor import OFFICIAL, Extractor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from more, and on a shared machine waiting for each other costs them seconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class ReflectedConv(nn.Conv2d):

@@ -3,7 +3,6 @@
 import pickle
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from fastmsflow.errors import InputError, UnavailableError
 from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor, lite0_state_dict, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from more, and on a shared machine waiting for each other costs them seconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
