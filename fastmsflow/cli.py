@@ -34,6 +34,7 @@ METRIC_NAMES = {
     "image_auroc_log": "image AUROC, log score",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO (FPR <= 0.3)",
+    "aupro_log": "AUPRO, log map",
 }
 
 SOURCE_HELP = (

@@ -25,8 +25,13 @@ class Scores(NamedTuple):
     score is 1.0; this one keeps the images' order."""
     likelihood_add: Tensor
     """(B, H, W) A, between 0 and the number of levels; *small* where the image is abnormal."""
-    score_map_mul: Tensor
-    """(B, H, W) 1 - exp(L)."""
+    log_likelihood: Tensor
+    """(B, H, W) L, at most 0."""
+
+    @property
+    def score_map_mul(self) -> Tensor:
+        """(B, H, W) 1 - exp(L), in [0, 1]."""
+        return 1 - self.log_likelihood.exp()
 
 
 def score_latents(z: Sequence[Tensor], image_size: tuple[int, int], top_k_share: float = TOP_K) -> Scores:
@@ -38,7 +43,7 @@ def score_latents(z: Sequence[Tensor], image_size: tuple[int, int], top_k_share:
         score=(1 - (-least_likely).exp()).mean(dim=1),
         log_score=least_likely.mean(dim=1),
         likelihood_add=additive_likelihood(logp, image_size),
-        score_map_mul=1 - log_likelihood.exp(),
+        log_likelihood=log_likelihood,
     )
 
 

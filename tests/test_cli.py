@@ -90,7 +90,7 @@ def test_train_leaves_models_results_and_pictures(trained: Path) -> None:
     assert [e["epoch"] for e in results["evaluations"]] == [2, 4]
     assert len(results["nll"]) == 4
     assert results["nll"][-1] < results["nll"][0]
-    assert set(results["metrics"]) == {"image_auroc", "image_auroc_log", "pixel_auroc", "aupro"}
+    assert set(results["metrics"]) == {"image_auroc", "image_auroc_log", "pixel_auroc", "aupro", "aupro_log"}
     assert all(row["best"] >= row["last"] for row in results["metrics"].values())
     for picture in trained.glob("*.png"):
         assert Image.open(picture).size[0] > 300

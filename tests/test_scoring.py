@@ -71,3 +71,10 @@ def test_half_precision_latents_are_scored_in_float32(dtype: torch.dtype) -> Non
 def test_top_share_of_a_tiny_map_is_at_least_one_pixel() -> None:
     score, _, mul = anomaly_scores([latents()[0]], (4, 4))
     torch.testing.assert_close(score, mul.flatten(1).amax(dim=1))
+
+
+def test_the_log_map_ranks_pixels_where_the_published_map_has_only_ties() -> None:
+    scores = score_latents(latents(scale=200), SIZE)
+    least = scores.log_likelihood.flatten(1).topk(100, dim=1, largest=False).values
+    assert (scores.score_map_mul.flatten(1).topk(100, dim=1).values == 1.0).all()
+    assert all(len(row.unique()) == 100 for row in least)

@@ -28,8 +28,8 @@ class Results:
     """(N,) the image score in log space, nats."""
     score_map_add: np.ndarray
     """(N, H, W), its maximum taken over the whole set."""
-    score_map_mul: np.ndarray
-    """(N, H, W)."""
+    log_likelihood: np.ndarray
+    """(N, H, W) L of fastmsflow.scoring, at most 0."""
 
     @classmethod
     def collect(cls, batches: Iterable[Scores]) -> "Results":
@@ -38,7 +38,7 @@ class Results:
             joined.score.numpy(),
             joined.log_score.numpy(),
             additive_score_map(joined.likelihood_add).numpy(),
-            joined.score_map_mul.numpy(),
+            joined.log_likelihood.numpy(),
         )
 
 
@@ -53,7 +53,9 @@ class Evaluation:
     pixel_auroc: float | None = None
     """Of the additive maps."""
     aupro: float | None = None
-    """Of the multiplicative maps, up to a false-positive rate of 0.3."""
+    """Of the multiplicative maps 1 - exp(L), up to a false-positive rate of 0.3."""
+    aupro_log: float | None = None
+    """Of -L: the same order of pixels, without the ties where exp(L) underflows."""
 
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
@@ -85,7 +87,8 @@ class Truth:
         if self.masks is not None:
             pixel = {
                 "pixel_auroc": auroc(self.masks, results.score_map_add),
-                "aupro": aupro(self.masks, results.score_map_mul),
+                "aupro": aupro(self.masks, 1 - np.exp(results.log_likelihood)),
+                "aupro_log": aupro(self.masks, -results.log_likelihood),
             }
         return Evaluation(auroc(self.labels, results.score), auroc(self.labels, results.log_score), **pixel)
 

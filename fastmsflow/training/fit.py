@@ -20,7 +20,7 @@ from .evaluation import Evaluation, Results, Truth, write_json
 from .module import FeatureDataModule, Moment, MSFlowModule
 from .recipe import Recipe
 
-METRICS = ("image_auroc", "image_auroc_log", "pixel_auroc", "aupro")
+METRICS = ("image_auroc", "image_auroc_log", "pixel_auroc", "aupro", "aupro_log")
 
 
 @dataclass(frozen=True)
