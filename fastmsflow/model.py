@@ -210,7 +210,10 @@ class MSFlow(nn.Module):
         """
         tensors, config = read_checkpoint(path)
         whole = any(key.startswith("extractor.") for key in tensors)
-        model = cls.from_config(config, pretrained=not whole, backend=backend)
+        try:
+            model = cls.from_config(config, pretrained=not whole, backend=backend)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: its configuration is damaged ({error!r}); write the checkpoint again") from error
         own = model.state_dict()
         if not whole:
             tensors |= {key: value for key, value in own.items() if key.startswith("extractor.")}

@@ -116,6 +116,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_names_the_keys(model: 
         ({"tensors": {"flow.extra": torch.zeros(1)}}, "unexpected flow.extra"),
         ({"tensors": {scale: torch.zeros(3)}}, rf"{scale} is \(3,\), not \(64,\)"),
         ({"config": {"extractor": "resnet50.tv_in1k"}}, "does not fit"),
+        ({"config": {"flow": {}}}, "configuration is damaged"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             MSFlow.load(changed(path, tmp_path / "other.safetensors", **options))

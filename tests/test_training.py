@@ -113,10 +113,11 @@ def test_features_are_standardised_by_the_training_images_alone(images) -> None:
     assert any(level.mean(dim=(0, 2, 3)).abs().max() > 1e-3 for level in data.test_features)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Lightning scales float16 gradients on a GPU only")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("16-mixed", marks=[pytest.mark.gpu, needs_gpu])])
 def test_mixed_precision_trains(precision: str, images, tmp_path: Path) -> None:
-    if precision == "16-mixed" and not torch.cuda.is_available():
-        pytest.skip("Lightning scales float16 gradients on a GPU only")
     outcome = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
     assert outcome.losses[-1] < outcome.losses[0]
 

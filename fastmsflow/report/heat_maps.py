@@ -26,7 +26,7 @@ class Panel:
     """(H, W)."""
     title: str
     mask: np.ndarray | None = None
-    """(H, W) bool: true defects, outlined."""
+    """(H, W) bool: true defects, outlined on the heat map."""
 
 
 def overlay(image: np.ndarray, score_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -58,15 +58,8 @@ def gallery(path: Path, panels: Sequence[Panel], scale: tuple[float, float], cap
         height, width = panel.score_map.shape
         axis.imshow(np.concatenate([panel.image, overlay(panel.image, panel.score_map, scale)], axis=1))
         if panel.mask is not None and panel.mask.any():
-            for offset in (0, width):
-                axis.contour(
-                    np.arange(width) + offset,
-                    np.arange(height),
-                    panel.mask,
-                    levels=[0.5],
-                    colors="white",
-                    linewidths=0.8,
-                )
+            across, down = np.arange(width) + width, np.arange(height)
+            axis.contour(across, down, panel.mask, levels=[0.5], colors="white", linewidths=0.8)
         axis.set_title(panel.title, fontsize=9)
     colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(*scale), COLOURS)
     figure.colorbar(colours, ax=axes, location="bottom", fraction=0.03, aspect=60, label=caption)

@@ -45,8 +45,8 @@ def write_test_report(
         ((sample.image, sample.label, sample.kind, float(s), float(log)) for sample, s, log in rows),
     )
     plot_scores(out / "scores.png", labels, log_score, f"{images.name}: image scores of the test set")
-    chosen = [*_spread(np.flatnonzero(labels == 1), score, 8), *_spread(np.flatnonzero(labels == 0), score, 4)]
-    panels = [_panel(images.test[i], image_size, score[i], score_map[i]) for i in chosen]
+    chosen = [*_spread(np.flatnonzero(labels == 1), log_score, 8), *_spread(np.flatnonzero(labels == 0), log_score, 4)]
+    panels = [_panel(images.test[i], image_size, log_score[i], score_map[i]) for i in chosen]
     gallery(out / "heatmaps.png", panels, HEAT_SCALE, CAPTION)
 
 
@@ -104,9 +104,9 @@ def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
     return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
 
 
-def _panel(sample: Sample, image_size: tuple[int, int], score: float, score_map: np.ndarray) -> Panel:
+def _panel(sample: Sample, image_size: tuple[int, int], log_score: float, score_map: np.ndarray) -> Panel:
     mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
-    title = f"{sample.kind}  {sample.image.stem}  score {score:.3f}"
+    title = f"{sample.kind}  {sample.image.stem}  log score {log_score:.2f}"
     return Panel(as_pixels(load_image(sample.image, image_size)), score_map, title, mask)
 
 

@@ -84,6 +84,8 @@ def train(
     started = time.perf_counter()
     _compute_features(data, console)
     features_done = time.perf_counter()
+    # A folder that cannot be written should be found out before the training, not after.
+    out.mkdir(parents=True, exist_ok=True)
     _fit(module, data, recipe, console)
     finished = time.perf_counter()
 
