@@ -115,6 +115,13 @@ def test_visa_with_other_columns_says_which_are_needed(visa_root: Path) -> None:
         visa(visa_root, "pcb1")
 
 
+def test_visa_with_an_unknown_split_names_the_row(visa_root: Path) -> None:
+    rows = (visa_root / "split_csv/1cls.csv").read_text().replace("pcb1,test,normal", "pcb1,val,normal")
+    (visa_root / "split_csv/1cls.csv").write_text(rows)
+    with pytest.raises(InputError, match=r"split 'val', label 'normal' of pcb1/Data/Images/Normal/1\.JPG"):
+        visa(visa_root, "pcb1")
+
+
 def test_any_folder_with_tests_and_masks(tmp_path: Path) -> None:
     image(tmp_path / "mine/a/1.png")
     image(tmp_path / "mine/2.jpg")

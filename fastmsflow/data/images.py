@@ -79,6 +79,8 @@ def _open(path: str | Path) -> Image.Image:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise InputError(f"{path}: a folder, not an image") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to read it; change its mode or leave it out") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not an image that can be read; remove it or save it as PNG") from error
     except Image.DecompressionBombError as error:

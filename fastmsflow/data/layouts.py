@@ -70,6 +70,11 @@ def visa(root: str | Path, category: str) -> ImageSet:
     for row in _visa_rows(root):
         if row["object"] != category:
             continue
+        if row["split"] not in samples or row["label"] not in ("normal", "anomaly"):
+            raise InputError(
+                f"{root / VISA_SPLIT}: split {row['split']!r}, label {row['label']!r} of {row['image']};"
+                " splits are train and test, labels normal and anomaly"
+            )
         good = row["label"] == "normal"
         mask = root / row["mask"] if row["mask"] else None
         # VisA's masks number the defects from 1.
