@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from .model import MSFlow
@@ -150,7 +150,9 @@ def predict(
     network = _load(model)
     with _bar("scoring images") as advance:
         scores, faults = write_predictions(network, images, out, batch_size, advance)
-    table = Table("image", "score", "log score", title=f"highest {min(20, len(scores))} of {len(scores)}")
+    table = Table(
+        Column("image", overflow="fold"), "score", "log score", title=f"highest {min(20, len(scores))} of {len(scores)}"
+    )
     for path, score, log_score in scores[:20]:
         table.add_row(escape(str(path)), f"{score:.4f}", f"{log_score:.3f}")
     console.print(table)

@@ -110,6 +110,12 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch) -> None:
         read_image(path)
 
 
+def test_every_16_bit_value_becomes_the_nearest_of_8_bits(tmp_path: Path) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    read = np.asarray(read_image(saved(tmp_path, Image.fromarray(values))))[..., 0]
+    assert np.array_equal(read, (values.astype(int) + 128) // 257)
+
+
 def masked(folder: Path, mask: np.ndarray, above: int = 127) -> Sample:
     return Sample(
         saved(folder, Image.fromarray(COLOUR)), 1, saved(folder, Image.fromarray(mask), "mask.png"), "spot", above
@@ -138,6 +144,16 @@ def test_no_mask_means_nothing_is_marked(tmp_path: Path) -> None:
 def test_a_mask_of_another_size_names_both_files(tmp_path: Path) -> None:
     sample = masked(tmp_path, np.zeros((10, 12), np.uint8))
     with pytest.raises(InputError, match=r"mask\.png: the mask is 12x10, its image image\.png 64x48"):
+        load_mask(sample, (8, 8))
+
+
+def test_a_mask_whose_image_is_gone_or_too_large_names_the_image(tmp_path: Path, monkeypatch) -> None:
+    sample = masked(tmp_path, np.zeros((10, 12), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"image\.png: too large"):
+        load_mask(sample, (8, 8))
+    sample.image.unlink()
+    with pytest.raises(InputError, match=r"image\.png: no such file"):
         load_mask(sample, (8, 8))
 
 

@@ -122,6 +122,42 @@ def test_visa_with_an_unknown_split_names_the_row(visa_root: Path) -> None:
         visa(visa_root, "pcb1")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"object,split,label,image,mask\npcb1,train\n", "a row of 'pcb1' names no image"),
+        (b"object,split,label,image,mask\npcb1,train,anomaly,a.png,\n", "a.png is an anomaly in train"),
+        (b"object,split,label,image,mask\n\xff\xfe,train,normal,a.png,\n", "not CSV in UTF-8"),
+    ],
+    ids=["short row", "anomaly in train", "not UTF-8"],
+)
+def test_a_bad_visa_split_is_one_line_that_names_it(content: bytes, message: str, visa_root: Path) -> None:
+    (visa_root / "split_csv/1cls.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        visa(visa_root, "pcb1")
+
+
+def test_visa_with_a_byte_order_mark_is_read(visa_root: Path) -> None:
+    split = visa_root / "split_csv/1cls.csv"
+    split.write_text(split.read_text(), encoding="utf-8-sig")
+    assert len(visa(visa_root, "pcb1").train) == 1
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle")
+    mvtec_class(tmp_path, ".bottle.partial")
+    assert categories(tmp_path) == ["bottle"]
+
+
+def test_masks_keep_the_folders_below_a_kind(tmp_path: Path) -> None:
+    image(tmp_path / "mine/1.png")
+    for part in ("left", "right"):
+        image(tmp_path / f"check/dent/{part}/4.png")
+        image(tmp_path / f"masks/dent/{part}/4.png")
+    images = folder(tmp_path / "mine", tmp_path / "check", tmp_path / "masks")
+    assert [s.mask for s in images.test] == [tmp_path / f"masks/dent/{part}/4.png" for part in ("left", "right")]
+
+
 def test_any_folder_with_tests_and_masks(tmp_path: Path) -> None:
     image(tmp_path / "mine/a/1.png")
     image(tmp_path / "mine/2.jpg")

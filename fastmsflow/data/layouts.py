@@ -43,7 +43,7 @@ def categories(root: str | Path) -> list[str]:
     root = Path(root)
     if (root / VISA_SPLIT).is_file():
         return sorted({row["object"] for row in _visa_rows(root)})
-    return sorted(p.parents[1].name for p in root.glob("*/train/good") if p.is_dir())
+    return sorted(p.parents[1].name for p in root.glob("[!.]*/train/good") if p.is_dir())
 
 
 def mvtec(root: str | Path, category: str) -> ImageSet:
@@ -76,6 +76,8 @@ def visa(root: str | Path, category: str) -> ImageSet:
                 " splits are train and test, labels normal and anomaly"
             )
         good = row["label"] == "normal"
+        if row["split"] == "train" and not good:
+            raise InputError(f"{root / VISA_SPLIT}: {row['image']} is an anomaly in train; only normal images train")
         mask = root / row["mask"] if row["mask"] else None
         # VisA's masks number the defects from 1.
         samples[row["split"]].append(
@@ -104,14 +106,14 @@ def _by_kind(test: Path, masks: Path | None) -> tuple[Sample, ...]:
     for kind in kinds:
         for image in list_images(kind):
             good = kind.name == "good"
-            mask = None if good or masks is None else _mask_of(image, masks / kind.name)
+            mask = None if good or masks is None else _mask_of(image, masks / image.parent.relative_to(test))
             samples.append(Sample(image, int(not good), mask, kind.name))
     return tuple(samples)
 
 
 def _mask_of(image: Path, masks: Path) -> Path:
     for name in (f"{image.stem}_mask", image.stem):
-        for suffix in (".png", *{image.suffix, ".bmp", ".tif", ".tiff"}):
+        for suffix in (".png", image.suffix, ".bmp", ".tif", ".tiff"):
             if (masks / f"{name}{suffix}").is_file():
                 return masks / f"{name}{suffix}"
     raise InputError(f"{image}: has no mask; put {image.stem}_mask.png into {masks}")
@@ -127,11 +129,18 @@ def _known(root: Path, category: str) -> None:
 
 def _visa_rows(root: Path) -> list[dict[str, str]]:
     path = root / VISA_SPLIT
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        # Spreadsheets begin a saved CSV with a byte order mark.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not CSV in UTF-8 ({error}); copy it again") from error
     needed = {"object", "split", "label", "image", "mask"}
     if rows and not needed <= rows[0].keys():
         raise InputError(f"{path}: needs the columns {', '.join(sorted(needed))}")
+    for row in rows:
+        if not row["image"]:
+            raise InputError(f"{path}: a row of {row['object']!r} names no image; complete it or remove it")
     return rows
 
 

