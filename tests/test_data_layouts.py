@@ -168,6 +168,19 @@ def test_any_folder_with_tests_and_masks(tmp_path: Path) -> None:
     assert (images.name, len(images.train), len(images.test), images.has_masks) == ("mine", 2, 2, True)
 
 
+def test_a_plain_class_keeps_its_test_images_out_of_training(tmp_path: Path) -> None:
+    image(tmp_path / "part/test/dent/2.png")
+    with pytest.raises(InputError, match="no train folder"):
+        open_image_set(tmp_path / "part")
+    image(tmp_path / "part/train/1.png")
+    images = open_image_set(tmp_path / "part")
+    assert (images.name, len(images.train), len(images.test), images.has_masks) == ("part", 1, 1, False)
+    image(tmp_path / "part/ground_truth/dent/2.png")
+    assert open_image_set(tmp_path / "part").has_masks
+    with pytest.raises(InputError, match="name the test folder too"):
+        folder(tmp_path / "part/train", masks=tmp_path / "part/ground_truth")
+
+
 def test_a_flat_test_folder_is_explained(tmp_path: Path) -> None:
     image(tmp_path / "mine/1.png")
     image(tmp_path / "check/2.png")

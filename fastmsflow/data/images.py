@@ -1,5 +1,6 @@
 """Image files -> pixels. Every fault of a file is an InputError that names it."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +89,10 @@ def _size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _faults_named(path: str | Path) -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:

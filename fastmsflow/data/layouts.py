@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -15,7 +16,8 @@ DEFAULT_SIZE = (512, 512)
 
 
 def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
-    """``"elpv"`` or ``"textures"``, or a folder: VisA as published, the MVTec AD layout, or just images.
+    """``"elpv"`` or ``"textures"``, or a folder: VisA as published, the MVTec AD layout, train/ of good images beside
+    test/KIND and ground_truth/KIND, or just good images.
 
     ``category``: the class, where there are several. Errors: InputError naming what is there instead.
     """
@@ -30,7 +32,7 @@ def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
         return mvtec(root.resolve().parent, root.resolve().name)
     there = categories(root)
     if not there and category is None:
-        return folder(root)
+        return _plain(root)
     if category is None:
         if len(there) > 1:
             raise InputError(f"{root}: holds several classes; name one with --class: {', '.join(there)}")
@@ -90,8 +92,21 @@ def visa(root: str | Path, category: str) -> ImageSet:
 
 def folder(train: str | Path, test: str | Path | None = None, masks: str | Path | None = None) -> ImageSet:
     """Any folder of good images; ``test``: folders by kind, ``good`` among them; ``masks``: the same tree of masks."""
+    if masks is not None and test is None:
+        raise InputError(f"{masks}: masks are of test images; name the test folder too")
     tests = _by_kind(Path(test), Path(masks) if masks is not None else None) if test is not None else ()
     return ImageSet(Path(train).resolve().name, _good(Path(train)), tests)
+
+
+def _plain(root: Path) -> ImageSet:
+    """train/ of good images and, where they are there, test/KIND and ground_truth/KIND; or just images."""
+    train, test, truth = (root / name for name in ("train", "test", "ground_truth"))
+    if not train.is_dir():
+        if test.is_dir():
+            raise InputError(f"{root}: holds test images but no train folder; put the good images to learn from there")
+        return folder(root)
+    images = folder(train, test if test.is_dir() else None, truth if truth.is_dir() else None)
+    return replace(images, name=root.resolve().name)
 
 
 def _good(path: Path) -> tuple[Sample, ...]:

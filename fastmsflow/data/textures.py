@@ -135,8 +135,8 @@ def patch(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np
 
 
 def smear(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texture rubbed out."""
-    return _changed(tile, _blob(generator, (13, 22)), _blurred(tile, 4))
+    """The texture rubbed out, to a slight shine."""
+    return _changed(tile, _blob(generator, (13, 22)), _blurred(tile, 4) + 16)
 
 
 DEFECTS: dict[str, Defect] = {"scratch": scratch, "stain": stain, "hole": hole, "patch": patch, "smear": smear}
