@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back_to_the_bit(name: str, tmp_path: Path) -> N
     assert again["fusion_flow"].keys() == original["fusion_flow"].keys()
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_fusion_permutations_are_matched_by_length_in_any_order(order: tuple[int, ...], tmp_path: Path) -> None:
     content = checkpoint()
     fusion = content["fusion_flow"]
