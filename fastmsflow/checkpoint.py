@@ -4,10 +4,12 @@ One file, so that weights and configuration cannot part; safetensors, so that no
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,6 +42,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: a safetensors file, but not a fastmsflow checkpoint (no '{FORMAT}' in its header)")
     return tensors, json.loads(metadata["config"])
+
+
+def load_pickled(path: str | Path) -> Any:
+    """``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run."""
+    with warnings.catch_warnings():
+        # A protocol other than torch.save's: what such a file holds is checked, or refused, all the same.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

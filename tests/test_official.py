@@ -3,6 +3,7 @@
 import itertools
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,8 @@ def test_a_malicious_pickle_is_refused_and_never_run(zipped: bool, tmp_path: Pat
     path = written(content, tmp_path)
     if not zipped:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match="refused"):
+    with warnings.catch_warnings(), pytest.raises(InputError, match="refused"):
+        warnings.simplefilter("error")
         load_official(path)
     assert not (tmp_path / "owned").exists()
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..backend import Backend
-from ..checkpoint import summary
+from ..checkpoint import load_pickled, summary
 from ..errors import InputError
 from ..files import written_aside
 from ..model import MultiScaleFlow
@@ -81,14 +81,14 @@ def save_official(
 
 
 def read_pickle(path: str | Path) -> dict[str, Any]:
-    """``torch.load`` with weights_only=True, so that nothing in the file can run.
+    """The content of an official checkpoint; nothing in it is run.
 
     Errors: InputError where the file is missing, damaged, or holds more than tensors and plain containers.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of an official MSFlow checkpoint (.pt)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: refused: it is damaged or holds more than tensors, and could run code; get it from a source"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..checkpoint import summary
+from ..checkpoint import load_pickled, summary
 from ..errors import InputError, UnavailableError
 
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
@@ -269,7 +269,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickled(path)
     # A damaged file can raise nearly anything. PyTorch's message is left out: it advises to trust the file.
     except Exception as error:
         raise InputError(
