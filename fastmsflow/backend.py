@@ -5,17 +5,23 @@ The innermost ``with fastmsflow.backend.use(...)`` decides; without one the mode
 serve, plain PyTorch otherwise. A backend asked for by name that cannot serve raises.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
-from . import kernels
+import torch
+from torch import Tensor
+
 from .errors import InputError, UnavailableError
 
 Backend = Literal["auto", "triton", "torch"]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LOWEST_CAPABILITY = (8, 0)
 
+_faults: dict[torch.device, str | None] = {}
 _override: ContextVar[Backend | None] = ContextVar("fastmsflow_backend", default=None)
 
 
@@ -36,11 +42,49 @@ def use(name: Backend) -> Iterator[None]:
         _override.reset(token)
 
 
-def resolve(model_choice: Backend = "auto") -> Literal["triton", "torch"]:
-    """The backend that computes now. Errors: UnavailableError where Triton was asked for and cannot serve."""
+def uses_triton(model_choice: Backend, x: Tensor) -> bool:
+    """Whether the kernels compute an operation on ``x`` now.
+
+    Errors: UnavailableError, or InputError where it is the tensor, if Triton was asked for and cannot serve.
+    """
     choice = _override.get() or model_choice
     if choice == "auto":
         choice = check(os.environ.get("FASTMSFLOW_BACKEND", "auto"))
-    if choice == "triton" and not kernels.OPERATIONS:
-        raise UnavailableError("backend 'triton': this version has no Triton kernels yet; use 'auto' or 'torch'")
-    return "torch"
+    if choice == "triton":
+        _require_triton(x)
+        return True
+    return choice == "auto" and x.is_cuda and x.dtype in DTYPES and _triton_fault(x.device) is None
+
+
+def _require_triton(x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        raise InputError(f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}; use 'torch' for it")
+    fault = _triton_fault(x.device)
+    if fault is not None:
+        raise UnavailableError(f"backend 'triton': {fault}")
+
+
+def _triton_fault(device: torch.device) -> str | None:
+    """Why the kernels cannot run on ``device``, and what to do about it."""
+    # Not functools.cache: torch.compile looks through that and warns.
+    if device not in _faults:
+        _faults[device] = _find_triton_fault(device)
+    return _faults[device]
+
+
+def _find_triton_fault(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton, or use 'torch'"
+    from .kernels.launch import INTERPRETED
+
+    if INTERPRETED:
+        return None
+    if device.type != "cuda":
+        return (
+            f"a {device.type} tensor was given, and the kernels run on GPUs; use 'torch', or set TRITON_INTERPRET=1"
+            " before the import to run them in Triton's interpreter"
+        )
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < LOWEST_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} is older than the kernels serve (compute capability 8.0); use 'torch'"
+    return None

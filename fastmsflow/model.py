@@ -16,8 +16,8 @@ from .nn.fusion_flow import FusionFlow
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
+from .ops.likelihood import negative_log_likelihood
 from .reference.coupling import ClampForm
-from .reference.likelihood import negative_log_likelihood
 from .scoring import TOP_K, additive_score_map, score_latents
 
 
@@ -77,28 +77,27 @@ class MultiScaleFlow(nn.Module):
         """
         self._check(features)
         results = [
-            flow(level, code(level))
+            flow(level, code(level), self.backend)
             for flow, code, level in zip(self.parallel_flows, self.position_codes, features, strict=True)
         ]
-        z, log_det = self.fusion_flow([level for level, _ in results])
+        z, log_det = self.fusion_flow([level for level, _ in results], self.backend)
         return z, log_det + sum(level_log_det for _, level_log_det in results)
 
     def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """z per level -> features, log_det (B,) of this direction: minus forward's at the same point."""
         self._check(z)
-        levels, log_det = self.fusion_flow.inverse(z)
+        levels, log_det = self.fusion_flow.inverse(z, self.backend)
         results = [
-            flow.inverse(level, code(level))
+            flow.inverse(level, code(level), self.backend)
             for flow, code, level in zip(self.parallel_flows, self.position_codes, levels, strict=True)
         ]
         return [level for level, _ in results], log_det + sum(level_log_det for _, level_log_det in results)
 
     def nll(self, features: Sequence[Tensor]) -> Tensor:
         """0.5 sum z^2 - log_det per image, (B,), in nats up to a constant. Training minimises its mean."""
-        return negative_log_likelihood(*self(features))
+        return negative_log_likelihood(*self(features), self.backend)
 
     def _check(self, levels: Sequence[Tensor]) -> None:
-        backends.resolve(self.backend)
         if len(levels) != len(self.channels):
             raise InputError(f"{len(levels)} levels given; this flow has {len(self.channels)}")
         for i, (level, c) in enumerate(zip(levels, self.channels, strict=True)):
@@ -191,7 +190,7 @@ class MSFlow(nn.Module):
     @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
         """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``."""
-        scores = score_latents(self(images)[0], self.image_size, top_k)
+        scores = score_latents(self(images)[0], self.image_size, top_k, self.flow.backend)
         return Prediction(
             scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
         )

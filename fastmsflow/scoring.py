@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .reference.likelihood import log_likelihood_maps
-from .reference.score_map import additive_likelihood, multiplicative_log_likelihood, top_k
+from .backend import Backend
+from .ops.likelihood import log_likelihood_maps
+from .ops.score_map import score_maps
+from .reference.score_map import top_k
 
 TOP_K = 0.03
 
@@ -34,15 +36,16 @@ class Scores(NamedTuple):
         return 1 - self.log_likelihood.exp()
 
 
-def score_latents(z: Sequence[Tensor], image_size: tuple[int, int], top_k_share: float = TOP_K) -> Scores:
+def score_latents(
+    z: Sequence[Tensor], image_size: tuple[int, int], top_k_share: float = TOP_K, backend: Backend = "auto"
+) -> Scores:
     """``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps."""
-    logp = log_likelihood_maps(z)
-    log_likelihood = multiplicative_log_likelihood(logp, image_size)
+    log_likelihood, likelihood_add = score_maps(log_likelihood_maps(z, backend), image_size, backend)
     least_likely = top_k(-log_likelihood, top_k_share)
     return Scores(
         score=(1 - (-least_likely).exp()).mean(dim=1),
         log_score=least_likely.mean(dim=1),
-        likelihood_add=additive_likelihood(logp, image_size),
+        likelihood_add=likelihood_add,
         log_likelihood=log_likelihood,
     )
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
-from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
+from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.nn.position import position_code
 from fastmsflow.reference.likelihood import negative_log_likelihood
 
@@ -95,7 +95,7 @@ def test_condition_map_is_computed_once_for_given_weights(monkeypatch) -> None:
         )
         second = flow(x)[0]
     blocks = sum(flow.blocks)
-    fusion = 2 * (2 + 2 * len(flow.channels))
+    fusion = 2 * (2 + len(flow.channels))
     assert len(calls) == 2 * blocks + fusion  # none left for the condition
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -208,19 +208,6 @@ def test_a_flow_that_cannot_be_is_refused(options: dict, message: str) -> None:
 def test_features_that_do_not_fit_are_refused(levels, message: str) -> None:
     with pytest.raises(InputError, match=message):
         small_flow().double()(levels(inputs()))
-
-
-def test_triton_asked_for_by_name_says_why_it_cannot_serve(monkeypatch) -> None:
-    x = inputs(dtype=torch.float32)
-    with pytest.raises(UnavailableError, match="no Triton kernels"):
-        small_flow(backend="triton")(x)
-    with backend.use("triton"), pytest.raises(UnavailableError):
-        small_flow()(x)
-    monkeypatch.setenv("FASTMSFLOW_BACKEND", "triton")
-    with pytest.raises(UnavailableError):
-        small_flow()(x)
-    with backend.use("torch"):
-        small_flow(backend="triton")(x)
 
 
 def test_nan_in_gives_nan_out_not_an_error() -> None:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from ..backend import Backend
 from ..errors import InputError
-from ..reference import coupling
-from ..reference.coupling import ClampForm
+from ..ops import coupling as ops
+from ..reference.coupling import ClampForm, initial_global_scale, kept_channels
 from .subnet import ConditionedSubnet
 
 
@@ -24,30 +25,21 @@ class CouplingBlock(nn.Module):
         self.half = channels // 2
         self.clamp = clamp
         self.clamp_form: ClampForm = clamp_form
-        self.global_scale = nn.Parameter(torch.full((channels,), coupling.initial_global_scale()))
+        self.global_scale = nn.Parameter(torch.full((channels,), initial_global_scale()))
         self.global_offset = nn.Parameter(torch.zeros(channels))
         self.register_buffer("perm", torch.randperm(channels))
         self.subnet = ConditionedSubnet(self.half, condition_channels, 2 * self.half)
 
-    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
         """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape and dtype, log_det (B,)."""
-        x1, x2 = x.chunk(2, dim=1)
-        raw_s, t = self._scale_and_shift(x1, condition)
-        y2, log_det = coupling.affine_forward(x2, raw_s, t, self.clamp, self.clamp_form)
-        y, log_det_global = coupling.global_affine_forward(
-            torch.cat((x1, y2), dim=1), self.global_scale, self.global_offset
-        )
-        return coupling.permute_channels(y, self.perm), log_det + log_det_global
+        raw = self.subnet(x[:, : self.half], condition, backend)
+        return ops.coupling(x, raw, *self._fixed, self.clamp, self.clamp_form, backend)
 
-    def inverse(self, z: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
         """z (B, C, H, W) -> x, and the log_det (B,) of this direction."""
-        y = coupling.permute_channels(z, coupling.invert_permutation(self.perm))
-        y, log_det_global = coupling.global_affine_inverse(y, self.global_scale, self.global_offset)
-        x1, y2 = y.chunk(2, dim=1)
-        raw_s, t = self._scale_and_shift(x1, condition)
-        x2, log_det = coupling.affine_inverse(y2, raw_s, t, self.clamp, self.clamp_form)
-        return torch.cat((x1, x2), dim=1), log_det + log_det_global
+        raw = self.subnet(kept_channels(z, *self._fixed, self.half), condition, backend)
+        return ops.coupling_inverse(z, raw, *self._fixed, self.clamp, self.clamp_form, backend)
 
-    def _scale_and_shift(self, x1: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        raw_s, t = (coupling.SUBNET_SCALE * self.subnet(x1, condition)).chunk(2, dim=1)
-        return raw_s, t
+    @property
+    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.global_scale, self.global_offset, self.perm

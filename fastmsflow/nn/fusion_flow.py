@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..reference import coupling
-from ..reference.fusion import clamp_output
+from ..backend import Backend
+from ..ops import coupling as ops
+from ..reference.coupling import invert_permutation, permute_channels
 from .subnet import FusionSubnet
 
 
@@ -22,29 +23,30 @@ class FusionFlow(nn.Module):
         self.subnet_1 = FusionSubnet(halves)
         self.subnet_2 = FusionSubnet(halves)
 
-    def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """x (B, C_l, H_l, W_l) per level -> z of the same shapes, log_det (B,)."""
-        permuted = [coupling.permute_channels(level, self.get_buffer(f"perm{i}")) for i, level in enumerate(x)]
+        permuted = [permute_channels(level, self.get_buffer(f"perm{i}")) for i, level in enumerate(x)]
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in permuted), strict=True)
-        y1, log_det_2 = self._couple(coupling.affine_forward, h1, self.subnet_2(h2))
-        y2, log_det_1 = self._couple(coupling.affine_forward, h2, self.subnet_1(y1))
-        z = [clamp_output(torch.cat(pair, dim=1)) for pair in zip(y1, y2, strict=True)]
-        return z, log_det_1 + log_det_2
+        pairs = zip(h1, self.subnet_2(h2, backend), strict=True)
+        y1, log_dets_2 = zip(*(ops.cross_coupling(h, raw, self.clamp, backend) for h, raw in pairs), strict=True)
+        triples = zip(y1, h2, self.subnet_1(y1, backend), strict=True)
+        z, log_dets_1 = zip(
+            *(ops.joining_cross_coupling(y, h, raw, self.clamp, backend) for y, h, raw in triples), strict=True
+        )
+        return list(z), sum(log_dets_1) + sum(log_dets_2)
 
-    def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """z -> x, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
         y1, y2 = zip(*(level.chunk(2, dim=1) for level in z), strict=True)
-        h2, log_det_1 = self._couple(coupling.affine_inverse, y2, self.subnet_1(y1))
-        h1, log_det_2 = self._couple(coupling.affine_inverse, y1, self.subnet_2(h2))
+        h2, log_det_1 = self._undo(y2, self.subnet_1(y1, backend), backend)
+        h1, log_det_2 = self._undo(y1, self.subnet_2(h2, backend), backend)
         x = [
-            coupling.permute_channels(torch.cat(pair, dim=1), coupling.invert_permutation(self.get_buffer(f"perm{i}")))
+            permute_channels(torch.cat(pair, dim=1), invert_permutation(self.get_buffer(f"perm{i}")))
             for i, pair in enumerate(zip(h1, h2, strict=True))
         ]
         return x, log_det_1 + log_det_2
 
-    def _couple(self, affine, halves, scales_and_shifts) -> tuple[list[Tensor], Tensor]:
-        levels, log_dets = zip(
-            *(affine(h, s, t, self.clamp, "atan") for h, (s, t) in zip(halves, scales_and_shifts, strict=True)),
-            strict=True,
-        )
-        return list(levels), sum(log_dets)
+    def _undo(self, y: Sequence[Tensor], raws: Sequence[Tensor], backend: Backend) -> tuple[list[Tensor], Tensor]:
+        pairs = zip(y, raws, strict=True)
+        h, log_dets = zip(*(ops.cross_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
+        return list(h), sum(log_dets)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..backend import Backend
 from ..reference.coupling import ClampForm
 from ..reference.dtypes import accumulation_dtype
 from .coupling_block import CouplingBlock
@@ -17,18 +18,18 @@ class ParallelFlow(nn.Module):
             CouplingBlock(channels, condition_channels, clamp, clamp_form) for _ in range(blocks)
         )
 
-    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
         """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape, log_det (B,)."""
         log_det = torch.zeros(x.shape[0], dtype=accumulation_dtype(x.dtype), device=x.device)
         for block in self.blocks:
-            x, block_log_det = block(x, condition)
+            x, block_log_det = block(x, condition, backend)
             log_det = log_det + block_log_det
         return x, log_det
 
-    def inverse(self, z: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
         """z -> x, and the log_det (B,) of this direction."""
         log_det = torch.zeros(z.shape[0], dtype=accumulation_dtype(z.dtype), device=z.device)
         for block in reversed(self.blocks):
-            z, block_log_det = block.inverse(z, condition)
+            z, block_log_det = block.inverse(z, condition, backend)
             log_det = log_det + block_log_det
         return z, log_det

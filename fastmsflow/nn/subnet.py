@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..backend import Backend
+from ..ops.layer_norm import layer_norm_relu
 from ..reference.conv3x3 import conv3x3
 from ..reference.fusion import pool_and_concat, split_and_upsample
-from ..reference.layer_norm import LAYER_NORM_EPS, layer_norm_relu
+from ..reference.layer_norm import LAYER_NORM_EPS
 
 
 class ConditionedSubnet(nn.Module):
@@ -26,10 +28,13 @@ class ConditionedSubnet(nn.Module):
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
         self._kept: tuple[tuple[object, ...], Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
-        hidden = conv3x3(x, self.conv1.weight[:, : self.in_channels]) + self._condition_map(condition)
-        hidden = layer_norm_relu(hidden, self.norm.weight, self.norm.bias)
+        hidden = conv3x3(x, self.conv1.weight[:, : self.in_channels])
+        condition_map: Tensor | None = self._condition_map(condition)
+        if len(condition) > 1:
+            hidden, condition_map = hidden + condition_map, None
+        hidden = layer_norm_relu(hidden, self.norm.weight, self.norm.bias, condition_map, backend)
         return conv3x3(hidden, self.conv2.weight, self.conv2.bias)
 
     def _condition_map(self, condition: Tensor) -> Tensor:
@@ -49,7 +54,7 @@ class ConditionedSubnet(nn.Module):
 
 
 class FusionSubnet(nn.Module):
-    """Pools the levels to the last one's grid, mixes them, spreads the result back and predicts (s, t) per level."""
+    """Pools the levels to the last one's grid, mixes them, spreads the result back; predicts log-scales and shifts."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -60,12 +65,12 @@ class FusionSubnet(nn.Module):
         self.conv_s = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
         self.conv_t = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """maps (B, C_l, H_l, W_l) -> per level (raw_s, t), each of the level's shape."""
+    def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
+        """maps (B, C_l, H_l, W_l) -> per level (B, 2 C_l, H_l, W_l): log-scales, then shifts."""
         joint = conv3x3(pool_and_concat(maps), self.conv1.weight, self.conv1.bias)
-        joint = layer_norm_relu(joint, self.norm.weight, self.norm.bias)
+        joint = layer_norm_relu(joint, self.norm.weight, self.norm.bias, backend=backend)
         joint = conv3x3(joint, self.conv2.weight, self.conv2.bias).relu()
         return [
-            (conv3x3(level, s.weight, s.bias), conv3x3(level, t.weight, t.bias))
+            conv3x3(level, torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias)))
             for level, s, t in zip(split_and_upsample(joint, maps), self.conv_s, self.conv_t, strict=True)
         ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dtypes import accumulation_dtype
+from .fusion import clamp_output
 
 ClampForm = Literal["tanh", "scaled_tanh", "atan"]
 
@@ -79,3 +80,71 @@ def permute_channels(x: Tensor, perm: Tensor) -> Tensor:
 def invert_permutation(perm: Tensor) -> Tensor:
     """The permutation that undoes ``perm``."""
     return torch.argsort(perm)
+
+
+def coupling(
+    x: Tensor,
+    raw: Tensor,
+    global_scale: Tensor,
+    global_offset: Tensor,
+    perm: Tensor,
+    clamp: float,
+    form: ClampForm,
+) -> tuple[Tensor, Tensor]:
+    """One block of a parallel flow, its subnet's output being ``raw``.
+
+    x (B, C, H, W); raw (B, 2 b, H, W): log-scales and shifts of x's last b channels; global_scale, global_offset (C,);
+    perm int64 (C,) -> z of x's shape and dtype, log_det (B,) in float32 or better.
+    """
+    kept, changed, raw_s, t = _split(x, raw)
+    y, log_det = affine_forward(changed, raw_s, t, clamp, form)
+    y, log_det_global = global_affine_forward(torch.cat((kept, y), dim=1), global_scale, global_offset)
+    return permute_channels(y, perm), log_det + log_det_global
+
+
+def coupling_inverse(
+    z: Tensor,
+    raw: Tensor,
+    global_scale: Tensor,
+    global_offset: Tensor,
+    perm: Tensor,
+    clamp: float,
+    form: ClampForm,
+) -> tuple[Tensor, Tensor]:
+    """The inverse of ``coupling``: z -> x, and the log_det (B,) of this direction."""
+    y = permute_channels(z, invert_permutation(perm))
+    y, log_det_global = global_affine_inverse(y, global_scale, global_offset)
+    kept, changed, raw_s, t = _split(y, raw)
+    x, log_det = affine_inverse(changed, raw_s, t, clamp, form)
+    return torch.cat((kept, x), dim=1), log_det + log_det_global
+
+
+def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, perm: Tensor, kept: int) -> Tensor:
+    """The first ``kept`` channels of x, from z alone: what the subnet needs before ``coupling_inverse``."""
+    y = permute_channels(z, invert_permutation(perm)[:kept])
+    return global_affine_inverse(y, global_scale[:kept], global_offset[:kept])[0]
+
+
+def cross_coupling(x: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """The fusion flow's coupling of a level: x (B, b, H, W), raw (B, 2 b, H, W) -> y of x's shape, log_det (B,)."""
+    _, changed, raw_s, t = _split(x, raw, scale=1.0)
+    return affine_forward(changed, raw_s, t, clamp, "atan")
+
+
+def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """The inverse of ``cross_coupling``: y -> x, and the log_det (B,) of this direction."""
+    _, changed, raw_s, t = _split(y, raw, scale=1.0)
+    return affine_inverse(changed, raw_s, t, clamp, "atan")
+
+
+def joining_cross_coupling(kept: Tensor, x: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """``cross_coupling`` of x, behind the kept channels, bounded to +-1e6: (B, a + b, H, W), log_det (B,)."""
+    y, log_det = cross_coupling(x, raw, clamp)
+    return clamp_output(torch.cat((kept, y), dim=1)), log_det
+
+
+def _split(x: Tensor, raw: Tensor, scale: float = SUBNET_SCALE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> kept and changed channels of x, log-scales, shifts."""
+    changed = raw.shape[1] // 2
+    scaled = raw.to(accumulation_dtype(raw.dtype)) * scale
+    return x[:, : x.shape[1] - changed], x[:, x.shape[1] - changed :], scaled[:, :changed], scaled[:, changed:]

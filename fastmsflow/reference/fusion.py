@@ -9,10 +9,14 @@ from torch import Tensor
 OUTPUT_LIMIT = 1e6
 
 
+def output_limit(dtype: torch.dtype) -> float:
+    """The bound of the fusion flow's output: 1e6, or what the dtype holds (float16: 65504)."""
+    return min(OUTPUT_LIMIT, torch.finfo(dtype).max)
+
+
 def clamp_output(z: Tensor) -> Tensor:
-    """Bounds the fusion flow's output to +-1e6, or to what the dtype holds (float16: 65504)."""
-    limit = min(OUTPUT_LIMIT, torch.finfo(z.dtype).max)
-    return z.clamp(-limit, limit)
+    """Bounds the fusion flow's output."""
+    return z.clamp(-output_limit(z.dtype), output_limit(z.dtype))
 
 
 def pool_and_concat(maps: Sequence[Tensor]) -> Tensor:

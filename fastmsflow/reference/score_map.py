@@ -22,6 +22,11 @@ def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> 
     return sum(upsample((level - level.amax(dim=(1, 2), keepdim=True)).exp(), image_size) for level in logp)
 
 
+def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(L, A) of fastmsflow.scoring: logp (B, h_l, w_l) per level -> (B, H, W) each."""
+    return multiplicative_log_likelihood(logp, image_size), additive_likelihood(logp, image_size)
+
+
 def top_k(score_map: Tensor, fraction: float) -> Tensor:
     """The int(H W fraction) largest pixels of each map (at least one): (B, H, W) -> (B, k)."""
     flat = score_map.flatten(1)

@@ -1,0 +1,166 @@
+"""Affine couplings: within a level, and across the levels."""
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, uses_triton
+from ..errors import InputError
+from ..reference import coupling as reference
+from ..reference.coupling import SUBNET_SCALE, ClampForm
+from ..reference.fusion import output_limit
+from .layout import channels_last_like
+
+
+def coupling(
+    x: Tensor,
+    raw: Tensor,
+    global_scale: Tensor,
+    global_offset: Tensor,
+    perm: Tensor,
+    clamp: float,
+    form: ClampForm,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.coupling. Differentiable by x, raw, global_scale and global_offset."""
+    _check(x.shape[1], x, raw)
+    if not uses_triton(backend, x):
+        return reference.coupling(x, raw, global_scale, global_offset, perm, clamp, form)
+    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, False, x)
+
+
+def coupling_inverse(
+    z: Tensor,
+    raw: Tensor,
+    global_scale: Tensor,
+    global_offset: Tensor,
+    perm: Tensor,
+    clamp: float,
+    form: ClampForm,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.coupling_inverse. Differentiable by the same."""
+    _check(z.shape[1], z, raw)
+    if not uses_triton(backend, z):
+        return reference.coupling_inverse(z, raw, global_scale, global_offset, perm, clamp, form)
+    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, True, z)
+
+
+def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.cross_coupling. Differentiable by x and raw."""
+    _check(x.shape[1], x, raw)
+    if not uses_triton(backend, x):
+        return reference.cross_coupling(x, raw, clamp)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, False, x)
+
+
+def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.cross_coupling_inverse. Differentiable by y and raw."""
+    _check(y.shape[1], y, raw)
+    if not uses_triton(backend, y):
+        return reference.cross_coupling_inverse(y, raw, clamp)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, True, y)
+
+
+def joining_cross_coupling(
+    kept: Tensor, x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.joining_cross_coupling. Differentiable by kept, x and raw."""
+    _check(x.shape[1], x, raw)
+    if not uses_triton(backend, x):
+        return reference.joining_cross_coupling(kept, x, raw, clamp)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, kept, x)
+
+
+def _check(channels: int, x: Tensor, raw: Tensor) -> None:
+    """Errors: InputError where the subnet's output does not fit what it transforms."""
+    if x.ndim != 4 or raw.ndim != 4 or raw.shape[2:] != x.shape[2:] or len(raw) != len(x):
+        raise InputError(f"x is {tuple(x.shape)} and raw {tuple(raw.shape)}; they need the same batch and grid")
+    if raw.shape[1] % 2 or raw.shape[1] // 2 > channels:
+        raise InputError(f"raw has {raw.shape[1]} channels: two for each of at most {channels} transformed ones")
+    if raw.device != x.device:
+        raise InputError(f"x is on {x.device}, raw on {raw.device}; move them to one device")
+
+
+class Coupling(torch.autograd.Function):
+    """``parts``: x, or its kept and its transformed channels; where ``inverse``, z."""
+
+    @staticmethod
+    def forward(ctx, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, *parts):
+        out, log_det = _coupling(
+            list(parts), raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse
+        )
+        ctx.options = (raw_scale, clamp, form, limit, inverse)
+        ctx.save_for_backward(raw, global_scale, global_offset, perm, *([out] if inverse else parts))
+        return out, log_det
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_log_det):
+        raw, global_scale, global_offset, perm, *parts = ctx.saved_tensors
+        raw_scale, clamp, form, limit, inverse = ctx.options
+        grads = _coupling_backward(
+            grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse
+        )
+        grad_parts, grad_raw = grads[: len(parts)], grads[len(parts)]
+        grad_scale = grad_offset = None
+        if global_scale is not None:
+            # log_det holds H W log g of each channel, once an image; inverse, minus that.
+            through_log_det = raw.shape[2] * raw.shape[3] * grad_log_det.sum()
+            gain = reference.global_gain(global_scale)
+            grad_gain = grads[-2] + (-through_log_det if inverse else through_log_det) / gain
+            grad_scale = (grad_gain * 0.1 * torch.sigmoid(0.5 * global_scale.float())).to(global_scale.dtype)
+            grad_offset = grads[-1].to(global_offset.dtype)
+        return grad_raw, grad_scale, grad_offset, None, None, None, None, None, None, *grad_parts
+
+
+@torch.library.custom_op("fastmsflow::coupling", mutates_args=())
+def _coupling(
+    parts: list[Tensor],
+    raw: Tensor,
+    global_scale: Tensor | None,
+    global_offset: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    from ..kernels import coupling as kernels
+
+    return kernels.coupling(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse)
+
+
+@_coupling.register_fake
+def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse):
+    channels = sum(part.shape[1] for part in parts)
+    return channels_last_like(parts[0], channels), raw.new_empty(len(raw), dtype=torch.float32)
+
+
+@torch.library.custom_op("fastmsflow::coupling_backward", mutates_args=())
+def _coupling_backward(
+    grad_out: Tensor,
+    grad_log_det: Tensor,
+    parts: list[Tensor],
+    raw: Tensor,
+    global_scale: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    inverse: bool,
+) -> list[Tensor]:
+    from ..kernels import coupling as kernels
+
+    return kernels.coupling_backward(
+        grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse
+    )
+
+
+@_coupling_backward.register_fake
+def _(grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse):
+    grads = [channels_last_like(part, part.shape[1]) for part in [*parts, raw]]
+    if global_scale is None:
+        return grads
+    channels = sum(part.shape[1] for part in parts)
+    return [*grads, *(raw.new_empty(channels, dtype=torch.float32) for _ in range(2))]

@@ -1,0 +1,72 @@
+"""Layer normalisation over the channels of each pixel, then ReLU."""
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, uses_triton
+from ..errors import InputError
+from ..reference import layer_norm as reference
+from ..reference.layer_norm import LAYER_NORM_EPS
+from .layout import channels_last_like
+
+
+def layer_norm_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor | None = None, backend: Backend = "auto"
+) -> Tensor:
+    """See fastmsflow.reference.layer_norm.layer_norm_relu. Differentiable by all its tensors."""
+    if x.ndim != 4 or weight.shape != (x.shape[1],) or bias.shape != weight.shape:
+        raise InputError(
+            f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)};"
+            " they need to be (B, C, H, W), (C,) and (C,)"
+        )
+    if condition is not None and condition.shape != (1, *x.shape[1:]):
+        raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
+    if not uses_triton(backend, x):
+        return reference.layer_norm_relu(x, weight, bias, condition)
+    return LayerNormReLU.apply(x, weight, bias, condition)
+
+
+class LayerNormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, condition):
+        y, mean, rstd = _layer_norm_relu(x, condition, weight, bias, LAYER_NORM_EPS)
+        ctx.save_for_backward(x, weight, bias, condition, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, weight, bias, condition, mean, rstd = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = _layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
+        grad_condition = None
+        if condition is not None:
+            grad_condition = grad_x.sum(dim=0, keepdim=True, dtype=torch.float32).to(condition.dtype)
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_condition
+
+
+@torch.library.custom_op("fastmsflow::layer_norm_relu", mutates_args=())
+def _layer_norm_relu(
+    x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels import layer_norm as kernels
+
+    return kernels.layer_norm_relu(x, condition, weight, bias, eps)
+
+
+@_layer_norm_relu.register_fake
+def _(x, condition, weight, bias, eps):
+    pixels = len(x) * x.shape[2] * x.shape[3]
+    return channels_last_like(x, x.shape[1]), *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
+
+
+@torch.library.custom_op("fastmsflow::layer_norm_relu_backward", mutates_args=())
+def _layer_norm_relu_backward(
+    grad_y: Tensor, x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels import layer_norm as kernels
+
+    return kernels.layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
+
+
+@_layer_norm_relu_backward.register_fake
+def _(grad_y, x, condition, weight, bias, mean, rstd):
+    return channels_last_like(x, x.shape[1]), *(weight.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))

@@ -1,0 +1,61 @@
+"""Likelihood of latents under a standard normal."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, uses_triton
+from ..reference import likelihood as reference
+from .layout import channels_last_like
+
+
+def log_likelihood_maps(z: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
+    """See fastmsflow.reference.likelihood.log_likelihood_maps. Differentiable by z."""
+    if not uses_triton(backend, z[0]):
+        return reference.log_likelihood_maps(z)
+    return list(LogLikelihoodMaps.apply(*z))
+
+
+def negative_log_likelihood(z: Sequence[Tensor], log_det: Tensor, backend: Backend = "auto") -> Tensor:
+    """See fastmsflow.reference.likelihood.negative_log_likelihood. Differentiable by z and log_det."""
+    if not uses_triton(backend, z[0]):
+        return reference.negative_log_likelihood(z, log_det)
+    maps = LogLikelihoodMaps.apply(*z)
+    total = sum(level.shape[1] * logp.sum(dim=(1, 2)) for level, logp in zip(z, maps, strict=True))
+    return -total - log_det
+
+
+class LogLikelihoodMaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *z):
+        ctx.save_for_backward(*z)
+        return tuple(_log_likelihood_maps(list(z)))
+
+    @staticmethod
+    def backward(ctx, *grad_logps):
+        return tuple(_log_likelihood_maps_backward(list(grad_logps), list(ctx.saved_tensors)))
+
+
+@torch.library.custom_op("fastmsflow::log_likelihood_maps", mutates_args=())
+def _log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
+    from ..kernels import likelihood as kernels
+
+    return kernels.log_likelihood_maps(z)
+
+
+@_log_likelihood_maps.register_fake
+def _(z):
+    return [level.new_empty((len(level), *level.shape[2:]), dtype=torch.float32) for level in z]
+
+
+@torch.library.custom_op("fastmsflow::log_likelihood_maps_backward", mutates_args=())
+def _log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> list[Tensor]:
+    from ..kernels import likelihood as kernels
+
+    return kernels.log_likelihood_maps_backward(grad_logps, z)
+
+
+@_log_likelihood_maps_backward.register_fake
+def _(grad_logps, z):
+    return [channels_last_like(level, level.shape[1]) for level in z]

@@ -1,0 +1,163 @@
+"""LayerNorm over the channels of each pixel, then ReLU; before it, optionally, the addition of the condition's map.
+
+A program holds whole rows in registers. Backward, a program takes LOOP tiles of rows one after the other and writes one
+partial sum of the parameters' gradients, so that the sum's order never changes.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import on, tile
+from .rows import as_rows, new_rows
+
+LOOP = 8
+
+
+@triton.jit
+def _rows(block, rows, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """-> first row (int64), row offsets, columns, mask of the tile, mask of the rows."""
+    row = block.to(tl.int64) * BLOCK_P
+    p = tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    valid = row + p < rows
+    return row, p, c, valid[:, None] & (c < channels)[None, :], valid
+
+
+@triton.jit
+def _load(x, condition, row, p, c, mask, pixels, channels, x_stride):
+    """x plus the condition's map, in float32; 0 outside the mask."""
+    value = tl.load(x + row * x_stride + p[:, None] * x_stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    if condition is not None:
+        pixel = ((row + p) % pixels).to(tl.int32)
+        value += tl.load(condition + pixel[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def layer_norm_relu_kernel(
+    x,  # (rows, x_stride)
+    condition,  # (pixels, channels), added to every image, or None
+    weight,  # (channels,)
+    bias,  # (channels,)
+    y,  # (rows, channels)
+    mean,  # (rows,) float32
+    rstd,  # (rows,) float32
+    rows,
+    pixels,
+    channels,
+    x_stride,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row, p, c, mask, valid = _rows(tl.program_id(0), rows, channels, BLOCK_P, BLOCK_C)
+    value = _load(x, condition, row, p, c, mask, pixels, channels, x_stride)
+    average = tl.sum(value, axis=1) / channels
+    centred = tl.where(mask, value - average[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+    w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
+    out = centred * scale[:, None] * w[None, :] + b[None, :]
+    out = tl.where(out < 0, 0.0, out)
+    tl.store(y + row * channels + p[:, None] * channels + c[None, :], out.to(y.dtype.element_ty), mask=mask)
+    tl.store(mean + row + p, average, mask=valid)
+    tl.store(rstd + row + p, scale, mask=valid)
+
+
+@triton.jit
+def layer_norm_relu_backward_kernel(
+    grad_y,  # (rows, grad_stride)
+    x,  # as for layer_norm_relu_kernel
+    condition,
+    weight,
+    bias,
+    mean,
+    rstd,
+    grad_x,  # (rows, channels)
+    partial_weight,  # (programs, channels) float32
+    partial_bias,  # likewise
+    rows,
+    pixels,
+    channels,
+    x_stride,
+    grad_stride,
+    LOOP: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c = tl.arange(0, BLOCK_C)
+    w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
+    sum_weight = tl.zeros((BLOCK_C,), tl.float32)
+    sum_bias = tl.zeros((BLOCK_C,), tl.float32)
+    for step in range(LOOP):
+        row, p, _, mask, valid = _rows(tl.program_id(0) * LOOP + step, rows, channels, BLOCK_P, BLOCK_C)
+        value = _load(x, condition, row, p, c, mask, pixels, channels, x_stride)
+        scale = tl.load(rstd + row + p, mask=valid, other=0.0)[:, None]
+        normed = tl.where(mask, (value - tl.load(mean + row + p, mask=valid, other=0.0)[:, None]) * scale, 0.0)
+        grad_at = grad_y + row * grad_stride + p[:, None] * grad_stride + c[None, :]
+        grad = tl.load(grad_at, mask=mask, other=0.0).to(tl.float32)
+        # The same expression as forward's, so that the same pixels are cut off.
+        grad = tl.where(normed * w[None, :] + b[None, :] > 0, grad, 0.0)
+        sum_weight += tl.sum(grad * normed, axis=0)
+        sum_bias += tl.sum(grad, axis=0)
+        scaled = grad * w[None, :]
+        along = tl.sum(scaled * normed, axis=1)[:, None] / channels
+        out = (scaled - tl.sum(scaled, axis=1)[:, None] / channels - normed * along) * scale
+        tl.store(
+            grad_x + row * channels + p[:, None] * channels + c[None, :], out.to(grad_x.dtype.element_ty), mask=mask
+        )
+    at = tl.program_id(0).to(tl.int64) * channels + c
+    tl.store(partial_weight + at, sum_weight, mask=c < channels)
+    tl.store(partial_bias + at, sum_bias, mask=c < channels)
+
+
+def layer_norm_relu(
+    x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, C, H, W), condition (1, C, H, W) -> relu(layer_norm(x + condition)), x's dtype; mean, 1 / std (B H W,)."""
+    b, channels, h, w = x.shape
+    size = tile("layer_norm", x.device).rows_of(channels)
+    x_rows, stride = as_rows(x)
+    y = new_rows(x, channels)
+    mean, rstd = (torch.empty(b * h * w, dtype=torch.float32, device=x.device) for _ in range(2))
+    with on(x.device):
+        layer_norm_relu_kernel[(triton.cdiv(b * h * w, size.pixels),)](
+            x_rows, _map(condition), weight, bias, y, mean, rstd, b * h * w, h * w, channels, stride, eps,
+            BLOCK_P=size.pixels, BLOCK_C=size.channels, num_warps=size.warps,
+        )  # fmt: skip
+    return y, mean, rstd
+
+
+def layer_norm_relu_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    condition: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> gradients of x (of its dtype), weight and bias (C,) float32. The condition's is x's summed over the images."""
+    b, channels, h, w = x.shape
+    size = tile("layer_norm_backward", x.device).rows_of(channels)
+    x_rows, stride = as_rows(x)
+    grad_rows, grad_stride = as_rows(grad_y)
+    grad_x = new_rows(x, channels)
+    programs = triton.cdiv(b * h * w, size.pixels * LOOP)
+    partial_weight, partial_bias = (
+        torch.empty((programs, channels), dtype=torch.float32, device=x.device) for _ in range(2)
+    )
+    with on(x.device):
+        layer_norm_relu_backward_kernel[(programs,)](
+            grad_rows, x_rows, _map(condition), weight, bias, mean, rstd, grad_x, partial_weight, partial_bias,
+            b * h * w, h * w, channels, stride, grad_stride,
+            LOOP=LOOP, BLOCK_P=size.pixels, BLOCK_C=size.channels, num_warps=size.warps,
+        )  # fmt: skip
+    return grad_x, partial_weight.sum(dim=0), partial_bias.sum(dim=0)
+
+
+def _map(condition: Tensor | None) -> Tensor | None:
+    return None if condition is None else condition.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,94 @@
+"""Log-likelihood of latents under a standard normal, per pixel, all levels in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import on, tile
+from .rows import as_rows, new_rows
+
+
+@triton.jit
+def log_likelihood_kernel(
+    zs,  # per level (rows, stride)
+    logps,  # per level (rows,) float32
+    rows,  # per level
+    channels,  # per level
+    strides,  # per level
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    program = tl.program_id(0)
+    for level in tl.static_range(len(zs)):
+        programs = tl.cdiv(rows[level], BLOCK_P)
+        if (program >= 0) & (program < programs):
+            row = program.to(tl.int64) * BLOCK_P
+            p = tl.arange(0, BLOCK_P)
+            c = tl.arange(0, BLOCK_C)
+            valid = row + p < rows[level]
+            at = zs[level] + row * strides[level] + p[:, None] * strides[level] + c[None, :]
+            total = tl.zeros((BLOCK_P,), tl.float32)
+            for first in range(0, channels[level], BLOCK_C):
+                mask = valid[:, None] & (first + c < channels[level])[None, :]
+                value = tl.load(at + first, mask=mask, other=0.0).to(tl.float32)
+                total += tl.sum(value * value, axis=1)
+            tl.store(logps[level] + row + p, -0.5 * total / channels[level], mask=valid)
+        program -= programs
+
+
+@triton.jit
+def log_likelihood_backward_kernel(
+    grad_logps,  # per level (rows,) float32
+    zs,  # per level (rows, stride)
+    grad_zs,  # per level (rows, channels)
+    rows,
+    channels,
+    strides,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    program = tl.program_id(0)
+    for level in tl.static_range(len(zs)):
+        programs = tl.cdiv(rows[level], BLOCK_P)
+        if (program >= 0) & (program < programs):
+            row = program.to(tl.int64) * BLOCK_P
+            p = tl.arange(0, BLOCK_P)
+            c = tl.arange(0, BLOCK_C)
+            valid = row + p < rows[level]
+            at = zs[level] + row * strides[level] + p[:, None] * strides[level] + c[None, :]
+            grad_at = grad_zs[level] + row * channels[level] + p[:, None] * channels[level] + c[None, :]
+            factor = -tl.load(grad_logps[level] + row + p, mask=valid, other=0.0)[:, None] / channels[level]
+            for first in range(0, channels[level], BLOCK_C):
+                mask = valid[:, None] & (first + c < channels[level])[None, :]
+                value = tl.load(at + first, mask=mask, other=0.0).to(tl.float32)
+                tl.store(grad_at + first, (value * factor).to(grad_zs[level].dtype.element_ty), mask=mask)
+        program -= programs
+
+
+def log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
+    """z (B, C_l, H_l, W_l) per level -> -0.5 mean over channels of z^2: (B, H_l, W_l) per level, float32."""
+    logps = [torch.empty((len(level), *level.shape[2:]), dtype=torch.float32, device=level.device) for level in z]
+    tensors, strides = zip(*(as_rows(level) for level in z), strict=True)
+    _launch(log_likelihood_kernel, z, tensors, tuple(logps), strides=strides)
+    return logps
+
+
+def log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> list[Tensor]:
+    """-> gradient of z per level, of z's dtype."""
+    grads = [new_rows(level, level.shape[1]) for level in z]
+    tensors, strides = zip(*(as_rows(level) for level in z), strict=True)
+    contiguous = tuple(grad.contiguous() for grad in grad_logps)
+    _launch(log_likelihood_backward_kernel, z, contiguous, tensors, tuple(grads), strides=strides)
+    return grads
+
+
+def _launch(kernel, z: list[Tensor], *pointers: tuple[Tensor, ...], strides: tuple[int, ...]) -> None:
+    rows = tuple(len(level) * level.shape[2] * level.shape[3] for level in z)
+    channels = tuple(level.shape[1] for level in z)
+    size = tile("likelihood", z[0].device).within(max(rows), max(channels))
+    grid = (sum(triton.cdiv(n, size.pixels) for n in rows),)
+    with on(z[0].device):
+        kernel[grid](
+            *pointers, rows, channels, strides, BLOCK_P=size.pixels, BLOCK_C=size.channels, num_warps=size.warps
+        )

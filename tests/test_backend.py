@@ -1,0 +1,202 @@
+"""The whole flow by the kernels, and which backend serves when."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from ops_parity import DEVICE
+from parity import NAMES, golden_errors, golden_gradients, golden_trajectory
+from tolerances import AUTOCAST, GOLDEN_FLOAT32, GOLDEN_LOG_DET_PER_ELEMENT, GOLDEN_TRAJECTORY
+from torch import Tensor
+
+from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
+from fastmsflow.ops import coupling, layer_norm, likelihood, score_map
+from fastmsflow.scoring import score_latents
+
+each_recording = pytest.mark.parametrize("name", NAMES)
+
+
+@each_recording
+def test_recorded_outputs_are_reproduced_by_the_kernels(name: str) -> None:
+    with backend.use("triton"):
+        errors = golden_errors(name, torch.float32)
+    assert errors.pop("parallel log-det, nats an element") < GOLDEN_LOG_DET_PER_ELEMENT
+    assert {k: v for k, v in errors.items() if not v < GOLDEN_FLOAT32} == {}
+
+
+@each_recording
+def test_recorded_gradients_are_reproduced_by_the_kernels(name: str) -> None:
+    with backend.use("triton"):
+        errors = golden_gradients(name, torch.float32)
+    assert {k: v for k, v in errors.items() if not v < GOLDEN_FLOAT32} == {}
+
+
+@each_recording
+def test_recorded_training_steps_are_reproduced_by_the_kernels(name: str) -> None:
+    with backend.use("triton"):
+        for loss_error, norm_error in golden_trajectory(name, torch.float32):
+            assert loss_error < GOLDEN_TRAJECTORY
+            assert norm_error < GOLDEN_TRAJECTORY
+
+
+def small(name: str = "auto") -> tuple[MultiScaleFlow, list[Tensor]]:
+    torch.manual_seed(0)
+    flow = MultiScaleFlow((8, 12, 16), (8, 8, 8), (1, 2, 1), backend=name).to(DEVICE)
+    grids = ((6, 10), (3, 5), (2, 3))
+    return flow, [torch.randn(2, c, *grid, device=DEVICE) for c, grid in zip(flow.channels, grids, strict=True)]
+
+
+def gradients(flow: MultiScaleFlow, x: list[Tensor]) -> list[Tensor]:
+    x = [level.detach().requires_grad_() for level in x]
+    flow.zero_grad()
+    flow.nll(x).mean().backward()
+    return [*(p.grad.clone() for p in flow.parameters()), *(level.grad for level in x)]
+
+
+def test_inverse_undoes_forward_by_the_kernels() -> None:
+    flow, x = small("triton")
+    z, log_det = flow(x)
+    back, log_det_back = flow.inverse(z)
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-5, atol=1e-3)
+
+
+def test_gradients_through_the_inverse_equal_the_references() -> None:
+    results = []
+    for name in ("triton", "torch"):
+        flow, z = small(name)
+        z = [level.requires_grad_() for level in z]
+        x, log_det = flow.inverse(z)
+        (sum(level.square().sum() for level in x) + log_det.sum()).backward()
+        results.append([p.grad for p in (*flow.parameters(), *z)])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+def test_two_runs_agree_to_the_bit() -> None:
+    flow, x = small("triton")
+    first, second = gradients(flow, x), gradients(flow, x)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_stays_near_float32_by_the_kernels(dtype: torch.dtype) -> None:
+    flow, x = small("triton")
+    exact = flow.nll(x)
+    with torch.autocast(DEVICE, dtype):
+        rounded = flow.nll(x)
+    assert rounded.dtype == torch.float32
+    assert ((rounded - exact).abs() / exact.abs()).max() < AUTOCAST[str(dtype)[6:]]
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_forward_and_backward_compile_to_one_graph(compiler: str) -> None:
+    torch.manual_seed(0)
+    flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
+    x = [torch.randn(2, 8, 3, 5, device=DEVICE), torch.randn(2, 12, 2, 3, device=DEVICE)]
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*")
+        loss = torch.compile(flow.nll, backend=compiler, fullgraph=True)(x).mean()
+    ours = torch.autograd.grad(loss, list(flow.parameters()))
+    theirs = torch.autograd.grad(flow.nll(x).mean(), list(flow.parameters()))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def samples() -> dict[str, tuple]:
+    torch.manual_seed(0)
+    x, raw, vector = (torch.randn(s, device=DEVICE) for s in ((2, 8, 3, 5), (2, 8, 3, 5), (8,)))
+    fixed = (vector + 10, vector, torch.randperm(8).to(DEVICE))
+    pixels, logp = torch.rand(30, device=DEVICE), [torch.randn(2, 3, 5, device=DEVICE)]
+    options = (0.1, 1.9, "tanh", None, False)
+    return {
+        "coupling": (coupling._coupling, ([x], raw, *fixed, *options)),
+        "coupling, inverse": (coupling._coupling, ([x], raw, *fixed, 0.1, 1.9, "tanh", None, True)),
+        "coupling, across": (coupling._coupling, ([x, x[:, :4]], raw, None, None, None, 1.0, 1.9, "atan", 1e6, False)),
+        "coupling, backward": (coupling._coupling_backward, (x, x[:, 0, 0, 0], [x], raw, fixed[0], fixed[2], *options)),
+        "layer norm": (layer_norm._layer_norm_relu, (x, x[:1], vector, vector, 1e-5)),
+        "layer norm, backward": (
+            layer_norm._layer_norm_relu_backward,
+            (raw, x, x[:1], vector, vector, pixels, pixels),
+        ),
+        "likelihood": (likelihood._log_likelihood_maps, ([x],)),
+        "likelihood, backward": (likelihood._log_likelihood_maps_backward, (logp, [x])),
+        "score maps": (score_map._score_maps, (logp, [6, 10])),
+    }
+
+
+@pytest.mark.parametrize("name", samples())
+def test_operators_are_well_registered(name: str) -> None:
+    operator, arguments = samples()[name]
+    torch.library.opcheck(operator, arguments)
+
+
+def test_scores_by_the_kernels_equal_the_references() -> None:
+    flow, x = small()
+    z, _ = flow(x)
+    ours, theirs = (score_latents([level.detach() for level in z], (24, 40), backend=b) for b in ("triton", "torch"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_models_are_served_as_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1)
+    assert not backend.uses_triton("torch", x)
+    assert backend.uses_triton("triton", x)
+    monkeypatch.setenv("FASTMSFLOW_BACKEND", "triton")
+    assert backend.uses_triton("auto", x)
+    with backend.use("torch"):
+        assert not backend.uses_triton("triton", x)
+    monkeypatch.setenv("FASTMSFLOW_BACKEND", "cuda")
+    with pytest.raises(InputError, match="'cuda' is not known"):
+        backend.uses_triton("auto", x)
+
+
+def test_kernels_refuse_float64() -> None:
+    flow, x = small("triton")
+    with pytest.raises(InputError, match=r"not torch\.float64"):
+        flow.double()([level.double() for level in x])
+    assert not backend.uses_triton("auto", x[0].double())
+
+
+def test_without_the_interpreter_a_cpu_tensor_is_refused() -> None:
+    program = (
+        "import torch, fastmsflow\n"
+        "flow = fastmsflow.MultiScaleFlow((8, 8), (4, 4), (1, 1), backend='triton')\n"
+        "try: flow([torch.zeros(1, 8, 2, 2)] * 2)\n"
+        "except fastmsflow.UnavailableError as error: print(error)\n"
+        "flow.backend = 'auto'; flow([torch.zeros(1, 8, 2, 2)] * 2); print('auto serves')"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert "a cpu tensor was given" in run.stdout
+    assert "TRITON_INTERPRET=1" in run.stdout
+    assert "auto serves" in run.stdout
+
+
+def test_without_triton_auto_serves_and_triton_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = backend.importlib.util.find_spec
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
+    monkeypatch.setattr(backend, "_faults", {})
+    with pytest.raises(UnavailableError, match="pip install triton"):
+        backend.uses_triton("triton", torch.zeros(1))
+    assert not backend.uses_triton("auto", torch.zeros(1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_cuda_graph_captures_the_flow() -> None:
+    flow, x = small("triton")
+    flow.eval()
+    with torch.no_grad():
+        expected = flow(x)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            flow(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = flow(x)
+        graph.replay()
+    torch.testing.assert_close(captured, expected)

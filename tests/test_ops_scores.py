@@ -1,0 +1,84 @@
+"""Likelihood and score maps by the kernels against their twins in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
+
+from fastmsflow.ops import likelihood as ops
+from fastmsflow.ops.score_map import score_maps
+from fastmsflow.reference import likelihood as reference
+from fastmsflow.reference.score_map import score_maps as score_maps_twin
+
+LEVELS = [
+    [(2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)],
+    [(3, 24, 12, 20), (3, 40, 6, 10), (3, 112, 3, 5)],
+    [(1, 2, 1, 1)],
+    [(2, 130, 7, 3), (2, 6, 5, 5)],
+]
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def levels(shapes, dtype=torch.float32, layout="channels_last") -> list:
+    torch.manual_seed(0)
+    return [tensor(shape, dtype, layout) for shape in shapes]
+
+
+def maps(*z, backend="auto"):
+    return ops.log_likelihood_maps(z, backend)
+
+
+def nll(log_det, *z, backend="auto"):
+    return ops.negative_log_likelihood(z, log_det, backend)
+
+
+@pytest.mark.parametrize("shapes", LEVELS, ids=str)
+def test_log_likelihood_maps_equal_float64(shapes) -> None:
+    assert_twins(maps, lambda *z: reference.log_likelihood_maps(z), levels(shapes))
+
+
+@pytest.mark.parametrize("shapes", LEVELS, ids=str)
+def test_nll_equals_float64(shapes) -> None:
+    log_det = torch.randn(shapes[0][0], device=DEVICE)
+    assert_twins(nll, lambda d, *z: reference.negative_log_likelihood(z, d), [log_det, *levels(shapes)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_only_what_is_stored(dtype: torch.dtype) -> None:
+    assert_twins(maps, lambda *z: reference.log_likelihood_maps(z), levels(LEVELS[1], dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout(layout: str) -> None:
+    assert_twins(maps, lambda *z: reference.log_likelihood_maps(z), levels(LEVELS[1], layout=layout))
+
+
+@pytest.mark.parametrize("size", [(48, 80), (7, 5), (1, 1), (33, 130)], ids=str)
+@pytest.mark.parametrize("shapes", LEVELS, ids=str)
+def test_score_maps_equal_float64(shapes, size: tuple[int, int]) -> None:
+    logp = [3 * level for level in reference.log_likelihood_maps(levels(shapes))]
+
+    def ours(*logp, backend):
+        return score_maps(logp, size, backend)
+
+    assert_twins(ours, lambda *logp: score_maps_twin(logp, size), logp, gradients=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 70), st.integers(1, 70))
+def test_score_maps_of_any_size_equal_float64(batch: int, h: int, w: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    logp = [-torch.rand(batch, h, w, device=DEVICE), -torch.rand(batch, w, h, device=DEVICE)]
+    ours, twin = score_maps(logp, (height, width), "triton"), score_maps_twin(logp, (height, width))
+    torch.testing.assert_close(ours, twin, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+def test_nan_and_inf_come_out_where_the_reference_has_them(bad: float) -> None:
+    z = levels(LEVELS[1])
+    z[1][2, 3, 4, 5] = bad
+    ours, twin = ops.log_likelihood_maps(z, "triton"), reference.log_likelihood_maps(z)
+    ours += score_maps(ours, (24, 40), "triton")
+    twin += score_maps_twin(twin, (24, 40))
+    torch.testing.assert_close(ours, twin, equal_nan=True, rtol=1e-4, atol=1e-5)
