@@ -285,4 +285,4 @@ def _grid(kernel: str, raw: Tensor, channels: int) -> tuple[tuple[int, int], dic
     b, _, h, w = raw.shape
     size = tile(kernel, raw.device).within(h * w, channels)
     grid = (b * triton.cdiv(h * w, size.pixels), triton.cdiv(channels, size.channels))
-    return grid, {"BLOCK_P": size.pixels, "BLOCK_C": size.channels, "num_warps": size.warps}
+    return grid, {"BLOCK_P": size.pixels, "BLOCK_C": size.channels, **size.options}

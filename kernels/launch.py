@@ -19,6 +19,11 @@ class Tile:
     channels: int
     warps: int = 4
 
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the compiler is told. Triton 3.10 turns fused multiply-adds off unless they are asked for."""
+        return {"num_warps": self.warps, "enable_fp_fusion": True}
+
     def within(self, pixels: int, channels: int) -> "Tile":
         """No larger than the data needs."""
         return Tile(

@@ -126,7 +126,7 @@ def layer_norm_relu(
     with on(x.device):
         layer_norm_relu_kernel[(triton.cdiv(b * h * w, size.pixels),)](
             x_rows, _map(condition), weight, bias, y, mean, rstd, b * h * w, h * w, channels, stride, eps,
-            BLOCK_P=size.pixels, BLOCK_C=size.channels, num_warps=size.warps,
+            BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
     return y, mean, rstd
 
@@ -154,7 +154,7 @@ def layer_norm_relu_backward(
         layer_norm_relu_backward_kernel[(programs,)](
             grad_rows, x_rows, _map(condition), weight, bias, mean, rstd, grad_x, partial_weight, partial_bias,
             b * h * w, h * w, channels, stride, grad_stride,
-            LOOP=LOOP, BLOCK_P=size.pixels, BLOCK_C=size.channels, num_warps=size.warps,
+            LOOP=LOOP, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
     return grad_x, partial_weight.sum(dim=0), partial_bias.sum(dim=0)
 

@@ -89,6 +89,4 @@ def _launch(kernel, z: list[Tensor], *pointers: tuple[Tensor, ...], strides: tup
     size = tile("likelihood", z[0].device).within(max(rows), max(channels))
     grid = (sum(triton.cdiv(n, size.pixels) for n in rows),)
     with on(z[0].device):
-        kernel[grid](
-            *pointers, rows, channels, strides, BLOCK_P=size.pixels, BLOCK_C=size.channels, num_warps=size.warps
-        )
+        kernel[grid](*pointers, rows, channels, strides, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options)

@@ -72,6 +72,6 @@ def score_maps(logp: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor,
     with on(total.device):
         score_map_kernel[grid](
             maps, tops, heights, widths, scales_y, scales_x, total, likelihood, height, width,
-            BLOCK=size.pixels, num_warps=size.warps,
+            BLOCK=size.pixels, **size.options,
         )  # fmt: skip
     return total.sub_(total.amax(dim=(1, 2), keepdim=True)), likelihood

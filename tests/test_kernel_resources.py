@@ -1,0 +1,38 @@
+"""Every kernel compiles ahead of time for every target, within the chip's means."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+# Registers spilled to memory would be slower than a smaller tile; no kernel needs any.
+SPILLS = 0
+
+
+def compiled(target: str, *options: str) -> list[dict]:
+    script = ROOT / "benchmarks/kernel_resources.py"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, script, "--json", "--target", target, *options],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90", "sm_100", "gfx942"])
+def test_kernels_compile_within_the_chips_means(target: str) -> None:
+    from benchmarks.kernel_resources import SHARED_LIMIT
+
+    results = compiled(target) if target == "sm_90" else compiled(target, "--brief")
+    assert {r["kernel"] for r in results if r["spills"] > SPILLS} == set()
+    assert {r["kernel"] for r in results if r["shared"] > SHARED_LIMIT[target]} == set()
+    assert len({r["kernel"] for r in results}) == 7
