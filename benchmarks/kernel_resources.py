@@ -22,7 +22,17 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fastmsflow.kernels import coupling, launch, layer_norm, likelihood, score_map
+from fastmsflow.kernels import (
+    conv3x3,
+    conv3x3_coupling,
+    conv3x3_layer_norm,
+    coupling,
+    launch,
+    layer_norm,
+    likelihood,
+    score_map,
+)
+from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 
 TABLE = Path(__file__).with_suffix(".md")
 TARGETS = {
@@ -119,6 +129,18 @@ def cases() -> Iterator[tuple[str, partial]]:
             width = channels // 2 + CONDITION
             hidden, rows = new(BATCH, width, size, size), torch.empty(BATCH * size * size, device="meta")
             weight = torch.empty(width, device="meta")
+            precision = "tf32" if dtype == torch.float32 else "ieee"
+            conv1, conv2 = new(width, channels // 2, 3, 3), new(channels, width, 3, 3)
+            yield name, partial(conv3x3.conv3x3, hidden, conv2, vector, precision)
+            yield name, partial(conv3x3.conv3x3_input_gradient, x, conv2, precision)
+            yield name, partial(conv3x3.conv3x3_weight_gradient, hidden, x, precision)
+            for keep in (False, True):
+                tag = f"{name}, training" if keep else name
+                fixed = (vector, vector, perm, *block, precision, keep)
+                yield tag, partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, vector, [x], *fixed)
+                if fuses_layer_norm(width):
+                    norm = (hidden[:1], weight, weight, 1e-5, precision, keep)
+                    yield tag, partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
             name = f"{width} channels, {_name(dtype)}"
             yield name, partial(layer_norm.layer_norm_relu, hidden, hidden[:1], weight, weight, 1e-5)
             yield (

@@ -211,7 +211,7 @@ def coupling(
     if inverse:
         kept_x, changed_x, z, x = none, none, as_rows(parts[0]), out_rows
     else:
-        (kept_x, changed_x), z, x = _halves(parts, channels - changed), out_rows, none
+        (kept_x, changed_x), z, x = halves(parts, channels - changed), out_rows, none
     raw_rows = as_rows(raw)
     grid, meta = _grid("coupling", raw, channels)
     partial = torch.empty(grid, dtype=torch.float32, device=raw.device)
@@ -246,11 +246,11 @@ def coupling_backward(
     changed = raw.shape[1] // 2
     channels = sum(part.shape[1] for part in parts)
     grads = [new_rows(part, part.shape[1]) for part in parts]
-    x, raw_rows = _halves(parts, channels - changed), as_rows(raw)
+    x, raw_rows = halves(parts, channels - changed), as_rows(raw)
     if inverse:
-        grad_x, grad_z = _halves([grad_out], channels - changed), as_rows(grads[0])
+        grad_x, grad_z = halves([grad_out], channels - changed), as_rows(grads[0])
     else:
-        grad_x, grad_z = _halves(grads, channels - changed), as_rows(grad_out)
+        grad_x, grad_z = halves(grads, channels - changed), as_rows(grad_out)
     grad_raw = new_rows(raw, raw.shape[1])
     grid, meta = _grid("coupling_backward", raw, channels)
     partial_gain, partial_offset = (
@@ -271,7 +271,7 @@ def coupling_backward(
     return [*grads, grad_raw, partial_gain.sum(dim=0), partial_offset.sum(dim=0)]
 
 
-def _halves(parts: list[Tensor], kept: int) -> tuple[Rows, Rows]:
+def halves(parts: list[Tensor], kept: int) -> tuple[Rows, Rows]:
     """Rows of the kept and of the changed channels."""
     if len(parts) == 2:
         return as_rows(parts[0]), as_rows(parts[1])

@@ -113,8 +113,8 @@ def test_any_shape_equals_float64(batch: int, half: int, height: int, width: int
 @pytest.mark.parametrize(
     ("x", "raw", "message"),
     [
-        ((2, 8, 3, 5), (2, 8, 3, 4), "same batch and grid"),
-        ((2, 8, 3, 5), (1, 8, 3, 5), "same batch and grid"),
+        ((2, 8, 3, 5), (2, 8, 3, 4), "a grid"),
+        ((2, 8, 3, 5), (1, 8, 3, 5), "a batch of 1"),
         ((2, 8, 3, 5), (2, 7, 3, 5), "7 channels"),
         ((2, 8, 3, 5), (2, 18, 3, 5), "18 channels"),
     ],

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from ..backend import Backend
 from ..errors import InputError
-from ..ops import coupling as ops
+from ..ops.conv3x3_coupling import conv3x3_coupling
+from ..ops.coupling import coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, kept_channels
 from .subnet import ConditionedSubnet
 
@@ -32,13 +33,13 @@ class CouplingBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
         """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape and dtype, log_det (B,)."""
-        raw = self.subnet(x[:, : self.half], condition, backend)
-        return ops.coupling(x, raw, *self._fixed, self.clamp, self.clamp_form, backend)
+        hidden, head = self.subnet.hidden(x[:, : self.half], condition, backend), self.subnet.conv2
+        return conv3x3_coupling(hidden, head.weight, head.bias, x, *self._fixed, self.clamp, self.clamp_form, backend)
 
     def inverse(self, z: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
         """z (B, C, H, W) -> x, and the log_det (B,) of this direction."""
         raw = self.subnet(kept_channels(z, *self._fixed, self.half), condition, backend)
-        return ops.coupling_inverse(z, raw, *self._fixed, self.clamp, self.clamp_form, backend)
+        return coupling_inverse(z, raw, *self._fixed, self.clamp, self.clamp_form, backend)
 
     @property
     def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:

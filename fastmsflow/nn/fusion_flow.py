@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import Backend
-from ..ops import coupling as ops
+from ..ops.conv3x3 import conv3x3
+from ..ops.conv3x3_coupling import conv3x3_cross_coupling, conv3x3_joining_cross_coupling
+from ..ops.coupling import cross_coupling_inverse
 from ..reference.coupling import invert_permutation, permute_channels
 from .subnet import FusionSubnet
 
@@ -27,26 +29,39 @@ class FusionFlow(nn.Module):
         """x (B, C_l, H_l, W_l) per level -> z of the same shapes, log_det (B,)."""
         permuted = [permute_channels(level, self.get_buffer(f"perm{i}")) for i, level in enumerate(x)]
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in permuted), strict=True)
-        pairs = zip(h1, self.subnet_2(h2, backend), strict=True)
-        y1, log_dets_2 = zip(*(ops.cross_coupling(h, raw, self.clamp, backend) for h, raw in pairs), strict=True)
-        triples = zip(y1, h2, self.subnet_1(y1, backend), strict=True)
+        y1, log_dets_2 = zip(
+            *(
+                conv3x3_cross_coupling(hidden, *self.subnet_2.head(level), h1[level], self.clamp, backend)
+                for level, hidden in enumerate(self.subnet_2(h2, backend))
+            ),
+            strict=True,
+        )
         z, log_dets_1 = zip(
-            *(ops.joining_cross_coupling(y, h, raw, self.clamp, backend) for y, h, raw in triples), strict=True
+            *(
+                conv3x3_joining_cross_coupling(
+                    hidden, *self.subnet_1.head(level), y1[level], h2[level], self.clamp, backend
+                )
+                for level, hidden in enumerate(self.subnet_1(y1, backend))
+            ),
+            strict=True,
         )
         return list(z), sum(log_dets_1) + sum(log_dets_2)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """z -> x, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
         y1, y2 = zip(*(level.chunk(2, dim=1) for level in z), strict=True)
-        h2, log_det_1 = self._undo(y2, self.subnet_1(y1, backend), backend)
-        h1, log_det_2 = self._undo(y1, self.subnet_2(h2, backend), backend)
+        h2, log_det_1 = self._undo(y2, y1, self.subnet_1, backend)
+        h1, log_det_2 = self._undo(y1, h2, self.subnet_2, backend)
         x = [
             permute_channels(torch.cat(pair, dim=1), invert_permutation(self.get_buffer(f"perm{i}")))
             for i, pair in enumerate(zip(h1, h2, strict=True))
         ]
         return x, log_det_1 + log_det_2
 
-    def _undo(self, y: Sequence[Tensor], raws: Sequence[Tensor], backend: Backend) -> tuple[list[Tensor], Tensor]:
+    def _undo(
+        self, y: Sequence[Tensor], driver: Sequence[Tensor], subnet: FusionSubnet, backend: Backend
+    ) -> tuple[list[Tensor], Tensor]:
+        raws = (conv3x3(hidden, *subnet.head(i), backend) for i, hidden in enumerate(subnet(driver, backend)))
         pairs = zip(y, raws, strict=True)
-        h, log_dets = zip(*(ops.cross_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
+        h, log_dets = zip(*(cross_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
         return list(h), sum(log_dets)

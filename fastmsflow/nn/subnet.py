@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import Backend
+from ..ops.conv3x3 import conv3x3
+from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
 from ..ops.layer_norm import layer_norm_relu
-from ..reference.conv3x3 import conv3x3
 from ..reference.fusion import pool_and_concat, split_and_upsample
 from ..reference.layer_norm import LAYER_NORM_EPS
 
@@ -30,22 +31,25 @@ class ConditionedSubnet(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
-        hidden = conv3x3(x, self.conv1.weight[:, : self.in_channels])
-        condition_map: Tensor | None = self._condition_map(condition)
-        if len(condition) > 1:
-            hidden, condition_map = hidden + condition_map, None
-        hidden = layer_norm_relu(hidden, self.norm.weight, self.norm.bias, condition_map, backend)
-        return conv3x3(hidden, self.conv2.weight, self.conv2.bias)
+        return conv3x3(self.hidden(x, condition, backend), self.conv2.weight, self.conv2.bias, backend)
 
-    def _condition_map(self, condition: Tensor) -> Tensor:
+    def hidden(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
+        """What the second convolution takes, (B, width, H, W)."""
+        weight, norm = self.conv1.weight[:, : self.in_channels], (self.norm.weight, self.norm.bias)
+        condition_map = self._condition_map(condition, backend)
+        if len(condition) == 1:
+            return conv3x3_layer_norm_relu(x, weight, *norm, condition_map, backend)
+        return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
+
+    def _condition_map(self, condition: Tensor, backend: Backend) -> Tensor:
         weight, bias = self.conv1.weight, self.conv1.bias
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
-            return conv3x3(condition, weight[:, self.in_channels :], bias)
+            return conv3x3(condition, weight[:, self.in_channels :], bias, backend)
         # In-place updates move _version; moves to a device or dtype move data_ptr.
         autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
         key = (weight._version, bias._version, weight.data_ptr(), weight.dtype, autocast)
         if self._kept is None or self._kept[0] != key or self._kept[1] is not condition:
-            self._kept = (key, condition, conv3x3(condition, weight[:, self.in_channels :], bias))
+            self._kept = (key, condition, conv3x3(condition, weight[:, self.in_channels :], bias, backend))
         return self._kept[2]
 
     def train(self, mode: bool = True) -> "ConditionedSubnet":
@@ -54,7 +58,8 @@ class ConditionedSubnet(nn.Module):
 
 
 class FusionSubnet(nn.Module):
-    """Pools the levels to the last one's grid, mixes them, spreads the result back; predicts log-scales and shifts."""
+    """Pools the levels to the last one's grid, mixes them, spreads the result back; each level's head predicts
+    log-scales and shifts."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -66,11 +71,14 @@ class FusionSubnet(nn.Module):
         self.conv_t = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
 
     def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
-        """maps (B, C_l, H_l, W_l) -> per level (B, 2 C_l, H_l, W_l): log-scales, then shifts."""
-        joint = conv3x3(pool_and_concat(maps), self.conv1.weight, self.conv1.bias)
-        joint = layer_norm_relu(joint, self.norm.weight, self.norm.bias, backend=backend)
-        joint = conv3x3(joint, self.conv2.weight, self.conv2.bias).relu()
-        return [
-            conv3x3(level, torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias)))
-            for level, s, t in zip(split_and_upsample(joint, maps), self.conv_s, self.conv_t, strict=True)
-        ]
+        """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""
+        pooled = pool_and_concat(maps)
+        bias = self.conv1.bias[None, :, None, None].expand(-1, -1, *pooled.shape[2:])
+        joint = conv3x3_layer_norm_relu(pooled, self.conv1.weight, self.norm.weight, self.norm.bias, bias, backend)
+        joint = conv3x3(joint, self.conv2.weight, self.conv2.bias, backend).relu()
+        return split_and_upsample(joint, maps)
+
+    def head(self, level: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that puts out the level's log-scales, then its shifts."""
+        s, t = self.conv_s[level], self.conv_t[level]
+        return torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias))

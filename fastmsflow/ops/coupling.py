@@ -22,7 +22,7 @@ def coupling(
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.coupling. Differentiable by x, raw, global_scale and global_offset."""
-    _check(x.shape[1], x, raw)
+    _check(x, raw)
     if not uses_triton(backend, x):
         return reference.coupling(x, raw, global_scale, global_offset, perm, clamp, form)
     return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, False, x)
@@ -39,7 +39,7 @@ def coupling_inverse(
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.coupling_inverse. Differentiable by the same."""
-    _check(z.shape[1], z, raw)
+    _check(z, raw)
     if not uses_triton(backend, z):
         return reference.coupling_inverse(z, raw, global_scale, global_offset, perm, clamp, form)
     return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, True, z)
@@ -47,7 +47,7 @@ def coupling_inverse(
 
 def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.cross_coupling. Differentiable by x and raw."""
-    _check(x.shape[1], x, raw)
+    _check(x, raw)
     if not uses_triton(backend, x):
         return reference.cross_coupling(x, raw, clamp)
     return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, False, x)
@@ -55,7 +55,7 @@ def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "aut
 
 def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.cross_coupling_inverse. Differentiable by y and raw."""
-    _check(y.shape[1], y, raw)
+    _check(y, raw)
     if not uses_triton(backend, y):
         return reference.cross_coupling_inverse(y, raw, clamp)
     return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, True, y)
@@ -65,20 +65,24 @@ def joining_cross_coupling(
     kept: Tensor, x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.joining_cross_coupling. Differentiable by kept, x and raw."""
-    _check(x.shape[1], x, raw)
+    _check(x, raw)
     if not uses_triton(backend, x):
         return reference.joining_cross_coupling(kept, x, raw, clamp)
     return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, kept, x)
 
 
-def _check(channels: int, x: Tensor, raw: Tensor) -> None:
-    """Errors: InputError where the subnet's output does not fit what it transforms."""
-    if x.ndim != 4 or raw.ndim != 4 or raw.shape[2:] != x.shape[2:] or len(raw) != len(x):
-        raise InputError(f"x is {tuple(x.shape)} and raw {tuple(raw.shape)}; they need the same batch and grid")
-    if raw.shape[1] % 2 or raw.shape[1] // 2 > channels:
-        raise InputError(f"raw has {raw.shape[1]} channels: two for each of at most {channels} transformed ones")
-    if raw.device != x.device:
-        raise InputError(f"x is on {x.device}, raw on {raw.device}; move them to one device")
+def check_coupling(x: Tensor, batch: int, outputs: int, grid: torch.Size, device: torch.device) -> None:
+    """Errors: InputError where what a subnet puts out does not fit what it transforms."""
+    if x.ndim != 4 or len(x) != batch or x.shape[2:] != grid:
+        raise InputError(f"x is {tuple(x.shape)}; the subnet's output has a batch of {batch}, a grid {tuple(grid)}")
+    if outputs % 2 or outputs // 2 > x.shape[1]:
+        raise InputError(f"the subnet puts out {outputs} channels: two for each of at most {x.shape[1]} in x")
+    if device != x.device:
+        raise InputError(f"x is on {x.device}, the subnet's output on {device}; move them to one device")
+
+
+def _check(x: Tensor, raw: Tensor) -> None:
+    check_coupling(x, len(raw), raw.shape[1], raw.shape[2:], raw.device)
 
 
 class Coupling(torch.autograd.Function):
@@ -96,20 +100,39 @@ class Coupling(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_log_det):
         raw, global_scale, global_offset, perm, *parts = ctx.saved_tensors
-        raw_scale, clamp, form, limit, inverse = ctx.options
-        grads = _coupling_backward(
-            grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse
+        grad_parts, *grads = coupling_gradients(
+            grad_out, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
         )
-        grad_parts, grad_raw = grads[: len(parts)], grads[len(parts)]
-        grad_scale = grad_offset = None
-        if global_scale is not None:
-            # log_det holds H W log g of each channel, once an image; inverse, minus that.
-            through_log_det = raw.shape[2] * raw.shape[3] * grad_log_det.sum()
-            gain = reference.global_gain(global_scale)
-            grad_gain = grads[-2] + (-through_log_det if inverse else through_log_det) / gain
-            grad_scale = (grad_gain * 0.1 * torch.sigmoid(0.5 * global_scale.float())).to(global_scale.dtype)
-            grad_offset = grads[-1].to(global_offset.dtype)
-        return grad_raw, grad_scale, grad_offset, None, None, None, None, None, None, *grad_parts
+        return *grads, None, None, None, None, None, None, *grad_parts
+
+
+def coupling_gradients(
+    grad_out: Tensor,
+    grad_log_det: Tensor,
+    parts: list[Tensor],
+    raw: Tensor,
+    global_scale: Tensor | None,
+    global_offset: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    inverse: bool,
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """Gradients of ``parts``, raw, global_scale and global_offset."""
+    grads = _coupling_backward(
+        grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse
+    )
+    grad_parts, grad_raw = grads[: len(parts)], grads[len(parts)]
+    if global_scale is None or global_offset is None:
+        return grad_parts, grad_raw, None, None
+    # log_det holds H W log g of each channel, once an image; inverse, minus that.
+    through_log_det = raw.shape[2] * raw.shape[3] * grad_log_det.sum()
+    gain = reference.global_gain(global_scale)
+    grad_gain = grads[-2] + (-through_log_det if inverse else through_log_det) / gain
+    grad_scale = grad_gain * 0.1 * torch.sigmoid(0.5 * global_scale.float())
+    return grad_parts, grad_raw, grad_scale.to(global_scale.dtype), grads[-1].to(global_offset.dtype)
 
 
 @torch.library.custom_op("fastmsflow::coupling", mutates_args=())

@@ -30,17 +30,32 @@ class LayerNormReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, condition):
         y, mean, rstd = _layer_norm_relu(x, condition, weight, bias, LAYER_NORM_EPS)
-        ctx.save_for_backward(x, weight, bias, condition, mean, rstd)
+        ctx.save_for_backward(x, condition, weight, bias, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx, grad_y):
-        x, weight, bias, condition, mean, rstd = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = _layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
-        grad_condition = None
-        if condition is not None:
-            grad_condition = grad_x.sum(dim=0, keepdim=True, dtype=torch.float32).to(condition.dtype)
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_condition
+        x, condition, weight, bias, mean, rstd = ctx.saved_tensors
+        condition_dtype = None if condition is None else condition.dtype
+        return layer_norm_gradients(grad_y, x, condition, weight, bias, mean, rstd, condition_dtype)
+
+
+def layer_norm_gradients(
+    grad_y: Tensor,
+    x: Tensor,
+    condition: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    condition_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight, bias and, where it has a dtype, of the condition's map."""
+    grad_x, grad_weight, grad_bias = _layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
+    grad_condition = None
+    if condition_dtype is not None:
+        grad_condition = grad_x.sum(dim=0, keepdim=True, dtype=torch.float32).to(condition_dtype)
+    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_condition
 
 
 @torch.library.custom_op("fastmsflow::layer_norm_relu", mutates_args=())

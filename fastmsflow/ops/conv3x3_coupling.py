@@ -1,0 +1,132 @@
+"""3x3 convolution and the coupling that its outputs drive: the second half of a subnet, and what follows it."""
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend
+from ..reference.coupling import SUBNET_SCALE, ClampForm
+from ..reference.fusion import output_limit
+from . import coupling as unfused
+from .conv3x3 import (
+    bias_gradient,
+    check_convolution,
+    conv3x3,
+    convolution_gradients,
+    in_autocast_dtype,
+    precision,
+    uses_triton_convolution,
+)
+from .layout import channels_last_like
+
+
+def conv3x3_coupling(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    global_scale: Tensor,
+    global_offset: Tensor,
+    perm: Tensor,
+    clamp: float,
+    form: ClampForm,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.conv3x3.conv3x3_coupling. Differentiable by all tensors but perm."""
+    if not _fuses(hidden, weight, bias, backend):
+        raw = conv3x3(hidden, weight, bias, backend)
+        return unfused.coupling(x, raw, global_scale, global_offset, perm, clamp, form, backend)
+    return _apply(hidden, weight, bias, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, x)
+
+
+def conv3x3_cross_coupling(
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
+    if not _fuses(hidden, weight, bias, backend):
+        return unfused.cross_coupling(x, conv3x3(hidden, weight, bias, backend), clamp, backend)
+    return _apply(hidden, weight, bias, None, None, None, 1.0, clamp, "atan", None, x)
+
+
+def conv3x3_joining_cross_coupling(
+    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling. Differentiable by all its tensors."""
+    if not _fuses(hidden, weight, bias, backend):
+        return unfused.joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias, backend), clamp, backend)
+    return _apply(hidden, weight, bias, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), kept, x)
+
+
+def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
+    check_convolution(hidden, weight, bias)
+    return uses_triton_convolution(backend, hidden)
+
+
+def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    unfused.check_coupling(rest[-1], len(hidden), len(weight), hidden.shape[2:], hidden.device)
+    return ConvCoupling.apply(*in_autocast_dtype(hidden, weight), bias, torch.is_grad_enabled(), *rest)
+
+
+class ConvCoupling(torch.autograd.Function):
+    """``parts``: x, or its kept and its transformed channels."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden, weight, bias, keep, global_scale, global_offset, perm, raw_scale, clamp, form, limit, *parts
+    ):
+        z, log_det, *raw = _conv_coupling(
+            hidden, weight, bias, list(parts), global_scale, global_offset, perm, raw_scale, clamp, form, limit, keep
+        )
+        ctx.options = (raw_scale, clamp, form, limit, False)
+        ctx.bias_dtype = bias.dtype
+        ctx.save_for_backward(hidden, weight, global_scale, global_offset, perm, *raw, *parts)
+        return z, log_det
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_log_det):
+        hidden, weight, global_scale, global_offset, perm, raw, *parts = ctx.saved_tensors
+        grad_parts, grad_raw, grad_scale, grad_offset = unfused.coupling_gradients(
+            grad_z, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
+        )
+        grads = *convolution_gradients(grad_raw, hidden, weight), bias_gradient(grad_raw, ctx.bias_dtype)
+        return *grads, None, grad_scale, grad_offset, None, None, None, None, None, *grad_parts
+
+
+@torch.library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())
+def _conv_coupling(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    parts: list[Tensor],
+    global_scale: Tensor | None,
+    global_offset: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    keep: bool,
+) -> list[Tensor]:
+    from ..kernels import conv3x3_coupling as kernels
+
+    return kernels.conv3x3_coupling(
+        hidden,
+        weight,
+        bias,
+        parts,
+        global_scale,
+        global_offset,
+        perm,
+        raw_scale,
+        clamp,
+        form,
+        limit,
+        precision(hidden),
+        keep,
+    )
+
+
+@_conv_coupling.register_fake
+def _(hidden, weight, bias, parts, global_scale, global_offset, perm, raw_scale, clamp, form, limit, keep):
+    z = channels_last_like(parts[0], sum(part.shape[1] for part in parts))
+    raw = [channels_last_like(hidden, len(weight))] if keep else []
+    return [z, hidden.new_empty(len(hidden), dtype=torch.float32), *raw]

@@ -1,0 +1,75 @@
+"""3x3 convolution, layer normalisation and ReLU: the first half of a subnet."""
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend
+from ..errors import InputError
+from ..reference.layer_norm import LAYER_NORM_EPS
+from .conv3x3 import (
+    check_convolution,
+    conv3x3,
+    convolution_gradients,
+    in_autocast_dtype,
+    precision,
+    uses_triton_convolution,
+)
+from .layer_norm import layer_norm_gradients, layer_norm_relu
+from .layout import channels_last_like
+
+
+def conv3x3_layer_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    condition: Tensor,
+    backend: Backend = "auto",
+) -> Tensor:
+    """See fastmsflow.reference.conv3x3.conv3x3_layer_norm_relu. Differentiable by all its tensors."""
+    check_convolution(x, weight, None)
+    if condition.shape != (1, len(weight), *x.shape[2:]):
+        raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
+    if not uses_triton_convolution(backend, x) or not _fuses(len(weight)):
+        return layer_norm_relu(conv3x3(x, weight, None, backend), norm_weight, norm_bias, condition, backend)
+    keep = torch.is_grad_enabled()
+    return ConvLayerNormReLU.apply(*in_autocast_dtype(x, weight), norm_weight, norm_bias, condition, keep)
+
+
+def _fuses(outputs: int) -> bool:
+    from ..kernels.conv3x3_layer_norm import fuses_layer_norm
+
+    return fuses_layer_norm(outputs)
+
+
+class ConvLayerNormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, norm_weight, norm_bias, condition, keep):
+        out, *kept = _conv_layer_norm_relu(x, weight, condition, norm_weight, norm_bias, LAYER_NORM_EPS, keep)
+        ctx.save_for_backward(x, weight, norm_weight, norm_bias, *kept)
+        ctx.condition_dtype = condition.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        x, weight, norm_weight, norm_bias, hidden, mean, rstd = ctx.saved_tensors
+        grad_hidden, *grad_norm, grad_condition = layer_norm_gradients(
+            grad_out, hidden, None, norm_weight, norm_bias, mean, rstd, ctx.condition_dtype
+        )
+        return *convolution_gradients(grad_hidden, x, weight), *grad_norm, grad_condition, None
+
+
+@torch.library.custom_op("fastmsflow::conv3x3_layer_norm_relu", mutates_args=())
+def _conv_layer_norm_relu(
+    x: Tensor, weight: Tensor, condition: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, keep: bool
+) -> list[Tensor]:
+    from ..kernels import conv3x3_layer_norm as kernels
+
+    return kernels.conv3x3_layer_norm_relu(x, weight, condition, norm_weight, norm_bias, eps, precision(x), keep)
+
+
+@_conv_layer_norm_relu.register_fake
+def _(x, weight, condition, norm_weight, norm_bias, eps, keep):
+    out = [channels_last_like(x, len(weight)) for _ in range(2 if keep else 1)]
+    pixels = len(x) * x.shape[2] * x.shape[3]
+    return [*out, *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2 if keep else 0))]

@@ -1,0 +1,138 @@
+"""3x3 convolution, LayerNorm over its outputs and ReLU in one pass: a program holds all outputs of its pixels."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .conv3x3 import convolve, image_tile, weight_rows
+from .launch import on, product_tile
+from .rows import as_rows, new_rows
+
+WIDEST = 320
+
+
+@triton.jit
+def _add_condition(acc, condition, m, row, image, n, outputs, pixels, valid):
+    """The condition's map is the same for every image: its rows are the image's pixels."""
+    pixel = (row - image.to(tl.int64) * pixels).to(tl.int32) + m
+    mask = valid[:, None] & (n < outputs)[None, :]
+    return acc + tl.load(condition + pixel[:, None] * outputs + n[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _finish(acc, mean, scale, norm_weight, norm_bias, out, hidden, row, m, n, outputs, valid):
+    """Writes relu(layer norm), and what went into the norm where that is kept."""
+    mask = valid[:, None] & (n < outputs)[None, :]
+    at = row * outputs + m[:, None] * outputs + n[None, :]
+    if hidden is not None:
+        tl.store(hidden + at, acc.to(hidden.dtype.element_ty), mask=mask)
+    w = tl.load(norm_weight + n, mask=n < outputs, other=0.0).to(tl.float32)
+    b = tl.load(norm_bias + n, mask=n < outputs, other=0.0).to(tl.float32)
+    normed = (acc - mean[:, None]) * scale[:, None] * w[None, :] + b[None, :]
+    tl.store(out + at, tl.where(normed < 0, 0.0, normed).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def conv3x3_layer_norm_relu_kernel(
+    inputs,  # (rows, stride)
+    weight,
+    condition,  # (pixels, outputs), added to every image
+    norm_weight,  # (outputs,)
+    norm_bias,  # (outputs,)
+    out,  # (rows, outputs)
+    hidden,  # (rows, outputs): the convolution plus the condition; or None
+    mean,  # (rows,) float32, or None
+    rstd,  # (rows,) float32, or None
+    height,
+    width,
+    channels,
+    outputs,
+    stride,
+    weight_out,
+    weight_tap,
+    eps,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    REST_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    image, row, m, y, x, valid = image_tile(height, width, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    rest = None
+    rest_n = None
+    if REST_N > 0:
+        rest_n = BLOCK_N + tl.arange(0, REST_N)
+        rest = tl.zeros((BLOCK_M, REST_N), tl.float32)
+    acc, rest = convolve(
+        acc, rest, inputs, weight, n, rest_n, outputs, row, m, y, x, valid, height, width, channels, stride,
+        1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    acc = _add_condition(acc, condition, m, row, image, n, outputs, height * width, valid)
+    total = tl.sum(acc, axis=1)
+    if REST_N > 0:
+        rest = _add_condition(rest, condition, m, row, image, rest_n, outputs, height * width, valid)
+        total += tl.sum(rest, axis=1)
+    average = total / outputs
+    centred = tl.where((n < outputs)[None, :], acc - average[:, None], 0.0)
+    square = tl.sum(centred * centred, axis=1)
+    if REST_N > 0:
+        centred = tl.where((rest_n < outputs)[None, :], rest - average[:, None], 0.0)
+        square += tl.sum(centred * centred, axis=1)
+    scale = 1.0 / tl.sqrt(square / outputs + eps)
+    _finish(acc, average, scale, norm_weight, norm_bias, out, hidden, row, m, n, outputs, valid)
+    if REST_N > 0:
+        _finish(rest, average, scale, norm_weight, norm_bias, out, hidden, row, m, rest_n, outputs, valid)
+    if mean is not None:
+        tl.store(mean + row + m, average, mask=valid)
+        tl.store(rstd + row + m, scale, mask=valid)
+
+
+def conv3x3_layer_norm_relu(
+    x: Tensor,
+    weight: Tensor,
+    condition: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    precision: str,
+    keep: bool,
+) -> list[Tensor]:
+    """x (B, I, H, W), weight (O, I, 3, 3), condition (1, O, H, W) -> relu(layer_norm(conv(x) + condition)).
+
+    Where ``keep``, what backward needs follows: what went into the norm (B, O, H, W), its mean and 1 / std (B H W,).
+    """
+    b, channels, height, width = x.shape
+    outputs = len(weight)
+    x_rows, stride = as_rows(x)
+    weight, step_out, step_tap = weight_rows(weight)
+    condition = condition.contiguous(memory_format=torch.channels_last)
+    out = new_rows(x, outputs)
+    kept = [new_rows(x, outputs)] if keep else []
+    kept += [torch.empty(b * height * width, dtype=torch.float32, device=x.device) for _ in range(2 if keep else 0)]
+    size = product_tile("conv3x3_layer_norm", x.device).within(height * width, outputs, channels)
+    wide, rest = columns(outputs)
+    options = {**size.options, "BLOCK_N": wide}
+    with on(x.device):
+        conv3x3_layer_norm_relu_kernel[(b * triton.cdiv(height * width, size.m),)](
+            x_rows, weight, condition, norm_weight, norm_bias, out, *(kept or (None, None, None)),
+            height, width, channels, outputs, stride, step_out, step_tap, eps,
+            PRECISION=precision, REST_N=rest, **options,
+        )  # fmt: skip
+    return [out, *kept]
+
+
+def columns(outputs: int) -> tuple[int, int]:
+    """Two powers of 2 (the second may be 0) that hold ``outputs`` columns with little to spare: 320 = 256 + 64."""
+    wide = triton.next_power_of_2(outputs)
+    if wide == outputs or outputs < 32:
+        return max(16, wide), 0
+    rest = max(16, triton.next_power_of_2(outputs - wide // 2))
+    return (wide // 2, rest) if rest < wide // 2 else (wide, 0)
+
+
+def fuses_layer_norm(outputs: int) -> bool:
+    """Whether a program can hold that many outputs of its pixels: beyond, registers spill to memory."""
+    return sum(columns(outputs)) <= WIDEST

@@ -1,0 +1,190 @@
+"""The convolution kernels, alone and fused, against their twins in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
+from torch import Tensor
+
+from fastmsflow import InputError
+from fastmsflow.kernels import launch
+from fastmsflow.kernels.conv3x3_layer_norm import columns, fuses_layer_norm
+from fastmsflow.ops import conv3x3 as plain
+from fastmsflow.ops import conv3x3_coupling as coupling
+from fastmsflow.ops import conv3x3_layer_norm as layer_norm
+from fastmsflow.reference import conv3x3 as reference
+from fastmsflow.reference.coupling import initial_global_scale
+
+# (batch, inputs, outputs, height, width)
+SHAPES = [
+    (2, 12, 24, 6, 10),
+    (1, 76, 130, 3, 5),
+    (2, 16, 16, 8, 8),
+    (1, 3, 6, 1, 1),
+    (3, 20, 40, 1, 7),
+    (1, 8, 10, 17, 19),
+]
+HALVES = [torch.bfloat16, torch.float16]
+pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
+
+
+@pytest.fixture
+def own_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' own convolution, on whatever chip."""
+    monkeypatch.setattr(launch, "CONVOLVING_CHIPS", {launch._chip(torch.zeros(1, device=DEVICE).device)})
+
+
+def weights(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of about the size that keeps the variance, as training does; in channels-last memory, a slice of wider ones."""
+    wide = torch.randn(outputs, inputs + 4, 3, 3) / (9 * inputs) ** 0.5
+    return wide.to(DEVICE, dtype, memory_format=torch.channels_last)[:, :inputs]
+
+
+def vectors(count: int, length: int) -> list[Tensor]:
+    return [torch.randn(length, device=DEVICE) for _ in range(count)]
+
+
+def convolution(shape, dtype=torch.float32, layout="channels_last") -> list:
+    torch.manual_seed(0)
+    b, i, o, h, w = shape
+    return [tensor((b, i, h, w), dtype, layout), weights(i, o, dtype), torch.randn(o, device=DEVICE).to(dtype)]
+
+
+def normed(shape, dtype=torch.float32, layout="channels_last") -> list:
+    _, _, o, h, w = shape
+    x, weight, _ = convolution(shape, dtype, layout)
+    return [x, weight, *vectors(2, o), tensor((1, o, h, w), dtype)]
+
+
+def coupled(shape, dtype=torch.float32, layout="channels_last") -> list:
+    b, _, o, h, w = shape
+    hidden, weight, bias = convolution(shape, dtype, layout)
+    global_scale, global_offset = vectors(2, o)
+    perm = torch.randperm(o).to(DEVICE)
+    x = tensor((b, o, h, w), dtype, layout)
+    return [hidden, weight * 8, bias, x, global_scale + initial_global_scale(), global_offset, perm, 1.9, "tanh"]
+
+
+def crossed(shape, dtype=torch.float32) -> list:
+    b, _, o, h, w = shape
+    hidden, weight, bias = convolution(shape, dtype)
+    return [hidden, weight * 2, bias, tensor((b, o // 2, h, w), dtype), 1.9]
+
+
+OPERATIONS = {
+    "conv": (plain.conv3x3, reference.conv3x3, convolution),
+    "layer_norm": (layer_norm.conv3x3_layer_norm_relu, reference.conv3x3_layer_norm_relu, normed),
+    "coupling": (coupling.conv3x3_coupling, reference.conv3x3_coupling, coupled),
+    "cross": (coupling.conv3x3_cross_coupling, reference.conv3x3_cross_coupling, crossed),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_equals_float64(name: str, shape) -> None:
+    ours, twin, arguments = OPERATIONS[name]
+    assert_twins(ours, twin, arguments(shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_joining_cross_coupling_equals_float64(shape) -> None:
+    hidden, weight, bias, x, clamp = crossed(shape)
+    arguments = [hidden, weight, bias, x.flip(1), x, clamp]
+    assert_twins(coupling.conv3x3_joining_cross_coupling, reference.conv3x3_joining_cross_coupling, arguments)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", ["conv", "coupling", "cross"])
+def test_half_precision_rounds_only_what_is_stored(name: str, dtype: torch.dtype) -> None:
+    ours, twin, arguments = OPERATIONS[name]
+    assert_twins(ours, twin, arguments((2, 12, 24, 6, 10), dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_precision_layer_norm_errs_no_more_than_pytorchs(dtype: torch.dtype) -> None:
+    if launch.INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("the interpreter truncates to bfloat16 where a GPU rounds")
+    # Rounding moves values across ReLU's corner, where no bound on a gradient holds: the bar is PyTorch's own error.
+    ours, twin, arguments = OPERATIONS["layer_norm"]
+    given = arguments((2, 12, 24, 6, 10), dtype)
+    upstream = tensor((2, 24, 6, 10), dtype)
+
+    def gradients(operation, arguments, **options) -> list[Tensor]:
+        leaves = [a.detach().requires_grad_() for a in arguments]
+        out = operation(*leaves, **options)
+        return [out, *torch.autograd.grad(out, leaves, upstream.to(out.dtype))]
+
+    truth = gradients(twin, [a.double() for a in given])
+    theirs = gradients(twin, [a.to(dtype) for a in given])
+    for i, (mine, other, true) in enumerate(zip(gradients(ours, given, backend="triton"), theirs, truth, strict=True)):
+        assert (mine.double() - true).norm() <= 1.1 * (other.double() - true).norm(), f"output or gradient {i}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["conv", "layer_norm", "coupling"])
+def test_any_memory_layout(name: str, layout: str) -> None:
+    ours, twin, arguments = OPERATIONS[name]
+    assert_twins(ours, twin, arguments((2, 12, 24, 6, 10), layout=layout))
+
+
+def test_weights_in_channels_first_memory() -> None:
+    x, weight, bias = convolution((2, 12, 24, 6, 10))
+    assert_twins(plain.conv3x3, reference.conv3x3, [x, weight.contiguous(), bias])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_inference_keeps_nothing_and_gives_the_same(name: str) -> None:
+    ours, _, arguments = OPERATIONS[name]
+    given = arguments((2, 12, 24, 6, 10))
+    training = ours(*given, backend="triton")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*given, backend="triton"), training, rtol=0, atol=0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9))
+def test_any_shape_equals_float64(batch: int, inputs: int, half: int, height: int, width: int) -> None:
+    assert_twins(plain.conv3x3, reference.conv3x3, convolution((batch, inputs, 2 * half, height, width)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_nan_and_inf_reach_what_they_reach_in_the_reference(name: str, bad: float) -> None:
+    ours, twin, arguments = OPERATIONS[name]
+    given = arguments((2, 12, 24, 6, 10))
+    given[0] = given[0].clone()
+    given[0][1, 3, 2, 4] = bad
+    torch.testing.assert_close(ours(*given, backend="triton"), twin(*given), equal_nan=True, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
+    assert [fuses_layer_norm(n) for n in (76, 192, 320, 576)] == [True, True, True, False]
+    assert [columns(n) for n in (192, 320, 256, 76, 20)] == [(128, 64), (256, 64), (256, 0), (64, 16), (32, 0)]
+    ours, twin, arguments = OPERATIONS["layer_norm"]
+    assert_twins(ours, twin, arguments((1, 4, 352, 2, 3)))
+
+
+def test_without_own_convolution_the_vendors_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "CONVOLVING_CHIPS", set())
+    for ours, twin, arguments in OPERATIONS.values():
+        assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((2, 8, 3, 5), (6, 7, 3, 3), (6,), "weight"),
+        ((2, 8, 3, 5), (6, 8, 1, 1), (6,), "weight"),
+        ((2, 8, 3, 5), (6, 8, 3, 3), (5,), "bias"),
+    ],
+)
+def test_what_does_not_fit_is_refused(x, weight, bias, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plain.conv3x3(torch.zeros(x), torch.zeros(weight), torch.zeros(bias))
+
+
+def test_operands_of_two_dtypes_are_refused() -> None:
+    x, weight, bias = convolution((2, 12, 24, 6, 10))
+    with pytest.raises(InputError, match="autocast"):
+        plain.conv3x3(x, weight.half(), bias, backend="triton")
