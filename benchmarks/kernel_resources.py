@@ -27,6 +27,7 @@ from fastmsflow.kernels import (
     conv3x3_coupling,
     conv3x3_layer_norm,
     coupling,
+    fusion,
     launch,
     layer_norm,
     likelihood,
@@ -148,6 +149,12 @@ def cases() -> Iterator[tuple[str, partial]]:
                 partial(layer_norm.layer_norm_relu_backward, hidden, hidden, hidden[:1], weight, weight, rows, rows),
             )
         z = [new(BATCH, channels, size, size) for channels, size in LEVELS]
+        h2 = [level[:, : level.shape[1] // 2] for level in z]
+        joint = new(BATCH, sum(level.shape[1] for level in h2), *z[-1].shape[2:])
+        yield _name(dtype), partial(fusion.pool_and_concat, h2)
+        yield _name(dtype), partial(fusion.pool_and_concat_backward, joint, h2)
+        yield _name(dtype), partial(fusion.split_and_upsample, joint, h2)
+        yield _name(dtype), partial(fusion.split_and_upsample_backward, h2, joint)
         logp = [torch.empty((BATCH, size, size), device="meta") for _, size in LEVELS]
         yield _name(dtype), partial(likelihood.log_likelihood_maps, z)
         yield _name(dtype), partial(likelihood.log_likelihood_maps_backward, logp, z)

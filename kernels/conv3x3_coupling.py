@@ -67,14 +67,14 @@ def conv3x3_coupling_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    _, row, m, y, x, valid = image_tile(height, width, BLOCK_M)
+    _, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
     PAIRS: tl.constexpr = BLOCK_N // 2
     column = tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * PAIRS + column // 2
     # Columns whose channel is out of range must not read another channel's shift.
     output = tl.where(c < changed, c + (column % 2) * changed, 2 * changed)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    acc, _ = convolve(
+    acc = convolve(
         acc, None, inputs, weight, output, None, 2 * changed, row, m, y, x, valid, height, width, channels, stride,
         1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
     )  # fmt: skip

@@ -58,18 +58,20 @@ def conv3x3_layer_norm_relu_kernel(
     REST_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    image, row, m, y, x, valid = image_tile(height, width, BLOCK_M)
+    image, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    rest = None
-    rest_n = None
     if REST_N > 0:
         rest_n = BLOCK_N + tl.arange(0, REST_N)
-        rest = tl.zeros((BLOCK_M, REST_N), tl.float32)
-    acc, rest = convolve(
-        acc, rest, inputs, weight, n, rest_n, outputs, row, m, y, x, valid, height, width, channels, stride,
-        1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
-    )  # fmt: skip
+        acc, rest = convolve(
+            acc, tl.zeros((BLOCK_M, REST_N), tl.float32), inputs, weight, n, rest_n, outputs, row, m, y, x, valid,
+            height, width, channels, stride, 1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
+        )  # fmt: skip
+    else:
+        acc = convolve(
+            acc, None, inputs, weight, n, None, outputs, row, m, y, x, valid,
+            height, width, channels, stride, 1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
+        )  # fmt: skip
     acc = _add_condition(acc, condition, m, row, image, n, outputs, height * width, valid)
     total = tl.sum(acc, axis=1)
     if REST_N > 0:

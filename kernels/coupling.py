@@ -21,10 +21,10 @@ FORMS = {"tanh": TANH.value, "scaled_tanh": SCALED_TANH.value, "atan": ATAN.valu
 
 
 @triton.jit
-def _tile(pixels, channels, perm, kept, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+def _tile(program, pixels, channels, perm, kept, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """-> first row (int64), row offsets, channels i of z and j of x, mask of the tile, mask of the changed channels."""
     tiles = tl.cdiv(pixels, BLOCK_P)
-    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    image, tile = program // tiles, program % tiles
     row = image.to(tl.int64) * pixels + tile * BLOCK_P
     p = tl.arange(0, BLOCK_P)
     i = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -81,7 +81,7 @@ def coupling_kernel(
     BLOCK_C: tl.constexpr,
 ):
     channels = kept + changed
-    row, _, p, i, j, mask, is_changed = _tile(pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
+    row, _, p, i, j, mask, is_changed = _tile(tl.program_id(0), pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
     s, _, t = _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale, clamp, FORM)
     log_det = tl.where(is_changed, s, 0.0)
     z_at = z + row * z_stride + p * z_stride + i[None, :]
@@ -140,7 +140,7 @@ def coupling_backward_kernel(
     BLOCK_C: tl.constexpr,
 ):
     channels = kept + changed
-    row, image, p, i, j, mask, is_changed = _tile(pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
+    row, image, p, i, j, mask, is_changed = _tile(tl.program_id(0), pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
     s, slope, t = _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale, clamp, FORM)
     x = _load_x(kept_x, changed_x, row, p, j, mask, is_changed, kept, kept_stride, changed_stride)
     # y: x after the coupling, before the global affine.

@@ -67,11 +67,12 @@ TILES: dict[str, dict[str, Tile]] = {
     "coupling_backward": {"any": Tile(32, 32), "interpreter": Tile(64, 128)},
     "layer_norm": {"any": Tile(16, 256), "interpreter": Tile(64, 256)},
     "layer_norm_backward": {"any": Tile(8, 256), "interpreter": Tile(16, 256)},
+    "pool": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
+    "upsample": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "likelihood": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "score_map": {"any": Tile(1024, 1)},
 }
 
-_SMALL = ProductTile(64, 128, 32, warps=8)
 _NARROW = ProductTile(32, 16, 32, warps=8)
 PRODUCT_TILES: dict[str, dict[str, ProductTile]] = {
     "conv3x3": {"any": ProductTile(128, 128, 32, warps=8), "interpreter": ProductTile(256, 128, 128)},
@@ -83,9 +84,8 @@ PRODUCT_TILES: dict[str, dict[str, ProductTile]] = {
         "interpreter": ProductTile(256, 16, 128),
     },
     "conv3x3_coupling": {
-        "any": ProductTile(128, 128, 32, warps=8),
-        "sm_80": _SMALL,
-        "sm_86": _SMALL,
+        # Triton 3.6 spills at 128 by 128.
+        "any": ProductTile(64, 128, 32, warps=8),
         "interpreter": ProductTile(256, 128, 128),
     },
     "conv3x3_weight": {"any": ProductTile(128, 128, 32, warps=8), "interpreter": ProductTile(128, 128, 256)},

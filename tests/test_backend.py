@@ -19,6 +19,7 @@ from fastmsflow.ops import (
     conv3x3_coupling,
     conv3x3_layer_norm,
     coupling,
+    fusion,
     layer_norm,
     likelihood,
     score_map,
@@ -43,11 +44,10 @@ def test_recorded_gradients_are_reproduced_by_the_kernels(name: str) -> None:
     assert {k: v for k, v in errors.items() if not v < GOLDEN_FLOAT32} == {}
 
 
-@each_recording
-def test_the_first_recorded_training_steps_are_reproduced_by_the_kernels(name: str) -> None:
+def test_the_first_recorded_training_steps_are_reproduced_by_the_kernels() -> None:
     # The interpreter takes ten seconds a step.
     with backend.use("triton"):
-        for loss_error, norm_error in islice(golden_trajectory(name, torch.float32), 3):
+        for loss_error, norm_error in islice(golden_trajectory("odd", torch.float32), 2):
             assert loss_error < GOLDEN_TRAJECTORY
             assert norm_error < GOLDEN_TRAJECTORY
 
@@ -86,7 +86,9 @@ def test_gradients_through_the_inverse_equal_the_references() -> None:
 
 
 def test_two_runs_agree_to_the_bit() -> None:
-    flow, x = small("triton")
+    torch.manual_seed(0)
+    flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
+    x = [torch.randn(2, 8, 6, 10, device=DEVICE), torch.randn(2, 12, 3, 5, device=DEVICE)]
     first, second = gradients(flow, x), gradients(flow, x)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -101,15 +103,14 @@ def test_autocast_stays_near_float32_by_the_kernels(dtype: torch.dtype) -> None:
     assert ((rounded - exact).abs() / exact.abs()).max() < AUTOCAST[str(dtype)[6:]]
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_forward_and_backward_compile_to_one_graph(compiler: str) -> None:
+def test_forward_and_backward_compile_to_one_graph() -> None:
     torch.manual_seed(0)
     flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
     x = [torch.randn(2, 8, 3, 5, device=DEVICE), torch.randn(2, 12, 2, 3, device=DEVICE)]
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lru_cache.*")
-        loss = torch.compile(flow.nll, backend=compiler, fullgraph=True)(x).mean()
+        loss = torch.compile(flow.nll, fullgraph=True)(x).mean()
     ours = torch.autograd.grad(loss, list(flow.parameters()))
     theirs = torch.autograd.grad(flow.nll(x).mean(), list(flow.parameters()))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
@@ -145,6 +146,10 @@ def samples() -> dict[str, tuple]:
             conv3x3_coupling._conv_coupling,
             (x, weight, vector, [x], *fixed, 0.1, 1.9, "tanh", None, True),
         ),
+        "pool": (fusion._pool, ([x, x[:, :, :2, :3]],)),
+        "pool, backward": (fusion._pool_backward, (torch.cat((x, x), dim=1)[:, :, :2, :3], [x, x[:, :, :2, :3]])),
+        "upsample": (fusion._upsample, (x[:, :, :2, :3], [x])),
+        "upsample, backward": (fusion._upsample_backward, ([x], x[:, :, :2, :3])),
         "score maps": (score_map._score_maps, (logp, [6, 10])),
     }
 
@@ -204,21 +209,3 @@ def test_without_triton_auto_serves_and_triton_says_what_to_install(monkeypatch:
     with pytest.raises(UnavailableError, match="pip install triton"):
         backend.uses_triton("triton", torch.zeros(1))
     assert not backend.uses_triton("auto", torch.zeros(1))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_cuda_graph_captures_the_flow() -> None:
-    flow, x = small("triton")
-    flow.eval()
-    with torch.no_grad():
-        expected = flow(x)
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            flow(x)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = flow(x)
-        graph.replay()
-    torch.testing.assert_close(captured, expected)

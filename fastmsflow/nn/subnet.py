@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ..backend import Backend
 from ..ops.conv3x3 import conv3x3
 from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
+from ..ops.fusion import pool_and_concat, split_and_upsample
 from ..ops.layer_norm import layer_norm_relu
-from ..reference.fusion import pool_and_concat, split_and_upsample
 from ..reference.layer_norm import LAYER_NORM_EPS
 
 
@@ -72,11 +72,11 @@ class FusionSubnet(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
         """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""
-        pooled = pool_and_concat(maps)
+        pooled = pool_and_concat(maps, backend)
         bias = self.conv1.bias[None, :, None, None].expand(-1, -1, *pooled.shape[2:])
         joint = conv3x3_layer_norm_relu(pooled, self.conv1.weight, self.norm.weight, self.norm.bias, bias, backend)
         joint = conv3x3(joint, self.conv2.weight, self.conv2.bias, backend).relu()
-        return split_and_upsample(joint, maps)
+        return split_and_upsample(joint, maps, backend)
 
     def head(self, level: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that puts out the level's log-scales, then its shifts."""

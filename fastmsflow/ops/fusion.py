@@ -1,0 +1,100 @@
+"""Between the levels: pool to one grid, and back up."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, uses_triton
+from ..errors import InputError
+from ..reference import fusion as reference
+from .layout import channels_last_like
+
+
+def pool_and_concat(maps: Sequence[Tensor], backend: Backend = "auto") -> Tensor:
+    """See fastmsflow.reference.fusion.pool_and_concat. Differentiable by the maps."""
+    if not uses_triton(backend, maps[0]):
+        return reference.pool_and_concat(maps)
+    return PoolAndConcat.apply(*maps)
+
+
+def split_and_upsample(joint: Tensor, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
+    """See fastmsflow.reference.fusion.split_and_upsample. Differentiable by joint and the maps."""
+    channels = [level.shape[1] for level in maps]
+    if joint.shape[1] != sum(channels):
+        raise InputError(f"joint has {joint.shape[1]} channels; the maps have {channels}")
+    if not uses_triton(backend, joint):
+        return reference.split_and_upsample(joint, maps)
+    return list(SplitAndUpsample.apply(joint, *maps))
+
+
+class PoolAndConcat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *maps):
+        # Backward needs their shapes alone; they live on as the residuals of the way back up.
+        ctx.save_for_backward(*maps)
+        return _pool(list(maps))
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        return tuple(_pool_backward(grad_out, list(ctx.saved_tensors)))
+
+
+class SplitAndUpsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, joint, *maps):
+        ctx.save_for_backward(joint)
+        return tuple(_upsample(joint, list(maps)))
+
+    @staticmethod
+    def backward(ctx, *grad_outs):
+        (joint,) = ctx.saved_tensors
+        return _upsample_backward(list(grad_outs), joint), *grad_outs
+
+
+@torch.library.custom_op("fastmsflow::pool_and_concat", mutates_args=())
+def _pool(maps: list[Tensor]) -> Tensor:
+    from ..kernels import fusion as kernels
+
+    return kernels.pool_and_concat(maps)
+
+
+@_pool.register_fake
+def _(maps):
+    return channels_last_like(maps[-1], sum(level.shape[1] for level in maps))
+
+
+@torch.library.custom_op("fastmsflow::pool_and_concat_backward", mutates_args=())
+def _pool_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    from ..kernels import fusion as kernels
+
+    return kernels.pool_and_concat_backward(grad_out, maps)
+
+
+@_pool_backward.register_fake
+def _(grad_out, maps):
+    return [channels_last_like(level, level.shape[1]) for level in maps]
+
+
+@torch.library.custom_op("fastmsflow::split_and_upsample", mutates_args=())
+def _upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    from ..kernels import fusion as kernels
+
+    return kernels.split_and_upsample(joint, maps)
+
+
+@_upsample.register_fake
+def _(joint, maps):
+    return [channels_last_like(level, level.shape[1]) for level in maps]
+
+
+@torch.library.custom_op("fastmsflow::split_and_upsample_backward", mutates_args=())
+def _upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
+    from ..kernels import fusion as kernels
+
+    return kernels.split_and_upsample_backward(grad_outs, joint)
+
+
+@_upsample_backward.register_fake
+def _(grad_outs, joint):
+    return channels_last_like(joint, joint.shape[1])

@@ -1,0 +1,220 @@
+"""How the fusion subnet carries information between the levels: adaptive average pool to one grid, bilinear back up.
+
+Gradients are gathered, each pixel collecting what it was spread to, so that no sum's order is left to chance.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Tile, on, tile
+from .rows import as_rows, new_rows
+
+
+@triton.jit
+def _pixels(program, height, width, BLOCK_P: tl.constexpr):
+    """-> image (int64), row offsets of the tile's pixels in it, their y and x, which of them are in the image."""
+    tiles = tl.cdiv(height * width, BLOCK_P)
+    image, block = program // tiles, program % tiles
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    return image.to(tl.int64), p, p // width, p % width, p < height * width
+
+
+@triton.jit
+def _window(n, size, other):
+    """Where pixel ``n`` of ``size`` meets ``other`` pixels: first, end. The same rule both ways."""
+    return n * other // size, ((n + 1) * other + size - 1) // size
+
+
+@triton.jit
+def pool_kernel(
+    source,  # (images, source pixels, source_stride)
+    out,  # (images, pixels, out_stride)
+    height,
+    width,
+    source_height,
+    source_width,
+    channels,
+    source_stride,
+    out_stride,
+    reach_y,  # no window is longer
+    reach_x,
+    BACKWARD: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Forward, out is the mean of its window of source. Backward, source is the gradient of the pooled map and out that
+    of the map: every pixel sums over the windows it was in."""
+    image, p, y, x, valid = _pixels(tl.program_id(0), height, width, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    y0, y1 = _window(y, height, source_height)
+    x0, x1 = _window(x, width, source_width)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    base = source + image * source_height * source_width * source_stride
+    for step in range(reach_y * reach_x):
+        sy, sx = y0 + step // reach_x, x0 + step % reach_x
+        inside = valid & (sy < y1) & (sx < x1)
+        mask = inside[:, None] & (c < channels)[None, :]
+        at = base + (sy * source_width + sx)[:, None] * source_stride + c[None, :]
+        value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        if BACKWARD:
+            wy0, wy1 = _window(sy, source_height, height)
+            wx0, wx1 = _window(sx, source_width, width)
+            value = value / ((wy1 - wy0) * (wx1 - wx0)).to(tl.float32)[:, None]
+        acc += value
+    if not BACKWARD:
+        acc = acc / ((y1 - y0) * (x1 - x0)).to(tl.float32)[:, None]
+    out_at = out + image * height * width * out_stride + p[:, None] * out_stride + c[None, :]
+    tl.store(out_at, acc.to(out.dtype.element_ty), mask=valid[:, None] & (c < channels)[None, :])
+
+
+@triton.jit
+def upsample_kernel(
+    source,  # (images, source pixels, source_stride)
+    residual,  # (images, pixels, residual_stride)
+    out,  # (images, pixels, channels)
+    height,
+    width,
+    source_height,
+    source_width,
+    channels,
+    source_stride,
+    residual_stride,
+    scale_y,  # source pixels in a pixel
+    scale_x,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """out = bilinear(source), align_corners, + residual."""
+    image, p, y, x, valid = _pixels(tl.program_id(0), height, width, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = valid[:, None] & (c < channels)[None, :]
+    at = residual + image * height * width * residual_stride + p[:, None] * residual_stride + c[None, :]
+    acc = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    py, px = y.to(tl.float32) * scale_y, x.to(tl.float32) * scale_x
+    y0, x0 = tl.minimum(py.to(tl.int32), source_height - 1), tl.minimum(px.to(tl.int32), source_width - 1)
+    base = source + image * source_height * source_width * source_stride
+    for corner in tl.static_range(4):
+        sy, sx = tl.minimum(y0 + corner // 2, source_height - 1), tl.minimum(x0 + corner % 2, source_width - 1)
+        wy = py - y0.to(tl.float32) if corner // 2 else 1.0 - (py - y0.to(tl.float32))
+        wx = px - x0.to(tl.float32) if corner % 2 else 1.0 - (px - x0.to(tl.float32))
+        at = base + (sy * source_width + sx)[:, None] * source_stride + c[None, :]
+        acc += (wy * wx)[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    out_at = out + image * height * width * channels + p[:, None] * channels + c[None, :]
+    tl.store(out_at, acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def upsample_backward_kernel(
+    grad_out,  # (images, out pixels, grad_stride)
+    grad_source,  # (images, pixels, source_stride)
+    height,  # of source
+    width,
+    out_height,
+    out_width,
+    channels,
+    grad_stride,
+    source_stride,
+    scale_y,  # source pixels in a pixel of out
+    scale_x,
+    inverse_y,  # pixels of out in one of source
+    inverse_x,
+    reach_y,  # no pixel of source was spread to more
+    reach_x,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    image, p, y, x, valid = _pixels(tl.program_id(0), height, width, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    # One further than the corners reach, against rounding; what is too far has weight 0.
+    y0 = tl.maximum(((y - 1).to(tl.float32) * inverse_y).to(tl.int32) - 1, 0)
+    x0 = tl.maximum(((x - 1).to(tl.float32) * inverse_x).to(tl.int32) - 1, 0)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    base = grad_out + image * out_height * out_width * grad_stride
+    for step in range(reach_y * reach_x):
+        oy, ox = y0 + step // reach_x, x0 + step % reach_x
+        wy = 1.0 - tl.abs(oy.to(tl.float32) * scale_y - y.to(tl.float32))
+        wx = 1.0 - tl.abs(ox.to(tl.float32) * scale_x - x.to(tl.float32))
+        inside = valid & (oy < out_height) & (ox < out_width) & (wy > 0) & (wx > 0)
+        at = base + (oy * out_width + ox)[:, None] * grad_stride + c[None, :]
+        value = tl.load(at, mask=inside[:, None] & (c < channels)[None, :], other=0.0).to(tl.float32)
+        acc += tl.where(inside, wy * wx, 0.0)[:, None] * value
+    at = grad_source + image * height * width * source_stride + p[:, None] * source_stride + c[None, :]
+    tl.store(at, acc.to(grad_source.dtype.element_ty), mask=valid[:, None] & (c < channels)[None, :])
+
+
+def pool_and_concat(maps: list[Tensor]) -> Tensor:
+    """maps (B, C_l, H_l, W_l) -> (B, sum C_l, H, W) on the last map's grid."""
+    out = new_rows(maps[-1], sum(level.shape[1] for level in maps))
+    for level, part in zip(maps, _parts(out, maps), strict=True):
+        _pool(level, part, backward=False)
+    return out
+
+
+def pool_and_concat_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    """-> gradient of each map; of ``maps`` only the shapes and dtypes count."""
+    grads = [new_rows(level, level.shape[1]) for level in maps]
+    for grad, part in zip(grads, _parts(grad_out, maps), strict=True):
+        _pool(part, grad, backward=True)
+    return grads
+
+
+def split_and_upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    """joint (B, sum C_l, H, W), maps (B, C_l, H_l, W_l) -> per level bilinear(its part of joint) + its map."""
+    outs = [new_rows(level, level.shape[1]) for level in maps]
+    for level, part, out in zip(maps, _parts(joint, maps), outs, strict=True):
+        (source, source_stride), (residual, residual_stride) = as_rows(part), as_rows(level)
+        grid, meta = _grid("upsample", out)
+        with on(out.device):
+            upsample_kernel[grid](
+                source, residual, out, *out.shape[2:], *part.shape[2:], out.shape[1], source_stride, residual_stride,
+                *(_scale(inner, outer) for inner, outer in zip(part.shape[2:], out.shape[2:], strict=True)), **meta,
+            )  # fmt: skip
+    return outs
+
+
+def split_and_upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
+    """-> gradient of joint, of which only the shape and dtype count. The maps' gradients are ``grad_outs``."""
+    grad = new_rows(joint, joint.shape[1])
+    for grad_out, part in zip(grad_outs, _parts(grad, grad_outs), strict=True):
+        (rows, stride), (source, source_stride) = as_rows(grad_out), as_rows(part)
+        sizes = list(zip(part.shape[2:], grad_out.shape[2:], strict=True))
+        # An only source pixel is spread to all.
+        inverses = [(outer - 1) / (inner - 1) if inner > 1 else float(outer) for inner, outer in sizes]
+        grid, meta = _grid("upsample", part)
+        with on(grad.device):
+            upsample_backward_kernel[grid](
+                rows, source, *part.shape[2:], *grad_out.shape[2:], part.shape[1], stride, source_stride,
+                *(_scale(*pair) for pair in sizes), *inverses,
+                *(min(outer, int(2 * inverse) + 5) for (_, outer), inverse in zip(sizes, inverses, strict=True)),
+                **meta,
+            )  # fmt: skip
+    return grad
+
+
+def _pool(source: Tensor, out: Tensor, backward: bool) -> None:
+    (source_rows, source_stride), (out_rows, out_stride) = as_rows(source), as_rows(out)
+    sizes = zip(out.shape[2:], source.shape[2:], strict=True)
+    reaches = (other // size + 2 if other % size else other // size for size, other in sizes)
+    grid, meta = _grid("pool", out)
+    with on(out.device):
+        pool_kernel[grid](
+            source_rows, out_rows, *out.shape[2:], *source.shape[2:], out.shape[1], source_stride, out_stride,
+            *reaches, BACKWARD=backward, **meta,
+        )  # fmt: skip
+
+
+def _parts(joint: Tensor, maps: list[Tensor]) -> tuple[Tensor, ...]:
+    """Each level's channels of what is joint: views of rows."""
+    return as_rows(joint)[0].split([level.shape[1] for level in maps], dim=1)
+
+
+def _scale(inner: int, outer: int) -> float:
+    return (inner - 1) / (outer - 1) if outer > 1 else 0.0
+
+
+def _grid(kernel: str, out: Tensor) -> tuple[tuple[int, int], dict[str, int | bool]]:
+    b, channels, height, width = out.shape
+    size: Tile = tile(kernel, out.device).within(height * width, channels)
+    grid = (b * triton.cdiv(height * width, size.pixels), triton.cdiv(channels, size.channels))
+    return grid, {"BLOCK_P": size.pixels, "BLOCK_C": size.channels, **size.options}

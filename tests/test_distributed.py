@@ -1,0 +1,38 @@
+"""The kernels under DistributedDataParallel: two processes compute what one does."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch import Tensor, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from fastmsflow import MultiScaleFlow
+from fastmsflow.ops.likelihood import negative_log_likelihood
+
+WORLD = 2
+
+
+def flow_and_batch() -> tuple[MultiScaleFlow, list[Tensor]]:
+    torch.manual_seed(0)
+    flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton")
+    return flow, [torch.randn(4, 8, 3, 5), torch.randn(4, 12, 2, 3)]
+
+
+def one_process(rank: int, rendezvous: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=WORLD)
+    flow, batch = flow_and_batch()
+    shared = DistributedDataParallel(flow)
+    negative_log_likelihood(*shared([level[rank::WORLD] for level in batch]), backend="triton").mean().backward()
+    if rank == 0:
+        torch.save([p.grad for p in flow.parameters()], out)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_compute_the_gradients_of_one(tmp_path: Path) -> None:
+    out = tmp_path / "gradients.pt"
+    multiprocessing.spawn(one_process, (str(tmp_path / "rendezvous"), str(out)), WORLD)
+    flow, batch = flow_and_batch()
+    flow.nll(batch).mean().backward()
+    torch.testing.assert_close(torch.load(out), [p.grad for p in flow.parameters()], rtol=1e-4, atol=1e-3)
