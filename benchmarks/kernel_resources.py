@@ -133,7 +133,7 @@ def cases() -> Iterator[tuple[str, partial]]:
             precision = "tf32" if dtype == torch.float32 else "ieee"
             conv1, conv2 = new(width, channels // 2, 3, 3), new(channels, width, 3, 3)
             yield name, partial(conv3x3.conv3x3, hidden, conv2, vector, precision)
-            yield name, partial(conv3x3.conv3x3_input_gradient, x, conv2, precision)
+            yield f"{name}, input gradient", partial(conv3x3.conv3x3_input_gradient, x, conv2, precision)
             yield name, partial(conv3x3.conv3x3_weight_gradient, hidden, x, precision)
             for keep in (False, True):
                 tag = f"{name}, training" if keep else name
@@ -152,7 +152,7 @@ def cases() -> Iterator[tuple[str, partial]]:
         h2 = [level[:, : level.shape[1] // 2] for level in z]
         joint = new(BATCH, sum(level.shape[1] for level in h2), *z[-1].shape[2:])
         yield _name(dtype), partial(fusion.pool_and_concat, h2)
-        yield _name(dtype), partial(fusion.pool_and_concat_backward, joint, h2)
+        yield f"{_name(dtype)}, backward", partial(fusion.pool_and_concat_backward, joint, h2)
         yield _name(dtype), partial(fusion.split_and_upsample, joint, h2)
         yield _name(dtype), partial(fusion.split_and_upsample_backward, h2, joint)
         logp = [torch.empty((BATCH, size, size), device="meta") for _, size in LEVELS]

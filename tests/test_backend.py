@@ -10,7 +10,14 @@ import pytest
 import torch
 from ops_parity import DEVICE
 from parity import NAMES, golden_errors, golden_gradients, golden_trajectory
-from tolerances import AUTOCAST, GOLDEN_FLOAT32, GOLDEN_LOG_DET_PER_ELEMENT, GOLDEN_TRAJECTORY
+from tolerances import (
+    AUTOCAST,
+    FLOW_CLOSE,
+    GOLDEN_FLOAT32,
+    GOLDEN_LOG_DET_PER_ELEMENT,
+    GOLDEN_TRAJECTORY,
+    OPERATION_CLOSE,
+)
 from torch import Tensor
 
 from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
@@ -70,8 +77,8 @@ def test_inverse_undoes_forward_by_the_kernels() -> None:
     flow, x = small("triton")
     z, log_det = flow(x)
     back, log_det_back = flow.inverse(z)
-    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(back, x, **OPERATION_CLOSE)
+    torch.testing.assert_close(log_det_back, -log_det, **FLOW_CLOSE)
 
 
 def test_gradients_through_the_inverse_equal_the_references() -> None:
@@ -82,7 +89,7 @@ def test_gradients_through_the_inverse_equal_the_references() -> None:
         x, log_det = flow.inverse(z)
         (sum(level.square().sum() for level in x) + log_det.sum()).backward()
         results.append([p.grad for p in (*flow.parameters(), *z)])
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*results, **FLOW_CLOSE)
 
 
 def test_two_runs_agree_to_the_bit() -> None:
@@ -113,7 +120,7 @@ def test_forward_and_backward_compile_to_one_graph() -> None:
         loss = torch.compile(flow.nll, fullgraph=True)(x).mean()
     ours = torch.autograd.grad(loss, list(flow.parameters()))
     theirs = torch.autograd.grad(flow.nll(x).mean(), list(flow.parameters()))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(ours, theirs, **FLOW_CLOSE)
 
 
 def samples() -> dict[str, tuple]:
@@ -164,7 +171,7 @@ def test_scores_by_the_kernels_equal_the_references() -> None:
     flow, x = small()
     z, _ = flow(x)
     ours, theirs = (score_latents([level.detach() for level in z], (24, 40), backend=b) for b in ("triton", "torch"))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, **OPERATION_CLOSE)
 
 
 def test_models_are_served_as_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerances import FULL_SIZE
 from torch import Tensor
 
 from fastmsflow import MultiScaleFlow
@@ -12,8 +13,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 CHANNELS, GRIDS = (256, 512, 1024), (64, 32, 16)
-# Relative error of the whole flow against float64: what 15 blocks make of each dtype's rounding of stored values.
-FLOW = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 8e-2}
 
 
 @pytest.fixture(params=["own convolution", "vendor's convolution"])
@@ -38,7 +37,7 @@ def outputs_and_gradients(flow: MultiScaleFlow, x: list[Tensor], backend: str, d
     return [*z, log_det, *gradients]
 
 
-@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_parity_with_float64(name: str, convolution: None) -> None:
     flow, x = full_size(2)
     before = torch.backends.cudnn.allow_tf32
@@ -50,7 +49,7 @@ def test_full_size_parity_with_float64(name: str, convolution: None) -> None:
     finally:
         torch.backends.cudnn.allow_tf32 = before
     errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(ours, truth, strict=True)]
-    assert max(errors) < FLOW[name]
+    assert max(errors) < FULL_SIZE[name]
 
 
 def losses(backend: str, seed: int, steps: int = 50) -> list[float]:

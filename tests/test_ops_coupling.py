@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
+from tolerances import OPERATION_CLOSE
 
 from fastmsflow import InputError
 from fastmsflow.ops import coupling as ops
@@ -71,7 +72,7 @@ def test_mixed_precision_of_autocast() -> None:
     z, _ = ops.coupling(x, raw.bfloat16(), *fixed, 1.9, "tanh", backend="triton")
     truth, _ = reference.coupling(x.double(), raw.bfloat16().double(), *fixed, 1.9, "tanh")
     assert z.dtype == torch.float32
-    torch.testing.assert_close(z.double(), truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z.double(), truth, **OPERATION_CLOSE)
 
 
 def test_output_is_bounded_to_a_million_and_passes_no_gradient_there() -> None:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops_parity import LAYOUTS, assert_twins, tensor
+from tolerances import OPERATION_CLOSE
 
 from fastmsflow import InputError
 from fastmsflow.ops import fusion as ops
@@ -82,7 +83,7 @@ def test_nan_reaches_what_it_reaches_in_the_reference() -> None:
     joint[1, 3, 1, 2] = maps[0][0, 1, 5, 7] = float("nan")
     torch.testing.assert_close(pool(*maps, backend="triton"), pool_twin(*maps), equal_nan=True)
     torch.testing.assert_close(
-        upsample(joint, *maps, backend="triton"), upsample_twin(joint, *maps), equal_nan=True, rtol=1e-5, atol=1e-5
+        upsample(joint, *maps, backend="triton"), upsample_twin(joint, *maps), equal_nan=True, **OPERATION_CLOSE
     )
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
+from tolerances import OPERATION_CLOSE
 
 from fastmsflow import InputError
 from fastmsflow.ops.layer_norm import layer_norm_relu
@@ -47,7 +48,7 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(bad: float) -> None:
     x, *rest = arguments((2, 24, 3, 5))
     x[1, 3, 2, 4] = bad
     ours = layer_norm_relu(x, *rest, backend="triton")
-    torch.testing.assert_close(ours, reference.layer_norm_relu(x, *rest), equal_nan=True, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, reference.layer_norm_relu(x, *rest), equal_nan=True, **OPERATION_CLOSE)
 
 
 @settings(max_examples=12, deadline=None)

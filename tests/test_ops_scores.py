@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
+from tolerances import OPERATION_CLOSE
 
 from fastmsflow.ops import likelihood as ops
 from fastmsflow.ops.score_map import score_maps
@@ -71,7 +72,7 @@ def test_score_maps_of_any_size_equal_float64(batch: int, h: int, w: int, height
     torch.manual_seed(0)
     logp = [-torch.rand(batch, h, w, device=DEVICE), -torch.rand(batch, w, h, device=DEVICE)]
     ours, twin = score_maps(logp, (height, width), "triton"), score_maps_twin(logp, (height, width))
-    torch.testing.assert_close(ours, twin, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, twin, **OPERATION_CLOSE)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
@@ -81,4 +82,4 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(bad: float) -> None:
     ours, twin = ops.log_likelihood_maps(z, "triton"), reference.log_likelihood_maps(z)
     ours += score_maps(ours, (24, 40), "triton")
     twin += score_maps_twin(twin, (24, 40))
-    torch.testing.assert_close(ours, twin, equal_nan=True, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, twin, equal_nan=True, **OPERATION_CLOSE)

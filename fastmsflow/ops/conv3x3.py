@@ -62,13 +62,14 @@ class Conv3x3(torch.autograd.Function):
     def backward(ctx, grad_out):
         x, weight = ctx.saved_tensors
         grad_bias = None if ctx.bias_dtype is None else bias_gradient(grad_out, ctx.bias_dtype)
-        return *convolution_gradients(grad_out, x, weight), grad_bias
+        return *convolution_gradients(grad_out, x, weight, ctx.needs_input_grad[0]), grad_bias
 
 
-def convolution_gradients(grad_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight."""
+def convolution_gradients(grad_out: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> tuple[Tensor | None, Tensor]:
+    """Gradients of x, where it is wanted (features want none), and of weight."""
     grad_out = grad_out.to(x.dtype)
-    return _input_gradient(grad_out, weight), _weight_gradient(x, grad_out).to(weight.dtype)
+    grad_x = _input_gradient(grad_out, weight) if of_x else None
+    return grad_x, _weight_gradient(x, grad_out).to(weight.dtype)
 
 
 def bias_gradient(grad_out: Tensor, dtype: torch.dtype) -> Tensor:

@@ -87,8 +87,10 @@ class ConvCoupling(torch.autograd.Function):
         grad_parts, grad_raw, grad_scale, grad_offset = unfused.coupling_gradients(
             grad_z, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
         )
-        grads = *convolution_gradients(grad_raw, hidden, weight), bias_gradient(grad_raw, ctx.bias_dtype)
-        return *grads, None, grad_scale, grad_offset, None, None, None, None, None, *grad_parts
+        grad_hidden, grad_weight = convolution_gradients(grad_raw, hidden, weight, ctx.needs_input_grad[0])
+        grad_bias = bias_gradient(grad_raw, ctx.bias_dtype)
+        perm_and_options = (None,) * 5
+        return grad_hidden, grad_weight, grad_bias, None, grad_scale, grad_offset, *perm_and_options, *grad_parts
 
 
 @torch.library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())

@@ -56,7 +56,8 @@ class ConvLayerNormReLU(torch.autograd.Function):
         grad_hidden, *grad_norm, grad_condition = layer_norm_gradients(
             grad_out, hidden, None, norm_weight, norm_bias, mean, rstd, ctx.condition_dtype
         )
-        return *convolution_gradients(grad_hidden, x, weight), *grad_norm, grad_condition, None
+        grads = convolution_gradients(grad_hidden, x, weight, ctx.needs_input_grad[0])
+        return *grads, *grad_norm, grad_condition, None
 
 
 @torch.library.custom_op("fastmsflow::conv3x3_layer_norm_relu", mutates_args=())
