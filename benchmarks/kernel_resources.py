@@ -208,18 +208,19 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def section(results: list[Resources]) -> str:
-    """Markdown: a row per kernel and case, a column per target."""
+    """Markdown: a row per kernel and case, a column per target; of several launches the one with most registers."""
     lines = [
         f"## Triton {triton.__version__}",
         "",
         "| kernel | case | " + " | ".join(TARGETS) + " |",
         "|---" * (len(TARGETS) + 2) + "|",
     ]
-    cells: dict[tuple[str, str], list[str]] = {}
-    for r in results:
-        text = f"{r.registers} / {r.spills} / {r.shared}" + (f" {r.matrix}" if r.matrix else "")
-        cells.setdefault((r.kernel, r.case), []).append(text)
-    lines += [f"| {kernel} | {case} | " + " | ".join(row) + " |" for (kernel, case), row in cells.items()]
+    worst: dict[tuple[str, str], dict[str, Resources]] = {}
+    for r in sorted(results, key=lambda r: (r.spills, r.registers)):
+        worst.setdefault((r.kernel, r.case), {})[r.target] = r
+    for (kernel, case), row in sorted(worst.items()):
+        cells = [f"{r.registers} / {r.spills} / {r.shared} {r.matrix}".strip() for r in (row[t] for t in TARGETS)]
+        lines.append(f"| {kernel} | {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
