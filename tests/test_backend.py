@@ -18,7 +18,7 @@ from tolerances import (
     GOLDEN_TRAJECTORY,
     OPERATION_CLOSE,
 )
-from torch import Tensor
+from torch import Tensor, library
 
 from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
 from fastmsflow.ops import (
@@ -164,7 +164,7 @@ def samples() -> dict[str, tuple]:
 @pytest.mark.parametrize("name", samples())
 def test_operators_are_well_registered(name: str) -> None:
     operator, arguments = samples()[name]
-    torch.library.opcheck(operator, arguments)
+    library.opcheck(operator, arguments)
 
 
 def test_scores_by_the_kernels_equal_the_references() -> None:

@@ -1,7 +1,7 @@
 """The 3x3 convolution on its own, and what every operation that begins with one shares."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
@@ -76,7 +76,7 @@ def bias_gradient(grad_out: Tensor, dtype: torch.dtype) -> Tensor:
     return grad_out.sum(dim=(0, 2, 3), dtype=torch.float32).to(dtype)
 
 
-@torch.library.custom_op("fastmsflow::conv3x3", mutates_args=())
+@library.custom_op("fastmsflow::conv3x3", mutates_args=())
 def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     from ..kernels import conv3x3 as kernels
 
@@ -88,7 +88,7 @@ def _(x, weight, bias):
     return channels_last_like(x, len(weight))
 
 
-@torch.library.custom_op("fastmsflow::conv3x3_input_gradient", mutates_args=())
+@library.custom_op("fastmsflow::conv3x3_input_gradient", mutates_args=())
 def _input_gradient(grad_out: Tensor, weight: Tensor) -> Tensor:
     from ..kernels import conv3x3 as kernels
 
@@ -100,7 +100,7 @@ def _(grad_out, weight):
     return channels_last_like(grad_out, weight.shape[1])
 
 
-@torch.library.custom_op("fastmsflow::conv3x3_weight_gradient", mutates_args=())
+@library.custom_op("fastmsflow::conv3x3_weight_gradient", mutates_args=())
 def _weight_gradient(x: Tensor, grad_out: Tensor) -> Tensor:
     from ..kernels import conv3x3 as kernels
 

@@ -1,7 +1,7 @@
 """3x3 convolution and the coupling that its outputs drive: the second half of a subnet, and what follows it."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend
 from ..reference.coupling import SUBNET_SCALE, ClampForm
@@ -93,7 +93,7 @@ class ConvCoupling(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, grad_scale, grad_offset, *perm_and_options, *grad_parts
 
 
-@torch.library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())
+@library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())
 def _conv_coupling(
     hidden: Tensor,
     weight: Tensor,

@@ -1,7 +1,7 @@
 """3x3 convolution, layer normalisation and ReLU: the first half of a subnet."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend
 from ..errors import InputError
@@ -60,7 +60,7 @@ class ConvLayerNormReLU(torch.autograd.Function):
         return *grads, *grad_norm, grad_condition, None
 
 
-@torch.library.custom_op("fastmsflow::conv3x3_layer_norm_relu", mutates_args=())
+@library.custom_op("fastmsflow::conv3x3_layer_norm_relu", mutates_args=())
 def _conv_layer_norm_relu(
     x: Tensor, weight: Tensor, condition: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, keep: bool
 ) -> list[Tensor]:

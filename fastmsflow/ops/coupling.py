@@ -1,7 +1,7 @@
 """Affine couplings: within a level, and across the levels."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
@@ -135,7 +135,7 @@ def coupling_gradients(
     return grad_parts, grad_raw, grad_scale.to(global_scale.dtype), grads[-1].to(global_offset.dtype)
 
 
-@torch.library.custom_op("fastmsflow::coupling", mutates_args=())
+@library.custom_op("fastmsflow::coupling", mutates_args=())
 def _coupling(
     parts: list[Tensor],
     raw: Tensor,
@@ -159,7 +159,7 @@ def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, lim
     return channels_last_like(parts[0], channels), raw.new_empty(len(raw), dtype=torch.float32)
 
 
-@torch.library.custom_op("fastmsflow::coupling_backward", mutates_args=())
+@library.custom_op("fastmsflow::coupling_backward", mutates_args=())
 def _coupling_backward(
     grad_out: Tensor,
     grad_log_det: Tensor,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
@@ -52,7 +52,7 @@ class SplitAndUpsample(torch.autograd.Function):
         return _upsample_backward(list(grad_outs), joint), *grad_outs
 
 
-@torch.library.custom_op("fastmsflow::pool_and_concat", mutates_args=())
+@library.custom_op("fastmsflow::pool_and_concat", mutates_args=())
 def _pool(maps: list[Tensor]) -> Tensor:
     from ..kernels import fusion as kernels
 
@@ -64,7 +64,7 @@ def _(maps):
     return channels_last_like(maps[-1], sum(level.shape[1] for level in maps))
 
 
-@torch.library.custom_op("fastmsflow::pool_and_concat_backward", mutates_args=())
+@library.custom_op("fastmsflow::pool_and_concat_backward", mutates_args=())
 def _pool_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
     from ..kernels import fusion as kernels
 
@@ -76,7 +76,7 @@ def _(grad_out, maps):
     return [channels_last_like(level, level.shape[1]) for level in maps]
 
 
-@torch.library.custom_op("fastmsflow::split_and_upsample", mutates_args=())
+@library.custom_op("fastmsflow::split_and_upsample", mutates_args=())
 def _upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
     from ..kernels import fusion as kernels
 
@@ -88,7 +88,7 @@ def _(joint, maps):
     return [channels_last_like(level, level.shape[1]) for level in maps]
 
 
-@torch.library.custom_op("fastmsflow::split_and_upsample_backward", mutates_args=())
+@library.custom_op("fastmsflow::split_and_upsample_backward", mutates_args=())
 def _upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
     from ..kernels import fusion as kernels
 

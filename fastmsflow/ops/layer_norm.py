@@ -1,7 +1,7 @@
 """Layer normalisation over the channels of each pixel, then ReLU."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
@@ -58,7 +58,7 @@ def layer_norm_gradients(
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_condition
 
 
-@torch.library.custom_op("fastmsflow::layer_norm_relu", mutates_args=())
+@library.custom_op("fastmsflow::layer_norm_relu", mutates_args=())
 def _layer_norm_relu(
     x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ def _(x, condition, weight, bias, eps):
     return channels_last_like(x, x.shape[1]), *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
 
 
-@torch.library.custom_op("fastmsflow::layer_norm_relu_backward", mutates_args=())
+@library.custom_op("fastmsflow::layer_norm_relu_backward", mutates_args=())
 def _layer_norm_relu_backward(
     grad_y: Tensor, x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..reference import likelihood as reference
@@ -37,7 +37,7 @@ class LogLikelihoodMaps(torch.autograd.Function):
         return tuple(_log_likelihood_maps_backward(list(grad_logps), list(ctx.saved_tensors)))
 
 
-@torch.library.custom_op("fastmsflow::log_likelihood_maps", mutates_args=())
+@library.custom_op("fastmsflow::log_likelihood_maps", mutates_args=())
 def _log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
     from ..kernels import likelihood as kernels
 
@@ -49,7 +49,7 @@ def _(z):
     return [level.new_empty((len(level), *level.shape[2:]), dtype=torch.float32) for level in z]
 
 
-@torch.library.custom_op("fastmsflow::log_likelihood_maps_backward", mutates_args=())
+@library.custom_op("fastmsflow::log_likelihood_maps_backward", mutates_args=())
 def _log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> list[Tensor]:
     from ..kernels import likelihood as kernels
 

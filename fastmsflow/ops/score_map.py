@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..reference import score_map as reference
@@ -16,7 +15,7 @@ def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int], backend: Bac
     return _score_maps(list(logp), list(image_size))
 
 
-@torch.library.custom_op("fastmsflow::score_maps", mutates_args=())
+@library.custom_op("fastmsflow::score_maps", mutates_args=())
 def _score_maps(logp: list[Tensor], image_size: list[int]) -> tuple[Tensor, Tensor]:
     from ..kernels import score_map as kernels
 
