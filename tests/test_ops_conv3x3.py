@@ -159,6 +159,17 @@ def test_nan_and_inf_reach_what_they_reach_in_the_reference(name: str, bad: floa
     torch.testing.assert_close(ours(*given, backend="triton"), twin(*given), equal_nan=True, **OPERATION_CLOSE)
 
 
+def test_more_kept_than_changed_channels_are_all_written() -> None:
+    hidden, weight, bias, x, *rest = coupled((2, 12, 24, 6, 10))
+    arguments = [hidden, weight[:8], bias[:8], x, *rest]
+    assert_twins(coupling.conv3x3_coupling, reference.conv3x3_coupling, arguments)
+    hidden, weight, bias, x, clamp = crossed((2, 12, 8, 6, 10))
+    arguments = [hidden, weight, bias, tensor((2, 6, 6, 10), torch.float32), x, clamp]
+    assert_twins(coupling.conv3x3_joining_cross_coupling, reference.conv3x3_joining_cross_coupling, arguments)
+    with pytest.raises(InputError, match="two each"):
+        coupling.conv3x3_cross_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
+
+
 def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
     assert [fuses_layer_norm(n) for n in (76, 192, 320, 576)] == [True, True, True, False]
     assert [columns(n) for n in (192, 320, 256, 76, 20)] == [(128, 64), (256, 64), (256, 0), (64, 16), (32, 0)]

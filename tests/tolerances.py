@@ -25,10 +25,10 @@ AUTOCAST = {"bfloat16": 5e-2, "float16": 6e-3}
 OPERATION = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 # One operation by a kernel against the same in PyTorch, float32 both: element by element, where NaN or inf rule out the
 # measure above. Sums of a few hundred terms round twice.
-OPERATION_CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+OPERATION_CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # A flow of a few blocks by the kernels against another order of the same sums, float32 both: gradients of weights sum
 # over pixels and images and cancel, so small ones keep the rounding of larger terms.
-FLOW_CLOSE = {"rtol": 1e-4, "atol": 1e-3}
+FLOW_CLOSE = {"rtol": 1e-5, "atol": 1e-3}
 # On a GPU, the default flow at full size against float64, relative in the norm: what up to eight blocks and a fusion
 # make of each dtype's rounding of stored values (2^-24, 2^-11, 2^-11, 2^-8). Set before the first measurement.
 FULL_SIZE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 8e-2}

@@ -5,8 +5,8 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
+from ..kernels.rows import new_rows
 from ..reference import conv3x3 as reference
-from .layout import channels_last_like
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Backend = "auto") -> Tensor:
@@ -85,7 +85,7 @@ def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @_conv3x3.register_fake
 def _(x, weight, bias):
-    return channels_last_like(x, len(weight))
+    return new_rows(x, len(weight))
 
 
 @library.custom_op("fastmsflow::conv3x3_input_gradient", mutates_args=())
@@ -97,7 +97,7 @@ def _input_gradient(grad_out: Tensor, weight: Tensor) -> Tensor:
 
 @_input_gradient.register_fake
 def _(grad_out, weight):
-    return channels_last_like(grad_out, weight.shape[1])
+    return new_rows(grad_out, weight.shape[1])
 
 
 @library.custom_op("fastmsflow::conv3x3_weight_gradient", mutates_args=())

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend
+from ..kernels.rows import new_rows
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
 from . import coupling as unfused
@@ -16,7 +17,6 @@ from .conv3x3 import (
     precision,
     uses_triton_convolution,
 )
-from .layout import channels_last_like
 
 
 def conv3x3_coupling(
@@ -32,7 +32,8 @@ def conv3x3_coupling(
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.conv3x3.conv3x3_coupling. Differentiable by all tensors but perm."""
-    if not _fuses(hidden, weight, bias, backend):
+    # The fused kernel writes as many kept channels as changed ones.
+    if not _fuses(hidden, weight, bias, backend) or x.shape[1] > len(weight):
         raw = conv3x3(hidden, weight, bias, backend)
         return unfused.coupling(x, raw, global_scale, global_offset, perm, clamp, form, backend)
     return _apply(hidden, weight, bias, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, x)
@@ -44,16 +45,18 @@ def conv3x3_cross_coupling(
     """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
     if not _fuses(hidden, weight, bias, backend):
         return unfused.cross_coupling(x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(hidden, weight, bias, None, None, None, 1.0, clamp, "atan", None, x)
+    return _apply(hidden, weight, bias, None, None, None, 1.0, clamp, "atan", None, x, whole=True)
 
 
 def conv3x3_joining_cross_coupling(
     hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling. Differentiable by all its tensors."""
-    if not _fuses(hidden, weight, bias, backend):
+    if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
         return unfused.joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(hidden, weight, bias, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), kept, x)
+    return _apply(
+        hidden, weight, bias, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), kept, x, whole=True
+    )
 
 
 def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
@@ -61,8 +64,8 @@ def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bo
     return uses_triton_convolution(backend, hidden)
 
 
-def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    unfused.check_coupling(rest[-1], len(hidden), len(weight), hidden.shape[2:], hidden.device)
+def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object, whole: bool = False) -> tuple[Tensor, Tensor]:
+    unfused.check_coupling(rest[-1], len(hidden), len(weight), hidden.shape[2:], hidden.device, whole)
     return ConvCoupling.apply(*in_autocast_dtype(hidden, weight), bias, torch.is_grad_enabled(), *rest)
 
 
@@ -129,6 +132,6 @@ def _conv_coupling(
 
 @_conv_coupling.register_fake
 def _(hidden, weight, bias, parts, global_scale, global_offset, perm, raw_scale, clamp, form, limit, keep):
-    z = channels_last_like(parts[0], sum(part.shape[1] for part in parts))
-    raw = [channels_last_like(hidden, len(weight))] if keep else []
+    z = new_rows(parts[0], sum(part.shape[1] for part in parts))
+    raw = [new_rows(hidden, len(weight))] if keep else []
     return [z, hidden.new_empty(len(hidden), dtype=torch.float32), *raw]

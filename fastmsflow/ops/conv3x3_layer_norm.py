@@ -5,6 +5,7 @@ from torch import Tensor, library
 
 from ..backend import Backend
 from ..errors import InputError
+from ..kernels.rows import new_rows
 from ..reference.layer_norm import LAYER_NORM_EPS
 from .conv3x3 import (
     check_convolution,
@@ -15,7 +16,6 @@ from .conv3x3 import (
     uses_triton_convolution,
 )
 from .layer_norm import layer_norm_gradients, layer_norm_relu
-from .layout import channels_last_like
 
 
 def conv3x3_layer_norm_relu(
@@ -71,6 +71,6 @@ def _conv_layer_norm_relu(
 
 @_conv_layer_norm_relu.register_fake
 def _(x, weight, condition, norm_weight, norm_bias, eps, keep):
-    out = [channels_last_like(x, len(weight)) for _ in range(2 if keep else 1)]
+    out = [new_rows(x, len(weight)) for _ in range(2 if keep else 1)]
     pixels = len(x) * x.shape[2] * x.shape[3]
     return [*out, *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2 if keep else 0))]

@@ -5,10 +5,10 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
+from ..kernels.rows import new_rows
 from ..reference import coupling as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
-from .layout import channels_last_like
 
 
 def coupling(
@@ -47,7 +47,7 @@ def coupling_inverse(
 
 def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.cross_coupling. Differentiable by x and raw."""
-    _check(x, raw)
+    _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.cross_coupling(x, raw, clamp)
     return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, False, x)
@@ -55,7 +55,7 @@ def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "aut
 
 def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.cross_coupling_inverse. Differentiable by y and raw."""
-    _check(y, raw)
+    _check(y, raw, whole=True)
     if not uses_triton(backend, y):
         return reference.cross_coupling_inverse(y, raw, clamp)
     return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, True, y)
@@ -65,24 +65,28 @@ def joining_cross_coupling(
     kept: Tensor, x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.joining_cross_coupling. Differentiable by kept, x and raw."""
-    _check(x, raw)
+    _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.joining_cross_coupling(kept, x, raw, clamp)
     return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, kept, x)
 
 
-def check_coupling(x: Tensor, batch: int, outputs: int, grid: torch.Size, device: torch.device) -> None:
-    """Errors: InputError where what a subnet puts out does not fit what it transforms."""
+def check_coupling(
+    x: Tensor, batch: int, outputs: int, grid: torch.Size, device: torch.device, whole: bool = False
+) -> None:
+    """``whole``: every channel of x is transformed. Errors: InputError where a subnet's output does not fit x."""
     if x.ndim != 4 or len(x) != batch or x.shape[2:] != grid:
         raise InputError(f"x is {tuple(x.shape)}; the subnet's output has a batch of {batch}, a grid {tuple(grid)}")
     if outputs % 2 or outputs // 2 > x.shape[1]:
         raise InputError(f"the subnet puts out {outputs} channels: two for each of at most {x.shape[1]} in x")
+    if whole and outputs != 2 * x.shape[1]:
+        raise InputError(f"the subnet puts out {outputs} channels; all {x.shape[1]} of x need two each")
     if device != x.device:
         raise InputError(f"x is on {x.device}, the subnet's output on {device}; move them to one device")
 
 
-def _check(x: Tensor, raw: Tensor) -> None:
-    check_coupling(x, len(raw), raw.shape[1], raw.shape[2:], raw.device)
+def _check(x: Tensor, raw: Tensor, whole: bool = False) -> None:
+    check_coupling(x, len(raw), raw.shape[1], raw.shape[2:], raw.device, whole)
 
 
 class Coupling(torch.autograd.Function):
@@ -156,7 +160,7 @@ def _coupling(
 @_coupling.register_fake
 def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse):
     channels = sum(part.shape[1] for part in parts)
-    return channels_last_like(parts[0], channels), raw.new_empty(len(raw), dtype=torch.float32)
+    return new_rows(parts[0], channels), raw.new_empty(len(raw), dtype=torch.float32)
 
 
 @library.custom_op("fastmsflow::coupling_backward", mutates_args=())
@@ -182,7 +186,7 @@ def _coupling_backward(
 
 @_coupling_backward.register_fake
 def _(grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse):
-    grads = [channels_last_like(part, part.shape[1]) for part in [*parts, raw]]
+    grads = [new_rows(part, part.shape[1]) for part in [*parts, raw]]
     if global_scale is None:
         return grads
     channels = sum(part.shape[1] for part in parts)

@@ -7,8 +7,8 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
+from ..kernels.rows import new_rows
 from ..reference import fusion as reference
-from .layout import channels_last_like
 
 
 def pool_and_concat(maps: Sequence[Tensor], backend: Backend = "auto") -> Tensor:
@@ -61,7 +61,7 @@ def _pool(maps: list[Tensor]) -> Tensor:
 
 @_pool.register_fake
 def _(maps):
-    return channels_last_like(maps[-1], sum(level.shape[1] for level in maps))
+    return new_rows(maps[-1], sum(level.shape[1] for level in maps))
 
 
 @library.custom_op("fastmsflow::pool_and_concat_backward", mutates_args=())
@@ -73,7 +73,7 @@ def _pool_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
 
 @_pool_backward.register_fake
 def _(grad_out, maps):
-    return [channels_last_like(level, level.shape[1]) for level in maps]
+    return [new_rows(level, level.shape[1]) for level in maps]
 
 
 @library.custom_op("fastmsflow::split_and_upsample", mutates_args=())
@@ -85,7 +85,7 @@ def _upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
 
 @_upsample.register_fake
 def _(joint, maps):
-    return [channels_last_like(level, level.shape[1]) for level in maps]
+    return [new_rows(level, level.shape[1]) for level in maps]
 
 
 @library.custom_op("fastmsflow::split_and_upsample_backward", mutates_args=())
@@ -97,4 +97,4 @@ def _upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
 
 @_upsample_backward.register_fake
 def _(grad_outs, joint):
-    return channels_last_like(joint, joint.shape[1])
+    return new_rows(joint, joint.shape[1])

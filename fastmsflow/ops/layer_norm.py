@@ -5,9 +5,9 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
+from ..kernels.rows import new_rows
 from ..reference import layer_norm as reference
 from ..reference.layer_norm import LAYER_NORM_EPS
-from .layout import channels_last_like
 
 
 def layer_norm_relu(
@@ -70,7 +70,7 @@ def _layer_norm_relu(
 @_layer_norm_relu.register_fake
 def _(x, condition, weight, bias, eps):
     pixels = len(x) * x.shape[2] * x.shape[3]
-    return channels_last_like(x, x.shape[1]), *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
+    return new_rows(x, x.shape[1]), *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
 
 
 @library.custom_op("fastmsflow::layer_norm_relu_backward", mutates_args=())
@@ -84,4 +84,4 @@ def _layer_norm_relu_backward(
 
 @_layer_norm_relu_backward.register_fake
 def _(grad_y, x, condition, weight, bias, mean, rstd):
-    return channels_last_like(x, x.shape[1]), *(weight.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return new_rows(x, x.shape[1]), *(weight.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
+from ..kernels.rows import new_rows
 from ..reference import likelihood as reference
-from .layout import channels_last_like
 
 
 def log_likelihood_maps(z: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
@@ -58,4 +58,4 @@ def _log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> 
 
 @_log_likelihood_maps_backward.register_fake
 def _(grad_logps, z):
-    return [channels_last_like(level, level.shape[1]) for level in z]
+    return [new_rows(level, level.shape[1]) for level in z]
