@@ -28,6 +28,7 @@ from fastmsflow.kernels import (
     conv3x3_layer_norm,
     coupling,
     fusion,
+    image_score,
     launch,
     layer_norm,
     likelihood,
@@ -120,25 +121,35 @@ def cases() -> Iterator[tuple[str, partial]]:
             name = f"{channels} channels, {_name(dtype)}"
             for inverse in (False, True):
                 tag = f"{name}, inverse" if inverse else name
-                yield tag, partial(coupling.coupling, [x], x, vector, vector, perm, *block, inverse)
-                yield tag, partial(coupling.coupling_backward, x, log_det, [x], x, vector, perm, *block, inverse)
-            yield f"{name}, across levels", partial(coupling.coupling, [half, half], x, *across, 1e6, False)
-            yield (
-                f"{name}, across levels",
-                partial(coupling.coupling_backward, x, log_det, [half, half], x, *across[1:], 1e6, False),
-            )
+                options = (*block, inverse, False)
+                yield tag, partial(coupling.coupling, [x], x, vector, vector, perm, *options)
+                yield tag, partial(coupling.coupling_backward, x, log_det, [x], x, vector, perm, *options)
+            logp = torch.empty((BATCH, size, size), device="meta")
+            for scored, grad in ((False, x), (True, logp)):
+                tag = f"{name}, across levels{', likelihood' if scored else ''}"
+                options = (1e6, False, scored)
+                yield tag, partial(coupling.coupling, [half, half], x, *across, *options)
+                yield (
+                    tag,
+                    partial(coupling.coupling_backward, grad, log_det, [half, half], x, *across[1:], *options),
+                )
             width = channels // 2 + CONDITION
             hidden, rows = new(BATCH, width, size, size), torch.empty(BATCH * size * size, device="meta")
             weight = torch.empty(width, device="meta")
             precision = "tf32" if dtype == torch.float32 else "ieee"
             conv1, conv2 = new(width, channels // 2, 3, 3), new(channels, width, 3, 3)
+            heads = new(channels, channels // 2, 3, 3)
             yield name, partial(conv3x3.conv3x3, hidden, conv2, vector, precision)
             yield f"{name}, input gradient", partial(conv3x3.conv3x3_input_gradient, x, conv2, precision)
             yield name, partial(conv3x3.conv3x3_weight_gradient, hidden, x, precision)
             for keep in (False, True):
                 tag = f"{name}, training" if keep else name
-                fixed = (vector, vector, perm, *block, precision, keep)
+                fixed = (vector, vector, perm, *block, precision, keep, False)
                 yield tag, partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, vector, [x], *fixed)
+                fixed = (*across, 1e6, precision, keep, True)
+                tag += ", across levels, likelihood"
+                yield tag, partial(conv3x3_coupling.conv3x3_coupling, half, heads, vector, [half, half], *fixed)
+                tag = f"{name}, training" if keep else name
                 if fuses_layer_norm(width):
                     norm = (hidden[:1], weight, weight, 1e-5, precision, keep)
                     yield tag, partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
@@ -159,6 +170,7 @@ def cases() -> Iterator[tuple[str, partial]]:
         yield _name(dtype), partial(likelihood.log_likelihood_maps, z)
         yield _name(dtype), partial(likelihood.log_likelihood_maps_backward, logp, z)
     yield "512x512", partial(score_map.score_maps, logp, (512, 512))
+    yield "512x512", partial(image_score.image_scores, torch.empty((BATCH, 512, 512), device="meta"), 7864)
 
 
 def measure(target: str, brief: bool = False) -> list[Resources]:

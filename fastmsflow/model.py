@@ -16,9 +16,9 @@ from .nn.fusion_flow import FusionFlow
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
-from .ops.likelihood import negative_log_likelihood
 from .reference.coupling import ClampForm
-from .scoring import TOP_K, additive_score_map, score_latents
+from .reference.likelihood import negative_log_likelihood
+from .scoring import TOP_K, Scores, additive_score_map, score_log_likelihoods
 
 
 class MultiScaleFlow(nn.Module):
@@ -75,13 +75,18 @@ class MultiScaleFlow(nn.Module):
 
         Errors: InputError where shapes or dtypes do not fit.
         """
-        self._check(features)
-        results = [
-            flow(level, code(level), self.backend)
-            for flow, code, level in zip(self.parallel_flows, self.position_codes, features, strict=True)
-        ]
-        z, log_det = self.fusion_flow([level for level, _ in results], self.backend)
-        return z, log_det + sum(level_log_det for _, level_log_det in results)
+        levels, parallel_log_det = self._parallel(features)
+        z, log_det = self.fusion_flow(levels, self.backend)
+        return z, log_det + parallel_log_det
+
+    def log_likelihood_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Pooled features per level -> -0.5 mean over channels of z^2, (B, H_l, W_l) per level, log_det (B,).
+
+        In float32 or better. What scores and nll need; by the kernels, z itself is never written.
+        """
+        levels, parallel_log_det = self._parallel(features)
+        maps, log_det = self.fusion_flow.log_likelihood_maps(levels, self.backend)
+        return maps, log_det + parallel_log_det
 
     def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """z per level -> features, log_det (B,) of this direction: minus forward's at the same point."""
@@ -95,7 +100,16 @@ class MultiScaleFlow(nn.Module):
 
     def nll(self, features: Sequence[Tensor]) -> Tensor:
         """0.5 sum z^2 - log_det per image, (B,), in nats up to a constant. Training minimises its mean."""
-        return negative_log_likelihood(*self(features), self.backend)
+        maps, log_det = self.log_likelihood_maps(features)
+        return negative_log_likelihood(maps, self.channels, log_det)
+
+    def _parallel(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        self._check(features)
+        results = [
+            flow(level, code(level), self.backend)
+            for flow, code, level in zip(self.parallel_flows, self.position_codes, features, strict=True)
+        ]
+        return [level for level, _ in results], sum(log_det for _, log_det in results)
 
     def _check(self, levels: Sequence[Tensor]) -> None:
         if len(levels) != len(self.channels):
@@ -187,10 +201,19 @@ class MSFlow(nn.Module):
         """Images (B, 3, H, W) in [0, 1] -> (B,), see MultiScaleFlow.nll."""
         return self.flow.nll(self.features(images))
 
+    def scores(self, images: Tensor, top_k: float = TOP_K) -> Scores:
+        """Images (B, 3, H, W) in [0, 1] -> scores and maps before any comparison between images."""
+        return self.scores_of_features(self.features(images), top_k)
+
+    def scores_of_features(self, features: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
+        """The same from what ``features`` returned."""
+        maps, _ = self.flow.log_likelihood_maps(features)
+        return score_log_likelihoods(maps, self.image_size, top_k, self.flow.backend)
+
     @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
         """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``."""
-        scores = score_latents(self(images)[0], self.image_size, top_k, self.flow.backend)
+        scores = self.scores(images, top_k)
         return Prediction(
             scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
         )

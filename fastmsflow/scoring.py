@@ -10,9 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .backend import Backend
+from .ops.image_score import image_scores
 from .ops.likelihood import log_likelihood_maps
 from .ops.score_map import score_maps
-from .reference.score_map import top_k
 
 TOP_K = 0.03
 
@@ -36,18 +36,14 @@ class Scores(NamedTuple):
         return 1 - self.log_likelihood.exp()
 
 
-def score_latents(
-    z: Sequence[Tensor], image_size: tuple[int, int], top_k_share: float = TOP_K, backend: Backend = "auto"
+def score_log_likelihoods(
+    logp: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K, backend: Backend = "auto"
 ) -> Scores:
-    """``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps."""
-    log_likelihood, likelihood_add = score_maps(log_likelihood_maps(z, backend), image_size, backend)
-    least_likely = top_k(-log_likelihood, top_k_share)
-    return Scores(
-        score=(1 - (-least_likely).exp()).mean(dim=1),
-        log_score=least_likely.mean(dim=1),
-        likelihood_add=likelihood_add,
-        log_likelihood=log_likelihood,
-    )
+    """``logp``: (B, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that the
+    image's scores average."""
+    log_likelihood, likelihood_add = score_maps(logp, image_size, backend)
+    score, log_score = image_scores(log_likelihood, top_k, backend)
+    return Scores(score, log_score, likelihood_add, log_likelihood)
 
 
 def additive_score_map(likelihood_add: Tensor) -> Tensor:
@@ -64,5 +60,5 @@ def anomaly_scores(
     the image score averages. score_map_mul is for detection, score_map_add for localisation; the latter's maximum is
     taken over the images given, so between two calls it differs by a constant.
     """
-    scores = score_latents(z, image_size, top_k)
+    scores = score_log_likelihoods(log_likelihood_maps(z), image_size, top_k)
     return scores.score, additive_score_map(scores.likelihood_add), scores.score_map_mul

@@ -10,15 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv3x3 import convolve, image_tile, weight_rows
-from .coupling import FORMS, halves
+from .coupling import FORMS, halves, log_likelihood_map, new_squares
 from .functions import global_gain, soft_clamp
 from .launch import on, product_tile
 from .rows import as_rows, new_rows
 
 
 @triton.jit
-def _place(v, j, c, count, global_scale, global_offset, target, limit, z, row, z_stride, m, valid):
-    """Global affine, bound and permuted store of the channels j of x; -> log g of each, 0 where there is none."""
+def _place(v, j, c, count, global_scale, global_offset, inverse_perm, limit, z, row, z_stride, m, valid):
+    """Global affine, bound and permuted store of the channels j of x, if z is wanted.
+
+    -> log g of each, 0 where there is none; the sum of their squares.
+    """
     log_gain = tl.zeros_like(v)
     in_range = c < count
     to = j
@@ -26,13 +29,14 @@ def _place(v, j, c, count, global_scale, global_offset, target, limit, z, row, z
         gain = global_gain(tl.load(global_scale + j, mask=in_range, other=0.0).to(tl.float32))[None, :]
         offset = tl.load(global_offset + j, mask=in_range, other=0.0).to(tl.float32)[None, :]
         v = v * gain + offset
-        to = tl.load(target + j, mask=in_range, other=0).to(tl.int32)
+        to = tl.load(inverse_perm + j, mask=in_range, other=0).to(tl.int32)
         log_gain += tl.log(gain)
     if limit is not None:
         v = tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
     mask = valid[:, None] & in_range[None, :]
-    tl.store(z + row * z_stride + m[:, None] * z_stride + to[None, :], v.to(z.dtype.element_ty), mask=mask)
-    return tl.where(mask, log_gain, 0.0)
+    if z is not None:
+        tl.store(z + row * z_stride + m[:, None] * z_stride + to[None, :], v.to(z.dtype.element_ty), mask=mask)
+    return tl.where(mask, log_gain, 0.0), tl.sum(tl.where(mask, v * v, 0.0), axis=1)
 
 
 @triton.jit
@@ -44,10 +48,11 @@ def conv3x3_coupling_kernel(
     changed_x,  # (rows, changed_stride)
     global_scale,  # (kept + changed,) or None
     global_offset,  # likewise
-    target,  # (kept + changed,) int64, the inverse of the permutation; or None
-    z,  # (rows, kept + changed)
+    inverse_perm,  # (kept + changed,) int64; or None
+    z,  # (rows, kept + changed); or None
     raw,  # (rows, 2 changed): the convolution; or None
     partial,  # (programs of dimension 0, programs of dimension 1) float32: log-det
+    squares,  # (rows, programs of dimension 1) float32: sum of z^2; or None
     height,
     width,
     channels,
@@ -91,12 +96,21 @@ def conv3x3_coupling_kernel(
     at = changed_x + row * changed_stride + m[:, None] * changed_stride + c[None, :]
     v = tl.load(at, mask=mask, other=0.0).to(tl.float32) * tl.exp(s) + t * raw_scale
     z_stride = kept + changed
-    log_det += _place(v, kept + c, c, changed, global_scale, global_offset, target, limit, z, row, z_stride, m, valid)
+    log_gain, square = _place(
+        v, kept + c, c, changed, global_scale, global_offset, inverse_perm, limit, z, row, z_stride, m, valid
+    )
+    log_det += log_gain
     if kept > 0:
         mask = valid[:, None] & (c < kept)[None, :]
         at = kept_x + row * kept_stride + m[:, None] * kept_stride + c[None, :]
         v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        log_det += _place(v, c, c, kept, global_scale, global_offset, target, limit, z, row, z_stride, m, valid)
+        log_gain, kept_square = _place(
+            v, c, c, kept, global_scale, global_offset, inverse_perm, limit, z, row, z_stride, m, valid
+        )
+        log_det += log_gain
+        square += kept_square
+    if squares is not None:
+        tl.store(squares + (row + m) * tl.num_programs(1) + tl.program_id(1), square, mask=valid)
     tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(log_det))
 
 
@@ -107,16 +121,18 @@ def conv3x3_coupling(
     parts: list[Tensor],
     global_scale: Tensor | None,
     global_offset: Tensor | None,
-    perm: Tensor | None,
+    inverse_perm: Tensor | None,
     raw_scale: float,
     clamp: float,
     form: str,
     limit: float | None,
     precision: str,
     keep: bool,
+    likelihood: bool,
 ) -> list[Tensor]:
     """hidden (B, I, H, W), weight (2 changed, I, 3, 3), bias (2 changed,), ``parts`` and the others as for ``coupling``
-    -> z (B, C, H, W), log_det (B,) float32 and, where ``keep``, the convolution (B, 2 changed, H, W).
+    -> z (B, C, H, W) or its log-likelihood map (B, H, W), log_det (B,) float32 and, where ``keep``, the convolution
+    (B, 2 changed, H, W).
 
     Not more channels may be kept than are changed.
     """
@@ -126,16 +142,17 @@ def conv3x3_coupling(
     hidden_rows, stride = as_rows(hidden)
     weight, step_out, step_tap = weight_rows(weight)
     (kept_x, kept_stride), (changed_x, changed_stride) = halves(parts, kept)
-    z = new_rows(hidden, kept + changed, parts[0].dtype)
     raw = new_rows(hidden, 2 * changed) if keep else None
-    target = None if perm is None else torch.argsort(perm)
     size = product_tile("conv3x3_coupling", hidden.device).within(height * width, 2 * changed, channels)
     grid = (b * triton.cdiv(height * width, size.m), triton.cdiv(changed, size.n // 2))
     partial = torch.empty(grid, dtype=torch.float32, device=hidden.device)
+    z = None if likelihood else new_rows(hidden, kept + changed, parts[0].dtype)
+    squares = new_squares(hidden, grid[1]) if likelihood else None
     with on(hidden.device):
         conv3x3_coupling_kernel[grid](
-            hidden_rows, weight, bias, kept_x, changed_x, global_scale, global_offset, target, z, raw, partial,
-            height, width, channels, kept, changed, stride, kept_stride, changed_stride, step_out, step_tap,
+            hidden_rows, weight, bias, kept_x, changed_x, global_scale, global_offset, inverse_perm, z, raw, partial,
+            squares, height, width, channels, kept, changed, stride, kept_stride, changed_stride, step_out, step_tap,
             raw_scale, clamp, limit, FORM=FORMS[form], PRECISION=precision, **size.options,
         )  # fmt: skip
-    return [z, partial.view(b, -1).sum(dim=1), *([] if raw is None else [raw])]
+    out = log_likelihood_map(squares, kept + changed) if z is None else z
+    return [out, partial.view(b, -1).sum(dim=1), *([] if raw is None else [raw])]

@@ -57,13 +57,14 @@ def _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale,
 def coupling_kernel(
     kept_x,  # forward: (rows, kept_stride) x's kept channels; inverse: not read
     changed_x,  # forward: (rows, changed_stride) x's changed channels; inverse: not read
-    z,  # (rows, z_stride): written forward, read inverse
+    z,  # (rows, z_stride): written forward, read inverse; None where only its likelihood is wanted
     x,  # (rows, x_stride): written inverse
     raw,  # (rows, raw_stride)
     global_scale,  # (kept + changed,), by x's channel
     global_offset,  # likewise
     perm,  # (kept + changed,) int64
     partial,  # (programs of dimension 0, programs of dimension 1) float32: log-det
+    squares,  # (rows, programs of dimension 1) float32: sum of z^2; or None
     pixels,
     kept,
     changed,
@@ -81,15 +82,15 @@ def coupling_kernel(
     BLOCK_C: tl.constexpr,
 ):
     channels = kept + changed
-    row, _, p, i, j, mask, is_changed = _tile(tl.program_id(0), pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
+    row, image, p, i, j, mask, is_changed = _tile(tl.program_id(0), pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
     s, _, t = _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale, clamp, FORM)
     log_det = tl.where(is_changed, s, 0.0)
-    z_at = z + row * z_stride + p * z_stride + i[None, :]
     if global_scale is not None:
         gain = global_gain(tl.load(global_scale + j, mask=i < channels, other=0.0).to(tl.float32))[None, :]
         offset = tl.load(global_offset + j, mask=i < channels, other=0.0).to(tl.float32)[None, :]
         log_det += tl.where(mask, tl.log(gain), 0.0)
     if INVERSE:
+        z_at = z + row * z_stride + p * z_stride + i[None, :]
         v = tl.load(z_at, mask=mask, other=0.0).to(tl.float32)
         if global_scale is not None:
             v = (v - offset) / gain
@@ -104,7 +105,13 @@ def coupling_kernel(
             v = v * gain + offset
         if limit is not None:
             v = tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
-        tl.store(z_at, v.to(z.dtype.element_ty), mask=mask)
+        if squares is not None:
+            total = tl.sum(tl.where(mask, v * v, 0.0), axis=1, keep_dims=True)
+            squares_at = squares + (row + p) * tl.num_programs(1) + tl.program_id(1)
+            tl.store(squares_at, total, mask=row + p < (image.to(tl.int64) + 1) * pixels)
+        else:
+            z_at = z + row * z_stride + p * z_stride + i[None, :]
+            tl.store(z_at, v.to(z.dtype.element_ty), mask=mask)
     tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(log_det))
 
 
@@ -114,7 +121,8 @@ def coupling_backward_kernel(
     changed_x,
     grad_kept_x,  # (rows, grad_kept_stride): written forward, read inverse (gradient of inverse's output)
     grad_changed_x,  # (rows, grad_changed_stride): likewise
-    grad_z,  # (rows, grad_z_stride): read forward, written inverse
+    grad_z,  # (rows, grad_z_stride): read forward, written inverse; or None
+    grad_logp,  # (rows,) float32: in place of grad_z where only z's likelihood went on; or None
     grad_log_det,  # (B,) float32
     raw,
     grad_raw,  # (rows, 2 changed): written
@@ -146,7 +154,6 @@ def coupling_backward_kernel(
     # y: x after the coupling, before the global affine.
     y = tl.where(is_changed, x * tl.exp(s) + t, x)
     grad_s = tl.load(grad_log_det + image)
-    grad_z_at = grad_z + row * grad_z_stride + p * grad_z_stride + i[None, :]
     grad_kept_at = grad_kept_x + row * grad_kept_stride + p * grad_kept_stride + j[None, :]
     grad_changed_at = grad_changed_x + row * grad_changed_stride + p * grad_changed_stride + (j - kept)[None, :]
     if global_scale is not None:
@@ -161,11 +168,18 @@ def coupling_backward_kernel(
         grad_v = grad_y
         if global_scale is not None:
             grad_v = grad_y / gain
+        grad_z_at = grad_z + row * grad_z_stride + p * grad_z_stride + i[None, :]
         tl.store(grad_z_at, grad_v.to(grad_z.dtype.element_ty), mask=mask)
         grad_offset = -grad_v
         grad_gain = -grad_v * y
     else:
-        grad_v = tl.load(grad_z_at, mask=mask, other=0.0).to(tl.float32)
+        if grad_logp is not None:
+            # The couplings across levels, which alone are followed by the likelihood, have no global affine: z = y.
+            valid = row + p < (image.to(tl.int64) + 1) * pixels
+            grad_v = -tl.load(grad_logp + row + p, mask=valid, other=0.0) / channels * y
+        else:
+            grad_z_at = grad_z + row * grad_z_stride + p * grad_z_stride + i[None, :]
+            grad_v = tl.load(grad_z_at, mask=mask, other=0.0).to(tl.float32)
         if limit is not None:
             grad_v = tl.where(tl.abs(y) <= limit, grad_v, 0.0)
         grad_offset = grad_v
@@ -198,31 +212,39 @@ def coupling(
     form: str,
     limit: float | None,
     inverse: bool,
+    likelihood: bool,
 ) -> tuple[Tensor, Tensor]:
     """-> (z, or x where ``inverse``: (B, C, H, W) of the dtype of ``parts``; log_det (B,) float32 of this direction).
 
     ``parts``: [x], or [kept channels, changed channels] of x; where ``inverse``, [z]. ``raw``: (B, 2 changed, H, W).
-    The global affine and the permutation take part where they are given; ``limit`` bounds z.
+    The global affine and the permutation take part where they are given; ``limit`` bounds z. Where ``likelihood``, z is
+    not written: -0.5 mean over channels of z^2, (B, H, W) float32, stands in its place.
     """
     changed = raw.shape[1] // 2
     channels = sum(part.shape[1] for part in parts)
-    out = new_rows(raw, channels, parts[0].dtype)
-    out_rows, none = as_rows(out), (None, 0)
-    if inverse:
-        kept_x, changed_x, z, x = none, none, as_rows(parts[0]), out_rows
-    else:
-        (kept_x, changed_x), z, x = halves(parts, channels - changed), out_rows, none
-    raw_rows = as_rows(raw)
     grid, meta = _grid("coupling", raw, channels)
     partial = torch.empty(grid, dtype=torch.float32, device=raw.device)
+    squares, out, (out_rows, out_stride) = None, None, (None, 0)
+    if likelihood:
+        squares = new_squares(raw, grid[1])
+    else:
+        out = new_rows(raw, channels, parts[0].dtype)
+        out_rows, out_stride = as_rows(out)
+    none = (None, 0)
+    if inverse:
+        kept_x, changed_x, z, x = none, none, as_rows(parts[0]), (out_rows, out_stride)
+    else:
+        (kept_x, changed_x), z, x = halves(parts, channels - changed), (out_rows, out_stride), none
+    raw_rows = as_rows(raw)
     with on(raw.device):
         coupling_kernel[grid](
-            kept_x[0], changed_x[0], z[0], x[0], raw_rows[0], global_scale, global_offset, perm, partial,
+            kept_x[0], changed_x[0], z[0], x[0], raw_rows[0], global_scale, global_offset, perm, partial, squares,
             raw.shape[2] * raw.shape[3], channels - changed, changed,
             kept_x[1], changed_x[1], z[1], x[1], raw_rows[1], raw_scale, clamp, limit,
             FORM=FORMS[form], INVERSE=inverse, **meta,
         )  # fmt: skip
-    return out, partial.view(raw.shape[0], -1).sum(dim=1)
+    result = log_likelihood_map(squares, channels) if out is None else out
+    return result, partial.view(raw.shape[0], -1).sum(dim=1)
 
 
 def coupling_backward(
@@ -237,20 +259,23 @@ def coupling_backward(
     form: str,
     limit: float | None,
     inverse: bool,
+    likelihood: bool,
 ) -> list[Tensor]:
     """Gradients of ``parts`` and raw, then, where there is a global affine, of its gain g and its offset, (C,) float32.
 
-    ``parts``: x as for ``coupling``; where ``inverse``, [x] as it came out, and the first gradient is z's.
-    The gain's gradient lacks what comes through log_det's H W sum_c log g_c.
+    ``parts``: x as for ``coupling``; where ``inverse``, [x] as it came out, and the first gradient is z's. Where
+    ``likelihood``, ``grad_out`` is the log-likelihood map's. The gain's gradient lacks what comes through log_det's
+    H W sum_c log g_c.
     """
     changed = raw.shape[1] // 2
     channels = sum(part.shape[1] for part in parts)
     grads = [new_rows(part, part.shape[1]) for part in parts]
     x, raw_rows = halves(parts, channels - changed), as_rows(raw)
+    grad_logp = grad_out.contiguous() if likelihood else None
     if inverse:
         grad_x, grad_z = halves([grad_out], channels - changed), as_rows(grads[0])
     else:
-        grad_x, grad_z = halves(grads, channels - changed), as_rows(grad_out)
+        grad_x, grad_z = halves(grads, channels - changed), (None, 0) if likelihood else as_rows(grad_out)
     grad_raw = new_rows(raw, raw.shape[1])
     grid, meta = _grid("coupling_backward", raw, channels)
     partial_gain, partial_offset = (
@@ -260,8 +285,8 @@ def coupling_backward(
     )
     with on(raw.device):
         coupling_backward_kernel[grid](
-            x[0][0], x[1][0], grad_x[0][0], grad_x[1][0], grad_z[0], grad_log_det.contiguous(), raw_rows[0], grad_raw,
-            global_scale, perm, partial_gain, partial_offset,
+            x[0][0], x[1][0], grad_x[0][0], grad_x[1][0], grad_z[0], grad_logp, grad_log_det.contiguous(),
+            raw_rows[0], grad_raw, global_scale, perm, partial_gain, partial_offset,
             raw.shape[2] * raw.shape[3], channels - changed, changed,
             x[0][1], x[1][1], grad_x[0][1], grad_x[1][1], grad_z[1], raw_rows[1], raw_scale, clamp, limit,
             FORM=FORMS[form], INVERSE=inverse, **meta,
@@ -269,6 +294,17 @@ def coupling_backward(
     if partial_gain is None or partial_offset is None:
         return [*grads, grad_raw]
     return [*grads, grad_raw, partial_gain.sum(dim=0), partial_offset.sum(dim=0)]
+
+
+def new_squares(like: Tensor, programs: int) -> Tensor:
+    """(B, H, W, programs) float32 on ``like``'s grid: each program's share of a pixel's sum of squares."""
+    b, _, h, w = like.shape
+    return torch.empty((b, h, w, programs), dtype=torch.float32, device=like.device)
+
+
+def log_likelihood_map(squares: Tensor, channels: int) -> Tensor:
+    """What ``new_squares`` holds -> -0.5 mean over channels of z^2, (B, H, W)."""
+    return squares.sum(dim=3) * (-0.5 / channels)
 
 
 def halves(parts: list[Tensor], kept: int) -> tuple[Rows, Rows]:

@@ -27,11 +27,12 @@ from fastmsflow.ops import (
     conv3x3_layer_norm,
     coupling,
     fusion,
+    image_score,
     layer_norm,
     likelihood,
     score_map,
 )
-from fastmsflow.scoring import score_latents
+from fastmsflow.scoring import score_log_likelihoods
 
 each_recording = pytest.mark.parametrize("name", NAMES)
 
@@ -128,12 +129,18 @@ def samples() -> dict[str, tuple]:
     x, raw, vector = (torch.randn(s, device=DEVICE) for s in ((2, 8, 3, 5), (2, 8, 3, 5), (8,)))
     fixed = (vector + 10, vector, torch.randperm(8).to(DEVICE))
     pixels, logp = torch.rand(30, device=DEVICE), [torch.randn(2, 3, 5, device=DEVICE)]
-    options = (0.1, 1.9, "tanh", None, False)
+    options = (0.1, 1.9, "tanh", None, False, False)
+    across = (None, None, None, 1.0, 1.9, "atan", 1e6)
     weight = torch.randn(8, 8, 3, 3, device=DEVICE)
     return {
         "coupling": (coupling._coupling, ([x], raw, *fixed, *options)),
-        "coupling, inverse": (coupling._coupling, ([x], raw, *fixed, 0.1, 1.9, "tanh", None, True)),
-        "coupling, across": (coupling._coupling, ([x, x[:, :4]], raw, None, None, None, 1.0, 1.9, "atan", 1e6, False)),
+        "coupling, inverse": (coupling._coupling, ([x], raw, *fixed, 0.1, 1.9, "tanh", None, True, False)),
+        "coupling, across": (coupling._coupling, ([x, x[:, :4]], raw, *across, False, False)),
+        "coupling, likelihood": (coupling._coupling, ([x, x[:, :4]], raw, *across, False, True)),
+        "coupling, likelihood, backward": (
+            coupling._coupling_backward,
+            (logp[0], x[:, 0, 0, 0], [x, x[:, :4]], raw, *across[1:], False, True),
+        ),
         "coupling, backward": (coupling._coupling_backward, (x, x[:, 0, 0, 0], [x], raw, fixed[0], fixed[2], *options)),
         "layer norm": (layer_norm._layer_norm_relu, (x, x[:1], vector, vector, 1e-5)),
         "layer norm, backward": (
@@ -151,13 +158,18 @@ def samples() -> dict[str, tuple]:
         ),
         "convolution and coupling": (
             conv3x3_coupling._conv_coupling,
-            (x, weight, vector, [x], *fixed, 0.1, 1.9, "tanh", None, True),
+            (x, weight, vector, [x], *fixed, 0.1, 1.9, "tanh", None, True, False),
+        ),
+        "convolution, coupling and likelihood": (
+            conv3x3_coupling._conv_coupling,
+            (x, weight, vector, [x[:, :4], x[:, 4:]], *across, True, True),
         ),
         "pool": (fusion._pool, ([x, x[:, :, :2, :3]],)),
         "pool, backward": (fusion._pool_backward, (torch.cat((x, x), dim=1)[:, :, :2, :3], [x, x[:, :, :2, :3]])),
         "upsample": (fusion._upsample, (x[:, :, :2, :3], [x])),
         "upsample, backward": (fusion._upsample_backward, ([x], x[:, :, :2, :3])),
         "score maps": (score_map._score_maps, (logp, [6, 10])),
+        "image scores": (image_score._image_scores, (-logp[0].abs(), 2)),
     }
 
 
@@ -169,9 +181,18 @@ def test_operators_are_well_registered(name: str) -> None:
 
 def test_scores_by_the_kernels_equal_the_references() -> None:
     flow, x = small()
-    z, _ = flow(x)
-    ours, theirs = (score_latents([level.detach() for level in z], (24, 40), backend=b) for b in ("triton", "torch"))
+    with torch.no_grad():
+        logp, _ = flow.log_likelihood_maps(x)
+    ours, theirs = (score_log_likelihoods(logp, (24, 40), backend=b) for b in ("triton", "torch"))
     torch.testing.assert_close(ours, theirs, **OPERATION_CLOSE)
+
+
+def test_likelihoods_without_latents_equal_those_of_the_latents() -> None:
+    flow, x = small("triton")
+    maps, log_det = flow.log_likelihood_maps(x)
+    z, log_det_of_forward = flow(x)
+    torch.testing.assert_close(maps, [-0.5 * level.square().mean(dim=1) for level in z], **OPERATION_CLOSE)
+    torch.testing.assert_close(log_det, log_det_of_forward, rtol=0, atol=0)
 
 
 def test_models_are_served_as_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.ops.likelihood import negative_log_likelihood
+from fastmsflow.ops.likelihood import log_likelihood_maps
+from fastmsflow.reference.likelihood import negative_log_likelihood
 
 WORLD = 2
 
@@ -25,7 +26,8 @@ def one_process(rank: int, rendezvous: str, out: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=WORLD)
     flow, batch = flow_and_batch()
     shared = DistributedDataParallel(flow)
-    negative_log_likelihood(*shared([level[rank::WORLD] for level in batch]), backend="triton").mean().backward()
+    z, log_det = shared([level[rank::WORLD] for level in batch])
+    negative_log_likelihood(log_likelihood_maps(z, "triton"), flow.channels, log_det).mean().backward()
     if rank == 0:
         torch.save([p.grad for p in flow.parameters()], out)
     torch.distributed.destroy_process_group()

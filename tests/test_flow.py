@@ -11,7 +11,7 @@ from tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.nn.position import position_code
-from fastmsflow.reference.likelihood import negative_log_likelihood
+from fastmsflow.reference.likelihood import log_likelihood_maps, negative_log_likelihood
 
 GRIDS = ((6, 10), (3, 5), (2, 3))
 
@@ -78,9 +78,27 @@ def test_gradients_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *levels: flow.nll(levels), x)
 
     def of_parameters(*values: torch.Tensor) -> torch.Tensor:
-        return negative_log_likelihood(*torch.func.functional_call(flow, dict(zip(names, values, strict=True)), (x,)))
+        z, log_det = torch.func.functional_call(flow, dict(zip(names, values, strict=True)), (x,))
+        return negative_log_likelihood(log_likelihood_maps(z), channels, log_det)
 
     assert torch.autograd.gradcheck(of_parameters, parameters, fast_mode=True)
+
+
+def test_nll_is_half_the_squared_norm_of_the_latents_less_log_det() -> None:
+    flow, x = small_flow().double(), inputs()
+    z, log_det = flow(x)
+    expected = 0.5 * sum(level.square().sum(dim=(1, 2, 3)) for level in z) - log_det
+    torch.testing.assert_close(flow.nll(x), expected, rtol=1e-12, atol=0)
+
+
+def test_a_loaded_permutation_is_inverted_anew() -> None:
+    torch.manual_seed(1)
+    flow, other = small_flow(), small_flow()
+    block, loaded = flow.parallel_flows[0].blocks[0], other.parallel_flows[0].blocks[0]
+    loaded.perm.copy_(loaded.perm.roll(1))
+    flow.load_state_dict(other.state_dict())
+    assert torch.equal(block.perm[block.inverse_perm], torch.arange(len(block.perm)))
+    assert "inverse_perm" not in "".join(flow.state_dict())
 
 
 def test_condition_map_is_computed_once_for_given_weights(monkeypatch) -> None:

@@ -26,6 +26,7 @@ SHAPES = [
     (3, 20, 40, 1, 7),
     (1, 8, 10, 17, 19),
 ]
+JOINING = ["conv3x3_joining_cross_coupling", "conv3x3_joining_cross_coupling_likelihood"]
 HALVES = [torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 
@@ -64,7 +65,8 @@ def coupled(shape, dtype=torch.float32, layout="channels_last") -> list:
     global_scale, global_offset = vectors(2, o)
     perm = torch.randperm(o).to(DEVICE)
     x = tensor((b, o, h, w), dtype, layout)
-    return [hidden, weight * 8, bias, x, global_scale + initial_global_scale(), global_offset, perm, 1.9, "tanh"]
+    affine = (global_scale + initial_global_scale(), global_offset)
+    return [hidden, weight * 8, bias, x, *affine, perm, perm.argsort(), 1.9, "tanh"]
 
 
 def crossed(shape, dtype=torch.float32) -> list:
@@ -89,10 +91,11 @@ def test_equals_float64(name: str, shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_joining_cross_coupling_equals_float64(shape) -> None:
+@pytest.mark.parametrize("name", JOINING)
+def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
     hidden, weight, bias, x, clamp = crossed(shape)
     arguments = [hidden, weight, bias, x.flip(1), x, clamp]
-    assert_twins(coupling.conv3x3_joining_cross_coupling, reference.conv3x3_joining_cross_coupling, arguments)
+    assert_twins(getattr(coupling, name), getattr(reference, name), arguments)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -165,7 +168,8 @@ def test_more_kept_than_changed_channels_are_all_written() -> None:
     assert_twins(coupling.conv3x3_coupling, reference.conv3x3_coupling, arguments)
     hidden, weight, bias, x, clamp = crossed((2, 12, 8, 6, 10))
     arguments = [hidden, weight, bias, tensor((2, 6, 6, 10), torch.float32), x, clamp]
-    assert_twins(coupling.conv3x3_joining_cross_coupling, reference.conv3x3_joining_cross_coupling, arguments)
+    for name in JOINING:
+        assert_twins(getattr(coupling, name), getattr(reference, name), arguments)
     with pytest.raises(InputError, match="two each"):
         coupling.conv3x3_cross_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
 

@@ -12,6 +12,7 @@ from fastmsflow.ops import coupling as ops
 from fastmsflow.reference import coupling as reference
 
 SHAPES = [(2, 16, 8, 8), (1, 24, 12, 20), (3, 40, 6, 10), (2, 112, 3, 5), (1, 2, 1, 1), (2, 130, 1, 7)]
+JOINING = ["joining_cross_coupling", "joining_cross_coupling_likelihood"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -49,9 +50,10 @@ def test_cross_coupling_equals_float64(name: str, shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_joining_cross_coupling_equals_float64(shape) -> None:
+@pytest.mark.parametrize("name", JOINING)
+def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
     x, raw = cross(shape)
-    assert_twins(ops.joining_cross_coupling, reference.joining_cross_coupling, [x.flip(1), x, raw, 1.9])
+    assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, raw, 1.9])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -78,7 +80,8 @@ def test_mixed_precision_of_autocast() -> None:
 def test_output_is_bounded_to_a_million_and_passes_no_gradient_there() -> None:
     x, raw = cross((1, 16, 3, 5))
     x[:, ::2] *= 1e7
-    assert_twins(ops.joining_cross_coupling, reference.joining_cross_coupling, [x.flip(1), x, raw, 1.9])
+    for name in JOINING:
+        assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, raw, 1.9])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
@@ -94,8 +97,10 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(name: str, place: int
     assert torch.equal(log_det.isnan(), log_det_theirs.isnan())
     kept, raw = cross((2, 24, 3, 5))
     kept[0, 1, 1, 1] = bad
-    joined = ops.joining_cross_coupling(kept, kept, raw, 1.9, backend="triton")[0]
-    torch.testing.assert_close(joined, reference.joining_cross_coupling(kept, kept, raw, 1.9)[0], equal_nan=True)
+    for joining in JOINING:
+        joined = getattr(ops, joining)(kept, kept, raw, 1.9, backend="triton")[0]
+        theirs = getattr(reference, joining)(kept, kept, raw, 1.9)[0]
+        torch.testing.assert_close(joined, theirs, equal_nan=True)
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,8 +8,10 @@ from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
 from tolerances import OPERATION_CLOSE
 
 from fastmsflow.ops import likelihood as ops
+from fastmsflow.ops.image_score import image_scores
 from fastmsflow.ops.score_map import score_maps
 from fastmsflow.reference import likelihood as reference
+from fastmsflow.reference.image_score import image_scores as image_scores_twin
 from fastmsflow.reference.score_map import score_maps as score_maps_twin
 
 LEVELS = [
@@ -30,19 +32,9 @@ def maps(*z, backend="auto"):
     return ops.log_likelihood_maps(z, backend)
 
 
-def nll(log_det, *z, backend="auto"):
-    return ops.negative_log_likelihood(z, log_det, backend)
-
-
 @pytest.mark.parametrize("shapes", LEVELS, ids=str)
 def test_log_likelihood_maps_equal_float64(shapes) -> None:
     assert_twins(maps, lambda *z: reference.log_likelihood_maps(z), levels(shapes))
-
-
-@pytest.mark.parametrize("shapes", LEVELS, ids=str)
-def test_nll_equals_float64(shapes) -> None:
-    log_det = torch.randn(shapes[0][0], device=DEVICE)
-    assert_twins(nll, lambda d, *z: reference.negative_log_likelihood(z, d), [log_det, *levels(shapes)])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -82,4 +74,36 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(bad: float) -> None:
     ours, twin = ops.log_likelihood_maps(z, "triton"), reference.log_likelihood_maps(z)
     ours += score_maps(ours, (24, 40), "triton")
     twin += score_maps_twin(twin, (24, 40))
+    torch.testing.assert_close(ours, twin, equal_nan=True, **OPERATION_CLOSE)
+
+
+def log_likelihoods(shape, spread: float = 50.0) -> torch.Tensor:
+    torch.manual_seed(0)
+    level = -spread * torch.rand(shape, device=DEVICE).pow(3)
+    return level - level.amax(dim=(1, 2), keepdim=True)
+
+
+@pytest.mark.parametrize("fraction", [0.03, 0.5, 1.0], ids=str)
+@pytest.mark.parametrize("shape", [(2, 48, 80), (3, 7, 5), (1, 1, 1), (1, 200, 210)], ids=str)
+def test_image_scores_equal_float64(shape, fraction: float) -> None:
+    logp = log_likelihoods(shape)
+    for values in (logp, logp.round(), 1e4 * logp, torch.full_like(logp, -0.0)):
+        assert_twins(image_scores, image_scores_twin, [values, fraction], gradients=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.floats(1e-30, 1e30))
+def test_image_scores_of_any_size_and_scale_equal_pytorchs(
+    batch: int, height: int, width: int, fraction: float, spread: float
+) -> None:
+    logp = log_likelihoods((batch, height, width), spread)
+    ours, twin = image_scores(logp, fraction, "triton"), image_scores_twin(logp, fraction)
+    torch.testing.assert_close(ours, twin, **OPERATION_CLOSE)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")], ids=str)
+def test_nan_and_inf_count_among_the_least_likely_pixels(bad: float) -> None:
+    logp = log_likelihoods((2, 9, 11))
+    logp[1, 3, 4] = bad
+    ours, twin = image_scores(logp, 0.03, "triton"), image_scores_twin(logp, 0.03)
     torch.testing.assert_close(ours, twin, equal_nan=True, **OPERATION_CLOSE)

@@ -5,9 +5,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from fastmsflow.scoring import additive_score_map, anomaly_scores, score_latents
+from fastmsflow.ops.likelihood import log_likelihood_maps
+from fastmsflow.scoring import Scores, additive_score_map, anomaly_scores, score_log_likelihoods
 
 SIZE = (32, 48)
+
+
+def scores_of(z: list[torch.Tensor], size: tuple[int, int]) -> Scores:
+    return score_log_likelihoods(log_likelihood_maps(z), size)
 
 
 def latents(batch: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -33,7 +38,7 @@ def test_maps_follow_their_formulas_on_one_level_at_its_own_size() -> None:
 
 
 def test_additive_map_has_one_zero_over_the_images_given() -> None:
-    scores = score_latents(latents(), SIZE)
+    scores = scores_of(latents(), SIZE)
     add = additive_score_map(scores.likelihood_add)
     assert add.min() == 0
     torch.testing.assert_close(add - add[0, 0, 0], scores.likelihood_add[0, 0, 0] - scores.likelihood_add)
@@ -48,7 +53,7 @@ def test_published_score_saturates_on_a_bad_fit_and_the_log_score_does_not() -> 
         level = 200 * torch.randn(40, channels, height, width, generator=generator)
         level[20:, :, : height // 2, : width // 2] *= 2
         z.append(level)
-    scores = score_latents(z, SIZE)
+    scores = scores_of(z, SIZE)
     assert (scores.score == 1.0).all()
     assert roc_auc_score(labels, scores.score) == 0.5
     assert roc_auc_score(labels, scores.log_score) > 0.95
@@ -56,14 +61,14 @@ def test_published_score_saturates_on_a_bad_fit_and_the_log_score_does_not() -> 
 
 
 def test_log_score_orders_as_the_published_score_where_that_does_not_saturate() -> None:
-    scores = score_latents(latents(batch=12, scale=0.05), SIZE)
+    scores = scores_of(latents(batch=12, scale=0.05), SIZE)
     assert scores.score.argsort().tolist() == scores.log_score.argsort().tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_latents_are_scored_in_float32(dtype: torch.dtype) -> None:
-    scores = score_latents(latents(dtype=torch.float32), SIZE)
-    low = score_latents([level.to(dtype) for level in latents(dtype=torch.float32)], SIZE)
+    scores = scores_of(latents(dtype=torch.float32), SIZE)
+    low = scores_of([level.to(dtype) for level in latents(dtype=torch.float32)], SIZE)
     assert {part.dtype for part in low} == {torch.float32}
     torch.testing.assert_close(low.score, scores.score, rtol=1e-2, atol=1e-2)
 
@@ -74,7 +79,7 @@ def test_top_share_of_a_tiny_map_is_at_least_one_pixel() -> None:
 
 
 def test_the_log_map_ranks_pixels_where_the_published_map_has_only_ties() -> None:
-    scores = score_latents(latents(scale=200), SIZE)
+    scores = scores_of(latents(scale=200), SIZE)
     least = scores.log_likelihood.flatten(1).topk(100, dim=1, largest=False).values
     assert (scores.score_map_mul.flatten(1).topk(100, dim=1).values == 1.0).all()
     assert all(len(row.unique()) == 100 for row in least)

@@ -1,13 +1,17 @@
 """The fusion flow: one coupling across the levels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..backend import Backend
 from ..ops.conv3x3 import conv3x3
-from ..ops.conv3x3_coupling import conv3x3_cross_coupling, conv3x3_joining_cross_coupling
+from ..ops.conv3x3_coupling import (
+    conv3x3_cross_coupling,
+    conv3x3_joining_cross_coupling,
+    conv3x3_joining_cross_coupling_likelihood,
+)
 from ..ops.coupling import cross_coupling_inverse
 from ..reference.coupling import invert_permutation, permute_channels
 from .subnet import FusionSubnet
@@ -27,6 +31,14 @@ class FusionFlow(nn.Module):
 
     def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """x (B, C_l, H_l, W_l) per level -> z of the same shapes, log_det (B,)."""
+        return self._couple(x, conv3x3_joining_cross_coupling, backend)
+
+    def log_likelihood_maps(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
+        """x per level -> -0.5 mean over channels of z^2, (B, H_l, W_l) per level, log_det (B,); z is not kept."""
+        return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend)
+
+    def _couple(self, x: Sequence[Tensor], join: Callable, backend: Backend) -> tuple[list[Tensor], Tensor]:
+        """``join``: the coupling of the second halves, which yields what is returned per level."""
         permuted = [permute_channels(level, self.get_buffer(f"perm{i}")) for i, level in enumerate(x)]
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in permuted), strict=True)
         y1, log_dets_2 = zip(
@@ -36,16 +48,14 @@ class FusionFlow(nn.Module):
             ),
             strict=True,
         )
-        z, log_dets_1 = zip(
+        joined, log_dets_1 = zip(
             *(
-                conv3x3_joining_cross_coupling(
-                    hidden, *self.subnet_1.head(level), y1[level], h2[level], self.clamp, backend
-                )
+                join(hidden, *self.subnet_1.head(level), y1[level], h2[level], self.clamp, backend)
                 for level, hidden in enumerate(self.subnet_1(y1, backend))
             ),
             strict=True,
         )
-        return list(z), sum(log_dets_1) + sum(log_dets_2)
+        return list(joined), sum(log_dets_1) + sum(log_dets_2)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """z -> x, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""

@@ -18,6 +18,9 @@ from .conv3x3 import (
     uses_triton_convolution,
 )
 
+# The couplings across levels have no global affine and no permutation.
+NO_GLOBAL = (None, None, None, None)
+
 
 def conv3x3_coupling(
     hidden: Tensor,
@@ -27,16 +30,18 @@ def conv3x3_coupling(
     global_scale: Tensor,
     global_offset: Tensor,
     perm: Tensor,
+    inverse_perm: Tensor,
     clamp: float,
     form: ClampForm,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """See fastmsflow.reference.conv3x3.conv3x3_coupling. Differentiable by all tensors but perm."""
+    """See fastmsflow.reference.conv3x3.conv3x3_coupling. Differentiable by all tensors but the two of int64."""
     # The fused kernel writes as many kept channels as changed ones.
     if not _fuses(hidden, weight, bias, backend) or x.shape[1] > len(weight):
         raw = conv3x3(hidden, weight, bias, backend)
         return unfused.coupling(x, raw, global_scale, global_offset, perm, clamp, form, backend)
-    return _apply(hidden, weight, bias, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, x)
+    perms = (perm, inverse_perm)
+    return _apply(hidden, weight, bias, global_scale, global_offset, *perms, SUBNET_SCALE, clamp, form, None, False, x)
 
 
 def conv3x3_cross_coupling(
@@ -45,7 +50,7 @@ def conv3x3_cross_coupling(
     """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
     if not _fuses(hidden, weight, bias, backend):
         return unfused.cross_coupling(x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(hidden, weight, bias, None, None, None, 1.0, clamp, "atan", None, x, whole=True)
+    return _apply(hidden, weight, bias, *NO_GLOBAL, 1.0, clamp, "atan", None, False, x, whole=True)
 
 
 def conv3x3_joining_cross_coupling(
@@ -54,9 +59,22 @@ def conv3x3_joining_cross_coupling(
     """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling. Differentiable by all its tensors."""
     if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
         return unfused.joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(
-        hidden, weight, bias, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), kept, x, whole=True
-    )
+    limit = output_limit(x.dtype)
+    return _apply(hidden, weight, bias, *NO_GLOBAL, 1.0, clamp, "atan", limit, False, kept, x, whole=True)
+
+
+def conv3x3_joining_cross_coupling_likelihood(
+    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling_likelihood. Differentiable by all its tensors.
+
+    By Triton the latents are never written, forward or backward.
+    """
+    if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
+        raw = conv3x3(hidden, weight, bias, backend)
+        return unfused.joining_cross_coupling_likelihood(kept, x, raw, clamp, backend)
+    limit = output_limit(x.dtype)
+    return _apply(hidden, weight, bias, *NO_GLOBAL, 1.0, clamp, "atan", limit, True, kept, x, whole=True)
 
 
 def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
@@ -70,16 +88,31 @@ def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object, whole: b
 
 
 class ConvCoupling(torch.autograd.Function):
-    """``parts``: x, or its kept and its transformed channels."""
+    """``parts``: x, or its kept and its transformed channels. Where ``likelihood``, the log-likelihood map of z comes
+    out in its place."""
 
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, keep, global_scale, global_offset, perm, raw_scale, clamp, form, limit, *parts
+        ctx,
+        hidden,
+        weight,
+        bias,
+        keep,
+        global_scale,
+        global_offset,
+        perm,
+        inverse_perm,
+        raw_scale,
+        clamp,
+        form,
+        limit,
+        likelihood,
+        *parts,
     ):
-        z, log_det, *raw = _conv_coupling(
-            hidden, weight, bias, list(parts), global_scale, global_offset, perm, raw_scale, clamp, form, limit, keep
-        )
-        ctx.options = (raw_scale, clamp, form, limit, False)
+        options = (raw_scale, clamp, form, limit)
+        fixed = (global_scale, global_offset, inverse_perm)
+        z, log_det, *raw = _conv_coupling(hidden, weight, bias, list(parts), *fixed, *options, keep, likelihood)
+        ctx.options = (*options, False, likelihood)
         ctx.bias_dtype = bias.dtype
         ctx.save_for_backward(hidden, weight, global_scale, global_offset, perm, *raw, *parts)
         return z, log_det
@@ -92,8 +125,8 @@ class ConvCoupling(torch.autograd.Function):
         )
         grad_hidden, grad_weight = convolution_gradients(grad_raw, hidden, weight, ctx.needs_input_grad[0])
         grad_bias = bias_gradient(grad_raw, ctx.bias_dtype)
-        perm_and_options = (None,) * 5
-        return grad_hidden, grad_weight, grad_bias, None, grad_scale, grad_offset, *perm_and_options, *grad_parts
+        perms_and_options = (None,) * 7
+        return grad_hidden, grad_weight, grad_bias, None, grad_scale, grad_offset, *perms_and_options, *grad_parts
 
 
 @library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())
@@ -104,12 +137,13 @@ def _conv_coupling(
     parts: list[Tensor],
     global_scale: Tensor | None,
     global_offset: Tensor | None,
-    perm: Tensor | None,
+    inverse_perm: Tensor | None,
     raw_scale: float,
     clamp: float,
     form: str,
     limit: float | None,
     keep: bool,
+    likelihood: bool,
 ) -> list[Tensor]:
     from ..kernels import conv3x3_coupling as kernels
 
@@ -120,18 +154,21 @@ def _conv_coupling(
         parts,
         global_scale,
         global_offset,
-        perm,
+        inverse_perm,
         raw_scale,
         clamp,
         form,
         limit,
         precision(hidden),
         keep,
+        likelihood,
     )
 
 
 @_conv_coupling.register_fake
-def _(hidden, weight, bias, parts, global_scale, global_offset, perm, raw_scale, clamp, form, limit, keep):
-    z = new_rows(parts[0], sum(part.shape[1] for part in parts))
+def _(
+    hidden, weight, bias, parts, global_scale, global_offset, inverse_perm, raw_scale, clamp, form, limit, keep,
+    likelihood,
+):  # fmt: skip
     raw = [new_rows(hidden, len(weight))] if keep else []
-    return [z, hidden.new_empty(len(hidden), dtype=torch.float32), *raw]
+    return [unfused.new_result(parts, likelihood), hidden.new_empty(len(hidden), dtype=torch.float32), *raw]

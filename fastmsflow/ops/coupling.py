@@ -25,7 +25,7 @@ def coupling(
     _check(x, raw)
     if not uses_triton(backend, x):
         return reference.coupling(x, raw, global_scale, global_offset, perm, clamp, form)
-    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, False, x)
+    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, False, False, x)
 
 
 def coupling_inverse(
@@ -42,7 +42,7 @@ def coupling_inverse(
     _check(z, raw)
     if not uses_triton(backend, z):
         return reference.coupling_inverse(z, raw, global_scale, global_offset, perm, clamp, form)
-    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, True, z)
+    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, True, False, z)
 
 
 def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "aut
     _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.cross_coupling(x, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, False, x)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, False, False, x)
 
 
 def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backen
     _check(y, raw, whole=True)
     if not uses_triton(backend, y):
         return reference.cross_coupling_inverse(y, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, True, y)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, True, False, y)
 
 
 def joining_cross_coupling(
@@ -68,7 +68,20 @@ def joining_cross_coupling(
     _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.joining_cross_coupling(kept, x, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, kept, x)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, False, kept, x)
+
+
+def joining_cross_coupling_likelihood(
+    kept: Tensor, x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.joining_cross_coupling_likelihood. Differentiable by kept, x and raw.
+
+    By Triton the latents are never written, forward or backward.
+    """
+    _check(x, raw, whole=True)
+    if not uses_triton(backend, x):
+        return reference.joining_cross_coupling_likelihood(kept, x, raw, clamp)
+    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, True, kept, x)
 
 
 def check_coupling(
@@ -90,14 +103,16 @@ def _check(x: Tensor, raw: Tensor, whole: bool = False) -> None:
 
 
 class Coupling(torch.autograd.Function):
-    """``parts``: x, or its kept and its transformed channels; where ``inverse``, z."""
+    """``parts``: x, or its kept and its transformed channels; where ``inverse``, z. Where ``likelihood``, the
+    log-likelihood map of z comes out in its place."""
 
     @staticmethod
-    def forward(ctx, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, *parts):
-        out, log_det = _coupling(
-            list(parts), raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse
-        )
-        ctx.options = (raw_scale, clamp, form, limit, inverse)
+    def forward(
+        ctx, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, likelihood, *parts
+    ):
+        options = (raw_scale, clamp, form, limit, inverse, likelihood)
+        out, log_det = _coupling(list(parts), raw, global_scale, global_offset, perm, *options)
+        ctx.options = options
         ctx.save_for_backward(raw, global_scale, global_offset, perm, *([out] if inverse else parts))
         return out, log_det
 
@@ -107,7 +122,8 @@ class Coupling(torch.autograd.Function):
         grad_parts, *grads = coupling_gradients(
             grad_out, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
         )
-        return *grads, None, None, None, None, None, None, *grad_parts
+        perm_and_options = (None,) * 7
+        return *grads, *perm_and_options, *grad_parts
 
 
 def coupling_gradients(
@@ -123,10 +139,11 @@ def coupling_gradients(
     form: str,
     limit: float | None,
     inverse: bool,
+    likelihood: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """Gradients of ``parts``, raw, global_scale and global_offset."""
     grads = _coupling_backward(
-        grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse
+        grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse, likelihood
     )
     grad_parts, grad_raw = grads[: len(parts)], grads[len(parts)]
     if global_scale is None or global_offset is None:
@@ -151,16 +168,25 @@ def _coupling(
     form: str,
     limit: float | None,
     inverse: bool,
+    likelihood: bool,
 ) -> tuple[Tensor, Tensor]:
     from ..kernels import coupling as kernels
 
-    return kernels.coupling(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse)
+    return kernels.coupling(
+        parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, likelihood
+    )
 
 
 @_coupling.register_fake
-def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse):
-    channels = sum(part.shape[1] for part in parts)
-    return new_rows(parts[0], channels), raw.new_empty(len(raw), dtype=torch.float32)
+def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, likelihood):
+    return new_result(parts, likelihood), raw.new_empty(len(raw), dtype=torch.float32)
+
+
+def new_result(parts: list[Tensor], likelihood: bool) -> Tensor:
+    """The shape of what a coupling puts out."""
+    if likelihood:
+        return parts[0].new_empty((len(parts[0]), *parts[0].shape[2:]), dtype=torch.float32)
+    return new_rows(parts[0], sum(part.shape[1] for part in parts))
 
 
 @library.custom_op("fastmsflow::coupling_backward", mutates_args=())
@@ -176,16 +202,17 @@ def _coupling_backward(
     form: str,
     limit: float | None,
     inverse: bool,
+    likelihood: bool,
 ) -> list[Tensor]:
     from ..kernels import coupling as kernels
 
     return kernels.coupling_backward(
-        grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse
+        grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse, likelihood
     )
 
 
 @_coupling_backward.register_fake
-def _(grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse):
+def _(grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse, likelihood):
     grads = [new_rows(part, part.shape[1]) for part in [*parts, raw]]
     if global_scale is None:
         return grads

@@ -17,15 +17,6 @@ def log_likelihood_maps(z: Sequence[Tensor], backend: Backend = "auto") -> list[
     return list(LogLikelihoodMaps.apply(*z))
 
 
-def negative_log_likelihood(z: Sequence[Tensor], log_det: Tensor, backend: Backend = "auto") -> Tensor:
-    """See fastmsflow.reference.likelihood.negative_log_likelihood. Differentiable by z and log_det."""
-    if not uses_triton(backend, z[0]):
-        return reference.negative_log_likelihood(z, log_det)
-    maps = LogLikelihoodMaps.apply(*z)
-    total = sum(level.shape[1] * logp.sum(dim=(1, 2)) for level, logp in zip(z, maps, strict=True))
-    return -total - log_det
-
-
 class LogLikelihoodMaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *z):

@@ -3,7 +3,13 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .coupling import ClampForm, coupling, cross_coupling, joining_cross_coupling
+from .coupling import (
+    ClampForm,
+    coupling,
+    cross_coupling,
+    joining_cross_coupling,
+    joining_cross_coupling_likelihood,
+)
 from .layer_norm import layer_norm_relu
 
 
@@ -27,10 +33,14 @@ def conv3x3_coupling(
     global_scale: Tensor,
     global_offset: Tensor,
     perm: Tensor,
+    inverse_perm: Tensor,
     clamp: float,
     form: ClampForm,
 ) -> tuple[Tensor, Tensor]:
-    """``coupling`` of x (B, C, H, W), driven by conv3x3(hidden, weight, bias): (B, 2 b, H, W), 2 b <= C."""
+    """``coupling`` of x (B, C, H, W), driven by conv3x3(hidden, weight, bias): (B, 2 b, H, W), 2 b <= C.
+
+    ``inverse_perm``: argsort(perm), which the kernel needs as well; here it has no part.
+    """
     return coupling(x, conv3x3(hidden, weight, bias), global_scale, global_offset, perm, clamp, form)
 
 
@@ -46,3 +56,10 @@ def conv3x3_joining_cross_coupling(
 ) -> tuple[Tensor, Tensor]:
     """``joining_cross_coupling`` of kept and x, driven by conv3x3(hidden, weight, bias)."""
     return joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias), clamp)
+
+
+def conv3x3_joining_cross_coupling_likelihood(
+    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float
+) -> tuple[Tensor, Tensor]:
+    """``joining_cross_coupling_likelihood`` of kept and x, driven by conv3x3(hidden, weight, bias)."""
+    return joining_cross_coupling_likelihood(kept, x, conv3x3(hidden, weight, bias), clamp)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .dtypes import accumulation_dtype
 from .fusion import clamp_output
+from .likelihood import log_likelihood_map
 
 ClampForm = Literal["tanh", "scaled_tanh", "atan"]
 
@@ -119,9 +120,9 @@ def coupling_inverse(
     return torch.cat((kept, x), dim=1), log_det + log_det_global
 
 
-def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, perm: Tensor, kept: int) -> Tensor:
+def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, inverse_perm: Tensor, kept: int) -> Tensor:
     """The first ``kept`` channels of x, from z alone: what the subnet needs before ``coupling_inverse``."""
-    y = permute_channels(z, invert_permutation(perm)[:kept])
+    y = permute_channels(z, inverse_perm[:kept])
     return global_affine_inverse(y, global_scale[:kept], global_offset[:kept])[0]
 
 
@@ -141,6 +142,12 @@ def joining_cross_coupling(kept: Tensor, x: Tensor, raw: Tensor, clamp: float) -
     """``cross_coupling`` of x, behind the kept channels, bounded to +-1e6: (B, a + b, H, W), log_det (B,)."""
     y, log_det = cross_coupling(x, raw, clamp)
     return clamp_output(torch.cat((kept, y), dim=1)), log_det
+
+
+def joining_cross_coupling_likelihood(kept: Tensor, x: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """The log-likelihood map of what ``joining_cross_coupling`` returns, (B, H, W), in its place; log_det (B,)."""
+    z, log_det = joining_cross_coupling(kept, x, raw, clamp)
+    return log_likelihood_map(z), log_det
 
 
 def _split(x: Tensor, raw: Tensor, scale: float = SUBNET_SCALE) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -25,9 +25,3 @@ def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> 
 def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(L, A) of fastmsflow.scoring: logp (B, h_l, w_l) per level -> (B, H, W) each."""
     return multiplicative_log_likelihood(logp, image_size), additive_likelihood(logp, image_size)
-
-
-def top_k(score_map: Tensor, fraction: float) -> Tensor:
-    """The int(H W fraction) largest pixels of each map (at least one): (B, H, W) -> (B, k)."""
-    flat = score_map.flatten(1)
-    return flat.topk(max(1, int(flat.shape[1] * fraction)), dim=1).values

@@ -11,7 +11,6 @@ from ..data import ImageSet, Sample, list_images, load_image, load_mask
 from ..errors import InputError
 from ..files import written_aside
 from ..model import MSFlow
-from ..scoring import score_latents
 from .heat_maps import Panel, gallery, save_heat_map
 from .plots import plot_scores
 
@@ -73,10 +72,9 @@ def write_predictions(
                 faults.append(str(error))
         if kept:
             with torch.no_grad():
-                z, _ = model(torch.stack(pixels).to(device, memory_format=torch.channels_last))
-            scores = score_latents(z, model.image_size)
+                scores = model.scores(torch.stack(pixels).to(device, memory_format=torch.channels_last))
             # Counted from the highest possible likelihood, not the batch's: comparable between images.
-            heat = (len(z) - scores.likelihood_add).cpu().numpy()
+            heat = (len(model.flow.channels) - scores.likelihood_add).cpu().numpy()
             for i, file in enumerate(kept):
                 save_heat_map(
                     out / f"{_unused(file.stem, names)}_heatmap.png", as_pixels(pixels[i]), heat[i], HEAT_SCALE

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data import ImageDataset, ImageSet, load_mask
 from ..errors import InputError
 from ..files import written_aside
 from ..metrics import aupro, auroc
 from ..model import MSFlow
-from ..scoring import Scores, additive_score_map, score_latents
+from ..scoring import Scores, additive_score_map
 from .features import Progress
 
 
@@ -111,9 +110,8 @@ def evaluate(
     def batches() -> Iterator[Scores]:
         done = 0
         for batch in torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers):
-            z: list[Tensor] = model(batch["image"].to(device, memory_format=torch.channels_last))[0]
-            done += len(z[0])
-            yield score_latents(z, model.image_size)
+            yield model.scores(batch["image"].to(device, memory_format=torch.channels_last))
+            done += len(batch["image"])
             progress(done)
 
     model.eval()

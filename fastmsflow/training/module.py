@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from ..data import ImageDataset, ImageSet
 from ..errors import InputError
 from ..model import MSFlow
-from ..scoring import Scores, score_latents
+from ..scoring import Scores
 from .evaluation import Evaluation, Results, Truth
 from .features import Progress, feature_loader, pooled_features
 from .recipe import Recipe
@@ -75,8 +75,7 @@ class MSFlowModule(L.LightningModule):
         return loss
 
     def validation_step(self, features: list[Tensor], batch_index: int) -> None:
-        z, _ = self.model.flow(features)
-        self._batches.append(Scores(*(part.cpu() for part in score_latents(z, self.model.image_size))))
+        self._batches.append(Scores(*(part.cpu() for part in self.model.scores_of_features(features))))
 
     def on_validation_epoch_end(self) -> None:
         self.results = Results.collect(self._batches)

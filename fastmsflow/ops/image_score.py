@@ -1,0 +1,27 @@
+"""Log-likelihood at the image's size -> scores of the image."""
+
+import torch
+from torch import Tensor, library
+
+from ..backend import Backend, uses_triton
+from ..reference import image_score as reference
+
+
+def image_scores(log_likelihood: Tensor, fraction: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.image_score.image_scores. By Triton, not differentiable."""
+    if not uses_triton(backend, log_likelihood):
+        return reference.image_scores(log_likelihood, fraction)
+    return _image_scores(log_likelihood, reference.pixels_scored(log_likelihood, fraction))
+
+
+@library.custom_op("fastmsflow::image_scores", mutates_args=())
+def _image_scores(log_likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    from ..kernels import image_score as kernels
+
+    return kernels.image_scores(log_likelihood, count)
+
+
+@_image_scores.register_fake
+def _(log_likelihood, count):
+    score, log_score = (log_likelihood.new_empty(len(log_likelihood), dtype=torch.float32) for _ in range(2))
+    return score, log_score
