@@ -29,10 +29,10 @@ from fastmsflow.kernels import (
     coupling,
     fusion,
     image_score,
-    launch,
     layer_norm,
     likelihood,
     score_map,
+    tables,
 )
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 
@@ -98,13 +98,13 @@ def compiling_for(name: str) -> Iterator[list[tuple[str, Any]]]:
 
         return launch_nothing
 
-    before, chip = JITFunction.__getitem__, launch._chip
+    before, chip = JITFunction.__getitem__, tables.chip
     driver.set_active(CompileOnly(TARGETS[name]))
-    JITFunction.__getitem__, launch._chip = compile_only, lambda device: name
+    JITFunction.__getitem__, tables.chip = compile_only, lambda device: name
     try:
         yield compiled
     finally:
-        JITFunction.__getitem__, launch._chip = before, chip
+        JITFunction.__getitem__, tables.chip = before, chip
 
 
 def cases() -> Iterator[tuple[str, partial]]:

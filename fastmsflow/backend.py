@@ -75,9 +75,11 @@ def _triton_fault(device: torch.device) -> str | None:
 def _find_triton_fault(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton, or use 'torch'"
-    from .kernels.launch import INTERPRETED
-
-    if INTERPRETED:
+    try:
+        from .kernels import launch, tables  # noqa: F401 - a damaged table is better met here than in an operation
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if launch.INTERPRETED:
         return None
     if device.type != "cuda":
         return (

@@ -1,6 +1,7 @@
 """The model: multi-scale flow, and extractor + flow."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from .nn.fusion_flow import FusionFlow
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
+from .nn.side_by_side import side_by_side
 from .reference.coupling import ClampForm
 from .reference.likelihood import negative_log_likelihood
 from .scoring import TOP_K, Scores, additive_score_map, score_log_likelihoods
@@ -92,11 +94,12 @@ class MultiScaleFlow(nn.Module):
         """z per level -> features, log_det (B,) of this direction: minus forward's at the same point."""
         self._check(z)
         levels, log_det = self.fusion_flow.inverse(z, self.backend)
-        results = [
-            flow.inverse(level, code(level), self.backend)
+        tasks = [
+            partial(flow.inverse, level, code(level), self.backend)
             for flow, code, level in zip(self.parallel_flows, self.position_codes, levels, strict=True)
         ]
-        return [level for level, _ in results], log_det + sum(level_log_det for _, level_log_det in results)
+        features, log_dets = zip(*side_by_side(tasks, levels[0].device), strict=True)
+        return list(features), log_det + sum(log_dets)
 
     def nll(self, features: Sequence[Tensor]) -> Tensor:
         """0.5 sum z^2 - log_det per image, (B,), in nats up to a constant. Training minimises its mean."""
@@ -105,11 +108,12 @@ class MultiScaleFlow(nn.Module):
 
     def _parallel(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         self._check(features)
-        results = [
-            flow(level, code(level), self.backend)
+        tasks = [
+            partial(flow, level, code(level), self.backend)
             for flow, code, level in zip(self.parallel_flows, self.position_codes, features, strict=True)
         ]
-        return [level for level, _ in results], sum(log_det for _, log_det in results)
+        levels, log_dets = zip(*side_by_side(tasks, features[0].device), strict=True)
+        return list(levels), sum(log_dets)
 
     def _check(self, levels: Sequence[Tensor]) -> None:
         if len(levels) != len(self.channels):

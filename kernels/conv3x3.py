@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETED, on, product_tile
+from .launch import INTERPRETED, on
 from .rows import as_rows, new_rows
+from .tables import product_tile
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from .conv3x3 import convolve, image_tile, weight_rows
 from .coupling import FORMS, halves, log_likelihood_map, new_squares
 from .functions import global_gain, soft_clamp
-from .launch import on, product_tile
+from .launch import on
 from .rows import as_rows, new_rows
+from .tables import product_tile
 
 
 @triton.jit

@@ -6,8 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv3x3 import convolve, image_tile, weight_rows
-from .launch import on, product_tile
+from .launch import on
 from .rows import as_rows, new_rows
+from .tables import product_tile
 
 WIDEST = 320
 

@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .functions import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
-from .launch import on, tile
+from .launch import on
 from .rows import Rows, as_rows, new_rows
+from .tables import tile
 
 FORMS = {"tanh": TANH.value, "scaled_tanh": SCALED_TANH.value, "atan": ATAN.value}
 

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Tile, on, tile
+from .launch import Tile, on
 from .rows import as_rows, new_rows
+from .tables import tile
 
 
 @triton.jit

@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on, tile
+from .launch import on
 from .rows import as_rows, new_rows
+from .tables import tile
 
 
 @triton.jit

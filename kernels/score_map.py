@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on, tile
+from .launch import on
+from .tables import tile
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from tolerances import FULL_SIZE
 from torch import Tensor
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.kernels import launch
+from fastmsflow.kernels import tables
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,8 +17,7 @@ CHANNELS, GRIDS = (256, 512, 1024), (64, 32, 16)
 
 @pytest.fixture(params=["own convolution", "vendor's convolution"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    chips = {launch._chip(torch.device("cuda", 0))} if request.param == "own convolution" else set()
-    monkeypatch.setattr(launch, "CONVOLVING_CHIPS", chips)
+    monkeypatch.setattr(tables, "convolves", lambda *_: request.param == "own convolution")
 
 
 def full_size(batch: int) -> tuple[MultiScaleFlow, list[Tensor]]:

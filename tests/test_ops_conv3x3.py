@@ -9,7 +9,7 @@ from tolerances import OPERATION_CLOSE
 from torch import Tensor
 
 from fastmsflow import InputError
-from fastmsflow.kernels import launch
+from fastmsflow.kernels import launch, tables
 from fastmsflow.kernels.conv3x3_layer_norm import columns, fuses_layer_norm
 from fastmsflow.ops import conv3x3 as plain
 from fastmsflow.ops import conv3x3_coupling as coupling
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 @pytest.fixture
 def own_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels' own convolution, on whatever chip."""
-    monkeypatch.setattr(launch, "CONVOLVING_CHIPS", {launch._chip(torch.zeros(1, device=DEVICE).device)})
+    monkeypatch.setattr(tables, "convolves", lambda *_: True)
 
 
 def weights(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -182,7 +182,14 @@ def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
 
 
 def test_without_own_convolution_the_vendors_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "CONVOLVING_CHIPS", set())
+    monkeypatch.setattr(tables, "convolves", lambda *_: False)
+    for ours, twin, arguments in OPERATIONS.values():
+        assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
+
+
+@pytest.mark.parametrize("vendors", ["conv3x3_input_gradient", "conv3x3_weight_gradient"])
+def test_either_gradient_may_be_the_vendors(monkeypatch: pytest.MonkeyPatch, vendors: str) -> None:
+    monkeypatch.setattr(tables, "convolves", lambda kind, *_: kind != vendors)
     for ours, twin, arguments in OPERATIONS.values():
         assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
 

@@ -1,6 +1,7 @@
 """The fusion flow: one coupling across the levels."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ..ops.conv3x3_coupling import (
 )
 from ..ops.coupling import cross_coupling_inverse
 from ..reference.coupling import invert_permutation, permute_channels
+from .side_by_side import side_by_side
 from .subnet import FusionSubnet
 
 
@@ -41,21 +43,26 @@ class FusionFlow(nn.Module):
         """``join``: the coupling of the second halves, which yields what is returned per level."""
         permuted = [permute_channels(level, self.get_buffer(f"perm{i}")) for i, level in enumerate(x)]
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in permuted), strict=True)
-        y1, log_dets_2 = zip(
-            *(
-                conv3x3_cross_coupling(hidden, *self.subnet_2.head(level), h1[level], self.clamp, backend)
-                for level, hidden in enumerate(self.subnet_2(h2, backend))
-            ),
-            strict=True,
-        )
-        joined, log_dets_1 = zip(
-            *(
-                join(hidden, *self.subnet_1.head(level), y1[level], h2[level], self.clamp, backend)
-                for level, hidden in enumerate(self.subnet_1(y1, backend))
-            ),
-            strict=True,
-        )
-        return list(joined), sum(log_dets_1) + sum(log_dets_2)
+        y1, log_det_2 = self._drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], backend)
+        joined, log_det_1 = self._drive(join, self.subnet_1, y1, [y1, h2], backend)
+        return joined, log_det_1 + log_det_2
+
+    def _drive(
+        self,
+        couple: Callable,
+        subnet: FusionSubnet,
+        driver: Sequence[Tensor],
+        parts: Sequence[Sequence[Tensor]],
+        backend: Backend,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Couples each level's ``parts`` by what ``subnet`` makes of ``driver``."""
+        hidden = subnet(driver, backend)
+        tasks = [
+            partial(couple, *level, self.clamp, backend)
+            for level in zip(hidden, *zip(*subnet.heads(), strict=True), *parts, strict=True)
+        ]
+        y, log_dets = zip(*side_by_side(tasks, driver[0].device), strict=True)
+        return list(y), sum(log_dets)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """z -> x, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
@@ -71,7 +78,8 @@ class FusionFlow(nn.Module):
     def _undo(
         self, y: Sequence[Tensor], driver: Sequence[Tensor], subnet: FusionSubnet, backend: Backend
     ) -> tuple[list[Tensor], Tensor]:
-        raws = (conv3x3(hidden, *subnet.head(i), backend) for i, hidden in enumerate(subnet(driver, backend)))
+        levels = zip(subnet(driver, backend), subnet.heads(), strict=True)
+        raws = (conv3x3(hidden, *head, backend) for hidden, head in levels)
         pairs = zip(y, raws, strict=True)
         h, log_dets = zip(*(cross_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
         return list(h), sum(log_dets)

@@ -78,7 +78,9 @@ class FusionSubnet(nn.Module):
         joint = conv3x3(joint, self.conv2.weight, self.conv2.bias, backend).relu()
         return split_and_upsample(joint, maps, backend)
 
-    def head(self, level: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that puts out the level's log-scales, then its shifts."""
-        s, t = self.conv_s[level], self.conv_t[level]
-        return torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias))
+    def heads(self) -> list[tuple[Tensor, Tensor]]:
+        """Per level weight and bias of the convolution that puts out its log-scales, then its shifts."""
+        return [
+            (torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias)))
+            for s, t in zip(self.conv_s, self.conv_t, strict=True)
+        ]

@@ -12,7 +12,7 @@ from ..reference import conv3x3 as reference
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Backend = "auto") -> Tensor:
     """See fastmsflow.reference.conv3x3.conv3x3. Differentiable by all its tensors."""
     check_convolution(x, weight, bias)
-    if not uses_triton_convolution(backend, x):
+    if not uses_triton_convolution("conv3x3", backend, x, len(weight)):
         return reference.conv3x3(x, weight, bias)
     return Conv3x3.apply(*in_autocast_dtype(x, weight), bias)
 
@@ -27,13 +27,18 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise InputError(f"bias is {tuple(bias.shape)}, weight {tuple(weight.shape)}; bias needs one value an output")
 
 
-def uses_triton_convolution(backend: Backend, x: Tensor) -> bool:
-    """Whether the kernels' own convolution computes: where they serve, and where it is known to beat the vendor's."""
-    if not uses_triton(backend, x):
-        return False
-    from ..kernels.launch import convolves
+def uses_triton_convolution(kind: str, backend: Backend, x: Tensor, outputs: int) -> bool:
+    """Whether the kernels' own convolution computes: where they serve, and where it was measured to beat the vendor's.
 
-    return convolves(x.device)
+    ``kind``: see fastmsflow.kernels.tables.
+    """
+    return uses_triton(backend, x) and _convolves(kind, x, outputs)
+
+
+def _convolves(kind: str, x: Tensor, outputs: int) -> bool:
+    from ..kernels.tables import convolves
+
+    return convolves(kind, len(x) * x.shape[2] * x.shape[3], outputs, x.device)
 
 
 def in_autocast_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +73,21 @@ class Conv3x3(torch.autograd.Function):
 def convolution_gradients(grad_out: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> tuple[Tensor | None, Tensor]:
     """Gradients of x, where it is wanted (features want none), and of weight."""
     grad_out = grad_out.to(x.dtype)
-    grad_x = _input_gradient(grad_out, weight) if of_x else None
-    return grad_x, _weight_gradient(x, grad_out).to(weight.dtype)
+    outputs = len(weight)
+    own_x = of_x and _convolves("conv3x3_input_gradient", x, outputs)
+    own_weight = _convolves("conv3x3_weight_gradient", x, outputs)
+    vendors = [of_x and not own_x, not own_weight, False]
+    grad_x, grad_weight = None, None
+    if any(vendors):
+        ones = [1, 1]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad_out, x, weight, None, ones, ones, ones, False, [0, 0], 1, vendors
+        )
+    if own_x:
+        grad_x = _input_gradient(grad_out, weight)
+    if own_weight:
+        grad_weight = _weight_gradient(x, grad_out).to(weight.dtype)
+    return grad_x, grad_weight
 
 
 def bias_gradient(grad_out: Tensor, dtype: torch.dtype) -> Tensor:

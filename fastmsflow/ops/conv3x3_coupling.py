@@ -79,7 +79,7 @@ def conv3x3_joining_cross_coupling_likelihood(
 
 def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
     check_convolution(hidden, weight, bias)
-    return uses_triton_convolution(backend, hidden)
+    return uses_triton_convolution("conv3x3_coupling", backend, hidden, len(weight))
 
 
 def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object, whole: bool = False) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ def conv3x3_layer_norm_relu(
     check_convolution(x, weight, None)
     if condition.shape != (1, len(weight), *x.shape[2:]):
         raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
-    if not uses_triton_convolution(backend, x) or not _fuses(len(weight)):
+    outputs = len(weight)
+    if not uses_triton_convolution("conv3x3_layer_norm", backend, x, outputs) or not _fuses(outputs):
         return layer_norm_relu(conv3x3(x, weight, None, backend), norm_weight, norm_bias, condition, backend)
     keep = torch.is_grad_enabled()
     return ConvLayerNormReLU.apply(*in_autocast_dtype(x, weight), norm_weight, norm_bias, condition, keep)

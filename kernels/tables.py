@@ -1,0 +1,157 @@
+"""Which tile a kernel takes on which chip, and where the kernels' own convolutions compute.
+
+The committed table, and over it the user's own, which ``fastmsflow benchmark --tune`` writes: a JSON file at the path
+in FASTMSFLOW_TABLE, or fastmsflow/table.json in the user's folder of configurations. Read once, at the import.
+"""
+
+import json
+import math
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .launch import INTERPRETED, ProductTile, Tile
+
+# By kernel: any chip's first, then those known to want another. The interpreter pays for each program, not for its
+# size.
+TILES: dict[str, dict[str, Tile]] = {
+    "coupling": {"any": Tile(32, 64), "interpreter": Tile(64, 128)},
+    "coupling_backward": {"any": Tile(32, 32), "interpreter": Tile(64, 128)},
+    "layer_norm": {"any": Tile(16, 256), "interpreter": Tile(64, 256)},
+    "layer_norm_backward": {"any": Tile(8, 256), "interpreter": Tile(16, 256)},
+    "pool": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
+    "upsample": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
+    "likelihood": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
+    "score_map": {"any": Tile(1024, 1), "interpreter": Tile(16384, 1)},
+    "image_score": {"any": Tile(1024, 1), "interpreter": Tile(16384, 1)},
+}
+
+_NARROW = ProductTile(32, 16, 32, warps=8)
+PRODUCT_TILES: dict[str, dict[str, ProductTile]] = {
+    "conv3x3": {"any": ProductTile(128, 128, 32, warps=8), "interpreter": ProductTile(256, 128, 128)},
+    "conv3x3_layer_norm": {
+        "any": ProductTile(64, 16, 32, warps=8),
+        "sm_80": _NARROW,
+        "sm_86": _NARROW,
+        "gfx942": ProductTile(64, 16, 32, warps=8, stages=2),
+        "interpreter": ProductTile(256, 16, 128),
+    },
+    "conv3x3_coupling": {
+        # Triton 3.6 spills at 128 by 128.
+        "any": ProductTile(64, 128, 32, warps=8),
+        "interpreter": ProductTile(256, 128, 128),
+    },
+    "conv3x3_weight": {"any": ProductTile(128, 128, 32, warps=8), "interpreter": ProductTile(128, 128, 256)},
+}
+# Chips that share another's tiles: the same registers, shared memory and matrix instructions.
+ALIKE = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100"}
+
+# By chip and convolution: shapes (pixels of the batch, outputs) at which it was timed, and whether the kernels' own was
+# faster than the vendor's with the other kernels around it. None has been timed yet: the vendor's computes everywhere.
+CONVOLUTIONS: dict[str, dict[str, list[tuple[int, int, bool]]]] = {}
+KINDS = ("conv3x3", "conv3x3_layer_norm", "conv3x3_coupling", "conv3x3_input_gradient", "conv3x3_weight_gradient")
+
+_chips: dict[torch.device, str] = {}
+
+
+def tile(kernel: str, device: torch.device) -> Tile:
+    """The launch configuration of ``kernel`` on ``device``'s chip."""
+    by_chip = TILES[kernel]
+    return by_chip.get(chip(device), by_chip["any"])
+
+
+def product_tile(kernel: str, device: torch.device) -> ProductTile:
+    """The launch configuration of ``kernel``, a matrix product, on ``device``'s chip."""
+    by_chip = PRODUCT_TILES[kernel]
+    return by_chip.get(chip(device), by_chip["any"])
+
+
+def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> bool:
+    """Whether the kernels' own convolution computes: whether it won at the nearest shape timed on ``device``'s chip.
+
+    ``kind``: one of KINDS. ``pixels``: of the whole batch. In the interpreter it always does: the tests need it to.
+    """
+    name = chip(device)
+    if name == "interpreter":
+        return True
+    timed = CONVOLUTIONS.get(name, {}).get(kind, [])
+    distances = [abs(math.log(pixels / p)) + abs(math.log(outputs / o)) for p, o, _ in timed]
+    return bool(timed) and timed[distances.index(min(distances))][2]
+
+
+def chip(device: torch.device) -> str:
+    """``sm_90``, ``gfx942``, ``interpreter``, or ``any`` where there is no chip to ask."""
+    # Not functools.cache: torch.compile looks through that and warns.
+    if device not in _chips:
+        _chips[device] = _find_chip(device)
+    return _chips[device]
+
+
+def _find_chip(device: torch.device) -> str:
+    if INTERPRETED:
+        return "interpreter"
+    if device.type != "cuda":
+        return "any"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    name = f"sm_{properties.major}{properties.minor}"
+    return ALIKE.get(name, name)
+
+
+def user_table() -> Path:
+    """Where the user's own table is, or would be."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("FASTMSFLOW_TABLE") or folder / "fastmsflow" / "table.json")
+
+
+def read_user_table() -> dict[str, Any]:
+    """{chip: {"tiles": {kernel: {field: value}}, "convolutions": {kind: [[pixels, outputs, own], ...]}}}.
+
+    Errors: ValueError where the file cannot be read as that.
+    """
+    path = user_table()
+    if not path.exists():
+        return {}
+    try:
+        table = json.loads(path.read_text())
+        for rows in table.values():
+            _tiles_of(rows), _convolutions_of(rows)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a table of tiles ({error}); delete it, then `fastmsflow benchmark --tune` writes a new one"
+        ) from error
+    return table
+
+
+def apply(table: dict[str, Any]) -> None:
+    """Lays ``table``, as ``read_user_table`` returns it, over what holds."""
+    for name, rows in table.items():
+        for kernel, size in _tiles_of(rows).items():
+            (TILES if isinstance(size, Tile) else PRODUCT_TILES)[kernel][name] = size  # type: ignore[index]
+        CONVOLUTIONS[name] = CONVOLUTIONS.get(name, {}) | _convolutions_of(rows)
+
+
+def _tiles_of(rows: dict[str, Any]) -> dict[str, Tile | ProductTile]:
+    sizes: dict[str, Tile | ProductTile] = {}
+    for kernel, size in rows.get("tiles", {}).items():
+        kind = Tile if kernel in TILES else ProductTile
+        if kernel not in TILES | PRODUCT_TILES or {field.name for field in fields(kind)} != size.keys():
+            raise ValueError(f"{kernel!r} has no tile {size}")
+        if any(not isinstance(n, int) or n < 1 or (n & (n - 1) and key != "stages") for key, n in size.items()):
+            raise ValueError(f"the tile of {kernel!r} is {size}; powers of 2 are needed")
+        sizes[kernel] = kind(**size)
+    return sizes
+
+
+def _convolutions_of(rows: dict[str, Any]) -> dict[str, list[tuple[int, int, bool]]]:
+    convolutions = rows.get("convolutions", {})
+    if not convolutions.keys() <= set(KINDS):
+        raise ValueError(f"no such convolution: {', '.join(convolutions.keys() - set(KINDS))}")
+    return {kind: [(int(p), int(o), bool(own)) for p, o, own in timed] for kind, timed in convolutions.items()}
+
+
+apply(read_user_table())
