@@ -12,29 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fastmsflow.kernels import (
-    conv3x3,
-    conv3x3_coupling,
-    conv3x3_layer_norm,
-    coupling,
-    fusion,
-    image_score,
-    layer_norm,
-    likelihood,
-    score_map,
-    tables,
-)
-from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
+from fastmsflow.kernels import tables
+from fastmsflow.tuning import LEVELS, cases
 
 TABLE = Path(__file__).with_suffix(".md")
 TARGETS = {
@@ -47,8 +34,6 @@ TARGETS = {
 # Bytes of shared memory a program may take.
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 BATCH = 8
-LEVELS = ((256, 64), (512, 32), (1024, 16))
-CONDITION = 64
 MATRIX_INSTRUCTIONS = r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma|v_mfma)"
 
 
@@ -107,83 +92,17 @@ def compiling_for(name: str) -> Iterator[list[tuple[str, Any]]]:
         JITFunction.__getitem__, tables.chip = before, chip
 
 
-def cases() -> Iterator[tuple[str, partial]]:
-    """(description, launch) of every kernel at the default model's shapes, on tensors without data."""
-    for dtype in (torch.bfloat16, torch.float32):
-        new = partial(_empty, dtype)
-        for channels, size in LEVELS:
-            x = new(BATCH, channels, size, size)
-            half = x[:, : channels // 2]
-            vector, log_det = (torch.empty(n, device="meta") for n in (channels, BATCH))
-            perm = torch.empty(channels, device="meta", dtype=torch.int64)
-            block = (0.1, 1.9, "tanh", None)
-            across = (None, None, None, 1.0, 1.9, "atan")
-            name = f"{channels} channels, {_name(dtype)}"
-            for inverse in (False, True):
-                tag = f"{name}, inverse" if inverse else name
-                options = (*block, inverse, False)
-                yield tag, partial(coupling.coupling, [x], x, vector, vector, perm, *options)
-                yield tag, partial(coupling.coupling_backward, x, log_det, [x], x, vector, perm, *options)
-            logp = torch.empty((BATCH, size, size), device="meta")
-            for scored, grad in ((False, x), (True, logp)):
-                tag = f"{name}, across levels{', likelihood' if scored else ''}"
-                options = (1e6, False, scored)
-                yield tag, partial(coupling.coupling, [half, half], x, *across, *options)
-                yield (
-                    tag,
-                    partial(coupling.coupling_backward, grad, log_det, [half, half], x, *across[1:], *options),
-                )
-            width = channels // 2 + CONDITION
-            hidden, rows = new(BATCH, width, size, size), torch.empty(BATCH * size * size, device="meta")
-            weight = torch.empty(width, device="meta")
-            precision = "tf32" if dtype == torch.float32 else "ieee"
-            conv1, conv2 = new(width, channels // 2, 3, 3), new(channels, width, 3, 3)
-            heads = new(channels, channels // 2, 3, 3)
-            yield name, partial(conv3x3.conv3x3, hidden, conv2, vector, precision)
-            yield f"{name}, input gradient", partial(conv3x3.conv3x3_input_gradient, x, conv2, precision)
-            yield name, partial(conv3x3.conv3x3_weight_gradient, hidden, x, precision)
-            for keep in (False, True):
-                tag = f"{name}, training" if keep else name
-                fixed = (vector, vector, perm, *block, precision, keep, False)
-                yield tag, partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, vector, [x], *fixed)
-                fixed = (*across, 1e6, precision, keep, True)
-                tag += ", across levels, likelihood"
-                yield tag, partial(conv3x3_coupling.conv3x3_coupling, half, heads, vector, [half, half], *fixed)
-                tag = f"{name}, training" if keep else name
-                if fuses_layer_norm(width):
-                    norm = (hidden[:1], weight, weight, 1e-5, precision, keep)
-                    yield tag, partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
-            name = f"{width} channels, {_name(dtype)}"
-            yield name, partial(layer_norm.layer_norm_relu, hidden, hidden[:1], weight, weight, 1e-5)
-            yield (
-                name,
-                partial(layer_norm.layer_norm_relu_backward, hidden, hidden, hidden[:1], weight, weight, rows, rows),
-            )
-        z = [new(BATCH, channels, size, size) for channels, size in LEVELS]
-        h2 = [level[:, : level.shape[1] // 2] for level in z]
-        joint = new(BATCH, sum(level.shape[1] for level in h2), *z[-1].shape[2:])
-        yield _name(dtype), partial(fusion.pool_and_concat, h2)
-        yield f"{_name(dtype)}, backward", partial(fusion.pool_and_concat_backward, joint, h2)
-        yield _name(dtype), partial(fusion.split_and_upsample, joint, h2)
-        yield _name(dtype), partial(fusion.split_and_upsample_backward, h2, joint)
-        logp = [torch.empty((BATCH, size, size), device="meta") for _, size in LEVELS]
-        yield _name(dtype), partial(likelihood.log_likelihood_maps, z)
-        yield _name(dtype), partial(likelihood.log_likelihood_maps_backward, logp, z)
-    yield "512x512", partial(score_map.score_maps, logp, (512, 512))
-    yield "512x512", partial(image_score.image_scores, torch.empty((BATCH, 512, 512), device="meta"), 7864)
-
-
 def measure(target: str, brief: bool = False) -> list[Resources]:
     """Compiles the cases for ``target``; ``brief``: only the first of each launcher."""
     results = []
     seen: set[Callable] = set()
-    for case, run in cases():
-        if brief and run.func in seen:
+    for case in cases(LEVELS, BATCH, 512, torch.device("meta")):
+        if brief and case.launch.func in seen:
             continue
-        seen.add(run.func)
+        seen.add(case.launch.func)
         with compiling_for(target) as compiled:
-            run()
-        results += [_resources(name, case, target, kernel) for name, kernel in compiled]
+            case.launch()
+        results += [_resources(name, f"{case.name}, {case.arithmetic}", target, kernel) for name, kernel in compiled]
     return results
 
 
@@ -209,14 +128,6 @@ def _usage(cubin: bytes) -> tuple[int, int]:
         command = [tool, "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
-
-
-def _empty(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def section(results: list[Resources]) -> str:

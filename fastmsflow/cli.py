@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from .errors import InputError, UnavailableError
+
 if TYPE_CHECKING:
     from .model import MSFlow
     from .training import Outcome, Recipe
@@ -190,6 +192,54 @@ def convert(
     else:
         official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant, extractor_weights)
     console.print(f"{source} -> {target}")
+
+
+@app.command()
+def benchmark(
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Time the kernels' tiles and convolutions on this GPU and keep the fastest for this user."
+        ),
+    ] = False,
+) -> None:
+    """Measures on this machine."""
+    if not tune:
+        raise InputError("say what to measure: --tune")
+    _tune()
+
+
+def _tune() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UnavailableError("--tune times kernels on a GPU, and torch sees none here")
+    from triton.testing import do_bench
+
+    from .kernels import tables
+    from .tuning import Choice, as_table, save_table
+    from .tuning import tune as search
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    results = []
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("tuning", total=None)
+        for result in search(
+            device,
+            lambda call: do_bench(call, warmup=10, rep=50, return_mode="median"),
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        ):
+            results.append(result)
+    tiles, convolutions = Table("kernel", "tile before", "tile now", "speed"), Table("convolution", "own", "vendor's")
+    for r in results:
+        if isinstance(r, Choice):
+            tiles.add_row(r.kernel, str(r.before), str(r.after), f"{r.gain:.2f}x")
+        else:
+            shape = f"{r.kind}, {r.pixels} pixels, {r.outputs} outputs"
+            convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendors:.3f} ms")
+    console.print(tiles, convolutions)
+    path = save_table(as_table(tables.chip(device), results))
+    console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
 
 
 def _train(

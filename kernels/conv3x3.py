@@ -172,6 +172,11 @@ def conv3x3_weight_kernel(
     tl.store(partial_at, acc, mask=(o < outputs)[:, None] & (i < channels)[None, :])
 
 
+def exact(x: Tensor, precision: str) -> bool:
+    """Whether float32 operands are multiplied as they are."""
+    return x.dtype == torch.float32 and precision == "ieee"
+
+
 def weight_rows(weight: Tensor) -> tuple[Tensor, int, int]:
     """weight (O, I, 3, 3) -> (tensor, step to the next output, step to the next tap), inputs contiguous.
 
@@ -202,7 +207,7 @@ def conv3x3_weight_gradient(x: Tensor, grad_out: Tensor, precision: str) -> Tens
     b, channels, height, width = x.shape
     outputs, rows = grad_out.shape[1], b * height * width
     (x_rows, stride), (grad_rows, grad_stride) = as_rows(x), as_rows(grad_out)
-    size = product_tile("conv3x3_weight", x.device).within(outputs, channels, rows)
+    size = product_tile("conv3x3_weight", x.device, exact(x, precision)).within(outputs, channels, rows)
     grid = (triton.cdiv(outputs, size.m), triton.cdiv(channels, size.n))
     tiles = triton.cdiv(rows, size.k)
     # Enough programs for a large chip, each with some tiles to sum. Fixed by the shape: so is the order of the sum.
@@ -228,7 +233,7 @@ def _conv3x3(
     b, channels, height, width = x.shape
     x_rows, stride = as_rows(x)
     out = new_rows(x, outputs)
-    size = product_tile("conv3x3", x.device).within(height * width, outputs, channels)
+    size = product_tile("conv3x3", x.device, exact(x, precision)).within(height * width, outputs, channels)
     grid = (b * triton.cdiv(height * width, size.m), triton.cdiv(outputs, size.n))
     with on(x.device):
         conv3x3_kernel[grid](

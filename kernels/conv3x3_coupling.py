@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv3x3 import convolve, image_tile, weight_rows
+from .conv3x3 import convolve, exact, image_tile, weight_rows
 from .coupling import FORMS, halves, log_likelihood_map, new_squares
 from .functions import global_gain, soft_clamp
 from .launch import on
@@ -144,7 +144,9 @@ def conv3x3_coupling(
     weight, step_out, step_tap = weight_rows(weight)
     (kept_x, kept_stride), (changed_x, changed_stride) = halves(parts, kept)
     raw = new_rows(hidden, 2 * changed) if keep else None
-    size = product_tile("conv3x3_coupling", hidden.device).within(height * width, 2 * changed, channels)
+    size = product_tile("conv3x3_coupling", hidden.device, exact(hidden, precision)).within(
+        height * width, 2 * changed, channels
+    )
     grid = (b * triton.cdiv(height * width, size.m), triton.cdiv(changed, size.n // 2))
     partial = torch.empty(grid, dtype=torch.float32, device=hidden.device)
     z = None if likelihood else new_rows(hidden, kept + changed, parts[0].dtype)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv3x3 import convolve, image_tile, weight_rows
+from .conv3x3 import convolve, exact, image_tile, weight_rows
 from .launch import on
 from .rows import as_rows, new_rows
 from .tables import product_tile
@@ -115,7 +115,7 @@ def conv3x3_layer_norm_relu(
     out = new_rows(x, outputs)
     kept = [new_rows(x, outputs)] if keep else []
     kept += [torch.empty(b * height * width, dtype=torch.float32, device=x.device) for _ in range(2 if keep else 0)]
-    size = product_tile("conv3x3_layer_norm", x.device).within(height * width, outputs, channels)
+    size = product_tile("conv3x3_layer_norm", x.device, exact(x, precision)).within(height * width, outputs, channels)
     wide, rest = columns(outputs)
     options = {**size.options, "BLOCK_N": wide}
     with on(x.device):

@@ -7,7 +7,7 @@ in FASTMSFLOW_TABLE, or fastmsflow/table.json in the user's folder of configurat
 import json
 import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,14 @@ def tile(kernel: str, device: torch.device) -> Tile:
     return by_chip.get(chip(device), by_chip["any"])
 
 
-def product_tile(kernel: str, device: torch.device) -> ProductTile:
-    """The launch configuration of ``kernel``, a matrix product, on ``device``'s chip."""
+def product_tile(kernel: str, device: torch.device, exact: bool = False) -> ProductTile:
+    """The launch configuration of ``kernel``, a matrix product, on ``device``'s chip.
+
+    ``exact``: of float32 operands, not rounded to TF32. No matrix instruction does that, and a thread holds more.
+    """
     by_chip = PRODUCT_TILES[kernel]
-    return by_chip.get(chip(device), by_chip["any"])
+    size = by_chip.get(chip(device), by_chip["any"])
+    return replace(size, m=size.m // 2) if exact else size
 
 
 def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> bool:

@@ -1,0 +1,181 @@
+"""Tuning, at shapes that the interpreter can afford and by a clock that says what the test wants it to."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from ops_parity import DEVICE
+from typer.testing import CliRunner
+
+from fastmsflow import UnavailableError
+from fastmsflow.cli import app
+from fastmsflow.kernels import tables
+from fastmsflow.kernels.launch import ProductTile, Tile
+from fastmsflow.tuning import Choice, Contest, cases, save_table, search, tune
+from fastmsflow.tuning.search import as_table, neighbours
+
+CHIP = tables.chip(torch.device(DEVICE))
+LEVELS = ((4, 2), (8, 1))
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("TILES", "PRODUCT_TILES", "CONVOLUTIONS"):
+        monkeypatch.setattr(tables, name, deepcopy(getattr(tables, name)))
+    return
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> None:
+    """The others' cases are left out."""
+    monkeypatch.setattr(search, "cases", lambda *shapes: (c for c in cases(*shapes) if c.tiles in kernels))
+
+
+def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(call) -> float:
+        """Fastest at 16 rows of the coupling, on 2 warps."""
+        if not torch.is_grad_enabled():  # A convolution: the tiles' launches have run already.
+            call()
+        size = tables.tile("coupling", torch.device(DEVICE))
+        return 1.0 + abs(size.pixels - 16) + abs(size.warps - 2)
+
+    only(monkeypatch, "coupling", "conv3x3_layer_norm", "image_score")
+    results = list(tune(torch.device(DEVICE), clock, LEVELS, (1,), 8))
+    choices = {r.kernel: r for r in results if isinstance(r, Choice)}
+    assert choices["coupling"].after == Tile(16, choices["coupling"].before.channels, 2)
+    assert choices["coupling"].gain > 1
+    assert tables.tile("coupling", torch.device(DEVICE)) == choices["coupling"].after
+    assert all(c.after == c.before for c in choices.values() if c.kernel != "coupling")
+    contests = [r for r in results if isinstance(r, Contest)]
+    assert len(contests) == len(tables.KINDS) * len(LEVELS)
+    table = as_table(CHIP, results)
+    assert table[CHIP]["tiles"]["coupling"]["pixels"] == 16
+    assert {len(rows) for rows in table[CHIP]["convolutions"].values()} == {len(LEVELS)}
+
+
+def test_a_tile_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmsflow.kernels import layer_norm
+
+    launcher = layer_norm.layer_norm_relu
+
+    def wrong(x, *rest):
+        """Wrong on any tile but the committed one."""
+        out = launcher(x, *rest)
+        if tables.tile("layer_norm", x.device) != Tile(64, 256):
+            out[0].mul_(1.1)
+        return out
+
+    def clock(call) -> float:
+        return 1.0 if tables.tile("layer_norm", torch.device(DEVICE)) == Tile(64, 256) else 0.1
+
+    monkeypatch.setattr(layer_norm, "layer_norm_relu", wrong)
+    only(monkeypatch, "layer_norm")
+    tables.TILES["layer_norm"][CHIP] = Tile(64, 256)
+    results = tune(torch.device(DEVICE), clock, LEVELS, (1,), 8)
+    choice = next(r for r in results if isinstance(r, Choice) and r.kernel == "layer_norm")
+    assert choice.after == choice.before
+
+
+def test_every_kernel_of_the_table_has_a_case() -> None:
+    kernels = {case.tiles for case in cases(LEVELS, 1, 8, torch.device("meta"))}
+    assert kernels == tables.TILES.keys() | tables.PRODUCT_TILES.keys()
+
+
+def test_neighbours_stay_within_what_a_tile_may_be() -> None:
+    assert set(neighbours(Tile(1, 2, 16))) == {Tile(2, 2, 16), Tile(1, 1, 16), Tile(1, 4, 16), Tile(1, 2, 8)}
+    assert ProductTile(8, 16, 16) not in neighbours(ProductTile(16, 16, 16))
+    assert ProductTile(16, 16, 16, stages=2) in neighbours(ProductTile(16, 16, 16))
+
+
+def test_the_nearest_timed_shape_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "chip", lambda device: "sm_90")
+    device = torch.device(DEVICE)
+    assert not tables.convolves("conv3x3", 4096, 256, device)
+    tables.apply({"sm_90": {"convolutions": {"conv3x3": [[4096, 256, True], [32768, 1024, False]]}}})
+    assert tables.convolves("conv3x3", 5000, 300, device)
+    assert not tables.convolves("conv3x3", 32768, 700, device)
+    assert not tables.convolves("conv3x3_coupling", 4096, 256, device)
+
+
+def kernels_with(table: Path, code: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"FASTMSFLOW_TABLE": str(table)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_a_users_table_lies_over_the_committed_one(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    tiles = {"coupling": {"pixels": 2, "channels": 4, "warps": 8}}
+    table.write_text(json.dumps({"any": {"tiles": tiles, "convolutions": {"conv3x3": [[1, 2, True]]}}}))
+    code = (
+        "from fastmsflow.kernels import tables; print(tables.TILES['coupling']['any'], tables.TILES['pool']['any'],"
+        " tables.CONVOLUTIONS)"
+    )
+    printed = kernels_with(table, code).stdout
+    assert "Tile(pixels=2, channels=4, warps=8) Tile(pixels=16, channels=128, warps=4)" in printed
+    assert "{'any': {'conv3x3': [(1, 2, True)]}}" in printed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[1]",
+        '{"sm_90": {"tiles": {"matmul": {}}}}',
+        '{"sm_90": {"tiles": {"coupling": {"m": 16, "n": 16}}}}',
+        '{"sm_90": {"tiles": {"coupling": {"pixels": 24, "channels": 4, "warps": 8}}}}',
+        '{"sm_90": {"convolutions": {"conv5x5": []}}}',
+    ],
+)
+def test_a_damaged_table_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    table = tmp_path / "table.json"
+    table.write_text(content)
+    monkeypatch.setenv("FASTMSFLOW_TABLE", str(table))
+    with pytest.raises(ValueError, match=f"{table}: .*delete it"):
+        tables.read_user_table()
+
+
+def test_a_damaged_table_is_an_input_error_of_the_library(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    table.write_text("{")
+    code = (
+        "import fastmsflow, torch\n"
+        "try: fastmsflow.backend.uses_triton('triton', torch.zeros(1))\n"
+        "except fastmsflow.InputError as error: print(error)"
+    )
+    assert str(table) in kernels_with(table, code).stdout
+
+
+def test_the_command_keeps_what_it_found_beside_other_chips_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "folder" / "table.json"
+    monkeypatch.setenv("FASTMSFLOW_TABLE", str(table))
+    other = {"sm_70": {"tiles": {}, "convolutions": {"conv3x3": [[1, 2, False]]}}}
+    save_table(other)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    found = [Choice("coupling", Tile(1, 1), Tile(2, 4), 1.25), Contest("conv3x3", 64, 8, 1.0, 2.0)]
+    monkeypatch.setattr("fastmsflow.tuning.tune", lambda *_, progress: progress("coupling", 0, 2) or found)
+    run = CliRunner().invoke(app, ["benchmark", "--tune"])
+    assert run.exit_code == 0, run.output
+    assert "1.25x" in run.output
+    kept = tables.read_user_table()
+    assert kept["sm_70"] == other["sm_70"]
+    chip = kept[tables.chip(torch.device("cuda", 0))]
+    assert chip["tiles"] == {"coupling": {"pixels": 2, "channels": 4, "warps": 4}}
+    assert chip["convolutions"] == {"conv3x3": [[64, 8, True]]}
+
+
+def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    error = CliRunner().invoke(app, ["benchmark", "--tune"]).exception
+    assert isinstance(error, UnavailableError)
+    assert "GPU" in str(error)
