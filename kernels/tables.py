@@ -7,7 +7,7 @@ in FASTMSFLOW_TABLE, or fastmsflow/table.json in the user's folder of configurat
 import json
 import math
 import os
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ PRODUCT_TILES: dict[str, dict[str, ProductTile]] = {
     },
     "conv3x3_weight": {"any": ProductTile(128, 128, 32, warps=8), "interpreter": ProductTile(128, 128, 256)},
 }
+# No matrix instruction multiplies float32 exactly; where a thread would hold more than its registers, smaller tiles.
+EXACT_TILES: dict[str, dict[str, ProductTile]] = {
+    "conv3x3_layer_norm": {"sm_90": _NARROW, "sm_100": _NARROW},
+    "conv3x3_weight": {"sm_80": ProductTile(64, 64, 32, warps=8)},
+}
 # Chips that share another's tiles: the same registers, shared memory and matrix instructions.
 ALIKE = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100"}
 
@@ -66,11 +71,11 @@ def tile(kernel: str, device: torch.device) -> Tile:
 def product_tile(kernel: str, device: torch.device, exact: bool = False) -> ProductTile:
     """The launch configuration of ``kernel``, a matrix product, on ``device``'s chip.
 
-    ``exact``: of float32 operands, not rounded to TF32. No matrix instruction does that, and a thread holds more.
+    ``exact``: of float32 operands, not rounded to TF32.
     """
-    by_chip = PRODUCT_TILES[kernel]
-    size = by_chip.get(chip(device), by_chip["any"])
-    return replace(size, m=size.m // 2) if exact else size
+    name, by_chip = chip(device), PRODUCT_TILES[kernel]
+    smaller = EXACT_TILES.get(kernel, {}).get(name) if exact else None
+    return smaller or by_chip.get(name, by_chip["any"])
 
 
 def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> bool:

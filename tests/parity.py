@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from FrEIA.framework import SequenceINN
-from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
+from benchmarks.peers import freia_flow
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.keys import fusion_key, parallel_key
 from fastmsflow.model import MultiScaleFlow
@@ -97,35 +97,6 @@ def golden_trajectory(name: str, dtype: torch.dtype) -> Iterator[tuple[float, fl
         our_norm = nn.utils.clip_grad_norm_(flow.parameters(), expected["config"]["clip"])
         optimizer.step()
         yield abs(ours.item() - loss) / first, abs(our_norm.item() - norm) / norm
-
-
-class FreiaSubnet(nn.Module):
-    """The subnet under the names that official checkpoints use."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1)
-        self.ln = nn.LayerNorm(inputs)
-        self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.ln(self.conv1(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.conv2(normed.relu())
-
-
-def freia_flow(channels: int, condition: int, blocks: int, grid: tuple[int, int], clamp: float = 1.9) -> SequenceINN:
-    """A parallel flow of FrEIA 0.2's own modules."""
-    flow = SequenceINN(channels, *grid)
-    for _ in range(blocks):
-        flow.append(
-            AllInOneBlock,
-            cond=0,
-            cond_shape=(condition, *grid),
-            subnet_constructor=FreiaSubnet,
-            affine_clamping=clamp,
-            global_affine_type="SOFTPLUS",
-        )
-    return flow
 
 
 def freia_pairs(path: Path, dtype: torch.dtype) -> Iterator[tuple[int, SequenceINN, MultiScaleFlow, Tensor, Tensor]]:
