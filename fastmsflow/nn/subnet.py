@@ -11,6 +11,7 @@ from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
 from ..ops.fusion import pool_and_concat, split_and_upsample
 from ..ops.layer_norm import layer_norm_relu
 from ..reference.layer_norm import LAYER_NORM_EPS
+from .kept import Kept
 
 
 class ConditionedSubnet(nn.Module):
@@ -27,7 +28,7 @@ class ConditionedSubnet(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
-        self._kept: tuple[tuple[object, ...], Tensor, Tensor] | None = None
+        self._kept: Kept[Tensor] = Kept()
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
@@ -43,17 +44,12 @@ class ConditionedSubnet(nn.Module):
 
     def _condition_map(self, condition: Tensor, backend: Backend) -> Tensor:
         weight, bias = self.conv1.weight, self.conv1.bias
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference():
-            return conv3x3(condition, weight[:, self.in_channels :], bias, backend)
-        # In-place updates move _version; moves to a device or dtype move data_ptr.
-        autocast = torch.is_autocast_enabled(weight.device.type) and torch.get_autocast_dtype(weight.device.type)
-        key = (weight._version, bias._version, weight.data_ptr(), weight.dtype, autocast)
-        if self._kept is None or self._kept[0] != key or self._kept[1] is not condition:
-            self._kept = (key, condition, conv3x3(condition, weight[:, self.in_channels :], bias, backend))
-        return self._kept[2]
+        return self._kept.get(
+            lambda: conv3x3(condition, weight[:, self.in_channels :], bias, backend), (weight, bias, condition)
+        )
 
     def train(self, mode: bool = True) -> "ConditionedSubnet":
-        self._kept = None
+        self._kept.clear()
         return super().train(mode)
 
 
@@ -69,6 +65,7 @@ class FusionSubnet(nn.Module):
         self.conv2 = nn.Conv2d(total // 4, total, 3, padding=1)
         self.conv_s = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
         self.conv_t = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
+        self._kept: Kept[list[tuple[Tensor, Tensor]]] = Kept()
 
     def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
         """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""
@@ -80,7 +77,12 @@ class FusionSubnet(nn.Module):
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
         """Per level weight and bias of the convolution that puts out its log-scales, then its shifts."""
-        return [
-            (torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias)))
-            for s, t in zip(self.conv_s, self.conv_t, strict=True)
-        ]
+        pairs = list(zip(self.conv_s, self.conv_t, strict=True))
+        sources = [parameter for pair in pairs for conv in pair for parameter in (conv.weight, conv.bias)]
+        return self._kept.get(
+            lambda: [(torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias))) for s, t in pairs], sources
+        )
+
+    def train(self, mode: bool = True) -> "FusionSubnet":
+        self._kept.clear()
+        return super().train(mode)

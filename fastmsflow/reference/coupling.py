@@ -37,8 +37,9 @@ def affine_forward(x: Tensor, raw_s: Tensor, t: Tensor, clamp: float, form: Clam
     """y = x exp(s) + t with s = soft_clamp(raw_s); returns y (dtype of x) and log_det (B,) = the sum of s."""
     wide = accumulation_dtype(x.dtype)
     s = soft_clamp(raw_s.to(wide), clamp, form)
-    y = x.to(wide) * s.exp() + t.to(wide)
-    return y.to(x.dtype), s.sum(dim=(1, 2, 3))
+    log_det = s.sum(dim=(1, 2, 3))
+    y = torch.addcmul(t.to(wide), x.to(wide), s.exp_())
+    return y.to(x.dtype), log_det
 
 
 def affine_inverse(y: Tensor, raw_s: Tensor, t: Tensor, clamp: float, form: ClampForm) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def initial_global_scale(gain: float = 1.0) -> float:
 def global_affine_forward(x: Tensor, global_scale: Tensor, global_offset: Tensor) -> tuple[Tensor, Tensor]:
     """x g + o per channel; returns it (dtype of x) and log_det () = H W sum_c log g_c."""
     gain = global_gain(global_scale)
-    y = x * gain[:, None, None] + global_offset.to(gain.dtype)[:, None, None]
+    y = torch.addcmul(global_offset.to(gain.dtype)[:, None, None], x.to(gain.dtype), gain[:, None, None])
     return y.to(x.dtype), x.shape[2] * x.shape[3] * gain.log().sum()
 
 

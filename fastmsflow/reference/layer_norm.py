@@ -13,4 +13,4 @@ def layer_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor |
     """
     pixels = (x if condition is None else x + condition).permute(0, 2, 3, 1)
     normed = F.layer_norm(pixels, (x.shape[1],), weight, bias, LAYER_NORM_EPS)
-    return F.relu(normed).permute(0, 3, 1, 2)
+    return F.relu(normed, inplace=True).permute(0, 3, 1, 2)
