@@ -42,6 +42,11 @@ def use(name: Backend) -> Iterator[None]:
         _override.reset(token)
 
 
+def override() -> Backend | None:
+    """What the innermost ``use`` says."""
+    return _override.get()
+
+
 def uses_triton(model_choice: Backend, x: Tensor) -> bool:
     """Whether the kernels compute an operation on ``x`` now.
 

@@ -32,3 +32,6 @@ FLOW_CLOSE = {"rtol": 1e-5, "atol": 1e-3}
 # On a GPU, the default flow at full size against float64, relative in the norm: what up to eight blocks and a fusion
 # make of each dtype's rounding of stored values (2^-24, 2^-11, 2^-11, 2^-8). Set before the first measurement.
 FULL_SIZE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 8e-2}
+# Batch norms folded into convolutions, float32: weights are rounded once more, some forty layers deep; maps are
+# likelihoods relative to the likeliest pixel's.
+FOLDED = {"rtol": 1e-4, "atol": 1e-4}

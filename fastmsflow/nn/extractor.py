@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_pickled, summary
 from ..errors import InputError, UnavailableError
+from .fold import folded
 
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 """Backbones of the published results, with the weights tagged ``tv_in1k``; their convolutions pad by reflection."""
@@ -74,8 +75,8 @@ class Extractor(nn.Module):
         self.channels = tuple(self.net.feature_info.channels())
         self.strides = tuple(self.net.feature_info.reduction())
         self._channels_come_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self._normalisation = (tuple(config.mean), tuple(config.std))
+        self._set_normalisation(torch.device("cpu"))
         self.requires_grad_(False)
         self.eval()
 
@@ -91,10 +92,31 @@ class Extractor(nn.Module):
         Errors: InputError on another shape or dtype, sides below 32 pixels, or not the one size that the model takes.
         """
         self._check(images)
-        features = self.net((images.to(self.mean.dtype) - self.mean) / self.std)
+        normalised = (images.to(self.mean.dtype) - self.mean) / self.std
+        features = self.net(normalised.to(self.dtype))
         if self._channels_come_last:
             return [level.permute(0, 3, 1, 2) for level in features]
         return list(features)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the features."""
+        return next(self.net.parameters()).dtype
+
+    def fold_batch_norms(self, example: Tensor) -> None:
+        """Folds batch norms into the convolutions before them, where that changes no output; see nn.fold."""
+        self.net = folded(self.net, example)
+
+    def _set_normalisation(self, device: torch.device) -> None:
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        for name, values in zip(("mean", "std"), self._normalisation, strict=True):
+            self.register_buffer(name, torch.tensor(values).to(device, dtype)[None, :, None, None], persistent=False)
+
+    def _apply(self, *args: Any, **options: Any) -> "Extractor":
+        """Weights may become half precision; images are normalised in float32 or better."""
+        super()._apply(*args, **options)
+        self._set_normalisation(self.mean.device)
+        return self
 
     def _check(self, images: Tensor) -> None:
         shape = tuple(images.shape)

@@ -1,0 +1,77 @@
+"""A function of one tensor, recorded in a CUDA graph per shape and replayed: one launch in place of hundreds."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Tensor, ...]
+# Graphs held at a time; each holds its own memory. The least recently used one goes.
+MOST_GRAPHS = 4
+
+
+class Replay:
+    """Calls ``function`` as it is wherever a graph cannot serve: off the GPU, in a compiled function, in a capture.
+
+    A shape's first call is not recorded: most come once, and kernels compile in it. Its second is; where that fails, it
+    says so once and calls on. ``function`` must do the same work for every tensor of a shape, and what it reads besides
+    must stay where it is.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor, Outputs]] = OrderedDict()
+        self._met: set[Hashable] = set()
+        self._unfit: set[Hashable] = set()
+
+    def __call__(self, function: Callable[[Tensor], Outputs], x: Tensor, state: Hashable) -> Outputs:
+        """``function(x)``. ``state``: what else the outputs depend on; where it differs, another graph is recorded."""
+        if not _serves(x):
+            return function(x)
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        key = (x.shape, x.stride(), x.dtype, x.device, autocast, state)
+        if key not in self._met or key in self._unfit:
+            self._met.add(key)
+            return function(x)
+        if key not in self._recorded:
+            try:
+                self._record(key, function, x)
+            except RuntimeError as error:
+                self._unfit.add(key)
+                warnings.warn(f"this model cannot be recorded in a CUDA graph ({error}); it runs without", stacklevel=3)
+                return function(x)
+        self._recorded.move_to_end(key)
+        graph, given, outputs = self._recorded[key]
+        given.copy_(x)
+        graph.replay()
+        # The next replay writes over them.
+        return tuple(output.clone() for output in outputs)
+
+    def clear(self) -> None:
+        self._recorded.clear()
+        self._met.clear()
+        self._unfit.clear()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copied or saved model begins anew."""
+        return type(self), ()
+
+    def _record(self, key: Hashable, function: Callable[[Tensor], Outputs], x: Tensor) -> None:
+        if len(self._recorded) == MOST_GRAPHS:
+            self._recorded.popitem(last=False)
+        given = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+        with torch.cuda.device(x.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = function(given)
+        self._recorded[key] = (graph, given, outputs)
+
+
+def _serves(x: Tensor) -> bool:
+    return (
+        x.is_cuda
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and not torch.cuda.is_current_stream_capturing()
+    )

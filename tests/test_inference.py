@@ -1,0 +1,218 @@
+"""Models made ready for inference: folded batch norms, half precision, replayed graphs."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from ops_parity import DEVICE
+from tolerances import AUTOCAST, FOLDED
+from torch import Tensor, nn
+
+from fastmsflow import InputError, MSFlow
+from fastmsflow.nn import replay
+from fastmsflow.nn.fold import folded
+from fastmsflow.nn.kept import Kept
+from fastmsflow.nn.replay import Replay
+
+SIZE = (64, 96)
+
+
+def model(name: str = "tf_efficientnet_lite0") -> MSFlow:
+    torch.manual_seed(0)
+    result = MSFlow(name, pretrained=False, image_size=SIZE, blocks=(1, 1, 2), backend="torch").to(DEVICE).eval()
+    for norm in result.extractor.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2)
+    return result
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "mobilenetv3_small_100"])
+def test_a_model_for_inference_predicts_the_same(name: str) -> None:
+    original = model(name)
+    fast = original.for_inference()
+    assert norms(original.extractor) > 10
+    assert norms(fast.extractor) == 0
+    assert not any(p.requires_grad for p in fast.parameters())
+    for ours, theirs in zip(fast.predict(images()), original.predict(images()), strict=True):
+        torch.testing.assert_close(ours, theirs, **FOLDED)
+
+
+def test_in_bfloat16_maps_stay_near_and_sums_are_float32() -> None:
+    original = model()
+    fast = original.for_inference(torch.bfloat16)
+    assert fast.extractor.dtype == fast.flow.fusion_flow.subnet_1.conv1.weight.dtype == torch.bfloat16
+    assert fast.extractor.mean.dtype == torch.float32
+    with torch.no_grad():
+        exact, _ = original.flow.log_likelihood_maps(original.features(images()))
+        maps, log_det = fast.flow.log_likelihood_maps(fast.features(images()))
+    assert {m.dtype for m in (*maps, log_det)} == {torch.float32}
+    errors = [((a - b).norm() / b.norm()).item() for a, b in zip(maps, exact, strict=True)]
+    assert max(errors) < AUTOCAST["bfloat16"]
+
+
+def test_a_convolution_used_twice_keeps_its_norm() -> None:
+    class Net(nn.Module):
+        """Its convolution's output goes past the norm as well, which no hook sees."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.norm.running_mean.normal_()
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            x = self.conv(x)
+            return [x + self.norm(x)]
+
+    net, x = Net().eval(), torch.rand(1, 3, 8, 8)
+    copied = folded(net, x)
+    assert norms(copied) == 1
+    assert torch.equal(copied(x)[0], net(x)[0])
+
+
+def test_a_model_for_inference_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="save the model that it was made from"):
+        model().for_inference().save(tmp_path / "model.safetensors")
+
+
+def test_kept_values_follow_their_sources() -> None:
+    kept: Kept[float] = Kept()
+    weight = torch.ones(2)
+    calls = []
+
+    def compute() -> float:
+        calls.append(1)
+        return weight.sum().item()
+
+    with torch.no_grad():
+        assert [kept.get(compute, [weight]) for _ in range(3)] == [2.0] * 3
+        assert len(calls) == 1
+        weight.add_(1)
+        assert kept.get(compute, [weight]) == 4.0
+        weight.data = torch.zeros(2)
+        assert kept.get(compute, [weight]) == 0.0
+        count = len(calls)
+        assert copy.deepcopy(kept).get(compute, [weight]) == pickle.loads(pickle.dumps(kept)).get(compute, [weight])
+        assert len(calls) == count + 2
+    kept.get(compute, [weight])
+    kept.get(compute, [weight])
+    assert len(calls) == count + 4
+
+
+class Graph:
+    """Stands in for a CUDA graph: keeps what ran while it recorded, runs it again."""
+
+    recording: "Graph | None" = None
+
+    def replay(self) -> None:
+        self.work()
+
+
+@contextmanager
+def record(graph: Graph) -> Iterator[None]:
+    Graph.recording = graph
+    try:
+        yield
+    finally:
+        Graph.recording = None
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def device(_: torch.device) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(replay, "_serves", lambda x: not torch.is_grad_enabled())
+
+
+def doubler(calls: list[str]):
+    def double(x: Tensor) -> tuple[Tensor]:
+        out = 2 * x
+        if Graph.recording is None:
+            calls.append("eager")
+        else:
+            calls.append("recorded")
+            Graph.recording.work = lambda: torch.mul(x, 2, out=out)
+        return (out,)
+
+    return double
+
+
+def test_the_second_call_of_a_shape_is_recorded_and_later_ones_replayed(graphs: None) -> None:
+    calls: list[str] = []
+    double, play = doubler(calls), Replay()
+    with torch.no_grad():
+        results = [play(double, torch.full((2,), float(i)), None)[0] for i in range(5)]
+        assert [r.tolist() for r in results] == [[2.0 * i] * 2 for i in range(5)]
+        assert calls == ["eager", "recorded"]
+        play(double, torch.ones(3), None)
+        play(double, torch.ones(2), "another state")
+        assert calls == ["eager", "recorded", "eager", "eager"]
+        play.clear()
+        play(double, torch.ones(2), None)
+    assert calls[-1] == "eager"
+    play(double, torch.ones(2), None)
+    assert calls[-1] == "eager"
+
+
+def test_what_cannot_be_recorded_runs_without_and_says_so_once(graphs: None) -> None:
+    def waits_for_the_gpu(x: Tensor) -> tuple[Tensor]:
+        if Graph.recording is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return (2 * x,)
+
+    play = Replay()
+    with torch.no_grad():
+        play(waits_for_the_gpu, torch.ones(2), None)
+        with pytest.warns(UserWarning, match="without"):
+            assert play(waits_for_the_gpu, torch.ones(2), None)[0].tolist() == [2.0, 2.0]
+        assert play(waits_for_the_gpu, torch.ones(2), None)[0].tolist() == [2.0, 2.0]
+
+
+def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
+    calls: list[str] = []
+    double, play = doubler(calls), Replay()
+    with torch.no_grad():
+        for n in range(1, replay.MOST_GRAPHS + 2):
+            for _ in range(3):
+                play(double, torch.ones(n), None)
+    assert len(play._recorded) == replay.MOST_GRAPHS
+    assert calls.count("recorded") == replay.MOST_GRAPHS + 1
+
+
+def test_new_weights_are_met_by_a_new_graph(graphs: None) -> None:
+    original = model()
+    states = []
+    original._replay = lambda function, x, state: states.append(state) or function(x)
+    original.predict(images())
+    with torch.no_grad():
+        original.flow.parallel_flows[0].blocks[0].global_offset.add_(1)
+    original.predict(images())
+    assert states[0] != states[1]
+
+
+def test_training_and_moves_leave_graphs_behind(graphs: None) -> None:
+    calls: list[str] = []
+    original, double = model(), doubler(calls)
+    with torch.no_grad():
+        for move in (original.train, original.eval, original.double):
+            for _ in range(2):
+                original._replay(double, torch.ones(2), None)
+            move()
+            assert not original._replay._recorded
