@@ -20,8 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
+from fastmsflow.benchmarking import LEVELS, cases
 from fastmsflow.kernels import tables
-from fastmsflow.tuning import LEVELS, cases
 
 TABLE = Path(__file__).with_suffix(".md")
 TARGETS = {

@@ -216,9 +216,9 @@ def _tune() -> None:
         raise UnavailableError("--tune times kernels on a GPU, and torch sees none here")
     from triton.testing import do_bench
 
+    from .benchmarking import Choice, as_table, save_table
+    from .benchmarking import tune as search
     from .kernels import tables
-    from .tuning import Choice, as_table, save_table
-    from .tuning import tune as search
 
     device = torch.device("cuda", torch.cuda.current_device())
     results = []

@@ -230,7 +230,7 @@ class MSFlow(nn.Module):
         # What is kept of weights (nn.kept) would go stale in a graph.
         versions = sum(parameter._version for parameter in self.flow.parameters())
         state = (top_k, versions, backends.override(), self.flow.backend)
-        return Prediction(*self._replay(lambda x: self._predict(x, top_k), images, state))
+        return Prediction(*self._replay(lambda x: self._predict(x, top_k), [images], state))
 
     def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scores = self.scores(images, top_k)

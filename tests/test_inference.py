@@ -158,16 +158,16 @@ def test_the_second_call_of_a_shape_is_recorded_and_later_ones_replayed(graphs: 
     calls: list[str] = []
     double, play = doubler(calls), Replay()
     with torch.no_grad():
-        results = [play(double, torch.full((2,), float(i)), None)[0] for i in range(5)]
+        results = [play(double, [torch.full((2,), float(i))])[0] for i in range(5)]
         assert [r.tolist() for r in results] == [[2.0 * i] * 2 for i in range(5)]
         assert calls == ["eager", "recorded"]
-        play(double, torch.ones(3), None)
-        play(double, torch.ones(2), "another state")
+        play(double, [torch.ones(3)])
+        play(double, [torch.ones(2)], "another state")
         assert calls == ["eager", "recorded", "eager", "eager"]
         play.clear()
-        play(double, torch.ones(2), None)
+        play(double, [torch.ones(2)])
     assert calls[-1] == "eager"
-    play(double, torch.ones(2), None)
+    play(double, [torch.ones(2)])
     assert calls[-1] == "eager"
 
 
@@ -179,10 +179,10 @@ def test_what_cannot_be_recorded_runs_without_and_says_so_once(graphs: None) -> 
 
     play = Replay()
     with torch.no_grad():
-        play(waits_for_the_gpu, torch.ones(2), None)
+        play(waits_for_the_gpu, [torch.ones(2)])
         with pytest.warns(UserWarning, match="without"):
-            assert play(waits_for_the_gpu, torch.ones(2), None)[0].tolist() == [2.0, 2.0]
-        assert play(waits_for_the_gpu, torch.ones(2), None)[0].tolist() == [2.0, 2.0]
+            assert play(waits_for_the_gpu, [torch.ones(2)])[0].tolist() == [2.0, 2.0]
+        assert play(waits_for_the_gpu, [torch.ones(2)])[0].tolist() == [2.0, 2.0]
 
 
 def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
@@ -191,7 +191,7 @@ def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
     with torch.no_grad():
         for n in range(1, replay.MOST_GRAPHS + 2):
             for _ in range(3):
-                play(double, torch.ones(n), None)
+                play(double, [torch.ones(n)])
     assert len(play._recorded) == replay.MOST_GRAPHS
     assert calls.count("recorded") == replay.MOST_GRAPHS + 1
 
@@ -199,7 +199,7 @@ def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
 def test_new_weights_are_met_by_a_new_graph(graphs: None) -> None:
     original = model()
     states = []
-    original._replay = lambda function, x, state: states.append(state) or function(x)
+    original._replay = lambda function, inputs, state: states.append(state) or function(*inputs)
     original.predict(images())
     with torch.no_grad():
         original.flow.parallel_flows[0].blocks[0].global_offset.add_(1)
@@ -213,6 +213,6 @@ def test_training_and_moves_leave_graphs_behind(graphs: None) -> None:
     with torch.no_grad():
         for move in (original.train, original.eval, original.double):
             for _ in range(2):
-                original._replay(double, torch.ones(2), None)
+                original._replay(double, [torch.ones(2)])
             move()
             assert not original._replay._recorded

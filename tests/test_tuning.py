@@ -14,11 +14,11 @@ from ops_parity import DEVICE
 from typer.testing import CliRunner
 
 from fastmsflow import UnavailableError
+from fastmsflow.benchmarking import Choice, Contest, cases, save_table, tune, tuning
+from fastmsflow.benchmarking.tuning import as_table, neighbours
 from fastmsflow.cli import app
 from fastmsflow.kernels import tables
 from fastmsflow.kernels.launch import ProductTile, Tile
-from fastmsflow.tuning import Choice, Contest, cases, save_table, search, tune
-from fastmsflow.tuning.search import as_table, neighbours
 
 CHIP = tables.chip(torch.device(DEVICE))
 LEVELS = ((4, 2), (8, 1))
@@ -33,7 +33,7 @@ def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def only(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> None:
     """The others' cases are left out."""
-    monkeypatch.setattr(search, "cases", lambda *shapes: (c for c in cases(*shapes) if c.tiles in kernels))
+    monkeypatch.setattr(tuning, "cases", lambda *shapes: (c for c in cases(*shapes) if c.tiles in kernels))
 
 
 def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_the_command_keeps_what_it_found_beside_other_chips_rows(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     found = [Choice("coupling", Tile(1, 1), Tile(2, 4), 1.25), Contest("conv3x3", 64, 8, 1.0, 2.0)]
-    monkeypatch.setattr("fastmsflow.tuning.tune", lambda *_, progress: progress("coupling", 0, 2) or found)
+    monkeypatch.setattr("fastmsflow.benchmarking.tune", lambda *_, progress: progress("coupling", 0, 2) or found)
     run = CliRunner().invoke(app, ["benchmark", "--tune"])
     assert run.exit_code == 0, run.output
     assert "1.25x" in run.output

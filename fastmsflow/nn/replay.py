@@ -1,8 +1,8 @@
-"""A function of one tensor, recorded in a CUDA graph per shape and replayed: one launch in place of hundreds."""
+"""A function of tensors, recorded in a CUDA graph per shape and replayed: one launch in place of hundreds."""
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,34 +16,36 @@ class Replay:
     """Calls ``function`` as it is wherever a graph cannot serve: off the GPU, in a compiled function, in a capture.
 
     A shape's first call is not recorded: most come once, and kernels compile in it. Its second is; where that fails, it
-    says so once and calls on. ``function`` must do the same work for every tensor of a shape, and what it reads besides
+    says so once and calls on. ``function`` must do the same work for all tensors of a shape, and what it reads besides
     must stay where it is.
     """
 
     def __init__(self) -> None:
-        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor, Outputs]] = OrderedDict()
+        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Outputs]] = OrderedDict()
         self._met: set[Hashable] = set()
         self._unfit: set[Hashable] = set()
 
-    def __call__(self, function: Callable[[Tensor], Outputs], x: Tensor, state: Hashable) -> Outputs:
-        """``function(x)``. ``state``: what else the outputs depend on; where it differs, another graph is recorded."""
-        if not _serves(x):
-            return function(x)
+    def __call__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], state: Hashable = None) -> Outputs:
+        """``function(*inputs)``. ``state``: what else the outputs depend on; where it differs, another graph is
+        recorded."""
+        if not _serves(inputs[0]):
+            return function(*inputs)
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        key = (x.shape, x.stride(), x.dtype, x.device, autocast, state)
+        key = (autocast, state, *((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         if key not in self._met or key in self._unfit:
             self._met.add(key)
-            return function(x)
+            return function(*inputs)
         if key not in self._recorded:
             try:
-                self._record(key, function, x)
+                self._record(key, function, inputs)
             except RuntimeError as error:
                 self._unfit.add(key)
                 warnings.warn(f"this model cannot be recorded in a CUDA graph ({error}); it runs without", stacklevel=3)
-                return function(x)
+                return function(*inputs)
         self._recorded.move_to_end(key)
         graph, given, outputs = self._recorded[key]
-        given.copy_(x)
+        for static, x in zip(given, inputs, strict=True):
+            static.copy_(x)
         graph.replay()
         # The next replay writes over them.
         return tuple(output.clone() for output in outputs)
@@ -57,14 +59,14 @@ class Replay:
         """A copied or saved model begins anew."""
         return type(self), ()
 
-    def _record(self, key: Hashable, function: Callable[[Tensor], Outputs], x: Tensor) -> None:
+    def _record(self, key: Hashable, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
         if len(self._recorded) == MOST_GRAPHS:
             self._recorded.popitem(last=False)
-        given = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
-        with torch.cuda.device(x.device):
+        given = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs]
+        with torch.cuda.device(inputs[0].device):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                outputs = function(given)
+                outputs = function(*given)
         self._recorded[key] = (graph, given, outputs)
 
 

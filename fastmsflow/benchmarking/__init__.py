@@ -1,6 +1,6 @@
 """Measuring which tile serves a kernel best on the GPU at hand, and whose convolution is faster there."""
 
 from .cases import LEVELS, Case, cases
-from .search import Choice, Contest, as_table, save_table, tune
+from .tuning import Choice, Contest, as_table, save_table, tune
 
 __all__ = ["LEVELS", "Case", "Choice", "Contest", "as_table", "cases", "save_table", "tune"]
