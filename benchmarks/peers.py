@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastmsflow import MultiScaleFlow
 from fastmsflow.compat.keys import official_fusion, official_parallel
 from fastmsflow.nn.position import position_code
+from fastmsflow.reference.fusion import clamp_output
 
 
 class FreiaSubnet(nn.Module):
@@ -99,8 +100,7 @@ class CrossCoupling(nn.Module):
         h1, h2 = zip(*(level.split(level.shape[1] // 2, dim=1) for level in x), strict=True)
         y1, first = self._couple(h1, self.subnet_2(h2))
         y2, second = self._couple(h2, self.subnet_1(y1))
-        z = [torch.clamp(torch.cat(pair, dim=1), -1e6, 1e6) for pair in zip(y1, y2, strict=True)]
-        return z, first + second
+        return [clamp_output(torch.cat(pair, dim=1)) for pair in zip(y1, y2, strict=True)], first + second
 
     def _couple(self, h: Sequence[Tensor], st: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor | float]:
         y, log_det = [], 0.0

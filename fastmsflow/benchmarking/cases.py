@@ -37,6 +37,8 @@ class Case:
     arithmetic: str
     """bfloat16, float32, or tf32: float32 operands rounded for the product."""
     level: int = 0
+    flops: int = 0
+    """Of a matrix product; 0 for what only moves data."""
 
 
 def cases(levels: Sequence[tuple[int, int]], batch: int, image_size: int, device: torch.device) -> Iterator[Case]:
@@ -125,26 +127,26 @@ def _convolutions(
     scale, bias, weight = (new(torch.float32, device, n) for n in (channels, channels, width))
     condition = new(dtype, device, 1, width, size, size)
 
-    def case(tiles: str, name: str, launch: Callable[[], object]) -> Case:
-        return Case(tiles, name, launch, arithmetic, level)
+    def case(tiles: str, name: str, launch: Callable[[], object], inputs: int, outputs: int) -> Case:
+        return Case(tiles, name, launch, arithmetic, level, 18 * batch * size * size * inputs * outputs)
 
-    yield case("conv3x3", name, partial(conv3x3.conv3x3, hidden, conv2, bias, precision))
+    yield case("conv3x3", name, partial(conv3x3.conv3x3, hidden, conv2, bias, precision), width, channels)
     gradient = partial(conv3x3.conv3x3_input_gradient, x, conv2, precision)
-    yield case("conv3x3", f"{name}, input gradient", gradient)
-    yield case("conv3x3_weight", name, partial(conv3x3.conv3x3_weight_gradient, hidden, x, precision))
+    yield case("conv3x3", f"{name}, input gradient", gradient, width, channels)
+    gradient = partial(conv3x3.conv3x3_weight_gradient, hidden, x, precision)
+    yield case("conv3x3_weight", name, gradient, width, channels)
     for keep in (False, True):
         tag = f"{name}, training" if keep else name
         fixed = (scale.add(10), bias, permutation(channels, device), 0.1, 1.9, "tanh", None, precision, keep, False)
         within = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, [x], *fixed)
-        yield case("conv3x3_coupling", tag, within)
+        yield case("conv3x3_coupling", tag, within, width, channels)
         fixed = (None, None, None, 1.0, 1.9, "atan", 1e6, precision, keep, True)
         across = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, [half, half], *fixed)
-        yield case("conv3x3_coupling", f"{tag}, across levels{_SCORED}", across)
+        yield case("conv3x3_coupling", f"{tag}, across levels{_SCORED}", across, channels // 2, channels)
         if fuses_layer_norm(width):
             norm = (condition, weight, weight, 1e-5, precision, keep)
-            yield case(
-                "conv3x3_layer_norm", tag, partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
-            )
+            fused = partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
+            yield case("conv3x3_layer_norm", tag, fused, channels // 2, width)
 
 
 def _of_all_levels(

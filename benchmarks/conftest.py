@@ -1,0 +1,64 @@
+"""Options and fixtures of the suite: ``pytest benchmarks --benchmark-only``."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks.contestants import CONTESTANTS, Compiled, Contestant
+from benchmarks.gate import check
+from benchmarks.setting import DEVICE, SIZES, Size, environment
+from fastmsflow import MSFlow
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--size", choices=SIZES, default="default", help="default: the published model; small: for tests")
+    parser.addoption("--batches", help="in place of the size's own, e.g. 1,8")
+    parser.addoption(
+        "--rehearse", action="store_true", help="run what is for GPUs without one, uncompiled: timings mean nothing"
+    )
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info |= environment()
+
+
+@pytest.fixture(scope="session")
+def size(request: pytest.FixtureRequest) -> Size:
+    found = SIZES[request.config.getoption("--size")]
+    batches = request.config.getoption("--batches")
+    return Size(**vars(found) | {"batches": tuple(map(int, batches.split(",")))}) if batches else found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "batch" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--batches")
+        size = SIZES[metafunc.config.getoption("--size")]
+        metafunc.parametrize("batch", tuple(map(int, given.split(","))) if given else size.batches)
+
+
+@pytest.fixture(scope="session")
+def model(size: Size) -> MSFlow:
+    """Random weights: time does not depend on them."""
+    torch.manual_seed(0)
+    result = MSFlow(size.extractor, pretrained=False, image_size=(size.image, size.image), blocks=size.blocks)
+    assert result.flow.channels == size.channels
+    return result.to(DEVICE).eval()
+
+
+@pytest.fixture(params=CONTESTANTS, ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Contestant]:
+    """A contestant whose numbers are right."""
+    if request.param.gpu_only and DEVICE.type != "cuda":
+        if not request.config.getoption("--rehearse"):
+            pytest.skip("at its best on a GPU only")
+        monkeypatch.setattr(Compiled, "compile", staticmethod(partial(torch.compile, backend="aot_eager")))
+    else:
+        check(request.param)
+    return request.param
+
+
+@pytest.fixture
+def contestant(kind: type[Contestant], model: MSFlow, size: Size) -> Contestant:
+    torch._dynamo.reset()
+    return kind(model.flow, size.grids, model)

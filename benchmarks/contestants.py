@@ -1,0 +1,221 @@
+"""Who is measured, each at its best settings: one class a contestant, all with the same four calls.
+
+Contestants start from the same weights. Features are pooled, float32, channels-first; how a contestant wants them is
+its own affair, done before the clock starts (``adapt``).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers import FreiaMSFlow
+from fastmsflow import MSFlow, MultiScaleFlow
+from fastmsflow.nn.pool import pool_features
+from fastmsflow.nn.replay import Replay
+from fastmsflow.reference.likelihood import log_likelihood_maps
+from fastmsflow.scoring import additive_score_map, score_log_likelihoods
+
+Grids = Sequence[tuple[int, int]]
+CLIP = 2.0
+
+
+class Contestant:
+    """The flows alone, or behind an extractor where ``model`` is given."""
+
+    name: str
+    dtype = torch.float32
+    layout = torch.contiguous_format
+    gpu_only = False
+
+    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
+        self.flow = self.prepare_flow(flow, grids)
+        self.model = model
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
+        raise NotImplementedError
+
+    def adapt(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype, memory_format=self.layout)
+
+    def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """-> log-likelihood map per level, log_det (B,)."""
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> tuple[Tensor, ...]:
+        """-> score, log score, both maps."""
+        raise NotImplementedError
+
+    def loss(self, features: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def training_features(self, images: Tensor) -> Sequence[Tensor]:
+        raise NotImplementedError
+
+    def step(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """One step of Adam on the flow: -> loss, gradient norm before clipping."""
+        if self.optimizer is None:
+            fused = features[0].is_cuda
+            self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=1e-4, fused=fused)
+        self.optimizer.zero_grad()
+        loss = self.loss(features)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.flow.parameters(), CLIP)
+        self.optimizer.step()
+        return loss.detach(), norm
+
+    def image_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from images."""
+        return self.step(self.training_features(images))
+
+
+def scored(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, ...]:
+    scores = score_log_likelihoods(logp, image_size, backend="torch")
+    return scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
+
+
+class AsShipped(Contestant):
+    """The reference algorithm as its users run it: eager, float32, TF32 convolutions on GPUs; in training the
+    extractor's gradients are computed and thrown away."""
+
+    name = "as shipped"
+    autocast: torch.dtype | None = None
+
+    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
+        super().__init__(flow, grids, model)
+        self.net = None if model is None else copy.deepcopy(model.extractor.net).requires_grad_(True)
+
+    def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
+        return FreiaMSFlow(flow, grids).to(next(flow.parameters()).device)
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+    def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        with torch.no_grad(), self._autocast(features[0]):
+            z, log_det = self.flow(features)
+        return log_likelihood_maps(z), log_det
+
+    def training_features(self, images: Tensor) -> list[Tensor]:
+        extractor = self.model.extractor
+        with self._autocast(images):
+            return pool_features(self.net((images - extractor.mean) / extractor.std))
+
+    def predict(self, images: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            logp, _ = self.likelihoods(self.training_features(images))
+            return scored(logp, self.model.image_size)
+
+    def loss(self, features: Sequence[Tensor]) -> Tensor:
+        with self._autocast(features[0]):
+            return self.flow.nll(features).mean()
+
+
+class AsShippedAutocast(AsShipped):
+    """The same under float16 autocast, as its option has it. Its loss scaler, a few small kernels, is left out."""
+
+    name = "as shipped, autocast fp16"
+    autocast = torch.float16
+    gpu_only = True
+
+
+class Compiled(Contestant):
+    """What one can do without this library's kernels: the cleaned-up flow in bfloat16, channels-last, compiled with
+    every option of torch.compile (CUDA graphs among them)."""
+
+    name = "compiled bf16"
+    dtype = torch.bfloat16
+    layout = torch.channels_last
+    gpu_only = True
+    compile: Callable = staticmethod(partial(torch.compile, mode="max-autotune"))
+
+    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
+        super().__init__(flow, grids, model)
+        self._nll = self.compile(self.flow.nll)
+        inference = copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False)
+        self._maps = self.compile(inference.log_likelihood_maps)
+        if model is not None:
+            fast = copy.deepcopy(model)
+            fast.flow = copy.deepcopy(self.flow)
+            fast = fast.for_inference(self.dtype)
+            self._features = self.compile(fast.features)
+            self._predict = self.compile(partial(self._scores, fast))
+
+    @staticmethod
+    def _scores(model: MSFlow, images: Tensor) -> tuple[Tensor, ...]:
+        maps, _ = model.flow.log_likelihood_maps(model.features(images))
+        return scored(maps, model.image_size)
+
+    def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
+        flow = copy.deepcopy(flow).to(memory_format=torch.channels_last)
+        flow.backend = "torch"
+        return flow
+
+    def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.no_grad():
+            return self._maps(features)
+
+    def predict(self, images: Tensor) -> tuple[Tensor, ...]:
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.no_grad():
+            return self._predict(images)
+
+    def training_features(self, images: Tensor) -> list[Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.no_grad():
+            # A graph's outputs are written over by its next replay.
+            return [level.clone() for level in self._features(images)]
+
+    def loss(self, features: Sequence[Tensor]) -> Tensor:
+        with torch.autocast(features[0].device.type, self.dtype):
+            return self._nll(features).mean()
+
+
+class FastMSFlow(Contestant):
+    """This library: on GPUs bfloat16, kernels, one graph; elsewhere float32 and plain PyTorch."""
+
+    name = "fastmsflow"
+    layout = torch.channels_last
+
+    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
+        self.on_gpu = next(flow.parameters()).is_cuda
+        self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
+        super().__init__(flow, grids, model)
+        self._inference = copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False)
+        self._play, self._play_features = Replay(), Replay()
+        if model is not None:
+            self._fast = copy.deepcopy(model)
+            self._fast.flow = copy.deepcopy(self.flow)
+            self._fast = self._fast.for_inference(self.dtype)
+
+    def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
+        flow = copy.deepcopy(flow).to(memory_format=torch.channels_last)
+        flow.backend = "triton" if self.on_gpu else "torch"
+        return flow
+
+    def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        with torch.no_grad():
+            *maps, log_det = self._play(self._flat, features)
+        return maps, log_det
+
+    def _flat(self, *features: Tensor) -> tuple[Tensor, ...]:
+        maps, log_det = self._inference.log_likelihood_maps(features)
+        return (*maps, log_det)
+
+    def predict(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self._fast.predict(images)
+
+    def training_features(self, images: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return self._play_features(lambda x: tuple(self._fast.features(x)), [images])
+
+    def loss(self, features: Sequence[Tensor]) -> Tensor:
+        with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.on_gpu):
+            return self.flow.nll(features).mean()
+
+
+CONTESTANTS = (AsShipped, AsShippedAutocast, Compiled, FastMSFlow)

@@ -1,0 +1,130 @@
+"""Where and at what size the suite runs, and how it measures."""
+
+import json
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SECONDS = 1.0  # of measuring a row
+FEWEST, MOST = 5, 50  # rounds of a row
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is measured."""
+
+    channels: tuple[int, int, int]
+    blocks: tuple[int, int, int]
+    extractor: str
+    image: int
+    batches: tuple[int, ...]
+    training_batch: int
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        return tuple((self.image // stride, self.image // stride) for stride in (8, 16, 32))
+
+
+SIZES = {
+    # The published model. On a CPU, batches that it does in seconds.
+    "default": Size(
+        (256, 512, 1024),
+        (2, 5, 8),
+        "wide_resnet50_2",
+        512,
+        (1, 8, 32) if DEVICE.type == "cuda" else (1, 4),
+        16 if DEVICE.type == "cuda" else 2,
+    ),
+    # For the suite's own tests.
+    "small": Size((64, 128, 256), (1, 1, 2), "resnet18", 64, (1, 2), 2),
+}
+
+
+def environment() -> dict[str, Any]:
+    """What every row carries."""
+    row: dict[str, Any] = {
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "commit": _output("git", "rev-parse", "--short=12", "HEAD"),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _cpu(),
+    }
+    if DEVICE.type == "cuda":
+        query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+        values = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits").split(", ")
+        row |= dict(zip(query.split(","), values, strict=False))
+    return row
+
+
+def _cpu() -> str:
+    for line in _output("cat", "/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@cache
+def _cache_bytes() -> int:
+    return torch.cuda.get_device_properties(DEVICE).L2_cache_size if DEVICE.type == "cuda" else 32 << 20
+
+
+def rotated(make: Callable[[], Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
+    """Inputs without end, of which twice the cache's bytes are made: none is in the cache when its turn comes."""
+    first = make()
+    size = sum(x.numel() * x.element_size() for x in first)
+    count = min(32, max(2, math.ceil(2 * _cache_bytes() / size)))
+    return cycle([first, *(make() for _ in range(count - 1))])
+
+
+def measure(benchmark: Any, call: Callable[[Sequence[Tensor]], object], inputs: Iterator[Sequence[Tensor]]) -> None:
+    """Times ``call`` to the end of its work, each round on the next inputs, for about a second; notes peak memory."""
+
+    def once() -> None:
+        call(next(inputs))
+        synchronize()
+
+    # Compiles, tunes, records.
+    for _ in range(3):
+        once()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        once()
+        benchmark.extra_info["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    start = time.perf_counter()
+    once()
+    rounds = int(min(MOST, max(FEWEST, SECONDS / (time.perf_counter() - start))))
+    benchmark.pedantic(once, rounds=rounds, iterations=1, warmup_rounds=1)
+    benchmark.extra_info |= environment()
+
+
+def main() -> None:
+    print(json.dumps(environment(), indent=1))
+
+
+if __name__ == "__main__":
+    main()

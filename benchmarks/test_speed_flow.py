@@ -1,0 +1,41 @@
+"""The flows: pooled features -> log-likelihood maps and log-det; a training step."""
+
+import pytest
+import torch
+
+from benchmarks.contestants import Contestant
+from benchmarks.setting import DEVICE, Size, measure, rotated
+
+
+def features(contestant: Contestant, size: Size, batch: int) -> list[torch.Tensor]:
+    return [
+        contestant.adapt(torch.randn(batch, c, *grid, device=DEVICE))
+        for c, grid in zip(size.channels, size.grids, strict=True)
+    ]
+
+
+@pytest.mark.benchmark(group="flow inference")
+def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: int) -> None:
+    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": batch * flops(size)}
+    measure(benchmark, contestant.likelihoods, rotated(lambda: features(contestant, size, batch)))
+
+
+@pytest.mark.benchmark(group="flow training step")
+def test_flow_training_step(benchmark, contestant: Contestant, size: Size) -> None:
+    """Of features computed before, as this library's training does."""
+    batch = size.training_batch
+    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": 3 * batch * flops(size)}
+    measure(benchmark, contestant.step, rotated(lambda: features(contestant, size, batch)))
+
+
+def flops(size: Size) -> int:
+    """Of one image's forward pass, the condition's share of the first convolutions and permutations not counted."""
+    total = 0
+    for c, (h, w), blocks in zip(size.channels, size.grids, size.blocks, strict=True):
+        width = c // 2 + 64
+        total += blocks * 18 * h * w * (c // 2 * width + width * c)
+    h, w = size.grids[-1]
+    halves = [c // 2 for c in size.channels]
+    mixed = 18 * h * w * 2 * sum(halves) * (sum(halves) // 4)
+    heads = sum(18 * gh * gw * 2 * half * half for half, (gh, gw) in zip(halves, size.grids, strict=True))
+    return total + 2 * (mixed + heads)
