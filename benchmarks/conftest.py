@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks import setting
 from benchmarks.contestants import CONTESTANTS, Compiled, Contestant
 from benchmarks.gate import check
 from benchmarks.setting import DEVICE, SIZES, Size, environment
@@ -15,12 +16,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--size", choices=SIZES, default="default", help="default: the published model; small: for tests")
     parser.addoption("--batches", help="in place of the size's own, e.g. 1,8")
     parser.addoption(
-        "--rehearse", action="store_true", help="run what is for GPUs without one, uncompiled: timings mean nothing"
+        "--rehearse", action="store_true", help="run all once, without a GPU too, uncompiled: timings mean nothing"
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    setting.rehearsing = config.getoption("--rehearse")
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info |= environment()
+    machine_info |= environment() | {"rehearsal": setting.rehearsing}
 
 
 @pytest.fixture(scope="session")

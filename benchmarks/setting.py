@@ -1,6 +1,5 @@
 """Where and at what size the suite runs, and how it measures."""
 
-import json
 import math
 import platform
 import subprocess
@@ -18,6 +17,8 @@ from torch import Tensor
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SECONDS = 1.0  # of measuring a row
 FEWEST, MOST = 5, 50  # rounds of a row
+# Whether everything runs once only, to see that it does.
+rehearsing = False
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Size:
     image: int
     batches: tuple[int, ...]
     training_batch: int
+    kernel_levels: tuple[tuple[int, int], ...]
+    """Channels and grid of each level at which single kernels run."""
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -45,14 +48,16 @@ SIZES = {
         512,
         (1, 8, 32) if DEVICE.type == "cuda" else (1, 4),
         16 if DEVICE.type == "cuda" else 2,
+        ((256, 64), (512, 32), (1024, 16)),
     ),
     # For the suite's own tests.
-    "small": Size((64, 128, 256), (1, 1, 2), "resnet18", 64, (1, 2), 2),
+    "small": Size((64, 128, 256), (1, 1, 2), "resnet18", 64, (1, 2), 2, ((8, 4), (16, 2), (24, 1))),
 }
 
 
+@cache
 def environment() -> dict[str, Any]:
-    """What every row carries."""
+    """What every row carries, besides ``clocks``."""
     row: dict[str, Any] = {
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -61,11 +66,19 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _cpu(),
     }
-    if DEVICE.type == "cuda":
-        query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
-        values = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits").split(", ")
-        row |= dict(zip(query.split(","), values, strict=False))
-    return row
+    return row | _gpu("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
+
+
+def clocks() -> dict[str, str]:
+    """Of a GPU, now: MHz and degrees Celsius."""
+    return _gpu("clocks.sm", "clocks.mem", "temperature.gpu")
+
+
+def _gpu(*fields: str) -> dict[str, str]:
+    if DEVICE.type != "cuda":
+        return {}
+    values = _output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits").split(", ")
+    return dict(zip(fields, values, strict=False))
 
 
 def _cpu() -> str:
@@ -107,6 +120,10 @@ def measure(benchmark: Any, call: Callable[[Sequence[Tensor]], object], inputs: 
         call(next(inputs))
         synchronize()
 
+    if rehearsing:
+        benchmark.pedantic(once, rounds=1)
+        benchmark.extra_info |= environment()
+        return
     # Compiles, tunes, records.
     for _ in range(3):
         once()
@@ -119,12 +136,4 @@ def measure(benchmark: Any, call: Callable[[Sequence[Tensor]], object], inputs: 
     once()
     rounds = int(min(MOST, max(FEWEST, SECONDS / (time.perf_counter() - start))))
     benchmark.pedantic(once, rounds=rounds, iterations=1, warmup_rounds=1)
-    benchmark.extra_info |= environment()
-
-
-def main() -> None:
-    print(json.dumps(environment(), indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    benchmark.extra_info |= environment() | clocks()

@@ -16,21 +16,17 @@ BATCH = 8
 runs_kernels = pytest.mark.skipif(DEVICE.type != "cuda" and not INTERPRETED, reason="kernels run on a GPU")
 
 
-def levels(size: Size) -> list[tuple[int, int]]:
-    return [(c, height) for c, (height, _) in zip(size.channels, size.grids, strict=True)]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kernel" in metafunc.fixturenames:
         size = SIZES[metafunc.config.getoption("--size")]
-        named = cases(levels(size), BATCH, size.image, torch.device("meta"))
+        named = cases(size.kernel_levels, BATCH, size.image, torch.device("meta"))
         chosen = [i for i, case in enumerate(named) if case.arithmetic == "bfloat16" or case.tiles.endswith("_score")]
         metafunc.parametrize("kernel", chosen)
 
 
 @pytest.fixture(scope="module")
 def all_cases(size: Size) -> list[Case]:
-    return list(cases(levels(size), BATCH, size.image, DEVICE))
+    return list(cases(size.kernel_levels, BATCH, size.image, DEVICE))
 
 
 @pytest.mark.benchmark(group="the chip")
@@ -66,7 +62,7 @@ def test_kernel(benchmark, all_cases: list[Case], kernel: int) -> None:
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_convolution(benchmark, size: Size, level: int, which: str, whose: str) -> None:
     """The nine shapes that most of the flow's time goes to."""
-    channels, height = levels(size)[level]
+    channels, height = size.kernel_levels[level]
     width = channels // 2 + 64
     inputs, outputs = {
         "first": (channels // 2, width),
