@@ -1,12 +1,13 @@
 """Options and fixtures of the suite: ``pytest benchmarks --benchmark-only``."""
 
+import importlib.util
 from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import setting
-from benchmarks.contestants import CONTESTANTS, Compiled, Contestant
+from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
 from benchmarks.gate import check
 from benchmarks.setting import DEVICE, SIZES, Size, environment
 from fastmsflow import MSFlow
@@ -54,6 +55,8 @@ def model(size: Size) -> MSFlow:
 @pytest.fixture(params=CONTESTANTS, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Contestant]:
     """A contestant whose numbers are right."""
+    if issubclass(request.param, AsShipped) and importlib.util.find_spec("FrEIA") is None:
+        pytest.skip("FrEIA 0.2 is not installed: pip install FrEIA==0.2")
     if request.param.gpu_only and DEVICE.type != "cuda":
         if not request.config.getoption("--rehearse"):
             pytest.skip("at its best on a GPU only")

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers import FreiaMSFlow
 from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.nn.pool import pool_features
 from fastmsflow.nn.replay import Replay
@@ -89,6 +88,9 @@ class AsShipped(Contestant):
         self.net = None if model is None else copy.deepcopy(model.extractor.net).requires_grad_(True)
 
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
+        # FrEIA may be missing where only the others run.
+        from benchmarks.peers import FreiaMSFlow
+
         return FreiaMSFlow(flow, grids).to(next(flow.parameters()).device)
 
     def _autocast(self, x: Tensor) -> torch.autocast:

@@ -1,7 +1,7 @@
 """Results of the suite -> the tables and the plot of the README.
 
-``python benchmarks/report.py RESULTS.json`` writes speed.md and speed.png beside it; ``--readme`` also puts the table
-where README.md has its markers.
+``python benchmarks/report.py RESULTS.json ...`` (of one machine) writes speed.md and speed.png beside the first;
+``--readme`` also puts the table where README.md has its markers.
 """
 
 import argparse
@@ -18,9 +18,14 @@ GROUPS = ("flow inference", "end-to-end inference", "flow training step", "train
 Rows = list[dict[str, Any]]
 
 
-def read(path: Path) -> tuple[dict[str, Any], Rows]:
-    content = json.loads(path.read_text())
-    return content["machine_info"], content["benchmarks"]
+def read(paths: list[Path]) -> tuple[dict[str, Any], Rows]:
+    """The machine, and the rows of all files. Errors: ValueError where they are of several machines."""
+    contents = [json.loads(path.read_text()) for path in paths]
+    machines = [content["machine_info"] for content in contents]
+    if len({machine["device"] for machine in machines}) != 1:
+        raise ValueError(f"results of several machines: {', '.join(machine['device'] for machine in machines)}")
+    rehearsal = any(machine.get("rehearsal") for machine in machines)
+    return machines[0] | {"rehearsal": rehearsal}, [row for content in contents for row in content["benchmarks"]]
 
 
 def milliseconds(row: dict[str, Any]) -> float:
@@ -75,6 +80,8 @@ def _short(value: float) -> str:
 
 def kernel_table(rows: Rows) -> str:
     """Every kernel beside the chip's measured limits, and the convolutions beside the vendor's."""
+    if not any(row["group"] == "kernels" for row in rows):
+        return ""
     limits = {r["name"].split("[")[0]: r for r in rows if r["group"] == "the chip"}
     if len(limits) < 2:
         return ""
@@ -125,6 +132,7 @@ def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
             at = [n + (i - (len(names) - 1) / 2) * 0.8 / len(names) for n in range(len(found))]
             axis.bar(at, speed, width=0.75 / len(names), label=name, color=f"C{3 if name == OURS else i}")
         axis.set_title(group, fontsize=10)
+        axis.set_xlim(-0.6, max(len(found), 2) - 0.4)
         axis.set_xticks(range(len(found)), [f"batch {batch}" for batch in found])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("images a second")
@@ -144,15 +152,16 @@ def put_into(readme: Path, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     machine, rows = read(options.results)
+    first = options.results[0]
     table = speed_table(machine, rows)
-    options.results.with_name("speed.md").write_text(f"{table}\n{kernel_table(rows)}")
-    plot(machine, rows, options.results.with_name("speed.png"))
+    first.with_name("speed.md").write_text(f"{table}\n{kernel_table(rows)}")
+    plot(machine, rows, first.with_name("speed.png"))
     if options.readme:
-        if machine.get("rehearsal"):
+        if machine["rehearsal"]:
             parser.error("a rehearsal's times do not go into the README; run the suite without --rehearse")
         put_into(README, table)
 

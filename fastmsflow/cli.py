@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from .errors import InputError, UnavailableError
+from .errors import UnavailableError
 
 if TYPE_CHECKING:
     from .model import MSFlow
@@ -202,11 +202,39 @@ def benchmark(
             "--tune", help="Time the kernels' tiles and convolutions on this GPU and keep the fastest for this user."
         ),
     ] = False,
+    out: Annotated[Path, typer.Option(help="Where the suite's results go.")] = Path("runs/speed.json"),
+    results: Annotated[
+        Path | None, typer.Option(help="Results of an earlier run, to be compared in place of a new one's.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--compare", help="Older results: prints ratios, exits with 1 beyond --threshold.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="How many times slower than the baseline a row may be.")] = 1.1,
 ) -> None:
-    """Measures on this machine."""
-    if not tune:
-        raise InputError("say what to measure: --tune")
-    _tune()
+    """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
+    if tune:
+        _tune()
+        return
+    from .benchmarking.compare import compare, run_suite
+
+    if results is None:
+        run_suite(out)
+        results = out
+    if baseline is None:
+        return
+    ratios, warning = compare(baseline, results)
+    table = Table("benchmark", "before", "now", "now / before")
+    for ratio in ratios:
+        style = "red" if ratio.value > threshold else None
+        times = (f"{1e3 * seconds:.4g} ms" for seconds in (ratio.before, ratio.now))
+        table.add_row(escape(ratio.name), *times, f"{ratio.value:.3f}", style=style)
+    console.print(table)
+    if warning is not None:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
+    slower = sum(ratio.value > threshold for ratio in ratios)
+    if slower:
+        console.print(f"[red]{slower} of {len(ratios)} are more than {threshold:g} times slower[/red]")
+        raise typer.Exit(1)
 
 
 def _tune() -> None:
