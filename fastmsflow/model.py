@@ -64,6 +64,11 @@ class MultiScaleFlow(nn.Module):
         self.fusion_flow = FusionFlow(self.channels, clamp)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     def config(self) -> dict[str, Any]:
         """What the constructor needs to build this flow again, JSON-able."""
         return {
@@ -199,7 +204,10 @@ class MSFlow(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient."""
         pooled = self.pooled(images)
-        return self.standardiser(pooled) if self.standardiser is not None else pooled
+        if self.standardiser is not None:
+            pooled = self.standardiser(pooled)
+        # for_inference gives extractor and flow dtypes of their own.
+        return [level.to(self.flow.dtype) for level in pooled]
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> (z per level, log_det (B,))."""
@@ -240,13 +248,20 @@ class MSFlow(nn.Module):
         """A copy that predicts faster and no longer trains: batch norms folded into the convolutions before them,
         weights in ``dtype`` and in channels-last memory, no gradients.
 
-        On GPUs bfloat16 is for speed: kernels add up in float32 and round what they store.
+        Half precisions are for GPUs; sums are in float32 all the same. float16 keeps scores nearest (measured in
+        benchmarks/NOTES.md); what exceeds its range, 65504, becomes inf and the image's score inf or NaN. With bfloat16
+        the extractor still is in float16: a deep network in bfloat16 moves its features by a tenth.
         """
         result = copy.deepcopy(self).eval().requires_grad_(False)
         example = torch.rand(1, 3, *self.image_size, device=self.extractor.mean.device)
         result.extractor.fold_batch_norms(example)
         result._for_inference = True
-        return result.to(dtype=dtype, memory_format=torch.channels_last)
+        result.to(dtype=dtype, memory_format=torch.channels_last)
+        if dtype == torch.bfloat16:
+            result.extractor.to(torch.float16)
+        if result.standardiser is not None:
+            result.standardiser = copy.deepcopy(self.standardiser)
+        return result
 
     def train(self, mode: bool = True) -> "MSFlow":
         self._replay.clear()

@@ -53,14 +53,29 @@ def test_a_model_for_inference_predicts_the_same(name: str) -> None:
 def test_in_bfloat16_maps_stay_near_and_sums_are_float32() -> None:
     original = model()
     fast = original.for_inference(torch.bfloat16)
-    assert fast.extractor.dtype == fast.flow.fusion_flow.subnet_1.conv1.weight.dtype == torch.bfloat16
-    assert fast.extractor.mean.dtype == torch.float32
+    assert (fast.flow.dtype, fast.extractor.dtype, fast.extractor.mean.dtype) == (
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+    )
+    assert {level.dtype for level in fast.features(images())} == {torch.bfloat16}
     with torch.no_grad():
         exact, _ = original.flow.log_likelihood_maps(original.features(images()))
         maps, log_det = fast.flow.log_likelihood_maps(fast.features(images()))
     assert {m.dtype for m in (*maps, log_det)} == {torch.float32}
     errors = [((a - b).norm() / b.norm()).item() for a, b in zip(maps, exact, strict=True)]
     assert max(errors) < AUTOCAST["bfloat16"]
+
+
+def test_half_precision_leaves_the_standardisation_as_it_was() -> None:
+    original = MSFlow(
+        "resnet18", pretrained=False, image_size=SIZE, blocks=(1, 1, 1), standardise=True, backend="torch"
+    ).eval()
+    original.standardiser.fit(original.pooled(images().cpu()))
+    fast = original.for_inference(torch.bfloat16)
+    assert torch.equal(fast.standardiser.mean0, original.standardiser.mean0)
+    assert fast.standardiser.mean0.dtype == torch.float32
+    assert {level.dtype for level in fast.features(images().cpu())} == {torch.bfloat16}
 
 
 def test_a_convolution_used_twice_keeps_its_norm() -> None:
