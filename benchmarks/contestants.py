@@ -178,14 +178,15 @@ class Compiled(Contestant):
 
 
 class FastMSFlow(Contestant):
-    """This library: on GPUs bfloat16, kernels, one graph; elsewhere float32 and plain PyTorch."""
+    """This library. On GPUs float16 (in training bfloat16 autocast), kernels, one graph for inference; elsewhere float32
+    and plain PyTorch."""
 
     name = "fastmsflow"
     layout = torch.channels_last
 
     def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
         self.on_gpu = next(flow.parameters()).is_cuda
-        self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
+        self.dtype = torch.float16 if self.on_gpu else torch.float32
         super().__init__(flow, grids, model)
         self._inference = copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False)
         self._play, self._play_features = Replay(), Replay()

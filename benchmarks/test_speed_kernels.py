@@ -49,7 +49,7 @@ def test_copy(benchmark, size: Size) -> None:
 @pytest.mark.benchmark(group="kernels")
 def test_kernel(benchmark, all_cases: list[Case], kernel: int) -> None:
     case = all_cases[kernel]
-    moved = sum(x.numel() * x.element_size() for x in _tensors([case.launch.args, case.launch()]))
+    moved = sum(x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch()]))
     benchmark.extra_info |= {"case": f"{case.tiles}: {case.name}", "flops": case.flops, "bytes": moved}
     # Where its tensors fit the cache they stay in it, as they do between neighbouring kernels of the flow.
     measure(benchmark, lambda _: case.launch(), rotated(lambda: [torch.empty(1 << 20, device=DEVICE)]))
@@ -90,9 +90,9 @@ def _bfloat16(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for shape in shapes]
 
 
-def _tensors(nested: object) -> Iterator[Tensor]:
+def tensors(nested: object) -> Iterator[Tensor]:
     if isinstance(nested, Tensor):
         yield nested
     elif isinstance(nested, (list, tuple)):
         for part in nested:
-            yield from _tensors(part)
+            yield from tensors(part)
