@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import setting
 from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
 from benchmarks.gate import check
-from benchmarks.setting import DEVICE, SIZES, Size, environment
+from benchmarks.setting import DEVICE, SIZES, Size, environment, footprint
 from fastmsflow import MSFlow
 
 
@@ -23,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     setting.rehearsing = config.getoption("--rehearse")
+    # For the eager contestants.
+    torch.backends.cudnn.benchmark = True
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -45,10 +48,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def model(size: Size) -> MSFlow:
-    """Random weights: time does not depend on them."""
+    """Random weights, none of them 0: multiplying by that takes less power, and so less time."""
     torch.manual_seed(0)
     result = MSFlow(size.extractor, pretrained=False, image_size=(size.image, size.image), blocks=size.blocks)
     assert result.flow.channels == size.channels
+    for norm in result.extractor.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data.uniform_(0.2, 0.5)
+            norm.bias.data.normal_(std=0.1)
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2)
     return result.to(DEVICE).eval()
 
 
@@ -60,13 +69,20 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
     if request.param.gpu_only and DEVICE.type != "cuda":
         if not request.config.getoption("--rehearse"):
             pytest.skip("at its best on a GPU only")
-        monkeypatch.setattr(Compiled, "compile", staticmethod(partial(torch.compile, backend="aot_eager")))
+        for name in ("compile", "compile_frozen"):
+            monkeypatch.setattr(Compiled, name, staticmethod(partial(torch.compile, backend="aot_eager")))
     else:
         check(request.param)
     return request.param
 
 
 @pytest.fixture
-def contestant(kind: type[Contestant], model: MSFlow, size: Size) -> Contestant:
+def before(model: MSFlow) -> int:
+    """The GPU's footprint without the contestant."""
     torch._dynamo.reset()
+    return footprint()
+
+
+@pytest.fixture
+def contestant(kind: type[Contestant], model: MSFlow, size: Size, before: int) -> Contestant:
     return kind(model.flow, size.grids, model)

@@ -6,7 +6,7 @@ its own affair, done before the clock starts (``adapt``).
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ class Contestant:
 
     def adapt(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=self.layout)
+
+    def adapt_training(self, x: Tensor) -> Tensor:
+        """The same for ``step``."""
+        return self.adapt(x)
 
     def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """-> log-likelihood map per level, log_det (B,)."""
@@ -133,18 +137,33 @@ class Compiled(Contestant):
     layout = torch.channels_last
     gpu_only = True
     compile: Callable = staticmethod(partial(torch.compile, mode="max-autotune"))
+    # For inference, constants are computed while compiling: condition maps, joined weights.
+    compile_frozen: Callable = staticmethod(
+        partial(torch.compile, options={"max_autotune": True, "triton.cudagraphs": True, "freezing": True})
+    )
 
-    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
-        super().__init__(flow, grids, model)
-        self._nll = self.compile(self.flow.nll)
-        inference = copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False)
-        self._maps = self.compile(inference.log_likelihood_maps)
-        if model is not None:
-            fast = copy.deepcopy(model)
-            fast.flow = copy.deepcopy(self.flow)
-            fast = fast.for_inference(self.dtype)
-            self._features = self.compile(fast.features)
-            self._predict = self.compile(partial(self._scores, fast))
+    @cached_property
+    def _nll(self) -> Callable:
+        return self.compile(self.flow.nll)
+
+    @cached_property
+    def _maps(self) -> Callable:
+        inference = copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False).eval()
+        return self.compile_frozen(inference.log_likelihood_maps)
+
+    @cached_property
+    def _fast(self) -> MSFlow:
+        model = copy.deepcopy(self.model)
+        model.flow = copy.deepcopy(self.flow)
+        return model.for_inference(self.dtype)
+
+    @cached_property
+    def _features(self) -> Callable:
+        return self.compile_frozen(self._fast.features)
+
+    @cached_property
+    def _predict(self) -> Callable:
+        return self.compile_frozen(partial(self._scores, self._fast))
 
     @staticmethod
     def _scores(model: MSFlow, images: Tensor) -> tuple[Tensor, ...]:
@@ -154,6 +173,9 @@ class Compiled(Contestant):
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
         flow = copy.deepcopy(flow).to(memory_format=torch.channels_last)
         flow.backend = "torch"
+        # Position codes are made at the first use of a grid, which is no part of what is compiled.
+        for code, grid in zip(flow.position_codes, grids, strict=True):
+            code(torch.empty(1, 1, *grid, dtype=self.dtype, device=next(flow.parameters()).device))
         return flow
 
     def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -178,8 +200,8 @@ class Compiled(Contestant):
 
 
 class FastMSFlow(Contestant):
-    """This library. On GPUs float16 (in training bfloat16 autocast), kernels, one graph for inference; elsewhere float32
-    and plain PyTorch."""
+    """This library. On GPUs float16 (training: bfloat16), kernels, one graph for inference; elsewhere float32 and plain
+    PyTorch."""
 
     name = "fastmsflow"
     layout = torch.channels_last
@@ -188,12 +210,20 @@ class FastMSFlow(Contestant):
         self.on_gpu = next(flow.parameters()).is_cuda
         self.dtype = torch.float16 if self.on_gpu else torch.float32
         super().__init__(flow, grids, model)
-        self._inference = copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False)
         self._play, self._play_features = Replay(), Replay()
-        if model is not None:
-            self._fast = copy.deepcopy(model)
-            self._fast.flow = copy.deepcopy(self.flow)
-            self._fast = self._fast.for_inference(self.dtype)
+
+    @cached_property
+    def _inference(self) -> MultiScaleFlow:
+        return copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False).eval()
+
+    @cached_property
+    def _fast(self) -> MSFlow:
+        model = copy.deepcopy(self.model)
+        model.flow = copy.deepcopy(self.flow)
+        return model.for_inference(self.dtype)
+
+    def adapt_training(self, x: Tensor) -> Tensor:
+        return x.to(torch.bfloat16 if self.on_gpu else torch.float32, memory_format=self.layout)
 
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
         flow = copy.deepcopy(flow).to(memory_format=torch.channels_last)
@@ -214,7 +244,8 @@ class FastMSFlow(Contestant):
 
     def training_features(self, images: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            return self._play_features(lambda x: tuple(self._fast.features(x)), [images])
+            features = self._play_features(lambda x: tuple(self._fast.features(x)), [images])
+        return [self.adapt_training(level) for level in features]
 
     def loss(self, features: Sequence[Tensor]) -> Tensor:
         with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.on_gpu):

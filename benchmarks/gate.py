@@ -9,8 +9,9 @@ from torch import Tensor
 
 from benchmarks.contestants import Contestant
 from benchmarks.setting import DEVICE
+from fastmsflow import MSFlow, backend
 from fastmsflow.compat import load_official
-from tests.tolerances import CONTESTANT
+from tests.tolerances import CONTESTANT, PREDICTION
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden"
 NAME = "odd"
@@ -31,7 +32,7 @@ def errors(kind: type[Contestant]) -> dict[str, float]:
         f"log-likelihood, level {i}": _error(a, b) for i, (a, b) in enumerate(zip(logp, expected["logp"], strict=True))
     }
     found["log-det"] = _error(log_det, expected["logdet"])
-    loss, norm = contestant.step(features)
+    loss, norm = contestant.step([contestant.adapt_training(level.to(DEVICE)) for level in expected["pooled"]])
     expected_loss, expected_norm = expected["trajectory"][0]
     found["first loss"] = _error(loss, torch.tensor(expected_loss))
     found["first gradient norm"] = _error(norm, torch.tensor(expected_norm))
@@ -45,6 +46,25 @@ def check(kind: type[Contestant]) -> None:
     assert not wrong, f"{kind.name} is not timed: {wrong}, at most {bound} is allowed"
 
 
+@torch.no_grad()
+def check_predictions(contestant: Contestant, model: MSFlow, images: Tensor) -> None:
+    """The same for what it makes of images, against the model in eager float32.
+
+    Errors: AssertionError naming what is off.
+    """
+    with torch.backends.cudnn.flags(allow_tf32=False), backend.use("torch"):
+        truth = model.train().eval().scores(images.float())
+    # More than once: later calls may take another way.
+    for _ in range(3):
+        _, log_score, _, score_map_mul = contestant.predict(images)
+    bound = PREDICTION["half" if DEVICE.type == "cuda" or contestant.gpu_only else "float32"]
+    found = {
+        "log score": _error(log_score, truth.log_score),
+        "map": _error(score_map_mul, truth.score_map_mul),
+    }
+    assert max(found.values()) < bound, f"{contestant.name} is not timed: {found}, at most {bound} is allowed"
+
+
 def _error(ours: Tensor, theirs: Tensor) -> float:
-    theirs = theirs.to(DEVICE).double()
+    theirs = theirs.to(ours.device).double()
     return ((ours.double() - theirs).norm() / theirs.norm()).item()

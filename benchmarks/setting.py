@@ -1,6 +1,8 @@
 """Where and at what size the suite runs, and how it measures."""
 
+import gc
 import math
+import os
 import platform
 import subprocess
 import time
@@ -17,6 +19,7 @@ from torch import Tensor
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SECONDS = 1.0  # of measuring a row
 FEWEST, MOST = 5, 50  # rounds of a row
+LAUNCHES = 32  # in a graph, where a single kernel is measured
 # Whether everything runs once only, to see that it does.
 rehearsing = False
 
@@ -62,7 +65,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
-        "commit": _output("git", "rev-parse", "--short=12", "HEAD"),
+        "commit": os.environ.get("COMMIT") or _output("git", "rev-parse", "--short=12", "HEAD"),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _cpu(),
     }
@@ -113,8 +116,25 @@ def rotated(make: Callable[[], Sequence[Tensor]]) -> Iterator[Sequence[Tensor]]:
     return cycle([first, *(make() for _ in range(count - 1))])
 
 
-def measure(benchmark: Any, call: Callable[[Sequence[Tensor]], object], inputs: Iterator[Sequence[Tensor]]) -> None:
-    """Times ``call`` to the end of its work, each round on the next inputs, for about a second; notes peak memory."""
+def footprint() -> int:
+    """Bytes of GPU memory in use, the pools of recorded graphs included."""
+    if DEVICE.type != "cuda":
+        return 0
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
+def measure(
+    benchmark: Any,
+    call: Callable[[Sequence[Tensor]], object],
+    inputs: Iterator[Sequence[Tensor]],
+    before: int | None = None,
+) -> None:
+    """Times ``call`` to the end of its work, each round on the next inputs, for about a second.
+
+    ``before``: the footprint without what is measured; what it adds at its peak, weights included, is noted.
+    """
 
     def once() -> None:
         call(next(inputs))
@@ -127,13 +147,34 @@ def measure(benchmark: Any, call: Callable[[Sequence[Tensor]], object], inputs: 
     # Compiles, tunes, records.
     for _ in range(3):
         once()
-    if DEVICE.type == "cuda":
+    if DEVICE.type == "cuda" and before is not None:
+        held = footprint()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         once()
-        benchmark.extra_info["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        benchmark.extra_info["peak_bytes"] = max(held, torch.cuda.max_memory_allocated()) - before
     start = time.perf_counter()
     once()
     rounds = int(min(MOST, max(FEWEST, SECONDS / (time.perf_counter() - start))))
     benchmark.pedantic(once, rounds=rounds, iterations=1, warmup_rounds=1)
     benchmark.extra_info |= environment() | clocks()
+
+
+def measure_launches(benchmark: Any, launch: Callable[[Sequence[Tensor]], object], inputs: Sequence[Tensor]) -> None:
+    """Times many launches recorded in one graph, each on the next of ``inputs``: the kernels' time, not Python's.
+
+    The row's times are of ``launches`` (extra_info) launches.
+    """
+    if rehearsing or DEVICE.type != "cuda":
+        benchmark.extra_info["launches"] = 1
+        measure(benchmark, launch, cycle([[inputs[0]]]))
+        return
+    with torch.no_grad():
+        for x in inputs:
+            launch([x])
+        synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for n in range(LAUNCHES):
+                launch([inputs[n % len(inputs)]])
+    benchmark.extra_info["launches"] = LAUNCHES
+    measure(benchmark, lambda _: graph.replay(), cycle([[]]))

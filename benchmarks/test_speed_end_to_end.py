@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from benchmarks.contestants import Contestant
+from benchmarks.gate import check_predictions
 from benchmarks.setting import DEVICE, Size, measure, rotated
+from fastmsflow import MSFlow
 
 
 def images(contestant: Contestant, size: Size, batch: int) -> list[torch.Tensor]:
@@ -13,13 +15,18 @@ def images(contestant: Contestant, size: Size, batch: int) -> list[torch.Tensor]
 
 
 @pytest.mark.benchmark(group="end-to-end inference")
-def test_end_to_end_inference(benchmark, contestant: Contestant, size: Size, batch: int) -> None:
+def test_end_to_end_inference(
+    benchmark, contestant: Contestant, model: MSFlow, size: Size, batch: int, before: int
+) -> None:
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch}
-    measure(benchmark, lambda x: contestant.predict(x[0]), rotated(lambda: images(contestant, size, batch)))
+    check_predictions(contestant, model, images(contestant, size, batch)[0])
+    inputs = rotated(lambda: images(contestant, size, batch))
+    measure(benchmark, lambda x: contestant.predict(x[0]), inputs, before)
 
 
 @pytest.mark.benchmark(group="training step")
-def test_training_step(benchmark, contestant: Contestant, size: Size) -> None:
+def test_training_step(benchmark, contestant: Contestant, size: Size, before: int) -> None:
     batch = size.training_batch
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch}
-    measure(benchmark, lambda x: contestant.image_step(x[0]), rotated(lambda: images(contestant, size, batch)))
+    inputs = rotated(lambda: images(contestant, size, batch))
+    measure(benchmark, lambda x: contestant.image_step(x[0]), inputs, before)

@@ -1,31 +1,35 @@
 """The flows: pooled features -> log-likelihood maps and log-det; a training step."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.contestants import Contestant
 from benchmarks.setting import DEVICE, Size, measure, rotated
 
 
-def features(contestant: Contestant, size: Size, batch: int) -> list[torch.Tensor]:
+def features(adapt: Callable[[Tensor], Tensor], size: Size, batch: int) -> list[Tensor]:
     return [
-        contestant.adapt(torch.randn(batch, c, *grid, device=DEVICE))
-        for c, grid in zip(size.channels, size.grids, strict=True)
+        adapt(torch.randn(batch, c, *grid, device=DEVICE)) for c, grid in zip(size.channels, size.grids, strict=True)
     ]
 
 
 @pytest.mark.benchmark(group="flow inference")
-def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: int) -> None:
+def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: int, before: int) -> None:
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": batch * flops(size)}
-    measure(benchmark, contestant.likelihoods, rotated(lambda: features(contestant, size, batch)))
+    inputs = rotated(lambda: features(contestant.adapt, size, batch))
+    measure(benchmark, contestant.likelihoods, inputs, before)
 
 
 @pytest.mark.benchmark(group="flow training step")
-def test_flow_training_step(benchmark, contestant: Contestant, size: Size) -> None:
+def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int) -> None:
     """Of features computed before, as this library's training does."""
     batch = size.training_batch
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": 3 * batch * flops(size)}
-    measure(benchmark, contestant.step, rotated(lambda: features(contestant, size, batch)))
+    inputs = rotated(lambda: features(contestant.adapt_training, size, batch))
+    measure(benchmark, contestant.step, inputs, before)
 
 
 def flops(size: Size) -> int:

@@ -250,14 +250,18 @@ def _tune() -> None:
 
     device = torch.device("cuda", torch.cuda.current_device())
     results = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("tuning", total=None)
-        for result in search(
-            device,
-            lambda call: do_bench(call, warmup=10, rep=50, return_mode="median"),
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        ):
-            results.append(result)
+    try:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("tuning", total=None)
+            for result in search(
+                device,
+                lambda call: do_bench(call, warmup=10, rep=50, return_mode="median"),
+                progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            ):
+                results.append(result)
+    finally:
+        # Interrupted, what was found is kept.
+        path = save_table(as_table(tables.chip(device), results)) if results else None
     tiles, convolutions = Table("kernel", "tile before", "tile now", "speed"), Table("convolution", "own", "vendor's")
     for r in results:
         if isinstance(r, Choice):
@@ -266,7 +270,6 @@ def _tune() -> None:
             shape = f"{r.kind}, {r.pixels} pixels, {r.outputs} outputs"
             convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendors:.3f} ms")
     console.print(tiles, convolutions)
-    path = save_table(as_table(tables.chip(device), results))
     console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
 
 

@@ -15,6 +15,7 @@ from .checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from .errors import InputError
 from .nn.extractor import Extractor
 from .nn.fusion_flow import FusionFlow
+from .nn.kept import given_up
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
@@ -235,9 +236,10 @@ class MSFlow(nn.Module):
         """
         if self.training:
             return Prediction(*self._predict(images, top_k))
-        # What is kept of weights (nn.kept) would go stale in a graph.
-        versions = sum(parameter._version for parameter in self.flow.parameters())
-        state = (top_k, versions, backends.override(), self.flow.backend)
+        # A graph reads weights where they lay when it was recorded, and what was kept of them (nn.kept) as it was.
+        weights = (*self.parameters(), *self.buffers())
+        places = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+        state = (top_k, places, given_up(), backends.override(), self.flow.backend)
         return Prediction(*self._replay(lambda x: self._predict(x, top_k), [images], state))
 
     def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from tolerances import FULL_SIZE
 from torch import Tensor
 
-from fastmsflow import MultiScaleFlow
+from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.kernels import tables
 
 pytestmark = [
@@ -89,3 +89,27 @@ def test_a_cuda_graph_captures_the_flow(convolution: None) -> None:
             captured = flow(x)
         graph.replay()
     torch.testing.assert_close(captured, expected)
+
+
+def test_predictions_are_replayed_and_follow_weights_and_autocast() -> None:
+    torch.manual_seed(0)
+    model = MSFlow("resnet18", pretrained=False, image_size=(128, 128), blocks=(1, 1, 1), backend="triton").cuda()
+    model = model.eval().for_inference(torch.float16)
+    images = [torch.rand(2, 3, 128, 128, device="cuda") for _ in range(4)]
+
+    def eager(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.scores(x).log_score
+
+    for x in images:
+        torch.testing.assert_close(model.predict(x).log_score, eager(x), rtol=1e-3, atol=1e-3)
+    assert len(model._replay._recorded) == 1
+    # Gives up what the graph had kept, and comes back to it.
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            model.predict(images[0])
+        torch.testing.assert_close(model.predict(images[1]).log_score, eager(images[1]), rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        model.flow.parallel_flows[0].blocks[0].global_offset.add_(1)
+    for x in images:
+        torch.testing.assert_close(model.predict(x).log_score, eager(x), rtol=1e-3, atol=1e-3)

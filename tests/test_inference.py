@@ -131,12 +131,15 @@ class Graph:
 
     recording: "Graph | None" = None
 
+    def work(self) -> None:
+        """What a test replaces where it looks at the outputs."""
+
     def replay(self) -> None:
         self.work()
 
 
 @contextmanager
-def record(graph: Graph) -> Iterator[None]:
+def record(graph: Graph, capture_error_mode: str) -> Iterator[None]:
     Graph.recording = graph
     try:
         yield
@@ -220,6 +223,61 @@ def test_new_weights_are_met_by_a_new_graph(graphs: None) -> None:
         original.flow.parallel_flows[0].blocks[0].global_offset.add_(1)
     original.predict(images())
     assert states[0] != states[1]
+
+
+def predictions_state(original: MSFlow) -> object:
+    """What tells whether a graph may be replayed."""
+    states = []
+    original._replay = lambda function, inputs, state: states.append(state) or function(*inputs)
+    original.predict(images())
+    return states[0]
+
+
+def test_a_fused_step_is_met_by_new_values_and_a_new_graph() -> None:
+    """Fused optimizers move no version."""
+    original = model()
+    before, state = original.predict(images()), predictions_state(original)
+    optimizer = torch.optim.Adam(original.flow.parameters(), lr=0.1, fused=True)
+    features = [torch.randn_like(level) for level in original.features(images())]
+    original.flow.nll(features).mean().backward()
+    optimizer.step()
+    after = original.predict(images())
+    assert not torch.equal(before.log_score, after.log_score)
+    assert torch.equal(after.log_score, copy.deepcopy(original).predict(images()).log_score)
+    assert predictions_state(original) != state
+
+
+@pytest.mark.parametrize("part", ["flow", "extractor"])
+def test_a_part_that_moved_is_met_by_a_new_graph(part: str) -> None:
+    original = model()
+    state = predictions_state(original)
+    getattr(original, part).double().float()
+    assert predictions_state(original) != state
+
+
+def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
+    flow, play = model().flow, Replay()
+    x = [torch.randn(1, c, 4, 6, device=DEVICE) for c in flow.channels]
+    with torch.no_grad():
+        for _ in range(2):
+            play(lambda *x: (flow.log_likelihood_maps(x)[1],), x)
+    ((*_, read),) = play._recorded.values()
+    assert len(read) == sum(flow.blocks) + 2
+
+
+def test_images_that_share_memory_and_inference_mode_are_taken(graphs: None) -> None:
+    calls: list[str] = []
+    double, play = doubler(calls), Replay()
+    with torch.inference_mode():
+        for _ in range(2):
+            assert play(double, [torch.ones(1).expand(3)])[0].tolist() == [2.0] * 3
+    with torch.no_grad():
+        assert play(double, [torch.ones(1).expand(3)])[0].tolist() == [2.0] * 3
+    assert calls == ["eager", "recorded"]
+    with torch.inference_mode():
+        made = model()
+        made.predict(images())
+    made.predict(images())
 
 
 def test_training_and_moves_leave_graphs_behind(graphs: None) -> None:

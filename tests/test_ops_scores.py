@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
 from tolerances import OPERATION_CLOSE
 
+from fastmsflow import InputError
 from fastmsflow.ops import likelihood as ops
 from fastmsflow.ops.image_score import image_scores
 from fastmsflow.ops.score_map import score_maps
@@ -107,3 +108,9 @@ def test_nan_and_inf_count_among_the_least_likely_pixels(bad: float) -> None:
     logp[1, 3, 4] = bad
     ours, twin = image_scores(logp, 0.03, "triton"), image_scores_twin(logp, 0.03)
     torch.testing.assert_close(ours, twin, equal_nan=True, **OPERATION_CLOSE)
+
+
+def test_a_share_above_one_is_refused() -> None:
+    for backend in ("triton", "torch"):
+        with pytest.raises(InputError, match="at most 1"):
+            image_scores(log_likelihoods((1, 3, 5)), 1.5, backend)

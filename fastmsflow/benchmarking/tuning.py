@@ -123,7 +123,8 @@ def _climb(kernel: str, some: list[Case], chip: str, device: torch.device, timer
             if not all(_agree(expected[case], _flat(case.launch())) for case in [*timed, *others]):
                 return 0.0
             ratios = [old / timer(case.launch) for old, case in zip(start, timed, strict=True)]
-        except (OutOfResources, PTXASError, CompilationError):
+        # The compiler's passes fail with a plain RuntimeError.
+        except (OutOfResources, PTXASError, CompilationError, RuntimeError):
             return 0.0
         return math.exp(sum(map(math.log, ratios)) / len(ratios))
 

@@ -1,6 +1,7 @@
 """What is computed from weights alone, once for given weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -8,12 +9,35 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# Counts values that were given up: what was recorded with them, a CUDA graph say, is out of date.
+_given_up = 0
+# Where the values in use are noted; see ``in_use``.
+_notebook: list[object] | None = None
+
+
+def given_up() -> int:
+    """Grows whenever a kept value is given up."""
+    return _given_up
+
+
+@contextmanager
+def in_use() -> Iterator[list[object]]:
+    """Yields a list of the kept values, and of their sources, that are used in the block: a graph recorded there reads
+    them, and has to hold them."""
+    global _notebook
+    before, _notebook = _notebook, []
+    try:
+        yield _notebook
+    finally:
+        _notebook = before
+
 
 class Kept(Generic[T]):
     """Computes a value again only where a tensor that it was computed from has changed.
 
     Where gradients are taken, in a compiled graph and on inference tensors, which tell of no change, it is computed
-    each time.
+    each time; where gradients are taken, what was kept is given up: an optimizer's fused step, which follows, tells of
+    no change either. Nor do writes through ``.data``: call ``eval()`` after them.
     """
 
     def __init__(self) -> None:
@@ -22,19 +46,32 @@ class Kept(Generic[T]):
         self._value: T | None = None
 
     def get(self, compute: Callable[[], T], sources: Sequence[Tensor]) -> T:
-        first = sources[0]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
+        if torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
             return compute()
+        if torch.is_grad_enabled():
+            self.clear()
+            return compute()
+        first = sources[0]
         autocast = torch.is_autocast_enabled(first.device.type) and torch.get_autocast_dtype(first.device.type)
         # In-place updates move _version; moves to a device or dtype move data_ptr.
         key = (autocast, *((s._version, s.data_ptr(), s.dtype) for s in sources))
         # The sources are held, so that no new tensor can lie where one of them lay.
         same = len(sources) == len(self._sources) and all(a is b for a, b in zip(sources, self._sources, strict=True))
         if self._key != key or not same or self._value is None:
-            self._key, self._sources, self._value = key, tuple(sources), compute()
+            value = compute()
+            # What a graph under recording computes is not there before its replay.
+            if first.is_cuda and torch.cuda.is_current_stream_capturing():
+                return value
+            self.clear()
+            self._key, self._sources, self._value = key, tuple(sources), value
+        if _notebook is not None:
+            _notebook.append((self._value, self._sources))
         return self._value
 
     def clear(self) -> None:
+        global _given_up
+        if self._value is not None:
+            _given_up += 1
         self._key, self._sources, self._value = None, (), None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:

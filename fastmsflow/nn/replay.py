@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from .kept import in_use
+
 Outputs = tuple[Tensor, ...]
 # Graphs held at a time; each holds its own memory. The least recently used one goes.
 MOST_GRAPHS = 4
@@ -17,11 +19,11 @@ class Replay:
 
     A shape's first call is not recorded: most come once, and kernels compile in it. Its second is; where that fails, it
     says so once and calls on. ``function`` must do the same work for all tensors of a shape, and what it reads besides
-    must stay where it is.
+    must stay where it is. One thread at a time.
     """
 
     def __init__(self) -> None:
-        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Outputs]] = OrderedDict()
+        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Outputs, list]] = OrderedDict()
         self._met: set[Hashable] = set()
         self._unfit: set[Hashable] = set()
 
@@ -43,7 +45,7 @@ class Replay:
                 warnings.warn(f"this model cannot be recorded in a CUDA graph ({error}); it runs without", stacklevel=3)
                 return function(*inputs)
         self._recorded.move_to_end(key)
-        graph, given, outputs = self._recorded[key]
+        graph, given, outputs, _ = self._recorded[key]
         for static, x in zip(given, inputs, strict=True):
             static.copy_(x)
         graph.replay()
@@ -61,13 +63,15 @@ class Replay:
 
     def _record(self, key: Hashable, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
         if len(self._recorded) == MOST_GRAPHS:
-            self._recorded.popitem(last=False)
-        given = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs]
-        with torch.cuda.device(inputs[0].device):
+            oldest, _ = self._recorded.popitem(last=False)
+            self._met.discard(oldest)
+        # Tensors of inference mode could not be written to outside it.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device), in_use() as read:
+            given = [torch.empty_like(x) for x in inputs]
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outputs = function(*given)
-        self._recorded[key] = (graph, given, outputs)
+        self._recorded[key] = (graph, given, outputs, read)
 
 
 def _serves(x: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def image_scores(log_likelihood: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """L (B, H, W), at most 0 -> means of 1 - exp(L) and of -L, (B,) each, over the int(H W ``fraction``) least likely
@@ -11,5 +13,7 @@ def image_scores(log_likelihood: Tensor, fraction: float) -> tuple[Tensor, Tenso
 
 
 def pixels_scored(log_likelihood: Tensor, fraction: float) -> int:
-    """How many pixels of an image its scores average."""
+    """How many pixels of an image its scores average. Errors: InputError where ``fraction`` is not within 0 and 1."""
+    if not 0 <= fraction <= 1:
+        raise InputError(f"top_k is {fraction}; it is a share of an image's pixels, at most 1")
     return max(1, int(log_likelihood[0].numel() * fraction))
