@@ -1,6 +1,7 @@
 """Options and fixtures of the suite: ``pytest benchmarks --benchmark-only``."""
 
 import importlib.util
+from collections.abc import Generator
 from functools import partial
 
 import pytest
@@ -26,6 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
     setting.rehearsing = config.getoption("--rehearse")
     # For the eager contestants.
     torch.backends.cudnn.benchmark = True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Interrupted, the row being measured has no times, on which pytest-benchmark would stumble and save nothing."""
+    rows = session.config._benchmarksession.benchmarks
+    rows[:] = [row for row in rows if row.stats.data]
+    return (yield)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
