@@ -11,6 +11,15 @@ from .tables import tile
 
 
 @triton.jit
+def _tile(z, stride, rows, program, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """-> first row (int64), row offsets, channel offsets, which rows there are, where the first channels lie."""
+    row = program.to(tl.int64) * BLOCK_P
+    p = tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    return row, p, c, row + p < rows, z + row * stride + p[:, None] * stride + c[None, :]
+
+
+@triton.jit
 def log_likelihood_kernel(
     zs,  # per level (rows, stride)
     logps,  # per level (rows,) float32
@@ -24,11 +33,7 @@ def log_likelihood_kernel(
     for level in tl.static_range(len(zs)):
         programs = tl.cdiv(rows[level], BLOCK_P)
         if (program >= 0) & (program < programs):
-            row = program.to(tl.int64) * BLOCK_P
-            p = tl.arange(0, BLOCK_P)
-            c = tl.arange(0, BLOCK_C)
-            valid = row + p < rows[level]
-            at = zs[level] + row * strides[level] + p[:, None] * strides[level] + c[None, :]
+            row, p, c, valid, at = _tile(zs[level], strides[level], rows[level], program, BLOCK_P, BLOCK_C)
             total = tl.zeros((BLOCK_P,), tl.float32)
             for first in range(0, channels[level], BLOCK_C):
                 mask = valid[:, None] & (first + c < channels[level])[None, :]
@@ -53,11 +58,7 @@ def log_likelihood_backward_kernel(
     for level in tl.static_range(len(zs)):
         programs = tl.cdiv(rows[level], BLOCK_P)
         if (program >= 0) & (program < programs):
-            row = program.to(tl.int64) * BLOCK_P
-            p = tl.arange(0, BLOCK_P)
-            c = tl.arange(0, BLOCK_C)
-            valid = row + p < rows[level]
-            at = zs[level] + row * strides[level] + p[:, None] * strides[level] + c[None, :]
+            row, p, c, valid, at = _tile(zs[level], strides[level], rows[level], program, BLOCK_P, BLOCK_C)
             grad_at = grad_zs[level] + row * channels[level] + p[:, None] * channels[level] + c[None, :]
             factor = -tl.load(grad_logps[level] + row + p, mask=valid, other=0.0)[:, None] / channels[level]
             for first in range(0, channels[level], BLOCK_C):
