@@ -5,6 +5,7 @@
 """
 
 import argparse
+import importlib.util
 import json
 import re
 from collections import defaultdict
@@ -162,7 +163,10 @@ def main() -> None:
     first = options.results[0]
     table = speed_table(machine, rows)
     first.with_name("speed.md").write_text(f"{table}\n{kernel_table(rows)}")
-    plot(machine, rows, first.with_name("speed.png"))
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: matplotlib is not installed")
+    else:
+        plot(machine, rows, first.with_name("speed.png"))
     if options.readme:
         if machine["rehearsal"]:
             parser.error("a rehearsal's times do not go into the README; run the suite without --rehearse")
