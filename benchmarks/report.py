@@ -136,7 +136,8 @@ def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
             at = [n + (i - (len(names) - 1) / 2) * 0.8 / len(names) for n in range(len(found))]
             axis.bar(at, speed, width=0.75 / len(names), label=name, color=f"C{3 if name == OURS else i}")
         axis.set_title(group, fontsize=10)
-        axis.set_xlim(-0.6, max(len(found), 2) - 0.4)
+        middle, half = (len(found) - 1) / 2, max(len(found), 2) / 2 + 0.1
+        axis.set_xlim(middle - half, middle + half)
         axis.set_xticks(range(len(found)), [f"batch {batch}" for batch in found])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("images a second")
