@@ -5,6 +5,7 @@ its own affair, done before the clock starts (``adapt``).
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
@@ -21,7 +22,7 @@ Grids = Sequence[tuple[int, int]]
 CLIP = 2.0
 
 
-class Contestant:
+class Contestant(ABC):
     """The flows alone, or behind an extractor where ``model`` is given."""
 
     name: str
@@ -34,8 +35,8 @@ class Contestant:
         self.model = model
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module: ...
 
     def adapt(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=self.layout)
@@ -44,19 +45,26 @@ class Contestant:
         """The same for ``step``."""
         return self.adapt(x)
 
+    @abstractmethod
     def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """-> log-likelihood map per level, log_det (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, images: Tensor) -> tuple[Tensor, ...]:
         """-> score, log score, both maps."""
-        raise NotImplementedError
 
-    def loss(self, features: Sequence[Tensor]) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, features: Sequence[Tensor]) -> Tensor: ...
 
-    def training_features(self, images: Tensor) -> Sequence[Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def training_features(self, images: Tensor) -> Sequence[Tensor]: ...
+
+    @cached_property
+    def fast(self) -> MSFlow:
+        """The model made ready for inference, around this contestant's flow."""
+        model = copy.deepcopy(self.model)
+        model.flow = copy.deepcopy(self.flow)
+        return model.for_inference(self.dtype)
 
     def step(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """One step of Adam on the flow: -> loss, gradient norm before clipping."""
@@ -152,18 +160,12 @@ class Compiled(Contestant):
         return self.compile_frozen(inference.log_likelihood_maps)
 
     @cached_property
-    def _fast(self) -> MSFlow:
-        model = copy.deepcopy(self.model)
-        model.flow = copy.deepcopy(self.flow)
-        return model.for_inference(self.dtype)
-
-    @cached_property
     def _features(self) -> Callable:
-        return self.compile_frozen(self._fast.features)
+        return self.compile_frozen(self.fast.features)
 
     @cached_property
     def _predict(self) -> Callable:
-        return self.compile_frozen(partial(self._scores, self._fast))
+        return self.compile_frozen(partial(self._scores, self.fast))
 
     @staticmethod
     def _scores(model: MSFlow, images: Tensor) -> tuple[Tensor, ...]:
@@ -216,12 +218,6 @@ class FastMSFlow(Contestant):
     def _inference(self) -> MultiScaleFlow:
         return copy.deepcopy(self.flow).to(self.dtype).requires_grad_(False).eval()
 
-    @cached_property
-    def _fast(self) -> MSFlow:
-        model = copy.deepcopy(self.model)
-        model.flow = copy.deepcopy(self.flow)
-        return model.for_inference(self.dtype)
-
     def adapt_training(self, x: Tensor) -> Tensor:
         return x.to(torch.bfloat16 if self.on_gpu else torch.float32, memory_format=self.layout)
 
@@ -240,11 +236,11 @@ class FastMSFlow(Contestant):
         return (*maps, log_det)
 
     def predict(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self._fast.predict(images)
+        return self.fast.predict(images)
 
     def training_features(self, images: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            features = self._play_features(lambda x: tuple(self._fast.features(x)), [images])
+            features = self._play_features(lambda x: tuple(self.fast.features(x)), [images])
         return [self.adapt_training(level) for level in features]
 
     def loss(self, features: Sequence[Tensor]) -> Tensor:

@@ -10,8 +10,7 @@ import argparse
 import torch
 from triton.runtime import JITFunction
 
-from benchmarks.test_speed_kernels import tensors
-from fastmsflow.benchmarking import LEVELS, cases
+from fastmsflow.benchmarking import LEVELS, cases, tensors
 
 H100 = {"tflops": 798.0, "terabytes": 3.0}
 

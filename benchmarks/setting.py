@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+from fastmsflow.benchmarking import LEVELS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SECONDS = 1.0  # of measuring a row
@@ -51,7 +54,7 @@ SIZES = {
         512,
         (1, 8, 32) if DEVICE.type == "cuda" else (1, 4),
         16 if DEVICE.type == "cuda" else 2,
-        ((256, 64), (512, 32), (1024, 16)),
+        LEVELS,
     ),
     # For the suite's own tests.
     "small": Size((64, 128, 256), (1, 1, 2), "resnet18", 64, (1, 2), 2, ((8, 4), (16, 2), (24, 1))),
@@ -85,7 +88,8 @@ def _gpu(*fields: str) -> dict[str, str]:
 
 
 def _cpu() -> str:
-    for line in _output("cat", "/proc/cpuinfo").splitlines():
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

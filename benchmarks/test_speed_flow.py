@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.contestants import Contestant
 from benchmarks.setting import DEVICE, Size, measure, rotated
+from fastmsflow.benchmarking import CONDITION
 
 
 def features(adapt: Callable[[Tensor], Tensor], size: Size, batch: int) -> list[Tensor]:
@@ -36,7 +37,7 @@ def flops(size: Size) -> int:
     """Of one image's forward pass, the condition's share of the first convolutions and permutations not counted."""
     total = 0
     for c, (h, w), blocks in zip(size.channels, size.grids, size.blocks, strict=True):
-        width = c // 2 + 64
+        width = c // 2 + CONDITION
         total += blocks * 18 * h * w * (c // 2 * width + width * c)
     h, w = size.grids[-1]
     halves = [c // 2 for c in size.channels]

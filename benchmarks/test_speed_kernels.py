@@ -1,14 +1,12 @@
 """The chip's own limits, every kernel beside them, and the kernels' convolution beside the vendor's."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.setting import DEVICE, SIZES, Size, measure, measure_launches, rotated
-from fastmsflow.benchmarking import Case, cases
+from fastmsflow.benchmarking import Case, cases, tensors
 from fastmsflow.kernels import conv3x3
 from fastmsflow.kernels.launch import INTERPRETED
 
@@ -89,11 +87,3 @@ def _image(shape: tuple[int, ...]) -> Tensor:
 
 def _bfloat16(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for shape in shapes]
-
-
-def tensors(nested: object) -> Iterator[Tensor]:
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, (list, tuple)):
-        for part in nested:
-            yield from tensors(part)

@@ -1,6 +1,6 @@
 """Which tile serves a kernel best on the GPU at hand, and whose convolution is faster there; speed then and now."""
 
-from .cases import LEVELS, Case, cases
+from .cases import CONDITION, LEVELS, Case, cases, tensors
 from .tuning import Choice, Contest, as_table, save_table, tune
 
-__all__ = ["LEVELS", "Case", "Choice", "Contest", "as_table", "cases", "save_table", "tune"]
+__all__ = ["CONDITION", "LEVELS", "Case", "Choice", "Contest", "as_table", "cases", "save_table", "tensors", "tune"]

@@ -19,6 +19,8 @@ from ..kernels import (
     score_map,
 )
 from ..kernels.conv3x3_layer_norm import fuses_layer_norm
+from ..reference.image_score import pixels_scored
+from ..scoring import TOP_K
 
 # The default model at 512x512: channels and grid of each level.
 LEVELS = ((256, 64), (512, 32), (1024, 16))
@@ -54,7 +56,7 @@ def cases(levels: Sequence[tuple[int, int]], batch: int, image_size: int, device
     image = new(torch.float32, device, batch, image_size, image_size).square().neg()
     name = f"{image_size}x{image_size}"
     maps = partial(score_map.score_maps, logp, (image_size, image_size))
-    scores = partial(image_score.image_scores, image, max(1, int(0.03 * image_size**2)))
+    scores = partial(image_score.image_scores, image, pixels_scored(image, TOP_K))
     yield Case("score_map", name, maps, "float32")
     yield Case("image_score", name, scores, "float32")
 
@@ -69,6 +71,15 @@ def permutation(channels: int, device: torch.device) -> Tensor:
     if device.type == "meta":
         return torch.empty(channels, device=device, dtype=torch.int64)
     return torch.randperm(channels, device=device)
+
+
+def tensors(nested: object) -> Iterator[Tensor]:
+    """Those in a launcher's arguments or results."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (list, tuple)):
+        for part in nested:
+            yield from tensors(part)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -114,11 +125,8 @@ def _layer_norms(
 def _convolutions(
     level: int, channels: int, size: int, batch: int, arithmetic: str, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Case]:
-    width, precision, name = (
-        channels // 2 + CONDITION,
-        "tf32" if arithmetic == "tf32" else "ieee",
-        f"{channels} channels",
-    )
+    width, name = channels // 2 + CONDITION, f"{channels} channels"
+    precision = "tf32" if arithmetic == "tf32" else "ieee"
     x, half, hidden = (new(dtype, device, batch, c, size, size) for c in (channels, channels // 2, width))
     conv1, conv2, heads = (
         new(dtype, device, outputs, inputs, 3, 3).div(3 * inputs**0.5)

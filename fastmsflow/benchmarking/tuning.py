@@ -18,7 +18,7 @@ from ..kernels.launch import ProductTile, Tile
 from ..ops.conv3x3 import conv3x3, convolution_gradients
 from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
-from .cases import CONDITION, LEVELS, Case, cases, new, permutation
+from .cases import CONDITION, LEVELS, Case, cases, new, permutation, tensors
 
 Size = Tile | ProductTile
 Timer = Callable[[Callable[[], object]], float]
@@ -113,14 +113,14 @@ def _climb(kernel: str, some: list[Case], chip: str, device: torch.device, timer
     before: Size = (tables.tile if kernel in tables.TILES else tables.product_tile)(kernel, device)
     timed = [case for case in some if case.arithmetic == "bfloat16"] or some
     others = [case for case in some if case not in timed]
-    expected = {case: _flat(case.launch()) for case in some}
+    expected = {case: list(tensors(case.launch())) for case in some}
     start = [timer(case.launch) for case in timed]
 
     def gain(size: Size) -> float:
         """How much faster than ``before``; 0 where it does not serve."""
         _set(chip, kernel, size)
         try:
-            if not all(_agree(expected[case], _flat(case.launch())) for case in [*timed, *others]):
+            if not all(_agree(expected[case], list(tensors(case.launch()))) for case in [*timed, *others]):
                 return 0.0
             ratios = [old / timer(case.launch) for old, case in zip(start, timed, strict=True)]
         # The compiler's passes fail with a plain RuntimeError.
@@ -159,12 +159,6 @@ def neighbours(size: Size) -> list[Size]:
 
 def _set(chip: str, kernel: str, size: Size) -> None:
     tables.apply({chip: {"tiles": {kernel: asdict(size)}}})
-
-
-def _flat(result: object) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    return [tensor for part in result for tensor in _flat(part)]  # type: ignore[attr-defined]
 
 
 def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
