@@ -1,7 +1,7 @@
 """The model: multi-scale flow, and extractor + flow."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +49,8 @@ class MultiScaleFlow(nn.Module):
                 f"channels {tuple(channels)}, condition_channels {tuple(condition_channels)} and blocks {tuple(blocks)}"
                 " must name the same number of levels"
             )
+        if min(blocks) < 1:
+            raise InputError(f"blocks {tuple(blocks)}: every level needs a coupling block")
         if clamp_form not in ("tanh", "scaled_tanh"):
             raise InputError(f"clamp_form {clamp_form!r} is not known; choose 'tanh' or 'scaled_tanh'")
         self.channels = tuple(channels)
@@ -103,8 +105,8 @@ class MultiScaleFlow(nn.Module):
         self._check(z)
         levels, log_det = self.fusion_flow.inverse(z, self.backend)
         tasks = [
-            partial(flow.inverse, level, code(level), self.backend)
-            for flow, code, level in zip(self.parallel_flows, self.position_codes, levels, strict=True)
+            partial(flow.inverse, level, code(level), self.backend, order)
+            for flow, code, level, order in self._by_level(levels)
         ]
         features, log_dets = zip(*side_by_side(tasks, levels[0].device), strict=True)
         return list(features), log_det + sum(log_dets)
@@ -117,11 +119,14 @@ class MultiScaleFlow(nn.Module):
     def _parallel(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         self._check(features)
         tasks = [
-            partial(flow, level, code(level), self.backend)
-            for flow, code, level in zip(self.parallel_flows, self.position_codes, features, strict=True)
+            partial(flow, level, code(level), self.backend, order)
+            for flow, code, level, order in self._by_level(features)
         ]
         levels, log_dets = zip(*side_by_side(tasks, features[0].device), strict=True)
         return list(levels), sum(log_dets)
+
+    def _by_level(self, levels: Sequence[Tensor]) -> Iterator[tuple[nn.Module, nn.Module, Tensor, Tensor]]:
+        return zip(self.parallel_flows, self.position_codes, levels, self.fusion_flow.orders, strict=True)
 
     def _check(self, levels: Sequence[Tensor]) -> None:
         if len(levels) != len(self.channels):

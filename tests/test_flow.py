@@ -101,6 +101,15 @@ def test_a_loaded_permutation_is_inverted_anew() -> None:
     assert "inverse_perm" not in "".join(flow.state_dict())
 
 
+def test_an_order_is_applied_as_if_to_the_output() -> None:
+    flow = small_flow().double()
+    parallel, code, x = flow.parallel_flows[1], flow.position_codes[1], inputs()[1]
+    order = torch.randperm(x.shape[1])
+    plain, ordered = parallel(x, code(x))[0], parallel(x, code(x), order=order)[0]
+    assert torch.equal(ordered, plain[:, order])
+    torch.testing.assert_close(parallel.inverse(ordered, code(x), order=order)[0], x, rtol=1e-9, atol=1e-9)
+
+
 def test_condition_map_is_computed_once_for_given_weights(monkeypatch) -> None:
     flow = small_flow().eval()
     x = inputs(dtype=torch.float32)
@@ -205,6 +214,7 @@ def test_position_code_has_the_published_channels() -> None:
         ({"channels": (8, 7, 6)}, "even"),
         ({"condition": (8, 6, 8)}, "multiple of 4"),
         ({"blocks": (1, 2)}, "same number of levels"),
+        ({"blocks": (1, 0, 2)}, "every level needs"),
         ({"clamp_form": "sigmoid"}, "clamp_form"),
         ({"backend": "cudnn"}, "backend"),
     ],

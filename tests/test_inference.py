@@ -262,7 +262,8 @@ def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
         for _ in range(2):
             play(lambda *x: (flow.log_likelihood_maps(x)[1],), x)
     ((*_, read),) = play._recorded.values()
-    assert len(read) == sum(flow.blocks) + 2
+    condition_maps, heads, orders = sum(flow.blocks), 2, len(flow.channels)
+    assert len(read) == condition_maps + heads + orders
 
 
 def test_images_that_share_memory_and_inference_mode_are_taken(graphs: None) -> None:

@@ -8,6 +8,7 @@ from ..errors import InputError
 from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.coupling import coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
+from .kept import Kept
 from .subnet import ConditionedSubnet
 
 
@@ -33,19 +34,33 @@ class CouplingBlock(nn.Module):
         self.register_buffer("inverse_perm", invert_permutation(self.perm), persistent=False)
         self.register_load_state_dict_post_hook(CouplingBlock._invert)
         self.subnet = ConditionedSubnet(self.half, condition_channels, 2 * self.half)
+        self._ordered: Kept[tuple[Tensor, Tensor]] = Kept()
 
-    def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape and dtype, log_det (B,)."""
+    def forward(
+        self, x: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape and dtype, log_det (B,).
+
+        ``order``: a permutation of z's channels that is applied in the same store.
+        """
         hidden, head = self.subnet.hidden(x[:, : self.half], condition, backend), self.subnet.conv2
-        perms = (self.perm, self.inverse_perm)
         return conv3x3_coupling(
-            hidden, head.weight, head.bias, x, *self._affine, *perms, self.clamp, self.clamp_form, backend
+            hidden, head.weight, head.bias, x, *self._affine, *self._perms(order), self.clamp, self.clamp_form, backend
         )
 
-    def inverse(self, z: Tensor, condition: Tensor, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
-        """z (B, C, H, W) -> x, and the log_det (B,) of this direction."""
-        raw = self.subnet(kept_channels(z, *self._affine, self.inverse_perm, self.half), condition, backend)
-        return coupling_inverse(z, raw, *self._affine, self.perm, self.clamp, self.clamp_form, backend)
+    def inverse(
+        self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z (B, C, H, W), in ``order`` -> x, and the log_det (B,) of this direction."""
+        perm, inverse_perm = self._perms(order)
+        raw = self.subnet(kept_channels(z, *self._affine, inverse_perm, self.half), condition, backend)
+        return coupling_inverse(z, raw, *self._affine, perm, self.clamp, self.clamp_form, backend)
+
+    def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """perm and its inverse; followed by ``order``."""
+        if order is None:
+            return self.perm, self.inverse_perm
+        return self._ordered.get(lambda: _with_inverse(self.perm[order]), (self.perm, order))
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -54,3 +69,7 @@ class CouplingBlock(nn.Module):
     def _invert(self, *_: object) -> None:
         """A loaded permutation has another inverse."""
         self.inverse_perm = invert_permutation(self.perm)
+
+
+def _with_inverse(perm: Tensor) -> tuple[Tensor, Tensor]:
+    return perm, invert_permutation(perm)

@@ -14,13 +14,15 @@ from ..ops.conv3x3_coupling import (
     conv3x3_joining_cross_coupling_likelihood,
 )
 from ..ops.coupling import cross_coupling_inverse
-from ..reference.coupling import invert_permutation, permute_channels
 from .side_by_side import side_by_side
 from .subnet import FusionSubnet
 
 
 class FusionFlow(nn.Module):
-    """Permutes each level's channels, then couples the halves of all levels with each other (arXiv 2308.15300)."""
+    """Couples the halves of all levels with each other (arXiv 2308.15300).
+
+    The levels come permuted, by the buffer ``perm{l}`` each: the parallel flows' last store does it in passing.
+    """
 
     def __init__(self, channels: Sequence[int], clamp: float) -> None:
         super().__init__()
@@ -31,18 +33,22 @@ class FusionFlow(nn.Module):
         self.subnet_1 = FusionSubnet(halves)
         self.subnet_2 = FusionSubnet(halves)
 
+    @property
+    def orders(self) -> list[Tensor]:
+        """The permutation of channels in which each level comes."""
+        return [self.get_buffer(f"perm{level}") for level in range(len(self.subnet_1.conv_s))]
+
     def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """x (B, C_l, H_l, W_l) per level -> z of the same shapes, log_det (B,)."""
+        """x (B, C_l, H_l, W_l) per level, permuted -> z of the same shapes, log_det (B,)."""
         return self._couple(x, conv3x3_joining_cross_coupling, backend)
 
     def log_likelihood_maps(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """x per level -> -0.5 mean over channels of z^2, (B, H_l, W_l) per level, log_det (B,); z is not kept."""
+        """x per level, permuted -> -0.5 mean over channels of z^2, (B, H_l, W_l) each, log_det (B,); z is not kept."""
         return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend)
 
     def _couple(self, x: Sequence[Tensor], join: Callable, backend: Backend) -> tuple[list[Tensor], Tensor]:
         """``join``: the coupling of the second halves, which yields what is returned per level."""
-        permuted = [permute_channels(level, self.get_buffer(f"perm{i}")) for i, level in enumerate(x)]
-        h1, h2 = zip(*(level.chunk(2, dim=1) for level in permuted), strict=True)
+        h1, h2 = zip(*(level.chunk(2, dim=1) for level in x), strict=True)
         y1, log_det_2 = self._drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], backend)
         joined, log_det_1 = self._drive(join, self.subnet_1, y1, [y1, h2], backend)
         return joined, log_det_1 + log_det_2
@@ -65,15 +71,11 @@ class FusionFlow(nn.Module):
         return list(y), sum(log_dets)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """z -> x, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
+        """z -> x, permuted, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
         y1, y2 = zip(*(level.chunk(2, dim=1) for level in z), strict=True)
         h2, log_det_1 = self._undo(y2, y1, self.subnet_1, backend)
         h1, log_det_2 = self._undo(y1, h2, self.subnet_2, backend)
-        x = [
-            permute_channels(torch.cat(pair, dim=1), invert_permutation(self.get_buffer(f"perm{i}")))
-            for i, pair in enumerate(zip(h1, h2, strict=True))
-        ]
-        return x, log_det_1 + log_det_2
+        return [torch.cat(pair, dim=1) for pair in zip(h1, h2, strict=True)], log_det_1 + log_det_2
 
     def _undo(
         self, y: Sequence[Tensor], driver: Sequence[Tensor], subnet: FusionSubnet, backend: Backend
