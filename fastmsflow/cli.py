@@ -223,11 +223,11 @@ def benchmark(
     if baseline is None:
         return
     ratios, warning = compare(baseline, results)
-    table = Table("benchmark", "before", "now", "now / before")
+    table = Table(Column("benchmark", overflow="fold"), "before", "now", "now / before")
     for ratio in ratios:
         style = "red" if ratio.value > threshold else None
         times = (f"{1e3 * seconds:.4g} ms" for seconds in (ratio.before, ratio.now))
-        table.add_row(escape(ratio.name), *times, f"{ratio.value:.3f}", style=style)
+        table.add_row(escape(ratio.name.rpartition("::")[2]), *times, f"{ratio.value:.3f}", style=style)
     console.print(table)
     if warning is not None:
         console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
