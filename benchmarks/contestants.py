@@ -69,8 +69,7 @@ class Contestant(ABC):
     def step(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """One step of Adam on the flow: -> loss, gradient norm before clipping."""
         if self.optimizer is None:
-            fused = features[0].is_cuda
-            self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=1e-4, fused=fused)
+            self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=1e-4, fused=True)
         self.optimizer.zero_grad()
         loss = self.loss(features)
         loss.backward()

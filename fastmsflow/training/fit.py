@@ -151,7 +151,6 @@ def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console:
             max_epochs=recipe.epochs,
             check_val_every_n_epoch=recipe.sub_epochs,
             limit_val_batches=1.0 if module.truth is not None else 0,
-            gradient_clip_val=recipe.clip_norm,
             precision=recipe.precision,  # type: ignore[arg-type]
             accelerator="auto",
             devices=1,
