@@ -39,7 +39,7 @@ def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
     for key, value in flow.parallel_flows[level].state_dict().items():
         theirs = parallel_key(key)
         if key.endswith(".perm"):
-            perm, inverse = _written_permutation(value, dense=flow.clamp_form == "tanh")
+            perm, inverse = written_permutation(value, dense=flow.clamp_form == "tanh")
             result[theirs.replace(".perm", ".w_perm")] = perm
             result[theirs.replace(".perm", ".w_perm_inv")] = inverse
         elif key.endswith((".global_scale", ".global_offset")):
@@ -77,7 +77,7 @@ def own_parallel(official: StateDict, flow: MultiScaleFlow, level: int, faults: 
             pair = [_take(official, k, shape, where, faults) for k in keys]
             used.update(keys)
             if pair[0] is not None and pair[1] is not None:
-                result[key] = _read_permutation(pair[0], pair[1], where + keys[0], faults)
+                result[key] = read_permutation(pair[0], pair[1], where + keys[0], faults)
         else:
             flat = key.endswith((".global_scale", ".global_offset"))
             value = _take(official, theirs, (1, len(mine), 1, 1) if flat else tuple(mine.shape), where, faults)
@@ -105,7 +105,7 @@ def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> 
         inverse = _take(official, f"{match}_inv", (channels,), where, faults)
         used.update((match, f"{match}_inv"))
         if inverse is not None:
-            result[f"perm{level}"] = _read_permutation(official[match], inverse, where + match, faults)
+            result[f"perm{level}"] = read_permutation(official[match], inverse, where + match, faults)
     for key, mine in flow.fusion_flow.state_dict().items():
         if not key.startswith("perm"):
             theirs = fusion_key(key, levels)
@@ -150,7 +150,7 @@ def _take(official: StateDict, key: str, shape: tuple[int, ...], where: str, fau
     return value
 
 
-def _written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
+def written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
     if not dense:
         return perm.clone(), invert_permutation(perm)
     matrix = torch.zeros(len(perm), len(perm), 1, 1, device=perm.device)
@@ -158,11 +158,11 @@ def _written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
     return matrix, matrix.transpose(0, 1).contiguous()
 
 
-def _read_permutation(perm: Tensor, inverse: Tensor, where: str, faults: list[str]) -> Tensor:
+def read_permutation(perm: Tensor, inverse: Tensor, where: str, faults: list[str]) -> Tensor:
     """Index form of either layout; anything but a permutation and its inverse is a fault."""
     if perm.ndim == 4:
         index = perm[:, :, 0, 0].argmax(dim=1)
-        exact = torch.equal(perm, _written_permutation(index, dense=True)[0].to(perm.dtype))
+        exact = torch.equal(perm, written_permutation(index, dense=True)[0].to(perm.dtype))
         exact = exact and torch.equal(inverse, perm.transpose(0, 1))
     else:
         index = perm.long()

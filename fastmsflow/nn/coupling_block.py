@@ -25,7 +25,7 @@ class CouplingBlock(nn.Module):
         super().__init__()
         if channels <= 0 or channels % 2:
             raise InputError(f"channels must be even, not {channels}: a coupling splits them in halves")
-        self.half = channels // 2
+        self.kept = channels // 2
         self.clamp = clamp
         self.clamp_form: ClampForm = clamp_form
         self.global_scale = nn.Parameter(torch.full((channels,), initial_global_scale()))
@@ -33,7 +33,7 @@ class CouplingBlock(nn.Module):
         self.register_buffer("perm", torch.randperm(channels))
         self.register_buffer("inverse_perm", invert_permutation(self.perm), persistent=False)
         self.register_load_state_dict_post_hook(CouplingBlock._invert)
-        self.subnet = ConditionedSubnet(self.half, condition_channels, 2 * self.half)
+        self.subnet = ConditionedSubnet(self.kept, condition_channels, 2 * self.kept)
         self._ordered: Kept[tuple[Tensor, Tensor]] = Kept()
 
     def forward(
@@ -43,7 +43,7 @@ class CouplingBlock(nn.Module):
 
         ``order``: a permutation of z's channels that is applied in the same store.
         """
-        hidden, head = self.subnet.hidden(x[:, : self.half], condition, backend), self.subnet.conv2
+        hidden, head = self.subnet.hidden(x[:, : self.kept], condition, backend), self.subnet.conv2
         return conv3x3_coupling(
             hidden, head.weight, head.bias, x, *self._affine, *self._perms(order), self.clamp, self.clamp_form, backend
         )
@@ -53,7 +53,7 @@ class CouplingBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """z (B, C, H, W), in ``order`` -> x, and the log_det (B,) of this direction."""
         perm, inverse_perm = self._perms(order)
-        raw = self.subnet(kept_channels(z, *self._affine, inverse_perm, self.half), condition, backend)
+        raw = self.subnet(kept_channels(z, *self._affine, inverse_perm, self.kept), condition, backend)
         return coupling_inverse(z, raw, *self._affine, perm, self.clamp, self.clamp_form, backend)
 
     def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,240 @@
+"""The reference implementation's flows by structure, call and state dict (arXiv 2308.15300), computed by this library.
+
+Parameters have the names, shapes and order of the original, so its checkpoints and its optimizers' states fit. Each
+class takes its modules or parameters from the caller: new ones (``build``) or those of a live model (``accelerate``).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..backend import Backend
+from ..errors import InputError
+from ..nn.coupling_block import CouplingBlock
+from ..nn.fusion_flow import FusionFlow
+from ..nn.kept import Kept
+from ..nn.parallel_flow import ParallelFlow
+from ..nn.subnet import ConditionedSubnet, FusionSubnet
+from ..reference.coupling import ClampForm, invert_permutation, permute_channels
+from .keys import read_permutation
+
+Variant = Literal["auto", "0.2", "master"]
+
+
+class DropInSubnet(ConditionedSubnet):
+    def __init__(self, conv1: nn.Conv2d, ln: nn.LayerNorm, conv2: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        self.in_channels = conv2.out_channels // 2
+        self.conv1, self.ln, self.conv2 = conv1, ln, conv2
+        self._kept = Kept()
+
+    @property
+    def norm(self) -> nn.LayerNorm:  # type: ignore[override]
+        return self.ln
+
+
+class DropInBlock(CouplingBlock):
+    """FrEIA's ``AllInOneBlock`` as MSFlow builds it.
+
+    ``w_perm``, ``w_perm_inv``: FrEIA 0.2's dense (C, C, 1, 1) matrices or its git master's (C,) indices. ``variant``:
+    the formula of the soft clamp; ``"auto"`` follows the permutation's layout, as does a checkpoint that is loaded.
+    """
+
+    def __init__(
+        self,
+        global_scale: nn.Parameter,
+        global_offset: nn.Parameter,
+        w_perm: nn.Parameter,
+        w_perm_inv: nn.Parameter,
+        subnet: DropInSubnet,
+        clamp: float,
+        variant: Variant = "auto",
+    ) -> None:
+        nn.Module.__init__(self)
+        self.kept = global_scale.numel() // 2
+        self.clamp = clamp
+        self.variant = variant
+        self.global_scale, self.global_offset = global_scale, global_offset
+        self.w_perm, self.w_perm_inv = w_perm, w_perm_inv
+        self.subnet = subnet
+        self._read: tuple[object, Tensor, Tensor] | None = None
+        self.register_load_state_dict_pre_hook(DropInBlock._take_layout)
+
+    @property
+    def clamp_form(self) -> ClampForm:  # type: ignore[override]
+        dense = self.w_perm.ndim == 4
+        if self.variant == "master" and dense:
+            raise InputError(
+                "dense permutations are FrEIA 0.2's, whose formula is clamp tanh(r); variant 'master' would compute"
+                " something else: use 'auto'"
+            )
+        return "tanh" if self.variant == "0.2" or dense else "scaled_tanh"
+
+    @property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        return self.global_scale.flatten(), self.global_offset.flatten()
+
+    def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            dense = self.w_perm.ndim == 4
+            perm = self.w_perm[:, :, 0, 0].argmax(dim=1) if dense else self.w_perm
+            return perm, invert_permutation(perm)
+        # A live model may be loaded after it was accelerated, so the parameter itself is watched.
+        state = (self.w_perm._version, self.w_perm.data_ptr(), self.w_perm_inv._version, self.w_perm_inv.data_ptr())
+        if self._read is None or self._read[0] != state:
+            faults: list[str] = []
+            perm = read_permutation(self.w_perm.detach(), self.w_perm_inv.detach(), "w_perm", faults)
+            if faults:
+                raise InputError(f"{faults[0]}; MSFlow has no other (permute_soft, householder)")
+            self._read = state, perm, invert_permutation(perm)
+        return self._read[1:]
+
+    def _take_layout(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Makes room for permutations in the other layout."""
+        new = state.get(f"{prefix}w_perm")
+        if new is not None and new.ndim != self.w_perm.ndim:
+            for name in ("w_perm", "w_perm_inv"):
+                room = torch.zeros(state[prefix + name].shape, dtype=new.dtype, device=self.w_perm.device)
+                setattr(self, name, nn.Parameter(room, requires_grad=False))
+
+
+class DropInParallelFlow(ParallelFlow):
+    """One level: ``flow(x, [condition], rev=False)`` -> (z, log_det (B,)); condition (B, D, H, W), or (1, D, H, W)."""
+
+    def __init__(self, blocks: Sequence[DropInBlock], backend: Backend = "auto") -> None:
+        nn.Module.__init__(self)
+        self.module_list = nn.ModuleList(blocks)
+        self.backend: Backend = backend
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        return self.module_list
+
+    def forward(  # type: ignore[override]
+        self, x_or_z: Tensor, c: Sequence[Tensor] | Tensor, rev: bool = False, jac: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """``jac``: taken for the call's sake; the log_det comes in any case."""
+        condition = shared_condition(c if isinstance(c, Tensor) else c[0])
+        run = ParallelFlow.inverse if rev else ParallelFlow.forward
+        return run(self, x_or_z, condition, self.backend)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As the original's, but what does not fit raises though ``strict`` be False: it would load silently."""
+        return super().load_state_dict(state_dict, True, assign)
+
+
+class DropInPermutation(nn.Module):
+    def __init__(self, perm: nn.Parameter, perm_inv: nn.Parameter) -> None:
+        super().__init__()
+        self.perm, self.perm_inv = perm, perm_inv
+
+
+class DropInCrossConvolutions(nn.Module):
+    def __init__(self, conv1: nn.Conv2d, norm: nn.LayerNorm, conv2: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = conv1, norm, conv2
+
+
+class DropInFusionSubnet(FusionSubnet):
+    def __init__(self, cross_convs: DropInCrossConvolutions, conv_s: nn.ModuleList, conv_t: nn.ModuleList) -> None:
+        nn.Module.__init__(self)
+        self.cross_convs, self.conv_s, self.conv_t = cross_convs, conv_s, conv_t
+        self._kept = Kept()
+
+    @property
+    def conv1(self) -> nn.Conv2d:  # type: ignore[override]
+        return self.cross_convs.conv1
+
+    @property
+    def norm(self) -> nn.LayerNorm:  # type: ignore[override]
+        return self.cross_convs.norm
+
+    @property
+    def conv2(self) -> nn.Conv2d:  # type: ignore[override]
+        return self.cross_convs.conv2
+
+
+class DropInCoupling(FusionFlow):
+    def __init__(self, subnet_1: DropInFusionSubnet, subnet_2: DropInFusionSubnet, clamp: float) -> None:
+        nn.Module.__init__(self)
+        self.clamp = clamp
+        self.subnet_1, self.subnet_2 = subnet_1, subnet_2
+
+
+class DropInFusionFlow(nn.Module):
+    """``fusion([x0, x1, x2], rev=False)`` -> ([z0, z1, z2], log_det (B,)).
+
+    ``permutations`` stand in any order; a level takes the one of its length, as the original's loader does.
+    """
+
+    def __init__(
+        self, permutations: Sequence[DropInPermutation], coupling: DropInCoupling, backend: Backend = "auto"
+    ) -> None:
+        super().__init__()
+        self.module_list = nn.ModuleList([*permutations, coupling])
+        self.backend: Backend = backend
+        self.register_load_state_dict_pre_hook(DropInFusionFlow._order_permutations)
+
+    def forward(
+        self, x_or_z: Sequence[Tensor], c: object = None, rev: bool = False, jac: bool = True
+    ) -> tuple[list[Tensor], Tensor]:
+        """``c``, ``jac``: taken for the call's sake."""
+        places = _matched([level.shape[1] for level in x_or_z], self._lengths)
+        ordered = [self.module_list[place] for place in places]
+        coupling = self.module_list[-1]
+        if rev:
+            x, log_det = coupling.inverse(x_or_z, self.backend)
+            return [permute_channels(a, p.perm_inv) for a, p in zip(x, ordered, strict=True)], log_det
+        permuted = [permute_channels(a, p.perm) for a, p in zip(x_or_z, ordered, strict=True)]
+        return coupling(permuted, self.backend)
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Of the permutations."""
+        return [p.perm.numel() for p in self.module_list[:-1]]
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As the original's, but what does not fit raises though ``strict`` be False: it would load silently."""
+        return super().load_state_dict(state_dict, True, assign)
+
+    def _order_permutations(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """A file has its permutations in an order of its own."""
+        mine = self._lengths
+        names = [f"{prefix}module_list.{i}." for i in range(len(mine))]
+        if not all(f"{name}{key}" in state for name in names for key in ("perm", "perm_inv")):
+            return
+        theirs = [state[f"{name}perm"].numel() for name in names]
+        if sorted(mine) != sorted(theirs):
+            return
+        places = _matched(mine, theirs)
+        for key in ("perm", "perm_inv"):
+            taken = [state[f"{names[place]}{key}"] for place in places]
+            state.update({f"{name}{key}": value for name, value in zip(names, taken, strict=True)})
+
+
+def shared_condition(condition: Tensor) -> Tensor:
+    """The condition of one image where all images share it, as MSFlow's do: the subnet's part in it is computed once.
+
+    Looked for in the values (a wait for the GPU) unless it shows in the strides; not in a graph under recording.
+    """
+    if len(condition) == 1 or condition.stride(0) == 0:
+        return condition[:1]
+    recording = condition.is_cuda and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or recording or condition.requires_grad:
+        return condition
+    return condition[:1] if torch.equal(condition[1:], condition[:1].expand_as(condition[1:])) else condition
+
+
+def _matched(channels: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """For each of ``channels``, the place of the first free equal in ``lengths``."""
+    free = list(range(len(lengths)))
+    places = []
+    for c in channels:
+        place = next((i for i in free if lengths[i] == c), None)
+        if place is None:
+            raise InputError(f"levels of {list(channels)} channels given; this fusion flow permutes {list(lengths)}")
+        free.remove(place)
+        places.append(place)
+    return places

@@ -1,0 +1,398 @@
+"""In place of the reference implementation: its call, its files, its training loop; live FrEIA models."""
+
+import copy
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import FrEIA.framework as Ff
+import FrEIA.modules as Fm
+import pytest
+import torch
+from parity import GOLDEN, recording, relative_error
+from tolerances import FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
+from torch import Tensor, nn
+
+from benchmarks.peers import CrossCoupling, FreiaFusion, freia_flow
+from fastmsflow import InputError, MultiScaleFlow
+from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
+from fastmsflow.compat.drop_in import shared_condition
+from fastmsflow.nn.position import position_code
+
+CHANNELS, CONDITIONS, BLOCKS, GRIDS = (16, 24, 40), (8, 16, 8), (1, 2, 2), ((8, 12), (4, 6), (2, 3))
+CONFIG = SimpleNamespace(c_conds=CONDITIONS, parallel_blocks=BLOCKS, clamp_alpha=1.9)
+
+
+class LiveCoupling(Fm.InvertibleModule):
+    """The fusion's coupling as a node of FrEIA's graph."""
+
+    def __init__(self, dims_in, clamp: float) -> None:
+        super().__init__(dims_in)
+        inner = CrossCoupling([dims[0] for dims in dims_in], clamp)
+        self.subnet_1, self.subnet_2 = inner.subnet_1, inner.subnet_2
+        self.inner = [inner]
+
+    def forward(self, x, rev=False, jac=True):
+        return self.inner[0](x)
+
+    def output_dims(self, dims_in):
+        return dims_in
+
+
+def live_flows(seed: int = 0) -> tuple[list[nn.Module], nn.Module]:
+    """FrEIA 0.2's modules, as an MSFlow user has them, the fusion flow a graph."""
+    torch.manual_seed(seed)
+    levels = zip(CHANNELS, CONDITIONS, BLOCKS, GRIDS, strict=True)
+    parallel = [freia_flow(c, d, n, grid) for c, d, n, grid in levels]
+    inputs = [Ff.InputNode(c, *grid) for c, grid in zip(CHANNELS, GRIDS, strict=True)]
+    permuted = [Ff.Node(node, Fm.PermuteRandom, {}) for node in inputs]
+    coupled = Ff.Node([node.out0 for node in permuted], LiveCoupling, {"clamp": 1.9})
+    outputs = [Ff.OutputNode(getattr(coupled, f"out{i}")) for i in range(3)]
+    return parallel, Ff.GraphINN([*inputs, *permuted, coupled, *outputs])
+
+
+def conditions(batch: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """As MSFlow's loop makes them: repeated for every image."""
+    codes = (position_code(d, *grid, dtype, "cpu") for d, grid in zip(CONDITIONS, GRIDS, strict=True))
+    return [code.repeat(batch, 1, 1, 1) for code in codes]
+
+
+def features(batch: int = 3, seed: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, c, *g, generator=generator).to(dtype) for c, g in zip(CHANNELS, GRIDS, strict=True)]
+
+
+def run(parallel, fusion, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The forward pass of an MSFlow user's script."""
+    levels = zip(parallel, x, conditions(len(x[0]), x[0].dtype), strict=True)
+    z, log_dets = zip(*(flow(level, [condition]) for flow, level, condition in levels), strict=True)
+    z, log_det = fusion(list(z))
+    return list(z), log_det + sum(log_dets)
+
+
+def loss_of(parallel, fusion, x: list[Tensor]) -> Tensor:
+    z, log_det = run(parallel, fusion, x)
+    return (0.5 * sum(level.square().sum(dim=(1, 2, 3)) for level in z) - log_det).mean()
+
+
+def parameters(parallel, fusion) -> list[nn.Parameter]:
+    return [p for flow in (*parallel, fusion) for p in flow.parameters()]
+
+
+def in_order_of(fusion: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The permutations in the order of ``fusion``'s graph, as MSFlow's loader puts them."""
+    saved = {len(state[f"module_list.{i}.perm"]): i for i in range(3)}
+    places = {f"module_list.{i}": f"module_list.{saved[len(fusion.module_list[i].perm)]}" for i in range(3)}
+    moved = {f"{to}.{key}": state[f"{place}.{key}"] for to, place in places.items() for key in ("perm", "perm_inv")}
+    return {**state, **moved}
+
+
+def config_of(name: str) -> tuple[SimpleNamespace, list[int]]:
+    flow = load_official(GOLDEN / f"{name}.pt")
+    clamp = recording(name)["config"]["clamp_alpha"]
+    config = SimpleNamespace(c_conds=flow.condition_channels, parallel_blocks=flow.blocks, clamp_alpha=clamp)
+    return config, list(flow.channels)
+
+
+def load_into(parallel, fusion, content: dict) -> None:
+    """As MSFlow's loop loads: not strictly."""
+    for flow, state in zip(parallel, content["parallel_flows"], strict=True):
+        flow.load_state_dict(state, strict=False)
+    fusion.load_state_dict(content["fusion_flow"], strict=False)
+
+
+@pytest.mark.parametrize("name", ["tiny", "odd"])
+def test_the_swap_reproduces_the_recording_from_the_official_file(name: str) -> None:
+    content, expected = torch.load(GOLDEN / f"{name}.pt", weights_only=True), recording(name)
+    config, channels = config_of(name)
+    parallel, fusion = build_msflow_model(config, channels)
+    load_into(parallel, fusion, content)
+    z, log_det = [], 0.0
+    with torch.no_grad():
+        for flow, x, d in zip(parallel, expected["pooled"], config.c_conds, strict=True):
+            code = position_code(d, *x.shape[2:], x.dtype, "cpu").repeat(len(x), 1, 1, 1)
+            level, level_log_det = flow(x, [code])
+            z, log_det = [*z, level], log_det + level_log_det
+        z, fused = fusion(z)
+    assert max(relative_error(a, b) for a, b in zip(z, expected["z"], strict=True)) < GOLDEN_FLOAT32
+    assert relative_error(log_det + fused, expected["logdet"]) < GOLDEN_FLOAT32
+
+
+@pytest.mark.parametrize("name", ["tiny", "odd"])
+def test_a_loaded_official_file_is_written_again_to_the_bit(name: str) -> None:
+    content = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
+    parallel, fusion = build_msflow_model(*config_of(name))
+    load_into(parallel, fusion, content)
+    for flow, state in zip(parallel, content["parallel_flows"], strict=True):
+        again = flow.state_dict()
+        assert list(again) == list(state)
+        assert all(torch.equal(again[key], value) for key, value in state.items())
+    again = fusion.state_dict()
+    assert list(again) == list(content["fusion_flow"])
+    perms = [{tuple(s[f"module_list.{i}.perm"].tolist()) for i in range(3)} for s in (again, content["fusion_flow"])]
+    assert perms[0] == perms[1]
+    # Its loader reads the order of the permutations off here.
+    assert [fusion.module_list[i].perm.shape[0] for i in range(3)] == list(config_of(name)[1])
+
+
+def test_parameters_stand_in_freias_order_with_its_shapes() -> None:
+    live, fast = live_flows(), build_msflow_model(CONFIG, CHANNELS)
+    # FrEIA's graph has its permutations in any order; they are frozen, so only their number matters to an optimizer.
+    shapes = [
+        [tuple(p.shape) if p.requires_grad or p.ndim == 4 else None for p in parameters(*f)] for f in (live, fast)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["0.2", "master"])
+def test_files_of_both_variants_are_read_with_their_formula(dense: bool, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    flow = MultiScaleFlow(CHANNELS, CONDITIONS, BLOCKS, clamp_form="tanh" if dense else "scaled_tanh").eval()
+    save_official(flow, tmp_path / "official.pt")
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    load_into(parallel, fusion, torch.load(tmp_path / "official.pt", weights_only=True))
+    with torch.no_grad():
+        z, log_det = run(parallel, fusion, features())
+        expected, expected_log_det = flow(features())
+    assert max(relative_error(a, b) for a, b in zip(z, expected, strict=True)) < FREIA_FLOAT32
+    assert relative_error(log_det, expected_log_det) < FREIA_FLOAT32
+    content = {
+        "epoch": 0,
+        "fusion_flow": fusion.state_dict(),
+        "parallel_flows": [level.state_dict() for level in parallel],
+    }
+    torch.save(content, tmp_path / "again.pt")
+    assert torch.equal(load_official(tmp_path / "again.pt")(features())[1], flow(features())[1])
+
+
+def test_it_goes_backwards() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    for flow in (*parallel, fusion):
+        flow.double()
+    x = features(dtype=torch.float64)
+    with torch.no_grad():
+        z, log_det = run(parallel, fusion, x)
+        back, total = fusion(z, rev=True)
+        for i, (flow, code) in enumerate(zip(parallel, conditions(3, torch.float64), strict=True)):
+            back[i], part = flow(back[i], [code], rev=True)
+            total = total + part
+    assert max(relative_error(a, b) for a, b in zip(back, x, strict=True)) < ROUND_TRIP_FLOAT64
+    assert relative_error(total, -log_det) < ROUND_TRIP_FLOAT64
+
+
+def test_twenty_steps_lose_what_freias_modules_lose(tmp_path: Path) -> None:
+    """Adam and clipping; a checkpoint after ten steps is taken up by the other side."""
+    live, fast = live_flows(), build_msflow_model(CONFIG, CHANNELS)
+    for ours, theirs in zip((*fast[0], fast[1]), (*live[0], live[1]), strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    losses: list[list[float]] = [[], []]
+    optimizers = [torch.optim.Adam(parameters(*side), lr=1e-3) for side in (live, fast)]
+    for step in range(20):
+        if step == 10:  # each goes on from what the other saved
+            states = [
+                ([f.state_dict() for f in side[0]], side[1].state_dict(), o.state_dict())
+                for side, o in zip((live, fast), optimizers, strict=True)
+            ]
+            torch.save(states, tmp_path / "checkpoints.pt")
+            states = torch.load(tmp_path / "checkpoints.pt", weights_only=True)[::-1]
+            for side, optimizer, state in zip((live, fast), optimizers, states, strict=True):
+                for flow, weights in zip(side[0], state[0], strict=True):
+                    flow.load_state_dict(weights)
+                side[1].load_state_dict(in_order_of(side[1], state[1]))
+                optimizer.load_state_dict(state[2])
+        for side, optimizer, record in zip((live, fast), optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss = loss_of(*side, features(seed=step))
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters(*side), 2)
+            optimizer.step()
+            record.append(loss.item())
+    first = abs(losses[0][0])
+    assert losses[0][-1] < losses[0][0]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < FREIA_FLOAT32 * first
+
+
+def test_autocast_with_a_scaler_trains() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu")
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(parallel, fusion, features())
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters(parallel, fusion), 2)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_accelerated_modules_share_their_parameters_and_their_optimizer() -> None:
+    parallel, fusion = live_flows()
+    optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-3)
+    before = loss_of(parallel, fusion, features()).item()
+    fast = accelerate(parallel, fusion)
+    assert {id(p) for p in parameters(*fast)} == {id(p) for p in parameters(parallel, fusion)}
+    assert loss_of(*fast, features()).item() == pytest.approx(before, rel=1e-5)
+    loss_of(*fast, features()).backward()
+    optimizer.step()
+    after = loss_of(parallel, fusion, features()).item()
+    assert after != pytest.approx(before, rel=1e-5)
+    assert loss_of(*fast, features()).item() == pytest.approx(after, rel=1e-5)
+    for ours, theirs in zip((*fast[0], fast[1]), (*parallel, fusion), strict=True):
+        assert {k: v.shape for k, v in ours.state_dict().items()} == {
+            k: v.shape for k, v in theirs.state_dict().items()
+        }
+
+
+def test_weights_loaded_into_the_live_modules_afterwards_are_followed() -> None:
+    parallel, fusion = live_flows()
+    fast = accelerate(parallel, fusion)
+    others, _ = live_flows(seed=9)
+    run(*fast, features())
+    for flow, other in zip(parallel, others, strict=True):
+        flow.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        theirs = [f(x, [c])[0] for f, x, c in zip(others, features(), conditions(3), strict=True)]
+        ours = [f(x, [c])[0] for f, x, c in zip(fast[0], features(), conditions(3), strict=True)]
+    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < FREIA_FLOAT32
+
+
+class MasterBlock(Fm.AllInOneBlock):
+    """As FrEIA's git master has it: permutations as indices, and its formula of the soft clamp."""
+
+    def forward(self, x, c=(), rev=False, jac=True):
+        x1, x2 = torch.split(x[0], self.splits, dim=1)
+        raw = 0.1 * self.subnet(torch.cat((x1, *c), dim=1))
+        s = self.clamp * torch.tanh(raw[:, : self.splits[1]] / self.clamp)
+        gain = self.global_scale_activation(self.global_scale)
+        y = torch.cat((x1, x2 * s.exp() + raw[:, self.splits[1] :]), dim=1) * gain + self.global_offset
+        pixels = x[0][0, 0].numel()
+        return (y[:, self.w_perm],), s.sum(dim=(1, 2, 3)) + pixels * gain.log().sum()
+
+
+def as_master(parallel: list[nn.Module]) -> list[nn.Module]:
+    for flow in parallel:
+        for block in flow.module_list:
+            block.__class__ = MasterBlock
+            for name in ("w_perm", "w_perm_inv"):
+                index = getattr(block, name)[:, :, 0, 0].argmax(dim=1)
+                setattr(block, name, nn.Parameter(index, requires_grad=False))
+    return parallel
+
+
+def test_freias_git_master_is_recognised_by_what_it_computes() -> None:
+    parallel, fusion = live_flows()
+    parallel = as_master(parallel)
+    fast = accelerate(parallel, fusion)
+    with torch.no_grad():
+        (ours, log_det), (theirs, expected) = run(*fast, features()), run(parallel, fusion, features())
+    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < FREIA_FLOAT32
+    assert relative_error(log_det, expected) < FREIA_FLOAT32
+
+
+def test_the_benchmarks_fusion_is_taken_as_well() -> None:
+    parallel, _ = live_flows()
+    fusion = FreiaFusion(CHANNELS, 1.9)
+    for i, c in enumerate(CHANNELS):
+        state = {"perm": torch.randperm(c)}
+        fusion.module_list[i].load_state_dict({**state, "perm_inv": torch.argsort(state["perm"])})
+    z, log_det = run(*accelerate(parallel, fusion), features())
+    expected, expected_log_det = run(parallel, fusion, features())
+    assert max(relative_error(a, b) for a, b in zip(z, expected, strict=True)) < FREIA_FLOAT32
+    assert relative_error(log_det, expected_log_det) < FREIA_FLOAT32
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda flow: pickle.loads(pickle.dumps(flow)), lambda flow: flow.to("cpu").train().eval()]
+)
+def test_a_copy_a_pickle_and_a_moved_flow_compute_the_same(how) -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    expected = run(parallel, fusion, features())[1]
+    assert torch.equal(run([how(flow) for flow in parallel], how(fusion), features())[1], expected)
+
+
+def test_kernels_compute_the_swap_too() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS, backend="torch")
+    x = [level[:1] for level in features()]
+    z, log_det = run(parallel, fusion, x)
+    for flow in (*parallel, fusion):
+        flow.backend = "triton"
+    ours, our_log_det = run(parallel, fusion, x)
+    assert max(relative_error(a, b) for a, b in zip(ours, z, strict=True)) < FREIA_FLOAT32
+    assert relative_error(our_log_det, log_det) < FREIA_FLOAT32
+
+
+def test_compiled_whole_it_computes_the_same() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    expected = loss_of(parallel, fusion, features())
+    compiled = torch.compile(lambda x: loss_of(parallel, fusion, x), fullgraph=True, backend="aot_eager")
+    assert compiled(features()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda c: c.repeat(3, 1, 1, 1), lambda c: c.expand(3, -1, -1, -1), lambda c: c])
+def test_a_condition_that_all_images_share_is_found(make) -> None:
+    condition = position_code(8, 3, 5, torch.float32, "cpu")
+    assert torch.equal(shared_condition(make(condition)), condition)
+
+
+def test_conditions_of_their_own_are_kept() -> None:
+    condition = torch.randn(3, 8, 3, 5)
+    assert shared_condition(condition) is condition
+
+
+def test_what_does_not_fit_raises_though_strict_is_off() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    with pytest.raises(RuntimeError, match=r"module_list\.0\.global_scale"):
+        parallel[0].load_state_dict({"weight": torch.zeros(1)}, strict=False)
+    with pytest.raises(RuntimeError, match=r"module_list\.0\.perm"):
+        fusion.load_state_dict({}, strict=False)
+
+
+def test_dense_permutations_with_masters_formula_are_refused() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS, variant="master")
+    parallel[0].load_state_dict(live_flows()[0][0].state_dict())
+    with pytest.raises(InputError, match=r"FrEIA 0\.2's"):
+        run(parallel, fusion, features())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p, f: p[0].module_list.__setitem__(0, nn.Conv2d(1, 1, 1)),
+            r"parallel_flows\[0\].module_list\[0\] is a",
+        ),
+        (lambda p, f: p.__setitem__(0, nn.Identity()), "without blocks"),
+        (lambda p, f: p.clear(), "empty"),
+        (lambda p, f: setattr(p[1].module_list[1], "GIN", True), r"parallel_flows\[1\].module_list\[1\] computes"),
+        (lambda p, f: p[0].module_list[0].w_perm.data.normal_(), "not a hard permutation"),
+        (lambda p, f: f.module_list.pop(3), "3 modules"),
+        (lambda p, f: setattr(f.module_list[3], "subnet_2", nn.Identity()), "subnet_2 is a Identity"),
+        (lambda p, f: setattr(f.module_list[3].inner[0], "clamp", 3.0), "fusion_flow computes"),
+    ],
+    ids=["block", "no blocks", "no levels", "GIN", "soft", "no coupling", "other subnet", "fusion's clamp"],
+)
+def test_another_architecture_is_refused(change, message: str) -> None:
+    parallel, fusion = live_flows()
+    for block in (b for flow in parallel for b in flow.module_list):
+        nn.init.normal_(block.subnet.conv2.weight, std=1.0)
+    change(parallel, fusion)
+    with pytest.raises(InputError, match=message):
+        accelerate(parallel, fusion)
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "message"),
+    [
+        (SimpleNamespace(c_conds=CONDITIONS), CHANNELS, "parallel_blocks, clamp_alpha"),
+        (CONFIG, (16, 24), "same number of levels"),
+        (CONFIG, (16, 24, 41), "even"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(config, channels, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_msflow_model(config, channels)
