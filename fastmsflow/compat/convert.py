@@ -47,19 +47,28 @@ def official_to_own(
     write_checkpoint(target, tensors, config)
 
 
+def own_flow(source: str | Path) -> MultiScaleFlow:
+    """The flow of one of our checkpoints, in eval mode; no extractor is made.
+
+    Errors: InputError where it does not fit.
+    """
+    tensors, config = read_checkpoint(source)
+    flow = MultiScaleFlow(**config["flow"])
+    state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
+    refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
+    flow.load_state_dict(state)
+    return flow.eval()
+
+
 def own_to_official(source: str | Path, target: str | Path) -> None:
     """Writes the flow of one of our checkpoints in the official format; the extractor stays behind.
 
     Errors: InputError where the model standardises its features, which the official format cannot say.
     """
-    tensors, config = read_checkpoint(source)
+    _, config = read_checkpoint(source)
     if config["standardise"]:
         raise InputError(
             f"{source}: its features are standardised, which the official format cannot hold;"
             " train without --standardise"
         )
-    flow = MultiScaleFlow(**config["flow"])
-    state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
-    refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
-    flow.load_state_dict(state)
-    save_official(flow, target, epoch=int(config.get("notes", {}).get("epoch", 0)))
+    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("epoch", 0)))

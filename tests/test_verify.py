@@ -1,0 +1,145 @@
+"""The certificate: what it measures, what it lets pass, what it does not."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from parity import GOLDEN
+from typer.testing import CliRunner
+
+from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
+from fastmsflow.cli import app
+from fastmsflow.compat import certificate, save_official
+from fastmsflow.compat.certificate import certify, noise
+from fastmsflow.data.textures import training_tiles
+from fastmsflow.nn.subnet import ConditionedSubnet
+
+
+def small_flow() -> MultiScaleFlow:
+    torch.manual_seed(0)
+    return MultiScaleFlow((8, 12, 16), (8, 4, 8), (1, 1, 2))
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, ["verify", *map(str, args)])
+
+
+@pytest.fixture
+def torch_only(monkeypatch) -> None:
+    """The interpreter is slow."""
+
+    def unavailable(*_: object) -> bool:
+        raise UnavailableError("no kernels here")
+
+    monkeypatch.setattr(certificate, "uses_triton", unavailable)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Tiles of a real photograph."""
+    from PIL import Image
+    from skimage import data
+
+    folder = tmp_path / "tiles of brick"
+    folder.mkdir()
+    for i, tile in enumerate(training_tiles(data.brick())[:5]):
+        Image.fromarray(tile).save(folder / f"{i}.png")
+    return folder
+
+
+def test_every_backend_and_dtype_is_compared_and_within() -> None:
+    flow = small_flow()
+    result = certify(flow, noise(flow, 16, 2), (16, 16))
+    assert [(row.backend, row.dtype) for row in result.rows] == [
+        (backend, dtype) for backend in ("torch", "triton") for dtype in ("float32", "bfloat16", "float16")
+    ]
+    assert result.images == 2
+    # The interpreter truncates to bfloat16, so the kernels' bfloat16 is twice as far off as on a GPU.
+    assert all(row.within for row in result.rows if (row.backend, row.dtype) != ("triton", "bfloat16"))
+    first = result.rows[0]
+    assert 0 < first.z < 1e-4 and 0 < first.seconds < 10
+    assert first.rank_correlation == pytest.approx(1)
+
+
+def test_differences_are_those_to_float64(torch_only: None) -> None:
+    flow = small_flow()
+    (x,) = noise(flow, 32, 2)
+    row = certify(flow, [x], (32, 32)).rows[1]
+    with torch.no_grad():
+        z, log_det = flow.double()([level.double() for level in x])
+        flow.backend = "torch"
+        ours, our_log_det = flow.bfloat16()([level.bfloat16() for level in x])
+    assert row.dtype == "bfloat16"
+    assert row.z == pytest.approx(max((a - b).abs().max().item() for a, b in zip(ours, z, strict=True)), rel=0.05)
+    assert row.log_det == pytest.approx((our_log_det - log_det).abs().max().item(), rel=0.05)
+
+
+def test_a_wrong_result_is_beyond_the_limit(monkeypatch, torch_only: None) -> None:
+    hidden = ConditionedSubnet.hidden
+
+    def wrong_in_float32(self, x, *args):
+        return hidden(self, x, *args) * (1.01 if x.dtype == torch.float32 else 1)
+
+    monkeypatch.setattr(ConditionedSubnet, "hidden", wrong_in_float32)
+    flow = small_flow()
+    result = certify(flow, noise(flow, 32, 2), (32, 32))
+    assert not result.within
+    assert {row.dtype for row in result.rows if not row.within} >= {"float32"}
+
+
+def test_nan_is_not_within(torch_only: None) -> None:
+    flow = small_flow()
+    x = [torch.full_like(level, math.nan) for level in next(iter(noise(flow, 32, 1)))]
+    result = certify(flow, [x], (32, 32))
+    assert not any(row.within for row in result.rows)
+
+
+def test_nothing_to_compare_on_is_refused(torch_only: None) -> None:
+    with pytest.raises(InputError, match="no image"):
+        certify(small_flow(), [], (32, 32))
+
+
+def test_the_flow_stays_as_it_was(torch_only: None) -> None:
+    flow = small_flow().train()
+    certify(flow, noise(flow, 32, 1), (32, 32))
+    assert flow.training and flow.dtype == torch.float32 and all(p.requires_grad for p in flow.parameters())
+
+
+def test_the_command_names_the_variant_and_writes_json(tmp_path: Path, torch_only: None) -> None:
+    result = run(GOLDEN / "tiny.pt", "--image-size", 32, "--out", tmp_path / "certificate.json")
+    written = json.loads((tmp_path / "certificate.json").read_text())
+    within = {f"{row['backend']} {row['dtype']}": row["within"] for row in written["rows"]}
+    assert "FrEIA 0.2" in result.output and "8 times noise" in result.output
+    assert within == {"torch float32": True, "torch bfloat16": True, "torch float16": True}
+    assert "no kernels here" in result.output
+    assert result.exit_code == 0
+
+
+def test_the_other_variant_is_named(tmp_path: Path, torch_only: None) -> None:
+    torch.manual_seed(0)
+    save_official(MultiScaleFlow((16, 24, 40), (8, 16, 8), (1, 1, 1), clamp_form="scaled_tanh"), tmp_path / "master.pt")
+    assert "git master" in run(tmp_path / "master.pt", "--image-size", 32).output
+
+
+def test_images_go_through_the_models_own_extractor(photographs: Path, tmp_path: Path, torch_only: None) -> None:
+    torch.manual_seed(0)
+    model = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
+    model.save(tmp_path / "model.safetensors")
+    (photographs / "broken.png").write_bytes(b"no image")
+    result = run(tmp_path / "model.safetensors", photographs)
+    assert "5 images" in result.output
+    assert "skipped" in result.output and "broken.png" in result.output
+    assert result.exit_code == 1
+    (photographs / "broken.png").unlink()
+    assert run(tmp_path / "model.safetensors", photographs).exit_code == 0
+    limited = run(tmp_path / "model.safetensors", photographs, "--most", 2)
+    assert "2 images" in limited.output
+
+
+@pytest.mark.parametrize("name", ["missing.pt", "missing.safetensors"])
+def test_a_missing_checkpoint_is_one_line(name: str, tmp_path: Path) -> None:
+    result = run(tmp_path / name)
+    assert isinstance(result.exception, InputError)
+    assert name in str(result.exception) and "\n" not in str(result.exception)
