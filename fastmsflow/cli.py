@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -227,7 +226,7 @@ def verify(
     source = f"{certificate.images} images" if images else f"{certificate.images} times noise"
     console.print(f"{escape(str(checkpoint))}: {certificate.formula}; {source}, {certificate.device}", soft_wrap=True)
     headings = ("backend", "dtype", "|dz|", "|dlog-det|", "|dscore|", "ranks", "ms", "error", "limit")
-    table = Table(*(Column(heading, no_wrap=True) for heading in headings), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), box=None, padding=(0, 1, 0, 0))
     for row in certificate.rows:
         numbers = [f"{value:.1e}" for value in (row.z, row.log_det, row.score)]
         judged = (f"{row.relative:.1e}", f"{row.tolerance:.0e}")
