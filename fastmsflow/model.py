@@ -13,6 +13,7 @@ from . import backend as backends
 from .backend import Backend
 from .checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from .errors import InputError
+from .hub import Shared
 from .nn.extractor import Extractor
 from .nn.fusion_flow import FusionFlow
 from .nn.kept import given_up
@@ -153,7 +154,7 @@ class Prediction(NamedTuple):
     """(B, H, W) for detection, in [0, 1]."""
 
 
-class MSFlow(nn.Module):
+class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
     """Frozen extractor, pool and flow: images -> likelihood, scores and maps.
 
     ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``: see
@@ -240,7 +241,7 @@ class MSFlow(nn.Module):
         On a GPU, in eval mode, the second batch of a shape is recorded in a CUDA graph, which it and all later ones
         replay: keep shapes the same.
         """
-        if self.training:
+        if self.training or torch.compiler.is_compiling():
             return Prediction(*self._predict(images, top_k))
         # A graph reads weights where they lay when it was recorded, and what was kept of them (nn.kept) as it was.
         state = (top_k, self._places(), given_up(), backends.override(), self.flow.backend)

@@ -48,7 +48,7 @@ def score_log_likelihoods(
 
 def additive_score_map(likelihood_add: Tensor) -> Tensor:
     """max(A) - A over all the images given, (N, H, W): their pixels are comparable with each other."""
-    return likelihood_add.amax() - likelihood_add
+    return likelihood_add.max() - likelihood_add
 
 
 def anomaly_scores(

@@ -233,7 +233,7 @@ def test_failed_download_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("429 Too Many Requests\nand more")
 
-    monkeypatch.setattr("fastmsflow.nn.extractor._hub_answers", lambda: True)
+    monkeypatch.setattr("fastmsflow.nn.extractor.hub_answers", lambda: True)
     monkeypatch.setattr("timm.create_model", fail)
     with pytest.raises(UnavailableError, match=r"download failed \(429 Too Many Requests\); pass extractor_weights"):
         Extractor("resnet18")

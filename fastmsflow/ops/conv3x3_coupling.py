@@ -83,7 +83,7 @@ def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bo
 
 
 def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object, whole: bool = False) -> tuple[Tensor, Tensor]:
-    unfused.check_coupling(rest[-1], len(hidden), len(weight), hidden.shape[2:], hidden.device, whole)
+    unfused.check_coupling(rest[-1], hidden.shape[0], len(weight), hidden.shape[2:], hidden.device, whole)
     return ConvCoupling.apply(*in_autocast_dtype(hidden, weight), bias, torch.is_grad_enabled(), *rest)
 
 
@@ -171,4 +171,4 @@ def _(
     likelihood,
 ):  # fmt: skip
     raw = [new_rows(hidden, len(weight))] if keep else []
-    return [unfused.new_result(parts, likelihood), hidden.new_empty(len(hidden), dtype=torch.float32), *raw]
+    return [unfused.new_result(parts, likelihood), hidden.new_empty(hidden.shape[0], dtype=torch.float32), *raw]

@@ -73,5 +73,5 @@ def _conv_layer_norm_relu(
 @_conv_layer_norm_relu.register_fake
 def _(x, weight, condition, norm_weight, norm_bias, eps, keep):
     out = [new_rows(x, len(weight)) for _ in range(2 if keep else 1)]
-    pixels = len(x) * x.shape[2] * x.shape[3]
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return [*out, *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2 if keep else 0))]

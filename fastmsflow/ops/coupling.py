@@ -88,7 +88,7 @@ def check_coupling(
     x: Tensor, batch: int, outputs: int, grid: torch.Size, device: torch.device, whole: bool = False
 ) -> None:
     """``whole``: every channel of x is transformed. Errors: InputError where a subnet's output does not fit x."""
-    if x.ndim != 4 or len(x) != batch or x.shape[2:] != grid:
+    if x.ndim != 4 or x.shape[0] != batch or x.shape[2:] != grid:
         raise InputError(f"x is {tuple(x.shape)}; the subnet's output has a batch of {batch}, a grid {tuple(grid)}")
     if outputs % 2 or outputs // 2 > x.shape[1]:
         raise InputError(f"the subnet puts out {outputs} channels: two for each of at most {x.shape[1]} in x")
@@ -99,7 +99,7 @@ def check_coupling(
 
 
 def _check(x: Tensor, raw: Tensor, whole: bool = False) -> None:
-    check_coupling(x, len(raw), raw.shape[1], raw.shape[2:], raw.device, whole)
+    check_coupling(x, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device, whole)
 
 
 class Coupling(torch.autograd.Function):
@@ -179,13 +179,13 @@ def _coupling(
 
 @_coupling.register_fake
 def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, likelihood):
-    return new_result(parts, likelihood), raw.new_empty(len(raw), dtype=torch.float32)
+    return new_result(parts, likelihood), raw.new_empty(raw.shape[0], dtype=torch.float32)
 
 
 def new_result(parts: list[Tensor], likelihood: bool) -> Tensor:
     """The shape of what a coupling puts out."""
     if likelihood:
-        return parts[0].new_empty((len(parts[0]), *parts[0].shape[2:]), dtype=torch.float32)
+        return parts[0].new_empty((parts[0].shape[0], *parts[0].shape[2:]), dtype=torch.float32)
     return new_rows(parts[0], sum(part.shape[1] for part in parts))
 
 

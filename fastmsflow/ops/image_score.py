@@ -23,5 +23,5 @@ def _image_scores(log_likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @_image_scores.register_fake
 def _(log_likelihood, count):
-    score, log_score = (log_likelihood.new_empty(len(log_likelihood), dtype=torch.float32) for _ in range(2))
+    score, log_score = (log_likelihood.new_empty(log_likelihood.shape[0], dtype=torch.float32) for _ in range(2))
     return score, log_score

@@ -69,7 +69,7 @@ def _layer_norm_relu(
 
 @_layer_norm_relu.register_fake
 def _(x, condition, weight, bias, eps):
-    pixels = len(x) * x.shape[2] * x.shape[3]
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return new_rows(x, x.shape[1]), *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
 
 

@@ -37,7 +37,7 @@ def _log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
 
 @_log_likelihood_maps.register_fake
 def _(z):
-    return [level.new_empty((len(level), *level.shape[2:]), dtype=torch.float32) for level in z]
+    return [level.new_empty((level.shape[0], *level.shape[2:]), dtype=torch.float32) for level in z]
 
 
 @library.custom_op("fastmsflow::log_likelihood_maps_backward", mutates_args=())

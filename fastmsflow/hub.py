@@ -1,0 +1,94 @@
+"""The Hugging Face hub: models as folders there or here; and whether it can be reached."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+
+from .errors import InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
+TIMEOUT = 5.0  # seconds
+
+
+class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
+    """``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` of a model that has ``config``, ``save`` and
+    ``load``."""
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes a folder of what ``save`` writes, the configuration as JSON, for people, and a model card.
+
+        ``options``: of PyTorchModelHubMixin, ``repo_id`` and ``push_to_hub`` among them.
+        """
+        return super().save_pretrained(save_directory, **{"config": self.config, **options})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Self":
+        """The model in a folder that ``save_pretrained`` wrote, or in a repository ``"owner/name"`` of the hub.
+
+        ``options``: those of ``load``, and of PyTorchModelHubMixin (``revision``, ``token``, ...).
+        Errors: InputError where the folder holds no such model, UnavailableError where there is neither.
+        """
+        name = pretrained_model_name_or_path
+        # Otherwise huggingface_hub itself would retry for most of a minute.
+        offline = not Path(name).is_dir() and not hub_answers()
+        try:
+            with hub_offline(offline):
+                return super().from_pretrained(name, **options)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
+            fact = "the hub is not reachable" if offline else f"not on the hub ({type(error).__name__})"
+            raise UnavailableError(
+                f"{name}: no such folder, and {fact}; give one that save_pretrained wrote"
+            ) from error
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory / WEIGHTS_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        backend: str = "auto",
+        **_: Any,
+    ) -> "Self":
+        """What else comes is read from config.json, and stands in the weights' file too, where ``load`` reads it."""
+        path = Path(model_id) / WEIGHTS_FILE
+        if not Path(model_id).is_dir():
+            options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+            path = hf_hub_download(model_id, WEIGHTS_FILE, local_files_only=local_files_only, **options)
+        return cls.load(path, backend)
+
+
+def hub_answers() -> bool:
+    """One request with a short timeout."""
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception:  # of requests, httpx or whatever huggingface_hub is built on
+        return False
+    return True
+
+
+@contextmanager
+def hub_offline(offline: bool) -> Iterator[None]:
+    """In the block huggingface_hub looks in its cache only, if ``offline``."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
