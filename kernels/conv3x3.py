@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import INTERPRETED, on
+from .launch import INTERPRETED, launched, on
 from .rows import as_rows, new_rows
 from .tables import product_tile
 
@@ -214,7 +214,7 @@ def conv3x3_weight_gradient(x: Tensor, grad_out: Tensor, precision: str) -> Tens
     splits = max(1, min(tiles // 4, triton.cdiv(512, grid[0] * grid[1] * 9)))
     partial = torch.empty((splits, outputs, 9, channels), dtype=torch.float32, device=x.device)
     with on(x.device):
-        conv3x3_weight_kernel[(*grid, 9 * splits)](
+        launched(conv3x3_weight_kernel)[(*grid, 9 * splits)](
             x_rows, grad_rows, partial, rows, height, width, channels, outputs, stride, grad_stride,
             triton.cdiv(tiles, splits), PRECISION=precision, **size.options,
         )  # fmt: skip
@@ -236,7 +236,7 @@ def _conv3x3(
     size = product_tile("conv3x3", x.device, exact(x, precision)).within(height * width, outputs, channels)
     grid = (b * triton.cdiv(height * width, size.m), triton.cdiv(outputs, size.n))
     with on(x.device):
-        conv3x3_kernel[grid](
+        launched(conv3x3_kernel)[grid](
             x_rows, weight, bias, out, height, width, channels, outputs, stride, *steps,
             TURNED=turned, PRECISION=precision, **size.options,
         )  # fmt: skip

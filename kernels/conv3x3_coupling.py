@@ -12,7 +12,7 @@ from torch import Tensor
 from .conv3x3 import convolve, exact, image_tile, weight_rows
 from .coupling import FORMS, halves, log_likelihood_map, new_squares
 from .functions import global_gain, soft_clamp
-from .launch import on
+from .launch import launched, on
 from .rows import as_rows, new_rows
 from .tables import product_tile
 
@@ -152,7 +152,7 @@ def conv3x3_coupling(
     z = None if likelihood else new_rows(hidden, kept + changed, parts[0].dtype)
     squares = new_squares(hidden, grid[1]) if likelihood else None
     with on(hidden.device):
-        conv3x3_coupling_kernel[grid](
+        launched(conv3x3_coupling_kernel)[grid](
             hidden_rows, weight, bias, kept_x, changed_x, global_scale, global_offset, inverse_perm, z, raw, partial,
             squares, height, width, channels, kept, changed, stride, kept_stride, changed_stride, step_out, step_tap,
             raw_scale, clamp, limit, FORM=FORMS[form], PRECISION=precision, **size.options,

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv3x3 import convolve, exact, image_tile, weight_rows
-from .launch import on
+from .launch import launched, on
 from .rows import as_rows, new_rows
 from .tables import product_tile
 
@@ -119,7 +119,7 @@ def conv3x3_layer_norm_relu(
     wide, rest = columns(outputs)
     options = {**size.options, "BLOCK_N": wide}
     with on(x.device):
-        conv3x3_layer_norm_relu_kernel[(b * triton.cdiv(height * width, size.m),)](
+        launched(conv3x3_layer_norm_relu_kernel)[(b * triton.cdiv(height * width, size.m),)](
             x_rows, weight, condition, norm_weight, norm_bias, out, *(kept or (None, None, None)),
             height, width, channels, outputs, stride, step_out, step_tap, eps,
             PRECISION=precision, REST_N=rest, **options,

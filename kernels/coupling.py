@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .functions import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
-from .launch import on
+from .launch import launched, on
 from .rows import Rows, as_rows, new_rows
 from .tables import tile
 
@@ -238,7 +238,7 @@ def coupling(
         (kept_x, changed_x), z, x = halves(parts, channels - changed), (out_rows, out_stride), none
     raw_rows = as_rows(raw)
     with on(raw.device):
-        coupling_kernel[grid](
+        launched(coupling_kernel)[grid](
             kept_x[0], changed_x[0], z[0], x[0], raw_rows[0], global_scale, global_offset, perm, partial, squares,
             raw.shape[2] * raw.shape[3], channels - changed, changed,
             kept_x[1], changed_x[1], z[1], x[1], raw_rows[1], raw_scale, clamp, limit,
@@ -285,7 +285,7 @@ def coupling_backward(
         else (None, None)
     )
     with on(raw.device):
-        coupling_backward_kernel[grid](
+        launched(coupling_backward_kernel)[grid](
             x[0][0], x[1][0], grad_x[0][0], grad_x[1][0], grad_z[0], grad_logp, grad_log_det.contiguous(),
             raw_rows[0], grad_raw, global_scale, perm, partial_gain, partial_offset,
             raw.shape[2] * raw.shape[3], channels - changed, changed,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Tile, on
+from .launch import Tile, launched, on
 from .rows import as_rows, new_rows
 from .tables import tile
 
@@ -167,7 +167,7 @@ def split_and_upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
         (source, source_stride), (residual, residual_stride) = as_rows(part), as_rows(level)
         grid, meta = _grid("upsample", out)
         with on(out.device):
-            upsample_kernel[grid](
+            launched(upsample_kernel)[grid](
                 source, residual, out, *out.shape[2:], *part.shape[2:], out.shape[1], source_stride, residual_stride,
                 *(_scale(inner, outer) for inner, outer in zip(part.shape[2:], out.shape[2:], strict=True)), **meta,
             )  # fmt: skip
@@ -184,7 +184,7 @@ def split_and_upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tenso
         inverses = [(outer - 1) / (inner - 1) if inner > 1 else float(outer) for inner, outer in sizes]
         grid, meta = _grid("upsample", part)
         with on(grad.device):
-            upsample_backward_kernel[grid](
+            launched(upsample_backward_kernel)[grid](
                 rows, source, *part.shape[2:], *grad_out.shape[2:], part.shape[1], stride, source_stride,
                 *(_scale(*pair) for pair in sizes), *inverses,
                 *(min(outer, int(2 * inverse) + 5) for (_, outer), inverse in zip(sizes, inverses, strict=True)),
@@ -199,7 +199,7 @@ def _pool(source: Tensor, out: Tensor, backward: bool) -> None:
     reaches = (other // size + 2 if other % size else other // size for size, other in sizes)
     grid, meta = _grid("pool", out)
     with on(out.device):
-        pool_kernel[grid](
+        launched(pool_kernel)[grid](
             source_rows, out_rows, *out.shape[2:], *source.shape[2:], out.shape[1], source_stride, out_stride,
             *reaches, BACKWARD=backward, **meta,
         )  # fmt: skip

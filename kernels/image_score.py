@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on
+from .launch import launched, on
 from .tables import tile
 
 # Passes of 8 bits, the highest first; the sign bit is 0.
@@ -121,7 +121,7 @@ def sum_largest_kernel(
 
 def image_scores(log_likelihood: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """L (B, H, W) float32, at most 0 -> means of 1 - exp(L) and of -L over each image's ``k`` least likely pixels."""
-    images, device = len(log_likelihood), log_likelihood.device
+    images, device = log_likelihood.shape[0], log_likelihood.device
     pixels = log_likelihood[0].numel()
     values = log_likelihood.contiguous()
     size = tile("image_score", device)
@@ -134,6 +134,6 @@ def image_scores(log_likelihood: Tensor, k: int) -> tuple[Tensor, Tensor]:
     grid = (programs, images)
     with on(device):
         for digit in range(digits):
-            count_digits_kernel[grid](values, counts, states, pixels, k, DIGIT=digit, **meta)
-        sum_largest_kernel[grid](values, counts, states, partial, pixels, k, **meta)
+            launched(count_digits_kernel)[grid](values, counts, states, pixels, k, DIGIT=digit, **meta)
+        launched(sum_largest_kernel)[grid](values, counts, states, partial, pixels, k, **meta)
     return partial[:, :, 0].sum(dim=1), partial[:, :, 1].sum(dim=1)

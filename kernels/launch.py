@@ -1,13 +1,17 @@
 """How kernels are launched: one configuration object per kernel, and the guards every launch needs."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 
 # Triton decides this when a kernel is decorated, so a later change of TRITON_INTERPRET changes nothing.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+# See ``recording``.
+_recording = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,22 @@ class ProductTile:
         return ProductTile(*fitted, self.warps, self.stages)
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """In the block launches are not made but become nodes of the graph that PyTorch is tracing."""
+    global _recording
+    before, _recording = _recording, True
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+def launched(kernel: Any) -> Any:
+    """``kernel``, to be launched; or, see ``recording``, to be recorded."""
+    return torch.library.wrap_triton(kernel) if _recording else kernel
+
+
 def on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device: makes it the tensors' one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device) if device.type == "cuda" and not _recording else nullcontext()

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on
+from .launch import launched, on
 from .rows import as_rows, new_rows
 from .tables import tile
 
@@ -125,7 +125,7 @@ def layer_norm_relu(
     y = new_rows(x, channels)
     mean, rstd = (torch.empty(b * h * w, dtype=torch.float32, device=x.device) for _ in range(2))
     with on(x.device):
-        layer_norm_relu_kernel[(triton.cdiv(b * h * w, size.pixels),)](
+        launched(layer_norm_relu_kernel)[(triton.cdiv(b * h * w, size.pixels),)](
             x_rows, _map(condition), weight, bias, y, mean, rstd, b * h * w, h * w, channels, stride, eps,
             BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
@@ -152,7 +152,7 @@ def layer_norm_relu_backward(
         torch.empty((programs, channels), dtype=torch.float32, device=x.device) for _ in range(2)
     )
     with on(x.device):
-        layer_norm_relu_backward_kernel[(programs,)](
+        launched(layer_norm_relu_backward_kernel)[(programs,)](
             grad_rows, x_rows, _map(condition), weight, bias, mean, rstd, grad_x, partial_weight, partial_bias,
             b * h * w, h * w, channels, stride, grad_stride,
             LOOP=LOOP, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,

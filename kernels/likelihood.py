@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on
+from .launch import launched, on
 from .rows import as_rows, new_rows
 from .tables import tile
 
@@ -70,7 +70,7 @@ def log_likelihood_backward_kernel(
 
 def log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
     """z (B, C_l, H_l, W_l) per level -> -0.5 mean over channels of z^2: (B, H_l, W_l) per level, float32."""
-    logps = [torch.empty((len(level), *level.shape[2:]), dtype=torch.float32, device=level.device) for level in z]
+    logps = [torch.empty((level.shape[0], *level.shape[2:]), dtype=torch.float32, device=level.device) for level in z]
     tensors, strides = zip(*(as_rows(level) for level in z), strict=True)
     _launch(log_likelihood_kernel, z, tensors, tuple(logps), strides=strides)
     return logps
@@ -86,9 +86,11 @@ def log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> l
 
 
 def _launch(kernel, z: list[Tensor], *pointers: tuple[Tensor, ...], strides: tuple[int, ...]) -> None:
-    rows = tuple(len(level) * level.shape[2] * level.shape[3] for level in z)
+    rows = tuple(level.shape[0] * level.shape[2] * level.shape[3] for level in z)
     channels = tuple(level.shape[1] for level in z)
     size = tile("likelihood", z[0].device).within(max(rows), max(channels))
     grid = (sum(triton.cdiv(n, size.pixels) for n in rows),)
     with on(z[0].device):
-        kernel[grid](*pointers, rows, channels, strides, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options)
+        launched(kernel)[grid](
+            *pointers, rows, channels, strides, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options
+        )

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on
+from .launch import launched, on
 from .tables import tile
 
 
@@ -63,15 +63,15 @@ def score_maps(logp: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor,
     maps = tuple(level.contiguous() for level in logp)
     tops = tuple(level.amax(dim=(1, 2)) for level in maps)
     total, likelihood = (
-        torch.empty((len(maps[0]), height, width), dtype=torch.float32, device=maps[0].device) for _ in range(2)
+        torch.empty((maps[0].shape[0], height, width), dtype=torch.float32, device=maps[0].device) for _ in range(2)
     )
     size = tile("score_map", maps[0].device)
-    grid = (triton.cdiv(height * width, size.pixels), len(maps[0]))
+    grid = (triton.cdiv(height * width, size.pixels), maps[0].shape[0])
     heights, widths = zip(*(level.shape[1:] for level in maps), strict=True)
     scales_y = tuple((h - 1) / max(height - 1, 1) for h in heights)
     scales_x = tuple((w - 1) / max(width - 1, 1) for w in widths)
     with on(total.device):
-        score_map_kernel[grid](
+        launched(score_map_kernel)[grid](
             maps, tops, heights, widths, scales_y, scales_x, total, likelihood, height, width,
             BLOCK=size.pixels, **size.options,
         )  # fmt: skip

@@ -48,3 +48,5 @@ CONTESTANT = {
 # The same from images, random weights, relative in the norm: the extractor's rounding comes first, some fifty layers of
 # it. Set before any measurement on a GPU.
 PREDICTION = {"float32": 1e-3, "half": 2e-1}
+# A graph by another compiler or runtime, float32, weights folded: as FOLDED; of scores the issue asked for 1e-4.
+EXPORTED = {"rtol": 1e-4, "atol": 1e-4}

@@ -7,7 +7,7 @@ named, and is loaded and compared with the model before it is handed over.
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +20,12 @@ from ..errors import UnavailableError
 from ..files import written_aside
 from ..model import MSFlow, Prediction
 from ..nn.kept import as_constants
+from ..ops.inlining import inlined
 
 # Sizes of batches that are compared. Neither is the one that is traced.
 CHECKED_BATCHES = (1, 3)
 TRACED_BATCH = 2
+BATCH = ({0: Dim("batch")},)
 # Of scores, relative to the larger of 1 and the score; half precisions have other convolutions in another graph.
 LIMIT, HALF_LIMIT = 1e-4, 3e-2
 
@@ -37,15 +39,14 @@ class Exported(NamedTuple):
 
 
 def export_program(model: MSFlow, path: str | Path) -> Exported:
-    """Writes a torch.export program, which ``torch.export.load(path).module()`` reads on any device.
+    """Writes a torch.export program, which ``torch.export.load(path).module()`` reads.
 
     Errors: UnavailableError, with nothing written, where the graph does not compute what the model does.
     """
-    predictor, example = _predictor(model, torch.float32)
-    with written_aside(path) as aside:
-        torch.export.save(_program(predictor, example), aside)
-        difference = _compared(torch.export.load(aside).module(), predictor, example)
-    return Exported(Path(path), difference)
+    predictor = _Predictor(model)
+    with backend.use("torch"), written_aside(path) as aside:
+        torch.export.save(predictor.program(), aside)
+        return Exported(Path(path), predictor.difference(torch.export.load(aside).module()))
 
 
 def export_onnx(model: MSFlow, path: str | Path) -> Exported:
@@ -57,65 +58,76 @@ def export_onnx(model: MSFlow, path: str | Path) -> Exported:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UnavailableError(f"ONNX needs {', '.join(missing)}: pip install 'fastmsflow[onnx]'")
-    predictor, example = _predictor(model.cpu(), torch.float32)
-    written = torch.onnx.export(
-        _program(predictor, example),
-        input_names=["images"],
-        output_names=list(Prediction._fields),
-        dynamo=True,
-        verbose=False,
-    )
-    with written_aside(path) as aside:
-        written.save(aside)
-        difference = _compared(_onnx_graph(aside), predictor, example)
-    return Exported(Path(path), difference)
+    predictor = _Predictor(model).cpu()
+    names = list(Prediction._fields)
+    with backend.use("torch"), written_aside(path) as aside:
+        program = torch.onnx.export(
+            predictor.program(),
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes=BATCH,  # for its name
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(aside)
+        return Exported(Path(path), predictor.difference(_onnx_graph(aside)))
 
 
 def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.float32) -> Exported:
     """Writes an AOTInductor package (.pt2) for the device that ``model`` is on: machine code, no Python in it.
 
-    ``torch._inductor.aoti_load_package(path)`` reads it; so does C++. ``dtype``: see ``MSFlow.for_inference``.
+    On a GPU this library's kernels are in it, as ``backend`` says. ``torch._inductor.aoti_load_package(path)`` reads
+    it; so does C++. ``dtype``: see ``MSFlow.for_inference``.
     Errors: UnavailableError, with nothing written, where the package does not compute what the model does.
     """
-    predictor, example = _predictor(model, dtype)
-    program = _program(predictor, example)
-    with written_aside(path) as aside:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(aside))
-        difference = _compared(torch._inductor.aoti_load_package(str(aside)), predictor, example)
-    return Exported(Path(path), difference)
+    predictor = _Predictor(model, dtype)
+    on_gpu = next(model.parameters()).is_cuda
+    with nullcontext() if on_gpu else backend.use("torch"), written_aside(path) as aside:
+        program = predictor.program()
+        with inlined() if on_gpu else nullcontext():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(aside))
+        return Exported(Path(path), predictor.difference(torch._inductor.aoti_load_package(str(aside))))
 
 
 class _Predictor(nn.Module):
-    """``predict`` as a module's forward."""
+    """``predict`` of a copy of the model as a module's forward."""
 
-    def __init__(self, model: MSFlow) -> None:
+    def __init__(self, model: MSFlow, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.for_inference(dtype)
+        self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.model.predict(images))
 
-
-def _predictor(model: MSFlow, dtype: torch.dtype) -> tuple[_Predictor, Callable[[int], Tensor]]:
-    """-> (the model for inference, images of it by the size of a batch)."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    example = partial(_images, size=model.image_size, generator=generator, device=device)
-    return _Predictor(model.for_inference(dtype)).eval(), example
-
-
-def _images(batch: int, size: tuple[int, int], generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=generator).to(device)
-
-
-@torch.no_grad()
-def _program(predictor: _Predictor, example: Callable[[int], Tensor]) -> ExportedProgram:
-    images = example(TRACED_BATCH)
-    with backend.use("torch"):
+    @torch.no_grad()
+    def program(self) -> ExportedProgram:
+        images = self._images(TRACED_BATCH)
         # What is kept of the weights, computed now, goes into the graph.
-        predictor(images)
+        self(images)
         with as_constants():
-            return torch.export.export(predictor, (images,), dynamic_shapes=({0: Dim("batch")},))
+            return torch.export.export(self, (images,), dynamic_shapes=BATCH)
+
+    @torch.no_grad()
+    def difference(self, graph: Graph) -> float:
+        """See ``Exported``. Errors: UnavailableError where it is more than rounding."""
+        largest = 0.0
+        for batch in CHECKED_BATCHES:
+            images = self._images(batch)
+            for given, expected in zip(graph(images)[:2], self(images)[:2], strict=True):
+                largest = max(largest, ((given - expected).abs() / expected.abs().clamp_min(1)).max().item())
+        limit = LIMIT if self.model.flow.dtype == torch.float32 else HALF_LIMIT
+        if not largest <= limit:
+            raise UnavailableError(
+                f"the exported graph's scores differ from the model's by {largest:.1g}, more than {limit:g}; nothing"
+                f" was written: report this with the extractor's name and torch {torch.__version__}"
+            )
+        return largest
+
+    def _images(self, batch: int) -> Tensor:
+        """The same for the same batch."""
+        generator = torch.Generator().manual_seed(batch)
+        return torch.rand(batch, 3, *self.model.image_size, generator=generator).to(next(self.parameters()).device)
 
 
 def _onnx_graph(path: Path) -> Graph:
@@ -123,23 +135,3 @@ def _onnx_graph(path: Path) -> Graph:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})]
-
-
-@torch.no_grad()
-def _compared(graph: Graph, predictor: _Predictor, example: Callable[[int], Tensor]) -> float:
-    """The largest difference of scores. Errors: UnavailableError where it is more than rounding."""
-    largest = 0.0
-    for batch in CHECKED_BATCHES:
-        images = example(batch)
-        with backend.use("torch"):
-            ours = predictor(images)
-        for given, expected in zip(graph(images)[:2], ours[:2], strict=True):
-            largest = max(largest, ((given - expected).abs() / expected.abs().clamp_min(1)).max().item())
-    dtype = predictor.model.flow.dtype
-    limit = LIMIT if dtype == torch.float32 else HALF_LIMIT
-    if not largest <= limit:
-        raise UnavailableError(
-            f"the exported graph's scores differ from the model's by {largest:.1g}, more than {limit:g}; nothing was"
-            f" written: report this with the extractor's name and torch {torch.__version__}"
-        )
-    return largest

@@ -1,0 +1,57 @@
+"""Operators taken apart into the kernels they launch, for a compiler that is to have the kernels inside."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+from ..reference import score_map as reference
+from . import conv3x3, conv3x3_coupling, conv3x3_layer_norm, coupling, fusion, image_score, layer_norm, score_map
+
+_inlining = False
+
+
+@contextmanager
+def inlined() -> Iterator[None]:
+    """In the block graphs that are made functional, as AOTInductor makes them, hold launches in place of this
+    library's operators. Only what ``MSFlow.predict`` uses."""
+    from ..kernels import launch
+
+    global _inlining
+    before, _inlining = _inlining, True
+    try:
+        with launch.recording():
+            yield
+    finally:
+        _inlining = before
+
+
+def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    # Its kernel takes the levels as tuples of pointers, which PyTorch cannot record.
+    return reference.score_maps(logp, (image_size[0], image_size[1]))
+
+
+def _register(operator: Any, function: Callable) -> None:
+    def in_functional_graph(mode: Any, op: Any, types: Any, args: Any, options: Any) -> Any:
+        if not _inlining:
+            return mode.__torch_dispatch__(op, types, args, options)
+        with mode:
+            return function(*args, **options)
+
+    operator.register_torch_dispatch(FunctionalTensorMode, in_functional_graph)
+
+
+for _operator in (
+    conv3x3._conv3x3,
+    conv3x3_coupling._conv_coupling,
+    conv3x3_layer_norm._conv_layer_norm_relu,
+    coupling._coupling,
+    fusion._pool,
+    fusion._upsample,
+    image_score._image_scores,
+    layer_norm._layer_norm_relu,
+):
+    _register(_operator, _operator._init_fn)
+_register(score_map._score_maps, _score_maps)
