@@ -54,12 +54,13 @@ class ProductTile:
 
     def within(self, m: int, n: int, k: int) -> "ProductTile":
         """No larger than the data needs, no smaller than a product's tile may be."""
-        fitted = (
-            max(16, min(size, triton.next_power_of_2(data))) for size, data in ((self.m, m), (self.n, n), (self.k, k))
-        )
-        return ProductTile(*fitted, self.warps, self.stages)
+
+        def fit(size: int, data: int) -> int:
+            return max(16, min(size, triton.next_power_of_2(data)))
+
+        return ProductTile(fit(self.m, m), fit(self.n, n), fit(self.k, k), self.warps, self.stages)
 
 
-def on(device: torch.device) -> AbstractContextManager:
+def on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device: makes it the tensors' one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
