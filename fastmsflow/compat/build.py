@@ -26,9 +26,12 @@ from .keys import Variant, check_variant, written_permutation
 class FlowConfig(Protocol):
     """What ``build_msflow_model`` reads of the reference implementation's configuration."""
 
-    c_conds: Sequence[int]
-    parallel_blocks: Sequence[int]
-    clamp_alpha: float
+    @property
+    def c_conds(self) -> Sequence[int]: ...
+    @property
+    def parallel_blocks(self) -> Sequence[int]: ...
+    @property
+    def clamp_alpha(self) -> float: ...
 
 
 def build_msflow_model(
