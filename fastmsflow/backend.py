@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def check(name: str) -> Backend:
     """``name`` if it is a backend. Errors: InputError otherwise."""
     if name not in get_args(Backend):
         raise InputError(f"backend {name!r} is not known; choose one of {', '.join(get_args(Backend))}")
-    return name  # type: ignore[return-value]
+    return cast(Backend, name)
 
 
 @contextmanager

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from .model import MSFlow
     from .training import Outcome, Recipe
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="MSFlow anomaly detection: learns from good images, then finds and locates defects.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
+console: Console = Console()
 
 # A real pretrained backbone that pip installs, so that the demo needs no download.
 LITE0 = "tf_efficientnet_lite0"
@@ -343,6 +343,7 @@ def _train(
 
     from .data import open_image_set
     from .model import MSFlow
+    from .nn.pool import check_pool
     from .report.plots import plot_training
     from .report.run import write_test_report
     from .training import train as run
@@ -355,7 +356,7 @@ def _train(
     model = MSFlow(
         extractor,
         image_size=(image_size, image_size) if image_size else images.image_size,
-        pool=pool,  # type: ignore[arg-type]
+        pool=check_pool(pool),
         extractor_weights=extractor_weights,
         standardise=standardise,
     )

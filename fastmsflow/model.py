@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from .hub import Shared
 from .nn.extractor import Extractor
 from .nn.fusion_flow import FusionFlow
 from .nn.kept import given_up
+from .nn.lists import all_of
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
@@ -34,6 +35,16 @@ class MultiScaleFlow(nn.Module):
     ``blocks``: coupling blocks of each level. ``clamp``: bound alpha of the log-scales. ``clamp_form``: ``"tanh"``
     (FrEIA 0.2) or ``"scaled_tanh"`` (FrEIA's git master). ``backend``: see fastmsflow.backend.
     """
+
+    channels: tuple[int, ...]
+    condition_channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    clamp: float
+    clamp_form: ClampForm
+    backend: Backend
+    position_codes: nn.ModuleList
+    parallel_flows: nn.ModuleList
+    fusion_flow: FusionFlow
 
     def __init__(
         self,
@@ -58,7 +69,7 @@ class MultiScaleFlow(nn.Module):
         self.condition_channels = tuple(condition_channels)
         self.blocks = tuple(blocks)
         self.clamp = clamp
-        self.clamp_form: ClampForm = clamp_form
+        self.clamp_form = clamp_form
         self.backend = backends.check(backend)
         self.position_codes = nn.ModuleList(PositionCode(d) for d in self.condition_channels)
         self.parallel_flows = nn.ModuleList(
@@ -110,7 +121,7 @@ class MultiScaleFlow(nn.Module):
             for flow, code, level, order in self._by_level(levels)
         ]
         features, log_dets = zip(*side_by_side(tasks, levels[0].device), strict=True)
-        return list(features), log_det + sum(log_dets)
+        return list(features), log_det + reduce(torch.add, log_dets)
 
     def nll(self, features: Sequence[Tensor]) -> Tensor:
         """0.5 sum z^2 - log_det per image, (B,), in nats up to a constant. Training minimises its mean."""
@@ -124,10 +135,11 @@ class MultiScaleFlow(nn.Module):
             for flow, code, level, order in self._by_level(features)
         ]
         levels, log_dets = zip(*side_by_side(tasks, features[0].device), strict=True)
-        return list(levels), sum(log_dets)
+        return list(levels), reduce(torch.add, log_dets)
 
-    def _by_level(self, levels: Sequence[Tensor]) -> Iterator[tuple[nn.Module, nn.Module, Tensor, Tensor]]:
-        return zip(self.parallel_flows, self.position_codes, levels, self.fusion_flow.orders, strict=True)
+    def _by_level(self, levels: Sequence[Tensor]) -> Iterator[tuple[ParallelFlow, PositionCode, Tensor, Tensor]]:
+        flows, codes = all_of(ParallelFlow, self.parallel_flows), all_of(PositionCode, self.position_codes)
+        return zip(flows, codes, levels, self.fusion_flow.orders, strict=True)
 
     def _check(self, levels: Sequence[Tensor]) -> None:
         if len(levels) != len(self.channels):
@@ -162,6 +174,12 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     ``standardise``: per-channel standardisation of the pooled features (off in the published recipe; fit it with
     ``standardiser.fit``). The others: see MultiScaleFlow.
     """
+
+    image_size: tuple[int, int]
+    pool: Pool
+    extractor: Extractor
+    standardiser: Standardiser | None
+    flow: MultiScaleFlow
 
     def __init__(
         self,
@@ -279,7 +297,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         example = torch.rand(1, 3, *self.image_size, device=self.extractor.mean.device)
         result.extractor.fold_batch_norms(example)
         result._for_inference = True
-        result.to(dtype=dtype, memory_format=torch.channels_last)
+        result.to(dtype=dtype).to(memory_format=torch.channels_last)
         if dtype == torch.bfloat16:
             result.extractor.to(torch.float16)
         if result.standardiser is not None:

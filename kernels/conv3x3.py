@@ -213,8 +213,9 @@ def conv3x3_weight_gradient(x: Tensor, grad_out: Tensor, precision: str) -> Tens
     # Enough programs for a large chip, each with some tiles to sum. Fixed by the shape: so is the order of the sum.
     splits = max(1, min(tiles // 4, triton.cdiv(512, grid[0] * grid[1] * 9)))
     partial = torch.empty((splits, outputs, 9, channels), dtype=torch.float32, device=x.device)
+    programs = (*grid, 9 * splits)
     with on(x.device):
-        launched(conv3x3_weight_kernel)[(*grid, 9 * splits)](
+        launched(conv3x3_weight_kernel)[programs](
             x_rows, grad_rows, partial, rows, height, width, channels, outputs, stride, grad_stride,
             triton.cdiv(tiles, splits), PRECISION=precision, **size.options,
         )  # fmt: skip

@@ -149,13 +149,13 @@ def conv3x3_coupling(
     )
     grid = (b * triton.cdiv(height * width, size.m), triton.cdiv(changed, size.n // 2))
     partial = torch.empty(grid, dtype=torch.float32, device=hidden.device)
-    z = None if likelihood else new_rows(hidden, kept + changed, parts[0].dtype)
-    squares = new_squares(hidden, grid[1]) if likelihood else None
+    out = new_squares(hidden, grid[1]) if likelihood else new_rows(hidden, kept + changed, parts[0].dtype)
+    z, squares = (None, out) if likelihood else (out, None)
     with on(hidden.device):
         launched(conv3x3_coupling_kernel)[grid](
             hidden_rows, weight, bias, kept_x, changed_x, global_scale, global_offset, inverse_perm, z, raw, partial,
             squares, height, width, channels, kept, changed, stride, kept_stride, changed_stride, step_out, step_tap,
             raw_scale, clamp, limit, FORM=FORMS[form], PRECISION=precision, **size.options,
         )  # fmt: skip
-    out = log_likelihood_map(squares, kept + changed) if z is None else z
-    return [out, partial.view(b, -1).sum(dim=1), *([] if raw is None else [raw])]
+    result = log_likelihood_map(out, kept + changed) if likelihood else out
+    return [result, partial.view(b, -1).sum(dim=1), *([] if raw is None else [raw])]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .functions import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
 from .launch import launched, on
-from .rows import Rows, as_rows, new_rows
+from .rows import MaybeRows, Rows, as_rows, new_rows
 from .tables import tile
 
 FORMS = {"tanh": TANH.value, "scaled_tanh": SCALED_TANH.value, "atan": ATAN.value}
@@ -225,17 +225,15 @@ def coupling(
     channels = sum(part.shape[1] for part in parts)
     grid, meta = _grid("coupling", raw, channels)
     partial = torch.empty(grid, dtype=torch.float32, device=raw.device)
-    squares, out, (out_rows, out_stride) = None, None, (None, 0)
-    if likelihood:
-        squares = new_squares(raw, grid[1])
-    else:
-        out = new_rows(raw, channels, parts[0].dtype)
-        out_rows, out_stride = as_rows(out)
-    none = (None, 0)
+    out = new_squares(raw, grid[1]) if likelihood else new_rows(raw, channels, parts[0].dtype)
+    squares = out if likelihood else None
+    none: MaybeRows = (None, 0)
+    out_rows: MaybeRows = none if likelihood else as_rows(out)
+    kept_x, changed_x, z, x = none, none, out_rows, none
     if inverse:
-        kept_x, changed_x, z, x = none, none, as_rows(parts[0]), (out_rows, out_stride)
+        z, x = as_rows(parts[0]), out_rows
     else:
-        (kept_x, changed_x), z, x = halves(parts, channels - changed), (out_rows, out_stride), none
+        kept_x, changed_x = halves(parts, channels - changed)
     raw_rows = as_rows(raw)
     with on(raw.device):
         launched(coupling_kernel)[grid](
@@ -244,7 +242,7 @@ def coupling(
             kept_x[1], changed_x[1], z[1], x[1], raw_rows[1], raw_scale, clamp, limit,
             FORM=FORMS[form], INVERSE=inverse, **meta,
         )  # fmt: skip
-    result = log_likelihood_map(squares, channels) if out is None else out
+    result = log_likelihood_map(out, channels) if likelihood else out
     return result, partial.view(raw.shape[0], -1).sum(dim=1)
 
 
@@ -273,6 +271,7 @@ def coupling_backward(
     grads = [new_rows(part, part.shape[1]) for part in parts]
     x, raw_rows = halves(parts, channels - changed), as_rows(raw)
     grad_logp = grad_out.contiguous() if likelihood else None
+    grad_z: MaybeRows
     if inverse:
         grad_x, grad_z = halves([grad_out], channels - changed), as_rows(grads[0])
     else:

@@ -58,10 +58,11 @@ class ProductTile:
 
     def within(self, m: int, n: int, k: int) -> "ProductTile":
         """No larger than the data needs, no smaller than a product's tile may be."""
-        fitted = (
-            max(16, min(size, triton.next_power_of_2(data))) for size, data in ((self.m, m), (self.n, n), (self.k, k))
-        )
-        return ProductTile(*fitted, self.warps, self.stages)
+
+        def fit(size: int, data: int) -> int:
+            return max(16, min(size, triton.next_power_of_2(data)))
+
+        return ProductTile(fit(self.m, m), fit(self.n, n), fit(self.k, k), self.warps, self.stages)
 
 
 @contextmanager
@@ -80,6 +81,6 @@ def launched(kernel: Any) -> Any:
     return torch.library.wrap_triton(kernel) if _recording else kernel
 
 
-def on(device: torch.device) -> AbstractContextManager:
+def on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device: makes it the tensors' one."""
     return torch.cuda.device(device) if device.type == "cuda" and not _recording else nullcontext()

@@ -1,5 +1,7 @@
 """Log-likelihood of latents under a standard normal, per pixel, all levels in one launch."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -85,7 +87,7 @@ def log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> l
     return grads
 
 
-def _launch(kernel, z: list[Tensor], *pointers: tuple[Tensor, ...], strides: tuple[int, ...]) -> None:
+def _launch(kernel: Any, z: list[Tensor], *pointers: tuple[Tensor, ...], strides: tuple[int, ...]) -> None:
     rows = tuple(level.shape[0] * level.shape[2] * level.shape[3] for level in z)
     channels = tuple(level.shape[1] for level in z)
     size = tile("likelihood", z[0].device).within(max(rows), max(channels))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 Rows = tuple[Tensor, int]
+MaybeRows = tuple[Tensor | None, int]
 
 
 def as_rows(x: Tensor) -> Rows:

@@ -140,7 +140,10 @@ def apply(table: dict[str, Any]) -> None:
     """Lays ``table``, as ``read_user_table`` returns it, over what holds."""
     for name, rows in table.items():
         for kernel, size in _tiles_of(rows).items():
-            (TILES if isinstance(size, Tile) else PRODUCT_TILES)[kernel][name] = size  # type: ignore[index]
+            if isinstance(size, Tile):
+                TILES[kernel][name] = size
+            else:
+                PRODUCT_TILES[kernel][name] = size
         CONVOLUTIONS[name] = CONVOLUTIONS.get(name, {}) | _convolutions_of(rows)
 
 

@@ -1,8 +1,9 @@
 """Every launcher at the shapes a model gives it: what is tuned, and what is compiled ahead of time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Case:
     tiles: str
     """The kernel's name in the table of tiles."""
     name: str
-    launch: Callable[[], object]
+    launch: partial[Any]
     arithmetic: str
     """bfloat16, float32, or tf32: float32 operands rounded for the product."""
     level: int = 0
@@ -93,12 +94,12 @@ def _couplings(
     log_det, logp, scale, offset = (
         new(torch.float32, device, *shape) for shape in ((batch,), (batch, size, size), (channels,), (channels,))
     )
-    perm, name = permutation(channels, device), f"{channels} channels"
-    fixed = (scale.add(10), offset, perm)
+    gains, perm, name = scale.add(10), permutation(channels, device), f"{channels} channels"
+    options: tuple[float, float, str, float | None, bool, bool]
     for inverse in (False, True):
         tag, options = f"{name}, inverse" if inverse else name, (0.1, 1.9, "tanh", None, inverse, False)
-        forward = partial(coupling.coupling, [x], raw, *fixed, *options)
-        backward = partial(coupling.coupling_backward, x, log_det, [x], raw, fixed[0], perm, *options)
+        forward = partial(coupling.coupling, [x], raw, gains, offset, perm, *options)
+        backward = partial(coupling.coupling_backward, x, log_det, [x], raw, gains, perm, *options)
         yield Case("coupling", tag, forward, _name(dtype), level)
         yield Case("coupling_backward", tag, backward, _name(dtype), level)
     for scored, grad in ((False, x), (True, logp)):
@@ -135,7 +136,7 @@ def _convolutions(
     scale, bias, weight = (new(torch.float32, device, n) for n in (channels, channels, width))
     condition = new(dtype, device, 1, width, size, size)
 
-    def case(tiles: str, name: str, launch: Callable[[], object], inputs: int, outputs: int) -> Case:
+    def case(tiles: str, name: str, launch: partial[Any], inputs: int, outputs: int) -> Case:
         return Case(tiles, name, launch, arithmetic, level, 18 * batch * size * size * inputs * outputs)
 
     yield case("conv3x3", name, partial(conv3x3.conv3x3, hidden, conv2, bias, precision), width, channels)
@@ -148,8 +149,8 @@ def _convolutions(
         fixed = (scale.add(10), bias, permutation(channels, device), 0.1, 1.9, "tanh", None, precision, keep, False)
         within = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, [x], *fixed)
         yield case("conv3x3_coupling", tag, within, width, channels)
-        fixed = (None, None, None, 1.0, 1.9, "atan", 1e6, precision, keep, True)
-        across = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, [half, half], *fixed)
+        options = (None, None, None, 1.0, 1.9, "atan", 1e6, precision, keep, True)
+        across = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, [half, half], *options)
         yield case("conv3x3_coupling", f"{tag}, across levels{_SCORED}", across, channels // 2, channels)
         if fuses_layer_norm(width):
             norm = (condition, weight, weight, 1e-5, precision, keep)

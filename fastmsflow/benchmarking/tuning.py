@@ -103,9 +103,9 @@ def save_table(table: dict[str, Any]) -> Path:
 
 def _one_per_shape(all_cases: list[Case]) -> list[Case]:
     """The first case of every launcher, level and arithmetic: others differ little and cost a compilation."""
-    first: dict[tuple, Case] = {}
+    first: dict[tuple[object, int, str], Case] = {}
     for case in all_cases:
-        first.setdefault((case.launch.func, case.level, case.arithmetic), case)  # type: ignore[attr-defined]
+        first.setdefault((case.launch.func, case.level, case.arithmetic), case)
     return list(first.values())
 
 
@@ -197,6 +197,6 @@ def _operation(kind: str, channels: int, size: int, batch: int, device: torch.de
         return lambda: conv3x3_layer_norm_relu(half, first, *norm, condition, "triton")
     if kind == "conv3x3_coupling":
         perm = permutation(channels, device)
-        fixed = (make(channels).float() + 10, make(channels).float(), perm, perm.argsort(), 1.9, "tanh")
-        return lambda: conv3x3_coupling(hidden, weight, bias, x, *fixed, "triton")
+        fixed = (make(channels).float() + 10, make(channels).float(), perm, perm.argsort(), 1.9)
+        return lambda: conv3x3_coupling(hidden, weight, bias, x, *fixed, "tanh", "triton")
     return lambda: convolution_gradients(x, hidden, weight, kind == "conv3x3_input_gradient")

@@ -19,17 +19,19 @@ from .drop_in import (
     DropInParallelFlow,
     DropInPermutation,
     DropInSubnet,
-    Variant,
 )
-from .keys import written_permutation
+from .keys import Variant, check_variant, written_permutation
 
 
 class FlowConfig(Protocol):
     """What ``build_msflow_model`` reads of the reference implementation's configuration."""
 
-    c_conds: Sequence[int]
-    parallel_blocks: Sequence[int]
-    clamp_alpha: float
+    @property
+    def c_conds(self) -> Sequence[int]: ...
+    @property
+    def parallel_blocks(self) -> Sequence[int]: ...
+    @property
+    def clamp_alpha(self) -> float: ...
 
 
 def build_msflow_model(
@@ -46,8 +48,7 @@ def build_msflow_model(
     missing = [name for name in ("c_conds", "parallel_blocks", "clamp_alpha") if not hasattr(c, name)]
     if missing:
         raise InputError(f"the configuration lacks {', '.join(missing)}; MSFlow's has them")
-    if variant not in ("auto", "0.2", "master"):
-        raise InputError(f"variant {variant!r} is not known; choose 'auto', '0.2' or 'master'")
+    check_variant(variant)
     if not len(c_feats) == len(c.c_conds) == len(c.parallel_blocks):
         raise InputError(
             f"c_feats {tuple(c_feats)}, c_conds {tuple(c.c_conds)} and parallel_blocks {tuple(c.parallel_blocks)} must"

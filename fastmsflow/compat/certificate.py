@@ -125,7 +125,8 @@ def _candidates(x: Tensor) -> tuple[list[Row], dict[str, str]]:
         backends: tuple[Backend, ...] = ("torch", "triton")
         unavailable = {}
     except UnavailableError as error:
-        backends, unavailable = ("torch",), {"triton": str(error)}
+        backends = ("torch",)
+        unavailable = {"triton": str(error)}
     tf32 = x.is_cuda and torch.backends.cudnn.allow_tf32
     names = [str(dtype).removeprefix("torch.") for dtype in reversed(DTYPES)]
     limit = {name: TOLERANCES["tf32" if tf32 and name == "float32" else name] for name in names}

@@ -7,7 +7,8 @@ from ..errors import InputError
 from ..model import MultiScaleFlow
 from ..nn.extractor import Extractor
 from ..nn.pool import check_pool
-from .official import Variant, load_official, save_official
+from .keys import check_variant
+from .official import load_official, save_official
 
 
 def official_to_own(
@@ -17,7 +18,7 @@ def official_to_own(
     image_size: tuple[int, int] = (512, 512),
     pool: str = "avg",
     clamp: float = 1.9,
-    variant: Variant = "auto",
+    variant: str = "auto",
     extractor_weights: str | Path | None = None,
 ) -> None:
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
@@ -26,7 +27,7 @@ def official_to_own(
     fastmsflow.nn.extractor.Extractor), or none, and then ``MSFlow.load`` takes timm's.
     Errors: InputError where the file does not fit, or the extractor does not yield the flow's channels.
     """
-    flow = load_official(source, clamp, variant)
+    flow = load_official(source, clamp, check_variant(variant))
     backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
     if backbone.channels != flow.channels:
         raise InputError(

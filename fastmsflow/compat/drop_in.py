@@ -5,7 +5,7 @@ class takes its modules or parameters from the caller: new ones (``build``) or t
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,15 @@ from ..nn.kept import Kept
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.subnet import ConditionedSubnet, FusionSubnet
 from ..reference.coupling import ClampForm, invert_permutation, permute_channels
-from .keys import read_permutation
-
-Variant = Literal["auto", "0.2", "master"]
+from .keys import Variant, read_permutation
 
 
 class DropInSubnet(ConditionedSubnet):
+    in_channels: int
+    conv1: nn.Conv2d
+    ln: nn.LayerNorm
+    conv2: nn.Conv2d
+
     def __init__(self, conv1: nn.Conv2d, ln: nn.LayerNorm, conv2: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         self.in_channels = conv2.out_channels // 2
@@ -31,7 +34,7 @@ class DropInSubnet(ConditionedSubnet):
         self._kept = Kept()
 
     @property
-    def norm(self) -> nn.LayerNorm:  # type: ignore[override]
+    def norm(self) -> nn.LayerNorm:  # type: ignore[override]  # the original's has another name
         return self.ln
 
 
@@ -41,6 +44,15 @@ class DropInBlock(CouplingBlock):
     ``w_perm``, ``w_perm_inv``: FrEIA 0.2's dense (C, C, 1, 1) matrices or its git master's (C,) indices. ``variant``:
     the formula of the soft clamp; ``"auto"`` follows the permutation's layout, as does a checkpoint that is loaded.
     """
+
+    kept: int
+    clamp: float
+    variant: Variant
+    global_scale: nn.Parameter
+    global_offset: nn.Parameter
+    w_perm: nn.Parameter
+    w_perm_inv: nn.Parameter
+    subnet: DropInSubnet
 
     def __init__(
         self,
@@ -63,7 +75,7 @@ class DropInBlock(CouplingBlock):
         self.register_load_state_dict_pre_hook(DropInBlock._take_layout)
 
     @property
-    def clamp_form(self) -> ClampForm:  # type: ignore[override]
+    def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows what is loaded
         dense = self.w_perm.ndim == 4
         if self.variant == "master" and dense:
             raise InputError(
@@ -103,16 +115,19 @@ class DropInBlock(CouplingBlock):
 class DropInParallelFlow(ParallelFlow):
     """One level: ``flow(x, [condition], rev=False)`` -> (z, log_det (B,)); condition (B, D, H, W), or (1, D, H, W)."""
 
+    module_list: nn.ModuleList
+    backend: Backend
+
     def __init__(self, blocks: Sequence[DropInBlock], backend: Backend = "auto") -> None:
         nn.Module.__init__(self)
         self.module_list = nn.ModuleList(blocks)
-        self.backend: Backend = backend
+        self.backend = backend
 
     @property
-    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]  # the original's has another name
         return self.module_list
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # the original's call
         self, x_or_z: Tensor, c: Sequence[Tensor] | Tensor, rev: bool = False, jac: bool = True
     ) -> tuple[Tensor, Tensor]:
         """``jac``: taken for the call's sake; the log_det comes in any case."""
@@ -126,37 +141,52 @@ class DropInParallelFlow(ParallelFlow):
 
 
 class DropInPermutation(nn.Module):
+    perm: nn.Parameter
+    perm_inv: nn.Parameter
+
     def __init__(self, perm: nn.Parameter, perm_inv: nn.Parameter) -> None:
         super().__init__()
         self.perm, self.perm_inv = perm, perm_inv
 
 
 class DropInCrossConvolutions(nn.Module):
+    conv1: nn.Conv2d
+    norm: nn.LayerNorm
+    conv2: nn.Conv2d
+
     def __init__(self, conv1: nn.Conv2d, norm: nn.LayerNorm, conv2: nn.Conv2d) -> None:
         super().__init__()
         self.conv1, self.norm, self.conv2 = conv1, norm, conv2
 
 
 class DropInFusionSubnet(FusionSubnet):
+    cross_convs: DropInCrossConvolutions
+    conv_s: nn.ModuleList
+    conv_t: nn.ModuleList
+
     def __init__(self, cross_convs: DropInCrossConvolutions, conv_s: nn.ModuleList, conv_t: nn.ModuleList) -> None:
         nn.Module.__init__(self)
         self.cross_convs, self.conv_s, self.conv_t = cross_convs, conv_s, conv_t
         self._kept = Kept()
 
     @property
-    def conv1(self) -> nn.Conv2d:  # type: ignore[override]
+    def conv1(self) -> nn.Conv2d:  # type: ignore[override]  # the original's has another name
         return self.cross_convs.conv1
 
     @property
-    def norm(self) -> nn.LayerNorm:  # type: ignore[override]
+    def norm(self) -> nn.LayerNorm:  # type: ignore[override]  # the original's has another name
         return self.cross_convs.norm
 
     @property
-    def conv2(self) -> nn.Conv2d:  # type: ignore[override]
+    def conv2(self) -> nn.Conv2d:  # type: ignore[override]  # the original's has another name
         return self.cross_convs.conv2
 
 
 class DropInCoupling(FusionFlow):
+    clamp: float
+    subnet_1: DropInFusionSubnet
+    subnet_2: DropInFusionSubnet
+
     def __init__(self, subnet_1: DropInFusionSubnet, subnet_2: DropInFusionSubnet, clamp: float) -> None:
         nn.Module.__init__(self)
         self.clamp = clamp
@@ -169,31 +199,33 @@ class DropInFusionFlow(nn.Module):
     ``permutations`` stand in any order; a level takes the one of its length, as the original's loader does.
     """
 
+    module_list: nn.ModuleList
+    backend: Backend
+
     def __init__(
         self, permutations: Sequence[DropInPermutation], coupling: DropInCoupling, backend: Backend = "auto"
     ) -> None:
         super().__init__()
         self.module_list = nn.ModuleList([*permutations, coupling])
-        self.backend: Backend = backend
+        self.backend = backend
         self.register_load_state_dict_pre_hook(DropInFusionFlow._order_permutations)
 
     def forward(
         self, x_or_z: Sequence[Tensor], c: object = None, rev: bool = False, jac: bool = True
     ) -> tuple[list[Tensor], Tensor]:
         """``c``, ``jac``: taken for the call's sake."""
-        places = _matched([level.shape[1] for level in x_or_z], self._lengths)
-        ordered = [self.module_list[place] for place in places]
-        coupling = self.module_list[-1]
+        permutations, coupling = self._parts()
+        places = _matched([level.shape[1] for level in x_or_z], _lengths(permutations))
+        ordered = [permutations[place] for place in places]
         if rev:
             x, log_det = coupling.inverse(x_or_z, self.backend)
             return [permute_channels(a, p.perm_inv) for a, p in zip(x, ordered, strict=True)], log_det
         permuted = [permute_channels(a, p.perm) for a, p in zip(x_or_z, ordered, strict=True)]
         return coupling(permuted, self.backend)
 
-    @property
-    def _lengths(self) -> list[int]:
-        """Of the permutations."""
-        return [p.perm.numel() for p in self.module_list[:-1]]
+    def _parts(self) -> tuple[list[DropInPermutation], DropInCoupling]:
+        *permutations, coupling = self.module_list
+        return cast(list[DropInPermutation], permutations), cast(DropInCoupling, coupling)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As the original's, but what does not fit raises though ``strict`` be False: it would load silently."""
@@ -201,7 +233,7 @@ class DropInFusionFlow(nn.Module):
 
     def _order_permutations(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         """A file has its permutations in an order of its own."""
-        mine = self._lengths
+        mine = _lengths(self._parts()[0])
         names = [f"{prefix}module_list.{i}." for i in range(len(mine))]
         if not all(f"{name}{key}" in state for name in names for key in ("perm", "perm_inv")):
             return
@@ -225,6 +257,10 @@ def shared_condition(condition: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or recording or condition.requires_grad:
         return condition
     return condition[:1] if torch.equal(condition[1:], condition[:1].expand_as(condition[1:])) else condition
+
+
+def _lengths(permutations: Sequence[DropInPermutation]) -> list[int]:
+    return [p.perm.numel() for p in permutations]
 
 
 def _matched(channels: Sequence[int], lengths: Sequence[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """The reference implementation's state-dict keys, and ours."""
 
 import re
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -11,10 +12,18 @@ from ..model import MultiScaleFlow
 from ..reference.coupling import invert_permutation
 
 StateDict = dict[str, Tensor]
+Variant = Literal["auto", "0.2", "master"]
 
 # Ours -> theirs, as pieces of a key.
 _SUBNET = {"subnet.norm": "subnet.ln"}
 _FUSION = {".conv1": ".cross_convs.conv1", ".norm": ".cross_convs.norm", ".conv2": ".cross_convs.conv2"}
+
+
+def check_variant(name: str) -> Variant:
+    """``name`` if it is a formula of the soft clamp, or "auto". Errors: InputError otherwise."""
+    if name not in get_args(Variant):
+        raise InputError(f"variant {name!r} is not known; choose 'auto', '0.2' or 'master'")
+    return cast(Variant, name)
 
 
 def parallel_key(ours: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..backend import Backend, check, use
 from ..errors import InputError
+from ..nn.lists import all_of
 from .drop_in import (
     DropInBlock,
     DropInCoupling,
@@ -18,8 +19,8 @@ from .drop_in import (
     DropInParallelFlow,
     DropInPermutation,
     DropInSubnet,
-    Variant,
 )
+from .keys import Variant
 
 # What two computations of the same may differ by, relative to the largest value: float32 or better, half precisions.
 AGREEMENT, HALF_AGREEMENT = 1e-4, 3e-2
@@ -43,7 +44,7 @@ def accelerate(
         fast.append(DropInParallelFlow(blocks, backend))
     if not fast:
         raise InputError("parallel_flows is empty; MSFlow has one per level")
-    first = [flow.blocks[0] for flow in fast]
+    first = [all_of(DropInBlock, flow.module_list)[0] for flow in fast]
     fusion = _fusion(fusion_flow, first[0].clamp, [block.global_scale.numel() for block in first], backend)
     for ours, theirs in zip((*fast, fusion), (*parallel_flows, fusion_flow), strict=True):
         ours.train(theirs.training)
@@ -59,17 +60,17 @@ def _modules(flow: nn.Module, level: int) -> nn.ModuleList:
 
 def _block(block: nn.Module, where: str) -> DropInBlock:
     """Errors: InputError where ``block`` is another architecture, or computes another function."""
-    parameters = _parts(block, ("global_scale", "global_offset", "w_perm", "w_perm_inv"), where)
+    scale, offset, *perms = _parts(block, ("global_scale", "global_offset", "w_perm", "w_perm_inv"), where)
     subnet = DropInSubnet(*_parts(_parts(block, ("subnet",), where)[0], ("conv1", "ln", "conv2"), f"{where}.subnet"))
     clamp = getattr(block, "clamp", None)
     if not isinstance(clamp, (int, float)):
         raise InputError(f"{where}.clamp is {clamp!r}, not the number that FrEIA's AllInOneBlock keeps there")
-    dense = parameters[2].ndim == 4
+    dense = perms[0].ndim == 4
     variants: tuple[Variant, ...] = ("0.2",) if dense else ("master", "0.2")
-    fast = [DropInBlock(*parameters, subnet, float(clamp), variant) for variant in variants]
+    fast = [DropInBlock(scale, offset, perms[0], perms[1], subnet, float(clamp), variant) for variant in variants]
     errors = [_block_error(block, candidate, where) for candidate in fast]
     best = min(range(len(fast)), key=lambda i: errors[i])
-    _demand(errors[best], parameters[0], where)
+    _demand(errors[best], scale, where)
     return fast[best]
 
 

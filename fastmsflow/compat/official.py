@@ -3,7 +3,7 @@
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeGuard
 
 import torch
 
@@ -14,8 +14,8 @@ from ..files import written_aside
 from ..model import MultiScaleFlow
 from ..reference.coupling import ClampForm
 from . import keys
+from .keys import Variant
 
-Variant = Literal["auto", "0.2", "master"]
 _FORMS: dict[str, ClampForm] = {"0.2": "tanh", "master": "scaled_tanh"}
 
 
@@ -37,13 +37,16 @@ def load_official(
     """
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
-    if not isinstance(parallel, list) or not parallel or not all(_is_state_dict(s) for s in [*parallel, fusion]):
+    if (
+        not isinstance(parallel, list)
+        or not parallel
+        or not all(map(_is_state_dict, parallel))
+        or not _is_state_dict(fusion)
+    ):
         raise InputError(
             f"{path}: not an MSFlow checkpoint: it needs 'parallel_flows' (a list of state dicts) and 'fusion_flow'"
         )
-    if variant not in ("auto", *_FORMS):
-        raise InputError(f"variant {variant!r} is not known; choose 'auto', '0.2' or 'master'")
-    if variant == "auto":
+    if keys.check_variant(variant) == "auto":
         dense = any(v.ndim == 4 for state in parallel for k, v in state.items() if k.endswith(".w_perm"))
         variant = "0.2" if dense else "master"
 
@@ -103,7 +106,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _is_state_dict(value: object) -> bool:
+def _is_state_dict(value: object) -> TypeGuard[keys.StateDict]:
     return isinstance(value, dict) and all(isinstance(v, torch.Tensor) for v in value.values())
 
 

@@ -9,7 +9,7 @@ from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.coupling import coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
 from .kept import Kept
-from .subnet import ConditionedSubnet
+from .subnet import ConditionedSubnet, weight_and_bias
 
 
 class CouplingBlock(nn.Module):
@@ -18,8 +18,13 @@ class CouplingBlock(nn.Module):
     Source: FrEIA's ``AllInOneBlock`` with SOFTPLUS global affine and a hard permutation (arXiv 2308.15300).
     """
 
+    kept: int
+    clamp: float
+    global_scale: nn.Parameter
+    global_offset: nn.Parameter
     perm: Tensor
     inverse_perm: Tensor
+    subnet: ConditionedSubnet
 
     def __init__(self, channels: int, condition_channels: int, clamp: float, clamp_form: ClampForm) -> None:
         super().__init__()
@@ -43,9 +48,9 @@ class CouplingBlock(nn.Module):
 
         ``order``: a permutation of z's channels that is applied in the same store.
         """
-        hidden, head = self.subnet.hidden(x[:, : self.kept], condition, backend), self.subnet.conv2
+        hidden, head = self.subnet.hidden(x[:, : self.kept], condition, backend), weight_and_bias(self.subnet.conv2)
         return conv3x3_coupling(
-            hidden, head.weight, head.bias, x, *self._affine, *self._perms(order), self.clamp, self.clamp_form, backend
+            hidden, *head, x, *self._affine, *self._perms(order), self.clamp, self.clamp_form, backend
         )
 
     def inverse(

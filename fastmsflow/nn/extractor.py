@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +13,9 @@ from ..checkpoint import load_pickled, summary
 from ..errors import InputError, UnavailableError
 from ..hub import hub_answers, hub_offline
 from .fold import folded
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
 
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 """Backbones of the published results, with the weights tagged ``tv_in1k``; their convolutions pad by reflection."""
@@ -43,6 +46,10 @@ class Extractor(nn.Module):
     name: str
     channels: tuple[int, int, int]
     strides: tuple[int, int, int]
+    fixed_size: tuple[int, int] | None
+    net: nn.Module
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -55,10 +62,11 @@ class Extractor(nn.Module):
         self.name = resolve_name(name)
         official = is_official(self.name)
         config = _config(self.name)
-        self.fixed_size: tuple[int, int] | None = None
+        self.fixed_size = None
         options: dict[str, Any] = {}
         if config.fixed_input_size:
-            self.fixed_size = options["img_size"] = tuple(image_size or config.input_size[-2:])
+            height, width = image_size or config.input_size[-2:]
+            self.fixed_size = options["img_size"] = (height, width)
         options["out_indices"] = (1, 2, 3) if official else _choose_outputs(self.name, options)
 
         if weights is not None:
@@ -71,8 +79,9 @@ class Extractor(nn.Module):
         if official:
             _pad_by_reflection(self.net)
 
-        self.channels = tuple(self.net.feature_info.channels())
-        self.strides = tuple(self.net.feature_info.reduction())
+        info = _feature_info(self.net)
+        self.channels = tuple(info.channels())
+        self.strides = tuple(info.reduction())
         self._channels_come_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         self._normalisation = (tuple(config.mean), tuple(config.std))
         self._set_normalisation(torch.device("cpu"))
@@ -169,8 +178,13 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def _feature_info(net: nn.Module) -> "FeatureInfo":
+    """What every feature model of timm has."""
+    return cast("FeatureInfo", net.feature_info)
+
+
 def _choose_outputs(name: str, options: Mapping[str, Any]) -> tuple[int, ...]:
-    info = _build(name, options).feature_info
+    info = _feature_info(_build(name, options))
     last_of_stride = dict(zip(info.reduction(), info.out_indices, strict=True))
     if all(stride in last_of_stride for stride in STRIDES):
         return tuple(last_of_stride[stride] for stride in STRIDES)

@@ -21,8 +21,11 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module:
     """
     result = copy.deepcopy(net)
     for convolution, norm in list(_pairs(result, example)):
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:  # it takes the batch's own
+            continue
         weight, bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
         convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         # What timm's BatchNormAct2d does besides stays.
@@ -40,7 +43,7 @@ def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.Batc
     followers: dict[nn.Conv2d, list[nn.Module]] = {}
     calls: dict[nn.Module, int] = {}
 
-    def seen(module: nn.Module, inputs: tuple, output: object) -> None:
+    def seen(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         calls[module] = calls.get(module, 0) + 1
         if isinstance(module, nn.BatchNorm2d) or not any(True for _ in module.children()):
             for x in inputs:
@@ -59,7 +62,7 @@ def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.Batc
     for convolution, modules in followers.items():
         norm = modules[0]
         once = len(modules) == calls[convolution] == calls[norm] == 1
-        if once and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+        if once and isinstance(norm, nn.BatchNorm2d):
             yield convolution, norm
 
 

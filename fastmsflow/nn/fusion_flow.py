@@ -1,7 +1,7 @@
 """The fusion flow: one coupling across the levels."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,20 @@ from ..ops.coupling import cross_coupling_inverse
 from .side_by_side import side_by_side
 from .subnet import FusionSubnet
 
+# Hidden maps, the head's weight and bias, a level's parts, the clamp and the backend -> what becomes of the level, and
+# its log_det.
+Couple = Callable[..., tuple[Tensor, Tensor]]
+
 
 class FusionFlow(nn.Module):
     """Couples the halves of all levels with each other (arXiv 2308.15300).
 
     The levels come permuted, by the buffer ``perm{l}`` each: the parallel flows' last store does it in passing.
     """
+
+    clamp: float
+    subnet_1: FusionSubnet
+    subnet_2: FusionSubnet
 
     def __init__(self, channels: Sequence[int], clamp: float) -> None:
         super().__init__()
@@ -46,7 +54,7 @@ class FusionFlow(nn.Module):
         """x per level, permuted -> -0.5 mean over channels of z^2, (B, H_l, W_l) each, log_det (B,); z is not kept."""
         return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend)
 
-    def _couple(self, x: Sequence[Tensor], join: Callable, backend: Backend) -> tuple[list[Tensor], Tensor]:
+    def _couple(self, x: Sequence[Tensor], join: Couple, backend: Backend) -> tuple[list[Tensor], Tensor]:
         """``join``: the coupling of the second halves, which yields what is returned per level."""
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in x), strict=True)
         y1, log_det_2 = self._drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], backend)
@@ -55,7 +63,7 @@ class FusionFlow(nn.Module):
 
     def _drive(
         self,
-        couple: Callable,
+        couple: Couple,
         subnet: FusionSubnet,
         driver: Sequence[Tensor],
         parts: Sequence[Sequence[Tensor]],
@@ -68,7 +76,7 @@ class FusionFlow(nn.Module):
             for level in zip(hidden, *zip(*subnet.heads(), strict=True), *parts, strict=True)
         ]
         y, log_dets = zip(*side_by_side(tasks, driver[0].device), strict=True)
-        return list(y), sum(log_dets)
+        return list(y), reduce(torch.add, log_dets)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """z -> x, permuted, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
@@ -84,4 +92,4 @@ class FusionFlow(nn.Module):
         raws = (conv3x3(hidden, *head, backend) for hidden, head in levels)
         pairs = zip(y, raws, strict=True)
         h, log_dets = zip(*(cross_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
-        return list(h), sum(log_dets)
+        return list(h), reduce(torch.add, log_dets)

@@ -7,9 +7,12 @@ from ..backend import Backend
 from ..reference.coupling import ClampForm
 from ..reference.dtypes import accumulation_dtype
 from .coupling_block import CouplingBlock
+from .lists import all_of
 
 
 class ParallelFlow(nn.Module):
+    blocks: nn.ModuleList
+
     def __init__(
         self, channels: int, condition_channels: int, blocks: int, clamp: float, clamp_form: ClampForm
     ) -> None:
@@ -36,7 +39,7 @@ class ParallelFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """z, in ``order`` -> x, and the log_det (B,) of this direction."""
         log_det = torch.zeros(z.shape[0], dtype=accumulation_dtype(z.dtype), device=z.device)
-        for block in reversed(self.blocks):
+        for block in reversed(all_of(CouplingBlock, self.blocks)):
             z, block_log_det = block.inverse(z, condition, backend, order if block is self.blocks[-1] else None)
             log_det = log_det + block_log_det
         return z, log_det

@@ -1,7 +1,7 @@
 """What lies between the extractor and the flows: the pool, and an optional standardisation."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def check_pool(name: str) -> Pool:
     """``name`` if it is a pool. Errors: InputError otherwise."""
     if name not in get_args(Pool):
         raise InputError(f"pool {name!r} is not known; choose one of {', '.join(get_args(Pool))}")
-    return name  # type: ignore[return-value]
+    return cast(Pool, name)
 
 
 def pool_features(features: Sequence[Tensor], pool: Pool = "avg") -> list[Tensor]:

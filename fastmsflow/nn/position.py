@@ -45,5 +45,6 @@ class PositionCode(nn.Module):
                 return position_code(self.channels, *like.shape[2:], like.dtype, like.device)
             # A tensor made in inference mode could not enter a later training step.
             with torch.inference_mode(False):
-                self._last = position_code(self.channels, *like.shape[2:], like.dtype, like.device)
+                height, width = like.shape[2:]
+                self._last = position_code(self.channels, height, width, like.dtype, like.device)
         return self._last

@@ -23,7 +23,9 @@ class Replay:
     """
 
     def __init__(self) -> None:
-        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Outputs, list]] = OrderedDict()
+        self._recorded: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Outputs, list[object]]] = (
+            OrderedDict()
+        )
         self._met: set[Hashable] = set()
         self._unfit: set[Hashable] = set()
 

@@ -1,6 +1,7 @@
 """The two networks that predict log-scale and shift: within a level, and across the levels."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,12 @@ from ..ops.fusion import pool_and_concat, split_and_upsample
 from ..ops.layer_norm import layer_norm_relu
 from ..reference.layer_norm import LAYER_NORM_EPS
 from .kept import Kept
+from .lists import all_of
+
+
+def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """All convolutions of these networks have a bias."""
+    return convolution.weight, cast(Tensor, convolution.bias)
 
 
 class ConditionedSubnet(nn.Module):
@@ -20,6 +27,11 @@ class ConditionedSubnet(nn.Module):
     The first convolution is linear, so the condition's share of it is a map of its own, computed once and added: once a
     call in training, once for given weights where no gradient is taken (not once an image).
     """
+
+    in_channels: int
+    conv1: nn.Conv2d
+    norm: nn.LayerNorm
+    conv2: nn.Conv2d
 
     def __init__(self, in_channels: int, condition_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -43,7 +55,7 @@ class ConditionedSubnet(nn.Module):
         return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
 
     def _condition_map(self, condition: Tensor, backend: Backend) -> Tensor:
-        weight, bias = self.conv1.weight, self.conv1.bias
+        weight, bias = weight_and_bias(self.conv1)
         return self._kept.get(
             lambda: conv3x3(condition, weight[:, self.in_channels :], bias, backend), (weight, bias, condition)
         )
@@ -56,6 +68,12 @@ class ConditionedSubnet(nn.Module):
 class FusionSubnet(nn.Module):
     """Pools the levels to the last one's grid, mixes them, spreads the result back; each level's head predicts
     log-scales and shifts."""
+
+    conv1: nn.Conv2d
+    norm: nn.LayerNorm
+    conv2: nn.Conv2d
+    conv_s: nn.ModuleList
+    conv_t: nn.ModuleList
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -70,18 +88,18 @@ class FusionSubnet(nn.Module):
     def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
         """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""
         pooled = pool_and_concat(maps, backend)
-        bias = self.conv1.bias[None, :, None, None].expand(-1, -1, *pooled.shape[2:])
-        joint = conv3x3_layer_norm_relu(pooled, self.conv1.weight, self.norm.weight, self.norm.bias, bias, backend)
+        weight, bias = weight_and_bias(self.conv1)
+        bias_map = bias[None, :, None, None].expand(-1, -1, *pooled.shape[2:])
+        joint = conv3x3_layer_norm_relu(pooled, weight, self.norm.weight, self.norm.bias, bias_map, backend)
         joint = conv3x3(joint, self.conv2.weight, self.conv2.bias, backend).relu()
         return split_and_upsample(joint, maps, backend)
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
         """Per level weight and bias of the convolution that puts out its log-scales, then its shifts."""
-        pairs = list(zip(self.conv_s, self.conv_t, strict=True))
-        sources = [parameter for pair in pairs for conv in pair for parameter in (conv.weight, conv.bias)]
-        return self._kept.get(
-            lambda: [(torch.cat((s.weight, t.weight)), torch.cat((s.bias, t.bias))) for s, t in pairs], sources
-        )
+        scales, shifts = (map(weight_and_bias, all_of(nn.Conv2d, convs)) for convs in (self.conv_s, self.conv_t))
+        pairs = list(zip(scales, shifts, strict=True))
+        sources = [parameter for pair in pairs for head in pair for parameter in head]
+        return self._kept.get(lambda: [(torch.cat((s[0], t[0])), torch.cat((s[1], t[1]))) for s, t in pairs], sources)
 
     def train(self, mode: bool = True) -> "FusionSubnet":
         self._kept.clear()

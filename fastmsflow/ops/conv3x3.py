@@ -1,5 +1,7 @@
 """The 3x3 convolution on its own, and what every operation that begins with one shares."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, library
 
@@ -58,13 +60,13 @@ def precision(x: Tensor) -> str:
 
 class Conv3x3(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
         return _conv3x3(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_bias = None if ctx.bias_dtype is None else bias_gradient(grad_out, ctx.bias_dtype)
         return *convolution_gradients(grad_out, x, weight, ctx.needs_input_grad[0]), grad_bias
@@ -87,7 +89,8 @@ def convolution_gradients(grad_out: Tensor, x: Tensor, weight: Tensor, of_x: boo
         grad_x = _input_gradient(grad_out, weight)
     if own_weight:
         grad_weight = _weight_gradient(x, grad_out).to(weight.dtype)
-    return grad_x, grad_weight
+    # By the one or the other it has been computed.
+    return grad_x, cast(Tensor, grad_weight)
 
 
 def bias_gradient(grad_out: Tensor, dtype: torch.dtype) -> Tensor:
@@ -102,7 +105,7 @@ def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @_conv3x3.register_fake
-def _(x, weight, bias):
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return new_rows(x, len(weight))
 
 
@@ -114,7 +117,7 @@ def _input_gradient(grad_out: Tensor, weight: Tensor) -> Tensor:
 
 
 @_input_gradient.register_fake
-def _(grad_out, weight):
+def _(grad_out: Tensor, weight: Tensor) -> Tensor:
     return new_rows(grad_out, weight.shape[1])
 
 
@@ -126,5 +129,5 @@ def _weight_gradient(x: Tensor, grad_out: Tensor) -> Tensor:
 
 
 @_weight_gradient.register_fake
-def _(x, grad_out):
+def _(x: Tensor, grad_out: Tensor) -> Tensor:
     return x.new_empty((grad_out.shape[1], 3, 3, x.shape[1]), dtype=torch.float32).permute(0, 3, 1, 2)

@@ -1,5 +1,7 @@
 """3x3 convolution and the coupling that its outputs drive: the second half of a subnet, and what follows it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, library
 
@@ -40,8 +42,8 @@ def conv3x3_coupling(
     if not _fuses(hidden, weight, bias, backend) or x.shape[1] > len(weight):
         raw = conv3x3(hidden, weight, bias, backend)
         return unfused.coupling(x, raw, global_scale, global_offset, perm, clamp, form, backend)
-    perms = (perm, inverse_perm)
-    return _apply(hidden, weight, bias, global_scale, global_offset, *perms, SUBNET_SCALE, clamp, form, None, False, x)
+    fixed = (global_scale, global_offset, perm, inverse_perm, SUBNET_SCALE, clamp, form, None, False)
+    return _apply(hidden, weight, bias, fixed, [x])
 
 
 def conv3x3_cross_coupling(
@@ -50,7 +52,7 @@ def conv3x3_cross_coupling(
     """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
     if not _fuses(hidden, weight, bias, backend):
         return unfused.cross_coupling(x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(hidden, weight, bias, *NO_GLOBAL, 1.0, clamp, "atan", None, False, x, whole=True)
+    return _apply(hidden, weight, bias, (*NO_GLOBAL, 1.0, clamp, "atan", None, False), [x], whole=True)
 
 
 def conv3x3_joining_cross_coupling(
@@ -60,7 +62,7 @@ def conv3x3_joining_cross_coupling(
     if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
         return unfused.joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias, backend), clamp, backend)
     limit = output_limit(x.dtype)
-    return _apply(hidden, weight, bias, *NO_GLOBAL, 1.0, clamp, "atan", limit, False, kept, x, whole=True)
+    return _apply(hidden, weight, bias, (*NO_GLOBAL, 1.0, clamp, "atan", limit, False), [kept, x], whole=True)
 
 
 def conv3x3_joining_cross_coupling_likelihood(
@@ -74,7 +76,7 @@ def conv3x3_joining_cross_coupling_likelihood(
         raw = conv3x3(hidden, weight, bias, backend)
         return unfused.joining_cross_coupling_likelihood(kept, x, raw, clamp, backend)
     limit = output_limit(x.dtype)
-    return _apply(hidden, weight, bias, *NO_GLOBAL, 1.0, clamp, "atan", limit, True, kept, x, whole=True)
+    return _apply(hidden, weight, bias, (*NO_GLOBAL, 1.0, clamp, "atan", limit, True), [kept, x], whole=True)
 
 
 def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
@@ -82,9 +84,12 @@ def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bo
     return uses_triton_convolution("conv3x3_coupling", backend, hidden, len(weight))
 
 
-def _apply(hidden: Tensor, weight: Tensor, bias: Tensor, *rest: object, whole: bool = False) -> tuple[Tensor, Tensor]:
-    unfused.check_coupling(rest[-1], hidden.shape[0], len(weight), hidden.shape[2:], hidden.device, whole)
-    return ConvCoupling.apply(*in_autocast_dtype(hidden, weight), bias, torch.is_grad_enabled(), *rest)
+def _apply(
+    hidden: Tensor, weight: Tensor, bias: Tensor, fixed: tuple[object, ...], parts: list[Tensor], whole: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``fixed``: what ConvCoupling takes between ``keep`` and ``parts``."""
+    unfused.check_coupling(parts[-1], hidden.shape[0], len(weight), hidden.shape[2:], hidden.device, whole)
+    return ConvCoupling.apply(*in_autocast_dtype(hidden, weight), bias, torch.is_grad_enabled(), *fixed, *parts)
 
 
 class ConvCoupling(torch.autograd.Function):
@@ -93,22 +98,22 @@ class ConvCoupling(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        hidden,
-        weight,
-        bias,
-        keep,
-        global_scale,
-        global_offset,
-        perm,
-        inverse_perm,
-        raw_scale,
-        clamp,
-        form,
-        limit,
-        likelihood,
-        *parts,
-    ):
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        keep: bool,
+        global_scale: Tensor | None,
+        global_offset: Tensor | None,
+        perm: Tensor | None,
+        inverse_perm: Tensor | None,
+        raw_scale: float,
+        clamp: float,
+        form: str,
+        limit: float | None,
+        likelihood: bool,
+        *parts: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         options = (raw_scale, clamp, form, limit)
         fixed = (global_scale, global_offset, inverse_perm)
         z, log_det, *raw = _conv_coupling(hidden, weight, bias, list(parts), *fixed, *options, keep, likelihood)
@@ -118,7 +123,7 @@ class ConvCoupling(torch.autograd.Function):
         return z, log_det
 
     @staticmethod
-    def backward(ctx, grad_z, grad_log_det):
+    def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, global_scale, global_offset, perm, raw, *parts = ctx.saved_tensors
         grad_parts, grad_raw, grad_scale, grad_offset = unfused.coupling_gradients(
             grad_z, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
@@ -167,8 +172,19 @@ def _conv_coupling(
 
 @_conv_coupling.register_fake
 def _(
-    hidden, weight, bias, parts, global_scale, global_offset, inverse_perm, raw_scale, clamp, form, limit, keep,
-    likelihood,
-):  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    parts: list[Tensor],
+    global_scale: Tensor | None,
+    global_offset: Tensor | None,
+    inverse_perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    keep: bool,
+    likelihood: bool,
+) -> list[Tensor]:
     raw = [new_rows(hidden, len(weight))] if keep else []
     return [unfused.new_result(parts, likelihood), hidden.new_empty(hidden.shape[0], dtype=torch.float32), *raw]

@@ -1,5 +1,7 @@
 """3x3 convolution, layer normalisation and ReLU: the first half of a subnet."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, library
 
@@ -45,14 +47,16 @@ def _fuses(outputs: int) -> bool:
 
 class ConvLayerNormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, norm_weight, norm_bias, condition, keep):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, condition: Tensor, keep: bool
+    ) -> Tensor:
         out, *kept = _conv_layer_norm_relu(x, weight, condition, norm_weight, norm_bias, LAYER_NORM_EPS, keep)
         ctx.save_for_backward(x, weight, norm_weight, norm_bias, *kept)
         ctx.condition_dtype = condition.dtype
         return out
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, norm_weight, norm_bias, hidden, mean, rstd = ctx.saved_tensors
         grad_hidden, *grad_norm, grad_condition = layer_norm_gradients(
             grad_out, hidden, None, norm_weight, norm_bias, mean, rstd, ctx.condition_dtype
@@ -71,7 +75,9 @@ def _conv_layer_norm_relu(
 
 
 @_conv_layer_norm_relu.register_fake
-def _(x, weight, condition, norm_weight, norm_bias, eps, keep):
+def _(
+    x: Tensor, weight: Tensor, condition: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, keep: bool
+) -> list[Tensor]:
     out = [new_rows(x, len(weight)) for _ in range(2 if keep else 1)]
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return [*out, *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2 if keep else 0))]

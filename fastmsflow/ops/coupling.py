@@ -1,5 +1,7 @@
 """Affine couplings: within a level, and across the levels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, library
 
@@ -108,8 +110,19 @@ class Coupling(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, likelihood, *parts
-    ):
+        ctx: Any,
+        raw: Tensor,
+        global_scale: Tensor | None,
+        global_offset: Tensor | None,
+        perm: Tensor | None,
+        raw_scale: float,
+        clamp: float,
+        form: str,
+        limit: float | None,
+        inverse: bool,
+        likelihood: bool,
+        *parts: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         options = (raw_scale, clamp, form, limit, inverse, likelihood)
         out, log_det = _coupling(list(parts), raw, global_scale, global_offset, perm, *options)
         ctx.options = options
@@ -117,7 +130,7 @@ class Coupling(torch.autograd.Function):
         return out, log_det
 
     @staticmethod
-    def backward(ctx, grad_out, grad_log_det):
+    def backward(ctx: Any, grad_out: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         raw, global_scale, global_offset, perm, *parts = ctx.saved_tensors
         grad_parts, *grads = coupling_gradients(
             grad_out, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
@@ -178,7 +191,19 @@ def _coupling(
 
 
 @_coupling.register_fake
-def _(parts, raw, global_scale, global_offset, perm, raw_scale, clamp, form, limit, inverse, likelihood):
+def _(
+    parts: list[Tensor],
+    raw: Tensor,
+    global_scale: Tensor | None,
+    global_offset: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    inverse: bool,
+    likelihood: bool,
+) -> tuple[Tensor, Tensor]:
     return new_result(parts, likelihood), raw.new_empty(raw.shape[0], dtype=torch.float32)
 
 
@@ -212,7 +237,20 @@ def _coupling_backward(
 
 
 @_coupling_backward.register_fake
-def _(grad_out, grad_log_det, parts, raw, global_scale, perm, raw_scale, clamp, form, limit, inverse, likelihood):
+def _(
+    grad_out: Tensor,
+    grad_log_det: Tensor,
+    parts: list[Tensor],
+    raw: Tensor,
+    global_scale: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    inverse: bool,
+    likelihood: bool,
+) -> list[Tensor]:
     grads = [new_rows(part, part.shape[1]) for part in [*parts, raw]]
     if global_scale is None:
         return grads

@@ -1,6 +1,7 @@
 """Between the levels: pool to one grid, and back up."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -30,24 +31,24 @@ def split_and_upsample(joint: Tensor, maps: Sequence[Tensor], backend: Backend =
 
 class PoolAndConcat(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *maps):
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
         # Backward needs their shapes alone; they live on as the residuals of the way back up.
         ctx.save_for_backward(*maps)
         return _pool(list(maps))
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
         return tuple(_pool_backward(grad_out, list(ctx.saved_tensors)))
 
 
 class SplitAndUpsample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, joint, *maps):
+    def forward(ctx: Any, joint: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(joint)
         return tuple(_upsample(joint, list(maps)))
 
     @staticmethod
-    def backward(ctx, *grad_outs):
+    def backward(ctx: Any, *grad_outs: Tensor) -> tuple[Tensor, ...]:
         (joint,) = ctx.saved_tensors
         return _upsample_backward(list(grad_outs), joint), *grad_outs
 
@@ -60,7 +61,7 @@ def _pool(maps: list[Tensor]) -> Tensor:
 
 
 @_pool.register_fake
-def _(maps):
+def _(maps: list[Tensor]) -> Tensor:
     return new_rows(maps[-1], sum(level.shape[1] for level in maps))
 
 
@@ -72,7 +73,7 @@ def _pool_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
 
 
 @_pool_backward.register_fake
-def _(grad_out, maps):
+def _(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
     return [new_rows(level, level.shape[1]) for level in maps]
 
 
@@ -84,7 +85,7 @@ def _upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
 
 
 @_upsample.register_fake
-def _(joint, maps):
+def _(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
     return [new_rows(level, level.shape[1]) for level in maps]
 
 
@@ -96,5 +97,5 @@ def _upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
 
 
 @_upsample_backward.register_fake
-def _(grad_outs, joint):
+def _(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
     return new_rows(joint, joint.shape[1])

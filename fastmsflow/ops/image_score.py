@@ -22,6 +22,6 @@ def _image_scores(log_likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @_image_scores.register_fake
-def _(log_likelihood, count):
+def _(log_likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
     score, log_score = (log_likelihood.new_empty(log_likelihood.shape[0], dtype=torch.float32) for _ in range(2))
     return score, log_score

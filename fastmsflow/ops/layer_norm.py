@@ -1,5 +1,7 @@
 """Layer normalisation over the channels of each pixel, then ReLU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, library
 
@@ -28,13 +30,13 @@ def layer_norm_relu(
 
 class LayerNormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, condition):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor | None) -> Tensor:
         y, mean, rstd = _layer_norm_relu(x, condition, weight, bias, LAYER_NORM_EPS)
         ctx.save_for_backward(x, condition, weight, bias, mean, rstd)
         return y
 
     @staticmethod
-    def backward(ctx, grad_y):
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         x, condition, weight, bias, mean, rstd = ctx.saved_tensors
         condition_dtype = None if condition is None else condition.dtype
         return layer_norm_gradients(grad_y, x, condition, weight, bias, mean, rstd, condition_dtype)
@@ -68,9 +70,10 @@ def _layer_norm_relu(
 
 
 @_layer_norm_relu.register_fake
-def _(x, condition, weight, bias, eps):
+def _(x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return new_rows(x, x.shape[1]), *(x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
+    mean, rstd = (x.new_empty(pixels, dtype=torch.float32) for _ in range(2))
+    return new_rows(x, x.shape[1]), mean, rstd
 
 
 @library.custom_op("fastmsflow::layer_norm_relu_backward", mutates_args=())
@@ -83,5 +86,8 @@ def _layer_norm_relu_backward(
 
 
 @_layer_norm_relu_backward.register_fake
-def _(grad_y, x, condition, weight, bias, mean, rstd):
-    return new_rows(x, x.shape[1]), *(weight.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+def _(
+    grad_y: Tensor, x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_weight, grad_bias = (weight.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return new_rows(x, x.shape[1]), grad_weight, grad_bias

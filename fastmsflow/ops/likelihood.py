@@ -1,6 +1,7 @@
 """Likelihood of latents under a standard normal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -19,12 +20,12 @@ def log_likelihood_maps(z: Sequence[Tensor], backend: Backend = "auto") -> list[
 
 class LogLikelihoodMaps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *z):
+    def forward(ctx: Any, *z: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*z)
         return tuple(_log_likelihood_maps(list(z)))
 
     @staticmethod
-    def backward(ctx, *grad_logps):
+    def backward(ctx: Any, *grad_logps: Tensor) -> tuple[Tensor, ...]:
         return tuple(_log_likelihood_maps_backward(list(grad_logps), list(ctx.saved_tensors)))
 
 
@@ -36,7 +37,7 @@ def _log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
 
 
 @_log_likelihood_maps.register_fake
-def _(z):
+def _(z: list[Tensor]) -> list[Tensor]:
     return [level.new_empty((level.shape[0], *level.shape[2:]), dtype=torch.float32) for level in z]
 
 
@@ -48,5 +49,5 @@ def _log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> 
 
 
 @_log_likelihood_maps_backward.register_fake
-def _(grad_logps, z):
+def _(grad_logps: list[Tensor], z: list[Tensor]) -> list[Tensor]:
     return [new_rows(level, level.shape[1]) for level in z]

@@ -23,6 +23,6 @@ def _score_maps(logp: list[Tensor], image_size: list[int]) -> tuple[Tensor, Tens
 
 
 @_score_maps.register_fake
-def _(logp, image_size):
+def _(logp: list[Tensor], image_size: list[int]) -> tuple[Tensor, Tensor]:
     total, likelihood = (logp[0].new_empty((logp[0].shape[0], *image_size)) for _ in range(2))
     return total, likelihood

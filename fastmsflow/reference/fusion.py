@@ -21,8 +21,8 @@ def clamp_output(z: Tensor) -> Tensor:
 
 def pool_and_concat(maps: Sequence[Tensor]) -> Tensor:
     """Adaptive average pool of every (B, C_l, H_l, W_l) to the last level's grid, concatenated: (B, sum C_l, H, W)."""
-    grid = maps[-1].shape[-2:]
-    return torch.cat([F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
+    height, width = maps[-1].shape[-2:]
+    return torch.cat([F.adaptive_avg_pool2d(m, (height, width)) for m in maps], dim=1)
 
 
 def split_and_upsample(joint: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:

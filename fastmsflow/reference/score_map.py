@@ -1,7 +1,9 @@
 """Log-likelihood maps of the levels -> one map at the image's size, two ways."""
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,13 +15,14 @@ def upsample(level_map: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 def multiplicative_log_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
     """sum_l up(logp_l) minus its maximum per image: (B, H, W), at most 0."""
-    total = sum(upsample(level, image_size) for level in logp)
+    total = reduce(torch.add, (upsample(level, image_size) for level in logp))
     return total - total.amax(dim=(1, 2), keepdim=True)
 
 
 def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
     """sum_l up(exp(logp_l - its maximum per image)): (B, H, W), between 0 and the number of levels."""
-    return sum(upsample((level - level.amax(dim=(1, 2), keepdim=True)).exp(), image_size) for level in logp)
+    likelihoods = ((level - level.amax(dim=(1, 2), keepdim=True)).exp() for level in logp)
+    return reduce(torch.add, (upsample(level, image_size) for level in likelihoods))
 
 
 def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -61,7 +63,7 @@ def gallery(path: Path, panels: Sequence[Panel], scale: tuple[float, float], cap
             across, down = np.arange(width) + width, np.arange(height)
             axis.contour(across, down, panel.mask, levels=[0.5], colors="white", linewidths=0.8)
         axis.set_title(panel.title, fontsize=9)
-    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(*scale), COLOURS)
+    colours = ScalarMappable(Normalize(*scale), COLOURS)
     figure.colorbar(colours, ax=axes, location="bottom", fraction=0.03, aspect=60, label=caption)
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=90, format="png")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -40,7 +41,7 @@ def plot_training(path: Path, losses: Sequence[float], metrics: Mapping[str, Seq
     _save(figure, path)
 
 
-def _axes():
+def _axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()

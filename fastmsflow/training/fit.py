@@ -5,10 +5,11 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -18,7 +19,7 @@ from ..errors import InputError
 from ..model import MSFlow
 from .evaluation import Evaluation, Results, Truth, write_json
 from .module import FeatureDataModule, Moment, MSFlowModule
-from .recipe import Recipe
+from .recipe import Precision, Recipe
 
 METRICS = ("image_auroc", "image_auroc_log", "pixel_auroc", "aupro", "aupro_log")
 
@@ -138,7 +139,7 @@ def _end_round(module: MSFlowModule, out: Path, console: Console) -> None:
 
 
 def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console: Console) -> None:
-    callbacks = [RichProgressBar(leave=False)] if console.is_terminal else []
+    callbacks: list[Callback] = [RichProgressBar(leave=False)] if console.is_terminal else []
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
@@ -151,10 +152,10 @@ def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console:
             max_epochs=recipe.epochs,
             check_val_every_n_epoch=recipe.sub_epochs,
             limit_val_batches=1.0 if module.truth is not None else 0,
-            precision=recipe.precision,  # type: ignore[arg-type]
+            precision=cast(Precision, recipe.precision),
             accelerator="auto",
             devices=1,
-            callbacks=callbacks,  # type: ignore[arg-type]
+            callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=console.is_terminal,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -46,7 +47,7 @@ class MSFlowModule(L.LightningModule):
         self._batches: list[Scores] = []
         self._losses: list[Tensor] = []
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # One pass over the weights. float16's scaler unscales too late for clipping where the optimizer is fused.
         fused = self.recipe.precision != "16-mixed"
         optimizer = torch.optim.Adam(self.model.flow.parameters(), lr=self.recipe.lr, fused=fused)
@@ -59,7 +60,12 @@ class MSFlowModule(L.LightningModule):
         self._losses.append(loss.detach())
         return loss
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, **_: object) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Lightning's own refuses fused optimizers in mixed precision, though bfloat16 has no scaler to wait for."""
         torch.nn.utils.clip_grad_norm_(self.model.flow.parameters(), self.recipe.clip_norm)
 
@@ -85,6 +91,8 @@ class MSFlowModule(L.LightningModule):
         self._batches.append(Scores(*(part.cpu() for part in self.model.scores_of_features(features))))
 
     def on_validation_epoch_end(self) -> None:
+        if self.truth is None:
+            return
         self.results = Results.collect(self._batches)
         self._batches.clear()
         evaluation = self.truth.judge(self.results)
@@ -126,5 +134,5 @@ class FeatureDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         return feature_loader(self.train_features, self.recipe.batch_size, shuffle_seed=self.recipe.seed)
 
-    def val_dataloader(self) -> DataLoader[list[Tensor]] | list:
+    def val_dataloader(self) -> DataLoader[list[Tensor]] | list[object]:
         return feature_loader(self.test_features, self.recipe.batch_size) if self.test_features else []

@@ -1,10 +1,12 @@
 """How a flow is trained. The defaults are the published recipe (arXiv 2308.15300)."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ..errors import InputError
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
