@@ -12,6 +12,8 @@ from .errors import InputError, UnavailableError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .backend import Backend
+
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 TIMEOUT = 5.0  # seconds
 
@@ -19,6 +21,14 @@ TIMEOUT = 5.0  # seconds
 class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
     """``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` of a model that has ``config``, ``save`` and
     ``load``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> dict[str, Any]: ...
+        def save(self, path: str | Path) -> None: ...
+        @classmethod
+        def load(cls, path: str | Path, backend: "Backend") -> "Self": ...
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes a folder of what ``save`` writes, the configuration as JSON, for people, and a model card.
@@ -61,14 +71,21 @@ class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
-        backend: str = "auto",
+        backend: "Backend" = "auto",
         **_: Any,
     ) -> "Self":
         """What else comes is read from config.json, and stands in the weights' file too, where ``load`` reads it."""
-        path = Path(model_id) / WEIGHTS_FILE
-        if not Path(model_id).is_dir():
-            options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
-            path = hf_hub_download(model_id, WEIGHTS_FILE, local_files_only=local_files_only, **options)
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id) / WEIGHTS_FILE, backend)
+        path = hf_hub_download(
+            model_id,
+            WEIGHTS_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
         return cls.load(path, backend)
 
 

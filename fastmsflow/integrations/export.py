@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def export_onnx(model: MSFlow, path: str | Path) -> Exported:
     predictor = _Predictor(model).cpu()
     names = list(Prediction._fields)
     with backend.use("torch"), written_aside(path) as aside:
-        program = torch.onnx.export(
+        written = torch.onnx.export(
             predictor.program(),
             input_names=["images"],
             output_names=names,
@@ -69,7 +69,8 @@ def export_onnx(model: MSFlow, path: str | Path) -> Exported:
             dynamo=True,
             verbose=False,
         )
-        program.save(aside)
+        # None only where it was given a file's name.
+        cast(torch.onnx.ONNXProgram, written).save(aside)
         return Exported(Path(path), predictor.difference(_onnx_graph(aside)))
 
 

@@ -41,10 +41,10 @@ class PositionCode(nn.Module):
         """(1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
         last = self._last
         if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
+            height, width = like.shape[2:]
             if torch.compiler.is_exporting():
-                return position_code(self.channels, *like.shape[2:], like.dtype, like.device)
+                return position_code(self.channels, height, width, like.dtype, like.device)
             # A tensor made in inference mode could not enter a later training step.
             with torch.inference_mode(False):
-                height, width = like.shape[2:]
                 self._last = position_code(self.channels, height, width, like.dtype, like.device)
         return self._last

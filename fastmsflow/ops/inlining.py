@@ -33,7 +33,7 @@ def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tens
     return reference.score_maps(logp, (image_size[0], image_size[1]))
 
 
-def _register(operator: Any, function: Callable) -> None:
+def _register(operator: Any, function: Callable[..., Any]) -> None:
     def in_functional_graph(mode: Any, op: Any, types: Any, args: Any, options: Any) -> Any:
         if not _inlining:
             return mode.__torch_dispatch__(op, types, args, options)
