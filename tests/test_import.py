@@ -68,7 +68,8 @@ def test_the_licence_is_apache_2() -> None:
 def test_the_command_line_without_its_extra_says_what_to_install(monkeypatch) -> None:
     from fastmsflow.__main__ import main
 
-    monkeypatch.delitem(sys.modules, "fastmsflow.cli", raising=False)
+    for name in [name for name in sys.modules if name.startswith("fastmsflow.cli")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r"needs typer: pip install 'fastmsflow\[train\]'"):
         main()

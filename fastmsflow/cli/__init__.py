@@ -1,0 +1,9 @@
+"""The command line: parses, calls, prints. Verbs are listed in the order of these imports."""
+
+from . import learning  # noqa: F401, I001
+from . import prediction  # noqa: F401
+from . import official  # noqa: F401
+from . import speed  # noqa: F401
+from .common import app
+
+__all__ = ["app"]

