@@ -12,12 +12,14 @@ from ._version import __version__
 if TYPE_CHECKING:
     from . import backend, compat, data, metrics, scoring
     from .errors import InputError, UnavailableError
+    from .integrations.scikit_learn import MSFlowDetector
     from .model import MSFlow, MultiScaleFlow, Prediction
 
 _HOMES = {
     "InputError": "errors",
     "UnavailableError": "errors",
     "MSFlow": "model",
+    "MSFlowDetector": "integrations.scikit_learn",
     "MultiScaleFlow": "model",
     "Prediction": "model",
 }
@@ -26,6 +28,7 @@ _MODULES = ("backend", "compat", "data", "metrics", "scoring")
 __all__ = [
     "InputError",
     "MSFlow",
+    "MSFlowDetector",
     "MultiScaleFlow",
     "Prediction",
     "UnavailableError",

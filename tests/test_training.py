@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import ImageSet, folder, textures
+from fastmsflow.data import ImageDataset, ImageSet, folder, textures
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.module import FeatureDataModule
@@ -66,7 +66,7 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
     outcome = train(model, images, recipe, tmp_path)
 
     plain = small_model().to(memory_format=torch.channels_last)
-    data = FeatureDataModule(plain, images, recipe)
+    data = FeatureDataModule(plain, ImageDataset(images.train, plain.image_size), None, recipe)
     data.compute()
     optimizer = torch.optim.Adam(plain.flow.parameters())
     loader, losses = data.train_dataloader(), []
@@ -106,7 +106,8 @@ def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
 
 def test_features_are_standardised_by_the_training_images_alone(images) -> None:
     model = small_model(standardise=True)
-    data = FeatureDataModule(model, images, Recipe())
+    train, test = (ImageDataset(samples, model.image_size) for samples in (images.train, images.test))
+    data = FeatureDataModule(model, train, test, Recipe())
     data.compute()
     for level in data.train_features:
         assert level.mean(dim=(0, 2, 3)).abs().max() < 1e-4

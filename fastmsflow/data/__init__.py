@@ -1,6 +1,6 @@
 """Image sets and how they are read. Knows nothing of models."""
 
-from .dataset import ImageDataset
+from .dataset import ImageDataset, LooseImages
 from .image_set import ImageSet, Sample
 from .images import list_images, load_image, load_mask, read_image
 from .layouts import categories, folder, mvtec, open_image_set, visa
@@ -9,6 +9,7 @@ from .sample_sets import elpv, textures
 __all__ = [
     "ImageDataset",
     "ImageSet",
+    "LooseImages",
     "Sample",
     "categories",
     "elpv",

@@ -1,12 +1,14 @@
-"""Samples -> tensors, for a DataLoader."""
+"""Samples, files and arrays -> tensors, for a DataLoader."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from .image_set import Sample
-from .images import load_image, load_mask
+from .images import as_tensor, image_of, load_image, load_mask, read_image
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -27,3 +29,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
             "label": sample.label,
             "index": index,
         }
+
+
+class LooseImages(Dataset[dict[str, Any]]):
+    """Items: ``image`` (3, H, W) float32 in [0, 1]. ``images``: files, or arrays as ``image_of`` takes them."""
+
+    def __init__(self, images: Sequence[str | Path | np.ndarray], image_size: tuple[int, int]) -> None:
+        self.images = images
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        given = self.images[index]
+        image = image_of(given, f"image {index}") if isinstance(given, np.ndarray) else read_image(given)
+        return {"image": as_tensor(image, self.image_size)}

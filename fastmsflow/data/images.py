@@ -23,22 +23,32 @@ def read_image(path: str | Path) -> Image.Image:
 
     Errors: InputError where the file is missing, no image, damaged, too large or under 32 pixels on a side.
     """
-    image = _open(path)
-    if min(image.size) < SMALLEST:
+    return _rgb(_open(path), path)
+
+
+def image_of(array: np.ndarray, name: str) -> Image.Image:
+    """Grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16, as ``read_image`` has it.
+
+    ``name``: what errors call it. Errors: InputError on another shape or dtype, and under 32 pixels on a side.
+    """
+    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] in (3, 4)
+    if not (array.dtype == np.uint8 and (grey or colour)) and not (array.dtype == np.uint16 and grey):
         raise InputError(
-            f"{path}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST}; leave it out"
+            f"{name}: {array.dtype} of shape {array.shape};"
+            " give (H, W) or (H, W, 3) of uint8: (255 * x).astype(np.uint8)"
         )
-    if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
-    if image.mode == "F":
-        raise InputError(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    return image.convert("RGB")
+    return _rgb(Image.fromarray(array), name)
 
 
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
     """The file resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1], not normalised."""
+    return as_tensor(read_image(path), image_size)
+
+
+def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
+    """8-bit RGB resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
     height, width = image_size
-    pixels = np.array(read_image(path).resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    pixels = np.array(image.resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1).div_(255)
 
 
@@ -72,6 +82,18 @@ def list_images(folder: str | Path) -> list[Path]:
     if not files:
         raise InputError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
     return files
+
+
+def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    if min(image.size) < SMALLEST:
+        raise InputError(
+            f"{name}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST}; leave it out"
+        )
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
+    if image.mode == "F":
+        raise InputError(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def _open(path: str | Path) -> Image.Image:

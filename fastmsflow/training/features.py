@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from ..data import ImageDataset
+from ..data import ImageDataset, LooseImages
 from ..model import MSFlow
 
 Progress = Callable[[int], None]
+Images = ImageDataset | LooseImages
 
 
 def pooled_features(
-    model: MSFlow, images: ImageDataset, batch_size: int = 16, workers: int = 0, progress: Progress = lambda done: None
+    model: MSFlow, images: Images, batch_size: int = 16, workers: int = 0, progress: Progress = lambda done: None
 ) -> list[Tensor]:
     """Pooled features of all ``images``, before any standardisation: (N, C_l, H_l, W_l) per level, on the CPU, in
     channels-last memory. ``progress`` is called with the number of images done so far."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from .._version import __version__
-from ..data import ImageSet
+from ..data import ImageDataset, ImageSet
 from ..errors import InputError
 from ..model import MSFlow
 from .evaluation import Evaluation, Results, Truth, write_json
@@ -79,15 +79,16 @@ def train(
         raise InputError(f"{images.name}: no training images")
     truth = Truth.of(images, model.image_size) if images.test else None
     model.to(memory_format=torch.channels_last)
-    data = FeatureDataModule(model, images, recipe, workers)
+    test = ImageDataset(images.test, model.image_size) if images.test else None
+    data = FeatureDataModule(model, ImageDataset(images.train, model.image_size), test, recipe, workers)
     module = MSFlowModule(model, recipe, truth, lambda: _end_round(module, out, console))
 
     started = time.perf_counter()
-    _compute_features(data, console)
+    compute_features(data, console)
     features_done = time.perf_counter()
     # A folder that cannot be written should be found out before the training, not after.
     out.mkdir(parents=True, exist_ok=True)
-    _fit(module, data, recipe, console)
+    run_trainer(module, data, recipe, console)
     finished = time.perf_counter()
 
     outcome = Outcome(
@@ -118,7 +119,8 @@ def train(
     return outcome
 
 
-def _compute_features(data: FeatureDataModule, console: Console) -> None:
+def compute_features(data: FeatureDataModule, console: Console) -> None:
+    """``data.compute`` under a progress bar."""
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(f"features of {data.total} images", total=data.total)
@@ -138,7 +140,8 @@ def _end_round(module: MSFlowModule, out: Path, console: Console) -> None:
     console.print(line, soft_wrap=True)
 
 
-def _fit(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console: Console) -> None:
+def run_trainer(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console: Console) -> None:
+    """Trains ``module`` on ``data``'s features; its model ends in eval mode on the CPU."""
     callbacks: list[Callback] = [RichProgressBar(leave=False)] if console.is_terminal else []
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -12,12 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from ..data import ImageDataset, ImageSet
 from ..errors import InputError
 from ..model import MSFlow
 from ..scoring import Scores
 from .evaluation import Evaluation, Results, Truth
-from .features import Progress, feature_loader, pooled_features
+from .features import Images, Progress, feature_loader, pooled_features
 from .recipe import Recipe
 
 
@@ -101,12 +100,13 @@ class MSFlowModule(L.LightningModule):
 
 
 class FeatureDataModule(L.LightningDataModule):
-    """Features of an image set, computed once by ``model`` (and standardised by it, where it does that)."""
+    """Features of images, computed once by ``model`` (and standardised by it, where it does that)."""
 
-    def __init__(self, model: MSFlow, images: ImageSet, recipe: Recipe, workers: int = 0) -> None:
+    def __init__(self, model: MSFlow, train: Images, test: Images | None, recipe: Recipe, workers: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.images = images
+        self.train_images = train
+        self.test_images = test
         self.recipe = recipe
         self.workers = workers
         self.train_features: list[Tensor] = []
@@ -115,16 +115,15 @@ class FeatureDataModule(L.LightningDataModule):
     @property
     def total(self) -> int:
         """How many images have their features computed."""
-        return len(self.images.train) + len(self.images.test)
+        return len(self.train_images) + (len(self.test_images) if self.test_images is not None else 0)
 
     def compute(self, progress: Progress = lambda done: None) -> None:
         """Runs the extractor over all images, once."""
-        train, test = self.images.train, self.images.test
-        size = self.model.image_size
-        self.train_features = pooled_features(self.model, ImageDataset(train, size), 16, self.workers, progress)
-        if test:
+        trained = len(self.train_images)
+        self.train_features = pooled_features(self.model, self.train_images, 16, self.workers, progress)
+        if self.test_images is not None:
             self.test_features = pooled_features(
-                self.model, ImageDataset(test, size), 16, self.workers, lambda done: progress(len(train) + done)
+                self.model, self.test_images, 16, self.workers, lambda done: progress(trained + done)
             )
         if self.model.standardiser is not None:
             self.model.standardiser.fit(self.train_features)

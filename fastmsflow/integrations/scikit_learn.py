@@ -1,0 +1,145 @@
+"""A detector by scikit-learn's conventions. ``fit`` needs the ``train`` extra."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch.utils.data import DataLoader
+
+from ..data import LooseImages, list_images
+from ..errors import InputError, UnavailableError
+from ..model import MSFlow
+from ..nn.pool import Pool
+from ..scoring import Scores
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+
+
+class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotations
+    """Learns from images without defects, then scores others; the larger a score, the more normal the image.
+
+    Images: a folder; or a sequence of files, or of arrays (H, W) or (H, W, 3) of uint8; or one array of all, (N, H, W)
+    or (N, H, W, 3).
+
+    ``extractor``, ``extractor_weights``, ``pool``, ``standardise``: see fastmsflow.MSFlow. ``image_size``: images are
+    resized to this square. ``epochs``, ``lr``, ``batch_size``, ``random_state``: see fastmsflow.training.Recipe, whose
+    published values are the defaults. ``contamination``: share of the training images that ``predict`` calls
+    abnormal, and so about the share of false alarms. ``verbose``: whether progress is shown.
+
+    After ``fit``: ``model_``, the fastmsflow.MSFlow; ``offset_``, the score that divides normal from abnormal;
+    ``losses_``, the mean nll of each epoch in nats per image.
+    """
+
+    def __init__(
+        self,
+        extractor: str = "wide_resnet50_2.tv_in1k",
+        extractor_weights: str | Path | None = None,
+        image_size: int = 512,
+        pool: Pool = "avg",
+        standardise: bool = False,
+        epochs: int = 100,
+        lr: float = 1e-4,
+        batch_size: int = 8,
+        contamination: float = 0.05,
+        random_state: int = 9826,
+        verbose: bool = False,
+    ) -> None:
+        self.extractor = extractor
+        self.extractor_weights = extractor_weights
+        self.image_size = image_size
+        self.pool = pool
+        self.standardise = standardise
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.contamination = contamination
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Images, y: object = None) -> "Self":
+        """Trains on ``X``, images without defects; ``y`` is not used.
+
+        Errors: InputError where an image cannot be read, a parameter is out of its range or the loss is not finite;
+        UnavailableError without the extra.
+        """
+        try:
+            from rich.console import Console
+
+            from ..training import Recipe
+            from ..training.features import feature_loader
+            from ..training.fit import compute_features, run_trainer
+            from ..training.module import FeatureDataModule, MSFlowModule
+        except ImportError as error:
+            raise UnavailableError(f"fit needs {error.name}: pip install 'fastmsflow[train]'") from error
+        if not 0 < self.contamination < 0.5:
+            raise InputError(f"contamination is {self.contamination}; it is a share above 0 and below 0.5")
+        recipe = Recipe(self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=self.random_state)
+        torch.manual_seed(self.random_state)
+        model = MSFlow(
+            self.extractor,
+            image_size=(self.image_size, self.image_size),
+            pool=self.pool,
+            extractor_weights=self.extractor_weights,
+            standardise=self.standardise,
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(device).to(memory_format=torch.channels_last)
+        console = Console(quiet=not self.verbose)
+        data = FeatureDataModule(model, LooseImages(_listed(X), model.image_size), None, recipe)
+        module = MSFlowModule(model, recipe, None, lambda: None)
+        compute_features(data, console)
+        run_trainer(module, data, recipe, console)
+        self.model_ = model.to(device)
+        self.losses_ = module.epoch_losses
+        with torch.no_grad():
+            batches = (
+                model.scores_of_features([level.to(device) for level in features])
+                for features in feature_loader(data.train_features, 16)
+            )
+            self.offset_ = float(np.quantile(_normality(batches), self.contamination))
+        return self
+
+    def score_samples(self, X: Images) -> np.ndarray:
+        """(N,) minus the log score of fastmsflow.scoring, in nats: at most 0, the larger the more normal."""
+        return _normality(self._scores(X))
+
+    def decision_function(self, X: Images) -> np.ndarray:
+        """(N,) ``score_samples`` - ``offset_``: negative where an image is abnormal."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Images) -> np.ndarray:
+        """(N,) int: -1 where an image is abnormal, 1 where it is normal."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def score_maps(self, X: Images) -> np.ndarray:
+        """(N, image_size, image_size), from 0 (normal) to the number of levels: the additive map, comparable between
+        images. Large where the image is abnormal."""
+        maps = [len(self.model_.flow.channels) - scores.likelihood_add for scores in self._scores(X)]
+        return torch.cat(maps).cpu().numpy()
+
+    def _scores(self, X: Images) -> Iterator[Scores]:
+        check_is_fitted(self)
+        device = next(self.model_.parameters()).device
+        with torch.no_grad():
+            for batch in DataLoader(LooseImages(_listed(X), self.model_.image_size), batch_size=16):
+                yield self.model_.scores(batch["image"].to(device, memory_format=torch.channels_last))
+
+
+def _normality(batches: Iterable[Scores]) -> np.ndarray:
+    return -np.concatenate([scores.log_score.cpu().numpy() for scores in batches])
+
+
+def _listed(images: Images) -> Sequence[str | Path | np.ndarray]:
+    """Errors: InputError where there are none."""
+    if isinstance(images, (str, Path)):
+        return list_images(images)
+    if not len(images):
+        raise InputError("no images were given; give a folder, files or arrays of uint8")
+    return list(images)
