@@ -31,6 +31,7 @@ class Config:
 
 def scores(path: Path, images: torch.Tensor) -> torch.Tensor:
     model = MSFlow.load(path, backend="torch").for_inference()
+    assert_type(MSFlow.from_pretrained("owner/name"), MSFlow)
     with fastmsflow.backend.use("auto"):
         prediction = model.predict(images, top_k=0.05)
     assert_type(prediction, Prediction)
