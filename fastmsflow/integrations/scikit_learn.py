@@ -54,7 +54,7 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         self.extractor = extractor
         self.extractor_weights = extractor_weights
         self.image_size = image_size
-        self.pool = pool
+        self.pool: Pool = pool
         self.standardise = standardise
         self.epochs = epochs
         self.lr = lr
