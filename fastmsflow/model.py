@@ -164,6 +164,8 @@ class Prediction(NamedTuple):
     """(B, H, W) for localisation; its zero is the most normal pixel of the batch."""
     score_map_mul: Tensor
     """(B, H, W) for detection, in [0, 1]."""
+    absolute_score: Tensor
+    """(B,) in nats, not relative to the image itself: comparable between images and days."""
 
 
 class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
@@ -265,9 +267,9 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         state = (top_k, self._places(), given_up(), backends.override(), self.flow.backend)
         return Prediction(*self._replay(lambda x: self._predict(x, top_k), [images], state))
 
-    def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scores = self.scores(images, top_k)
-        return scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
+    def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, ...]:
+        s = self.scores(images, top_k)
+        return s.score, s.log_score, additive_score_map(s.likelihood_add), s.score_map_mul, s.absolute_score
 
     def _places(self) -> tuple[tuple[int, int], ...]:
         """Where each weight lies, and how often it has been changed.
