@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import backend as backends
 from .backend import Backend
+from .calibration import Calibration
 from .checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from .errors import InputError
 from .hub import Shared
@@ -182,6 +183,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     extractor: Extractor
     standardiser: Standardiser | None
     flow: MultiScaleFlow
+    calibration: Calibration | None
+    """What good images score, where some were held out of training; saved with the model."""
 
     def __init__(
         self,
@@ -208,6 +211,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         channels = self.extractor.channels
         self.standardiser = Standardiser(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
+        self.calibration = None
         self._replay = Replay()
         self._layers: tuple[tuple[nn.Module | None, ...], list[nn.Module]] | None = None
         self._for_inference = False
@@ -221,6 +225,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             "pool": self.pool,
             "standardise": self.standardiser is not None,
             "flow": self.flow.config,
+            "calibration": self.calibration and self.calibration.as_dict(),
         }
 
     def pooled(self, images: Tensor) -> list[Tensor]:
@@ -352,7 +357,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     ) -> "MSFlow":
         """A new model of the shape that ``config`` (see the property) describes."""
         flow = config["flow"]
-        return cls(
+        model = cls(
             config["extractor"],
             pretrained,
             tuple(config["image_size"]),
@@ -365,3 +370,6 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             extractor_weights,
             config["standardise"],
         )
+        calibration = config.get("calibration")
+        model.calibration = calibration and Calibration.from_dict(calibration)
+        return model
