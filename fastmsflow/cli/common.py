@@ -57,6 +57,14 @@ ExtractorWeights = Annotated[
 ]
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+FalseAlarms = Annotated[
+    float | None,
+    typer.Option(help="Share of good images that may be called defective. Default: what the model is calibrated for."),
+]
+
+
 def load_model(path: Path) -> "MSFlow":
     import torch
 
