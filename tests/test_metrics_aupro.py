@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
+from sklearn.metrics import auc
 
 from fastmsflow.errors import InputError
-from fastmsflow.metrics import aupro
+from fastmsflow.metrics import aupro, binned_aupro
 
 
 def regions_by_flood(masks: np.ndarray) -> list[list[tuple[int, int, int]]]:
@@ -104,6 +105,34 @@ def blobs(regions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_close_to_a_sweep_of_800_thresholds(regions: int, limit: float) -> None:
     masks, maps = blobs(regions)
     assert aupro(masks, maps, limit) == pytest.approx(aupro_by_sweep(masks, maps, limit), abs=1e-3)
+
+
+def binned_by_hand(masks: np.ndarray, maps: np.ndarray, limit: float, steps: int) -> float:
+    """Threshold by threshold, with scikit-learn's area."""
+    numbered = [ndimage.label(mask, np.ones((3, 3)))[0] for mask in masks]
+    fprs, pros = [], []
+    for step in range(steps):
+        above = maps > maps.max() - step * (maps.max() - maps.min()) / steps
+        fprs.append(above[~masks].mean())
+        regions = [(n == r, a) for n, a in zip(numbered, above, strict=True) for r in range(1, n.max() + 1)]
+        pros.append(np.mean([a[region].mean() for region, a in regions]))
+    fpr, pro = np.array(fprs), np.array(pros)
+    within = fpr <= limit
+    stretched = (fpr[within] - fpr[within].min()) / (fpr[within].max() - fpr[within].min())
+    return auc(stretched, pro[within])
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [25, 100])
+def test_the_binned_approximation_equals_its_definition_in_a_loop(limit: float, steps: int) -> None:
+    masks, maps = blobs(5)
+    assert binned_aupro(masks, maps, limit, steps) == pytest.approx(binned_by_hand(masks, maps, limit, steps), abs=1e-9)
+
+
+def test_the_binned_approximation_is_close_to_the_exact_area_on_smooth_maps_and_0_on_a_constant() -> None:
+    masks, maps = blobs(5)
+    assert binned_aupro(masks, maps) == pytest.approx(aupro(masks, maps), abs=0.01)
+    assert binned_aupro(masks, np.ones_like(maps)) == 0
 
 
 def test_perfect_inverted_constant() -> None:
