@@ -63,6 +63,10 @@ class Calibration:
         if not np.isfinite([*self.scores, *self.peaks, self.typical]).all():
             raise InputError("a held-out image's score is not finite; look for where the model overflows")
 
+    def is_enough(self, false_alarms: float | None = None) -> bool:
+        """Whether there are images enough for a threshold at this rate."""
+        return len(self.scores) >= needed(self.false_alarms if false_alarms is None else false_alarms)
+
     def threshold(self, false_alarms: float | None = None) -> Threshold:
         """Of the absolute image score: at most ``false_alarms`` of good images are expected above it.
 

@@ -1,5 +1,6 @@
 """Writing files so that nothing is ever half-written: aside first, then renamed."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+ASIDE = ".aside-"
+
+
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{ASIDE}", suffix=path.suffix)
     os.close(handle)
     aside = Path(name)
     try:
@@ -22,6 +26,18 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_asides(folder: Path) -> None:
+    """Removes what a killed process was writing aside in ``folder``; nothing else may be writing there."""
+    for path in folder.glob(f".*{ASIDE}*"):
+        path.unlink()
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """JSON, indented, written aside and renamed."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _umask() -> int:

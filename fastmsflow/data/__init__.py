@@ -1,6 +1,7 @@
 """Image sets and how they are read. Knows nothing of models."""
 
 from .dataset import ImageDataset, LooseImages
+from .fingerprint import fingerprint
 from .image_set import ImageSet, Sample
 from .images import list_images, load_image, load_mask, read_image
 from .layouts import categories, folder, mvtec, open_image_set, visa
@@ -13,6 +14,7 @@ __all__ = [
     "Sample",
     "categories",
     "elpv",
+    "fingerprint",
     "folder",
     "list_images",
     "load_image",
