@@ -67,6 +67,11 @@ class Calibration:
         """Whether there are images enough for a threshold at this rate."""
         return len(self.scores) >= needed(self.false_alarms if false_alarms is None else false_alarms)
 
+    def shortage(self, false_alarms: float | None = None) -> str:
+        """What is wrong where ``is_enough`` is not, and the remedy."""
+        rate = self.false_alarms if false_alarms is None else false_alarms
+        return _shortage(len(self.scores), rate)
+
     def threshold(self, false_alarms: float | None = None) -> Threshold:
         """Of the absolute image score: at most ``false_alarms`` of good images are expected above it.
 
@@ -101,10 +106,7 @@ def threshold(scores: Any, false_alarms: float) -> Threshold:
     ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
     n = len(ordered)
     if n < needed(false_alarms):
-        raise InputError(
-            f"a false-alarm rate of {false_alarms:.2%} needs {needed(false_alarms)} held-out good images, and there are"
-            f" {n}: hold out more, or allow {1 / (n + 1):.2%}"
-        )
+        raise InputError(_shortage(n, false_alarms))
     from scipy.stats import beta  # slow to import
 
     k = _rank(n, false_alarms)
@@ -119,6 +121,13 @@ def needed(false_alarms: float) -> int:
     while _rank(n, false_alarms) < 1:
         n += 1
     return n
+
+
+def _shortage(images: int, false_alarms: float) -> str:
+    return (
+        f"a false-alarm rate of {false_alarms:.2%} needs {needed(false_alarms)} held-out good images, and there are"
+        f" {images}: hold out more, or allow {1 / (images + 1):.2%}"
+    )
 
 
 def check_rate(false_alarms: float) -> None:

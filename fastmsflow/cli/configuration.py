@@ -8,7 +8,6 @@ import typer
 import yaml
 
 from ..errors import InputError
-from ..files import written_aside
 
 # Not of a run, but of one call.
 CALL_ONLY = frozenset({"config", "quiet", "as_json", "resume"})
@@ -68,12 +67,6 @@ def resolved(ctx: typer.Context) -> dict[str, Any]:
         spelt = next((o.lstrip("-") for o in parameter.opts if o.startswith("--")), name)
         values[spelt] = _plain(value)
     return values
-
-
-def write_config(path: Path, values: dict[str, Any]) -> None:
-    """As YAML, written aside and renamed."""
-    with written_aside(path) as aside:
-        aside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..metrics import aupro, auroc, binned_aupro
 from ..model import MSFlow
 from ..scoring import Scores, additive_score_map, score_log_likelihoods
-from .features import Progress
+from .features import Images, Progress
 
 
 @dataclass(frozen=True)
@@ -141,31 +141,35 @@ class Stopwatch:
 
 @torch.no_grad()
 def scores_of(
-    model: MSFlow,
-    dataset: ImageDataset,
-    batch_size: int,
-    workers: int,
-    progress: Progress,
-    stopwatch: Stopwatch,
-) -> Scores:
-    """Of all images, on the CPU; their stages are load, extractor, flow and score."""
-    device = next(model.parameters()).device
-    loader = iter(torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers))
-    batches: list[Scores] = []
+    models: Sequence[MSFlow],
+    images: Images,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: Progress = lambda done: None,
+    stopwatch: Stopwatch | None = None,
+) -> list[Scores]:
+    """Of all images by each of ``models``, which differ in their flows only, on the CPU; the stages are load,
+    extractor, flow and score."""
+    first = models[0]
+    device = next(first.parameters()).device
+    stopwatch = stopwatch or Stopwatch(device)
+    loader = iter(torch.utils.data.DataLoader(images, batch_size, num_workers=workers))
+    batches: list[list[Scores]] = [[] for _ in models]
     done = 0
-    while done < len(dataset):
+    while done < len(images):
         with stopwatch("load"):
-            images = next(loader)["image"].to(device, memory_format=torch.channels_last)
+            pixels = next(loader)["image"].to(device, memory_format=torch.channels_last)
         with stopwatch("extractor"):
-            features = model.features(images)
-        with stopwatch("flow"):
-            maps, _ = model.flow.log_likelihood_maps(features)
-        with stopwatch("score"):
-            scores = score_log_likelihoods(maps, model.image_size, backend=model.flow.backend)
-            batches.append(Scores(*(part.float().cpu() for part in scores)))
-        done += len(images)
+            features = first.features(pixels)
+        for model, of_model in zip(models, batches, strict=True):
+            with stopwatch("flow"):
+                maps, _ = model.flow.log_likelihood_maps(features)
+            with stopwatch("score"):
+                scores = score_log_likelihoods(maps, model.image_size, backend=model.flow.backend)
+                of_model.append(Scores(*(part.float().cpu() for part in scores)))
+        done += len(pixels)
         progress(done)
-    return joined(batches)
+    return [joined(of_model) for of_model in batches]
 
 
 def evaluate(
@@ -174,21 +178,32 @@ def evaluate(
     batch_size: int = 16,
     workers: int = 0,
     progress: Progress = lambda done: None,
-    stopwatch: Stopwatch | None = None,
-    judging: Callable[[], None] = lambda: None,
 ) -> tuple[Evaluation, Scores]:
     """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
 
-    ``stopwatch``: gets the wall time of load, extractor, flow, score and metrics; ``judging``: called before the
-    metrics. Errors: InputError where the set has only good or only defective test images, or a file cannot be read.
+    Errors: InputError where the set has only good or only defective test images, or a file cannot be read.
     """
-    stopwatch = stopwatch or Stopwatch(next(model.parameters()).device)
+    return evaluate_all([model], images, batch_size, workers, progress)[0]
+
+
+def evaluate_all(
+    models: Sequence[MSFlow],
+    images: ImageSet,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: Progress = lambda done: None,
+    stopwatch: Stopwatch | None = None,
+) -> list[tuple[Evaluation, Scores]]:
+    """The same for models that differ in their flows only: the extractor runs once.
+
+    ``stopwatch``: gets the wall time of load, extractor, flow, score and metrics.
+    """
+    first = models[0]
+    stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
-        truth = Truth.of(images, model.image_size)
-    dataset = ImageDataset(images.test, model.image_size)
-    model.eval()
-    scores = scores_of(model, dataset, batch_size, workers, progress, stopwatch)
-    judging()
+        truth = Truth.of(images, first.image_size)
+    for model in models:
+        model.eval()
+    scores = scores_of(models, ImageDataset(images.test, first.image_size), batch_size, workers, progress, stopwatch)
     with stopwatch("metrics"):
-        evaluation = truth.judge(scores, model.calibration)
-    return evaluation, scores
+        return [(truth.judge(s, model.calibration), s) for model, s in zip(models, scores, strict=True)]

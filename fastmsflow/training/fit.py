@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +17,12 @@ from rich.console import Console
 from .._version import __version__
 from ..data import ImageDataset, ImageSet, Sample, fingerprint
 from ..errors import InputError
-from ..files import write_json
+from ..files import write_json, write_yaml
 from ..model import MSFlow
 from ..scoring import Scores
 from .callbacks import StateFile, TrainingBar, progress
 from .evaluation import RANKING_METRICS, Evaluation, Truth
-from .folder import BEST, BEST_ON_TEST, LAST, RESULTS_FILE, STATE_FILE, claimed
+from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
 from .recipe import Precision, Recipe
@@ -75,6 +75,15 @@ class Outcome:
             table[metric] = {how: {"value": getattr(m.evaluation, metric), "epoch": m.epoch} for how, m in chosen.items()}
         return table
 
+    def by_choice(self) -> dict[str, dict[str, float]]:
+        """How the moment was chosen -> metric -> value."""
+        summary = self.summary()
+        return {
+            how: {metric: row[how]["value"] for metric, row in summary.items() if how in row}
+            for how in (LAST_EPOCH, ON_HELD_OUT, ON_TEST)
+            if any(how in row for row in summary.values())
+        }
+
 
 def train(
     model: MSFlow,
@@ -86,10 +95,11 @@ def train(
     command: str = "",
     resume: bool = False,
     log_to: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
-    Into ``out`` go ``last.safetensors``; ``best.safetensors``, of the lowest nll of the held-out images, where
+    Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the lowest nll of the held-out images, where
     ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest image AUROC, where there are test images;
     ``results.json``, which holds ``command`` for the record; until that is written ``state.ckpt``, from which
     ``resume`` goes on, on the same device to the bit as if the run had not been interrupted; and ``logs``, if
@@ -120,6 +130,8 @@ def train(
         cast(dict[str, Any], _plain(settings)),
     )
     with claimed(out, resume, module.settings or {}) as state:
+        if options is not None:
+            write_yaml(out / CONFIG_FILE, options)
         model.to(memory_format=torch.channels_last)
         started = time.perf_counter()
         compute_features(data, console)

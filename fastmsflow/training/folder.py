@@ -14,6 +14,7 @@ from .module import STATE
 
 STATE_FILE = "state.ckpt"
 RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
 LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
 LOCK_FILE = ".lock"
 
