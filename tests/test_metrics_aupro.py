@@ -1,4 +1,4 @@
-"""AUPRO against brute force and an 800-threshold sweep, its errors, and its speed."""
+"""AUPRO against brute force and an 800-threshold sweep, its curve, its errors, and its speed."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ from scipy import ndimage
 from sklearn.metrics import auc
 
 from fastmsflow.errors import InputError
-from fastmsflow.metrics import aupro, binned_aupro
+from fastmsflow.metrics import aupro, binned_aupro, pro_curve
 
 
 def regions_by_flood(masks: np.ndarray) -> list[list[tuple[int, int, int]]]:
@@ -187,6 +187,42 @@ def test_leaves_its_arguments_alone() -> None:
     before = maps.copy()
     aupro(masks, maps)
     assert np.array_equal(maps, before)
+
+
+@given(MASKS, MAPS, st.sampled_from([0.05, 0.3, 1.0]), st.sampled_from([2, 20, 200]))
+@settings(max_examples=100, deadline=None)
+def test_curve_encloses_the_area(masks: np.ndarray, maps: np.ndarray, limit: float, points: int) -> None:
+    assume(masks.any() and not masks.all())
+    fpr, pro = pro_curve(masks, maps, limit, points)
+    assert fpr.shape == pro.shape == (points,)
+    assert (np.diff(fpr) >= 0).all() and (np.diff(pro) >= 0).all()
+    assert (fpr[0], pro[0]) == (0, 0) and fpr[-1] == pytest.approx(limit)
+    area = area_up_to([*zip(fpr, pro, strict=True)], limit)
+    assert area == pytest.approx(aupro(masks, maps, limit), abs=0.5 / (points - 1) + 1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.3, 1.0])
+def test_curve_of_many_thresholds_is_close(limit: float) -> None:
+    masks, maps = blobs(64)
+    assert area_up_to([*zip(*pro_curve(masks, maps, limit), strict=True)], limit) == pytest.approx(
+        aupro(masks, maps, limit), abs=1e-4
+    )
+
+
+def test_curve_passes_through_each_threshold() -> None:
+    masks, maps = blobs(5)
+    above = maps >= np.quantile(maps, 0.9)
+    structure = np.zeros((3, 3, 3))
+    structure[1] = 1
+    numbered, count = ndimage.label(masks, structure)
+    fpr, pro = pro_curve(masks, maps, points=2000)
+    expected = ndimage.mean(above, numbered, range(1, count + 1)).mean()
+    assert np.interp(above[~masks].mean(), fpr, pro) == pytest.approx(expected, abs=1e-3)
+
+
+def test_curve_needs_two_points() -> None:
+    with pytest.raises(InputError, match="points is 1"):
+        pro_curve(MASK, np.zeros((1, 4, 4)), points=1)
 
 
 MASK = np.eye(4, dtype=bool)[None]
