@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-from fastmsflow import InputError, MSFlow
+from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet, folder
 from fastmsflow.training import Recipe, callbacks, train
-from fastmsflow.training.folder import LOCK_FILE
 
 KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")

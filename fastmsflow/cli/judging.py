@@ -90,7 +90,8 @@ def evaluate(
 def calibrate(
     model: ModelPath,
     images: Annotated[
-        list[Path], typer.Argument(help="Good images, or folders of them, that MODEL was not trained on.", metavar="IMAGES...")
+        list[Path],
+        typer.Argument(help="Good images, or folders of them, that MODEL was not trained on.", metavar="IMAGES..."),
     ],
     false_alarms: Annotated[float, typer.Option(help="Share of good images that may be called defective.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="Where the calibrated model goes. Default: MODEL itself.")] = None,
@@ -128,7 +129,9 @@ def _print_threshold(found: "Judgement") -> None:
     elif calibration.is_enough():
         good = sum(sample.label == 0 for sample in found.images.test)
         reached = found.rows[0].evaluation.false_alarm_rate
-        console.print(f"threshold: {calibration.threshold()}; reached on {good} good test images: {reached:.2%}", soft_wrap=True)
+        console.print(
+            f"threshold: {calibration.threshold()}; reached on {good} good test images: {reached:.2%}", soft_wrap=True
+        )
     else:
         console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
 

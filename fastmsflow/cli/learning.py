@@ -46,7 +46,9 @@ HoldOut = Annotated[
         " set, without a defective image. 0: the published recipe, and no threshold."
     ),
 ]
-TargetRate = Annotated[float, typer.Option(help="Share of good images that may be called defective: sets the threshold.")]
+TargetRate = Annotated[
+    float, typer.Option(help="Share of good images that may be called defective: sets the threshold.")
+]
 
 
 @app.command()
@@ -95,10 +97,10 @@ def train(
     ] = [0.7, 0.9],  # noqa: B006 - typer copies it
     decay: Annotated[float, typer.Option(help="What it is multiplied by then.")] = 0.33,
     clip_norm: Annotated[float, typer.Option(help="Bound on the gradient norm of all flow weights.")] = 2.0,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, or 16-mixed with a gradient scaler.")] = "32-true",
-    seed: Annotated[
-        int, typer.Option(help="Of initial weights, the order of images, and which are held out.")
-    ] = 9826,
+    precision: Annotated[
+        str, typer.Option(help="32-true, bf16-mixed, or 16-mixed with a gradient scaler.")
+    ] = "32-true",
+    seed: Annotated[int, typer.Option(help="Of initial weights, the order of images, and which are held out.")] = 9826,
     hold_out: HoldOut = 0.1,
     patience: Annotated[
         int | None,
@@ -184,7 +186,9 @@ def _print_metrics(outcome: "Outcome") -> None:
     choices = outcome.by_choice()
     table = Table("metric", *choices)
     for metric, chosen in outcome.summary().items():
-        cells = (f"{chosen[how]['value']:.4f} (epoch {chosen[how]['epoch']})" if how in chosen else "" for how in choices)
+        cells = (
+            f"{chosen[how]['value']:.4f} (epoch {chosen[how]['epoch']})" if how in chosen else "" for how in choices
+        )
         table.add_row(METRIC_NAMES[metric], *cells)
     console.print(table)
     console.print("best on test: each metric's own epoch, chosen by the test set itself, so optimistic", style="dim")

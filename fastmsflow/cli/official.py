@@ -60,8 +60,8 @@ def verify(
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
     from ..compat.certificate import certify
-    from ..report.verify import to_verify
     from ..files import write_json
+    from ..report.verify import to_verify
 
     official = {"pool": pool, "clamp": clamp, "variant": variant}
     weights = {"extractor": extractor, "extractor_weights": extractor_weights}

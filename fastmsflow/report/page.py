@@ -159,7 +159,9 @@ def _data(page: Page, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "threshold": None if page.threshold is None else float(page.threshold),
         "note": page.threshold_note,
         "region": None if page.region_threshold is None else float(page.region_threshold),
-        "pro": None if page.pro is None else [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
+        "pro": None
+        if page.pro is None
+        else [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
         "metrics": page.metrics,
         "settings": page.settings,
         "versions": page.versions,

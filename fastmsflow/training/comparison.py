@@ -57,7 +57,8 @@ def judge(
 ) -> Judgement:
     """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
 
-    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``load``: reads a checkpoint and puts it where it is to compute.
+    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``load``: reads a
+    checkpoint and puts it where it is to compute.
     Errors: InputError where there is no checkpoint, or too few held-out images are behind it for the rate.
     """
     images = open_image_set(source, category)

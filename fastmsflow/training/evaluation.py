@@ -20,7 +20,7 @@ from .features import Images, Progress
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one model on one test set; all in [0, 1]. None where the set has no masks, or the model no threshold."""
+    """Metrics of one model on one test set, in [0, 1]. None where the set has no masks, or the model no threshold."""
 
     image_auroc: float
     """Of the published image score."""

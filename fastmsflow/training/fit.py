@@ -72,7 +72,9 @@ class Outcome:
                 chosen[ON_TEST] = best
             if self.held_out is not None:
                 chosen[ON_HELD_OUT] = self.held_out
-            table[metric] = {how: {"value": getattr(m.evaluation, metric), "epoch": m.epoch} for how, m in chosen.items()}
+            table[metric] = {
+                how: {"value": getattr(m.evaluation, metric), "epoch": m.epoch} for how, m in chosen.items()
+            }
         return table
 
     def by_choice(self) -> dict[str, dict[str, float]]:
@@ -99,11 +101,11 @@ def train(
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
-    Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the lowest nll of the held-out images, where
-    ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest image AUROC, where there are test images;
-    ``results.json``, which holds ``command`` for the record; until that is written ``state.ckpt``, from which
-    ``resume`` goes on, on the same device to the bit as if the run had not been interrupted; and ``logs``, if
-    ``log_to`` names loggers (csv, tensorboard, wandb).
+    Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
+    lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
+    image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is
+    written ``state.ckpt``, from which ``resume`` goes on, on the same device to the bit as if the run had not been
+    interrupted; and ``logs``, if ``log_to`` names loggers (csv, tensorboard, wandb).
     Errors: InputError where images cannot be read, the loss is not finite (with the batch's images), or ``out`` holds
     another run; UnavailableError for a logger that is not installed.
     """
@@ -156,7 +158,11 @@ def train(
                 "seconds": outcome.seconds,
                 "nll": outcome.losses,
                 "rounds": [
-                    {"epoch": m.epoch, "held_out_nll": m.held_out_nll, **(m.evaluation.as_dict() if m.evaluation else {})}
+                    {
+                        "epoch": m.epoch,
+                        "held_out_nll": m.held_out_nll,
+                        **(m.evaluation.as_dict() if m.evaluation else {}),
+                    }
                     for m in outcome.moments
                 ],
                 "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},

@@ -49,7 +49,9 @@ class Recipe:
         if not 0 <= self.hold_out <= 0.5:
             raise InputError(f"hold_out is {self.hold_out}; it is a share of the training images, at most 0.5")
         if self.patience is not None and (self.patience < 1 or not self.hold_out):
-            raise InputError("patience counts rounds, at least 1, by images that were held out: give hold_out, e.g. 0.1")
+            raise InputError(
+                "patience counts rounds, at least 1, by images that were held out: give hold_out, e.g. 0.1"
+            )
         check_rate(self.false_alarms)
 
     @property
