@@ -19,7 +19,7 @@ from .features import Progress
 
 @dataclass(frozen=True)
 class Results:
-    """Scores of a whole test set, on the CPU, in its order."""
+    """Scores of a whole test set, float32, on the CPU, in its order."""
 
     score: np.ndarray
     """(N,) the published image score."""
@@ -32,6 +32,7 @@ class Results:
 
     @classmethod
     def collect(cls, batches: Iterable[Scores]) -> "Results":
+        """Joins the scores of batches."""
         joined = Scores(*(torch.cat([t.float().cpu() for t in parts]) for parts in zip(*batches, strict=True)))
         return cls(
             joined.score.numpy(),
@@ -57,6 +58,7 @@ class Evaluation:
     """Of -L: the same order of pixels, without the ties where exp(L) underflows."""
 
     def as_dict(self) -> dict[str, float | None]:
+        """Metric -> value."""
         return asdict(self)
 
 
@@ -101,6 +103,7 @@ def evaluate(
 ) -> tuple[Evaluation, Results]:
     """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
 
+    ``workers``: processes that read images. ``progress`` is called with the number of images done so far.
     Errors: InputError where the set has only good or only defective test images, or a file cannot be read.
     """
     truth = Truth.of(images, model.image_size)

@@ -31,13 +31,15 @@ class Outcome:
     losses: list[float]
     """Mean nll of each sub-epoch, nats per image."""
     moments: list[Moment]
+    """Each evaluation, with its ``epoch``."""
     results: Results | None
     """Scores after the last epoch."""
     seconds: dict[str, float]
-    """Wall time of ``features`` and ``training`` (evaluations included)."""
+    """Wall time of ``features`` and ``training`` (evaluations included), in seconds."""
 
     @property
     def last(self) -> Evaluation | None:
+        """Of the last epoch; None where nothing was evaluated."""
         return self.moments[-1].evaluation if self.moments else None
 
     def best(self, metric: str) -> Moment | None:
@@ -70,6 +72,7 @@ def train(
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates on ``images.test`` after each meta epoch.
 
+    ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
     Into ``out`` go ``last.safetensors``, ``best.safetensors`` (highest image AUROC on the test set) and
     ``results.json``, which holds ``command`` for the record.
     Errors: InputError where images cannot be read or the loss is not finite.
