@@ -40,6 +40,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     ``losses_``, the mean nll of each epoch in nats per image.
     """
 
+    model_: MSFlow
+    offset_: float
+    losses_: list[float]
+
     def __init__(
         self,
         extractor: str = "wide_resnet50_2.tv_in1k",
