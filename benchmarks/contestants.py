@@ -83,8 +83,8 @@ class Contestant(ABC):
 
 
 def scored(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, ...]:
-    scores = score_log_likelihoods(logp, image_size, backend="torch")
-    return scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
+    s = score_log_likelihoods(logp, image_size, backend="torch")
+    return s.score, s.log_score, additive_score_map(s.likelihood_add), s.score_map_mul, s.absolute_score
 
 
 class AsShipped(Contestant):

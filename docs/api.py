@@ -8,7 +8,7 @@ from griffe2md import ConfigDict, render_object_docs
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
-MODULES = ("", "scoring", "metrics", "data", "compat", "backend", "nn.extractor", "training")
+MODULES = ("", "scoring", "metrics", "data", "compat", "backend", "nn.extractor", "calibration", "training")
 HEADER = """\
 # Reference
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import backend as backends
 from .backend import Backend
+from .calibration import Calibration
 from .checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from .errors import InputError
 from .hub import Shared
@@ -172,6 +173,8 @@ class Prediction(NamedTuple):
     """(B, H, W) for localisation; its zero is the most normal pixel of the batch."""
     score_map_mul: Tensor
     """(B, H, W) for detection, in [0, 1]."""
+    absolute_score: Tensor
+    """(B,) in nats, not relative to the image itself: comparable between images and days."""
 
 
 class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
@@ -190,6 +193,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     extractor: Extractor
     standardiser: Standardiser | None
     flow: MultiScaleFlow
+    calibration: Calibration | None
+    """What good images score, where some were held out of training; saved with the model."""
 
     def __init__(
         self,
@@ -216,6 +221,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         channels = self.extractor.channels
         self.standardiser = Standardiser(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
+        self.calibration = None
         self._replay = Replay()
         self._layers: tuple[tuple[nn.Module | None, ...], list[nn.Module]] | None = None
         self._for_inference = False
@@ -229,6 +235,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             "pool": self.pool,
             "standardise": self.standardiser is not None,
             "flow": self.flow.config,
+            "calibration": self.calibration and self.calibration.as_dict(),
         }
 
     def pooled(self, images: Tensor) -> list[Tensor]:
@@ -285,9 +292,9 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         state = (top_k, self._places(), given_up(), backends.override(), self.flow.backend)
         return Prediction(*self._replay(lambda x: self._predict(x, top_k), [images], state))
 
-    def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scores = self.scores(images, top_k)
-        return scores.score, scores.log_score, additive_score_map(scores.likelihood_add), scores.score_map_mul
+    def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, ...]:
+        s = self.scores(images, top_k)
+        return s.score, s.log_score, additive_score_map(s.likelihood_add), s.score_map_mul, s.absolute_score
 
     def _places(self) -> tuple[tuple[int, int], ...]:
         """Where each weight lies, and how often it has been changed.
@@ -371,7 +378,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     ) -> "MSFlow":
         """A new model of the shape that ``config`` (see the property) describes. Errors: as the constructor's."""
         flow = config["flow"]
-        return cls(
+        model = cls(
             config["extractor"],
             pretrained,
             tuple(config["image_size"]),
@@ -384,3 +391,6 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             extractor_weights,
             config["standardise"],
         )
+        calibration = config.get("calibration")
+        model.calibration = calibration and Calibration.from_dict(calibration)
+        return model

@@ -1,7 +1,8 @@
 """Latents -> anomaly scores and maps. Every score grows with abnormality; sums and maps are in float32 or better.
 
 With logp_l = -0.5 mean over channels of z_l^2, and up() the bilinear map to the image's size:
-L = sum_l up(logp_l) minus its maximum per image; A = sum_l up(exp(logp_l - its maximum per image)) (arXiv 2308.15300).
+L = sum_l up(logp_l) minus its maximum per image, peak; A = sum_l up(exp(logp_l - its maximum per image)) (arXiv
+2308.15300). Both are relative to the image's own likeliest pixel; L + peak is not.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,19 @@ class Scores(NamedTuple):
     """(B, H, W) A, between 0 and the number of levels; *small* where the image is abnormal."""
     log_likelihood: Tensor
     """(B, H, W) L, at most 0."""
+    peak: Tensor
+    """(B,) sum_l up(logp_l) at the image's likeliest pixel, at most 0: L + peak is comparable between images."""
+
+    @property
+    def absolute_score(self) -> Tensor:
+        """(B,) mean of -(L + peak) over the same pixels, in nats, at least 0: not relative to the image itself, so
+        comparable between images and days, and high also where a whole image is strange."""
+        return self.log_score - self.peak
+
+    @property
+    def absolute_map(self) -> Tensor:
+        """(B, H, W) -(L + peak) in nats, at least 0; large where the image is abnormal."""
+        return -(self.log_likelihood + self.peak[:, None, None])
 
     @property
     def score_map_mul(self) -> Tensor:
@@ -48,9 +62,9 @@ def score_log_likelihoods(
     the maps; ``top_k``: share of the pixels that the image's scores average.
     Errors: InputError where ``top_k`` is not in [0, 1]; see fastmsflow.backend for those of ``backend``.
     """
-    log_likelihood, likelihood_add = score_maps(logp, image_size, backend)
+    log_likelihood, likelihood_add, peak = score_maps(logp, image_size, backend)
     score, log_score = image_scores(log_likelihood, top_k, backend)
-    return Scores(score, log_score, likelihood_add, log_likelihood)
+    return Scores(score, log_score, likelihood_add, log_likelihood, peak)
 
 
 def additive_score_map(likelihood_add: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ def score_map_kernel(
     tl.store(likelihood + at, sum_exp, mask=mask)
 
 
-def score_maps(logp: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """logp (B, h_l, w_l) per level, float32 -> (L, A), each (B, H, W): see fastmsflow.scoring."""
+def score_maps(logp: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """logp (B, h_l, w_l) per level, float32 -> (L, A), each (B, H, W), and peak (B,): see fastmsflow.scoring."""
     height, width = image_size
     maps = tuple(level.contiguous() for level in logp)
     tops = tuple(level.amax(dim=(1, 2)) for level in maps)
@@ -75,4 +75,5 @@ def score_maps(logp: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor,
             maps, tops, heights, widths, scales_y, scales_x, total, likelihood, height, width,
             BLOCK=size.pixels, **size.options,
         )  # fmt: skip
-    return total.sub_(total.amax(dim=(1, 2), keepdim=True)), likelihood
+    peak = total.amax(dim=(1, 2))
+    return total.sub_(peak[:, None, None]), likelihood, peak

@@ -1,4 +1,4 @@
-"""AUPRO against brute force and an 800-threshold sweep, its errors, and its speed."""
+"""AUPRO against brute force and an 800-threshold sweep, its curve, its errors, and its speed."""
 
 import itertools
 import time
@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
+from sklearn.metrics import auc
 
 from fastmsflow.errors import InputError
-from fastmsflow.metrics import aupro
+from fastmsflow.metrics import aupro, binned_aupro, pro_curve
 
 
 def regions_by_flood(masks: np.ndarray) -> list[list[tuple[int, int, int]]]:
@@ -106,6 +107,34 @@ def test_close_to_a_sweep_of_800_thresholds(regions: int, limit: float) -> None:
     assert aupro(masks, maps, limit) == pytest.approx(aupro_by_sweep(masks, maps, limit), abs=1e-3)
 
 
+def binned_by_hand(masks: np.ndarray, maps: np.ndarray, limit: float, steps: int) -> float:
+    """Threshold by threshold, with scikit-learn's area."""
+    numbered = [ndimage.label(mask, np.ones((3, 3)))[0] for mask in masks]
+    fprs, pros = [], []
+    for step in range(steps):
+        above = maps > maps.max() - step * (maps.max() - maps.min()) / steps
+        fprs.append(above[~masks].mean())
+        regions = [(n == r, a) for n, a in zip(numbered, above, strict=True) for r in range(1, n.max() + 1)]
+        pros.append(np.mean([a[region].mean() for region, a in regions]))
+    fpr, pro = np.array(fprs), np.array(pros)
+    within = fpr <= limit
+    stretched = (fpr[within] - fpr[within].min()) / (fpr[within].max() - fpr[within].min())
+    return auc(stretched, pro[within])
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [25, 100])
+def test_the_binned_approximation_equals_its_definition_in_a_loop(limit: float, steps: int) -> None:
+    masks, maps = blobs(5)
+    assert binned_aupro(masks, maps, limit, steps) == pytest.approx(binned_by_hand(masks, maps, limit, steps), abs=1e-9)
+
+
+def test_the_binned_approximation_is_close_to_the_exact_area_on_smooth_maps_and_0_on_a_constant() -> None:
+    masks, maps = blobs(5)
+    assert binned_aupro(masks, maps) == pytest.approx(aupro(masks, maps), abs=0.01)
+    assert binned_aupro(masks, np.ones_like(maps)) == 0
+
+
 def test_perfect_inverted_constant() -> None:
     masks, _ = blobs(7)
     assert aupro(masks, masks.astype(np.float32)) == pytest.approx(1.0, abs=1e-12)
@@ -158,6 +187,42 @@ def test_leaves_its_arguments_alone() -> None:
     before = maps.copy()
     aupro(masks, maps)
     assert np.array_equal(maps, before)
+
+
+@given(MASKS, MAPS, st.sampled_from([0.05, 0.3, 1.0]), st.sampled_from([2, 20, 200]))
+@settings(max_examples=100, deadline=None)
+def test_curve_encloses_the_area(masks: np.ndarray, maps: np.ndarray, limit: float, points: int) -> None:
+    assume(masks.any() and not masks.all())
+    fpr, pro = pro_curve(masks, maps, limit, points)
+    assert fpr.shape == pro.shape == (points,)
+    assert (np.diff(fpr) >= 0).all() and (np.diff(pro) >= 0).all()
+    assert (fpr[0], pro[0]) == (0, 0) and fpr[-1] == pytest.approx(limit)
+    area = area_up_to([*zip(fpr, pro, strict=True)], limit)
+    assert area == pytest.approx(aupro(masks, maps, limit), abs=0.5 / (points - 1) + 1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.3, 1.0])
+def test_curve_of_many_thresholds_is_close(limit: float) -> None:
+    masks, maps = blobs(64)
+    assert area_up_to([*zip(*pro_curve(masks, maps, limit), strict=True)], limit) == pytest.approx(
+        aupro(masks, maps, limit), abs=1e-4
+    )
+
+
+def test_curve_passes_through_each_threshold() -> None:
+    masks, maps = blobs(5)
+    above = maps >= np.quantile(maps, 0.9)
+    structure = np.zeros((3, 3, 3))
+    structure[1] = 1
+    numbered, count = ndimage.label(masks, structure)
+    fpr, pro = pro_curve(masks, maps, points=2000)
+    expected = ndimage.mean(above, numbered, range(1, count + 1)).mean()
+    assert np.interp(above[~masks].mean(), fpr, pro) == pytest.approx(expected, abs=1e-3)
+
+
+def test_curve_needs_two_points() -> None:
+    with pytest.raises(InputError, match="points is 1"):
+        pro_curve(MASK, np.zeros((1, 4, 4)), points=1)
 
 
 MASK = np.eye(4, dtype=bool)[None]

@@ -83,10 +83,11 @@ def wheel_files(path: Path) -> dict[str, bytes]:
 
 
 def sources() -> set[str]:
-    """The files of ``fastmsflow/`` and ``kernels/`` that are code, by their paths in the tree."""
-    files = [*(ROOT / "fastmsflow").rglob("*.py"), *(ROOT / "kernels").glob("*.py"), ROOT / "fastmsflow/py.typed"]
+    """The files of ``fastmsflow/`` and ``kernels/``, by their paths in the tree."""
+    files = [path for folder in ("fastmsflow", "kernels") for path in (ROOT / folder).rglob("*") if path.is_file()]
     # Whether rglob follows the link to kernels depends on the Python.
-    return {str(path.relative_to(ROOT)) for path in files if ROOT / "fastmsflow/kernels" not in path.parents}
+    files = [path for path in files if path.suffix != ".pyc" and ROOT / "fastmsflow/kernels" not in path.parents]
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def test_the_archive_holds_what_a_build_needs_each_file_once(built) -> None:

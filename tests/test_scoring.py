@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fastmsflow.ops.likelihood import log_likelihood_maps
+from fastmsflow.reference.score_map import upsample
 from fastmsflow.scoring import Scores, additive_score_map, anomaly_scores, score_log_likelihoods
 
 SIZE = (32, 48)
@@ -83,3 +84,21 @@ def test_the_log_map_ranks_pixels_where_the_published_map_has_only_ties() -> Non
     least = scores.log_likelihood.flatten(1).topk(100, dim=1, largest=False).values
     assert (scores.score_map_mul.flatten(1).topk(100, dim=1).values == 1.0).all()
     assert all(len(row.unique()) == 100 for row in least)
+
+
+def test_absolute_score_is_the_mean_of_the_least_likely_pixels_of_the_summed_levels() -> None:
+    z = latents()
+    total = sum(upsample(-0.5 * level.square().mean(dim=1), SIZE) for level in z)
+    k = int(SIZE[0] * SIZE[1] * 0.03)
+    expected = (-total).flatten(1).topk(k, dim=1).values.mean(dim=1)
+    scores = scores_of(z, SIZE)
+    torch.testing.assert_close(scores.absolute_score, expected)
+    torch.testing.assert_close(scores.absolute_map, -total)
+
+
+def test_absolute_score_sees_an_image_that_is_strange_all_over_and_the_published_one_does_not() -> None:
+    z = [torch.ones_like(level) for level in latents(batch=2)]
+    strange = [torch.cat([level[:1], 3 * level[1:]]) for level in z]
+    scores = scores_of(strange, SIZE)
+    torch.testing.assert_close(scores.log_score, torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(scores.absolute_score, torch.tensor([1.5, 13.5], dtype=torch.float64))

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Verbs are listed in the order of these imports."""
 
 from . import learning  # noqa: F401, I001
+from . import judging  # noqa: F401
 from . import prediction  # noqa: F401
 from . import official  # noqa: F401
 from . import speed  # noqa: F401

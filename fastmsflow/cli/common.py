@@ -1,5 +1,6 @@
 """What the verbs share: the application, options, the console."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +43,14 @@ def common(
 METRIC_NAMES = {
     "image_auroc": "image AUROC",
     "image_auroc_log": "image AUROC, log score",
+    "image_auroc_absolute": "image AUROC, absolute score",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO (FPR <= 0.3)",
+    "aupro_binned": "AUPRO, 800 thresholds",
     "aupro_log": "AUPRO, log map",
+    "false_alarm_rate": "false alarms at the threshold",
+    "recall": "recall at the threshold",
+    "f1": "F1 at the threshold",
 }
 
 
@@ -73,6 +79,24 @@ ExtractorWeights = Annotated[
         " Default: timm's pretrained ones, downloaded."
     ),
 ]
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+FalseAlarms = Annotated[
+    float | None,
+    typer.Option(help="Share of good images that may be called defective. Default: what the model is calibrated for."),
+]
+
+
+def speak(quiet: bool, as_json: bool) -> None:
+    """Whether the console prints."""
+    console.quiet = quiet or as_json
+
+
+def print_json(result: object) -> None:
+    """On standard output, whatever the console does."""
+    typer.echo(json.dumps(result, indent=2, default=str))
 
 
 def load_model(path: Path) -> "MSFlow":

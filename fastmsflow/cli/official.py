@@ -61,7 +61,7 @@ def verify(
     """
     from ..compat.certificate import certify
     from ..report.verify import to_verify
-    from ..training.evaluation import write_json
+    from ..files import write_json
 
     official = {"pool": pool, "clamp": clamp, "variant": variant}
     weights = {"extractor": extractor, "extractor_weights": extractor_weights}

@@ -32,8 +32,7 @@ def accelerate(
     """Live flows, of FrEIA 0.2 or its git master -> fast ones with the same parameters: not copies, so an optimizer
     that was built before keeps working, and what is trained here is trained there.
 
-    ``parallel_flows``: one module a level, in the order of the levels; ``fusion_flow``: what joins them. Call and state
-    dict stay as they are (see ``build_msflow_model``). Each block, and the fusion flow, is first run
+    Call and state dict stay as they are (see ``build_msflow_model``). Each block, and the fusion flow, is first run
     beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes.
     Errors: InputError naming the module that is not MSFlow's, or does not compute what MSFlow's does.
     """

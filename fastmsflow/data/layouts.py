@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import InputError
 from .image_set import ImageSet, Sample
 from .images import list_images
-from .sample_sets import elpv, textures
+from .sample_sets import TEXTURES, elpv, textures
 
 VISA_SPLIT = Path("split_csv/1cls.csv")
 SIZES = {"transistor": (256, 256)}
@@ -38,6 +38,13 @@ def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
             raise InputError(f"{root}: holds several classes; name one with --class: {', '.join(there)}")
         category = there[0]
     return visa(root, category) if (root / VISA_SPLIT).is_file() else mvtec(root, category)
+
+
+def classes_of(source: str | Path) -> list[str]:
+    """The classes of a set by the name or folder that ``open_image_set`` takes; none where it is one class itself."""
+    if source == "elpv":
+        return ["mono", "poly"]
+    return sorted(TEXTURES) if source == "textures" else categories(source)
 
 
 def categories(root: str | Path) -> list[str]:

@@ -82,7 +82,7 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             from ..training import Recipe
             from ..training.features import feature_loader
             from ..training.fit import compute_features, run_trainer
-            from ..training.module import FeatureDataModule, MSFlowModule
+            from ..training.module import TRAIN, FeatureDataModule, MSFlowModule
         except ImportError as error:
             raise UnavailableError(f"fit needs {error.name}: pip install 'fastmsflow[train]'") from error
         if not 0 < self.contamination < 0.5:
@@ -99,8 +99,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device).to(memory_format=torch.channels_last)
         console = Console(quiet=not self.verbose)
-        data = FeatureDataModule(model, LooseImages(_listed(X), model.image_size), None, recipe)
-        module = MSFlowModule(model, recipe, None, lambda: None)
+        images = _listed(X)
+        data = FeatureDataModule(model, {TRAIN: LooseImages(images, model.image_size)}, recipe)
+        names = [f"image {i}" if isinstance(image, np.ndarray) else str(image) for i, image in enumerate(images)]
+        module = MSFlowModule(model, recipe, names)
         compute_features(data, console)
         run_trainer(module, data, recipe, console)
         self.model_ = model.to(device)
@@ -108,7 +110,7 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         with torch.no_grad():
             batches = (
                 model.scores_of_features([level.to(device) for level in features])
-                for features in feature_loader(data.train_features, 16)
+                for features, _ in feature_loader(data.features[TRAIN], 16)
             )
             self.offset_ = float(np.quantile(_normality(batches), self.contamination))
         return self

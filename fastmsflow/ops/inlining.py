@@ -28,7 +28,7 @@ def inlined() -> Iterator[None]:
         _inlining = before
 
 
-def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     # Its kernel takes the levels as tuples of pointers, which PyTorch cannot record.
     return reference.score_maps(logp, (image_size[0], image_size[1]))
 

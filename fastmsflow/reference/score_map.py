@@ -13,10 +13,11 @@ def upsample(level_map: Tensor, image_size: tuple[int, int]) -> Tensor:
     return F.interpolate(level_map[:, None], size=image_size, mode="bilinear", align_corners=True)[:, 0]
 
 
-def multiplicative_log_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-    """sum_l up(logp_l) minus its maximum per image: (B, H, W), at most 0."""
+def multiplicative_log_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """sum_l up(logp_l) minus its maximum per image, (B, H, W), at most 0; and that maximum, (B,)."""
     total = reduce(torch.add, (upsample(level, image_size) for level in logp))
-    return total - total.amax(dim=(1, 2), keepdim=True)
+    peak = total.amax(dim=(1, 2))
+    return total - peak[:, None, None], peak
 
 
 def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
@@ -25,6 +26,7 @@ def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> 
     return reduce(torch.add, (upsample(level, image_size) for level in likelihoods))
 
 
-def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(L, A) of fastmsflow.scoring: logp (B, h_l, w_l) per level -> (B, H, W) each."""
-    return multiplicative_log_likelihood(logp, image_size), additive_likelihood(logp, image_size)
+def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(L, A, peak) of fastmsflow.scoring: logp (B, h_l, w_l) per level -> (B, H, W), (B, H, W), (B,)."""
+    log_likelihood, peak = multiplicative_log_likelihood(logp, image_size)
+    return log_likelihood, additive_likelihood(logp, image_size), peak

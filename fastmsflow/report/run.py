@@ -1,22 +1,24 @@
-"""The pictures and tables of an evaluated test set, and of new images."""
+"""The pictures and tables of an evaluated test set."""
 
-import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..data import ImageSet, Sample, list_images, load_image, load_mask
-from ..errors import InputError
-from ..files import written_aside
+from .._version import __version__
+from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
+from ..files import write_table
+from ..metrics import pro_curve
 from ..model import MSFlow
-from .heat_maps import Panel, gallery, save_heat_map
+from ..scoring import Scores
+from .heat import Heat
+from .heat_maps import Panel, gallery
+from .page import Page, Row, write_page
 from .plots import plot_scores
 
-# Heat maps show the additive map: the one made for localisation. It lies between 0 and the number of levels.
-HEAT_SCALE = (0.0, 3.0)
-CAPTION = "additive score map (0: normal, 3: abnormal at every level)"
+MetricsTable = Mapping[str, Mapping[str, float | None]]
 
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
@@ -27,73 +29,74 @@ def as_pixels(image: torch.Tensor) -> np.ndarray:
 def write_test_report(
     out: Path,
     images: ImageSet,
-    image_size: tuple[int, int],
-    score: np.ndarray,
-    log_score: np.ndarray,
-    score_map: np.ndarray,
+    model: MSFlow,
+    scores: Scores,
+    metrics: MetricsTable,
+    settings: Mapping[str, Any],
 ) -> None:
-    """``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of score) into ``out``.
+    """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
+    score) into ``out``.
 
-    ``score``, ``log_score``: (N,) in the order of ``images.test``; ``score_map``: (N, H, W).
+    ``scores``: of ``images.test``, on the CPU, in its order; ``metrics``: which checkpoint -> metric -> value;
+    ``settings``: shown with the report.
     """
+    heat = Heat.of(model.calibration, len(model.flow.channels))
     labels = np.array([sample.label for sample in images.test])
-    rows = zip(images.test, score, log_score, strict=True)
+    absolute = scores.absolute_score.numpy()
+    rows = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
     write_table(
         out / "scores.csv",
-        ("image", "label", "kind", "score", "log_score"),
-        ((sample.image, sample.label, sample.kind, float(s), float(log)) for sample, s, log in rows),
+        ("image", "label", "kind", "score", "log_score", "absolute_score"),
+        ((sample.image, sample.label, sample.kind, *values) for sample, *values in rows),
     )
-    plot_scores(out / "scores.png", labels, log_score, f"{images.name}: image scores of the test set")
-    chosen = [*_spread(np.flatnonzero(labels == 1), log_score, 8), *_spread(np.flatnonzero(labels == 0), log_score, 4)]
-    panels = [_panel(images.test[i], image_size, log_score[i], score_map[i]) for i in chosen]
-    gallery(out / "heatmaps.png", panels, HEAT_SCALE, CAPTION)
+    plot_scores(out / "scores.png", labels, absolute, f"{images.name}: image scores of the test set")
+    chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
+    panels = [_panel(images.test[i], model.image_size, absolute[i], _heat_of(heat, scores, i)) for i in chosen]
+    gallery(out / "heatmaps.png", panels, heat.scale, heat.caption)
+    write_page(out / "report.html", _page(images, model, scores, heat, metrics, settings))
 
 
-def write_predictions(
-    model: MSFlow, paths: Sequence[Path], out: Path, batch_size: int, progress: Callable[[int], None]
-) -> tuple[list[tuple[Path, float, float]], list[str]]:
-    """Scores every image of ``paths`` (files and folders); a heat map of each and ``scores.csv`` go into ``out``.
-
-    -> ([(image, score, log score), highest first], [one line for each file that could not be read]).
-    Errors: InputError where not one image can be read.
-    """
-    files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
-    device = next(model.parameters()).device
-    scored: list[tuple[Path, float, float]] = []
-    faults: list[str] = []
-    names: set[str] = set()
-    for start in range(0, len(files), batch_size):
-        kept, pixels = [], []
-        for file in files[start : start + batch_size]:
-            try:
-                pixels.append(load_image(file, model.image_size))
-                kept.append(file)
-            except InputError as error:
-                faults.append(str(error))
-        if kept:
-            with torch.no_grad():
-                scores = model.scores(torch.stack(pixels).to(device, memory_format=torch.channels_last))
-            # Counted from the highest possible likelihood, not the batch's: comparable between images.
-            heat = (len(model.flow.channels) - scores.likelihood_add).cpu().numpy()
-            for i, file in enumerate(kept):
-                save_heat_map(
-                    out / f"{_unused(file.stem, names)}_heatmap.png", as_pixels(pixels[i]), heat[i], HEAT_SCALE
-                )
-                scored.append((file, float(scores.score[i]), float(scores.log_score[i])))
-        progress(min(start + batch_size, len(files)))
-    if not scored:
-        raise InputError(faults[0])
-    scored.sort(key=lambda row: row[2], reverse=True)
-    write_table(out / "scores.csv", ("image", "score", "log_score"), scored)
-    return scored, faults
+def _page(
+    images: ImageSet,
+    model: MSFlow,
+    scores: Scores,
+    heat: Heat,
+    metrics: MetricsTable,
+    settings: Mapping[str, Any],
+) -> Page:
+    calibration = model.calibration
+    threshold = calibration.threshold() if calibration is not None and calibration.is_enough() else None
+    pro = None
+    if images.has_masks:
+        masks = np.stack([load_mask(sample, model.image_size).numpy() for sample in images.test])
+        pro = pro_curve(masks, scores.score_map_mul)
+    return Page(
+        title=f"{images.name}: {len(images.test)} test images",
+        rows=_rows(images, model.image_size, scores, heat),
+        heat_scale=heat.scale,
+        heat_caption=heat.caption,
+        threshold=threshold and threshold.value,
+        threshold_note=str(threshold or "not calibrated: no threshold is known"),
+        region_threshold=heat.region_threshold,
+        pro=pro,
+        metrics=metrics,
+        settings=settings,
+        versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
+        fingerprint=fingerprint(images),
+        licence=images.licence,
+    )
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """CSV, written aside and renamed."""
-    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+def _rows(images: ImageSet, image_size: tuple[int, int], scores: Scores, heat: Heat) -> Iterator[Row]:
+    for i, sample in enumerate(images.test):
+        mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
+        pixels = as_pixels(load_image(sample.image, image_size))
+        score = scores.absolute_score[i].item()
+        yield Row(sample.image, sample.label, sample.kind, score, pixels, _heat_of(heat, scores, i), mask)
+
+
+def _heat_of(heat: Heat, scores: Scores, i: int) -> np.ndarray:
+    return heat.map(Scores(*(part[i : i + 1] for part in scores)))[0]
 
 
 def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
@@ -102,16 +105,7 @@ def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
     return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
 
 
-def _panel(sample: Sample, image_size: tuple[int, int], log_score: float, score_map: np.ndarray) -> Panel:
+def _panel(sample: Sample, image_size: tuple[int, int], score: float, heat: np.ndarray) -> Panel:
     mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
-    title = f"{sample.kind}  {sample.image.stem}  log score {log_score:.2f}"
-    return Panel(as_pixels(load_image(sample.image, image_size)), score_map, title, mask)
-
-
-def _unused(stem: str, names: set[str]) -> str:
-    name, copy = stem, 1
-    while name in names:
-        copy += 1
-        name = f"{stem}_{copy}"
-    names.add(name)
-    return name
+    title = f"{sample.kind}  {sample.image.stem}  score {score:.2f}"
+    return Panel(as_pixels(load_image(sample.image, image_size)), heat, title, mask)

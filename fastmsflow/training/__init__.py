@@ -1,7 +1,7 @@
 """Training and evaluation on Lightning. Needs the ``train`` extra."""
 
-from .evaluation import Evaluation, Results, evaluate
+from .evaluation import Evaluation, evaluate
 from .fit import Outcome, train
 from .recipe import Recipe
 
-__all__ = ["Evaluation", "Outcome", "Recipe", "Results", "evaluate", "train"]
+__all__ = ["Evaluation", "Outcome", "Recipe", "evaluate", "train"]

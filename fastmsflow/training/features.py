@@ -1,16 +1,20 @@
 """Features are computed once and kept: the extractor is frozen and training augments nothing."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from ..data import ImageDataset, LooseImages
 from ..model import MSFlow
 
 Progress = Callable[[int], None]
 Images = ImageDataset | LooseImages
+# Features per level, (B, C_l, H_l, W_l), and the images' numbers.
+Batch = tuple[list[Tensor], list[int]]
+T = TypeVar("T")
 
 
 def pooled_features(
@@ -35,8 +39,8 @@ def pooled_features(
     return kept
 
 
-class FeatureDataset(Dataset[list[Tensor]]):
-    """Indexed with a list of image numbers: a whole batch at once, levels as (B, C_l, H_l, W_l)."""
+class FeatureDataset(Dataset[Batch]):
+    """A whole batch at once."""
 
     def __init__(self, levels: Sequence[Tensor]) -> None:
         self.levels = levels
@@ -44,17 +48,21 @@ class FeatureDataset(Dataset[list[Tensor]]):
     def __len__(self) -> int:
         return len(self.levels[0])
 
-    def __getitem__(self, indices: list[int]) -> list[Tensor]:
-        return [level[indices].contiguous(memory_format=torch.channels_last) for level in self.levels]
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return [level[indices].contiguous(memory_format=torch.channels_last) for level in self.levels], indices
 
 
-def feature_loader(
-    levels: Sequence[Tensor], batch_size: int, shuffle_seed: int | None = None
-) -> DataLoader[list[Tensor]]:
-    """Batches of kept features, in order or shuffled anew each epoch from ``shuffle_seed``."""
+def feature_loader(levels: Sequence[Tensor], batch_size: int, shuffle_seed: int | None = None) -> DataLoader[Batch]:
+    """Batches of kept features, in order or, from ``shuffle_seed`` and the epoch alone, shuffled."""
     dataset = FeatureDataset(levels)
     if shuffle_seed is None:
-        sampler: SequentialSampler | RandomSampler = SequentialSampler(dataset)
+        sampler: SequentialSampler | DistributedSampler[Batch] = SequentialSampler(dataset)
     else:
-        sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(shuffle_seed))
-    return DataLoader(dataset, batch_size=None, sampler=BatchSampler(sampler, batch_size, drop_last=False))
+        # Of one replica: its order depends on nothing that a resumed run does not know.
+        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, seed=shuffle_seed)
+    batches = BatchSampler(sampler, batch_size, drop_last=False)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: T) -> T:
+    return batch

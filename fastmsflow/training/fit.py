@@ -3,62 +3,87 @@
 import logging
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from .._version import __version__
-from ..data import ImageDataset, ImageSet
+from ..data import ImageDataset, ImageSet, Sample, fingerprint
 from ..errors import InputError
+from ..files import write_json, write_yaml
 from ..model import MSFlow
-from .evaluation import Evaluation, Results, Truth, write_json
-from .module import FeatureDataModule, Moment, MSFlowModule
+from ..scoring import Scores
+from .callbacks import StateFile, TrainingBar, progress
+from .evaluation import RANKING_METRICS, Evaluation, Truth
+from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed
+from .loggers import check_loggers, loggers
+from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
 from .recipe import Precision, Recipe
 
-METRICS = ("image_auroc", "image_auroc_log", "pixel_auroc", "aupro", "aupro_log")
+# How a moment is chosen, by what the choice is called.
+LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. ``results`` and ``moments`` are empty where the set has no test images."""
+    """What a run came to."""
 
     losses: list[float]
     """Mean nll of each sub-epoch, nats per image."""
     moments: list[Moment]
-    """Each evaluation, with its ``epoch``."""
-    results: Results | None
-    """Scores after the last epoch."""
+    """After each meta epoch."""
+    scores: Scores | None
+    """Of the test set after the last epoch, where there is one."""
     seconds: dict[str, float]
-    """Wall time of ``features`` and ``training`` (evaluations included), in seconds."""
+    """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
 
     @property
     def last(self) -> Evaluation | None:
-        """Of the last epoch; None where nothing was evaluated."""
-        return self.moments[-1].evaluation if self.moments else None
+        """After the last epoch."""
+        return self.moments[-1].evaluation
+
+    @property
+    def held_out(self) -> Moment | None:
+        """The moment of the lowest nll on held-out good images: chosen without a test image."""
+        there = [m for m in self.moments if m.held_out_nll is not None]
+        return min(there, key=lambda m: cast(float, m.held_out_nll), default=None)
 
     def best(self, metric: str) -> Moment | None:
-        """The evaluation with the highest ``metric``: chosen on the test set, so an optimistic figure."""
-        there = [m for m in self.moments if getattr(m.evaluation, metric) is not None]
+        """The moment of the highest ``metric``: chosen on the test set, so an optimistic figure."""
+        there = [m for m in self.moments if getattr(m.evaluation, metric, None) is not None]
         return max(there, key=lambda m: getattr(m.evaluation, metric), default=None)
 
-    def summary(self) -> dict[str, dict[str, float | int]]:
-        """Per metric: ``last``, and ``best`` with its ``best_epoch``."""
-        table = {}
-        for metric in METRICS:
+    def summary(self) -> dict[str, dict[str, dict[str, float | int]]]:
+        """metric -> how its moment was chosen -> ``value`` and ``epoch``: after the last epoch, best on the test set
+        (each metric its own epoch, as the literature reports them), chosen on held-out good images."""
+        table: dict[str, dict[str, dict[str, float | int]]] = {}
+        for metric, value in (self.last.as_dict() if self.last else {}).items():
+            if value is None:
+                continue
+            chosen = {LAST_EPOCH: self.moments[-1]}
             best = self.best(metric)
-            if best is not None:
-                table[metric] = {
-                    "last": getattr(self.last, metric),
-                    "best": getattr(best.evaluation, metric),
-                    "best_epoch": best.epoch,
-                }
+            if best is not None and metric in RANKING_METRICS:
+                chosen[ON_TEST] = best
+            if self.held_out is not None:
+                chosen[ON_HELD_OUT] = self.held_out
+            table[metric] = {how: {"value": getattr(m.evaluation, metric), "epoch": m.epoch} for how, m in chosen.items()}
         return table
+
+    def by_choice(self) -> dict[str, dict[str, float]]:
+        """How the moment was chosen -> metric -> value."""
+        summary = self.summary()
+        return {
+            how: {metric: row[how]["value"] for metric, row in summary.items() if how in row}
+            for how in (LAST_EPOCH, ON_HELD_OUT, ON_TEST)
+            if any(how in row for row in summary.values())
+        }
 
 
 def train(
@@ -69,83 +94,142 @@ def train(
     workers: int = 0,
     console: Console | None = None,
     command: str = "",
+    resume: bool = False,
+    log_to: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains ``model.flow`` on ``images.train`` and evaluates on ``images.test`` after each meta epoch.
+    """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
     ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
-    Into ``out`` go ``last.safetensors``, ``best.safetensors`` (highest image AUROC on the test set) and
-    ``results.json``, which holds ``command`` for the record.
-    Errors: InputError where images cannot be read or the loss is not finite.
+    Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
+    lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
+    image AUROC, where there are test images;
+    ``results.json``, which holds ``command`` for the record; until that is written ``state.ckpt``, from which
+    ``resume`` goes on, on the same device to the bit as if the run had not been interrupted; and ``logs``, if
+    ``log_to`` names loggers (csv, tensorboard, wandb).
+    Errors: InputError where images cannot be read, the loss is not finite (with the batch's images), or ``out`` holds
+    another run; UnavailableError for a logger that is not installed.
     """
     console = console or Console(quiet=True)
     if not images.train:
         raise InputError(f"{images.name}: no training images")
+    check_loggers(log_to)
     truth = Truth.of(images, model.image_size) if images.test else None
-    model.to(memory_format=torch.channels_last)
-    test = ImageDataset(images.test, model.image_size) if images.test else None
-    data = FeatureDataModule(model, ImageDataset(images.train, model.image_size), test, recipe, workers)
-    module = MSFlowModule(model, recipe, truth, lambda: _end_round(module, out, console))
-
-    started = time.perf_counter()
-    compute_features(data, console)
-    features_done = time.perf_counter()
-    # A folder that cannot be written should be found out before the training, not after.
-    out.mkdir(parents=True, exist_ok=True)
-    run_trainer(module, data, recipe, console)
-    finished = time.perf_counter()
-
-    outcome = Outcome(
-        module.epoch_losses,
-        module.moments,
-        module.results,
-        {"features": features_done - started, "training": finished - features_done},
+    kept, held_out = split(images.train, recipe)
+    parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
+    data = FeatureDataModule(
+        model, {part: ImageDataset(of, model.image_size) for part, of in parts.items() if of}, recipe, workers
     )
-    write_json(
-        out / "results.json",
-        {
-            "command": command,
-            "images": {
-                "name": images.name,
-                "train": len(images.train),
-                "test": len(images.test),
-                "licence": images.licence,
+    description = {"name": images.name, "fingerprint": fingerprint(images)}
+    settings = {"recipe": asdict(recipe), "model": {**model.config, "calibration": None}, "images": description}
+    module = MSFlowModule(
+        model,
+        recipe,
+        [str(sample.image) for sample in kept],
+        data.evaluated,
+        truth,
+        lambda: _end_round(module, out, len(held_out), console),
+        # As it comes back from a file of plain values.
+        cast(dict[str, Any], _plain(settings)),
+    )
+    with claimed(out, resume, module.settings or {}) as state:
+        if options is not None:
+            write_yaml(out / CONFIG_FILE, options)
+        model.to(memory_format=torch.channels_last)
+        started = time.perf_counter()
+        compute_features(data, console)
+        features_done = time.perf_counter()
+        run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out))
+        finished = time.perf_counter()
+        outcome = Outcome(
+            module.epoch_losses,
+            module.moments,
+            module.test_scores,
+            {"features": features_done - started, "training": finished - features_done},
+        )
+        counts = {"train": len(kept), "held_out": len(held_out), "test": len(images.test)}
+        write_json(
+            out / RESULTS_FILE,
+            {
+                "command": command,
+                "images": {**description, **counts, "licence": images.licence},
+                "recipe": asdict(recipe),
+                "model": model.config,
+                "metrics": outcome.summary(),
+                "seconds": outcome.seconds,
+                "nll": outcome.losses,
+                "rounds": [
+                    {"epoch": m.epoch, "held_out_nll": m.held_out_nll, **(m.evaluation.as_dict() if m.evaluation else {})}
+                    for m in outcome.moments
+                ],
+                "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
             },
-            "recipe": asdict(recipe),
-            "model": model.config,
-            "metrics": outcome.summary(),
-            "seconds": outcome.seconds,
-            "nll": outcome.losses,
-            "evaluations": [{"epoch": m.epoch, **m.evaluation.as_dict()} for m in outcome.moments],
-            "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
-        },
-    )
+        )
+        (out / STATE_FILE).unlink(missing_ok=True)
     return outcome
+
+
+def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+    """-> (training samples, held-out samples), in their order; which are held out depends on the seed alone.
+
+    Errors: InputError where nothing is left to train on.
+    """
+    count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
+    if count >= len(samples):
+        raise InputError(f"{len(samples)} training images: too few to hold any out; give more, or hold out 0")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    chosen = set(order[:count])
+    return (
+        [sample for i, sample in enumerate(samples) if i not in chosen],
+        [sample for i, sample in enumerate(samples) if i in chosen],
+    )
 
 
 def compute_features(data: FeatureDataModule, console: Console) -> None:
     """``data.compute`` under a progress bar."""
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with progress(console) as bar:
         task = bar.add_task(f"features of {data.total} images", total=data.total)
         data.compute(lambda done: bar.update(task, completed=done))
 
 
-def _end_round(module: MSFlowModule, out: Path, console: Console) -> None:
+def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console) -> None:
     """After each meta epoch: a line of figures, and the model as it is."""
-    epoch = len(module.epoch_losses)
-    line = f"epoch {epoch:3d}  nll {module.epoch_losses[-1]:12.1f}"
-    module.model.save(out / "last.safetensors", epoch=epoch)
-    if module.moments:
-        now = module.moments[-1].evaluation
-        line += "".join(f"  {key} {value:.4f}" for key, value in now.as_dict().items() if value is not None)
-        if now.image_auroc >= max(moment.evaluation.image_auroc for moment in module.moments):
-            module.model.save(out / "best.safetensors", epoch=epoch, chosen_by="image AUROC on the test set")
+    now = module.moments[-1]
+    line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
+    module.model.save(out / LAST, epoch=now.epoch)
+    if now.held_out_nll is not None:
+        line += f"  held-out nll {now.held_out_nll:.1f}"
+        if now.held_out_nll <= min(cast(float, m.held_out_nll) for m in module.moments):
+            chosen_by = f"lowest nll of {held_out} good images held out of training"
+            module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by)
+    if now.evaluation is not None:
+        shown = {name: getattr(now.evaluation, name) for name in ("image_auroc_absolute", "pixel_auroc", "aupro")}
+        line += "".join(f"  {name} {value:.4f}" for name, value in shown.items() if value is not None)
+        if now.evaluation.image_auroc >= max(m.evaluation.image_auroc for m in module.moments if m.evaluation):
+            module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set")
     console.print(line, soft_wrap=True)
 
 
-def run_trainer(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, console: Console) -> None:
-    """Trains ``module`` on ``data``'s features; its model ends in eval mode on the CPU."""
-    callbacks: list[Callback] = [RichProgressBar(leave=False)] if console.is_terminal else []
+def run_trainer(
+    module: MSFlowModule,
+    data: FeatureDataModule,
+    recipe: Recipe,
+    console: Console,
+    state_file: Path | None = None,
+    state: Path | None = None,
+    log_to: Sequence[Logger] = (),
+) -> None:
+    """Trains ``module`` on ``data``'s features, from ``state`` if it is given; its model ends in eval mode on the CPU.
+
+    ``state_file``: where the state is kept; None: nowhere.
+    """
+    callbacks: list[Callback] = [TrainingBar(console)]
+    if state_file is not None:
+        callbacks.append(StateFile(state_file, recipe))
+    if recipe.patience is not None:
+        callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
+    if log_to:
+        callbacks.append(LearningRateMonitor("epoch"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
@@ -157,17 +241,24 @@ def run_trainer(module: MSFlowModule, data: FeatureDataModule, recipe: Recipe, c
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
             check_val_every_n_epoch=recipe.sub_epochs,
-            limit_val_batches=1.0 if module.truth is not None else 0,
+            limit_val_batches=1.0 if module.evaluated else 0,
             precision=cast(Precision, recipe.precision),
             accelerator="auto",
             devices=1,
             callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=console.is_terminal,
+            logger=list(log_to) or False,
+            enable_checkpointing=state_file is not None,
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     module.model.eval().to("cpu")
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, so that it equals what is read back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,8 +1,8 @@
 """The Lightning side: what a step, an evaluation and the schedule are."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,37 +14,59 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from ..model import MSFlow
-from ..scoring import Scores
-from .evaluation import Evaluation, Results, Truth
-from .features import Images, Progress, feature_loader, pooled_features
+from ..reference.likelihood import negative_log_likelihood
+from ..scoring import Scores, score_log_likelihoods
+from .evaluation import Evaluation, Truth, calibrated, joined
+from .features import Batch, Images, Progress, feature_loader, pooled_features
 from .recipe import Recipe
+
+# Of an image set: training images, training images that are kept out of training, test images.
+TRAIN, HELD_OUT, TEST = "train", "held out", "test"
+STATE = "fastmsflow"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """An evaluation and the number of passes over the training images before it."""
+    """What was measured after ``epoch`` passes over the training images."""
 
     epoch: int
-    evaluation: Evaluation
+    evaluation: Evaluation | None
+    """On the test set, where there is one."""
+    held_out_nll: float | None
+    """Mean over the held-out images, nats, where there are any."""
 
 
 class MSFlowModule(L.LightningModule):
-    """Trains ``model.flow`` on batches of features; evaluates on a test set's features where ``truth`` is given.
+    """Trains ``model.flow`` on batches of features; after each meta epoch scores the held-out images and the test set,
+    where they are, and then calls ``end_round``.
 
-    ``end_round`` is called after each meta epoch.
+    ``names``: of the training images, for errors. ``settings``: what a resumed run must agree in.
     """
 
-    def __init__(self, model: MSFlow, recipe: Recipe, truth: Truth | None, end_round: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model: MSFlow,
+        recipe: Recipe,
+        names: Sequence[str],
+        evaluated: Sequence[str] = (),
+        truth: Truth | None = None,
+        end_round: Callable[[], None] = lambda: None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
+        self.names = names
+        self.evaluated = evaluated
         self.truth = truth
         self.end_round = end_round
+        self.settings = settings
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
-        self.results: Results | None = None
-        self._batches: list[Scores] = []
-        self._losses: list[Tensor] = []
+        self.test_scores: Scores | None = None
+        self._scores: dict[str, list[Scores]] = {part: [] for part in evaluated}
+        self._held_out_nll: list[Tensor] = []
+        self._steps: list[tuple[Tensor, list[int]]] = []
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # One pass over the weights. float16's scaler unscales too late for clipping where the optimizer is fused.
@@ -53,10 +75,11 @@ class MSFlowModule(L.LightningModule):
         schedule = LambdaLR(optimizer, self.recipe.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
-    def training_step(self, features: list[Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        features, numbers = batch
         loss = self.model.flow.nll(features).mean()
-        self.log("nll", loss, prog_bar=True, on_step=True, batch_size=len(features[0]))
-        self._losses.append(loss.detach())
+        self.log("nll", loss, batch_size=len(numbers))
+        self._steps.append((loss.detach(), numbers))
         return loss
 
     def configure_gradient_clipping(
@@ -66,72 +89,116 @@ class MSFlowModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning's own refuses fused optimizers in mixed precision, though bfloat16 has no scaler to wait for."""
-        torch.nn.utils.clip_grad_norm_(self.model.flow.parameters(), self.recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.flow.parameters(), self.recipe.clip_norm)
+        self.log("gradient_norm", norm)
 
     def on_train_epoch_end(self) -> None:
         self.epoch_losses.append(self._mean_loss())
-        self._losses.clear()
+        self._steps.clear()
         # Lightning evaluates before it calls this hook.
         if len(self.epoch_losses) % self.recipe.sub_epochs == 0:
+            if not self.evaluated:
+                self.moments.append(Moment(self.current_epoch + 1, None, None))
             self.end_round()
 
     def on_validation_epoch_start(self) -> None:
         self._mean_loss()
 
     def _mean_loss(self) -> float:
-        loss = torch.stack(self._losses).mean().item()
-        if not math.isfinite(loss):
+        """Looked at once an epoch: every look waits for the GPU. Errors: InputError where a loss is not finite."""
+        losses = torch.stack([loss for loss, _ in self._steps])
+        if not losses.isfinite().all():
+            step = int(losses.isfinite().logical_not().nonzero()[0])
+            names = ", ".join(self.names[number] for number in self._steps[step][1])
             raise InputError(
-                f"the loss is {loss} in epoch {self.current_epoch + 1}; try a lower learning rate or 32-true"
+                f"the loss is {losses[step].item()} in epoch {self.current_epoch + 1}, step {step + 1}, of the images"
+                f" {names}; look at them, or try a lower learning rate or 32-true"
             )
-        return loss
+        return losses.mean().item()
 
-    def validation_step(self, features: list[Tensor], batch_index: int) -> None:
-        self._batches.append(Scores(*(part.cpu() for part in self.model.scores_of_features(features))))
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        part = self.evaluated[dataloader_idx]
+        maps, log_det = self.model.flow.log_likelihood_maps(batch[0])
+        scores = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
+        self._scores[part].append(Scores(*(value.cpu() for value in scores)))
+        if part == HELD_OUT:
+            self._held_out_nll.append(negative_log_likelihood(maps, self.model.flow.channels, log_det))
 
     def on_validation_epoch_end(self) -> None:
-        if self.truth is None:
-            return
-        self.results = Results.collect(self._batches)
-        self._batches.clear()
-        evaluation = self.truth.judge(self.results)
-        self.moments.append(Moment(self.current_epoch + 1, evaluation))
-        self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
+        nll = evaluation = None
+        if HELD_OUT in self.evaluated:
+            nll = torch.cat(self._held_out_nll).mean().item()
+            self.log("held_out_nll", nll)
+            self.model.calibration = calibrated(joined(self._scores[HELD_OUT]), self.recipe.false_alarms)
+        if self.truth is not None:
+            self.test_scores = joined(self._scores[TEST])
+            evaluation = self.truth.judge(self.test_scores, self.model.calibration)
+            self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
+        self.moments.append(Moment(self.current_epoch + 1, evaluation, nll))
+        self._held_out_nll.clear()
+        for batches in self._scores.values():
+            batches.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATE] = {
+            "settings": self.settings,
+            "epoch_losses": self.epoch_losses,
+            "moments": [asdict(moment) for moment in self.moments],
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint[STATE]
+        self.epoch_losses = list(state["epoch_losses"])
+        self.moments = [
+            Moment(m["epoch"], m["evaluation"] and Evaluation(**m["evaluation"]), m["held_out_nll"])
+            for m in state["moments"]
+        ]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 class FeatureDataModule(L.LightningDataModule):
-    """Features of images, computed once by ``model`` (and standardised by it, where it does that)."""
+    """Features of images, computed once by ``model`` (and standardised by it, where it does that).
 
-    def __init__(self, model: MSFlow, train: Images, test: Images | None, recipe: Recipe, workers: int = 0) -> None:
+    ``images``: of TRAIN and, where they are, of HELD_OUT and TEST.
+    """
+
+    def __init__(self, model: MSFlow, images: Mapping[str, Images], recipe: Recipe, workers: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.train_images = train
-        self.test_images = test
+        self.images = images
         self.recipe = recipe
         self.workers = workers
-        self.train_features: list[Tensor] = []
-        self.test_features: list[Tensor] = []
+        self.features: dict[str, list[Tensor]] = {}
 
     @property
     def total(self) -> int:
         """How many images have their features computed."""
-        return len(self.train_images) + (len(self.test_images) if self.test_images is not None else 0)
+        return sum(len(images) for images in self.images.values())
+
+    @property
+    def evaluated(self) -> list[str]:
+        """What is scored after each meta epoch, in the order of the loaders."""
+        return [part for part in self.images if part != TRAIN]
 
     def compute(self, progress: Progress = lambda done: None) -> None:
         """Runs the extractor over all images, once."""
-        trained = len(self.train_images)
-        self.train_features = pooled_features(self.model, self.train_images, 16, self.workers, progress)
-        if self.test_images is not None:
-            self.test_features = pooled_features(
-                self.model, self.test_images, 16, self.workers, lambda done: progress(trained + done)
+        before = 0
+        for part, images in self.images.items():
+            offset = before
+            self.features[part] = pooled_features(
+                self.model, images, 16, self.workers, lambda done, offset=offset: progress(offset + done)
             )
+            before += len(images)
         if self.model.standardiser is not None:
-            self.model.standardiser.fit(self.train_features)
-            self.train_features = self.model.standardiser(self.train_features)
-            self.test_features = self.model.standardiser(self.test_features)
+            self.model.standardiser.fit(self.features[TRAIN])
+            self.features = {part: self.model.standardiser(levels) for part, levels in self.features.items()}
 
-    def train_dataloader(self) -> DataLoader[list[Tensor]]:
-        return feature_loader(self.train_features, self.recipe.batch_size, shuffle_seed=self.recipe.seed)
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return feature_loader(self.features[TRAIN], self.recipe.batch_size, shuffle_seed=self.recipe.seed)
 
-    def val_dataloader(self) -> DataLoader[list[Tensor]] | list[object]:
-        return feature_loader(self.test_features, self.recipe.batch_size) if self.test_features else []
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        return [feature_loader(self.features[part], self.recipe.batch_size) for part in self.evaluated]

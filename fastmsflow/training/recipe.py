@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ..calibration import FALSE_ALARMS, check_rate
 from ..errors import InputError
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -36,7 +37,14 @@ class Recipe:
     precision: str = "32-true"
     """One of PRECISIONS, in Lightning's names: ``16-mixed`` is float16 autocast with a scaler."""
     seed: int = 9826
-    """Of the order of the images; initial weights are drawn before."""
+    """Of the order of images and of which are held out."""
+    hold_out: float = 0.0
+    """Share of the training images that are kept out of training: they choose the best round without a defective image,
+    and thresholds are calibrated on them. 0 in the published recipe."""
+    patience: int | None = None
+    """Rounds without a lower nll of the held-out images after which training stops; None: it does not."""
+    false_alarms: float = FALSE_ALARMS
+    """Share of good images that may be called defective: what the threshold is calibrated for."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -44,6 +52,11 @@ class Recipe:
         for name in ("lr", "batch_size", "meta_epochs", "sub_epochs"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.hold_out <= 0.5:
+            raise InputError(f"hold_out is {self.hold_out}; it is a share of the training images, at most 0.5")
+        if self.patience is not None and (self.patience < 1 or not self.hold_out):
+            raise InputError("patience counts rounds, at least 1, by images that were held out: give hold_out, e.g. 0.1")
+        check_rate(self.false_alarms)
 
     @property
     def epochs(self) -> int:

@@ -1,0 +1,145 @@
+"""Thresholds from good images alone: the scores of images that were held out of training, and what follows from them.
+
+Distribution-free, by ranks (split conformal prediction; Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
+World", 2005): of n held-out images and one new good image, each is as likely as any other to have the k-th largest
+score, so a new good image lies above the k-th largest of the n with probability k / (n + 1). Over the choice of the
+held-out images, the false-alarm rate of that threshold is distributed as Beta(k, n + 1 - k).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+__all__ = ["Calibration", "Threshold", "threshold"]
+
+FALSE_ALARMS = 0.05
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What is above ``value`` is called defective."""
+
+    value: float
+    """In nats."""
+    false_alarms: float
+    """The false-alarm rate that was asked for: the most that is expected."""
+    low: float
+    """Lower end of the 95% confidence interval of the rate reached, given these held-out images."""
+    high: float
+    """Its upper end."""
+    images: int
+    """Held-out good images behind it."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value:.4g} nats for {self.false_alarms:.2%} false alarms"
+            f" (95% interval {self.low:.2%} to {self.high:.2%}, from {self.images} held-out good images)"
+        )
+
+    def as_dict(self) -> dict[str, float]:
+        """JSON-able."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out good images score. Of fastmsflow.scoring's absolute score and map, which compare between images."""
+
+    scores: tuple[float, ...]
+    """The absolute score of each image, nats."""
+    peaks: tuple[float, ...]
+    """The largest value of each image's absolute map, nats."""
+    typical: float
+    """The median of the absolute map over all pixels, nats: where the colours of heat maps begin."""
+    false_alarms: float = FALSE_ALARMS
+    """The rate that thresholds are for unless another is asked for."""
+
+    def __post_init__(self) -> None:
+        check_rate(self.false_alarms)
+        if len(self.scores) != len(self.peaks):
+            raise InputError(f"{len(self.scores)} scores and {len(self.peaks)} peaks; give both of each image")
+        if not np.isfinite([*self.scores, *self.peaks, self.typical]).all():
+            raise InputError("a held-out image's score is not finite; look for where the model overflows")
+
+    def is_enough(self, false_alarms: float | None = None) -> bool:
+        """Whether there are images enough for a threshold at this rate."""
+        return len(self.scores) >= needed(self.false_alarms if false_alarms is None else false_alarms)
+
+    def shortage(self, false_alarms: float | None = None) -> str:
+        """What is wrong where ``is_enough`` is not, and the remedy."""
+        rate = self.false_alarms if false_alarms is None else false_alarms
+        return _shortage(len(self.scores), rate)
+
+    def threshold(self, false_alarms: float | None = None) -> Threshold:
+        """Of the absolute image score: at most ``false_alarms`` of good images are expected above it.
+
+        Errors: InputError where there are too few held-out images for so low a rate.
+        """
+        return threshold(self.scores, self.false_alarms if false_alarms is None else false_alarms)
+
+    def region_threshold(self, false_alarms: float | None = None) -> Threshold:
+        """Of the absolute map's pixels: at most ``false_alarms`` of good images are expected to have any above it.
+
+        Errors: as for ``threshold``.
+        """
+        return threshold(self.peaks, self.false_alarms if false_alarms is None else false_alarms)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; ``from_dict`` reads it."""
+        return {**asdict(self), "scores": list(self.scores), "peaks": list(self.peaks)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Calibration":
+        """Reads what ``as_dict`` returned. Errors: as the constructor's."""
+        return cls(**{**content, "scores": tuple(content["scores"]), "peaks": tuple(content["peaks"])})
+
+
+def threshold(scores: Any, false_alarms: float) -> Threshold:
+    """``scores`` (n,) of held-out good images, higher is more abnormal -> the lowest threshold that keeps the expected
+    rate of false alarms at or below ``false_alarms``.
+
+    Errors: InputError where the rate is not within 0 and 1, or n < 1 / rate - 1: even the largest score is then
+    passed too often.
+    """
+    check_rate(false_alarms)
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    n = len(ordered)
+    if n < needed(false_alarms):
+        raise InputError(_shortage(n, false_alarms))
+    from scipy.stats import beta  # slow to import
+
+    k = _rank(n, false_alarms)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = beta.ppf([tail, 1 - tail], k, n + 1 - k)
+    return Threshold(float(ordered[k - 1]), false_alarms, float(low), float(high), n)
+
+
+def needed(false_alarms: float) -> int:
+    """How many held-out images a threshold for this rate takes."""
+    n = max(0, math.floor(1 / false_alarms) - 2)
+    while _rank(n, false_alarms) < 1:
+        n += 1
+    return n
+
+
+def _shortage(images: int, false_alarms: float) -> str:
+    return (
+        f"a false-alarm rate of {false_alarms:.2%} needs {needed(false_alarms)} held-out good images, and there are"
+        f" {images}: hold out more, or allow {1 / (images + 1):.2%}"
+    )
+
+
+def check_rate(false_alarms: float) -> None:
+    """Errors: InputError where ``false_alarms`` is not a rate above 0 and below 1."""
+    if not 0 < false_alarms < 1:
+        raise InputError(f"the false-alarm rate is {false_alarms}; it is a share of the good images, e.g. 0.05")
+
+
+def _rank(n: int, false_alarms: float) -> int:
+    # So that 0.05 of 19 + 1 is 1, whatever the product rounds to.
+    return math.floor(false_alarms * (n + 1) + 1e-9)

@@ -1,0 +1,142 @@
+"""evaluate, calibrate: what a trained model is worth, and from where on it calls an image defective."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from .common import (
+    METRIC_NAMES,
+    AsJson,
+    Category,
+    FalseAlarms,
+    ModelPath,
+    Quiet,
+    Source,
+    Workers,
+    app,
+    console,
+    load_model,
+    print_json,
+    progress_bar,
+    speak,
+)
+from .configuration import Config, resolved
+
+if TYPE_CHECKING:
+    from ..training.comparison import Judged, Judgement
+
+
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint, or the folder of a run: its last, held-out-chosen and best-on-test checkpoints side by"
+            " side. With --class all: a folder with one of either for each class, by its name.",
+            metavar="MODEL",
+        ),
+    ],
+    source: Source,
+    category: Category = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures.")
+    ] = None,
+    false_alarms: FalseAlarms = None,
+    workers: Workers = 0,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
+    speak(quiet, as_json)
+    console.print("loading torch and timm ...", style="dim")
+    from ..data import classes_of
+    from ..report.run import write_test_report
+    from ..training.comparison import judge, mean_of, write_metrics
+
+    # elpv has a class that is called so.
+    every = category == "all" and source != "elpv"
+    judged: list[Judged] = []
+    seconds: Counter[str] = Counter()
+    for name in classes_of(source) if every else [category]:
+        where, folder = (model / name, out and out / name) if every and name else (model, out)
+        with progress_bar(f"scoring {name or 'images'}") as advance:
+            found = judge(where, source, name, false_alarms, workers, advance, load=load_model)
+        judged += found.rows
+        if folder is not None:
+            with found.stopwatch("report"), console.status("writing the report ..."):
+                metrics = {row.checkpoint: row.evaluation.as_dict() for row in found.rows}
+                write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx))
+        seconds.update(found.stopwatch.seconds)
+        _print_threshold(found)
+    if every:
+        judged += mean_of(judged)
+    for name in dict.fromkeys(row.name for row in judged):
+        _print_metrics(name, [row for row in judged if row.name == name])
+    console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
+    if out is not None:
+        write_metrics(out, judged)
+        console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    if as_json:
+        print_json({"rows": [row.as_dict() for row in judged], "seconds": seconds})
+
+
+@app.command()
+def calibrate(
+    model: ModelPath,
+    images: Annotated[
+        list[Path], typer.Argument(help="Good images, or folders of them, that MODEL was not trained on.", metavar="IMAGES...")
+    ],
+    false_alarms: Annotated[float, typer.Option(help="Share of good images that may be called defective.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="Where the calibrated model goes. Default: MODEL itself.")] = None,
+    workers: Workers = 0,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
+    speak(quiet, as_json)
+    console.print("loading torch and timm ...", style="dim")
+    from ..checkpoint import read_checkpoint
+    from ..data import LooseImages, list_images
+    from ..training.evaluation import calibrated, scores_of
+
+    network = load_model(model)
+    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])]
+    with progress_bar("scoring good images", len(files)) as advance:
+        scores = scores_of([network], LooseImages(files, network.image_size), workers=workers, progress=advance)[0]
+    network.calibration = calibrated(scores, false_alarms)
+    # Before anything is written: too few images are an error.
+    threshold, region = network.calibration.threshold(), network.calibration.region_threshold()
+    network.save(out or model, **read_checkpoint(model)[1].get("notes", {}))
+    console.print(f"threshold of an image: {threshold}", soft_wrap=True)
+    console.print(f"threshold of a region: {region}", soft_wrap=True)
+    console.print(f"kept in {escape(str(out or model))}", soft_wrap=True)
+    if as_json:
+        print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})
+
+
+def _print_threshold(found: "Judgement") -> None:
+    calibration = found.model.calibration
+    if calibration is None:
+        console.print("not calibrated, so no threshold: `fastmsflow calibrate MODEL GOOD_IMAGES` sets one", style="dim")
+    elif calibration.is_enough():
+        good = sum(sample.label == 0 for sample in found.images.test)
+        reached = found.rows[0].evaluation.false_alarm_rate
+        console.print(f"threshold: {calibration.threshold()}; reached on {good} good test images: {reached:.2%}", soft_wrap=True)
+    else:
+        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
+
+
+def _print_metrics(name: str, rows: list["Judged"]) -> None:
+    table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
+    for metric, label in METRIC_NAMES.items():
+        values = [getattr(row.evaluation, metric) for row in rows]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if value is None else f"{value:.4f}" for value in values))
+    console.print(table)

@@ -1,0 +1,75 @@
+"""The folder of a run: claimed by one process, and never written over by another run."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from ..errors import InputError
+from ..files import remove_asides
+from .module import STATE
+
+STATE_FILE = "state.ckpt"
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Path | None]:
+    """In the block ``out`` belongs to this run. Yields the state that it goes on from; None: it begins.
+
+    ``settings``: what the run that wrote the state must agree in.
+    Errors: InputError where another run is at work or was here, or has nothing to go on with.
+    """
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{out}: another run is writing there; choose another folder, or wait for it") from error
+    try:
+        remove_asides(out)
+        yield _state(out, resume, settings)
+    finally:
+        (out / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+        if created and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
+    state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
+    if finished:
+        raise InputError(f"{out}: holds a finished run; choose another folder, or remove that one")
+    if not resume:
+        if state.exists() or (out / LAST).exists():
+            raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")
+        return None
+    if not state.exists():
+        return None
+    try:
+        before = torch.load(state, map_location="cpu", weights_only=True, mmap=True)[STATE]["settings"]
+    except Exception as error:  # torch.load's are of many kinds
+        raise InputError(f"{state}: damaged ({error}); remove it to begin the run again") from error
+    now, then = _flat(settings), _flat(before)
+    keys = [key for key in {**then, **now} if now.get(key) != then.get(key)]
+    if keys:
+        changes = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
+        raise InputError(f"{out}: to be resumed, a run needs the settings that it began with: {changes}")
+    return state
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

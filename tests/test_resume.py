@@ -1,0 +1,107 @@
+"""A run that is killed and resumed equals, to the bit, one that was not; and the folder it writes into."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file
+
+from fastmsflow import InputError, MSFlow
+from fastmsflow.data import ImageSet, folder
+from fastmsflow.training import Recipe, callbacks, train
+from fastmsflow.training.folder import LOCK_FILE
+
+KILLS = 20
+RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
+# Started once with everything imported; every run is forked off it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_resume"])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> ImageSet:
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(5)
+    for kind, count in (("train", 12), ("test/good", 3), ("test/bad", 3)):
+        (root / kind).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
+            Image.fromarray(pixels).save(root / kind / f"{i}.png")
+    return folder(root / "train", root / "test")
+
+
+def new_model() -> MSFlow:
+    torch.manual_seed(0)
+    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
+
+
+def run(images: ImageSet, out: Path, resume: bool = False, recipe: Recipe = RECIPE) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    callbacks.SAVE_SECONDS = 0.0  # the state after every epoch
+    train(new_model(), images, recipe, out, resume=resume)
+
+
+def started(images: ImageSet, out: Path, resume: bool) -> multiprocessing.process.BaseProcess:
+    process = CONTEXT.Process(target=run, args=(images, out, resume))
+    process.start()
+    return process
+
+
+def results_of(out: Path) -> dict:
+    results = json.loads((out / "results.json").read_text())
+    return {key: value for key, value in results.items() if key not in ("seconds", "command")}
+
+
+@pytest.fixture(scope="module")
+def unbroken(images: ImageSet, tmp_path_factory) -> tuple[Path, float]:
+    """The folder of a run that nobody disturbed, and how long it took."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    started(images, out.with_name("warm"), False).join()  # what is imported late is imported
+    began = time.perf_counter()
+    process = started(images, out, False)
+    process.join()
+    assert process.exitcode == 0
+    return out, time.perf_counter() - began
+
+
+def test_killed_at_20_random_moments_and_resumed_it_ends_as_if_never_disturbed(
+    images: ImageSet, unbroken: tuple[Path, float], tmp_path: Path
+) -> None:
+    expected, seconds = unbroken
+    out, rng = tmp_path / "run", random.Random(7)
+    kills = restarts = 0
+    while kills < KILLS:
+        process = started(images, out, resume=out.exists())
+        process.join(rng.uniform(0, seconds))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+            # Whatever is there is whole.
+            for path in out.glob("[!.]*.safetensors"):
+                MSFlow.load(path)
+        else:
+            assert process.exitcode == 0
+            assert_the_same(expected, out)
+            out = tmp_path / f"run{(restarts := restarts + 1)}"
+    last = started(images, out, resume=out.exists())
+    last.join()
+    assert last.exitcode == 0 or (out / "results.json").exists()
+    assert_the_same(expected, out)
+
+
+def assert_the_same(expected: Path, out: Path) -> None:
+    assert results_of(out) == results_of(expected)
+    assert {p.name for p in out.iterdir()} == {p.name for p in expected.iterdir()}
+    for path in expected.glob("[!.]*.safetensors"):
+        given = load_file(out / path.name)
+        assert all(torch.equal(given[key], value) for key, value in load_file(path).items()), path.name
