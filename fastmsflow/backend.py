@@ -2,7 +2,8 @@
 
 The innermost ``with fastmsflow.backend.use(...)`` decides; without one the model's own choice; where that is
 ``"auto"``, the environment variable FASTMSFLOW_BACKEND; else ``"auto"``: Triton for CUDA tensors of a kind the kernels
-serve, plain PyTorch otherwise. A backend asked for by name that cannot serve raises.
+serve (float16, bfloat16, float32; NVIDIA from compute capability 8.0), plain PyTorch otherwise. A backend asked for by
+name that cannot serve raises.
 """
 
 import importlib.util
@@ -17,7 +18,10 @@ from torch import Tensor
 
 from .errors import InputError, UnavailableError
 
+__all__ = ["Backend", "use", "uses_triton"]
+
 Backend = Literal["auto", "triton", "torch"]
+"""The names that are taken wherever a backend can be chosen."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LOWEST_CAPABILITY = (8, 0)
 
@@ -34,7 +38,10 @@ def check(name: str) -> Backend:
 
 @contextmanager
 def use(name: Backend) -> Iterator[None]:
-    """Computes with ``name`` inside the block, whatever the models say."""
+    """``with use(name):`` computes with ``name`` inside the block, whatever the models say.
+
+    Errors: InputError where it is not a backend's name; UnavailableError, from the operation, where it cannot serve.
+    """
     token = _override.set(check(name))
     try:
         yield
@@ -48,7 +55,7 @@ def override() -> Backend | None:
 
 
 def uses_triton(model_choice: Backend, x: Tensor) -> bool:
-    """Whether the kernels compute an operation on ``x`` now.
+    """Whether the kernels compute an operation on ``x`` now, in a model whose own choice is ``model_choice``.
 
     Errors: UnavailableError, or InputError where it is the tensor, if Triton was asked for and cannot serve.
     """

@@ -14,6 +14,8 @@ import numpy as np
 
 from .errors import InputError
 
+__all__ = ["Calibration", "Threshold", "threshold"]
+
 FALSE_ALARMS = 0.05
 CONFIDENCE = 0.95
 
@@ -40,6 +42,7 @@ class Threshold:
         )
 
     def as_dict(self) -> dict[str, float]:
+        """JSON-able."""
         return asdict(self)
 
 
@@ -92,6 +95,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
+        """Reads what ``as_dict`` returned. Errors: as the constructor's."""
         return cls(**{**content, "scores": tuple(content["scores"]), "peaks": tuple(content["peaks"])})
 
 

@@ -35,6 +35,7 @@ class MultiScaleFlow(nn.Module):
     ``channels``: C_l of each level, even. ``condition_channels``: D_l of the position codes, multiples of 4.
     ``blocks``: coupling blocks of each level. ``clamp``: bound alpha of the log-scales. ``clamp_form``: ``"tanh"``
     (FrEIA 0.2) or ``"scaled_tanh"`` (FrEIA's git master). ``backend``: see fastmsflow.backend.
+    Errors: InputError where the levels do not agree, channels are odd, or a name is not known.
     """
 
     channels: tuple[int, ...]
@@ -108,13 +109,17 @@ class MultiScaleFlow(nn.Module):
         """Pooled features per level -> -0.5 mean over channels of z^2, (B, H_l, W_l) per level, log_det (B,).
 
         In float32 or better. What scores and nll need; by the kernels, z itself is never written.
+        Errors: as ``forward``'s.
         """
         levels, parallel_log_det = self._parallel(features)
         maps, log_det = self.fusion_flow.log_likelihood_maps(levels, self.backend)
         return maps, log_det + parallel_log_det
 
     def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """z per level -> features, log_det (B,) of this direction: minus forward's at the same point."""
+        """z per level -> features, log_det (B,) of this direction: minus forward's at the same point.
+
+        Errors: as ``forward``'s.
+        """
         self._check(z)
         levels, log_det = self.fusion_flow.inverse(z, self.backend)
         tasks = [
@@ -125,7 +130,10 @@ class MultiScaleFlow(nn.Module):
         return list(features), log_det + reduce(torch.add, log_dets)
 
     def nll(self, features: Sequence[Tensor]) -> Tensor:
-        """0.5 sum z^2 - log_det per image, (B,), in nats up to a constant. Training minimises its mean."""
+        """0.5 sum z^2 - log_det per image, (B,) in float32 or better, in nats up to a constant (arXiv 2308.15300).
+
+        Training minimises its mean. Errors: as ``forward``'s.
+        """
         maps, log_det = self.log_likelihood_maps(features)
         return negative_log_likelihood(maps, self.channels, log_det)
 
@@ -155,7 +163,7 @@ class MultiScaleFlow(nn.Module):
 
 
 class Prediction(NamedTuple):
-    """Scores and maps of a batch; see fastmsflow.scoring for their formulas."""
+    """Scores and maps of a batch, float32 or better; see fastmsflow.scoring for their formulas."""
 
     score: Tensor
     """(B,) the published image score, in [0, 1]."""
@@ -176,6 +184,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     fastmsflow.nn.extractor.Extractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or ``"none"``.
     ``standardise``: per-channel standardisation of the pooled features (off in the published recipe; fit it with
     ``standardiser.fit``). The others: see MultiScaleFlow.
+    Errors: InputError where an argument is not one of these or weights do not fit; UnavailableError where pretrained
+    weights cannot be had.
     """
 
     image_size: tuple[int, int]
@@ -229,13 +239,19 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         }
 
     def pooled(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> pooled features per level, before any standardisation."""
+        """Images (B, 3, H, W) in [0, 1] -> pooled features (B, C_l, H_l, W_l) per level, before any standardisation.
+
+        Errors: InputError where images are not floating, not of this shape or not of ``image_size``.
+        """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
         return pool_features(self.extractor(images), self.pool)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient."""
+        """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient.
+
+        Errors: as ``pooled``'s.
+        """
         pooled = self.pooled(images)
         if self.standardiser is not None:
             pooled = self.standardiser(pooled)
@@ -243,25 +259,29 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         return [level.to(self.flow.dtype) for level in pooled]
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> (z per level, log_det (B,))."""
+        """Images (B, 3, H, W) in [0, 1] -> (z per level, log_det (B,)). Errors: as ``pooled``'s."""
         return self.flow(self.features(images))
 
     def nll(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> (B,), see MultiScaleFlow.nll."""
+        """Images (B, 3, H, W) in [0, 1] -> (B,), see MultiScaleFlow.nll. Errors: as ``pooled``'s."""
         return self.flow.nll(self.features(images))
 
     def scores(self, images: Tensor, top_k: float = TOP_K) -> Scores:
-        """Images (B, 3, H, W) in [0, 1] -> scores and maps before any comparison between images."""
+        """Images (B, 3, H, W) in [0, 1] -> scores and maps before any comparison between images.
+
+        ``top_k``: share of the pixels that the image's scores average. Errors: as ``pooled``'s, and InputError where
+        ``top_k`` is not in [0, 1].
+        """
         return self.scores_of_features(self.features(images), top_k)
 
     def scores_of_features(self, features: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
-        """The same from what ``features`` returned."""
+        """``scores`` from what ``features`` returned, (B, C_l, H_l, W_l) per level."""
         maps, _ = self.flow.log_likelihood_maps(features)
         return score_log_likelihoods(maps, self.image_size, top_k, self.flow.backend)
 
     @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
-        """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``.
+        """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``. Arguments and errors: as ``scores``'s.
 
         On a GPU, in eval mode, the second batch of a shape is recorded in a CUDA graph, which it and all later ones
         replay: keep shapes the same.
@@ -312,6 +332,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         return result
 
     def train(self, mode: bool = True) -> "MSFlow":
+        """As any module's; the extractor stays in eval mode, and graphs that ``predict`` recorded are dropped."""
         self._replay.clear()
         return super().train(mode)
 
@@ -355,7 +376,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         extractor_weights: str | Path | None = None,
         backend: Backend = "auto",
     ) -> "MSFlow":
-        """A new model of the shape that ``config`` (see the property) describes."""
+        """A new model of the shape that ``config`` (see the property) describes. Errors: as the constructor's."""
         flow = config["flow"]
         model = cls(
             config["extractor"],

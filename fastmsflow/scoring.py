@@ -15,11 +15,14 @@ from .ops.image_score import image_scores
 from .ops.likelihood import log_likelihood_maps
 from .ops.score_map import score_maps
 
+__all__ = ["TOP_K", "Scores", "additive_score_map", "anomaly_scores", "score_log_likelihoods"]
+
 TOP_K = 0.03
+"""The published share of the pixels, the least likely ones, that an image's scores average."""
 
 
 class Scores(NamedTuple):
-    """What one pass over the latents yields."""
+    """What one pass over the latents yields, float32 or better."""
 
     score: Tensor
     """(B,) the published image score, in [0, 1]: mean of 1 - exp(L) over the ``top_k`` least likely pixels."""
@@ -53,15 +56,20 @@ class Scores(NamedTuple):
 def score_log_likelihoods(
     logp: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K, backend: Backend = "auto"
 ) -> Scores:
-    """``logp``: (B, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that the
-    image's scores average."""
+    """Scores and maps of log-likelihoods; by Triton not differentiable.
+
+    ``logp``: (B, H_l, W_l) per level, as ``MultiScaleFlow.log_likelihood_maps`` returns them; ``image_size``: (H, W) of
+    the maps; ``top_k``: share of the pixels that the image's scores average.
+    Errors: InputError where ``top_k`` is not in [0, 1]; see fastmsflow.backend for those of ``backend``.
+    """
     log_likelihood, likelihood_add, peak = score_maps(logp, image_size, backend)
     score, log_score = image_scores(log_likelihood, top_k, backend)
     return Scores(score, log_score, likelihood_add, log_likelihood, peak)
 
 
 def additive_score_map(likelihood_add: Tensor) -> Tensor:
-    """max(A) - A over all the images given, (N, H, W): their pixels are comparable with each other."""
+    """``likelihood_add`` A (N, H, W) -> max(A) - A, its maximum over all the images given: their pixels are comparable
+    with each other, 0 is the most normal of them (arXiv 2308.15300)."""
     return likelihood_add.max() - likelihood_add
 
 
@@ -73,6 +81,7 @@ def anomaly_scores(
     ``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that
     the image score averages. score_map_mul is for detection, score_map_add for localisation; the latter's maximum is
     taken over the images given, so between two calls it differs by a constant.
+    Errors: InputError where ``top_k`` is not in [0, 1].
     """
     scores = score_log_likelihoods(log_likelihood_maps(z), image_size, top_k)
     return scores.score, additive_score_map(scores.likelihood_add), scores.score_map_mul

@@ -11,7 +11,7 @@ from skimage import data as photographs
 
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import elpv, sample_sets, textures
-from fastmsflow.data.textures import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
+from fastmsflow.data.texture_tiles import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
 
 
 @pytest.mark.parametrize(("kind", "train", "good", "defective"), [("mono", 471, 117, 313), ("poly", 736, 184, 402)])

@@ -13,7 +13,7 @@ from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
 from fastmsflow.cli import app
 from fastmsflow.compat import certificate, save_official
 from fastmsflow.compat.certificate import certify, noise
-from fastmsflow.data.textures import training_tiles
+from fastmsflow.data.texture_tiles import training_tiles
 from fastmsflow.nn.subnet import ConditionedSubnet
 
 

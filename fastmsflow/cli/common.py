@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from .._version import __version__
+
 if TYPE_CHECKING:
     from ..model import MSFlow
 
@@ -21,6 +23,22 @@ app: typer.Typer = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console: Console = Console()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"fastmsflow {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a verb."""
+
 
 METRIC_NAMES = {
     "image_auroc": "image AUROC",

@@ -24,7 +24,8 @@ from .keys import Variant, check_variant, written_permutation
 
 
 class FlowConfig(Protocol):
-    """What ``build_msflow_model`` reads of the reference implementation's configuration."""
+    """What ``build_msflow_model`` reads of the reference implementation's configuration: per level the channels of the
+    condition and the number of coupling blocks; the bound of the log-scales."""
 
     @property
     def c_conds(self) -> Sequence[int]: ...

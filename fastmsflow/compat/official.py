@@ -67,7 +67,8 @@ def load_official(
 def save_official(
     flow: MultiScaleFlow, path: str | Path, epoch: int = 0, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Writes ``flow`` as the reference implementation's checkpoint; ``optimizer``'s state goes in as it is.
+    """Writes ``flow`` as the reference implementation's checkpoint, on the CPU, with the ``epoch`` it is from;
+    ``optimizer``'s state goes in as it is.
 
     Permutations are written in the layout whose formula the flow uses: FrEIA 0.2's for ``tanh``, its git master's for
     ``scaled_tanh``. An earlier file stays until the new one is whole.

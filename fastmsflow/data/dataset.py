@@ -12,7 +12,11 @@ from .images import as_tensor, image_of, load_image, load_mask, read_image
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Items: ``image`` (3, H, W) float32 in [0, 1], ``mask`` (H, W) bool, ``label`` and ``index`` int."""
+    """Samples for a DataLoader, at ``image_size`` (H, W), read when they are asked for.
+
+    Items: ``image`` (3, H, W) float32 in [0, 1], ``mask`` (H, W) bool, ``label`` (1 is defective) and ``index`` int.
+    Errors, on reading: InputError that names the file.
+    """
 
     def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
         self.samples = samples
@@ -32,7 +36,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 class LooseImages(Dataset[dict[str, Any]]):
-    """Items: ``image`` (3, H, W) float32 in [0, 1]. ``images``: files, or arrays as ``image_of`` takes them."""
+    """Images of no set for a DataLoader, at ``image_size`` (H, W).
+
+    ``images``: files, or arrays: grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16. Items: ``image``
+    (3, H, W) float32 in [0, 1]. Errors, on reading: InputError that names the file or the array's number.
+    """
 
     def __init__(self, images: Sequence[str | Path | np.ndarray], image_size: tuple[int, int]) -> None:
         self.images = images

@@ -6,7 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Sample:
+    """An image file and what is known of it."""
+
     image: Path
+    """The file."""
     label: int
     """0 good, 1 defective."""
     mask: Path | None = None
@@ -19,10 +22,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImageSet:
+    """Images to learn from and images to be judged on; none of them is opened yet."""
+
     name: str
+    """The class, for reports."""
     train: tuple[Sample, ...]
     """Good images only."""
     test: tuple[Sample, ...]
+    """Good and defective images; empty where there are none to judge on."""
     image_size: tuple[int, int] = (512, 512)
     """(H, W) to resize to, unless the user says otherwise."""
     licence: str = ""

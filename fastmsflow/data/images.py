@@ -41,7 +41,10 @@ def image_of(array: np.ndarray, name: str) -> Image.Image:
 
 
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
-    """The file resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1], not normalised."""
+    """The file resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1], not normalised.
+
+    Errors: as ``read_image``'s.
+    """
     return as_tensor(read_image(path), image_size)
 
 

@@ -48,7 +48,10 @@ def classes_of(source: str | Path) -> list[str]:
 
 
 def categories(root: str | Path) -> list[str]:
-    """The classes below ``root``, in the VisA or the MVTec AD layout."""
+    """The classes below ``root``, in the VisA or the MVTec AD layout; none where it has neither.
+
+    Errors: InputError where VisA's table cannot be read.
+    """
     root = Path(root)
     if (root / VISA_SPLIT).is_file():
         return sorted({row["object"] for row in _visa_rows(root)})
@@ -56,7 +59,7 @@ def categories(root: str | Path) -> list[str]:
 
 
 def mvtec(root: str | Path, category: str) -> ImageSet:
-    """``category``/train/good, test/KIND, ground_truth/KIND/STEM_mask.png (or STEM.png).
+    """One class of the MVTec AD layout: train/good, test/KIND, ground_truth/KIND/STEM_mask.png (or STEM.png).
 
     Errors: InputError where the class is not there, a folder is empty, or a defective image lacks its mask although
     ground_truth is there.
@@ -70,7 +73,10 @@ def mvtec(root: str | Path, category: str) -> ImageSet:
 
 
 def visa(root: str | Path, category: str) -> ImageSet:
-    """VisA as published (split_csv/1cls.csv), or rearranged into the MVTec AD layout."""
+    """VisA as published (split_csv/1cls.csv), or rearranged into the MVTec AD layout.
+
+    Errors: InputError where the class is not there, or naming the row of the table that cannot be used.
+    """
     root = Path(root)
     if not (root / VISA_SPLIT).is_file():
         return mvtec(root, category)
@@ -98,7 +104,10 @@ def visa(root: str | Path, category: str) -> ImageSet:
 
 
 def folder(train: str | Path, test: str | Path | None = None, masks: str | Path | None = None) -> ImageSet:
-    """Any folder of good images; ``test``: folders by kind, ``good`` among them; ``masks``: the same tree of masks."""
+    """Any folder of good images; ``test``: folders by kind, ``good`` among them; ``masks``: the same tree of masks.
+
+    Errors: InputError where a folder is missing or empty, masks come without test images, or one lacks its mask.
+    """
     if masks is not None and test is None:
         raise InputError(f"{masks}: masks are of test images; name the test folder too")
     tests = _by_kind(Path(test), Path(masks) if masks is not None else None) if test is not None else ()

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..errors import InputError, UnavailableError
 from .image_set import ImageSet, Sample
-from .textures import write_textures
+from .texture_tiles import write_textures
 
 SIZE = (256, 256)
 ELPV_LICENCE = (
@@ -50,7 +50,7 @@ def elpv(kind: str = "mono") -> ImageSet:
 def textures(kind: str = "brick", cache_dir: str | Path | None = None) -> ImageSet:
     """Tiles of one photograph with synthetic defects and exact masks, written once into ``cache_dir``.
 
-    ``cache_dir``: by default fastmsflow/textures-v1 in XDG_CACHE_HOME or ~/.cache. See fastmsflow.data.textures.
+    ``cache_dir``: by default fastmsflow/textures-v1 in XDG_CACHE_HOME or ~/.cache. See fastmsflow.data.texture_tiles.
     Errors: InputError for another kind, UnavailableError where scikit-image is not installed.
     """
     if kind not in TEXTURES:

@@ -22,6 +22,8 @@ from ..model import MSFlow, Prediction
 from ..nn.kept import as_constants
 from ..ops.inlining import inlined
 
+__all__ = ["Exported", "export_onnx", "export_package", "export_program"]
+
 # Sizes of batches that are compared. Neither is the one that is traced.
 CHECKED_BATCHES = (1, 3)
 TRACED_BATCH = 2
@@ -33,7 +35,10 @@ Graph = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Exported(NamedTuple):
+    """What was written, and how near it is."""
+
     path: Path
+    """The file."""
     difference: float
     """The largest of image scores from the model's, relative to the larger of 1 and the score."""
 

@@ -19,7 +19,10 @@ from ..scoring import Scores
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["Images", "MSFlowDetector"]
+
 Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+"""What a detector takes; see MSFlowDetector."""
 
 
 class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotations
@@ -36,6 +39,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     After ``fit``: ``model_``, the fastmsflow.MSFlow; ``offset_``, the score that divides normal from abnormal;
     ``losses_``, the mean nll of each epoch in nats per image.
     """
+
+    model_: MSFlow
+    offset_: float
+    losses_: list[float]
 
     def __init__(
         self,
@@ -109,20 +116,23 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         return self
 
     def score_samples(self, X: Images) -> np.ndarray:
-        """(N,) minus the log score of fastmsflow.scoring, in nats: at most 0, the larger the more normal."""
+        """(N,) float32, minus the log score of fastmsflow.scoring, in nats: at most 0, the larger the more normal.
+
+        Errors: InputError where an image cannot be read; scikit-learn's NotFittedError before ``fit``.
+        """
         return _normality(self._scores(X))
 
     def decision_function(self, X: Images) -> np.ndarray:
-        """(N,) ``score_samples`` - ``offset_``: negative where an image is abnormal."""
+        """(N,) ``score_samples`` - ``offset_``, in nats: negative where an image is abnormal. Errors: the same."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Images) -> np.ndarray:
-        """(N,) int: -1 where an image is abnormal, 1 where it is normal."""
+        """(N,) int: -1 where an image is abnormal, 1 where it is normal. Errors: as ``score_samples``'s."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def score_maps(self, X: Images) -> np.ndarray:
-        """(N, image_size, image_size), from 0 (normal) to the number of levels: the additive map, comparable between
-        images. Large where the image is abnormal."""
+        """(N, image_size, image_size) float32, from 0 (normal) to the number of levels: the additive map, comparable
+        between images. Large where the image is abnormal. Errors: as ``score_samples``'s."""
         maps = [len(self.model_.flow.channels) - scores.likelihood_add for scores in self._scores(X)]
         return torch.cat(maps).cpu().numpy()
 

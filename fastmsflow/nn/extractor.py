@@ -17,6 +17,8 @@ from .fold import folded
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
 
+__all__ = ["LITE0_PACKAGE", "OFFICIAL", "Extractor"]
+
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 """Backbones of the published results, with the weights tagged ``tv_in1k``; their convolutions pad by reflection."""
 

@@ -44,6 +44,7 @@ class Evaluation:
     """Harmonic mean of recall and precision at it."""
 
     def as_dict(self) -> dict[str, float | None]:
+        """Metric -> value."""
         return asdict(self)
 
 
@@ -181,6 +182,7 @@ def evaluate(
 ) -> tuple[Evaluation, Scores]:
     """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
 
+    ``workers``: processes that read images. ``progress`` is called with the number of images done so far.
     Errors: InputError where the set has only good or only defective test images, or a file cannot be read.
     """
     return evaluate_all([model], images, batch_size, workers, progress)[0]

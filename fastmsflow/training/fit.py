@@ -42,10 +42,11 @@ class Outcome:
     scores: Scores | None
     """Of the test set after the last epoch, where there is one."""
     seconds: dict[str, float]
-    """Wall time of ``features`` and ``training`` (evaluations included), of this process."""
+    """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
 
     @property
     def last(self) -> Evaluation | None:
+        """After the last epoch."""
         return self.moments[-1].evaluation
 
     @property
@@ -101,6 +102,7 @@ def train(
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
+    ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
     lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
     image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is

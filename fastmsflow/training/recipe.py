@@ -12,11 +12,16 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run of another length keeps the published schedule's shape."""
+    """How a flow is trained by Adam; the defaults are the published recipe (arXiv 2308.15300).
+
+    A run of another length keeps the published schedule's shape. Errors: InputError where a number that must be above 0
+    is not, or the precision is not known.
+    """
 
     lr: float = 1e-4
     """Adam's learning rate after the warm-up."""
     batch_size: int = 8
+    """Images a step."""
     meta_epochs: int = 25
     """Rounds of training, an evaluation after each."""
     sub_epochs: int = 4
@@ -26,6 +31,7 @@ class Recipe:
     milestones: tuple[float, ...] = (0.7, 0.9)
     """Shares of the sub-epochs after which the rate is multiplied by ``decay``: 70 and 90 of the published 100."""
     decay: float = 0.33
+    """See ``milestones``."""
     clip_norm: float = 2.0
     """Bound on the gradient norm of all flow parameters."""
     precision: str = "32-true"

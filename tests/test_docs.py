@@ -1,0 +1,204 @@
+"""The documentation: its examples run, its commands exist, its links lead somewhere, its reference is what the
+docstrings say."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from test_drop_in import live_flows
+
+from fastmsflow import MSFlow, MultiScaleFlow
+from fastmsflow.cli import app
+from fastmsflow.compat import save_official
+from fastmsflow.compat.convert import official_to_own
+from fastmsflow.nn.position import position_code
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
+# Commands that take seconds on the files below; the others train, download or need a GPU.
+RUN = ("predict runs/mine/last.safetensors", "convert")
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        yield Block(page, line, match[2], textwrap.dedent(match[3]))
+
+
+# The reference's are signatures.
+EXAMPLES = [b for page in PAGES if page.name != "api.md" for b in blocks(page) if b.language == "python"]
+COMMANDS = [
+    pytest.param(words[1:], id=f"{block}: {shlex.join(words[1:])[:60]}")
+    for page in PAGES
+    for block in blocks(page)
+    if not block.language
+    for line in block.text.replace("\\\n", "").splitlines()
+    for command in line.split("&&")
+    if command.lstrip().startswith("fastmsflow ") and (words := shlex.split(command, comments=True))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the pages name: small ones, of the kinds and names."""
+    folder = tmp_path_factory.mktemp("docs")
+    torch.manual_seed(0)
+    (folder / "runs/mine").mkdir(parents=True)
+    small = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
+    small.save(folder / "runs/mine/last.safetensors", epoch=1)
+    save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
+    official_to_own(folder / "official.pt", folder / "own.safetensors")
+    random = np.random.default_rng(0)
+    for name in ("good_images", "new_images"):
+        (folder / name).mkdir()
+        for i in range(4):
+            Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> dict[Path, dict[str, Any]]:
+    """The variables of each page's examples, which are read from its beginning: what a page says that it has."""
+
+    def features() -> list[torch.Tensor]:
+        return [torch.randn(2, c, *grid) for c, grid in zip(CHANNELS, GRIDS, strict=True)]
+
+    freia_flows, freia_fusion = live_flows()
+    given = {
+        "c": SimpleNamespace(c_conds=(64, 64, 64), parallel_blocks=(1, 1, 1), clamp_alpha=1.9),
+        "c_feats": list(CHANNELS),
+        "conditions": [position_code(64, *grid, torch.float32, "cpu").repeat(2, 1, 1, 1) for grid in GRIDS],
+        "batches": [features(), features()],
+        "features": features(),
+        "freia_flows": freia_flows,
+        "freia_fusion": freia_fusion,
+    }
+    return {page: {"run": [], **given} for page in PAGES}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in imported_packages(example):
+        pytest.importorskip(package, reason=f"needs {package}")
+    monkeypatch.chdir(folder)
+    names = namespaces[example.page]
+    # A page's examples build on each other; this one may be run alone.
+    for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):
+        if block in names["run"] or (
+            block != example and not all(map(importlib.util.find_spec, imported_packages(block)))
+        ):
+            continue
+        # The empty lines make a traceback show the page's own.
+        exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
+        names["run"].append(block)
+
+
+def imported_packages(example: Block) -> set[str]:
+    nodes = list(ast.walk(ast.parse(example.text)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("args", COMMANDS)
+def test_a_command_exists_and_runs_where_that_is_cheap(
+    args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = typer.main.get_command(app)
+    verb, *rest = args
+    assert verb in group.commands
+    # Raises a UsageError where an option does not exist or an argument is missing.
+    group.commands[verb].make_context(verb, list(rest))
+    if " ".join(args).startswith(RUN):
+        from fastmsflow.__main__ import main
+
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["fastmsflow", *args])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = page.read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """docs/api.py; the reference is compared where its tools are (Python 3.11 or later)."""
+    pytest.importorskip("griffe2md", reason="needs griffe2md")
+    pytest.importorskip("black", reason="needs black")
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        return importlib.import_module("api")
+    finally:
+        sys.path.pop(0)
+
+
+def test_the_reference_is_what_the_docstrings_say(reference) -> None:
+    assert reference.rendered() == reference.PAGE.read_text(), "run python docs/api.py"
+
+
+def test_every_public_name_is_in_the_reference_with_a_docstring(reference) -> None:
+    root, page = reference.package(), reference.PAGE.read_text()
+    public = [
+        "",
+        "nn.extractor",
+        "calibration",
+        "training",
+        *(name for name in map(str, root.exports) if root[name].is_module),
+    ]
+    public += [f"integrations.{name}" for name in root["integrations"].modules]
+    faults = []
+    for path in public:
+        module = root[path] if path else root
+        faults += [] if module.exports else [f"{module.path} has no __all__"]
+        for name in map(str, module.exports or ()):
+            obj = module[name]
+            if not obj.is_module and not re.search(rf"^### `fastmsflow[.\w]*\.{name}`$", page, re.MULTILINE):
+                faults.append(f"{obj.path} is not in the reference")
+            faults += [f"{member.path} has no docstring" for member in [obj, *stated(obj)] if not member.has_docstring]
+    assert faults == []
+
+
+def stated(obj: Any) -> list[Any]:
+    """Methods and properties that a class states itself; fields too, where they are its constructor."""
+    if not obj.is_class:
+        return []
+    members = [member for name, member in obj.members.items() if not name.startswith("_")]
+    fields = "dataclass" in obj.labels or "NamedTuple" in map(str, obj.bases)
+    return [m for m in members if m.is_function or "property" in m.labels or (fields and m.is_attribute)]
