@@ -68,8 +68,7 @@ def demo(
     speak(quiet, as_json)
     from ..training import Recipe
 
-    rounds = {"meta_epochs": meta_epochs, "sub_epochs": sub_epochs}
-    recipe = Recipe(lr=1e-3, batch_size=16, **rounds, hold_out=hold_out, false_alarms=false_alarms)
+    recipe = Recipe(1e-3, 16, meta_epochs, sub_epochs, hold_out=hold_out, false_alarms=false_alarms)
     model = {"extractor": LITE0, "extractor_weights": LITE0_PACKAGE, "standardise": True}
     _train(ctx, "elpv", "mono", out, recipe, model, None, 0, resume, (), as_json)
 

@@ -1,6 +1,7 @@
 """Pictures of results. Needs the ``train`` extra."""
 
 from .heat_maps import gallery, save_heat_map
+from .page import Page, Row, write_page
 from .plots import plot_scores, plot_training
 
-__all__ = ["gallery", "plot_scores", "plot_training", "save_heat_map"]
+__all__ = ["Page", "Row", "gallery", "plot_scores", "plot_training", "save_heat_map", "write_page"]

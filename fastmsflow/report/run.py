@@ -75,7 +75,7 @@ def _page(
         rows=_rows(images, model.image_size, scores, heat),
         heat_scale=heat.scale,
         heat_caption=heat.caption,
-        threshold=threshold and threshold.value,
+        threshold=threshold.value if threshold is not None else None,
         threshold_note=str(threshold or "not calibrated: no threshold is known"),
         region_threshold=heat.region_threshold,
         pro=pro,

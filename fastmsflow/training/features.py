@@ -1,11 +1,11 @@
 """Features are computed once and kept: the extractor is frozen and training augments nothing."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from ..data import ImageDataset, LooseImages
 from ..model import MSFlow
@@ -56,10 +56,10 @@ def feature_loader(levels: Sequence[Tensor], batch_size: int, shuffle_seed: int 
     """Batches of kept features, in order or, from ``shuffle_seed`` and the epoch alone, shuffled."""
     dataset = FeatureDataset(levels)
     if shuffle_seed is None:
-        sampler: SequentialSampler | DistributedSampler[Batch] = SequentialSampler(dataset)
+        sampler: Sampler[int] = SequentialSampler(dataset)
     else:
         # Of one replica: its order depends on nothing that a resumed run does not know.
-        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, seed=shuffle_seed)
+        sampler = cast(Sampler[int], DistributedSampler(dataset, num_replicas=1, rank=0, seed=shuffle_seed))
     batches = BatchSampler(sampler, batch_size, drop_last=False)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
 

@@ -121,7 +121,7 @@ def train(
     data = FeatureDataModule(
         model, {part: ImageDataset(of, model.image_size) for part, of in parts.items() if of}, recipe, workers
     )
-    description = {"name": images.name, "fingerprint": fingerprint(images)}
+    description: dict[str, object] = {"name": images.name, "fingerprint": fingerprint(images)}
     settings = {"recipe": asdict(recipe), "model": {**model.config, "calibration": None}, "images": description}
     module = MSFlowModule(
         model,
@@ -148,12 +148,12 @@ def train(
             module.test_scores,
             {"features": features_done - started, "training": finished - features_done},
         )
-        counts = {"train": len(kept), "held_out": len(held_out), "test": len(images.test)}
+        counts: dict[str, object] = {"train": len(kept), "held_out": len(held_out), "test": len(images.test)}
         write_json(
             out / RESULTS_FILE,
             {
                 "command": command,
-                "images": {**description, **counts, "licence": images.licence},
+                "images": description | counts | {"licence": images.licence},
                 "recipe": asdict(recipe),
                 "model": model.config,
                 "metrics": outcome.summary(),

@@ -12,7 +12,7 @@ LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 def loggers(names: Sequence[str], out: Path) -> list[Logger]:
-    """``names``: of LOGGERS. They write into ``out``/logs; of csv and tensorboard a resumed run has a version of its own.
+    """``names``: of LOGGERS. They write into ``out``/logs; of csv and tensorboard each resumed run has its own.
 
     Errors: InputError for another name, UnavailableError where a logger's package is not installed.
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -188,10 +189,8 @@ class FeatureDataModule(L.LightningDataModule):
         """Runs the extractor over all images, once."""
         before = 0
         for part, images in self.images.items():
-            offset = before
-            self.features[part] = pooled_features(
-                self.model, images, 16, self.workers, lambda done, offset=offset: progress(offset + done)
-            )
+            here = partial(_advance, progress, before)
+            self.features[part] = pooled_features(self.model, images, 16, self.workers, here)
             before += len(images)
         if self.model.standardiser is not None:
             self.model.standardiser.fit(self.features[TRAIN])
@@ -202,3 +201,7 @@ class FeatureDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return [feature_loader(self.features[part], self.recipe.batch_size) for part in self.evaluated]
+
+
+def _advance(progress: Progress, before: int, done: int) -> None:
+    progress(before + done)

@@ -275,6 +275,7 @@ function describe() {
   byId("reset").textContent = page.threshold === null ? "Back to the median" : "Back to the calibrated one";
   const kinds = new Map();
   for (const { kind } of rows) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+  byId("kind").parentElement.hidden = kinds.size < 2;
   byId("kind").append(...[...kinds].filter(([kind]) => kind).sort(([a], [b]) => names.compare(a, b))
     .map(([kind, count]) => element("option", { value: kind, textContent: `${kind} (${count})` })));
   byId("verdict").append(...Object.entries(OUTCOMES)
@@ -326,7 +327,8 @@ function listen() {
     if (Number.isFinite(value)) setThreshold(value, true);
   });
   byId("reset").addEventListener("click", () => setThreshold(start, false));
-  for (const id of ["sort", "kind", "verdict", "search"]) byId(id).addEventListener("input", arrange);
+  for (const id of ["sort", "kind", "verdict"]) byId(id).addEventListener("change", arrange);
+  byId("search").addEventListener("input", arrange);
   const sliders = document.querySelectorAll(".opacity");
   for (const slider of sliders) {
     slider.addEventListener("input", () => {
