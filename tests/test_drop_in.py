@@ -194,6 +194,32 @@ def test_accelerated_modules_share_their_parameters_and_their_optimizer() -> Non
         }
 
 
+def test_accelerating_twice_changes_nothing() -> None:
+    fast = accelerate(*live_flows())
+    again = accelerate(*fast)
+    assert again[1] is fast[1]
+    assert all(a is b for a, b in zip(again[0], fast[0], strict=True))
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    parallel, fusion = live_flows()
+    for flows in (accelerate(parallel, fusion), build_msflow_model(CONFIG, CHANNELS)):
+        with torch.inference_mode():
+            run(*flows, features())
+        loss_of(*flows, features()).backward()
+        assert all(p.grad is not None for p in parameters(*flows) if p.requires_grad)
+
+
+def test_modes_and_frozen_parameters_are_taken_over() -> None:
+    parallel, fusion = live_flows()
+    parallel[0].requires_grad_(False)
+    parallel[0].eval()
+    fast, fast_fusion = accelerate(parallel, fusion)
+    assert [flow.training for flow in (*fast, fast_fusion)] == [False, True, True, True]
+    loss_of(fast, fast_fusion, features()).backward()
+    assert [any(p.grad is not None for p in flow.parameters()) for flow in fast] == [False, True, True]
+
+
 def test_weights_loaded_into_the_live_modules_afterwards_are_followed() -> None:
     parallel, fusion = live_flows()
     fast = accelerate(parallel, fusion)
@@ -328,6 +354,14 @@ def test_what_does_not_fit_raises_though_strict_is_off() -> None:
         fusion.load_state_dict({}, strict=False)
 
 
+def test_a_fusion_of_fewer_levels_than_it_has_is_refused() -> None:
+    _, fusion = build_msflow_model(CONFIG, CHANNELS)
+    with pytest.raises(
+        InputError, match=r"levels of \[16, 24\] channels given; this fusion flow permutes \[16, 24, 40\]"
+    ):
+        fusion(features()[:2])
+
+
 def test_dense_permutations_with_masters_formula_are_refused() -> None:
     parallel, fusion = build_msflow_model(CONFIG, CHANNELS, variant="master")
     parallel[0].load_state_dict(build_msflow_model(CONFIG, CHANNELS)[0][0].state_dict())
@@ -349,8 +383,12 @@ def test_dense_permutations_with_masters_formula_are_refused() -> None:
         (lambda p, f: f.module_list.pop(3), "3 modules"),
         (lambda p, f: setattr(f.module_list[3], "subnet_2", nn.Identity()), "subnet_2 is a Identity"),
         (lambda p, f: setattr(f.module_list[3].inner[0], "clamp", 3.0), "fusion_flow computes"),
+        (
+            lambda p, f: p[1].module_list[0].subnet.conv1.register_forward_hook(lambda *_: None),
+            r"parallel_flows\[1\]\.module_list\.0\.subnet\.conv1 has hooks",
+        ),
     ],
-    ids=["block", "no blocks", "no levels", "GIN", "soft", "no coupling", "other subnet", "fusion's clamp"],
+    ids=["block", "no blocks", "no levels", "GIN", "soft", "no coupling", "other subnet", "fusion's clamp", "hooks"],
 )
 def test_another_architecture_is_refused(change, message: str) -> None:
     parallel, fusion = live_flows()

@@ -25,6 +25,7 @@ from .keys import Variant
 
 # What two computations of the same may differ by, relative to the largest value, in float32 or better.
 AGREEMENT = 1e-4
+HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 HALVES = (torch.float16, torch.bfloat16)
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -37,11 +38,19 @@ def accelerate(
     that was built before keeps working, and what is trained here is trained there.
 
     Call and state dict stay as they are (see ``build_msflow_model``). Each block, and the fusion flow, is first run
-    beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes.
-    Errors: InputError naming the module that is not MSFlow's, or does not compute what MSFlow's does.
+    beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes. What
+    is fast already comes back as it is.
+    Errors: InputError naming the module that is not MSFlow's, does not compute what MSFlow's does, or has hooks, which
+    would not be called.
     """
     check(backend)
     parallel_flows = list(parallel_flows)
+    ours = [flow for flow in parallel_flows if isinstance(flow, DropInParallelFlow)]
+    if ours and len(ours) == len(parallel_flows) and isinstance(fusion_flow, DropInFusionFlow):
+        return ours, fusion_flow
+    for level, flow in enumerate(parallel_flows):
+        _refuse_hooks(flow, f"parallel_flows[{level}]")
+    _refuse_hooks(fusion_flow, "fusion_flow")
     fast = []
     for level, flow in enumerate(parallel_flows):
         blocks = [_block(b, f"parallel_flows[{level}].module_list[{k}]") for k, b in enumerate(_modules(flow, level))]
@@ -50,9 +59,18 @@ def accelerate(
         raise InputError("parallel_flows is empty; MSFlow has one per level")
     first = [all_of(DropInBlock, flow.module_list)[0] for flow in fast]
     fusion = _fusion(fusion_flow, first[0].clamp, [block.global_scale.numel() for block in first], backend)
-    for ours, theirs in zip((*fast, fusion), (*parallel_flows, fusion_flow), strict=True):
-        ours.train(theirs.training)
+    for replacement, live in zip((*fast, fusion), (*parallel_flows, fusion_flow), strict=True):
+        replacement.train(live.training)
     return fast, fusion
+
+
+def _refuse_hooks(flow: nn.Module, where: str) -> None:
+    for name, module in flow.named_modules():
+        if any(getattr(module, f"_{kind}_hooks") for kind in HOOKS):
+            raise InputError(
+                f"{where}{name and '.'}{name} has hooks (weight_norm's, say), which the fast flow would not call;"
+                " remove them before"
+            )
 
 
 def _modules(flow: nn.Module, level: int) -> nn.ModuleList:
