@@ -194,6 +194,19 @@ def test_accelerated_modules_share_their_parameters_and_their_optimizer() -> Non
         }
 
 
+def test_eval_follows_a_fused_optimizer_that_trained_the_live_modules() -> None:
+    parallel, fusion = live_flows()
+    fast = accelerate(parallel, fusion)
+    optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-2, fused=True)
+    with torch.no_grad():
+        run(*fast, features())
+    loss_of(parallel, fusion, features()).backward()
+    optimizer.step()
+    with torch.no_grad():
+        expected = run(parallel, fusion, features())[1]
+        assert relative_error(run([f.eval() for f in fast[0]], fast[1].eval(), features())[1], expected) < FREIA_FLOAT32
+
+
 def test_accelerating_twice_changes_nothing() -> None:
     fast = accelerate(*live_flows())
     again = accelerate(*fast)

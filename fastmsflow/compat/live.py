@@ -35,7 +35,8 @@ def accelerate(
     parallel_flows: Iterable[nn.Module], fusion_flow: nn.Module, backend: Backend = "auto"
 ) -> tuple[list[DropInParallelFlow], DropInFusionFlow]:
     """Live flows, of FrEIA 0.2 or its git master -> fast ones with the same parameters: not copies, so an optimizer
-    that was built before keeps working, and what is trained here is trained there.
+    that was built before keeps working, and what is trained here is trained there. (A fused optimizer, as
+    ``Adam(fused=True)``, tells of no change: call ``eval()`` on the fast flows after steps through the live ones.)
 
     Call and state dict stay as they are (see ``build_msflow_model``). Each block, and the fusion flow, is first run
     beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes. What
