@@ -67,10 +67,7 @@ def build_msflow_model(
         DropInPermutation(*_frozen(perm, invert_permutation(perm))) for perm in map(torch.randperm, c_feats)
     ]
     coupling = DropInCoupling(_fusion_subnet(halves), _fusion_subnet(halves), c.clamp_alpha)
-    fusion = DropInFusionFlow(permutations, coupling, backend)
-    for flow in (*parallel, fusion):
-        flow.to(memory_format=torch.channels_last)
-    return parallel, fusion
+    return parallel, DropInFusionFlow(permutations, coupling, backend)
 
 
 def _block(channels: int, condition_channels: int, clamp: float, variant: Variant) -> DropInBlock:
@@ -97,7 +94,7 @@ def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1).to(memory_format=torch.channels_last)
 
 
 def _frozen(perm: torch.Tensor, inverse: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:
