@@ -18,7 +18,7 @@ from ..nn.kept import Kept
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.subnet import ConditionedSubnet, FusionSubnet
 from ..reference.coupling import ClampForm, invert_permutation, permute_channels
-from .keys import Variant, read_permutation
+from .keys import Variant, read_permutation, refuse_masters_formula
 
 
 class DropInSubnet(ConditionedSubnet):
@@ -77,11 +77,7 @@ class DropInBlock(CouplingBlock):
     @property
     def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows what is loaded
         dense = self.w_perm.ndim == 4
-        if self.variant == "master" and dense:
-            raise InputError(
-                "dense permutations are FrEIA 0.2's, whose formula is clamp tanh(r); variant 'master' would compute"
-                " something else: use 'auto'"
-            )
+        refuse_masters_formula(self.variant, dense, "w_perm")
         return "tanh" if self.variant == "0.2" or dense else "scaled_tanh"
 
     @property

@@ -26,6 +26,15 @@ def check_variant(name: str) -> Variant:
     return cast(Variant, name)
 
 
+def refuse_masters_formula(variant: Variant, dense: bool, where: str) -> None:
+    """Errors: InputError where dense permutations meet master's formula: no FrEIA had both."""
+    if dense and variant == "master":
+        raise InputError(
+            f"{where}: dense permutations are FrEIA 0.2's, whose formula is clamp tanh(r); variant 'master' would"
+            " compute something else: use 'auto'"
+        )
+
+
 def parallel_key(ours: str) -> str:
     """``blocks.0.subnet.norm.weight`` -> ``module_list.0.subnet.ln.weight``."""
     key = ours.replace("blocks.", "module_list.", 1)
