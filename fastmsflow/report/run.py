@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ..data import ImageSet, Sample, list_images, load_image, load_mask
 from ..errors import InputError
@@ -21,7 +22,7 @@ CAPTION = "additive score map (0: normal, 3: abnormal at every level)"
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    return (rearrange(image, "c h w -> h w c").numpy() * 255).round().astype(np.uint8)
 
 
 def write_test_report(
