@@ -21,6 +21,7 @@ from live_freia import (
     run,
 )
 from parity import GOLDEN, recording, relative_error
+from safetensors.torch import load_model, save_model
 from tolerances import AUTOCAST, FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
 from torch import nn
 
@@ -277,6 +278,14 @@ def test_a_copy_a_pickle_and_a_moved_flow_compute_the_same(how) -> None:
     parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
     expected = run(parallel, fusion, features())[1]
     assert torch.equal(run([how(flow) for flow in parallel], how(fusion), features())[1], expected)
+
+
+def test_safetensors_saves_and_loads_the_flows(tmp_path: Path) -> None:
+    flows, others = (build_msflow_model(CONFIG, CHANNELS) for _ in range(2))
+    for i, (flow, other) in enumerate(zip((*flows[0], flows[1]), (*others[0], others[1]), strict=True)):
+        save_model(flow, tmp_path / f"{i}.safetensors")
+        assert load_model(other, tmp_path / f"{i}.safetensors") == (set(), [])
+    assert torch.equal(run(*others, features())[1], run(*flows, features())[1])
 
 
 def test_kernels_compute_the_swap_too() -> None:

@@ -41,7 +41,8 @@ def build_msflow_model(
 
     ``c_feats``: channels C_l of the levels, even. ``parallel_flow(x, [condition])`` -> (z, log_det) and
     ``fusion_flow([z0, z1, z2])`` -> ([z0, z1, z2], log_det), both with ``rev=True`` backwards; state dicts are the
-    original's. New permutations are FrEIA 0.2's (dense); a checkpoint of its git master brings its own layout and
+    original's. Convolutions' weights lie channels-last, so of safetensors' functions ``save_model`` takes the flows as
+    they are. New permutations are FrEIA 0.2's (dense); a checkpoint of its git master brings its own layout and
     formula, unless ``variant`` names the formula. ``backend``: see fastmsflow.backend.
     Errors: InputError where a setting is missing or the levels do not agree.
     """
