@@ -82,6 +82,9 @@ class MasterBlock(Fm.AllInOneBlock):
     """As FrEIA's git master has it since 2023-08-18: permutations as indices, its formula of the soft clamp, and no
     grid taken but the one it was built for."""
 
+    def soft_clamp(self, raw: Tensor) -> Tensor:
+        return self.clamp * torch.tanh(raw / self.clamp)
+
     def forward(self, x, c=(), rev=False, jac=True):
         (x,) = x
         if tuple(x.shape[1:]) != self.dims_in[0]:
@@ -91,11 +94,18 @@ class MasterBlock(Fm.AllInOneBlock):
             x = (x[:, self.w_perm_inv] - self.global_offset) / gain
         x1, x2 = torch.split(x, self.splits, dim=1)
         raw = 0.1 * self.subnet(torch.cat((x1, *c), dim=1))
-        s, t = self.clamp * torch.tanh(raw[:, : self.splits[1]] / self.clamp), raw[:, self.splits[1] :]
+        s, t = self.soft_clamp(raw[:, : self.splits[1]]), raw[:, self.splits[1] :]
         y = torch.cat((x1, (x2 - t) * (-s).exp() if rev else x2 * s.exp() + t), dim=1)
         if not rev:
             y = (y * gain + self.global_offset)[:, self.w_perm]
         return (y,), sign * (s.sum(dim=(1, 2, 3)) + x[0, :1].numel() * gain.log().sum())
+
+
+class BetweenBlock(MasterBlock):
+    """As git master had it from 2023-06-20 to 08-17: indices, and 0.2's formula."""
+
+    def soft_clamp(self, raw: Tensor) -> Tensor:
+        return self.clamp * torch.tanh(raw)
 
 
 def as_master(parallel: list[nn.Module]) -> list[nn.Module]:
@@ -107,4 +117,10 @@ def as_master(parallel: list[nn.Module]) -> list[nn.Module]:
         for name in ("w_perm", "w_perm_inv"):
             index = getattr(block, name)[:, :, 0, 0].argmax(dim=1)
             setattr(block, name, nn.Parameter(index, requires_grad=False))
+    return parallel
+
+
+def as_between(parallel: list[nn.Module]) -> list[nn.Module]:
+    for block in (block for flow in as_master(parallel) for block in flow.module_list):
+        block.__class__ = BetweenBlock
     return parallel

@@ -12,6 +12,7 @@ from live_freia import (
     CHANNELS,
     CONDITIONS,
     CONFIG,
+    as_between,
     as_master,
     conditions,
     features,
@@ -196,9 +197,10 @@ def test_weights_loaded_into_the_live_modules_afterwards_are_followed() -> None:
     assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < FREIA_FLOAT32
 
 
-def test_freias_git_master_is_recognised_by_what_it_computes() -> None:
+@pytest.mark.parametrize("as_variant", [as_master, as_between], ids=["today's", "of summer 2023"])
+def test_freias_git_master_is_recognised_by_what_it_computes(as_variant) -> None:
     parallel, fusion = live_flows()
-    parallel = as_master(parallel)
+    parallel = as_variant(parallel)
     fast = accelerate(parallel, fusion)
     with torch.no_grad():
         (ours, log_det), (theirs, expected) = run(*fast, features()), run(parallel, fusion, features())
