@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 TIMEOUT = 5.0  # seconds
+# A model is read as it was saved; what else the mixin takes would be passed over in silence.
+OPTIONS = ("backend", "revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
@@ -41,10 +43,18 @@ class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Self":
         """The model in a folder that ``save_pretrained`` wrote, or in a repository ``"owner/name"`` of the hub.
 
-        ``options``: those of ``load``, and of PyTorchModelHubMixin (``revision``, ``token``, ...).
-        Errors: InputError where the folder holds no such model, UnavailableError where there is neither.
+        ``options``: ``backend``, and of the hub ``revision``, ``token``, ``cache_dir``, ``local_files_only``,
+        ``force_download``.
+        Errors: InputError where the folder holds no such model or an option is another, UnavailableError where there
+        is neither.
         """
         name = pretrained_model_name_or_path
+        unknown = ", ".join(option for option in options if option not in OPTIONS)
+        if unknown:
+            raise InputError(
+                f"{name}: from_pretrained does not take {unknown}: a model is read as it was saved, on the CPU; options"
+                f" are {', '.join(OPTIONS)}"
+            )
         # Otherwise huggingface_hub itself would retry for most of a minute.
         offline = not Path(name).is_dir() and not hub_answers()
         try:

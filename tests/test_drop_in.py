@@ -5,86 +5,32 @@ import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
-import FrEIA.framework as Ff
-import FrEIA.modules as Fm
 import pytest
 import torch
+from live_freia import (
+    BLOCKS,
+    CHANNELS,
+    CONDITIONS,
+    CONFIG,
+    as_between,
+    as_master,
+    conditions,
+    features,
+    live_flows,
+    loss_of,
+    parameters,
+    run,
+)
 from parity import GOLDEN, recording, relative_error
-from tolerances import FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
-from torch import Tensor, nn
+from safetensors.torch import load_model, save_model
+from tolerances import AUTOCAST, FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
+from torch import nn
 
-from benchmarks.peers import CrossCoupling, FreiaFusion, freia_flow
+from benchmarks.peers import FreiaFusion
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
 from fastmsflow.compat.drop_in import shared_condition
 from fastmsflow.nn.position import position_code
-
-CHANNELS, CONDITIONS, BLOCKS, GRIDS = (16, 24, 40), (8, 16, 8), (1, 2, 2), ((8, 12), (4, 6), (2, 3))
-CONFIG = SimpleNamespace(c_conds=CONDITIONS, parallel_blocks=BLOCKS, clamp_alpha=1.9)
-
-
-class LiveCoupling(Fm.InvertibleModule):
-    """The fusion's coupling as a node of FrEIA's graph."""
-
-    def __init__(self, dims_in, clamp: float) -> None:
-        super().__init__(dims_in)
-        inner = CrossCoupling([dims[0] for dims in dims_in], clamp)
-        self.subnet_1, self.subnet_2 = inner.subnet_1, inner.subnet_2
-        self.inner = [inner]
-
-    def forward(self, x, rev=False, jac=True):
-        return self.inner[0](x)
-
-    def output_dims(self, dims_in):
-        return dims_in
-
-
-def live_flows(seed: int = 0) -> tuple[list[nn.Module], nn.Module]:
-    """FrEIA 0.2's modules, as an MSFlow user has them, the fusion flow a graph."""
-    torch.manual_seed(seed)
-    levels = zip(CHANNELS, CONDITIONS, BLOCKS, GRIDS, strict=True)
-    parallel = [freia_flow(c, d, n, grid) for c, d, n, grid in levels]
-    inputs = [Ff.InputNode(c, *grid) for c, grid in zip(CHANNELS, GRIDS, strict=True)]
-    permuted = [Ff.Node(node, Fm.PermuteRandom, {}) for node in inputs]
-    coupled = Ff.Node([node.out0 for node in permuted], LiveCoupling, {"clamp": 1.9})
-    outputs = [Ff.OutputNode(getattr(coupled, f"out{i}")) for i in range(3)]
-    return parallel, Ff.GraphINN([*inputs, *permuted, coupled, *outputs])
-
-
-def conditions(batch: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """As MSFlow's loop makes them: repeated for every image."""
-    codes = (position_code(d, *grid, dtype, "cpu") for d, grid in zip(CONDITIONS, GRIDS, strict=True))
-    return [code.repeat(batch, 1, 1, 1) for code in codes]
-
-
-def features(batch: int = 3, seed: int = 1, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, c, *g, generator=generator).to(dtype) for c, g in zip(CHANNELS, GRIDS, strict=True)]
-
-
-def run(parallel, fusion, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """The forward pass of an MSFlow user's script."""
-    levels = zip(parallel, x, conditions(len(x[0]), x[0].dtype), strict=True)
-    z, log_dets = zip(*(flow(level, [condition]) for flow, level, condition in levels), strict=True)
-    z, log_det = fusion(list(z))
-    return list(z), log_det + sum(log_dets)
-
-
-def loss_of(parallel, fusion, x: list[Tensor]) -> Tensor:
-    z, log_det = run(parallel, fusion, x)
-    return (0.5 * sum(level.square().sum(dim=(1, 2, 3)) for level in z) - log_det).mean()
-
-
-def parameters(parallel, fusion) -> list[nn.Parameter]:
-    return [p for flow in (*parallel, fusion) for p in flow.parameters()]
-
-
-def in_order_of(fusion: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The permutations in the order of ``fusion``'s graph, as MSFlow's loader puts them."""
-    saved = {len(state[f"module_list.{i}.perm"]): i for i in range(3)}
-    places = {f"module_list.{i}": f"module_list.{saved[len(fusion.module_list[i].perm)]}" for i in range(3)}
-    moved = {f"{to}.{key}": state[f"{place}.{key}"] for to, place in places.items() for key in ("perm", "perm_inv")}
-    return {**state, **moved}
 
 
 def config_of(name: str) -> tuple[SimpleNamespace, list[int]]:
@@ -136,7 +82,8 @@ def test_a_loaded_official_file_is_written_again_to_the_bit(name: str) -> None:
 
 
 def test_parameters_stand_in_freias_order_with_its_shapes() -> None:
-    live, fast = live_flows(), build_msflow_model(CONFIG, CHANNELS)
+    live = live_flows()
+    fast = build_msflow_model(CONFIG, CHANNELS, "0.2" if live[0][0].module_list[0].w_perm.ndim == 4 else "master")
     # FrEIA's graph has its permutations in any order; they are frozen, so only their number matters to an optimizer.
     shapes = [
         [tuple(p.shape) if p.requires_grad or p.ndim == 4 else None for p in parameters(*f)] for f in (live, fast)
@@ -180,56 +127,6 @@ def test_it_goes_backwards() -> None:
     assert relative_error(total, -log_det) < ROUND_TRIP_FLOAT64
 
 
-def test_twenty_steps_lose_what_freias_modules_lose(tmp_path: Path) -> None:
-    """Adam and clipping; a checkpoint after ten steps is taken up by the other side."""
-    live, fast = live_flows(), build_msflow_model(CONFIG, CHANNELS)
-    for ours, theirs in zip((*fast[0], fast[1]), (*live[0], live[1]), strict=True):
-        ours.load_state_dict(theirs.state_dict())
-    losses: list[list[float]] = [[], []]
-    optimizers = [torch.optim.Adam(parameters(*side), lr=1e-3) for side in (live, fast)]
-    for step in range(20):
-        if step == 10:  # each goes on from what the other saved
-            states = [
-                ([f.state_dict() for f in side[0]], side[1].state_dict(), o.state_dict())
-                for side, o in zip((live, fast), optimizers, strict=True)
-            ]
-            torch.save(states, tmp_path / "checkpoints.pt")
-            states = torch.load(tmp_path / "checkpoints.pt", weights_only=True)[::-1]
-            for side, optimizer, state in zip((live, fast), optimizers, states, strict=True):
-                for flow, weights in zip(side[0], state[0], strict=True):
-                    flow.load_state_dict(weights)
-                side[1].load_state_dict(in_order_of(side[1], state[1]))
-                optimizer.load_state_dict(state[2])
-        for side, optimizer, record in zip((live, fast), optimizers, losses, strict=True):
-            optimizer.zero_grad()
-            loss = loss_of(*side, features(seed=step))
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters(*side), 2)
-            optimizer.step()
-            record.append(loss.item())
-    first = abs(losses[0][0])
-    assert losses[0][-1] < losses[0][0]
-    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < FREIA_FLOAT32 * first
-
-
-def test_autocast_with_a_scaler_trains() -> None:
-    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
-    optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-3)
-    scaler = torch.amp.GradScaler("cpu")
-    losses = []
-    for _ in range(5):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(parallel, fusion, features())
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters(parallel, fusion), 2)
-        scaler.step(optimizer)
-        scaler.update()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-
-
 def test_accelerated_modules_share_their_parameters_and_their_optimizer() -> None:
     parallel, fusion = live_flows()
     optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-3)
@@ -248,6 +145,45 @@ def test_accelerated_modules_share_their_parameters_and_their_optimizer() -> Non
         }
 
 
+def test_eval_follows_a_fused_optimizer_that_trained_the_live_modules() -> None:
+    parallel, fusion = live_flows()
+    fast = accelerate(parallel, fusion)
+    optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-2, fused=True)
+    with torch.no_grad():
+        run(*fast, features())
+    loss_of(parallel, fusion, features()).backward()
+    optimizer.step()
+    with torch.no_grad():
+        expected = run(parallel, fusion, features())[1]
+        assert relative_error(run([f.eval() for f in fast[0]], fast[1].eval(), features())[1], expected) < FREIA_FLOAT32
+
+
+def test_accelerating_twice_changes_nothing() -> None:
+    fast = accelerate(*live_flows())
+    again = accelerate(*fast)
+    assert again[1] is fast[1]
+    assert all(a is b for a, b in zip(again[0], fast[0], strict=True))
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    parallel, fusion = live_flows()
+    for flows in (accelerate(parallel, fusion), build_msflow_model(CONFIG, CHANNELS)):
+        with torch.inference_mode():
+            run(*flows, features())
+        loss_of(*flows, features()).backward()
+        assert all(p.grad is not None for p in parameters(*flows) if p.requires_grad)
+
+
+def test_modes_and_frozen_parameters_are_taken_over() -> None:
+    parallel, fusion = live_flows()
+    parallel[0].requires_grad_(False)
+    parallel[0].eval()
+    fast, fast_fusion = accelerate(parallel, fusion)
+    assert [flow.training for flow in (*fast, fast_fusion)] == [False, True, True, True]
+    loss_of(fast, fast_fusion, features()).backward()
+    assert [any(p.grad is not None for p in flow.parameters()) for flow in fast] == [False, True, True]
+
+
 def test_weights_loaded_into_the_live_modules_afterwards_are_followed() -> None:
     parallel, fusion = live_flows()
     fast = accelerate(parallel, fusion)
@@ -261,35 +197,66 @@ def test_weights_loaded_into_the_live_modules_afterwards_are_followed() -> None:
     assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < FREIA_FLOAT32
 
 
-class MasterBlock(Fm.AllInOneBlock):
-    """As FrEIA's git master has it: permutations as indices, and its formula of the soft clamp."""
-
-    def forward(self, x, c=(), rev=False, jac=True):
-        x1, x2 = torch.split(x[0], self.splits, dim=1)
-        raw = 0.1 * self.subnet(torch.cat((x1, *c), dim=1))
-        s = self.clamp * torch.tanh(raw[:, : self.splits[1]] / self.clamp)
-        gain = self.global_scale_activation(self.global_scale)
-        y = torch.cat((x1, x2 * s.exp() + raw[:, self.splits[1] :]), dim=1) * gain + self.global_offset
-        pixels = x[0][0, 0].numel()
-        return (y[:, self.w_perm],), s.sum(dim=(1, 2, 3)) + pixels * gain.log().sum()
-
-
-def as_master(parallel: list[nn.Module]) -> list[nn.Module]:
-    for flow in parallel:
-        for block in flow.module_list:
-            block.__class__ = MasterBlock
-            for name in ("w_perm", "w_perm_inv"):
-                index = getattr(block, name)[:, :, 0, 0].argmax(dim=1)
-                setattr(block, name, nn.Parameter(index, requires_grad=False))
-    return parallel
-
-
-def test_freias_git_master_is_recognised_by_what_it_computes() -> None:
+@pytest.mark.parametrize("as_variant", [as_master, as_between], ids=["today's", "of summer 2023"])
+def test_freias_git_master_is_recognised_by_what_it_computes(as_variant) -> None:
     parallel, fusion = live_flows()
-    parallel = as_master(parallel)
+    parallel = as_variant(parallel)
     fast = accelerate(parallel, fusion)
     with torch.no_grad():
         (ours, log_det), (theirs, expected) = run(*fast, features()), run(parallel, fusion, features())
+        levels = list(zip(theirs, conditions(3), strict=True))
+        back = [f(x, [c], rev=True) for f, (x, c) in zip(fast[0], levels, strict=True)]
+        live = [f(x, [c], rev=True) for f, (x, c) in zip(parallel, levels, strict=True)]
+    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < FREIA_FLOAT32
+    assert relative_error(log_det, expected) < FREIA_FLOAT32
+    for (x, x_log_det), (live_x, live_log_det) in zip(back, live, strict=True):
+        assert relative_error(x, live_x) < FREIA_FLOAT32
+        assert relative_error(x_log_det, live_log_det) < FREIA_FLOAT32
+
+
+def test_masters_blocks_built_for_another_grid_are_replaced_too() -> None:
+    """The original's builder knows no grids; master's blocks then refuse features, the fast ones do not."""
+    parallel, fusion = live_flows()
+    parallel = as_master(parallel)
+    expected = run(parallel, fusion, features())[1]
+    for block in (block for flow in parallel for block in flow.module_list):
+        block.dims_in = [(block.in_channels, 1, 1)]
+    with pytest.raises(RuntimeError):
+        run(parallel, fusion, features())
+    assert relative_error(run(*accelerate(parallel, fusion), features())[1], expected) < FREIA_FLOAT32
+    assert parallel[0].module_list[0].dims_in == [(CHANNELS[0], 1, 1)]
+
+
+@pytest.mark.parametrize("as_variant", [lambda flows: flows, as_master], ids=["0.2", "master"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_live_modules_in_any_dtype_are_recognised(as_variant, dtype: torch.dtype) -> None:
+    parallel, fusion = live_flows()
+    parallel = as_variant(parallel)
+    for block in (block for flow in parallel for block in flow.module_list):
+        nn.init.normal_(block.subnet.conv2.weight, std=1.0)
+    with torch.no_grad():
+        expected = run(parallel, fusion, features())[0]
+    for flow in (*parallel, fusion):
+        flow.to(dtype)
+    fast = accelerate(parallel, fusion)
+    assert {id(p) for p in parameters(*fast)} == {id(p) for p in parameters(parallel, fusion)}
+    with torch.no_grad():
+        z = run(*fast, features(dtype=dtype))[0]
+    tolerance = AUTOCAST.get(str(dtype).removeprefix("torch."), FREIA_FLOAT32)
+    assert max(relative_error(a.float(), b) for a, b in zip(z, expected, strict=True)) < tolerance
+
+
+@pytest.mark.parametrize("as_variant", [lambda flows: flows, as_master], ids=["installed", "master"])
+def test_what_the_swap_saves_freias_modules_load_and_compute_the_same(as_variant, tmp_path: Path) -> None:
+    live, fusion = live_flows()
+    live = as_variant(live)
+    variant = "0.2" if live[0].module_list[0].w_perm.ndim == 4 else "master"
+    parallel, _ = build_msflow_model(CONFIG, CHANNELS, variant=variant)
+    torch.save([flow.state_dict() for flow in parallel], tmp_path / "flows.pt")
+    for flow, state in zip(live, torch.load(tmp_path / "flows.pt", weights_only=True), strict=True):
+        flow.load_state_dict(state)
+    with torch.no_grad():
+        (ours, log_det), (theirs, expected) = (run(flows, fusion, features()) for flows in (parallel, live))
     assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < FREIA_FLOAT32
     assert relative_error(log_det, expected) < FREIA_FLOAT32
 
@@ -313,6 +280,14 @@ def test_a_copy_a_pickle_and_a_moved_flow_compute_the_same(how) -> None:
     parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
     expected = run(parallel, fusion, features())[1]
     assert torch.equal(run([how(flow) for flow in parallel], how(fusion), features())[1], expected)
+
+
+def test_safetensors_saves_and_loads_the_flows(tmp_path: Path) -> None:
+    flows, others = (build_msflow_model(CONFIG, CHANNELS) for _ in range(2))
+    for i, (flow, other) in enumerate(zip((*flows[0], flows[1]), (*others[0], others[1]), strict=True)):
+        save_model(flow, tmp_path / f"{i}.safetensors")
+        assert load_model(other, tmp_path / f"{i}.safetensors") == (set(), [])
+    assert torch.equal(run(*others, features())[1], run(*flows, features())[1])
 
 
 def test_kernels_compute_the_swap_too() -> None:
@@ -352,9 +327,17 @@ def test_what_does_not_fit_raises_though_strict_is_off() -> None:
         fusion.load_state_dict({}, strict=False)
 
 
+def test_a_fusion_of_fewer_levels_than_it_has_is_refused() -> None:
+    _, fusion = build_msflow_model(CONFIG, CHANNELS)
+    with pytest.raises(
+        InputError, match=r"levels of \[16, 24\] channels given; this fusion flow permutes \[16, 24, 40\]"
+    ):
+        fusion(features()[:2])
+
+
 def test_dense_permutations_with_masters_formula_are_refused() -> None:
     parallel, fusion = build_msflow_model(CONFIG, CHANNELS, variant="master")
-    parallel[0].load_state_dict(live_flows()[0][0].state_dict())
+    parallel[0].load_state_dict(build_msflow_model(CONFIG, CHANNELS)[0][0].state_dict())
     with pytest.raises(InputError, match=r"FrEIA 0\.2's"):
         run(parallel, fusion, features())
 
@@ -369,12 +352,16 @@ def test_dense_permutations_with_masters_formula_are_refused() -> None:
         (lambda p, f: p.__setitem__(0, nn.Identity()), "without blocks"),
         (lambda p, f: p.clear(), "empty"),
         (lambda p, f: setattr(p[1].module_list[1], "GIN", True), r"parallel_flows\[1\].module_list\[1\] computes"),
-        (lambda p, f: p[0].module_list[0].w_perm.data.normal_(), "not a hard permutation"),
+        (lambda p, f: p[0].module_list[0].w_perm.data.zero_(), "not a hard permutation"),
         (lambda p, f: f.module_list.pop(3), "3 modules"),
         (lambda p, f: setattr(f.module_list[3], "subnet_2", nn.Identity()), "subnet_2 is a Identity"),
         (lambda p, f: setattr(f.module_list[3].inner[0], "clamp", 3.0), "fusion_flow computes"),
+        (
+            lambda p, f: p[1].module_list[0].subnet.conv1.register_forward_hook(lambda *_: None),
+            r"parallel_flows\[1\]\.module_list\.0\.subnet\.conv1 has hooks",
+        ),
     ],
-    ids=["block", "no blocks", "no levels", "GIN", "soft", "no coupling", "other subnet", "fusion's clamp"],
+    ids=["block", "no blocks", "no levels", "GIN", "soft", "no coupling", "other subnet", "fusion's clamp", "hooks"],
 )
 def test_another_architecture_is_refused(change, message: str) -> None:
     parallel, fusion = live_flows()

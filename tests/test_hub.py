@@ -71,6 +71,12 @@ def test_a_folder_without_weights_and_one_of_another_model_are_refused(folder: P
         MSFlow.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("option", ["map_location", "image_size", "backnd"])
+def test_options_that_would_change_nothing_are_refused(option: str, folder: Path) -> None:
+    with pytest.raises(InputError, match=f"does not take {option}: a model is read as it was saved"):
+        MSFlow.from_pretrained(folder, **{option: "cuda"})
+
+
 def test_a_model_for_inference_is_not_saved(model: MSFlow, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="save the model that it was made from"):
         model.for_inference().save_pretrained(tmp_path / "model")

@@ -126,6 +126,20 @@ def test_kept_values_follow_their_sources() -> None:
     assert len(calls) == count + 4
 
 
+def test_a_kept_value_that_another_thread_gives_up_is_still_handed_out(monkeypatch) -> None:
+    kept: Kept[int] = Kept()
+
+    class Notebook(list):
+        """Stands in for the other thread: it comes in between."""
+
+        def append(self, _: object) -> None:
+            kept.clear()
+
+    monkeypatch.setattr("fastmsflow.nn.kept._notebook", Notebook())
+    with torch.no_grad():
+        assert [kept.get(lambda: 1, [torch.ones(1)]) for _ in range(2)] == [1, 1]
+
+
 class Graph:
     """Stands in for a CUDA graph: keeps what ran while it recorded, runs it again."""
 

@@ -83,12 +83,17 @@ def test_index_permutations_mean_the_formula_of_freias_master(tmp_path: Path) ->
         torch.testing.assert_close(z, coupling_by_hand(flow, x[0], ratio))
 
 
-def test_dense_permutations_mean_the_formula_of_freia_0_2_unless_overridden() -> None:
+def test_dense_permutations_mean_the_formula_of_freia_0_2() -> None:
     x = golden_inputs("tiny", torch.float64)
-    for variant, ratio in (("auto", 1.0), ("0.2", 1.0), ("master", 1.9)):
+    for variant, ratio in (("auto", 1.0), ("0.2", 1.0)):
         flow = load_official(GOLDEN / "tiny.pt", variant=variant).double()
         z = flow.parallel_flows[0].blocks[0](x[0], flow.position_codes[0](x[0]))[0]
         torch.testing.assert_close(z, coupling_by_hand(flow, x[0], ratio))
+
+
+def test_dense_permutations_forced_to_masters_formula_are_refused() -> None:
+    with pytest.raises(InputError, match=r"tiny\.pt: dense permutations are FrEIA 0\.2's, .*: use 'auto'"):
+        load_official(GOLDEN / "tiny.pt", variant="master")
 
 
 def test_index_layout_is_read_back_to_the_bit(tmp_path: Path) -> None:

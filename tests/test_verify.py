@@ -94,6 +94,8 @@ def test_nan_is_not_within(torch_only: None) -> None:
     x = [torch.full_like(level, math.nan) for level in next(iter(noise(flow, 32, 1)))]
     result = certify(flow, [x], (32, 32))
     assert not any(row.within for row in result.rows)
+    written = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert written["rows"][0]["z"] is written["rows"][0]["rank_correlation"] is None
 
 
 def test_nothing_to_compare_on_is_refused(torch_only: None) -> None:

@@ -42,7 +42,8 @@ def build_msflow_model(
 
     ``c_feats``: channels C_l of the levels, even. ``parallel_flow(x, [condition])`` -> (z, log_det) and
     ``fusion_flow([z0, z1, z2])`` -> ([z0, z1, z2], log_det), both with ``rev=True`` backwards; state dicts are the
-    original's. New permutations are FrEIA 0.2's (dense); a checkpoint of its git master brings its own layout and
+    original's. Convolutions' weights lie channels-last, so of safetensors' functions ``save_model`` takes the flows as
+    they are. New permutations are FrEIA 0.2's (dense); a checkpoint of its git master brings its own layout and
     formula, unless ``variant`` names the formula. ``backend``: see fastmsflow.backend.
     Errors: InputError where a setting is missing or the levels do not agree.
     """
@@ -68,10 +69,7 @@ def build_msflow_model(
         DropInPermutation(*_frozen(perm, invert_permutation(perm))) for perm in map(torch.randperm, c_feats)
     ]
     coupling = DropInCoupling(_fusion_subnet(halves), _fusion_subnet(halves), c.clamp_alpha)
-    fusion = DropInFusionFlow(permutations, coupling, backend)
-    for flow in (*parallel, fusion):
-        flow.to(memory_format=torch.channels_last)
-    return parallel, fusion
+    return parallel, DropInFusionFlow(permutations, coupling, backend)
 
 
 def _block(channels: int, condition_channels: int, clamp: float, variant: Variant) -> DropInBlock:
@@ -98,7 +96,7 @@ def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1).to(memory_format=torch.channels_last)
 
 
 def _frozen(perm: torch.Tensor, inverse: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:

@@ -67,9 +67,9 @@ class Certificate:
         return all(row.within for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """JSON-able: None for NaN, which JSON does not know."""
         rows = [asdict(row) | {"within": row.within} for row in self.rows]
-        return {**asdict(self), "within": self.within, "rows": rows}
+        return {**asdict(self), "within": self.within, "rows": [_without_nan(row) for row in rows]}
 
 
 @torch.no_grad()
@@ -170,6 +170,14 @@ def _compare(
     row.z, row.log_det, row.score = _worst(row.z, *z), _worst(row.log_det, log_det), _worst(row.score, score)
     row.relative = _worst(row.relative, *of_norm[: len(z)], of_norm[-1], log_det / elements)
     row.log_scores += ours[-1].tolist()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _worst(*errors: float) -> float:

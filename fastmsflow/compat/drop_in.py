@@ -18,7 +18,7 @@ from ..nn.kept import Kept
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.subnet import ConditionedSubnet, FusionSubnet
 from ..reference.coupling import ClampForm, invert_permutation, permute_channels
-from .keys import Variant, read_permutation
+from .keys import Variant, read_permutation, refuse_masters_formula
 
 
 class DropInSubnet(ConditionedSubnet):
@@ -77,11 +77,7 @@ class DropInBlock(CouplingBlock):
     @property
     def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows what is loaded
         dense = self.w_perm.ndim == 4
-        if self.variant == "master" and dense:
-            raise InputError(
-                "dense permutations are FrEIA 0.2's, whose formula is clamp tanh(r); variant 'master' would compute"
-                " something else: use 'auto'"
-            )
+        refuse_masters_formula(self.variant, dense, "w_perm")
         return "tanh" if self.variant == "0.2" or dense else "scaled_tanh"
 
     @property
@@ -97,14 +93,18 @@ class DropInBlock(CouplingBlock):
         state = (self.w_perm._version, self.w_perm.data_ptr(), self.w_perm_inv._version, self.w_perm_inv.data_ptr())
         if self._read is None or self._read[0] != state:
             faults: list[str] = []
-            perm = read_permutation(self.w_perm.detach(), self.w_perm_inv.detach(), "w_perm", faults)
+            # Tensors made in inference mode could not enter a later training step.
+            with torch.inference_mode(False):
+                perm = read_permutation(self.w_perm.detach(), self.w_perm_inv.detach(), "w_perm", faults)
+                inverse = invert_permutation(perm)
             if faults:
                 raise InputError(f"{faults[0]}; MSFlow has no other (permute_soft, householder)")
-            self._read = state, perm, invert_permutation(perm)
+            self._read = state, perm, inverse
         return self._read[1:]
 
     def _take_layout(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         """Makes room for permutations in the other layout."""
+        self._read = None  # the new ones may come to lie where others lay before
         new = state.get(f"{prefix}w_perm")
         if new is not None and new.ndim != self.w_perm.ndim:
             for name in ("w_perm", "w_perm_inv"):
@@ -265,12 +265,12 @@ def _lengths(permutations: Sequence[DropInPermutation]) -> list[int]:
 
 def _matched(channels: Sequence[int], lengths: Sequence[int]) -> list[int]:
     """For each of ``channels``, the place of the first free equal in ``lengths``."""
+    if sorted(channels) != sorted(lengths):
+        raise InputError(f"levels of {list(channels)} channels given; this fusion flow permutes {list(lengths)}")
     free = list(range(len(lengths)))
     places = []
     for c in channels:
-        place = next((i for i in free if lengths[i] == c), None)
-        if place is None:
-            raise InputError(f"levels of {list(channels)} channels given; this fusion flow permutes {list(lengths)}")
+        place = next(i for i in free if lengths[i] == c)
         free.remove(place)
         places.append(place)
     return places

@@ -4,6 +4,7 @@ import re
 from typing import Literal, cast, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..checkpoint import summary
@@ -24,6 +25,15 @@ def check_variant(name: str) -> Variant:
     if name not in get_args(Variant):
         raise InputError(f"variant {name!r} is not known; choose 'auto', '0.2' or 'master'")
     return cast(Variant, name)
+
+
+def refuse_masters_formula(variant: Variant, dense: bool, where: str) -> None:
+    """Errors: InputError where dense permutations meet master's formula: no FrEIA had both."""
+    if dense and variant == "master":
+        raise InputError(
+            f"{where}: dense permutations are FrEIA 0.2's, whose formula is clamp tanh(r); variant 'master' would"
+            " compute something else: use 'auto'"
+        )
 
 
 def parallel_key(ours: str) -> str:
@@ -52,7 +62,7 @@ def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
             result[theirs.replace(".perm", ".w_perm")] = perm
             result[theirs.replace(".perm", ".w_perm_inv")] = inverse
         elif key.endswith((".global_scale", ".global_offset")):
-            result[theirs] = value.reshape(1, -1, 1, 1).clone()
+            result[theirs] = rearrange(value, "c -> 1 c 1 1").clone()
         else:
             result[theirs] = value.clone()
     return result
@@ -164,7 +174,7 @@ def written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
         return perm.clone(), invert_permutation(perm)
     matrix = torch.zeros(len(perm), len(perm), 1, 1, device=perm.device)
     matrix[torch.arange(len(perm)), perm] = 1.0
-    return matrix, matrix.transpose(0, 1).contiguous()
+    return matrix, rearrange(matrix, "i j 1 1 -> j i 1 1").contiguous()
 
 
 def read_permutation(perm: Tensor, inverse: Tensor, where: str, faults: list[str]) -> Tensor:

@@ -1,8 +1,9 @@
 """Live FrEIA models -> the same parameters, computed by this library."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +23,35 @@ from .drop_in import (
 )
 from .keys import Variant
 
-# What two computations of the same may differ by, relative to the largest value: float32 or better, half precisions.
-AGREEMENT, HALF_AGREEMENT = 1e-4, 3e-2
+# What two computations of the same may differ by, relative to the largest value, in float32 or better.
+AGREEMENT = 1e-4
+HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
+HALVES = (torch.float16, torch.bfloat16)
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def accelerate(
     parallel_flows: Iterable[nn.Module], fusion_flow: nn.Module, backend: Backend = "auto"
 ) -> tuple[list[DropInParallelFlow], DropInFusionFlow]:
     """Live flows, of FrEIA 0.2 or its git master -> fast ones with the same parameters: not copies, so an optimizer
-    that was built before keeps working, and what is trained here is trained there.
+    that was built before keeps working, and what is trained here is trained there. (A fused optimizer, as
+    ``Adam(fused=True)``, tells of no change: call ``eval()`` on the fast flows after steps through the live ones.)
 
     Call and state dict stay as they are (see ``build_msflow_model``). Each block, and the fusion flow, is first run
-    beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes.
-    Errors: InputError naming the module that is not MSFlow's, or does not compute what MSFlow's does.
+    beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes. What
+    is fast already comes back as it is.
+    Errors: InputError naming the module that is not MSFlow's, does not compute what MSFlow's does, or has hooks, which
+    would not be called.
     """
     check(backend)
     parallel_flows = list(parallel_flows)
+    ours = [flow for flow in parallel_flows if isinstance(flow, DropInParallelFlow)]
+    if ours and len(ours) == len(parallel_flows) and isinstance(fusion_flow, DropInFusionFlow):
+        return ours, fusion_flow
+    for level, flow in enumerate(parallel_flows):
+        _refuse_hooks(flow, f"parallel_flows[{level}]")
+    _refuse_hooks(fusion_flow, "fusion_flow")
     fast = []
     for level, flow in enumerate(parallel_flows):
         blocks = [_block(b, f"parallel_flows[{level}].module_list[{k}]") for k, b in enumerate(_modules(flow, level))]
@@ -46,9 +60,18 @@ def accelerate(
         raise InputError("parallel_flows is empty; MSFlow has one per level")
     first = [all_of(DropInBlock, flow.module_list)[0] for flow in fast]
     fusion = _fusion(fusion_flow, first[0].clamp, [block.global_scale.numel() for block in first], backend)
-    for ours, theirs in zip((*fast, fusion), (*parallel_flows, fusion_flow), strict=True):
-        ours.train(theirs.training)
+    for replacement, live in zip((*fast, fusion), (*parallel_flows, fusion_flow), strict=True):
+        replacement.train(live.training)
     return fast, fusion
+
+
+def _refuse_hooks(flow: nn.Module, where: str) -> None:
+    for name, module in flow.named_modules():
+        if any(getattr(module, f"_{kind}_hooks") for kind in HOOKS):
+            raise InputError(
+                f"{where}{name and '.'}{name} has hooks (weight_norm's, say), which the fast flow would not call;"
+                " remove them before"
+            )
 
 
 def _modules(flow: nn.Module, level: int) -> nn.ModuleList:
@@ -70,7 +93,7 @@ def _block(block: nn.Module, where: str) -> DropInBlock:
     fast = [DropInBlock(scale, offset, perms[0], perms[1], subnet, float(clamp), variant) for variant in variants]
     errors = [_block_error(block, candidate, where) for candidate in fast]
     best = min(range(len(fast)), key=lambda i: errors[i])
-    _demand(errors[best], scale, where)
+    _demand(errors[best], where)
     return fast[best]
 
 
@@ -95,11 +118,11 @@ def _fusion(fusion: nn.Module, clamp: float, channels: list[int], backend: Backe
         DropInCoupling(subnets[0], subnets[1], clamp),
         backend,
     )
-    parameter = subnets[0].conv1.weight
-    x = [_noise(parameter, c, 2 ** (len(channels) - i)) for i, c in enumerate(channels)]
-    with _exactly(parameter):
-        error = _error(_call(fusion, where, x), fast(x))
-    _demand(error, parameter, where)
+    theirs, ours = _precise(fusion, subnets[0].conv1.weight), _precise(fast, subnets[0].conv1.weight)
+    x = [_noise(ours, c, 2 ** (len(channels) - i)) for i, c in enumerate(channels)]
+    with _exactly(x[0]):
+        error = _error(_call(theirs, where, x), ours(x))
+    _demand(error, where)
     return fast
 
 
@@ -117,17 +140,24 @@ def _parts(module: nn.Module, names: Sequence[str], where: str) -> list[Any]:
 
 
 def _block_error(block: nn.Module, fast: DropInBlock, where: str) -> float:
-    parameter = fast.global_scale
-    x = _noise(parameter, parameter.numel(), 3)
-    condition = _noise(parameter, fast.subnet.conv1.in_channels - fast.kept, 3)
-    with _exactly(parameter):
-        return _error(_call(block, where, [x], [condition]), fast(x, condition))
+    # The copy shares its parameters; FrEIA's git master takes no grid but the one in dims_in.
+    theirs, ours = copy.copy(_precise(block, fast.global_scale)), _precise(fast, fast.global_scale)
+    x = _noise(ours, fast.global_scale.numel(), 3)
+    condition = _noise(ours, fast.subnet.conv1.in_channels - fast.kept, 3)
+    vars(theirs)["dims_in"] = [tuple(x.shape[1:])]
+    with _exactly(x):
+        return _error(_call(theirs, where, [x], [condition]), ours(x, condition))
+
+
+def _precise(module: Module, parameter: Tensor) -> Module:
+    """Half precisions round too much to tell formulas apart: a float32 copy of a module that has one."""
+    return copy.deepcopy(module).float() if parameter.dtype in HALVES else module
 
 
 @contextmanager
-def _exactly(parameter: Tensor) -> Iterator[None]:
+def _exactly(x: Tensor) -> Iterator[None]:
     """Comparisons are by plain PyTorch, without autocast and TF32."""
-    kind = parameter.device.type
+    kind = x.device.type
     cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with torch.no_grad(), torch.autocast(kind, enabled=False), cudnn, use("torch"):
         yield
@@ -140,8 +170,10 @@ def _call(module: nn.Module, where: str, *inputs: object) -> Any:
         raise InputError(f"{where}, a {type(module).__name__}, cannot be run as MSFlow's: {error}") from error
 
 
-def _noise(like: Tensor, channels: int, side: int) -> Tensor:
+def _noise(module: nn.Module, channels: int, side: int) -> Tensor:
+    """In the dtype and on the device of ``module``."""
     generator = torch.Generator().manual_seed(0)
+    like = next(p for p in module.parameters() if p.is_floating_point())
     return torch.randn(2, channels, side, side, generator=generator).to(like)
 
 
@@ -156,10 +188,9 @@ def _tensors(result: Any) -> list[Tensor]:
     return [*([z] if isinstance(z, Tensor) else z), log_det]
 
 
-def _demand(error: float, parameter: Tensor, where: str) -> None:
+def _demand(error: float, where: str) -> None:
     """Errors: InputError where ``error`` is more than rounding."""
-    half = parameter.dtype in (torch.float16, torch.bfloat16)
-    if not error <= (HALF_AGREEMENT if half else AGREEMENT):
+    if not error <= AGREEMENT:
         raise InputError(
             f"{where} computes something else than MSFlow's (relative difference {error:.1g}); only AllInOneBlock with"
             " SOFTPLUS and a hard permutation, and MSFlow's fusion, can be replaced"

@@ -31,9 +31,10 @@ def load_official(
     Channels, condition channels and blocks are read off the tensors. ``clamp`` is not in the file: give what it was
     trained with. ``variant``: FrEIA's formula for the soft clamp, ``"0.2"`` clamp tanh(r) or ``"master"``
     clamp tanh(r / clamp); ``"auto"`` takes 0.2's for dense permutations and master's for index permutations (a file
-    written by a FrEIA of 2023-06-20 to 08-17 has indices and needs ``"0.2"``). ``device``: where the flow goes; the CPU
-    if None.
-    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation.
+    written by a FrEIA of 2023-06-20 to 08-17 has indices and needs ``"0.2"``; dense ones never had master's).
+    ``device``: where the flow goes; the CPU if None.
+    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; or where
+    ``variant`` is a formula that no FrEIA computed with the file's permutations.
     """
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
@@ -46,9 +47,10 @@ def load_official(
         raise InputError(
             f"{path}: not an MSFlow checkpoint: it needs 'parallel_flows' (a list of state dicts) and 'fusion_flow'"
         )
+    dense = any(v.ndim == 4 for state in parallel for k, v in state.items() if k.endswith(".w_perm"))
     if keys.check_variant(variant) == "auto":
-        dense = any(v.ndim == 4 for state in parallel for k, v in state.items() if k.endswith(".w_perm"))
         variant = "0.2" if dense else "master"
+    keys.refuse_masters_formula(variant, dense, str(path))
 
     channels, conditions, blocks = keys.inferred_shape(parallel, path)
     try:

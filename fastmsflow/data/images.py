@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
     """8-bit RGB resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
     height, width = image_size
     pixels = np.array(image.resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1).div_(255)
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").div_(255)
 
 
 def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:

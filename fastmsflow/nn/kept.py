@@ -55,13 +55,13 @@ class Kept(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
-        self._sources: tuple[Tensor, ...] = ()
-        self._value: T | None = None
+        # Key, sources, value. Threads may share a model, so it is read once and replaced whole.
+        self._entry: tuple[tuple[object, ...], tuple[Tensor, ...], T] | None = None
 
     def get(self, compute: Callable[[], T], sources: Sequence[Tensor]) -> T:
-        if _constant and self._value is not None and torch.compiler.is_exporting():
-            return self._value
+        entry = self._entry
+        if _constant and entry is not None and torch.compiler.is_exporting():
+            return entry[2]
         if torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
             return compute()
         if torch.is_grad_enabled():
@@ -71,25 +71,28 @@ class Kept(Generic[T]):
         autocast = torch.is_autocast_enabled(first.device.type) and torch.get_autocast_dtype(first.device.type)
         # In-place updates move _version; moves to a device or dtype move data_ptr.
         key = (autocast, *((s._version, s.data_ptr(), s.dtype) for s in sources))
-        # The sources are held, so that no new tensor can lie where one of them lay.
-        same = len(sources) == len(self._sources) and all(a is b for a, b in zip(sources, self._sources, strict=True))
-        if self._key != key or not same or self._value is None:
+        if entry is None or entry[0] != key or not _same(sources, entry[1]):
             value = compute()
             # What a graph under recording computes is not there before its replay.
             if first.is_cuda and torch.cuda.is_current_stream_capturing():
                 return value
             self.clear()
-            self._key, self._sources, self._value = key, tuple(sources), value
+            # The sources are held, so that no new tensor can lie where one of them lay.
+            self._entry = entry = (key, tuple(sources), value)
         if _notebook is not None:
-            _notebook.append((self._value, self._sources))
-        return self._value
+            _notebook.append((entry[2], entry[1]))
+        return entry[2]
 
     def clear(self) -> None:
         global _given_up
-        if self._value is not None:
+        if self._entry is not None:
             _given_up += 1
-        self._key, self._sources, self._value = None, (), None
+        self._entry = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copied or saved model begins anew."""
         return type(self), ()
+
+
+def _same(sources: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(sources) == len(others) and all(a is b for a, b in zip(sources, others, strict=True))

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -21,11 +22,11 @@ def position_code(channels: int, height: int, width: int, dtype: torch.dtype, de
     frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64) * (-math.log(1e4) / half))
 
     def axis(length: int) -> Tensor:
-        angle = torch.arange(length, dtype=torch.float64)[None, :] * frequency[:, None]
-        return torch.stack((angle.sin(), angle.cos()), dim=1).reshape(half, length)
+        angle = torch.outer(frequency, torch.arange(length, dtype=torch.float64))
+        return rearrange([angle.sin(), angle.cos()], "sin_cos k length -> (k sin_cos) length")
 
-    across = axis(width)[:, None, :].expand(half, height, width)
-    down = axis(height)[:, :, None].expand(half, height, width)
+    across = repeat(axis(width), "d x -> d y x", y=height)
+    down = repeat(axis(height), "d y -> d y x", x=width)
     return torch.cat((across, down))[None].to(device=device, dtype=dtype)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from .._version import __version__
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
@@ -23,7 +24,7 @@ MetricsTable = Mapping[str, Mapping[str, float | None]]
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    return (rearrange(image, "c h w -> h w c").numpy() * 255).round().astype(np.uint8)
 
 
 def write_test_report(
