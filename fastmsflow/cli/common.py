@@ -42,15 +42,15 @@ def common(
 
 METRIC_NAMES = {
     "image_auroc": "image AUROC",
-    "image_auroc_log": "image AUROC, log score",
-    "image_auroc_absolute": "image AUROC, absolute score",
+    "image_auroc_log": "image AUROC (log)",
+    "image_auroc_absolute": "image AUROC (absolute)",
     "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO (FPR <= 0.3)",
-    "aupro_binned": "AUPRO, 800 thresholds",
-    "aupro_log": "AUPRO, log map",
-    "false_alarm_rate": "false alarms at the threshold",
-    "recall": "recall at the threshold",
-    "f1": "F1 at the threshold",
+    "aupro": "AUPRO",
+    "aupro_binned": "AUPRO (800 steps)",
+    "aupro_log": "AUPRO (log map)",
+    "false_alarm_rate": "false-alarm rate",
+    "recall": "recall",
+    "f1": "F1",
 }
 
 

@@ -175,7 +175,8 @@ def _train(
     _print_threshold(model)
     console.print(
         f"features {outcome.seconds['features']:.0f} s, training {outcome.seconds['training']:.0f} s; in"
-        f" {escape(str(out))}: {', '.join(sorted(path.name for path in out.iterdir() if path.name[0] != '.'))}"
+        f" {escape(str(out))}: {', '.join(sorted(path.name for path in out.iterdir() if path.name[0] != '.'))}",
+        soft_wrap=True,
     )
     if as_json:
         print_json({"out": str(out), "metrics": summary, "nll": outcome.losses, "seconds": outcome.seconds})
@@ -185,12 +186,10 @@ def _print_metrics(outcome: "Outcome") -> None:
     choices = outcome.by_choice()
     table = Table("metric", *choices)
     for metric, chosen in outcome.summary().items():
-        cells = (
-            f"{chosen[how]['value']:.4f} (epoch {chosen[how]['epoch']})" if how in chosen else "" for how in choices
-        )
+        cells = (f"{chosen[how]['value']:.4f} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices)
         table.add_row(METRIC_NAMES[metric], *cells)
     console.print(table)
-    console.print("best on test: each metric's own epoch, chosen by the test set itself, so optimistic", style="dim")
+    console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
 
 
 def _print_threshold(model: "MSFlow") -> None:
@@ -198,6 +197,6 @@ def _print_threshold(model: "MSFlow") -> None:
     if calibration is None:
         console.print("no threshold: no images were held out; `fastmsflow calibrate` sets one", style="dim")
     elif calibration.is_enough():
-        console.print(f"threshold: {calibration.threshold()}")
+        console.print(f"threshold: {calibration.threshold()}", soft_wrap=True)
     else:
         console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
