@@ -1,7 +1,7 @@
 """What the verbs share: the application, options, the console."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,6 +87,11 @@ FalseAlarms = Annotated[
     float | None,
     typer.Option(help="Share of good images that may be called defective. Default: what the model is calibrated for."),
 ]
+
+
+def named(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """By the names that people read, those that there are."""
+    return {METRIC_NAMES[key]: value for key, value in metrics.items() if value is not None}
 
 
 def speak(quiet: bool, as_json: bool) -> None:

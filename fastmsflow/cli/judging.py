@@ -20,6 +20,7 @@ from .common import (
     app,
     console,
     load_model,
+    named,
     print_json,
     progress_bar,
     speak,
@@ -70,7 +71,7 @@ def evaluate(
         judged += found.rows
         if folder is not None:
             with found.stopwatch("report"), console.status("writing the report ..."):
-                metrics = {row.checkpoint: row.evaluation.as_dict() for row in found.rows}
+                metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
                 write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx))
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)

@@ -22,6 +22,7 @@ from .common import (
     Workers,
     app,
     console,
+    named,
     print_json,
     speak,
 )
@@ -166,11 +167,17 @@ def _train(
     options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
     outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options)
     summary = outcome.summary()
-    curves = {METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments] for key in summary}
-    plot_training(out / "training.png", outcome.losses, curves)
+    held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
+    curves = {
+        METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments]
+        for key in ("image_auroc_absolute", "pixel_auroc", "aupro")
+        if key in summary
+    }
+    plot_training(out / "training.png", outcome.losses, held_out, curves)
     if outcome.scores is not None:
+        metrics = {how: named(values) for how, values in outcome.by_choice().items()}
         with console.status("writing the report ..."):
-            write_test_report(out, images, model, outcome.scores, outcome.by_choice(), options)
+            write_test_report(out, images, model, outcome.scores, metrics, options)
         _print_metrics(outcome)
     _print_threshold(model)
     console.print(

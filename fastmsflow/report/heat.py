@@ -9,6 +9,10 @@ from ..errors import InputError
 from ..scoring import Scores
 
 
+# Good images take the first quarter of the scale, so that the rest tells slight defects from gross ones.
+REACH = 4
+
+
 @dataclass(frozen=True)
 class Heat:
     """The absolute map of a calibrated model; else, since nothing is known of good images, the additive map."""
@@ -19,7 +23,7 @@ class Heat:
     scale: tuple[float, float]
     """Values of the first and the last colour."""
     region_threshold: float | None
-    """Where a region begins: the middle of the scale."""
+    """Where a region begins."""
 
     @classmethod
     def of(cls, calibration: Calibration | None, levels: int, false_alarms: float | None = None) -> "Heat":
@@ -38,8 +42,9 @@ class Heat:
             if false_alarms is not None:
                 raise
             region = None
-        middle = max(calibration.peaks) if region is None else region
-        return cls(levels, True, (calibration.typical, 2 * middle - calibration.typical), region)
+        low = calibration.typical
+        most_of_good = max(calibration.peaks) if region is None else region
+        return cls(levels, True, (low, low + REACH * (most_of_good - low)), region)
 
     @property
     def caption(self) -> str:

@@ -26,18 +26,22 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
     _save(figure, path)
 
 
-def plot_training(path: Path, losses: Sequence[float], metrics: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """nll per sub-epoch, and each metric's (epoch, value) points on a second axis."""
+Points = Sequence[tuple[int, float]]
+
+
+def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics: Mapping[str, Points]) -> None:
+    """nll per sub-epoch, of training and of held-out images, and each metric on a second axis. Points: (epoch, value)."""
     figure, axis = _axes()
-    axis.plot(range(1, len(losses) + 1), losses, color="#555555", label="nll (left)")
+    axis.plot(range(1, len(losses) + 1), losses, color="#555555", label="nll of training images")
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), color="#555555", ls="--", marker="o", ms=3, label="of held-out images")
     axis.set(xlabel="pass over the training images", ylabel="negative log-likelihood, nats an image")
-    right = axis.twinx()
-    for name, points in metrics.items():
-        if points:
-            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    right.set_ylabel("metric on the test set")
-    lines = [*axis.get_lines(), *right.get_lines()]
-    axis.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    if metrics:
+        right = axis.twinx()
+        for name, points in metrics.items():
+            right.plot(*zip(*points, strict=True), marker="o", ms=3, label=f"{name} (right)")
+        right.set_ylabel("on the test set")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path)
 
 
