@@ -106,7 +106,9 @@ def walk_images(folder: Path, fault: Callable[[str], None]) -> Iterator[Path]:
     folder once. ``fault`` gets a line for each folder that cannot be read."""
 
     def unread(error: OSError) -> None:
-        fault(f"{shown(error.filename)}: this folder cannot be read ({error.strerror}); change its mode or leave it out")
+        fault(
+            f"{shown(error.filename)}: this folder cannot be read ({error.strerror}); change its mode or leave it out"
+        )
 
     seen: set[tuple[int, int]] = set()
     for base, folders, names in os.walk(folder, onerror=unread, followlinks=True):
@@ -222,9 +224,7 @@ def _unidentified(path: Path) -> str:
 def _check_finite(values: np.ndarray, name: str | Path) -> None:
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
-        raise InputError(
-            f"{shown(name)}: {bad} pixels are NaN or infinite; replace them and save it with 8 or 16 bits"
-        )
+        raise InputError(f"{shown(name)}: {bad} pixels are NaN or infinite; replace them and save it with 8 or 16 bits")
 
 
 def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Pictures of results. Needs the ``train`` extra."""
 
-from .heat_maps import gallery, save_heat_map
+from .heat_maps import gallery
 from .plots import plot_scores, plot_training
 
-__all__ = ["gallery", "plot_scores", "plot_training", "save_heat_map"]
+__all__ = ["gallery", "plot_scores", "plot_training"]

@@ -1,17 +1,15 @@
-"""The pictures and tables of an evaluated test set, and of new images."""
+"""The pictures and tables of an evaluated test set."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data import ImageSet, Sample, list_images, load_image, load_mask
-from ..errors import InputError
+from ..data import ImageSet, Sample, load_image, load_mask
 from ..files import written_aside
-from ..model import MSFlow
-from .heat_maps import Panel, gallery, save_heat_map
+from .heat_maps import Panel, gallery
 from .plots import plot_scores
 
 # Heat maps show the additive map: the one made for localisation. It lies between 0 and the number of levels.
@@ -49,45 +47,6 @@ def write_test_report(
     gallery(out / "heatmaps.png", panels, HEAT_SCALE, CAPTION)
 
 
-def write_predictions(
-    model: MSFlow, paths: Sequence[Path], out: Path, batch_size: int, progress: Callable[[int], None]
-) -> tuple[list[tuple[Path, float, float]], list[str]]:
-    """Scores every image of ``paths`` (files and folders); a heat map of each and ``scores.csv`` go into ``out``.
-
-    -> ([(image, score, log score), highest first], [one line for each file that could not be read]).
-    Errors: InputError where not one image can be read.
-    """
-    files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])]
-    device = next(model.parameters()).device
-    scored: list[tuple[Path, float, float]] = []
-    faults: list[str] = []
-    names: set[str] = set()
-    for start in range(0, len(files), batch_size):
-        kept, pixels = [], []
-        for file in files[start : start + batch_size]:
-            try:
-                pixels.append(load_image(file, model.image_size))
-                kept.append(file)
-            except InputError as error:
-                faults.append(str(error))
-        if kept:
-            with torch.no_grad():
-                scores = model.scores(torch.stack(pixels).to(device, memory_format=torch.channels_last))
-            # Counted from the highest possible likelihood, not the batch's: comparable between images.
-            heat = (len(model.flow.channels) - scores.likelihood_add).cpu().numpy()
-            for i, file in enumerate(kept):
-                save_heat_map(
-                    out / f"{_unused(file.stem, names)}_heatmap.png", as_pixels(pixels[i]), heat[i], HEAT_SCALE
-                )
-                scored.append((file, float(scores.score[i]), float(scores.log_score[i])))
-        progress(min(start + batch_size, len(files)))
-    if not scored:
-        raise InputError(faults[0])
-    scored.sort(key=lambda row: row[2], reverse=True)
-    write_table(out / "scores.csv", ("image", "score", "log_score"), scored)
-    return scored, faults
-
-
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """CSV, written aside and renamed."""
     with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -106,12 +65,3 @@ def _panel(sample: Sample, image_size: tuple[int, int], log_score: float, score_
     mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
     title = f"{sample.kind}  {sample.image.stem}  log score {log_score:.2f}"
     return Panel(as_pixels(load_image(sample.image, image_size)), score_map, title, mask)
-
-
-def _unused(stem: str, names: set[str]) -> str:
-    name, copy = stem, 1
-    while name in names:
-        copy += 1
-        name = f"{stem}_{copy}"
-    names.add(name)
-    return name
