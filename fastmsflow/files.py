@@ -72,7 +72,7 @@ def _write_fault(path: Path, error: Exception) -> str | None:
     if number == errno.ENAMETOOLONG:
         return f"{file}: the name is too long; choose a shorter one"
     if number in (errno.EACCES, errno.EPERM):
-        if os.access(path.parent, os.W_OK):
+        if os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             return f"{file}: no permission to replace this file; change its owner or mode, or choose another folder"
         return f"{folder}: no permission to write into this folder; change its mode or choose another folder"
     if path.is_dir() and number in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):

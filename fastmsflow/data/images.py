@@ -177,7 +177,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             # Opening a pipe that nothing writes into would wait for ever.
             raise InputError(f"{shown(path)}: a pipe or a device, not a file; save the image as a file")
-        with Image.open(path, formats=FORMATS) as image:
+        # Not by its name: Pillow then maps uncompressed files into memory, and mixes up a turned TIFF's rows.
+        with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in ONE_IMAGE:
                 raise InputError(f"{shown(path)}: holds {frames} frames or pages; save each as a file of its own")

@@ -123,7 +123,8 @@ class Predictor:
                     self._batch(files[start : start + batch_size], rows)
                     progress(min(start + batch_size, len(files)))
                 if not self.scored:
-                    raise InputError(self.faults[0])
+                    more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
+                    raise InputError(f"{self.faults[0]}{more}")
                 self._finish(apart, rows)
         except KeyboardInterrupt as interrupt:
             kept = f"those are in {shown(apart)}; " if self.scored else ""
@@ -146,9 +147,8 @@ class Predictor:
         for file in files:
             try:
                 image = read_image(file)
-                read.append(
-                    _Read(file, image.size, as_tensor(image, size), self._painter and self._painter.shrink(image))
-                )
+                small = None if self._painter is None else self._painter.shrink(image)
+                read.append(_Read(file, image.size, as_tensor(image, size), small))
             except InputError as error:
                 self.faults.append(str(error))
         if not read:
@@ -158,12 +158,12 @@ class Predictor:
         scores = self._model.scores(pixels.to(device, memory_format=torch.channels_last))
         maps = self.heat.map(scores)
         table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
-        for one, values, score_map in zip(read, table, maps, strict=True):
-            if not np.isfinite(values).all():
+        for one, (score, log_score, absolute), score_map in zip(read, table, maps, strict=True):
+            if not np.isfinite((score, log_score, absolute)).all():
                 self.faults.append(f"{shown(one.file)}: its score is not finite; look for where the model overflows")
                 continue
-            absolute = values[2]
-            scored = Scored(one.file, *values, None if self._limit is None else absolute > self._limit.value)
+            defective = None if self._limit is None else absolute > self._limit.value
+            scored = Scored(one.file, score, log_score, absolute, defective)
             rows.add(self._row(scored, one, score_map, rows.path.parent), absolute)
             self.scored.append(scored)
 

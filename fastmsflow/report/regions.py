@@ -46,7 +46,7 @@ def find_regions(score_map: np.ndarray, threshold: float, size: tuple[int, int])
         # Of other regions in the same box nothing is seen.
         around[~here] = np.minimum(around[~here], threshold)
         lines = contour_generator(z=around, line_type=LineType.Separate).lines(threshold)
-        outer = max(lines, key=_extent)
+        outer = max(map(np.asarray, lines), key=_extent)
         # From centres of the rimmed map's pixels to places on the map.
         corner = np.array((columns.start, rows.start)) - 0.5
         points = (outer + corner).clip(0, score_map.shape[::-1]) * scale
