@@ -1,32 +1,98 @@
-"""Writing files so that nothing is ever half-written: aside first, then renamed."""
+"""Writing files so that nothing is ever half-written: aside first, then renamed. Names of files in messages."""
 
 import csv
+import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
+
 ASIDE = ".aside-"
+
+# Bytes of a file's name on every usual file system, and of what mkstemp and written_aside add to it.
+LONGEST_NAME = 255
+_ADDED = len(ASIDE) + 16
 
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it."""
+    """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it.
+
+    Errors: InputError, as ``write_faults`` has it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{ASIDE}", suffix=path.suffix)
-    os.close(handle)
-    aside = Path(name)
+    with write_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = os.fsdecode(os.fsencode(path.stem)[: LONGEST_NAME - _ADDED - len(os.fsencode(path.suffix))])
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{prefix}{ASIDE}", suffix=path.suffix)
+        os.close(handle)
+        aside = Path(name)
+        try:
+            yield aside
+            # mkstemp makes private files; a result is as readable as any other new file.
+            aside.chmod(0o666 & ~_umask())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_faults(path: Path) -> Iterator[None]:
+    """What a file system has against ``path`` being written, as an InputError: one line with the remedy.
+
+    A full or read-only disk, no permission, a name too long, a file where a folder should be or the reverse. Other
+    errors go through as they are.
+    """
     try:
-        yield aside
-        # mkstemp makes private files; a result is as readable as any other new file.
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        line = _write_fault(path, error)
+        if line is None:
+            raise
+        raise InputError(line) from error
+
+
+def shown(path: str | Path) -> str:
+    """A file's name as one line of printable text: newlines and bytes that are not UTF-8 are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _write_fault(path: Path, error: Exception) -> str | None:
+    file, folder = shown(path), shown(path.parent)
+    number = _errno(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        what = "the disk is full" if number == errno.ENOSPC else "the disk quota is used up"
+        return f"{file}: cannot be written, {what}; free some space or choose another folder"
+    if number == errno.EROFS:
+        return f"{folder}: a read-only disk; choose another folder"
+    if number == errno.ENAMETOOLONG:
+        return f"{file}: the name is too long; choose a shorter one"
+    if number in (errno.EACCES, errno.EPERM):
+        if os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            return f"{file}: no permission to replace this file; change its owner or mode, or choose another folder"
+        return f"{folder}: no permission to write into this folder; change its mode or choose another folder"
+    if path.is_dir() and number in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+        return f"{file}: a folder of this name is in the way; remove it or choose another name"
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return f"{folder}: is or lies below a file, not a folder; choose another folder"
+    return None
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors writes in Rust, whose errors carry the number in their text.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def remove_asides(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The command line, on real files: a class in the MVTec AD layout drawn from scikit-image's photographs."""
 
-import csv
 import json
 import shutil
 import sys
@@ -105,42 +104,6 @@ def test_evaluate_prints_the_metrics_of_the_last_epoch(trained: Path, mvtec: Pat
     results = json.loads((trained / "results.json").read_text())
     for key, value in metrics.items():
         assert value == pytest.approx(results["metrics"][key]["last"], abs=1e-3)
-
-
-def test_predict_scores_files_and_folders(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
-    good = mvtec / "tile/test/good/008.png"
-    code, _ = command("predict", trained / "last.safetensors", good, mvtec / "tile/test/spot", "--out", tmp_path)
-    assert code == 0
-    with (tmp_path / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 5
-    logs = [float(row["log_score"]) for row in rows]
-    assert logs == sorted(logs, reverse=True)
-    assert len(list(tmp_path.glob("*_heatmap.png"))) == 5
-    assert Image.open(tmp_path / "008_heatmap.png").size == (128, 64)
-
-
-def test_predict_skips_a_bad_file_says_so_and_fails(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    shutil.copytree(mvtec / "tile/test/good", folder)
-    (folder / "000 [broken].png").write_bytes(b"not an image")
-    code, out = command("predict", trained / "last.safetensors", folder, "--out", tmp_path / "out")
-    assert code == 1
-    assert "skipped" in out
-    assert "000 [broken].png" in out
-    assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == 4
-
-
-def test_same_names_in_two_folders_do_not_overwrite_each_other(
-    trained: Path, mvtec: Path, command, tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        shutil.copytree(mvtec / "tile/test/good", tmp_path / name)
-    code, _ = command(
-        "predict", trained / "last.safetensors", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out"
-    )
-    assert code == 0
-    assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == 8
 
 
 def test_two_runs_with_one_seed_are_the_same(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:

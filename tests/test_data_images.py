@@ -1,6 +1,12 @@
 """Image and mask files: every kind that is read, every fault that is named."""
 
+import io
+import os
+import resource
+import struct
+import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +71,125 @@ def test_a_large_photograph_is_read(tmp_path: Path) -> None:
         assert load_image(path, (32, 32)).shape == (3, 32, 32)
 
 
+def test_cmyk_and_ycck_jpegs_have_their_colours(tmp_path: Path) -> None:
+    """Adobe's JPEGs hold inverted inks; YCCK ones moreover as luminance and colour differences."""
+    inks = np.zeros((48, 64, 4), np.uint8)
+    inks[:, :32] = (200, 40, 90, 20)
+    inks[:, 32:] = (0, 0, 0, 255)
+    light = 255 - inks.astype(float)
+    expected = (light[..., :3] * light[..., 3:] / 255).round().astype(int)
+    options = {"quality": 100, "subsampling": 0}
+    cmyk = saved(tmp_path, Image.fromarray(inks, "CMYK"), "cmyk.jpg", **options)
+
+    # Pillow writes no YCCK: its channels as if they were inks, then Adobe's marker says what they are.
+    ycc = np.asarray(Image.fromarray(inks[..., :3]).convert("YCbCr"))
+    stored = np.dstack([ycc, 255 - inks[..., 3]])
+    buffer = io.BytesIO()
+    Image.fromarray(255 - stored, "CMYK").save(buffer, "JPEG", **options)
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"Adobe") + 11] = 2
+    (tmp_path / "ycck.jpg").write_bytes(content)
+    for path in (cmyk, tmp_path / "ycck.jpg"):
+        assert np.abs(np.asarray(read_image(path)).astype(int) - expected)[:, [4, 60]].max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_as_viewers_show_them(orientation: int, suffix: str, tmp_path: Path) -> None:
+    pixels = np.zeros((48, 64), np.uint8)
+    pixels[:24, :32] = 200  # upper left; where it is when upright:
+    right, low = ((False, False), (True, False), (True, True), (False, True),
+                  (False, False), (True, False), (True, True), (False, True))[orientation - 1]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(pixels), f"image.{suffix}", exif=exif)
+    read = np.asarray(read_image(path))[..., 0]
+    assert read.shape == ((48, 64) if orientation < 5 else (64, 48))
+    height, width = read.shape
+    quarter = read[(height // 2 if low else 0) :, (width // 2 if right else 0) :][: height // 2, : width // 2]
+    assert quarter.mean() > 180
+    assert read.mean() < 60
+    mask = saved(tmp_path, Image.new("L", (width, height), 255), "mask.png")
+    assert load_mask(Sample(path, 1, mask), (32, 32)).all()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_several_frames_are_refused_and_one_is_read(suffix: str, tmp_path: Path) -> None:
+    first, second = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    path = saved(tmp_path, first, f"image.{suffix}", save_all=True, append_images=[second])
+    with pytest.raises(InputError, match="holds 2 frames or pages; save each as a file of its own"):
+        read_image(path)
+    assert read_image(saved(tmp_path, first, f"one.{suffix}")).size == (64, 48)
+
+
+def test_a_phone_s_preview_behind_the_photograph_is_passed_over(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(COLOUR), "image.jpg", format="MPO", save_all=True,
+                 append_images=[Image.fromarray(COLOUR[::4, ::4])])  # fmt: skip
+    with Image.open(path) as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    assert read_image(path).size == (64, 48)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_are_named(value: float, tmp_path: Path) -> None:
+    pixels = GREY.astype(np.float32)
+    pixels[3, 5:8] = value
+    path = saved(tmp_path, Image.fromarray(pixels), "nan.tif")
+    with pytest.raises(InputError, match=r"nan\.tif: 3 pixels are NaN or infinite; .* 8 or 16 bits"):
+        read_image(path)
+
+
+def test_40000_by_40000_is_refused_by_its_header(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
+    row = zlib.compressobj()
+    rows = b"".join(row.compress(bytes(5001)) for _ in range(40_000)) + row.flush()
+    path = tmp_path / "huge.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"too large to decode \(more than 179 megapixels\); scale it down or cut"):
+        read_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; its rows alone are 200 MB
+
+
+def test_pipes_devices_and_links_do_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    faults = {
+        "pipe.png": "a pipe or a device, not a file",
+        "broken.png": "a link to a file that is not there",
+        "loop.png": "no such file",
+    }
+    for name, message in faults.items():
+        with pytest.raises(InputError, match=rf"{name}: {message}"):
+            read_image(tmp_path / name)
+    with pytest.raises(InputError, match="/dev/zero: a pipe or a device"):
+        read_image("/dev/zero")
+
+
+def test_eps_is_not_handed_to_another_program(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not an image that can be read"):
+        read_image(saved(tmp_path, Image.fromarray(COLOUR), "image.png", format="EPS"))
+
+
+def test_damaged_bytes_are_named_whatever_the_decoder_makes_of_them(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for suffix in ("png", "jpg", "webp", "bmp", "gif", "ppm"):
+        whole = np.fromfile(saved(tmp_path, Image.fromarray(COLOUR), f"image.{suffix}"), np.uint8)
+        path = tmp_path / f"damaged.{suffix}"
+        for _ in range(60):
+            damaged = whole.copy()
+            damaged[generator.integers(0, min(len(whole), 300), 4)] = generator.integers(0, 256, 4)
+            path.write_bytes(damaged[: generator.integers(1, 2 * len(whole))].tobytes())
+            try:
+                read_image(path)
+            except InputError as error:
+                assert str(error).startswith(f"{path}: ")
+
+
 def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     good = saved(folder, Image.fromarray(COLOUR), "good.png").read_bytes()
     jpeg = saved(folder, Image.fromarray(COLOUR), "good.jpg").read_bytes()
@@ -81,7 +206,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     saved(folder, Image.fromarray(GREY.astype(np.float32)), "float.tif")
     saved(folder, Image.fromarray(GREY.astype(np.int32) * 1000), "deep.tif")
     return {
-        "zero bytes": (folder / "zero.png", "not an image"),
+        "zero bytes": (folder / "zero.png", r"empty \(0 bytes\), not an image"),
         "no image": (folder / "text.png", "not an image"),
         "truncated PNG": (folder / "cut.png", "damaged or truncated"),
         "truncated JPEG": (folder / "cut.jpg", "damaged or truncated"),
@@ -134,6 +259,40 @@ def test_a_mask_is_resized_by_nearest_neighbour_and_cut_at_one_half(tmp_path: Pa
     assert torch.equal(load_mask(masked(tmp_path, mask), (24, 32)), expected)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(np.uint8, 1), (np.uint8, 38), (np.uint8, 255), (np.uint16, 1), (np.uint16, 65535), (np.float32, 1)],
+)
+def test_a_mask_of_two_values_marks_the_larger(dtype: type, value: int, tmp_path: Path) -> None:
+    mask = np.zeros((48, 64), dtype)
+    mask[10:20, 10:20] = value
+    path = saved(tmp_path, Image.fromarray(mask), "mask.tif")
+    assert load_mask(Sample(saved(tmp_path, Image.fromarray(COLOUR)), 1, path), (48, 64)).sum() == 100
+
+
+def test_a_soft_edge_is_cut_at_one_half_in_8_and_16_bits(tmp_path: Path) -> None:
+    mask = np.zeros((48, 64), np.uint16)
+    mask[10:20, 10:20] = 65535
+    mask[20, 10:20] = 33_000
+    mask[21, 10:20] = 32_000
+    for values in (mask, (mask // 257).astype(np.uint8)):
+        assert load_mask(masked(tmp_path, values), (48, 64)).sum() == 110
+
+
+def test_a_mask_that_would_mark_nothing_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:20, 10:20], mask[30:40, 10:20] = 1, 2
+    with pytest.raises(InputError, match=r"mask\.png: the mask's values go up to 2, .* above 127; save it with 255"):
+        load_mask(masked(tmp_path, mask), (48, 64))
+    assert load_mask(masked(tmp_path, mask, above=0), (48, 64)).sum() == 200
+
+
+def test_a_mask_of_nan_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(np.full((48, 64), np.nan, np.float32)), "mask.tif")
+    with pytest.raises(InputError, match=r"mask\.tif: 3072 pixels are NaN"):
+        load_mask(Sample(saved(tmp_path, Image.fromarray(COLOUR)), 1, path), (48, 64))
+
+
 def test_a_label_map_is_cut_above_zero(tmp_path: Path) -> None:
     mask = np.zeros((48, 64), np.uint8)
     mask[10:20, 10:20] = 3
@@ -172,3 +331,33 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         list_images(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         list_images(tmp_path / "none")
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for path in (inside / "a/1.png", outside / "2.png"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (inside / "a/loop").symlink_to(inside)
+    (inside / "linked").symlink_to(outside)
+    assert list_images(inside) == [inside / "a/1.png", inside / "linked/2.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
+def test_a_folder_that_cannot_be_read_is_named_not_passed_over() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "shut").mkdir()
+        (root / "shut/1.png").touch()
+        (root / "2.png").touch()
+        root.chmod(0o755)
+        (root / "shut").chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root reads everything
+        try:
+            with pytest.raises(InputError, match=r"shut: this folder cannot be read \(Permission denied\); change its"):
+                list_images(root)
+        finally:
+            os.seteuid(user)
+            (root / "shut").chmod(0o700)

@@ -75,6 +75,28 @@ def test_one_missing_mask_is_named(tmp_path: Path) -> None:
         mvtec(tmp_path, "bottle")
 
 
+def test_a_mask_of_another_size_or_that_would_mark_nothing_is_named_on_loading(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle")
+    mask = image(tmp_path / "bottle/ground_truth/crack/000_mask.png", value=1)
+    first = ImageDataset(mvtec(tmp_path, "bottle").test, (36, 40))
+    assert first[0]["mask"].all()  # a mask of 1 is as good as one of 255
+    Image.fromarray(np.arange(36 * 40, dtype=np.uint8).reshape(36, 40) % 3).save(mask)
+    with pytest.raises(InputError, match=r"crack/000_mask\.png: the mask's values go up to 2"):
+        first[0]
+    image(mask, size=(20, 36), value=255)
+    with pytest.raises(InputError, match=r"crack/000_mask\.png: the mask is 20x36, its image 000\.png 40x36"):
+        first[0]
+
+
+def test_a_broken_link_among_training_images_is_named_not_passed_over(tmp_path: Path) -> None:
+    mvtec_class(tmp_path, "bottle")
+    (tmp_path / "bottle/train/good/002.png").symlink_to("nowhere.png")
+    train = mvtec(tmp_path, "bottle").train
+    assert len(train) == 3
+    with pytest.raises(InputError, match=r"002\.png: a link to a file that is not there"):
+        ImageDataset(train, (36, 40))[2]
+
+
 def test_an_unknown_class_lists_those_there_and_guesses(tmp_path: Path) -> None:
     mvtec_class(tmp_path, "bottle")
     mvtec_class(tmp_path, "cable")

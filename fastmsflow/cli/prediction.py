@@ -1,43 +1,135 @@
 """predict, export."""
 
+import json
+import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InputError
-from .common import ModelPath, app, console, load_model, progress_bar
+from ..files import shown
+from .common import AsJson, FalseAlarms, ModelPath, Quiet, app, console, load_model, progress_bar
+from .configuration import Config
+
+if TYPE_CHECKING:
+    from ..report.predictions import Limit, Predictor
 
 DTYPES = ("float32", "float16", "bfloat16")
+SHOWN = 20
+errors: Console = Console(stderr=True)
 
 
 @app.command()
 def predict(
+    ctx: typer.Context,
     model: ModelPath,
-    images: Annotated[list[Path], typer.Argument(help="Image files or folders of images.", metavar="IMAGES...")],
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and a heat map per image.")] = Path("predictions"),
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 8,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
+            " files and folders on standard input, one a line.",
+            metavar="IMAGES...",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the table of scores and a heat map of each image.")] = Path(
+        "predictions"
+    ),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+    false_alarms: FalseAlarms = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Absolute scores above it, in nats, are defective. Default: the calibrated threshold."),
+    ] = None,
+    table: Annotated[str, typer.Option("--format", help="Of the table: csv, or jsonl with every region.")] = "csv",
+    heat_maps: Annotated[bool, typer.Option(help="Write a heat map of each image.")] = True,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="Names on standard input end with NUL: find -print0.")
+    ] = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Scores images and writes a heat map of each."""
-    from ..report.run import write_predictions
+    """Scores images; labels them by a threshold; writes a table, highest score first, and a heat map of each.
 
+    Images that cannot be read are named and left out. Exit code: 0 if all were scored, 1 if any was not, 130 if
+    interrupted. Until all are through, results are in OUT/unfinished, and earlier ones in OUT stay as they were.
+    """
+    if table not in ("csv", "jsonl"):
+        raise InputError(f"format {table}: give csv or jsonl")
+    from ..data.sources import find_images
+    from ..report.predictions import Interrupted, Limit, Predictor
+
+    found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
-    with progress_bar("scoring images") as advance:
-        scores, faults = write_predictions(network, images, out, batch_size, advance)
-    table = Table(
-        Column("image", overflow="fold"), "score", "log score", title=f"highest {min(20, len(scores))} of {len(scores)}"
-    )
-    for path, score, log_score in scores[:20]:
-        table.add_row(escape(str(path)), f"{score:.4f}", f"{log_score:.3f}")
-    console.print(table)
-    console.print(f"heat maps and scores.csv in {escape(str(out))}")
+    limit = Limit.of(network.calibration, false_alarms, threshold)
+    predictor = Predictor(network, out, table, limit, false_alarms, heat_maps)
+    silent = quiet or as_json
+    bar = nullcontext(lambda done: None) if silent else progress_bar("scoring images", len(found.files))
+    try:
+        with bar as advance:
+            predictor.run(found.files, batch_size, advance)
+    except Interrupted as interrupted:
+        errors.print(escape(str(interrupted)), soft_wrap=True)
+        raise typer.Exit(130) from interrupted
+    faults = [*found.faults, *predictor.faults]
+    if as_json:
+        print(json.dumps(_summary(predictor, limit, out if heat_maps else None, faults), indent=2))
+    elif not quiet:
+        _print_scores(predictor, limit, model, heat_maps)
     for fault in faults:
-        console.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
+        errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True, highlight=False)
     if faults:
         raise typer.Exit(1)
+
+
+def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, heat_maps: bool) -> None:
+    scored = sorted(predictor.scored, key=lambda one: one.absolute_score, reverse=True)
+    table = Table(
+        Column("image", overflow="fold"),
+        Column("score, nats", justify="right"),
+        Column("published score", justify="right"),
+        "label",
+        title=f"highest {min(SHOWN, len(scored))} of {len(scored)}",
+    )
+    for one in scored[:SHOWN]:
+        label = {True: "[red]defective[/red]", False: "good", None: ""}[one.defective]
+        table.add_row(escape(shown(one.image)), f"{one.absolute_score:.3f}", f"{one.score:.4f}", label)
+    console.print(table)
+    if limit is None:
+        remedy = (
+            "calibrate it with `fastmsflow calibrate MODEL GOOD_IMAGES`"
+            if not predictor.heat.absolute
+            else ("calibrate it with more good images, or give --false-alarms")
+        )
+        line = f"no labels: {shown(model)} has no threshold; {remedy}, or give --threshold"
+    else:
+        defective = sum(one.defective is True for one in scored)
+        line = f"{defective} of {len(scored)} defective; threshold {limit.text}"
+    console.print(escape(line), soft_wrap=True, highlight=False)
+    what = "heat maps and " if heat_maps else ""
+    console.print(escape(f"{what}{predictor.table.name} in {shown(predictor.table.parent)}"), soft_wrap=True)
+
+
+def _summary(
+    predictor: "Predictor", limit: "Limit | None", heat_maps: Path | None, faults: list[str]
+) -> dict[str, Any]:
+    labels = [one.defective for one in predictor.scored]
+    return {
+        "images": len(labels),
+        "good": labels.count(False) if limit else None,
+        "defective": labels.count(True) if limit else None,
+        "skipped": faults,
+        "threshold": limit and limit.value,
+        "region_threshold": predictor.heat.region_threshold,
+        "scores": str(predictor.table),
+        "heat_maps": heat_maps and str(heat_maps),
+    }
 
 
 @app.command()

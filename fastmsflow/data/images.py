@@ -1,28 +1,39 @@
 """Image files -> pixels. Every fault of a file is an InputError that names it."""
 
+import errno
+import os
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import shown
 from .image_set import Sample
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# By content, whatever the name. Not all that Pillow has: reading EPS runs another program.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Phones put a preview behind the photograph.
+ONE_IMAGE = frozenset({"MPO"})
+ORIENTATION = 0x0112  # in EXIF
 # The coarsest grid (stride 16, then the pool) has a pixel for every 32 of the image.
 SMALLEST = 32
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The file as 8-bit RGB: grey is repeated, 16 bits are scaled (not clipped), transparency is dropped.
+    """The file as 8-bit RGB and upright, as viewers show it (EXIF orientation applied): grey is repeated, 16 bits are
+    scaled (not clipped), transparency is dropped, CMYK converted without its colour profile.
 
-    Errors: InputError where the file is missing, no image, damaged, too large or under 32 pixels on a side.
+    Errors: InputError where the file is missing, no image, damaged, too large (over 179 megapixels, by its header),
+    under 32 pixels on a side, of several frames or pages, or of floating-point pixels.
     """
     return _rgb(_open(path), path)
 
@@ -59,7 +70,9 @@ def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
 def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
     """Where ``sample`` is defective, resized by nearest neighbour: bool (H, W); all False without a mask.
 
-    Errors: InputError where the mask cannot be read or is not of its image's size.
+    Pixels above ``sample.mask_above`` (16 bits: 257 times that) are defective; a mask of 0 and one other value needs no
+    more than that. Errors: InputError where the mask cannot be read, is not of its image's size, or holds several
+    values none of which is above.
     """
     if sample.mask is None:
         return torch.zeros(image_size, dtype=torch.bool)
@@ -67,76 +80,162 @@ def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
     size = _size(sample.image)
     if mask.size != size:
         raise InputError(
-            f"{sample.mask}: the mask is {mask.width}x{mask.height}, its image {sample.image.name} {size[0]}x{size[1]};"
-            " give a mask of the image's size"
+            f"{shown(sample.mask)}: the mask is {mask.width}x{mask.height}, its image {shown(sample.image.name)}"
+            f" {size[0]}x{size[1]}; give a mask of the image's size"
         )
-    values = np.asarray(mask if mask.mode in ("L", "I;16", "I") else mask.convert("L"))
     height, width = image_size
-    resized = Image.fromarray(values > sample.mask_above).resize((width, height), Image.Resampling.NEAREST)
+    resized = Image.fromarray(_marked(mask, sample)).resize((width, height), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(resized))
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below ``folder``, sorted, hidden ones left out. Errors: InputError where there are none."""
+    """All image files below ``folder``, sorted, as ``walk_images`` finds them.
+
+    Errors: InputError where there are none, or a folder cannot be read.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    files = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-    files = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+        raise InputError(f"{shown(folder)}: no such folder")
+    faults: list[str] = []
+    files = sorted(walk_images(folder, faults.append))
+    if faults:
+        raise InputError(faults[0])
     if not files:
-        raise InputError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})")
     return files
+
+
+def walk_images(folder: Path, fault: Callable[[str], None]) -> Iterator[Path]:
+    """All files below ``folder`` with an image's suffix, hidden ones left out; links to folders are followed, every
+    folder once. ``fault`` gets a line for each folder that cannot be read."""
+
+    def unread(error: OSError) -> None:
+        fault(
+            f"{shown(error.filename)}: this folder cannot be read ({error.strerror}); change its mode or leave it out"
+        )
+
+    seen: set[tuple[int, int]] = set()
+    for base, folders, names in os.walk(folder, onerror=unread, followlinks=True):
+        status = Path(base).stat()
+        place = (status.st_dev, status.st_ino)
+        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
+        if place not in seen:
+            yield from (Path(base, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
+        seen.add(place)
 
 
 def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
     if min(image.size) < SMALLEST:
         raise InputError(
-            f"{name}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST}; leave it out"
+            f"{shown(name)}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST};"
+            " leave it out"
         )
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
     if image.mode == "F":
-        raise InputError(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    return image.convert("RGB")
+        _check_finite(np.asarray(image), name)
+        raise InputError(f"{shown(name)}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    with warnings.catch_warnings():
+        # Of transparency that is dropped.
+        warnings.simplefilter("ignore", UserWarning)
+        return image.convert("RGB")
+
+
+def _marked(mask: Image.Image, sample: Sample) -> np.ndarray:
+    """bool (H, W): what ``sample`` counts as defective."""
+    assert sample.mask is not None
+    values = np.asarray(mask if mask.mode in ("L", "I;16", "I", "F") else mask.convert("L"))
+    _check_finite(values, sample.mask)
+    largest = values.max()
+    above = sample.mask_above * (257 if largest > 255 else 1)
+    if 0 < largest <= above:
+        if not np.isin(values, (0, largest)).all():
+            raise InputError(
+                f"{shown(sample.mask)}: the mask's values go up to {largest:g}, and defective is what is above {above};"
+                " save it with 255 where the defect is and 0 elsewhere"
+            )
+        above = 0
+    return values > above
 
 
 def _open(path: str | Path) -> Image.Image:
-    with _faults_named(path), Image.open(path) as image:
+    with _opened(path) as image:
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
         return image
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header."""
-    with _faults_named(path), Image.open(path) as image:
-        return image.size
+    """(width, height) upright, from the file's header where that is enough."""
+    with _opened(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        size = image.size
+    return _open(path).size if turned else size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file, not yet decoded."""
+    with _faults_named(path):
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            # Opening a pipe that nothing writes into would wait for ever.
+            raise InputError(f"{shown(path)}: a pipe or a device, not a file; save the image as a file")
+        # Not by its name: Pillow then maps uncompressed files into memory, and mixes up a turned TIFF's rows.
+        with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format not in ONE_IMAGE:
+                raise InputError(f"{shown(path)}: holds {frames} frames or pages; save each as a file of its own")
+            yield image
 
 
 @contextmanager
 def _faults_named(path: str | Path) -> Iterator[None]:
+    name = shown(path)
     try:
         with warnings.catch_warnings():
-            # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays. Of metadata
+            # that is damaged nothing is needed.
+            warnings.simplefilter("ignore")
             yield
+    except InputError:
+        raise
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        if Path(path).is_symlink():
+            raise InputError(f"{name}: a link to a file that is not there; mend it or remove it") from error
+        raise InputError(f"{name}: no such file") from error
     except IsADirectoryError as error:
-        raise InputError(f"{path}: a folder, not an image") from error
+        raise InputError(f"{name}: a folder, not an image") from error
     except PermissionError as error:
-        raise InputError(f"{path}: no permission to read it; change its mode or leave it out") from error
+        raise InputError(f"{name}: no permission to read it; change its mode or leave it out") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read; remove it or save it as PNG") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: too large to decode; cut it into tiles") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged or truncated ({error}); copy it again") from error
+        raise InputError(f"{name}: {_unidentified(Path(path))}; remove it or save it as PNG") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        limit = f" (more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels)" if Image.MAX_IMAGE_PIXELS else ""
+        raise InputError(f"{name}: too large to decode{limit}; scale it down or cut it into tiles") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+            raise InputError(f"{name}: no such file ({error.strerror})") from error
+        raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
+    except Exception as error:
+        # What decoders raise on damaged bytes is of every type: struct.error, KeyError, zlib.error, ...
+        raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
+
+
+def _unidentified(path: Path) -> str:
+    return "empty (0 bytes), not an image" if path.stat().st_size == 0 else "not an image that can be read"
+
+
+def _check_finite(values: np.ndarray, name: str | Path) -> None:
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise InputError(f"{shown(name)}: {bad} pixels are NaN or infinite; replace them and save it with 8 or 16 bits")
 
 
 def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
     """16-bit grey (also as PIL's 32-bit mode I) -> 8 bits: 65535 becomes 255."""
     if values.min() < 0 or values.max() > 65535:
-        raise InputError(f"{path}: pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+        raise InputError(f"{shown(path)}: pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
     # float32 rounds the same and spares a large image gigabytes.
     scaled = np.divide(values, 257, dtype=np.float32)
     return scaled.round(out=scaled).astype(np.uint8)

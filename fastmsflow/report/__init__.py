@@ -1,7 +1,7 @@
 """Pictures of results. Needs the ``train`` extra."""
 
-from .heat_maps import gallery, save_heat_map
+from .heat_maps import gallery
 from .page import Page, Row, write_page
 from .plots import plot_scores, plot_training
 
-__all__ = ["Page", "Row", "gallery", "plot_scores", "plot_training", "save_heat_map", "write_page"]
+__all__ = ["Page", "Row", "gallery", "plot_scores", "plot_training", "write_page"]

@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..files import written_aside
 
@@ -35,17 +34,12 @@ def overlay(image: np.ndarray, score_map: np.ndarray, scale: tuple[float, float]
     """``image`` (H, W, 3) uint8 under the coloured ``score_map`` (H, W); ``scale``: the values of its first and last
     colour. The more abnormal, the less transparent."""
     low, high = scale
-    share = np.clip((score_map - low) / max(high - low, 1e-12), 0, 1)[..., None]
-    colours = mpl.colormaps[COLOURS](share[..., 0])[..., :3] * 255
+    # Of 256 steps: a tenth of the time that every pixel's own colour takes.
+    step = np.clip((score_map - low) * (255 / max(high - low, 1e-12)), 0, 255).round().astype(np.uint8)
+    share = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
     opacity = OPACITY * np.sqrt(share)
-    return (image * (1 - opacity) + colours * opacity).round().astype(np.uint8)
-
-
-def save_heat_map(path: Path, image: np.ndarray, score_map: np.ndarray, scale: tuple[float, float]) -> None:
-    """The image and its overlay side by side, (H, 2W), as PNG."""
-    both = np.concatenate([image, overlay(image, score_map, scale)], axis=1)
-    with written_aside(path) as aside:
-        Image.fromarray(both).save(aside, format="PNG")
+    colours = mpl.colormaps[COLOURS](share[:, 0])[:, :3].astype(np.float32) * 255 * opacity
+    return (image * (1 - opacity)[step] + colours[step]).round().astype(np.uint8)
 
 
 def gallery(path: Path, panels: Sequence[Panel], scale: tuple[float, float], caption: str, columns: int = 4) -> None:

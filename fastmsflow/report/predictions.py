@@ -1,0 +1,223 @@
+"""New images -> scores, labels, regions and pictures, written as they come."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..calibration import Calibration, Threshold
+from ..data.images import as_tensor, read_image
+from ..errors import InputError
+from ..files import LONGEST_NAME, shown, write_faults, written_aside
+from ..model import MSFlow
+from .heat import Heat
+from .picture import Painter, Verdict
+from .regions import Region, find_regions
+from .rows import Rows
+
+UNFINISHED = "unfinished"
+HEAT_MAP = "_heatmap.png"
+# A fifth larger than at Pillow's 6, in a quarter of the time.
+COMPRESSION = 1
+COLUMNS = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
+# A CSV has no lists in it.
+CSV_COLUMNS = (*COLUMNS, "largest_region")
+LABELS = {True: "defective", False: "good", None: None}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What an absolute score above ``value`` is called defective by."""
+
+    value: float
+    text: str
+
+    @classmethod
+    def of(cls, calibration: Calibration | None, false_alarms: float | None, value: float | None) -> "Limit | None":
+        """``value``, nats, if given; else the calibrated threshold for ``false_alarms`` (None: as calibrated); None
+        where there is none. Errors: InputError where one was asked for that cannot be had."""
+        if value is not None:
+            if not math.isfinite(value):
+                raise InputError(f"the threshold is {value}; give a number of nats")
+            return cls(value, f"{value:.4g} nats, as given")
+        if calibration is None:
+            return None
+        try:
+            found: Threshold = calibration.threshold(false_alarms)
+        except InputError:
+            if false_alarms is not None:
+                raise
+            return None
+        return cls(found.value, str(found))
+
+
+@dataclass(frozen=True)
+class Scored:
+    image: Path
+    score: float
+    log_score: float
+    absolute_score: float
+    defective: bool | None
+
+
+class _Read(NamedTuple):
+    file: Path
+    size: tuple[int, int]
+    """(width, height) of the file's pixels."""
+    pixels: Tensor
+    shown: Image.Image | None
+    """For the picture, if there is to be one."""
+
+
+class Interrupted(Exception):
+    """By the user; its text is what became of the results so far."""
+
+
+class Predictor:
+    """Scores images into a folder: a table of them all, highest score first, and a picture of each.
+
+    Both go into ``out / "unfinished"`` as they come, and to ``out`` when all images are through. So an interrupted run,
+    or one that fills the disk, leaves earlier results as they were, and its own, every file and row whole, apart.
+    """
+
+    def __init__(
+        self,
+        model: MSFlow,
+        out: Path,
+        table: str = "csv",
+        limit: Limit | None = None,
+        false_alarms: float | None = None,
+        pictures: bool = True,
+    ) -> None:
+        """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
+        a region. Errors: InputError where ``false_alarms`` cannot be had."""
+        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms)
+        self.table = out / f"scores.{table}"
+        self.scored: list[Scored] = []
+        self.faults: list[str] = []
+        """One line for each file that could not be scored."""
+        self._model = model
+        self._out = out
+        self._limit = limit
+        self._painter = Painter(self.heat, model.image_size) if pictures else None
+        self._names: dict[str, str] = {}
+
+    def run(self, files: Sequence[Path], batch_size: int, progress: Callable[[int], None]) -> None:
+        """Errors: InputError where not one of ``files`` can be scored, or results cannot be written; Interrupted."""
+        apart = self._out / UNFINISHED
+        with write_faults(apart):
+            apart.mkdir(parents=True, exist_ok=True)
+            for left in (*apart.glob(f"*{HEAT_MAP}"), *apart.glob("scores.*")):
+                left.unlink()
+        columns = CSV_COLUMNS if self.table.suffix == ".csv" else COLUMNS
+        try:
+            with Rows(apart / self.table.name, columns) as rows:
+                for start in range(0, len(files), batch_size):
+                    self._batch(files[start : start + batch_size], rows)
+                    progress(min(start + batch_size, len(files)))
+                if not self.scored:
+                    more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
+                    raise InputError(f"{self.faults[0]}{more}")
+                self._finish(apart, rows)
+        except KeyboardInterrupt as interrupt:
+            kept = f"those are in {shown(apart)}; " if self.scored else ""
+            raise Interrupted(
+                f"interrupted after {len(self.scored)} of {len(files)} images; {kept}earlier results in"
+                f" {shown(self._out)} are as they were"
+            ) from interrupt
+        finally:
+            # Not even this can be had on some disks, and then another error is on its way.
+            with suppress(OSError):
+                if not self.scored:
+                    (apart / self.table.name).unlink(missing_ok=True)
+                if not any(apart.iterdir()):
+                    apart.rmdir()
+
+    @torch.no_grad()
+    def _batch(self, files: Sequence[Path], rows: Rows) -> None:
+        size = self._model.image_size
+        read: list[_Read] = []
+        for file in files:
+            try:
+                image = read_image(file)
+                small = None if self._painter is None else self._painter.shrink(image)
+                read.append(_Read(file, image.size, as_tensor(image, size), small))
+            except InputError as error:
+                self.faults.append(str(error))
+        if not read:
+            return
+        pixels = torch.stack([one.pixels for one in read])
+        device = next(self._model.parameters()).device
+        scores = self._model.scores(pixels.to(device, memory_format=torch.channels_last))
+        maps = self.heat.map(scores)
+        table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
+        for one, (score, log_score, absolute), score_map in zip(read, table, maps, strict=True):
+            if not np.isfinite((score, log_score, absolute)).all():
+                self.faults.append(f"{shown(one.file)}: its score is not finite; look for where the model overflows")
+                continue
+            defective = None if self._limit is None else absolute > self._limit.value
+            scored = Scored(one.file, score, log_score, absolute, defective)
+            rows.add(self._row(scored, one, score_map, rows.path.parent), absolute)
+            self.scored.append(scored)
+
+    def _row(self, scored: Scored, one: _Read, score_map: np.ndarray, folder: Path) -> dict[str, Any]:
+        above = self.heat.region_threshold
+        regions = None if above is None else find_regions(score_map, above, one.size)
+        name = None
+        if self._painter is not None and one.shown is not None:
+            name = self._unused(one.file.stem)
+            verdict = self._verdict(scored, regions)
+            picture = self._painter.paint(one.shown, score_map, regions or (), one.size, verdict)
+            with written_aside(folder / name) as aside:
+                picture.save(aside, format="PNG", compress_level=COMPRESSION)
+            self._names[name.casefold()] = name
+        row = {
+            "image": str(scored.image),
+            "score": scored.score,
+            "log_score": scored.log_score,
+            "absolute_score": scored.absolute_score,
+            "label": LABELS[scored.defective],
+            "threshold": self._limit and self._limit.value,
+            "heat_map": name,
+        }
+        if self.table.suffix == ".csv":
+            found = (None, None) if regions is None else (len(regions), max((r.area for r in regions), default=0))
+            return {**row, "regions": found[0], "largest_region": found[1]}
+        return {**row, "regions": regions and [region.as_dict() for region in regions]}
+
+    def _verdict(self, scored: Scored, regions: Sequence[Region] | None) -> Verdict:
+        score = f"score {scored.absolute_score:.4g} nats"
+        if self._limit is None:
+            text = f"{score}, no threshold"
+        else:
+            word = "DEFECTIVE" if scored.defective else "GOOD"
+            text = f"{word}: {score}, threshold {self._limit.value:.4g}"
+        if regions is not None:
+            text += f", {len(regions) or 'no'} region{'' if len(regions) == 1 else 's'}"
+        return Verdict(shown(scored.image.name), text, scored.defective)
+
+    def _finish(self, apart: Path, rows: Rows) -> None:
+        for name in self._names.values():
+            with write_faults(self._out / name):
+                (apart / name).replace(self._out / name)
+        rows.finish(self.table)
+        rows.path.unlink()
+
+    def _unused(self, stem: str) -> str:
+        """A name for the picture that no other has, on file systems that ignore case too; of printable characters,
+        and short enough."""
+        clean = "".join(c if c.isprintable() else "_" for c in stem)
+        copy = 1
+        while True:
+            end = HEAT_MAP if copy == 1 else f"_{copy}{HEAT_MAP}"
+            name = clean.encode()[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
+            if name.casefold() not in self._names:
+                return name
+            copy += 1
