@@ -40,7 +40,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("patch", "scratch", "smear"):
         shutil.rmtree(root / "brick/test" / kind)
         shutil.rmtree(root / "brick/ground_truth" / kind)
-    kept = {"train/good": 169 // 7, "test/good": 6, "test/hole": 3, "test/stain": 3}
+    kept = {"train/good": 24, "test/good": 6, "test/hole": 3, "test/stain": 3}
     for folder, count in {**kept, "ground_truth/hole": 3, "ground_truth/stain": 3}.items():
         files = sorted((root / "brick" / folder).iterdir())
         # Training tiles overlap: they are taken from all over the photograph.
@@ -135,16 +135,20 @@ def test_what_is_trained_is_saved_as_a_model_of_this_library(trained: tuple[Engi
     torch.testing.assert_close(back.predict(images).log_score, model.msflow.eval().predict(images).log_score)
 
 
-def test_exported_files_predict_as_the_module(
-    metrics: dict[str, float], trained: tuple[Engine, Msflow], tmp_path: Path
-) -> None:
+def test_exported_files_predict_as_the_module(data: MVTecAD, tmp_path: Path) -> None:
     import onnxruntime
 
-    engine, model = trained
+    torch.manual_seed(0)
+    model = Msflow(**UNTRAINED)
+    # Its default flow takes half a minute to export.
+    model.model.msflow = MSFlow(**UNTRAINED, blocks=(1, 1, 1))
+    engine = Engine(default_root_dir=tmp_path, **QUIET)
+    # For thresholds and scales, which are exported too.
+    engine.validate(model=model, datamodule=data, verbose=False)
     images = torch.rand(3, 3, SIDE, SIDE)
     with torch.no_grad():
-        expected = model.cpu().eval()(images)
-    assert 0 < expected.pred_score.min()
+        expected = model.eval()(images)
+    assert 0 < expected.anomaly_map.mean() < 1
     file = engine.export(model, "torch", export_root=tmp_path)
     with torch.no_grad():
         given = torch.load(file, weights_only=False)["model"].eval()(images)
@@ -153,16 +157,18 @@ def test_exported_files_predict_as_the_module(
     file = engine.export(model, "onnx", export_root=tmp_path, input_size=(SIDE, SIDE))
     session = onnxruntime.InferenceSession(file)
     names = [output.name for output in session.get_outputs()]
-    assert {"pred_score", "anomaly_map", "pred_label", "pred_mask"} == set(names)
+    assert {"pred_score", "anomaly_map"} <= set(names)
     for name, value in zip(names, session.run(None, {"input": images.numpy()}), strict=True):
         wanted = getattr(expected, name)
         if wanted.is_floating_point():
-            torch.testing.assert_close(torch.from_numpy(value).reshape(wanted.shape), wanted, **EXPORTED)
+            torch.testing.assert_close(torch.from_numpy(value), wanted, **EXPORTED)
 
 
 def test_a_graph_is_made_of_plain_pytorch_whatever_the_backend(monkeypatch) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr("anomalib.models.components.AnomalibModule.to_onnx", lambda self, **options: seen.append(backend.override()))
+    monkeypatch.setattr(
+        "anomalib.models.components.AnomalibModule.to_onnx", lambda self, **options: seen.append(backend.override())
+    )
     with backend.use("triton"):
         Msflow(**UNTRAINED).to_onnx()
     assert seen == ["torch"]
@@ -227,7 +233,10 @@ def test_only_the_flow_is_trained_and_its_gradient_is_clipped(trained: tuple[Eng
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": (64, 64), "pre_processor": PreProcessor(transform=Resize((96, 96)))}, r"makes \(96, 96\): leave"),
+        (
+            {"image_size": (64, 64), "pre_processor": PreProcessor(transform=Resize((96, 96)))},
+            r"makes \(96, 96\): leave",
+        ),
         (
             {"pre_processor": PreProcessor(transform=Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)]))},
             "take its Normalize out",

@@ -1,6 +1,10 @@
 """MSFlow as a model of anomalib: for its Engine, data modules, metrics and exports. Needs the ``anomalib`` extra."""
 
-from typing import Any
+# Where anomalib is not installed, pyright takes it for this file.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +17,14 @@ from ..model import MSFlow
 from ..nn.pool import Pool
 from ..training.recipe import Recipe
 
-OLDEST = (2, 3)
-REMEDY = "pip install 'fastmsflow[anomalib]'"
-
 try:
     from anomalib import LearningType, __version__
 except ImportError as error:
-    raise UnavailableError(f"fastmsflow.integrations.anomalib needs {error.name}: {REMEDY}") from error
-if tuple(int(part) for part in __version__.split(".")[:2]) < OLDEST:
-    raise UnavailableError(f"anomalib {__version__} is too old, {'.'.join(map(str, OLDEST))} is needed: {REMEDY}")
-
+    raise UnavailableError(
+        f"fastmsflow.integrations.anomalib needs {error.name}: pip install 'fastmsflow[anomalib]'"
+    ) from error
+if tuple(int(part) for part in __version__.split(".")[:2]) < (2, 3):
+    raise UnavailableError(f"anomalib {__version__} is too old, 2.3 is needed: pip install 'fastmsflow[anomalib]'")
 from anomalib.data import Batch, InferenceBatch
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.metrics import Evaluator
@@ -51,6 +53,8 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     to the number of levels: comparable between images, as one threshold for all of them needs.
     Errors: InputError where options, sizes or the pre-processor do not fit, and where the loss is not finite.
     """
+
+    model: "_Inference"
 
     def __init__(
         self,
@@ -124,18 +128,19 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         """Takes the statistics of the training images, unless the training goes on from a checkpoint."""
         if self.msflow.standardiser is None or self.trainer.global_step > 0:
             return
-        transform = self.pre_processor.transform if self.pre_processor else None
-        images = (batch.image.to(self.device) for batch in self.trainer.train_dataloader)
+        resize = getattr(self.pre_processor, "transform", None) or nn.Identity()
         batches = [
-            [level.cpu() for level in self.msflow.pooled(transform(batch) if transform else batch)] for batch in images
+            [level.cpu() for level in self.msflow.pooled(resize(batch.image.to(self.device)))]
+            for batch in cast(Iterable[Any], self.trainer.train_dataloader)
         ]
         self.msflow.standardiser.fit(torch.cat(level) for level in zip(*batches, strict=True))
 
     def training_step(self, batch: Batch, *args: object, **options: object) -> Tensor:
-        loss = self.msflow.nll(batch.image).mean()
+        images = cast(Tensor, batch.image)
+        loss = self.msflow.nll(images).mean()
         if not torch.isfinite(loss):
             raise InputError(f"the loss is {loss.item()} in epoch {self.current_epoch + 1}; try a lower learning rate")
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: Batch, *args: object, **options: object) -> Batch:
