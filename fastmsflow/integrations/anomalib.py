@@ -23,7 +23,9 @@ except ImportError as error:
     raise UnavailableError(
         f"fastmsflow.integrations.anomalib needs {error.name}: pip install 'fastmsflow[anomalib]'"
     ) from error
-if tuple(int(part) for part in __version__.split(".")[:2]) < (2, 3):
+else:
+    VERSION = tuple(int(part) for part in __version__.split(".")[:2])
+if VERSION < (2, 3):
     raise UnavailableError(f"anomalib {__version__} is too old, 2.3 is needed: pip install 'fastmsflow[anomalib]'")
 from anomalib.data import Batch, InferenceBatch
 from anomalib.data.transforms.utils import extract_transforms_by_type
@@ -157,13 +159,19 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
 
     def to_onnx(self, *args: Any, **options: Any) -> Any:
         """See AnomalibModule; OpenVINO's files are made of it too. Images of another size are resized in the graph,
-        without antialiasing.
+        without antialiasing. By plain PyTorch: ONNX has none of the kernels.
 
-        By plain PyTorch: ONNX has no kernels of ours. The exporter and opset are those that PyTorch advises; anomalib's
-        own defaults are older, before 2.7 too old for the flow.
+        Errors: UnavailableError with an anomalib before 2.7.
         """
+        if VERSION < (2, 7):
+            raise UnavailableError(
+                f"the post-processor of anomalib {__version__} has no ONNX form: pip install 'anomalib>=2.7',"
+                " or export the model alone by fastmsflow.integrations.export.export_onnx(model.msflow, path)"
+            )
+        # anomalib's own default, 14, is older than what PyTorch writes.
+        options.setdefault("opset_version", 18)
         with backend.use("torch"):
-            return super().to_onnx(*args, **{"dynamo": True, "opset_version": 18, **options})
+            return super().to_onnx(*args, **options)
 
 
 class _Inference(nn.Module):
