@@ -1,9 +1,14 @@
 """What holds for every test."""
 
 import os
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage import data as photographs
 
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.
 if not torch.cuda.is_available():
@@ -26,3 +31,46 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         return buffer.fill_(float("nan")) if buffer.is_floating_point() else buffer
 
     monkeypatch.setattr(torch, "empty", nan)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``fastmsflow ARGS`` in this process -> (exit code, all it printed)."""
+
+    # Not at the top: it may bring in kernels, and TRITON_INTERPRET is read then.
+    from fastmsflow.__main__ import main as run_main
+
+    def run(*args: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fastmsflow", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            run_main()
+        out, err = capsys.readouterr()
+        message = end.value.code if isinstance(end.value.code, str) else ""
+        return 1 if message else int(end.value.code or 0), out + err + message
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mvtec(tmp_path_factory) -> Path:
+    """root/tile with 8 training, 4 good and 4 defective test images of 96x96, with masks."""
+    root = tmp_path_factory.mktemp("mvtec")
+    tile = root / "tile"
+    photograph = photographs.brick()
+    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
+        (tile / folder).mkdir(parents=True)
+    for i in range(16):
+        pixels = photograph[i * 24 : i * 24 + 96, 60:156].copy()
+        if i < 8:
+            target = tile / f"train/good/{i:03}.png"
+        elif i < 12:
+            target = tile / f"test/good/{i:03}.png"
+        else:
+            target = tile / f"test/spot/{i:03}.png"
+            mask = np.zeros((96, 96), np.uint8)
+            mask[30:60, 40:70] = 255
+            pixels[mask > 0] = 255 - pixels[mask > 0] // 2
+            Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
+        Image.fromarray(pixels).save(target)
+    return root

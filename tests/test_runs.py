@@ -1,0 +1,291 @@
+"""What a person does with a run from the command line: configure, resume, compare, calibrate, log."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+from PIL import Image
+from skimage import data as photographs
+
+from fastmsflow import InputError, MSFlow, UnavailableError
+from fastmsflow.metrics import auroc
+from fastmsflow.training.folder import LOCK_FILE, STATE_FILE
+from fastmsflow.training.loggers import check_loggers
+
+SMALL = ("--extractor", "test_resnet.r160_in1k", "--image-size", 64, "--standardise", "--lr", 1e-3, "--batch-size", 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_downloads():
+    """The tiny extractor is not pretrained: nothing is fetched."""
+    patch, made = pytest.MonkeyPatch(), MSFlow.__init__
+
+    def untrained(self, extractor: str, pretrained: bool = True, *rest, **options) -> None:
+        made(self, extractor, False, *rest, **options)
+
+    patch.setattr(MSFlow, "__init__", untrained)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory) -> Path:
+    """Classes a and b of 48 good training tiles, 10 good and 8 defective test tiles each, without masks."""
+    root = tmp_path_factory.mktemp("tiles")
+    for name, photograph in (("a", photographs.brick()), ("b", photographs.gravel())):
+        for i in range(66):
+            pixels = photograph[i * 6 : i * 6 + 80, (i % 3) * 100 : (i % 3) * 100 + 80].copy()
+            if i < 48:
+                target = root / name / f"train/good/{i:02}.png"
+            elif i < 58:
+                target = root / name / f"test/good/{i:02}.png"
+            else:
+                target = root / name / f"test/spot/{i:02}.png"
+                pixels[30:50, 30:50] = 255 - pixels[30:50, 30:50]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(target)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(tiles: Path, tmp_path_factory) -> Path:
+    """A run's folder for each class, a fifth of the images held out for 10% false alarms."""
+    out = tmp_path_factory.mktemp("runs")
+    for name in ("a", "b"):
+        run(
+            "train", tiles, "--class", name, "--out", out / name, *SMALL, "--meta-epochs", 3, "--sub-epochs", 1,
+            "--hold-out", 0.2, "--false-alarms", 0.1,
+        )  # fmt: skip
+    return out
+
+
+def run(*args: object) -> None:
+    """Outside of a test's own ``command``."""
+    from fastmsflow.cli import app
+
+    app([*map(str, args)], standalone_mode=False)
+
+
+def test_a_run_is_configured_by_the_file_that_an_earlier_one_left(runs: Path, tiles: Path, command, tmp_path) -> None:
+    config = yaml.safe_load((runs / "a/config.yaml").read_text())
+    assert config["hold-out"] == 0.2
+    assert (config["class"], config["lr"], config["milestones"]) == ("a", 1e-3, [0.7, 0.9])
+    code, out = command("train", "--config", runs / "a/config.yaml", "--out", tmp_path / "again", "--quiet")
+    assert (code, out) == (0, "")
+    first, again = (json.loads((folder / "results.json").read_text()) for folder in (runs / "a", tmp_path / "again"))
+    assert again["nll"] == first["nll"]
+    assert again["metrics"] == first["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("batch_sise: 4", "train has no option 'batch_sise'; did you mean 'batch_size'?"),
+        ("zebra: 4", "train has no option 'zebra'; there are batch_size, class,"),
+        ("- 4", "holds a list; give one 'option: value' a line"),
+        ("lr: [", "not YAML"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_one_line(content: str, message: str, tiles, command, tmp_path) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    code, out = command("train", tiles, "--class", "a", "--out", tmp_path / "out", "--config", tmp_path / "c.yaml")
+    assert code == 1
+    assert out.strip().splitlines()[-1].startswith(f"fastmsflow: {tmp_path / 'c.yaml'}: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_counts_more_than_the_file(runs: Path, command, tmp_path: Path) -> None:
+    code, out = command(
+        "train", "--config", runs / "a/config.yaml", "--out", tmp_path / "out", "--meta-epochs", 1, "--json"
+    )
+    assert code == 0
+    assert len(json.loads(out)["nll"]) == 1
+    assert yaml.safe_load((tmp_path / "out/config.yaml").read_text())["meta-epochs"] == 1
+
+
+def test_evaluate_shows_a_runs_checkpoints_side_by_side(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    code, out = command("evaluate", runs / "a", tiles, "--class", "a", "--out", tmp_path)
+    assert code == 0
+    for heading in ("chosen on held-out", "last", "best on test", "false-alarm rate", "F1"):
+        assert heading in out
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    assert [row["checkpoint"] for row in rows] == ["chosen on held-out", "last", "best on test"]
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [float(row["image_auroc"]) for row in csv.DictReader(file)] == [row["image_auroc"] for row in rows]
+    with (tmp_path / "scores.csv").open() as file:
+        scores = list(csv.DictReader(file))
+    labels, absolute = ([float(row[key]) for row in scores] for key in ("label", "absolute_score"))
+    assert rows[0]["image_auroc_absolute"] == pytest.approx(auroc(labels, absolute))
+    threshold = MSFlow.load(runs / "a/best.safetensors").calibration.threshold().value
+    called = [score > threshold for score in absolute]
+    alarms = sum(c for c, label in zip(called, labels, strict=True) if not label)
+    assert rows[0]["false_alarm_rate"] == alarms / 10
+    assert rows[0]["f1"] == pytest.approx(2 * (sum(called) - alarms) / (8 + sum(called)))
+    assert all(Path(row["image"]).name in (tmp_path / "report.html").read_text() for row in scores)
+
+
+def test_evaluate_of_all_classes_ends_with_the_mean(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    code, out = command("evaluate", runs, tiles, "--class", "all", "--out", tmp_path, "--json")
+    assert code == 0
+    rows = json.loads(out)["rows"]
+    assert [row["class"] for row in rows] == ["a"] * 3 + ["b"] * 3 + ["mean"] * 3
+    for checkpoint in ("last", "chosen on held-out", "best on test"):
+        a, b, mean = (row["image_auroc"] for row in rows if row["checkpoint"] == checkpoint)
+        assert mean == pytest.approx((a + b) / 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "metrics.csv", "metrics.json"}
+    seconds = json.loads(out)["seconds"]
+    assert list(seconds) == ["load", "extractor", "flow", "score", "metrics", "report"]
+
+
+def test_evaluate_at_another_rate_of_false_alarms(runs: Path, tiles: Path, command) -> None:
+    found = []
+    for rate in (0.1, 0.5):
+        code, out = command("evaluate", runs / "a", tiles, "--class", "a", "--false-alarms", rate, "--json")
+        assert code == 0
+        found.append(json.loads(out)["rows"][0]["recall"])
+    assert found[0] <= found[1]
+    code, out = command("evaluate", runs / "a", tiles, "--class", "a", "--false-alarms", 0.01)
+    assert code == 1
+    assert "needs 99 held-out good images, and there are 10: hold out more, or allow 9.09%" in out
+
+
+def test_calibrate_sets_the_threshold_of_a_model_and_keeps_what_it_says_of_itself(
+    runs: Path, tiles: Path, command, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.safetensors"
+    shutil.copy(runs / "a/best.safetensors", model)
+    code, out = command("calibrate", model, tiles / "a/train/good", "--false-alarms", 0.05, "--json")
+    assert code == 0
+    said = json.loads(out)["threshold"]
+    calibrated = MSFlow.load(model)
+    assert calibrated.calibration.threshold().as_dict() == said
+    assert (said["images"], said["false_alarms"]) == (48, 0.05)
+    # Of 48 the second largest: one of them is above.
+    assert sum(score > said["value"] for score in calibrated.calibration.scores) == 1
+
+
+def test_calibrate_with_too_few_images_leaves_the_model_as_it_was(runs: Path, tiles: Path, command, tmp_path) -> None:
+    model = tmp_path / "model.safetensors"
+    shutil.copy(runs / "a/best.safetensors", model)
+    before = model.read_bytes()
+    code, out = command("calibrate", model, tiles / "a/test/good", "--false-alarms", 0.05)
+    assert code == 1
+    assert "needs 19 held-out good images, and there are 10" in out
+    assert model.read_bytes() == before
+
+
+def train_args(tiles: Path, out: Path, *more: object) -> tuple[object, ...]:
+    return ("train", tiles, "--class", "a", "--out", out, *SMALL, "--meta-epochs", 3, "--sub-epochs", 1, *more)
+
+
+def interrupted(tiles: Path, out: Path, command, monkeypatch) -> None:
+    """A run that ends after its state was kept once."""
+    from fastmsflow.training.callbacks import StateFile
+
+    def keep_and_fail(self, trainer, module):
+        trainer.save_checkpoint(self._path)
+        raise InputError("pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "on_train_epoch_end", keep_and_fail)
+        code, text = command(*train_args(tiles, out))
+    assert code == 1
+    assert "pulled the plug" in text
+
+
+def test_a_run_is_never_written_over_and_says_how_to_go_on(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    interrupted(tiles, out, command, monkeypatch)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, text = command(*train_args(tiles, out))
+    assert code == 1
+    assert f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder" in text
+    code, text = command(*train_args(tiles, out, "--resume", "--lr", 5e-4, "--clip-norm", 3))
+    assert code == 1
+    assert "needs the settings that it began with: recipe.lr was 0.001, is 0.0005; recipe.clip_norm was 2.0, is" in text
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert command(*train_args(tiles, out, "--resume"))[0] == 0
+    assert not (out / STATE_FILE).exists()
+    for more in ((), ("--resume",)):
+        code, text = command(*train_args(tiles, out, *more))
+        assert code == 1
+        assert f"{out}: holds a finished run; choose another folder, or remove that one" in text
+
+
+def test_a_resumed_run_with_other_images_is_refused(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
+    copy = tmp_path / "tiles"
+    shutil.copytree(tiles, copy)
+    interrupted(copy, tmp_path / "run", command, monkeypatch)
+    shutil.copy(copy / "a/train/good/00.png", copy / "a/train/good/01.png")
+    code, text = command(*train_args(copy, tmp_path / "run", "--resume"))
+    assert code == 1
+    assert "images.fingerprint was" in text
+
+
+def test_a_damaged_state_is_named(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    interrupted(tiles, out, command, monkeypatch)
+    (out / STATE_FILE).write_bytes(b"half")
+    code, text = command(*train_args(tiles, out, "--resume"))
+    assert code == 1
+    assert f"{out / STATE_FILE}: damaged" in text.strip().splitlines()[-1]
+    assert "remove it to begin the run again" in text
+
+
+def test_two_runs_into_one_folder_are_refused(tiles: Path, command, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with FileLock(out / LOCK_FILE):
+        code, text = command(*train_args(tiles, out))
+    assert code == 1
+    assert f"{out}: another run is writing there; choose another folder, or wait for it" in text
+
+
+def test_training_stops_when_held_out_images_no_longer_gain(tiles: Path, command, tmp_path: Path) -> None:
+    # At a learning rate of nearly nothing no round is better than the one before by more than rounding.
+    code, out = command(*train_args(tiles, tmp_path / "run", "--lr", 1e-30, "--meta-epochs", 9, "--patience", 2))
+    assert code == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert [moment["epoch"] for moment in results["rounds"]] == [1, 2, 3]
+
+
+def test_nothing_held_out_is_the_published_recipe(tiles: Path, command, tmp_path: Path) -> None:
+    code, out = command(*train_args(tiles, tmp_path / "run", "--hold-out", 0))
+    assert code == 0
+    assert "no threshold: no images were held out" in out
+    assert not (tmp_path / "run/best.safetensors").exists()
+    assert MSFlow.load(tmp_path / "run/last.safetensors").calibration is None
+
+
+def test_losses_are_logged_step_by_step(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    code, _ = command(*train_args(tiles, tmp_path / "run", "--logger", "csv", "--logger", "tensorboard"))
+    assert code == 0
+    with (tmp_path / "run/logs/csv/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["nll"]) for row in rows if row["nll"]]
+    assert len(losses) == 18  # 43 images in batches of 8, three epochs
+    expected = json.loads((tmp_path / "run/results.json").read_text())["nll"]
+    assert sum(losses[:6]) / 6 == pytest.approx(expected[0], rel=1e-5)
+    assert [float(row["held_out_nll"]) for row in rows if row["held_out_nll"]]
+    assert list((tmp_path / "run/logs/tensorboard/version_0").glob("events.out.tfevents.*"))
+
+
+def test_weights_and_biases_are_logged_to_without_a_network(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert command(*train_args(tiles, tmp_path / "run", "--logger", "wandb"))[0] == 0
+    assert list((tmp_path / "run/logs/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_logger_that_is_not_known_or_not_there_is_one_line(monkeypatch) -> None:
+    with pytest.raises(InputError, match="logger 'tensorbord' is not known; choose of csv, tensorboard, wandb"):
+        check_loggers(["csv", "tensorbord"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="the logger wandb is not installed: pip install wandb"):
+        check_loggers(["wandb"])
