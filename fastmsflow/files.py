@@ -29,7 +29,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with write_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = os.fsdecode(os.fsencode(path.stem)[: LONGEST_NAME - _ADDED - len(os.fsencode(path.suffix))])
+        room = LONGEST_NAME - _ADDED - len(os.fsencode(path.suffix))
+        prefix = os.fsencode(path.stem)[: max(0, room)].decode(errors="ignore")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{prefix}{ASIDE}", suffix=path.suffix)
         os.close(handle)
         aside = Path(name)

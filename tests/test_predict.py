@@ -285,6 +285,18 @@ def test_same_and_long_names_do_not_overwrite_each_other(
     assert len(list((tmp_path / "out").glob("*_heatmap.png"))) == 6
 
 
+def test_results_can_lie_among_the_images(model: Path, images: Path, command: Command, tmp_path: Path) -> None:
+    for folder, out in ((tmp_path / "a", tmp_path / "a"), (tmp_path / "b", tmp_path / "b/predictions")):
+        folder.mkdir()
+        (folder / "0.png").write_bytes((images / "0.png").read_bytes())
+        for _ in range(2):
+            assert command(model, folder, "--out", out)[0] == 0
+            assert [row["image"] for row in table(out)] == [str(folder / "0.png")]
+    code, _, err = command(model, tmp_path / "b/predictions", "--out", tmp_path / "b/predictions")
+    assert code == 1
+    assert "nothing but heat maps to score" in err
+
+
 def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
 ) -> None:

@@ -247,7 +247,7 @@ def test_two_runs_into_one_folder_are_refused(tiles: Path, command, tmp_path: Pa
 
 def test_training_stops_when_held_out_images_no_longer_gain(tiles: Path, command, tmp_path: Path) -> None:
     # At a learning rate of nearly nothing no round is better than the one before by more than rounding.
-    code, out = command(*train_args(tiles, tmp_path / "run", "--lr", 1e-30, "--meta-epochs", 9, "--patience", 2))
+    code, _ = command(*train_args(tiles, tmp_path / "run", "--lr", 1e-30, "--meta-epochs", 9, "--patience", 2))
     assert code == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert [moment["epoch"] for moment in results["rounds"]] == [1, 2, 3]

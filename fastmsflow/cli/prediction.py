@@ -1,9 +1,7 @@
 """predict, export."""
 
-import json
 import sys
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +12,7 @@ from rich.table import Column, Table
 
 from ..errors import InputError
 from ..files import shown
-from .common import AsJson, FalseAlarms, ModelPath, Quiet, app, console, load_model, progress_bar
+from .common import AsJson, FalseAlarms, ModelPath, Quiet, app, console, load_model, print_json, progress_bar, speak
 from .configuration import Config
 
 if TYPE_CHECKING:
@@ -65,23 +63,21 @@ def predict(
     from ..data.sources import find_images
     from ..report.predictions import Interrupted, Limit, Predictor
 
+    speak(quiet, as_json)
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
     limit = Limit.of(network.calibration, false_alarms, threshold)
     predictor = Predictor(network, out, table, limit, false_alarms, heat_maps)
-    silent = quiet or as_json
-    bar = nullcontext(lambda done: None) if silent else progress_bar("scoring images", len(found.files))
     try:
-        with bar as advance:
+        with progress_bar("scoring images", len(found.files)) as advance:
             predictor.run(found.files, batch_size, advance)
     except Interrupted as interrupted:
         errors.print(escape(str(interrupted)), soft_wrap=True)
         raise typer.Exit(130) from interrupted
     faults = [*found.faults, *predictor.faults]
     if as_json:
-        print(json.dumps(_summary(predictor, limit, out if heat_maps else None, faults), indent=2))
-    elif not quiet:
-        _print_scores(predictor, limit, model, heat_maps)
+        print_json(_summary(predictor, limit, out if heat_maps else None, faults))
+    _print_scores(predictor, limit, model, heat_maps)
     for fault in faults:
         errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True, highlight=False)
     if faults:

@@ -114,7 +114,9 @@ def _outline(heat: Image.Image, regions: Sequence[Region], scale: tuple[float, f
     """White within black: seen on every colour."""
     draw = ImageDraw.Draw(heat)
     thin = max(1, round(max(heat.size) / 300))
-    lines = [[(x, y) for x, y in (region.outline * scale - 0.5).tolist()] for region in regions]
+    # At the border of the image all of a line is still inside.
+    last = np.array(heat.size) - 1 - thin
+    lines = [[(x, y) for x, y in (region.outline * scale - 0.5).clip(thin, last).tolist()] for region in regions]
     for colour, width in ((INK, 3 * thin), (PAPER, thin)):
         for line in lines:
             draw.line(line, colour, width, joint="curve")

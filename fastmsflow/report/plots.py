@@ -30,7 +30,7 @@ Points = Sequence[tuple[int, float]]
 
 
 def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics: Mapping[str, Points]) -> None:
-    """nll per sub-epoch, of training and of held-out images, and each metric on a second axis. Points: (epoch, value)."""
+    """nll, of training and of held-out images, and each metric on a second axis. Points: (epoch, value)."""
     figure, axis = _axes()
     axis.plot(range(1, len(losses) + 1), losses, color="#555555", label="nll of training images")
     if held_out:

@@ -110,12 +110,20 @@ class Predictor:
         self._names: dict[str, str] = {}
 
     def run(self, files: Sequence[Path], batch_size: int, progress: Callable[[int], None]) -> None:
-        """Errors: InputError where not one of ``files`` can be scored, or results cannot be written; Interrupted."""
+        """``files``: heat maps that lie in ``out`` are passed over, so that it can be in the folder that is scored.
+
+        Errors: InputError where not one of ``files`` can be scored, or results cannot be written; Interrupted.
+        """
         apart = self._out / UNFINISHED
+        files = [file for file in files if not self._is_own(file)]
+        if not files:
+            raise InputError(f"{shown(self._out)}: nothing but heat maps to score; name a folder of images")
         with write_faults(apart):
             apart.mkdir(parents=True, exist_ok=True)
-            for left in (*apart.glob(f"*{HEAT_MAP}"), *apart.glob("scores.*")):
-                left.unlink()
+            # What an earlier run left there, half-written files of one that was killed among it.
+            for pattern in (f"*{HEAT_MAP}", "scores.*", ".*"):
+                for left in apart.glob(pattern):
+                    left.unlink()
         columns = CSV_COLUMNS if self.table.suffix == ".csv" else COLUMNS
         try:
             with Rows(apart / self.table.name, columns) as rows:
@@ -209,6 +217,11 @@ class Predictor:
                 (apart / name).replace(self._out / name)
         rows.finish(self.table)
         rows.path.unlink()
+
+    def _is_own(self, file: Path) -> bool:
+        if not file.name.endswith(HEAT_MAP):
+            return False
+        return file.parent.resolve() in (self._out.resolve(), (self._out / UNFINISHED).resolve())
 
     def _unused(self, stem: str) -> str:
         """A name for the picture that no other has, on file systems that ignore case too; of printable characters,
