@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from disks import remount, small_disk
 from filelock import FileLock
 from PIL import Image
 from skimage import data as photographs
@@ -289,3 +291,69 @@ def test_a_logger_that_is_not_known_or_not_there_is_one_line(monkeypatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="the logger wandb is not installed: pip install wandb"):
         check_loggers(["wandb"])
+
+
+def test_a_disk_that_fills_up_in_training_loses_nothing_and_the_run_goes_on(
+    tiles: Path, command, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    assert command(*train_args(tiles, whole))[0] == 0
+    model = (whole / "last.safetensors").stat().st_size
+    # Room for the models of the first round and its state, not for a state beside it.
+    with small_disk(tmp_path / "disk", str(int(7.5 * model))) as disk:
+        out = disk / "run"
+        code, text = command(*train_args(tiles, out))
+        assert code == 1
+        last = text.strip().splitlines()[-1]
+        assert last.startswith(f"fastmsflow: {out}/")
+        assert "the disk is full; free some space or choose another folder" in last
+        names = {path.name for path in out.iterdir()} - {LOCK_FILE}
+        assert {"last.safetensors", STATE_FILE} <= names
+        assert not any(name.startswith(".") for name in names)
+        for path in out.glob("*.safetensors"):
+            MSFlow.load(path)
+        remount(disk, f"size={20 * model}")
+        assert command(*train_args(tiles, out, "--resume"))[0] == 0
+        first, again = (json.loads((folder / "results.json").read_text()) for folder in (whole, out))
+        assert again["nll"] == first["nll"]
+
+
+def test_a_read_only_disk_is_found_out_before_the_training(tiles: Path, command, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        remount(disk, "ro")
+        code, text = command(*train_args(tiles, disk / "run"))
+    assert code == 1
+    assert text.strip().splitlines()[-1].startswith(f"fastmsflow: {disk}")
+    assert "a read-only disk; choose another folder" in text
+
+
+def test_a_full_disk_leaves_an_earlier_report_whole(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    arguments = ("evaluate", runs / "a/last.safetensors", tiles, "--class", "a", "--out")
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        assert command(*arguments, disk)[0] == 0
+        before = {path.name: path.read_bytes() for path in disk.iterdir()}
+        remount(disk, f"size={sum(map(len, before.values())) // 4096 * 4096 + 40960}")
+        code, text = command(*arguments, disk)
+        assert code == 1
+        assert "the disk is full" in text.strip().splitlines()[-1]
+        after = {path.name: path.read_bytes() for path in disk.iterdir()}
+        assert after.keys() == before.keys()
+        assert after["report.html"].endswith(b"</html>\n")
+
+
+def test_names_with_spaces_quotes_newlines_and_bytes_that_are_no_text_go_all_the_way(
+    tiles: Path, command, tmp_path: Path
+) -> None:
+    names = [b"a $b$.png", b"'quoted\" <b>.png", b"two\nlines.png", b"caf\xe9.png"]
+    for part in ("train/good", "test/good", "test/spot"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        for i, (name, image) in enumerate(zip(names * 6, sorted((tiles / "a" / part).iterdir()), strict=False)):
+            shutil.copy(image, os.fsencode(tmp_path / "set" / part) + b"/" + str(i).encode() + name)
+    code, _ = command("train", tmp_path / "set", "--out", tmp_path / "run", *SMALL, "--meta-epochs", 1)
+    assert code == 0
+    assert b"caf\xe9.png" in (tmp_path / "run/scores.csv").read_bytes()
+    with (tmp_path / "run/scores.csv").open(newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert all(Path(row["image"]).is_file() for row in rows)
+    code, _ = command("evaluate", tmp_path / "run", tmp_path / "set", "--out", tmp_path / "eval")
+    assert code == 0

@@ -1,7 +1,7 @@
 """What the verbs share: the application, options, the console."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,9 +113,23 @@ def load_model(path: Path) -> "MSFlow":
     return model.cuda() if torch.cuda.is_available() else model
 
 
+class Bar:
+    """Called with the number done."""
+
+    def __init__(self, progress: Progress, label: str, total: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task(label, total=total)
+
+    def __call__(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
+
+    def stage(self, label: str, total: int | None = None) -> None:
+        """What comes next, from 0 to ``total``."""
+        self._progress.reset(self._task, description=label, total=total)
+
+
 @contextmanager
-def progress_bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields what to call with the number done."""
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+def progress_bar(label: str, total: int | None = None) -> Iterator[Bar]:
+    """A bar with the time that is left on a terminal, nothing elsewhere."""
+    with Progress(console=console, disable=console.quiet or not console.is_terminal, transient=True) as progress:
+        yield Bar(progress, label, total)

@@ -66,13 +66,14 @@ def evaluate(
     seconds: Counter[str] = Counter()
     for name in classes_of(source) if every else [category]:
         where, folder = (model / name, out and out / name) if every and name else (model, out)
-        with progress_bar(f"scoring {name or 'images'}") as advance:
-            found = judge(where, source, name, false_alarms, workers, advance, load=load_model)
-        judged += found.rows
-        if folder is not None:
-            with found.stopwatch("report"), console.status("writing the report ..."):
-                metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
-                write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx))
+        with progress_bar("reading") as bar:
+            found = judge(where, source, name, false_alarms, workers, bar, bar.stage, load_model)
+            judged += found.rows
+            if folder is not None:
+                bar.stage("writing the report", len(found.images.test))
+                with found.stopwatch("report"):
+                    metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
+                    write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx), bar)
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)
     if every:

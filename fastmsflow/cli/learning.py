@@ -24,6 +24,7 @@ from .common import (
     console,
     named,
     print_json,
+    progress_bar,
     speak,
 )
 from .configuration import Config, resolved
@@ -176,8 +177,8 @@ def _train(
     plot_training(out / "training.png", outcome.losses, held_out, curves)
     if outcome.scores is not None:
         metrics = {how: named(values) for how, values in outcome.by_choice().items()}
-        with console.status("writing the report ..."):
-            write_test_report(out, images, model, outcome.scores, metrics, options)
+        with progress_bar("writing the report", len(images.test)) as bar:
+            write_test_report(out, images, model, outcome.scores, metrics, options, bar)
         _print_metrics(outcome)
     _print_threshold(model)
     console.print(

@@ -7,7 +7,8 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .common import Extractor, ExtractorWeights, app, console, progress_bar
+from .common import AsJson, Extractor, ExtractorWeights, Quiet, app, console, print_json, progress_bar, speak
+from .configuration import Config
 
 
 @app.command()
@@ -25,18 +26,24 @@ def convert(
     pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
     clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
     variant: Annotated[str, typer.Option(help="FrEIA's formula: auto, 0.2 or master.")] = "auto",
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Converts between the official checkpoint format and ours, whichever FROM is not.
 
     The options describe an official FROM, which does not hold them.
     """
+    speak(quiet, as_json)
     from ..compat.convert import official_to_own, own_to_official
 
     if source.suffix == ".safetensors":
         own_to_official(source, target)
     else:
         official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant, extractor_weights)
-    console.print(f"{source} -> {target}")
+    console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
+    if as_json:
+        print_json({"from": str(source), "to": str(target)})
 
 
 @app.command()
@@ -54,11 +61,15 @@ def verify(
     pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
     clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
     variant: Annotated[str, typer.Option(help="FrEIA's formula: auto, 0.2 or master.")] = "auto",
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Certifies that nothing changes but the time: every backend and dtype against float64, on a flow and its images.
 
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
+    speak(quiet, as_json)
     from ..compat.certificate import certify
     from ..files import write_json
     from ..report.verify import to_verify
@@ -83,8 +94,11 @@ def verify(
         console.print(f"not compared: {escape(fault)}", soft_wrap=True)
     for fault in faults:
         console.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
+    content = {"checkpoint": str(checkpoint), **certificate.as_dict()}
     if out is not None:
-        write_json(out, {"checkpoint": str(checkpoint), **certificate.as_dict()})
+        write_json(out, content)
+    if as_json:
+        print_json(content)
     beyond = [f"{row.backend} {row.dtype}" for row in certificate.rows if not row.within]
     if beyond:
         console.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")

@@ -138,8 +138,12 @@ def export(
         bool, typer.Option("--compiled", help="An AOTInductor package of machine code for this machine's device.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Of a compiled package: float32 or, on a GPU, float16.")] = "float32",
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Writes MODEL as a graph that runs without this library, checked against it: ONNX, torch.export, AOTInductor."""
+    speak(quiet, as_json)
     if to.suffix not in (".onnx", ".pt2") or (compiled and to.suffix != ".pt2"):
         raise InputError(f"{to}: give a name that ends in .onnx or .pt2; a compiled package is a .pt2")
     if dtype not in DTYPES or (dtype != "float32" and not compiled):
@@ -162,3 +166,7 @@ def export(
         f"{escape(str(model))} -> {escape(str(to))} ({size:.0f} MiB); scores differ by at most {done.difference:.0e}",
         soft_wrap=True,
     )
+    if as_json:
+        print_json(
+            {"from": str(model), "to": str(to), "bytes": done.path.stat().st_size, "difference": done.difference}
+        )

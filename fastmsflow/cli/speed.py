@@ -1,5 +1,6 @@
 """benchmark."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from ..errors import UnavailableError
-from .common import app, console
+from .common import AsJson, Quiet, app, console, print_json, speak
+from .configuration import Config
 
 
 @app.command()
@@ -28,8 +30,12 @@ def benchmark(
         Path | None, typer.Option("--compare", help="Older results: prints ratios, exits with 1 beyond --threshold.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="How many times slower than the baseline a row may be.")] = 1.1,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
+    speak(quiet, as_json)
     if tune:
         _tune()
         return
@@ -49,6 +55,8 @@ def benchmark(
     console.print(table)
     if warning is not None:
         console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
+    if as_json:
+        print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
     slower = sum(ratio.value > threshold for ratio in ratios)
     if slower:
         console.print(f"[red]{slower} of {len(ratios)} are more than {threshold:g} times slower[/red]")

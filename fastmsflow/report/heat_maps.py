@@ -56,7 +56,7 @@ def gallery(path: Path, panels: Sequence[Panel], scale: tuple[float, float], cap
         if panel.mask is not None and panel.mask.any():
             across, down = np.arange(width) + width, np.arange(height)
             axis.contour(across, down, panel.mask, levels=[0.5], colors="white", linewidths=0.8)
-        axis.set_title(panel.title, fontsize=9)
+        axis.set_title(panel.title, fontsize=9, parse_math=False)
     colours = ScalarMappable(Normalize(*scale), COLOURS)
     figure.colorbar(colours, ax=axes, location="bottom", fraction=0.03, aspect=60, label=caption)
     with written_aside(path) as aside:

@@ -21,7 +21,8 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
     for label, name, colour in ((0, "good", GOOD), (1, "defective", DEFECTIVE)):
         chosen = positive[labels == label]
         axis.hist(chosen, bins=bins, alpha=0.65, label=f"{name} ({len(chosen)})", color=colour)
-    axis.set(xlabel="image score in log space, nats", ylabel="images", title=title, xscale="log")
+    axis.set(xlabel="image score in log space, nats", ylabel="images", xscale="log")
+    axis.set_title(title, parse_math=False)
     axis.legend()
     _save(figure, path)
 

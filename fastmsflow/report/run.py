@@ -1,6 +1,6 @@
 """The pictures and tables of an evaluated test set."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from einops import rearrange
 
 from .._version import __version__
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
-from ..files import write_table
+from ..files import shown, write_table
 from ..metrics import pro_curve
 from ..model import MSFlow
 from ..scoring import Scores
@@ -34,12 +34,13 @@ def write_test_report(
     scores: Scores,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
     score) into ``out``.
 
     ``scores``: of ``images.test``, on the CPU, in its order; ``metrics``: which checkpoint -> metric -> value;
-    ``settings``: shown with the report.
+    ``settings``: shown with the report; ``progress``: called with the number of images done.
     """
     heat = Heat.of(model.calibration, len(model.flow.channels))
     labels = np.array([sample.label for sample in images.test])
@@ -50,11 +51,11 @@ def write_test_report(
         ("image", "label", "kind", "score", "log_score", "absolute_score"),
         ((sample.image, sample.label, sample.kind, *values) for sample, *values in rows),
     )
-    plot_scores(out / "scores.png", labels, absolute, f"{images.name}: image scores of the test set")
+    plot_scores(out / "scores.png", labels, absolute, f"{shown(images.name)}: image scores of the test set")
     chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
     panels = [_panel(images.test[i], model.image_size, absolute[i], _heat_of(heat, scores, i)) for i in chosen]
     gallery(out / "heatmaps.png", panels, heat.scale, heat.caption)
-    write_page(out / "report.html", _page(images, model, scores, heat, metrics, settings))
+    write_page(out / "report.html", _page(images, model, scores, heat, metrics, settings, progress))
 
 
 def _page(
@@ -64,6 +65,7 @@ def _page(
     heat: Heat,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
+    progress: Callable[[int], None],
 ) -> Page:
     calibration = model.calibration
     threshold = calibration.threshold() if calibration is not None and calibration.is_enough() else None
@@ -73,7 +75,7 @@ def _page(
         pro = pro_curve(masks, scores.score_map_mul)
     return Page(
         title=f"{images.name}: {len(images.test)} test images",
-        rows=_rows(images, model.image_size, scores, heat),
+        rows=_rows(images, model.image_size, scores, heat, progress),
         heat_scale=heat.scale,
         heat_caption=heat.caption,
         threshold=threshold.value if threshold is not None else None,
@@ -88,12 +90,15 @@ def _page(
     )
 
 
-def _rows(images: ImageSet, image_size: tuple[int, int], scores: Scores, heat: Heat) -> Iterator[Row]:
+def _rows(
+    images: ImageSet, image_size: tuple[int, int], scores: Scores, heat: Heat, progress: Callable[[int], None]
+) -> Iterator[Row]:
     for i, sample in enumerate(images.test):
         mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
         pixels = as_pixels(load_image(sample.image, image_size))
         score = scores.absolute_score[i].item()
         yield Row(sample.image, sample.label, sample.kind, score, pixels, _heat_of(heat, scores, i), mask)
+        progress(i + 1)
 
 
 def _heat_of(heat: Heat, scores: Scores, i: int) -> np.ndarray:
@@ -108,5 +113,5 @@ def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
 
 def _panel(sample: Sample, image_size: tuple[int, int], score: float, heat: np.ndarray) -> Panel:
     mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
-    title = f"{sample.kind}  {sample.image.stem}  score {score:.2f}"
+    title = f"{shown(sample.kind)}  {shown(sample.image.stem)}  score {score:.2f}"
     return Panel(as_pixels(load_image(sample.image, image_size)), heat, title, mask)

@@ -53,12 +53,13 @@ def judge(
     false_alarms: float | None,
     workers: int,
     progress: Progress,
+    stage: Callable[[str, int], None],
     load: Callable[[Path], MSFlow],
 ) -> Judgement:
     """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
 
-    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``load``: reads a
-    checkpoint and puts it where it is to compute.
+    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``progress``, ``stage``:
+    see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute.
     Errors: InputError where there is no checkpoint, or too few held-out images are behind it for the rate.
     """
     images = open_image_set(source, category)
@@ -69,7 +70,8 @@ def judge(
     if len({(model.extractor.name, model.image_size) for model in models}) > 1:
         raise InputError(f"{where}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
-    results = evaluate_all(models, images, workers=workers, progress=progress, stopwatch=stopwatch)
+    stage(f"scoring {images.name}", len(images.test))
+    results = evaluate_all(models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage)
     rows = [Judged(images.name, name, result[0]) for name, result in zip(found, results, strict=True)]
     return Judgement(rows, images, models[0], results[0][1], stopwatch)
 

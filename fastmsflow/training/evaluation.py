@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
@@ -195,10 +195,12 @@ def evaluate_all(
     workers: int = 0,
     progress: Progress = lambda done: None,
     stopwatch: Stopwatch | None = None,
+    stage: Callable[[str, int], None] = lambda what, total: None,
 ) -> list[tuple[Evaluation, Scores]]:
     """The same for models that differ in their flows only: the extractor runs once.
 
-    ``stopwatch``: gets the wall time of load, extractor, flow, score and metrics.
+    ``stopwatch``: gets the wall time of load, extractor, flow, score and metrics. ``stage``: told what comes next, and
+    up to which number ``progress`` then counts.
     """
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
@@ -207,5 +209,10 @@ def evaluate_all(
     for model in models:
         model.eval()
     scores = scores_of(models, ImageDataset(images.test, first.image_size), batch_size, workers, progress, stopwatch)
-    with stopwatch("metrics"):
-        return [(truth.judge(s, model.calibration), s) for model, s in zip(models, scores, strict=True)]
+    stage("computing metrics", len(models))
+    evaluations = []
+    for model, of_model in zip(models, scores, strict=True):
+        with stopwatch("metrics"):
+            evaluations.append(truth.judge(of_model, model.calibration))
+        progress(len(evaluations))
+    return list(zip(evaluations, scores, strict=True))

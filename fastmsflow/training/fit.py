@@ -17,7 +17,7 @@ from rich.console import Console
 from .._version import __version__
 from ..data import ImageDataset, ImageSet, Sample, fingerprint
 from ..errors import InputError
-from ..files import write_json, write_yaml
+from ..files import shown, write_json, write_yaml
 from ..model import MSFlow
 from ..scoring import Scores
 from .callbacks import StateFile, TrainingBar, progress
@@ -126,7 +126,7 @@ def train(
     module = MSFlowModule(
         model,
         recipe,
-        [str(sample.image) for sample in kept],
+        [shown(sample.image) for sample in kept],
         data.evaluated,
         truth,
         lambda: _end_round(module, out, len(held_out), console),

@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
-from ..files import remove_asides
+from ..files import remove_asides, write_faults
 from .module import STATE
 
 STATE_FILE = "state.ckpt"
@@ -27,10 +27,11 @@ def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Pa
     Errors: InputError where another run is at work or was here, or has nothing to go on with.
     """
     created = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        with write_faults(out / LOCK_FILE):
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(f"{out}: another run is writing there; choose another folder, or wait for it") from error
     try:
