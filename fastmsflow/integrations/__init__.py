@@ -1,1 +1,1 @@
-"""Bridges to other software: exported graphs, scikit-learn's conventions."""
+"""Bridges to other software: exported graphs, scikit-learn's conventions, anomalib."""

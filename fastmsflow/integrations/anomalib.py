@@ -18,7 +18,7 @@ from ..nn.pool import Pool
 from ..training.recipe import Recipe
 
 try:
-    from anomalib import LearningType, __version__
+    from anomalib import __version__
 except ImportError as error:
     raise UnavailableError(
         f"fastmsflow.integrations.anomalib needs {error.name}: pip install 'fastmsflow[anomalib]'"
@@ -27,6 +27,7 @@ else:
     VERSION = tuple(int(part) for part in __version__.split(".")[:2])
 if VERSION < (2, 3):
     raise UnavailableError(f"anomalib {__version__} is too old, 2.3 is needed: pip install 'fastmsflow[anomalib]'")
+from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
 from anomalib.data.transforms.utils import extract_transforms_by_type
 from anomalib.metrics import Evaluator
