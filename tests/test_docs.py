@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from few_tiles import few_tiles
 from PIL import Image
 from test_drop_in import live_flows
 
@@ -106,6 +107,7 @@ def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: 
     for package in imported_packages(example):
         pytest.importorskip(package, reason=f"needs {package}")
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
     names = namespaces[example.page]
     # A page's examples build on each other; this one may be run alone.
     for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):

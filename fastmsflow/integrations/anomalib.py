@@ -37,6 +37,8 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from torchvision.transforms.v2 import InterpolationMode, Normalize, Resize
 
+__all__ = ["Msflow"]
+
 PUBLISHED_SIZE = (512, 512)
 
 
@@ -50,10 +52,10 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     constant where the Engine is given steps or time in place of ``max_epochs``. ``pre_processor``: may resize and crop,
     not normalise. The others: see AnomalibModule.
 
-    Batches hold images in [0, 1]. ``pred_score`` is the log score of fastmsflow.scoring: the published score, before
-    anomalib's post-processor normalises it, is the same 1.0 for every image while the flow fits badly, and has no
-    threshold then. ``anomaly_map`` is the additive map counted from its highest possible likelihood, from 0 (normal)
-    to the number of levels: comparable between images, as one threshold for all of them needs.
+    Batches hold images in [0, 1]. ``pred_score`` is the absolute score of fastmsflow.scoring, comparable between images
+    as a threshold for all of them needs; the published score is the same 1.0 for every image while the flow fits badly.
+    ``anomaly_map`` is the additive map counted from its highest possible likelihood, from 0 (normal)
+    to the number of levels: comparable between images too.
     Errors: InputError where options, sizes or the pre-processor do not fit, and where the loss is not finite.
     """
 
@@ -112,13 +114,16 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
 
     @property
     def learning_type(self) -> LearningType:
+        """Good images alone."""
         return LearningType.ONE_CLASS
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
+        """The published clipping; no validation before the first epoch."""
         return {"gradient_clip_val": Recipe.clip_norm, "num_sanity_val_steps": 0}
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """Adam on the flow; the published schedule, where the number of epochs is known."""
         optimizer = Adam(self.msflow.flow.parameters(), lr=self.lr)
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
@@ -139,6 +144,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         self.msflow.standardiser.fit(torch.cat(level) for level in zip(*batches, strict=True))
 
     def training_step(self, batch: Batch, *args: object, **options: object) -> Tensor:
+        """Mean nll of the batch, nats. Errors: InputError where it is not finite."""
         images = cast(Tensor, batch.image)
         loss = self.msflow.nll(images).mean()
         if not torch.isfinite(loss):
@@ -147,6 +153,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         return loss
 
     def validation_step(self, batch: Batch, *args: object, **options: object) -> Batch:
+        """``batch`` with ``pred_score`` and ``anomaly_map``."""
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -186,7 +193,7 @@ class _Inference(nn.Module):
         """Images (B, 3, H, W) in [0, 1] -> ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W); see Msflow."""
         scores = self.msflow.scores(images)
         levels = len(self.msflow.flow.channels)
-        return InferenceBatch(pred_score=scores.log_score, anomaly_map=(levels - scores.likelihood_add)[:, None])
+        return InferenceBatch(pred_score=scores.absolute_score, anomaly_map=(levels - scores.likelihood_add)[:, None])
 
 
 def _check_transform(pre_processor: nn.Module | None) -> None:
