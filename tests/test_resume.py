@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from noise_images import noise_set
 from safetensors.torch import load_file
 
 from fastmsflow import MSFlow
-from fastmsflow.data import ImageSet, folder
+from fastmsflow.data import ImageSet
 from fastmsflow.training import Recipe, callbacks, train
 
 KILLS = 20
@@ -26,14 +26,7 @@ CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_resume"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> ImageSet:
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(5)
-    for kind, count in (("train", 12), ("test/good", 3), ("test/bad", 3)):
-        (root / kind).mkdir(parents=True)
-        for i in range(count):
-            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
-            Image.fromarray(pixels).save(root / kind / f"{i}.png")
-    return folder(root / "train", root / "test")
+    return noise_set(tmp_path_factory.mktemp("images"), train=12)
 
 
 def new_model() -> MSFlow:

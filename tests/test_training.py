@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import ImageDataset, ImageSet, folder, textures
+from fastmsflow.data import ImageDataset, ImageSet, textures
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.fit import LAST_EPOCH, ON_TEST
@@ -16,14 +16,7 @@ from fastmsflow.training.module import TEST, TRAIN, FeatureDataModule
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(5)
-    for kind, count in (("train", 10), ("test/good", 3), ("test/bad", 3)):
-        (root / kind).mkdir(parents=True)
-        for i in range(count):
-            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
-            Image.fromarray(pixels).save(root / kind / f"{i}.png")
-    return folder(root / "train", root / "test")
+    return noise_set(tmp_path_factory.mktemp("images"), train=10)
 
 
 def small_model(**options) -> MSFlow:
