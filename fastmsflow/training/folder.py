@@ -47,6 +47,8 @@ def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Pa
 def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
     state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
     if finished:
+        # Killed between the two, a run leaves both.
+        state.unlink(missing_ok=True)
         raise InputError(f"{out}: holds a finished run; choose another folder, or remove that one")
     if not resume:
         if state.exists() or (out / LAST).exists():
