@@ -47,7 +47,19 @@ def test_a_shorter_run_keeps_the_schedules_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lr": 0}, {"batch_size": 0}, {"meta_epochs": -1}, {"precision": "8-bit"}], ids=str
+    "options",
+    [
+        {"lr": 0},
+        {"batch_size": 0},
+        {"meta_epochs": -1},
+        {"precision": "8-bit"},
+        {"clip_norm": -1.0},
+        {"lr": float("nan")},
+        {"decay": 0.0},
+        {"warm_up": 1.5},
+        {"milestones": (0.5, 2.0)},
+    ],
+    ids=str,
 )
 def test_a_recipe_that_cannot_be_is_refused(options: dict) -> None:
     with pytest.raises(InputError, match=next(iter(options))):

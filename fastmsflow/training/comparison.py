@@ -77,7 +77,9 @@ def judge(
 
 
 def checkpoints(where: Path) -> dict[str, Path]:
-    """How a checkpoint was chosen -> its file. Errors: InputError where the folder holds none."""
+    """How a checkpoint was chosen -> its file. Errors: InputError where it is not there or the folder holds none."""
+    if not where.exists():
+        raise InputError(f"{where}: not there; give a checkpoint or the folder of a run")
     if not where.is_dir():
         return {where.stem: where}
     there = {how: where / name for how, name in FILES.items() if (where / name).is_file()}
@@ -97,10 +99,13 @@ def recalibrate(model: MSFlow, false_alarms: float | None, where: Path) -> None:
 
 
 def mean_of(rows: Sequence[Judged]) -> list[Judged]:
-    """For each way of choosing, the mean over the classes, of the metrics that all of them have."""
+    """For each way of choosing that all classes have, the mean over them, of the metrics that all of them have."""
     means = []
+    classes = len({row.name for row in rows})
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
         values = [row.evaluation.as_dict() for row in rows if row.checkpoint == checkpoint]
+        if len(values) < classes:
+            continue
         shared = {name: [value[name] for value in values] for name in METRICS}
         mean = {name: float(np.mean(of)) if None not in of else None for name, of in shared.items()}  # type: ignore[arg-type]
         means.append(Judged(MEAN, checkpoint, Evaluation(**mean)))  # type: ignore[arg-type]

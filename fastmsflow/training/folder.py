@@ -47,11 +47,13 @@ def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Pa
 def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
     state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
     if finished:
-        # Killed between the two, a run leaves both.
+        # Where the run was killed before it removed it.
         state.unlink(missing_ok=True)
-        raise InputError(f"{out}: holds a finished run; choose another folder, or remove that one")
+        raise InputError(
+            f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder, or remove it"
+        )
     if not resume:
-        if state.exists() or (out / LAST).exists():
+        if any((out / name).exists() for name in (STATE_FILE, LAST, BEST, BEST_ON_TEST)):
             raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")
         return None
     if not state.exists():

@@ -41,14 +41,14 @@ class MSFlowModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features; after each meta epoch scores the held-out images and the test set,
     where they are, and then calls ``end_round``.
 
-    ``names``: of the training images, for errors. ``settings``: what a resumed run must agree in.
+    ``names``: of the images of TRAIN and HELD_OUT, for errors. ``settings``: what a resumed run must agree in.
     """
 
     def __init__(
         self,
         model: MSFlow,
         recipe: Recipe,
-        names: Sequence[str],
+        names: Mapping[str, Sequence[str]],
         evaluated: Sequence[str] = (),
         truth: Truth | None = None,
         end_round: Callable[[], None] = lambda: None,
@@ -110,7 +110,7 @@ class MSFlowModule(L.LightningModule):
         losses = torch.stack([loss for loss, _ in self._steps])
         if not losses.isfinite().all():
             step = int(losses.isfinite().logical_not().nonzero()[0])
-            names = ", ".join(self.names[number] for number in self._steps[step][1])
+            names = ", ".join(self.names[TRAIN][number] for number in self._steps[step][1])
             raise InputError(
                 f"the loss is {losses[step].item()} in epoch {self.current_epoch + 1}, step {step + 1}, of the images"
                 f" {names}; look at them, or try a lower learning rate or 32-true"
@@ -130,7 +130,9 @@ class MSFlowModule(L.LightningModule):
         if HELD_OUT in self.evaluated:
             nll = torch.cat(self._held_out_nll).mean().item()
             self.log("held_out_nll", nll)
-            self.model.calibration = calibrated(joined(self._scores[HELD_OUT]), self.recipe.false_alarms)
+            self.model.calibration = calibrated(
+                joined(self._scores[HELD_OUT]), self.names[HELD_OUT], self.recipe.false_alarms
+            )
         if self.truth is not None:
             self.test_scores = joined(self._scores[TEST])
             evaluation = self.truth.judge(self.test_scores, self.model.calibration)
@@ -150,6 +152,10 @@ class MSFlowModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own, kept = self.state_dict(), checkpoint["state_dict"]
+        # The features, already computed, are of these.
+        if not all(torch.equal(own[key].cpu(), kept[key].cpu()) for key in own if key.startswith("model.extractor.")):
+            raise InputError("the extractor's weights are not those that the run began with; give the same to resume")
         state = checkpoint[STATE]
         self.epoch_losses = list(state["epoch_losses"])
         self.moments = [
