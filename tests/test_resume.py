@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Recipe, callbacks, train
-from fastmsflow.training.folder import LOCK_FILE, STATE_FILE
 
 KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
@@ -100,9 +99,7 @@ def end(images: ImageSet, out: Path, expected: Path) -> None:
 
 def assert_the_same(expected: Path, out: Path) -> None:
     assert results_of(out) == results_of(expected)
-    # What a kill at the very end leaves.
-    left = {LOCK_FILE, STATE_FILE}
-    assert {p.name for p in out.iterdir()} - left == {p.name for p in expected.iterdir()}
+    assert {p.name for p in out.iterdir()} == {p.name for p in expected.iterdir()}
     for path in expected.glob("[!.]*.safetensors"):
         given = load_file(out / path.name)
         assert all(torch.equal(given[key], value) for key, value in load_file(path).items()), path.name

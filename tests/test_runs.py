@@ -137,6 +137,7 @@ def test_evaluate_shows_a_runs_checkpoints_side_by_side(runs: Path, tiles: Path,
     called = [score > threshold for score in absolute]
     alarms = sum(c for c, label in zip(called, labels, strict=True) if not label)
     assert rows[0]["false_alarm_rate"] == alarms / 10
+    assert (rows[0]["threshold_value"], rows[0]["threshold_false_alarms"]) == (threshold, 0.1)
     assert rows[0]["f1"] == pytest.approx(2 * (sum(called) - alarms) / (8 + sum(called)))
     assert all(Path(row["image"]).name in (tmp_path / "report.html").read_text() for row in scores)
 
@@ -472,3 +473,24 @@ def test_names_with_spaces_quotes_newlines_and_bytes_that_are_no_text_go_all_the
     assert all(Path(row["image"]).is_file() for row in rows)
     code, _ = command("evaluate", tmp_path / "run", tmp_path / "set", "--out", tmp_path / "eval")
     assert code == 0
+
+
+def test_models_that_no_run_left_are_never_written_over(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    out.mkdir()
+    shutil.copy(runs / "a/last.safetensors", out)
+    before = (out / "last.safetensors").read_bytes()
+    for more, message in (((), "holds an interrupted run"), (("--resume",), "holds models, but no run to go on with")):
+        code, text = command(*train_args(tiles, out, *more))
+        assert code == 1
+        assert f"{out}: {message}" in text
+    assert [path.name for path in out.iterdir()] == ["last.safetensors"]
+    assert (out / "last.safetensors").read_bytes() == before
+
+
+def test_evaluate_leaves_its_report_beside_the_checkpoints(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    shutil.copy(runs / "a/last.safetensors", model)
+    assert command("evaluate", model, tiles, "--class", "a", "--quiet") == (0, "")
+    made = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert made == {"heatmaps.png", "metrics.csv", "metrics.json", "report.html", "scores.csv", "scores.png"}

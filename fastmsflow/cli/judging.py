@@ -47,7 +47,11 @@ def evaluate(
     source: Source,
     category: Category = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures.")
+        Path | None,
+        typer.Option(
+            help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures."
+            " Default: evaluation, beside the checkpoint."
+        ),
     ] = None,
     false_alarms: FalseAlarms = None,
     workers: Workers = 0,
@@ -64,6 +68,7 @@ def evaluate(
 
     # elpv has a class that is called so.
     every = category == "all" and source != "elpv"
+    out = out or (model if model.is_dir() else model.parent) / "evaluation"
     judged: list[Judged] = []
     seconds: Counter[str] = Counter()
     classes = classes_of(source) if every else [category]
@@ -73,15 +78,14 @@ def evaluate(
         # Before the first is scored, which takes its time.
         checkpoints(model / name if every and name else model)
     for name in classes:
-        where, folder = (model / name, out and out / name) if every and name else (model, out)
+        where, folder = (model / name, out / name) if every and name else (model, out)
         with progress_bar("reading") as bar:
             found = judge(where, source, name, false_alarms, workers, bar, bar.stage, load_model)
             judged += found.rows
-            if folder is not None:
-                bar.stage("writing the report", len(found.images.test))
-                with found.stopwatch("report"):
-                    metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
-                    write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx), bar)
+            bar.stage("writing the report", len(found.images.test))
+            with found.stopwatch("report"):
+                metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
+                write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx), bar)
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)
     if every:
@@ -89,9 +93,8 @@ def evaluate(
     for name in dict.fromkeys(row.name for row in judged):
         _print_metrics(name, [row for row in judged if row.name == name])
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
-    if out is not None:
-        write_metrics(out, judged)
-        console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    write_metrics(out, judged)
+    console.print(f"written to {escape(str(out))}", soft_wrap=True)
     if as_json:
         print_json({"rows": [row.as_dict() for row in judged], "seconds": seconds})
 

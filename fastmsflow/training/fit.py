@@ -22,7 +22,7 @@ from ..model import MSFlow
 from ..scoring import Scores
 from .callbacks import StateFile, TrainingBar, progress
 from .evaluation import RANKING_METRICS, Evaluation, Truth
-from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed
+from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed, finish, keep_settings
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
 from .recipe import Precision, Recipe
@@ -140,14 +140,13 @@ def train(
         data.evaluated,
         truth,
         lambda: _end_round(module, out, len(held_out), console),
-        # As it comes back from a file of plain values.
-        cast(dict[str, Any], _plain(settings)),
     )
-    with claimed(out, resume, module.settings or {}) as state:
+    with claimed(out, resume, settings) as state:
         model.to(memory_format=torch.channels_last)
         started = time.perf_counter()
         compute_features(data, console)
         features_done = time.perf_counter()
+        keep_settings(out, settings)
         if options is not None:
             write_yaml(out / CONFIG_FILE, options)
         run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out))
@@ -180,7 +179,7 @@ def train(
                 "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
             },
         )
-        (out / STATE_FILE).unlink(missing_ok=True)
+        finish(out)
     return outcome
 
 
@@ -270,10 +269,3 @@ def run_trainer(
         )
         trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     module.model.eval().to("cpu")
-
-
-def _plain(value: object) -> object:
-    """Tuples as lists, so that it equals what is read back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -41,7 +41,7 @@ class MSFlowModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features; after each meta epoch scores the held-out images and the test set,
     where they are, and then calls ``end_round``.
 
-    ``names``: of the images of TRAIN and HELD_OUT, for errors. ``settings``: what a resumed run must agree in.
+    ``names``: of the images of TRAIN and HELD_OUT, for errors.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class MSFlowModule(L.LightningModule):
         evaluated: Sequence[str] = (),
         truth: Truth | None = None,
         end_round: Callable[[], None] = lambda: None,
-        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -61,7 +60,6 @@ class MSFlowModule(L.LightningModule):
         self.evaluated = evaluated
         self.truth = truth
         self.end_round = end_round
-        self.settings = settings
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
         self.test_scores: Scores | None = None
@@ -144,7 +142,6 @@ class MSFlowModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
-            "settings": self.settings,
             "epoch_losses": self.epoch_losses,
             "moments": [asdict(moment) for moment in self.moments],
             "random": torch.get_rng_state(),
