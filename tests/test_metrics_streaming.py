@@ -113,7 +113,7 @@ def test_the_bound_is_wide_where_the_bins_do_not_suit_the_maps() -> None:
     found = blind.auroc()
     assert (found.low, found.high) == pytest.approx((0, 1), abs=ROUNDING)
     assert found.error == pytest.approx(0.5)
-    assert str(found) == "0.5000 ± 5e-01"
+    assert str(found) == "0.5000 ± 5.0e-01"
 
 
 def test_ties_cost_no_accuracy() -> None:

@@ -27,7 +27,7 @@ class Bounded(NamedTuple):
         return max(self.high - self.value, self.value - self.low)
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.error:.0e}"
+        return f"{self.value:.4f} ± {self.error:.1e}"
 
 
 class PixelHistogram:
