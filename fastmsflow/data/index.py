@@ -40,7 +40,7 @@ class FolderIndex:
     then folders are listed."""
 
     def __init__(self, file: Path) -> None:
-        self._base = sqlite3.connect(file, timeout=1)
+        self._base = sqlite3.connect(file, timeout=0.2)
         self._base.execute(SCHEMA)
 
     @classmethod

@@ -59,6 +59,16 @@ class Location:
         with opened as stream:
             yield stream
 
+    @staticmethod
+    def why(error: Exception) -> str:
+        """What kept ``open`` or reading from it, in one line: every kind of storage has its own errors."""
+        # fsspec says so too where no server answers; then its cause is an OSError.
+        if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
+            return "no such file"
+        said = error.__cause__ or error
+        text = str(said.args[0] if said.args and isinstance(said.args[0], str) else said)
+        return f"cannot be read ({' '.join(text.split())[:200] or type(said).__name__})"
+
     def _full(self, file: str) -> str:
         # A name comes out of a manifest: of a command it must be one word.
         return self.root.replace("{}", shlex.quote(file)) if self._pipe else f"{self.root}/{file}"

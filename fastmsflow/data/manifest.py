@@ -69,9 +69,8 @@ class Manifest:
         except (InputError, UnavailableError):
             raise
         except Exception as error:  # every kind of storage has its own
-            what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({_line(error)})"
             raise InputError(
-                f"{name}: {what}; give the folder or URL that `fastmsflow shard` wrote, all of it"
+                f"{name}: {where.why(error)}; give the folder or URL that `fastmsflow shard` wrote, all of it"
             ) from error
         try:
             content = json.loads(text)
@@ -87,7 +86,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{name}: no manifest of shards ({type(error).__name__}: {_line(error)}); {AGAIN}") from error
+            raise InputError(f"{name}: no manifest of shards ({type(error).__name__}: {error}); {AGAIN}") from error
         if fault:
             raise InputError(f"{name}: {fault}; {AGAIN}")
         return manifest
@@ -115,6 +114,3 @@ def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:
         return f"says {content['images']} images, its shards hold {manifest.images}"
     return None
 
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())[:200] or type(error).__name__

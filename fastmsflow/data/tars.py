@@ -50,11 +50,8 @@ def read_shard(location: Location, shard: Shard, verify: bool = False) -> Iterat
                 pass
     except (InputError, UnavailableError):
         raise
-    except FileNotFoundError as error:
-        raise _fault(name, "no such file") from error
     except Exception as error:  # every kind of storage has its own, and so has tar
-        line = " ".join(str(error.args[0] if error.args else type(error).__name__).split())[:200]
-        raise _fault(name, f"cannot be read after {count} of {shard.images} images ({line})") from error
+        raise _fault(name, f"{location.why(error)} after {count} of {shard.images} images") from error
     if count < shard.images or counted.bytes != shard.bytes:
         raise _fault(
             name,
@@ -109,3 +106,7 @@ class _Counted:
         data = self.file.read(size)
         self.bytes += len(data)
         return data
+
+    def __str__(self) -> str:
+        """WebDataset puts it into its errors."""
+        return f"byte {self.bytes}"
