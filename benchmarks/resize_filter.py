@@ -1,7 +1,7 @@
 """What the filter that resizes images does to the scores: Lanczos, as fastmsflow reads images, against the antialiased
 bicubic of tensors, which decoding on a GPU would bring.
 
-``python benchmarks/resize_filter.py MODEL SOURCE [--class C] [--images N]`` prints the scores' differences and the AUROC.
+``python benchmarks/resize_filter.py MODEL SOURCE [--class C] [--images N]`` prints the scores' differences, the AUROC.
 """
 
 import argparse

@@ -123,7 +123,9 @@ def test_names_of_every_kind_come_back_as_they_were(tree: Path) -> None:
     assert list_images(tree) == list_images(tree) == plainly(tree)
 
 
-@pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(4000)], ids=["0", "text", "half"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no database", b"SQLite format 3\0" + bytes(4000)], ids=["0", "text", "half"]
+)
 def test_a_damaged_index_costs_its_use_only(content: bytes, tree: Path, cache: Path, scanned: list[str]) -> None:
     list_images(tree)
     (file,) = cache.iterdir()

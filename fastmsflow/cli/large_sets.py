@@ -53,7 +53,9 @@ def shard(
         manifest = write_shards(found.files, out, images_per_shard, decode, advance)
     faults = [*found.faults, *manifest.skipped]
     console.print(
-        escape(f"{manifest.images} images in {len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB, in {shown(out)}"),
+        escape(
+            f"{manifest.images} images in {len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB, in {shown(out)}"
+        ),
         soft_wrap=True,
     )
     if as_json:

@@ -1,5 +1,6 @@
 """Folders -> their image files, sorted."""
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -48,7 +49,7 @@ def images_below(folder: Path, fault: Callable[[str], None]) -> list[Path]:
 
 
 def _walk(folder: Path, listing: Callable[[str], Listing], fault: Callable[[str], None]) -> list[Path]:
-    files: list[list[str]] = []
+    files: list[str] = []
     seen: set[tuple[int, int]] = set()
     waiting = [str(folder)]
     while waiting:
@@ -61,7 +62,9 @@ def _walk(folder: Path, listing: Callable[[str], Listing], fault: Callable[[str]
         if found.place in seen:
             continue
         seen.add(found.place)
-        files += ([base, name] for name in found.images)
+        start = os.path.join(base, "")  # noqa: PTH118 - here and below strings, which take a third of the time
+        files += [start + name for name in found.images]
         # Sorted, the first on top: of a folder that two links lead to, the first is taken.
-        waiting += [f"{base}/{name}" for name in sorted(found.folders, reverse=True)]
-    return sorted(Path(base, name) for base, name in files)
+        waiting += [start + name for name in sorted(found.folders, reverse=True)]
+    # As paths are sorted, part by part: no name has a NUL.
+    return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]

@@ -15,8 +15,8 @@ MANIFEST = "manifest.json"
 
 
 class Location:
-    """``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), or ``pipe:COMMAND`` with ``{}`` for a
-    file's name, as in ``pipe:aws s3 cp s3://bucket/set/{} -``; a folder's or URL's ``/manifest.json`` may stand there too.
+    """``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), either with or without
+    ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name: ``pipe:aws s3 cp s3://bucket/set/{} -``.
     ``options``: what fsspec's file system takes, such as ``{"anon": True}``.
 
     Errors: InputError for a pipe without ``{}``.
@@ -27,9 +27,13 @@ class Location:
         self.options = options or {}
         self._pipe = self.root.startswith(PIPE)
         if self._pipe and "{}" not in self.root:
-            raise InputError(f"{self.root}: needs a {{}} where a file's name goes: 'pipe:curl -sf https://host/set/{{}}'")
+            raise InputError(
+                f"{self.root}: needs a {{}} where a file's name goes: 'pipe:curl -sf https://host/set/{{}}'"
+            )
         if not self._pipe:
-            self.root = (self.root.removesuffix(MANIFEST) if self.root.endswith(f"/{MANIFEST}") else self.root).rstrip("/")
+            self.root = (self.root.removesuffix(MANIFEST) if self.root.endswith(f"/{MANIFEST}") else self.root).rstrip(
+                "/"
+            )
             self.root = "." if self.root == MANIFEST else self.root or "/"
 
     def name(self, file: str) -> str:

@@ -113,4 +113,3 @@ def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:
     if (content["images"], content["bytes"]) != (manifest.images, manifest.bytes):
         return f"says {content['images']} images, its shards hold {manifest.images}"
     return None
-

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import InputError, UnavailableError
 from ..files import remove_asides, shown, write_faults, written_aside
@@ -175,7 +175,7 @@ def _whole(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _whole_lines(journal: Path) -> list[dict[str, object]]:
+def _whole_lines(journal: Path) -> list[dict[str, Any]]:
     if not journal.is_file():
         return []
     # The last one may have been cut off in the middle: then it has no newline.

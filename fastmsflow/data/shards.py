@@ -22,9 +22,10 @@ from .tars import Encoded, read_shard
 class ShardedImages(IterableDataset[dict[str, Any]]):
     """The images of a set of shards at ``image_size`` (H, W), resized by Lanczos, for one rank of ``world_size``.
 
-    ``where``: as ``fastmsflow.data.locations.Location`` has it, with ``options`` for fsspec. ``workers``: the
-    DataLoader's ``num_workers``. Items: ``image`` (3, H, W) float32 in [0, 1]; ``index``, the image's number in the set,
-    and ``name``, its path when the shards were written; ``reader`` and ``position``, of which ``state`` is made.
+    ``where``: a folder, a URL that fsspec reads (http://, s3://, ...; ``options``: what its file system takes), either
+    with or without ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name. ``workers``: the DataLoader's
+    ``num_workers``. Items: ``image`` (3, H, W) float32 in [0, 1]; ``index``, the image's number in the set; ``name``,
+    its path when the shards were written; ``reader`` and ``position``, of which ``state`` is made.
 
     Every epoch of a seed has its own order: shards are shuffled, dealt out to the ranks and then to their workers, and
     each worker draws from a buffer of ``buffer`` encoded images. The order hangs on the manifest, ``seed``, ``epoch``,
@@ -88,8 +89,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
 
     @property
     def images_of_ranks(self) -> tuple[int, ...]:
-        """How many images each rank has in this epoch, of what is not taken yet or is: whole shards are dealt out, so
-        they differ by up to a shard. Where ranks wait for each other, each may take the least of these."""
+        """How many images each rank has in this epoch. Whole shards are dealt out, so they differ by up to a shard:
+        where ranks wait for each other, each may take the least of these."""
         return tuple(sum(shard.images for shard in self._dealt(rank)) for rank in range(self.world_size))
 
     def seen(self, batch: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import InputError, UnavailableError
 from ..files import shown
@@ -59,7 +59,7 @@ def read_shard(location: Location, shard: Shard, verify: bool = False) -> Iterat
         )
 
 
-def _encoded(sample: dict[str, bytes], name: str) -> Encoded:
+def _encoded(sample: dict[str, Any], name: str) -> Encoded:
     """Errors: InputError where it is not an image and a .json that tells its number."""
     content = [value for key, value in sample.items() if not key.startswith("__") and key != "json"]
     try:
