@@ -589,4 +589,5 @@ def test_memory_does_not_grow_with_the_number_of_images(files: list[Path], tmp_p
     printed = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     count, early, late = map(int, printed.stdout.split())
     assert count == 8_000
-    assert late < 1.05 * early, f"peak RSS {early} KiB after 2,000 images, {late} KiB after 8,000"
+    # Kept headers of tar members alone would be 12,000 KiB.
+    assert late - early < 2000, f"peak RSS {early} KiB after 2,000 images, {late} KiB after 8,000"

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..errors import InputError, UnavailableError
 from ..files import shown
@@ -48,7 +48,7 @@ class Location:
             from webdataset.gopen import gopen
 
             with gopen(full) as stream:
-                yield stream
+                yield cast(BinaryIO, stream)
             return
         if "://" not in full:
             with Path(full).open("rb") as stream:

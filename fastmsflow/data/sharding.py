@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..errors import InputError, UnavailableError
 from ..files import remove_asides, shown, write_faults, written_aside
@@ -100,7 +100,7 @@ class _Writer:
         index = first
         with written_aside(self.out / name) as aside, aside.open("wb") as file:
             hashed = _Hashed(file)
-            with TarWriter(hashed, user="", group="", encoder=False, mtime=0) as tar:
+            with TarWriter(cast(BinaryIO, hashed), user="", group="", encoder=False, mtime=0) as tar:
                 for number, path in enumerate(self.paths[start : start + self.per_shard], start + 1):
                     try:
                         content = read_bytes(path)
