@@ -3,6 +3,7 @@
 from . import learning  # noqa: F401, I001
 from . import judging  # noqa: F401
 from . import prediction  # noqa: F401
+from . import large_sets  # noqa: F401
 from . import official  # noqa: F401
 from . import speed  # noqa: F401
 from .common import app

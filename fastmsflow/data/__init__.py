@@ -3,15 +3,19 @@
 from .dataset import ImageDataset, LooseImages
 from .fingerprint import fingerprint
 from .image_set import ImageSet, Sample
-from .images import list_images, load_image, load_mask, read_image
+from .images import load_image, load_mask, read_image
 from .layouts import categories, classes_of, folder, mvtec, open_image_set, visa
+from .listing import list_images
 from .sample_sets import elpv, textures
+from .sharding import write_shards
+from .shards import ShardedImages
 
 __all__ = [
     "ImageDataset",
     "ImageSet",
     "LooseImages",
     "Sample",
+    "ShardedImages",
     "categories",
     "classes_of",
     "elpv",
@@ -25,4 +29,5 @@ __all__ = [
     "read_image",
     "textures",
     "visa",
+    "write_shards",
 ]

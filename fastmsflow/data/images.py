@@ -1,12 +1,13 @@
 """Image files -> pixels. Every fault of a file is an InputError that names it."""
 
 import errno
-import os
+import io
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -36,6 +37,26 @@ def read_image(path: str | Path) -> Image.Image:
     under 32 pixels on a side, of several frames or pages, or of floating-point pixels.
     """
     return _rgb(_open(path), path)
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """A file's bytes as ``read_image`` has the file. ``name``: what errors call it. Errors: as ``read_image``'s."""
+    with _faults_named(name), _identified(io.BytesIO(content), name) as image:
+        return _rgb(_upright(image), name)
+
+
+def check_image(content: bytes, name: str) -> None:
+    """Errors: InputError where a file's bytes are no image that ``read_image`` takes, by their header: pixels are not
+    decoded, so damage behind it goes unseen."""
+    with _faults_named(name), _identified(io.BytesIO(content), name) as image:
+        _check_size(image, name)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The file as it is. Errors: InputError where it is missing, no file, or cannot be read."""
+    with _faults_named(path):
+        _check_regular(path)
+        return Path(path).read_bytes()
 
 
 def image_of(array: np.ndarray, name: str) -> Image.Image:
@@ -88,48 +109,16 @@ def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(resized))
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """All image files below ``folder``, sorted, as ``walk_images`` finds them.
-
-    Errors: InputError where there are none, or a folder cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{shown(folder)}: no such folder")
-    faults: list[str] = []
-    files = sorted(walk_images(folder, faults.append))
-    if faults:
-        raise InputError(faults[0])
-    if not files:
-        raise InputError(f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    return files
-
-
-def walk_images(folder: Path, fault: Callable[[str], None]) -> Iterator[Path]:
-    """All files below ``folder`` with an image's suffix, hidden ones left out; links to folders are followed, every
-    folder once. ``fault`` gets a line for each folder that cannot be read."""
-
-    def unread(error: OSError) -> None:
-        fault(
-            f"{shown(error.filename)}: this folder cannot be read ({error.strerror}); change its mode or leave it out"
-        )
-
-    seen: set[tuple[int, int]] = set()
-    for base, folders, names in os.walk(folder, onerror=unread, followlinks=True):
-        status = Path(base).stat()
-        place = (status.st_dev, status.st_ino)
-        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
-        if place not in seen:
-            yield from (Path(base, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
-        seen.add(place)
-
-
-def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
+def _check_size(image: Image.Image, name: str | Path) -> None:
     if min(image.size) < SMALLEST:
         raise InputError(
             f"{shown(name)}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST};"
             " leave it out"
         )
+
+
+def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    _check_size(image, name)
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
     if image.mode == "F":
@@ -160,9 +149,13 @@ def _marked(mask: Image.Image, sample: Sample) -> np.ndarray:
 
 def _open(path: str | Path) -> Image.Image:
     with _opened(path) as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -177,16 +170,27 @@ def _size(path: Path) -> tuple[int, int]:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The file, not yet decoded."""
     with _faults_named(path):
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            # Opening a pipe that nothing writes into would wait for ever.
-            raise InputError(f"{shown(path)}: a pipe or a device, not a file; save the image as a file")
+        _check_regular(path)
         # Not by its name: Pillow then maps uncompressed files into memory, and mixes up a turned TIFF's rows.
-        with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format not in ONE_IMAGE:
-                raise InputError(f"{shown(path)}: holds {frames} frames or pages; save each as a file of its own")
+        with Path(path).open("rb") as file, _identified(file, path) as image:
             yield image
+
+
+def _check_regular(path: str | Path) -> None:
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        # Opening a pipe that nothing writes into would wait for ever.
+        raise InputError(f"{shown(path)}: a pipe or a device, not a file; save the image as a file")
+
+
+@contextmanager
+def _identified(file: BinaryIO, name: str | Path) -> Iterator[Image.Image]:
+    """One image, not yet decoded."""
+    with Image.open(file, formats=FORMATS) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in ONE_IMAGE:
+            raise InputError(f"{shown(name)}: holds {frames} frames or pages; save each as a file of its own")
+        yield image
 
 
 @contextmanager
@@ -223,7 +227,9 @@ def _faults_named(path: str | Path) -> Iterator[None]:
 
 
 def _unidentified(path: Path) -> str:
-    return "empty (0 bytes), not an image" if path.stat().st_size == 0 else "not an image that can be read"
+    # What comes out of a shard has a name, but is no file.
+    empty = path.is_file() and path.stat().st_size == 0
+    return "empty (0 bytes), not an image" if empty else "not an image that can be read"
 
 
 def _check_finite(values: np.ndarray, name: str | Path) -> None:

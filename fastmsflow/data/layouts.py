@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .image_set import ImageSet, Sample
-from .images import list_images
+from .listing import list_images
 from .sample_sets import TEXTURES, elpv, textures
 
 VISA_SPLIT = Path("split_csv/1cls.csv")

@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 from ..errors import InputError
 from ..files import shown
-from .images import SUFFIXES, walk_images
+from .images import SUFFIXES
+from .listing import images_below
 
 
 class Found:
@@ -42,7 +43,7 @@ class Found:
             self._files.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - links stay what they are
             return
         before = len(self.faults)
-        files = sorted(walk_images(path, self.faults.append))
+        files = images_below(path, self.faults.append)
         if not files and len(self.faults) == before:
             self.faults.append(f"{shown(path)}: holds no images ({', '.join(sorted(SUFFIXES))})")
         for file in files:

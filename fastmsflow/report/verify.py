@@ -11,7 +11,8 @@ from torch import Tensor
 from ..compat.certificate import Batches, noise
 from ..compat.convert import official_to_own, own_flow
 from ..compat.official import load_official
-from ..data.images import list_images, load_image
+from ..data.images import load_image
+from ..data.listing import list_images
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 

@@ -1,0 +1,593 @@
+"""Shards: written whole or not at all, streamed by rank and worker, resumed, and every fault of theirs named."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from disks import small_disk
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from fastmsflow import InputError
+from fastmsflow.data import ImageDataset, Sample, ShardedImages, list_images, write_shards
+from fastmsflow.data.manifest import Manifest
+from fastmsflow.errors import UnavailableError
+
+webdataset = pytest.importorskip("webdataset", reason="needs webdataset: pip install 'fastmsflow[shards]'")
+
+SIZE = (32, 32)
+ORDER = [22, 21, 33, 34, 4, 6, 32, 5]
+IMAGES, PER_SHARD, SHARDS = 46, 4, 12
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """46 images in two folders; each folder has the same file names."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for i in range(IMAGES):
+        folder = root / ("day 1", "day2")[i % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 36, 3), np.uint8)).save(folder / f"é.{i // 2:02}.jpg")
+    return list_images(root)
+
+
+@pytest.fixture(scope="module")
+def written(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "set"
+    write_shards(files, out, PER_SHARD)
+    return out
+
+
+@pytest.fixture
+def shards(written: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return Path(shutil.copytree(written, tmp_path / "set"))
+
+
+@contextmanager
+def refused_in_a_worker(message: str) -> Iterator[None]:
+    with pytest.raises(InputError, match=message) as caught:
+        yield
+    # torch's error and its loader hold each other; left to the garbage collector, the workers are waited for in vain.
+    traceback.clear_frames(caught.tb)
+
+
+def numbers(images: ShardedImages, workers: int = 0, batch_size: int = 2) -> list[int]:
+    return [int(i) for batch in DataLoader(images, batch_size, num_workers=workers) for i in batch["index"]]
+
+
+def rewritten(folder: Path, change: Callable[[dict], object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+# Writing
+
+
+def test_a_shard_holds_the_files_bytes_and_their_names(files: list[Path], written: Path) -> None:
+    found = {}
+    for path in sorted(written.glob("0*.tar")):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            for image, told in zip(members[::2], members[1::2], strict=True):
+                assert Path(image.name).stem == Path(told.name).stem
+                name = json.load(tar.extractfile(told))["name"]
+                found[name] = tar.extractfile(image).read()
+    assert found == {str(file.relative_to(file.parents[1])): file.read_bytes() for file in files}
+
+
+def test_webdataset_itself_reads_the_shards(written: Path) -> None:
+    urls = [str(path) for path in sorted(written.glob("0*.tar"))]
+    read = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert [sample["json"]["index"] for sample in read] == list(range(IMAGES))
+    assert read[0]["jpg"].size == (36, 40)
+
+
+def test_the_manifest_has_totals_and_checksums(written: Path) -> None:
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert (manifest["images"], len(manifest["shards"])) == (IMAGES, SHARDS)
+    assert manifest["bytes"] == sum(path.stat().st_size for path in written.glob("0*.tar"))
+    for shard in manifest["shards"]:
+        printed = subprocess.run(["sha256sum", written / shard["name"]], capture_output=True, text=True, check=True)
+        assert printed.stdout.split()[0] == shard["sha256"]
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(files: list[Path], written: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    child = os.fork()
+    if not child:
+        write_shards(files, out, PER_SHARD, progress=lambda done: os._exit(9) if done == 15 else None)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert sorted(path.name for path in out.glob("0*.tar")) == ["000000.tar", "000001.tar", "000002.tar"]
+    assert not (out / "manifest.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("0*.tar")}
+
+    seen: list[int] = []
+    write_shards(files, out, PER_SHARD, progress=seen.append)
+
+    assert seen == [12, *range(13, IMAGES + 1)]
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("0*.tar")}.items()
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in written.iterdir()}
+
+
+@pytest.mark.parametrize("cut", ["journal", "shard"])
+def test_what_a_power_cut_left_half_written_is_written_again(
+    cut: str, files: list[Path], written: Path, tmp_path: Path
+) -> None:
+    def stop(done: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "set"
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(files, out, PER_SHARD, progress=stop)
+    assert not list(out.glob(".*.tar")), "a half-written shard is left"
+    half = out / ("unfinished.jsonl" if cut == "journal" else "000001.tar")
+    half.write_bytes(half.read_bytes()[:-30])
+
+    write_shards(files, out, PER_SHARD)
+
+    assert (out / "manifest.json").read_bytes() == (written / "manifest.json").read_bytes()
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(files: list[Path], tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        with pytest.raises(InputError, match="disk is full"):
+            write_shards(files, disk / "set", PER_SHARD)
+        assert not list((disk / "set").glob(".*aside*"))
+        assert not (disk / "set/manifest.json").exists()
+
+
+def test_a_set_is_not_written_over_nor_mixed_with_another(files: list[Path], shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds shards already"):
+        write_shards(files, shards, PER_SHARD)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/unfinished.jsonl").write_text('{"fingerprint": "another", "images_per_shard": 7}\n')
+    with pytest.raises(InputError, match="unfinished shards of other images, or of 7 a shard"):
+        write_shards(files, tmp_path / "begun", PER_SHARD)
+
+
+def test_two_writers_do_not_share_a_folder(files: list[Path], tmp_path: Path) -> None:
+    def another(done: int) -> None:
+        write_shards(files, tmp_path / "set", PER_SHARD)
+
+    with pytest.raises(InputError, match="another process is writing"):
+        write_shards(files, tmp_path / "set", PER_SHARD, progress=another)
+
+
+def test_an_image_listed_twice_is_an_error(files: list[Path], tmp_path: Path) -> None:
+    again = Path(os.path.relpath(files[3]))
+    with pytest.raises(InputError, match=r"é\.03\.jpg: listed twice"):
+        write_shards([*files, again], tmp_path / "set")
+
+
+def test_what_is_no_image_is_left_out_and_listed(files: list[Path], tmp_path: Path) -> None:
+    bad = {"empty.jpg": b"", "text.png": b"hello", "cut.jpg": files[0].read_bytes()[:-400]}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [files[0], *(tmp_path / name for name in bad), tmp_path / "none.jpg", files[1]]
+
+    by_header = write_shards(paths, tmp_path / "by header", 2)
+    decoded = write_shards(paths, tmp_path / "decoded", 2, decode=True)
+
+    # The third pair of files is whole but for the missing one, the second is not: its shard is not there.
+    assert [len(by_header.skipped), by_header.images, len(by_header.shards)] == [3, 3, 3]
+    assert [len(decoded.skipped), decoded.images] == [4, 2]
+    assert [shard.name for shard in decoded.shards] == ["000000.tar", "000002.tar"]
+    assert "empty.jpg: empty (0 bytes)" in by_header.skipped[0]
+    assert "cut.jpg: damaged or truncated" in decoded.skipped[2]
+    assert numbers(ShardedImages(tmp_path / "decoded", SIZE, shuffle=False)) == [0, 1]
+    with pytest.raises(InputError, match="none of 1 files can be read"):
+        write_shards([tmp_path / "text.png"], tmp_path / "nothing")
+
+
+def test_names_of_every_kind_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = [
+        "a b.jpg",
+        "a.b.c.jpg",
+        "no suffix",
+        "x.json",
+        "new\nline.jpg",
+        os.fsdecode(b"\xff.jpg"),
+        "l" * 200 + ".JPG",
+    ]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(folder / name, "JPEG")
+    write_shards([folder / name for name in names], tmp_path / "out")
+    assert [item["name"] for item in ShardedImages(tmp_path / "out", SIZE, shuffle=False)] == names
+
+
+# Reading
+
+
+def test_items_are_the_files_as_image_dataset_has_them(files: list[Path], written: Path) -> None:
+    plain = ImageDataset([Sample(file, 0) for file in files], SIZE)
+    streamed = list(ShardedImages(written, SIZE, shuffle=False))
+    assert [item["index"] for item in streamed] == list(range(IMAGES))
+    assert [item["name"] for item in streamed] == [str(file.relative_to(file.parents[1])) for file in files]
+    assert all(torch.equal(item["image"], plain[item["index"]]["image"]) for item in streamed)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 0), (3, 2), (12, 0)])
+def test_ranks_and_workers_share_out_every_image_once(world_size: int, workers: int, written: Path) -> None:
+    ranks = [ShardedImages(written, SIZE, rank, world_size, workers) for rank in range(world_size)]
+    read = [numbers(images, workers) for images in ranks]
+    assert sorted(chain(*read)) == list(range(IMAGES))
+    assert tuple(map(len, read)) == ranks[0].images_of_ranks
+    assert max(map(len, read)) - min(map(len, read)) <= PER_SHARD
+
+
+def test_an_epoch_has_its_own_order_and_always_the_same(written: Path) -> None:
+    images = ShardedImages(written, SIZE, seed=3, buffer=7)
+    first = numbers(images)
+    images.set_epoch(1)
+    assert numbers(images) != first
+    assert numbers(ShardedImages(written, SIZE, seed=3, buffer=7)) == first
+    assert numbers(ShardedImages(written, SIZE, seed=4, buffer=7)) != first
+
+
+def test_the_order_is_the_one_that_earlier_versions_resume_into(written: Path) -> None:
+    assert numbers(ShardedImages(written, SIZE, seed=3, buffer=7))[:8] == ORDER
+
+
+def test_neighbours_are_torn_apart(written: Path) -> None:
+    order = numbers(ShardedImages(written, SIZE, buffer=16))
+    assert sum(b == a + 1 for a, b in pairwise(order)) < 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batches", [0, 1, 4, 7, 23])
+def test_a_resumed_epoch_goes_on_as_if_never_interrupted(workers: int, batches: int, written: Path) -> None:
+    def fresh() -> ShardedImages:
+        return ShardedImages(written, SIZE, workers=workers, seed=1, epoch=2, buffer=6)
+
+    whole = numbers(fresh(), workers)
+    images, before = fresh(), []
+    for batch in islice(DataLoader(images, 2, num_workers=workers), batches):
+        images.seen(batch)
+        before += batch["index"].tolist()
+    resumed = fresh()
+    resumed.resume(json.loads(json.dumps(images.state())))
+    assert before + numbers(resumed, workers) == whole
+
+
+def test_resuming_opens_no_shard_that_is_used_up(shards: Path) -> None:
+    images = ShardedImages(shards, SIZE, shuffle=False)
+    for item in islice(images, 3 * PER_SHARD + 1):
+        images.seen(item)
+    for used in ("000000.tar", "000001.tar", "000002.tar"):
+        (shards / used).unlink()
+    resumed = ShardedImages(shards, SIZE, shuffle=False)
+    resumed.resume(images.state())
+    assert numbers(resumed) == list(range(3 * PER_SHARD + 1, IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"world_size": 3}, "world_size was 2, is 3"),
+        ({"workers": 2}, "workers was 1, is 2"),
+        ({"rank": 1}, "rank was 0, is 1"),
+        ({"seed": 5}, "seed was 0, is 5"),
+        ({"buffer": 5}, "buffer was 1000, is 5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_resume_that_would_lose_images_is_refused(other: dict, message: str, written: Path) -> None:
+    state = ShardedImages(written, SIZE, world_size=2).state()
+    with pytest.raises(InputError, match=f"{message}; set them back, or begin epoch 1"):
+        ShardedImages(written, SIZE, **{"world_size": 2, **other}).resume(state)
+
+
+def test_a_resume_on_other_shards_is_refused(files: list[Path], written: Path, tmp_path: Path) -> None:
+    write_shards(files[1:], tmp_path / "other", PER_SHARD)
+    with pytest.raises(InputError, match="shards was"):
+        ShardedImages(tmp_path / "other", SIZE).resume(ShardedImages(written, SIZE).state())
+
+
+def test_more_ranks_than_shards_is_an_error_that_says_what_to_write(written: Path) -> None:
+    with pytest.raises(InputError, match=r"16 ranks, 12 shards.*--images-per-shard 2 or less"):
+        ShardedImages(written, SIZE, world_size=16)
+
+
+def test_a_loader_of_other_workers_is_refused(written: Path) -> None:
+    with refused_in_a_worker(r"give ShardedImages\(workers=2\)"):
+        numbers(ShardedImages(written, SIZE), workers=2)
+
+
+def test_persistent_workers_are_refused(written: Path) -> None:
+    loader = DataLoader(ShardedImages(written, SIZE, workers=1), num_workers=1, persistent_workers=True)
+    list(loader)
+    with refused_in_a_worker("leave out persistent_workers"):
+        list(loader)
+
+
+# Elsewhere than on a disk
+
+
+@pytest.fixture
+def server(written: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(written)))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_stream_over_http(workers: int, server: str, written: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    streamed = numbers(ShardedImages(f"{server}/manifest.json", SIZE, workers=workers, verify=True), workers)
+    assert streamed == numbers(ShardedImages(written, SIZE, workers=workers), workers)
+
+
+def test_an_address_that_is_not_there_is_named(server: str) -> None:
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    with pytest.raises(InputError, match=r"http://127.0.0.1:\d+/none/manifest.json: no such file"):
+        ShardedImages(f"{server}/none", SIZE)
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9/manifest.json: cannot be read"):
+        ShardedImages("http://127.0.0.1:9", SIZE)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "pipe", "manifest"])
+def test_every_kind_of_address_gives_the_same(kind: str, written: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    if kind == "memory":
+        fsspec.filesystem("memory").put(f"{written}/", "/set/", recursive=True)
+    where = {
+        "file": f"file://{written}",
+        "memory": "memory://set",
+        "pipe": f"pipe:cat {written}/{{}}",
+        "manifest": written / "manifest.json",
+    }[kind]
+    assert numbers(ShardedImages(where, SIZE)) == numbers(ShardedImages(written, SIZE))
+
+
+def test_addresses_that_cannot_be_read_say_so(shards: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be read \(Protocol not known: nonsense"):
+        ShardedImages("nonsense://set", SIZE)
+    with pytest.raises(InputError, match=r"needs a \{\} where a file's name goes"):
+        ShardedImages("pipe:cat set", SIZE)
+    with pytest.raises(InputError, match=r"cannot be read .*exit 1"):
+        ShardedImages("pipe:false {}", SIZE)
+    (shards / "000002.tar").unlink()
+    with pytest.raises(InputError, match=r"000002\.tar.*: cannot be read .* after 0 of 4 images"):
+        numbers(ShardedImages(f"pipe:cat {shards}/{{}} 2>/dev/null", SIZE))
+
+
+def test_a_package_that_is_missing_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UnavailableError, match="s3fs"):
+        ShardedImages("s3://bucket/set", SIZE)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'fastmsflow\[shards\]'"):
+        ShardedImages(written, SIZE)
+
+
+def test_a_shards_name_runs_no_command(shards: Path, tmp_path: Path) -> None:
+    rewritten(shards, lambda manifest: manifest["shards"][0].update(name=f"x; touch {tmp_path}/ran; .tar"))
+    with pytest.raises(InputError, match="is no name of a shard"):
+        ShardedImages(f"pipe:cat {shards}/{{}}", SIZE)
+
+
+# Faults
+
+
+def cut(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:5000])
+
+
+def cut_between_images(shard: Path) -> None:
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[4].offset
+    shard.write_bytes(shard.read_bytes()[:third])
+
+
+def wrong_header(shard: Path) -> None:
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[4].offset
+    content = bytearray(shard.read_bytes())
+    content[third : third + 20] = bytes(20)
+    shard.write_bytes(content)
+
+
+def padded(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes() + bytes(512))
+
+
+def another(shard: Path) -> None:
+    shutil.copy(shard.with_name("000007.tar"), shard)
+
+
+def not_a_tar(shard: Path) -> None:
+    shard.write_bytes(b"<html>not found</html>" * 99)
+
+
+FAULTS = {
+    cut: (r"cannot be read \(.*\) after 0 of 4 images", 0),
+    cut_between_images: ("ends after 2 of 4 images", 2),
+    wrong_header: ("ends after 2 of 4 images", 2),
+    padded: ("ends after 4 of 4 images, 20992 of 20480 bytes", 4),
+    another: ("holds image 28 where 8 is expected, it is another's", 0),
+    not_a_tar: (r"cannot be read \(.*\) after 0 of 4 images", 0),
+    Path.unlink: ("no such file after 0 of 4 images", 0),
+}
+
+
+@pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("verify", [False, True], ids=["", "verified"])
+def test_a_bad_shard_is_named_or_left_out_by_option(
+    damage: Callable[[Path], None], verify: bool, shards: Path, tmp_path: Path
+) -> None:
+    message, good = FAULTS[damage]
+    if verify:
+        good, message = 0, message if damage is Path.unlink else "its checksum is not the manifest's"
+    damage(shards / "000002.tar")
+
+    with pytest.raises(InputError, match=rf"000002\.tar: {message}.*write the shards again"):
+        numbers(ShardedImages(shards, SIZE, shuffle=False, verify=verify))
+
+    log = tmp_path / "faults.jsonl"
+    images = ShardedImages(shards, SIZE, shuffle=False, verify=verify, skip_faults=log)
+    with pytest.warns(UserWarning, match=rf"{4 - good} images left out: .*000002\.tar"):
+        read = numbers(images)
+    assert read == [i for i in range(IMAGES) if not 8 + good <= i < 12]
+    (line,) = map(json.loads, log.read_text().splitlines())
+    assert (line["lost"], line["epoch"], line["rank"]) == (4 - good, 0, 0)
+    assert re.search(message, line["fault"])
+
+
+def test_a_bit_that_flipped_is_found_by_verify_alone(shards: Path) -> None:
+    content = bytearray((shards / "000002.tar").read_bytes())
+    content[512 + 1500] ^= 1
+    (shards / "000002.tar").write_bytes(content)
+    assert len(numbers(ShardedImages(shards, SIZE))) == IMAGES
+    with pytest.raises(InputError, match="its checksum is not the manifest's"):
+        numbers(ShardedImages(shards, SIZE, verify=True))
+
+
+def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(files[0].read_bytes()[:-400])
+    write_shards([*files[:3], tmp_path / "cut.jpg"], tmp_path / "set")
+    with pytest.raises(InputError, match=r"000000\.tar: .*cut\.jpg: damaged or truncated"):
+        numbers(ShardedImages(tmp_path / "set", SIZE))
+    images = ShardedImages(tmp_path / "set", SIZE, shuffle=False, skip_faults=tmp_path / "faults.jsonl")
+    with pytest.warns(UserWarning, match=r"1 images left out: .*cut\.jpg"):
+        assert numbers(images) == [0, 1, 2]
+
+
+def test_a_shard_lost_between_two_runs_moves_no_other_image(shards: Path, tmp_path: Path) -> None:
+    def fresh() -> ShardedImages:
+        return ShardedImages(shards, SIZE, buffer=6, skip_faults=tmp_path / "faults.jsonl")
+
+    whole, images = numbers(fresh()), fresh()
+    before = [int(item["index"]) for item in islice(images, 11) if images.seen(item) is None]
+    lost = images.manifest.shards[whole[30] // PER_SHARD]
+    (shards / lost.name).unlink()
+    resumed = fresh()
+    resumed.resume(images.state())
+    with pytest.warns(UserWarning, match="left out"):
+        after = numbers(resumed)
+    gone = set(range(lost.first, lost.first + lost.images))
+    assert before + after == [i for i in whole if i in before or i not in gone]
+
+
+def test_an_error_in_a_worker_reaches_the_caller(shards: Path) -> None:
+    (shards / "000002.tar").unlink()
+    with refused_in_a_worker(r"000002\.tar: no such file"):
+        numbers(ShardedImages(shards, SIZE, workers=2), workers=2)
+
+
+MANIFESTS = {
+    "no JSON": (lambda m: m.clear(), "no manifest of shards"),
+    "another format": (lambda m: m.update(format="fastmsflow shards 9"), "of format 'fastmsflow shards 9'"),
+    "no shards": (lambda m: m.update(shards=[]), "lists no shards"),
+    "wrong total": (lambda m: m.update(images=47), "says 47 images, its shards hold 46"),
+    "a shard twice": (lambda m: m["shards"].insert(1, m["shards"][0]), "lists 000000.tar twice"),
+    "a copied shard": (
+        lambda m: m["shards"].append({**m["shards"][0], "name": "copy.tar"}),
+        "000000.tar and copy.tar are the same file twice",
+    ),
+    "a gap": (lambda m: m["shards"].pop(3), "000004.tar begins at image 16 and has 4, expected image 12"),
+    "a path": (lambda m: m["shards"][0].update(name="../000000.tar"), "is no name of a shard"),
+    "an unknown field": (lambda m: m["shards"][0].update(colour=1), "no manifest of shards"),
+}
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_wrong_manifest_is_named(kind: str, shards: Path) -> None:
+    change, message = MANIFESTS[kind]
+    rewritten(shards, change)
+    with pytest.raises(InputError, match=rf"manifest\.json: .*{message}.*; write the shards again"):
+        ShardedImages(shards, SIZE)
+
+
+def test_a_manifest_of_other_counts_than_its_shards_is_named(shards: Path) -> None:
+    def shift(manifest: dict) -> None:
+        manifest["shards"][-1]["images"] += 1
+        manifest["images"] += 1
+
+    rewritten(shards, shift)
+    with pytest.raises(InputError, match=r"000011\.tar: ends after 2 of 3 images"):
+        numbers(ShardedImages(shards, SIZE))
+
+
+def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"manifest\.json: no such file; give the folder or URL"):
+        ShardedImages(tmp_path, SIZE)
+
+
+# The command
+
+
+def test_shard_speaks_json_and_its_shards_are_read(files: list[Path], tmp_path: Path, command) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    args = ("shard", files[0].parents[1], tmp_path / "text.png", "--images-per-shard", 10, "--out", tmp_path / "set")
+    code, printed = command(*args, "--json")
+    result = json.loads(printed[: printed.rindex("}") + 1])
+    assert (code, result["images"], result["shards"]) == (1, IMAGES, 5)
+    assert "text.png: not an image" in result["skipped"][0]
+    assert f"skipped {result['skipped'][0]}" in printed
+    assert len(numbers(ShardedImages(tmp_path / "set", SIZE))) == IMAGES
+    code, printed = command(*args)
+    assert (code, "holds shards already" in printed) == (1, True)
+
+
+def test_shard_takes_a_configuration_and_is_quiet(files: list[Path], tmp_path: Path, command) -> None:
+    (tmp_path / "shard.yaml").write_text(f"out: {tmp_path}/set\nimages-per-shard: 20\n")
+    assert command("shard", files[0].parents[1], "--config", tmp_path / "shard.yaml", "--quiet") == (0, "")
+    assert len(list((tmp_path / "set").glob("0*.tar"))) == 3
+
+
+# Memory
+
+STREAM = """\
+import resource, sys
+from fastmsflow.data import ShardedImages
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+for count, _ in enumerate(ShardedImages(sys.argv[1], (32, 32)), 1):
+    if count == int(sys.argv[2]):
+        early = peak()
+print(count, early, peak())
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(files: list[Path], tmp_path: Path) -> None:
+    """8,000 images, 20 MB; benchmarks/large_sets.py does it with 100,000."""
+    (tmp_path / "in").mkdir()
+    for i in range(8_000):
+        os.link(files[0], tmp_path / f"in/{i:05}.jpg")
+    assert Manifest.images.fget(write_shards(list_images(tmp_path / "in"), tmp_path / "set")) == 8_000
+    run = [sys.executable, "-c", STREAM, str(tmp_path / "set"), "2000"]
+    printed = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    count, early, late = map(int, printed.stdout.split())
+    assert count == 8_000
+    # Kept headers of tar members alone would be 12,000 KiB.
+    assert late - early < 2000, f"peak RSS {early} KiB after 2,000 images, {late} KiB after 8,000"
