@@ -1,5 +1,7 @@
 """Every tolerance of the tests, each with its reason. Errors are max |a - b| / max |b| over a tensor."""
 
+import torch
+
 # float32 against a float32 recording: both round; sums of up to 1e5 terms, 3 to 8 blocks deep.
 GOLDEN_FLOAT32 = 5e-6
 # float64 against a float32 recording: the recording's own rounding remains, so no tighter than the above.
@@ -55,3 +57,8 @@ EXPORTED = {"rtol": 1e-4, "atol": 1e-4}
 # do neither, so beside a training in float32 only the convolutions' rounding is left, which averages out over 1e4
 # values: measured 2.5e-4.
 AUTOCAST_LOSS = {"bfloat16": 2**-7, "float16": 2**-10, "bfloat16 against float32": 2**-10}
+# Features from a cache beside the extractor's own: batches of another size, float32 both, whose sums another order may
+# take; bfloat16 then rounds once, to one of its two neighbours (2^-8).
+CACHED = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 1e-6}}
+BFLOAT16_CACHE = 1e-2
+BFLOAT16_CACHE_RANKS = 0.99
