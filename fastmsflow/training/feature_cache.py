@@ -293,7 +293,7 @@ def _read_images(folder: Path, description: Mapping[str, Any]) -> np.ndarray:
     try:
         contents: np.ndarray = np.load(path, allow_pickle=False)
         whole = _sum(contents) == description["contents"]
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{shown(path)}: damaged ({error}); {REMEDY}") from error
     if not whole:
         raise InputError(f"{shown(path)}: damaged; {REMEDY}")
