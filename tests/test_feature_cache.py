@@ -271,6 +271,13 @@ def test_a_cache_serves_its_images_wherever_they_are_and_however_they_are_split(
     assert cache.rows[HELD_OUT].tolist() == [8, 9, 0]
 
 
+def test_an_unfinished_cache_that_lost_an_image_is_not_finished_without_it(images: ImageSet, tmp_path: Path) -> None:
+    new_cache(images, tmp_path).build(rank=0, world_size=2)
+    fewer = ImageSet("fewer", images.train[:3] + images.train[4:], images.test)
+    with pytest.raises(InputError, match="unfinished, and some of the cache's images are gone; remove the folder"):
+        new_cache(fewer, tmp_path).build()
+
+
 def test_what_is_damaged_is_named(images: ImageSet, whole: Path, tmp_path: Path) -> None:
     def damaged(name: str, data: bytes) -> FeatureCache:
         at = tmp_path / f"{name}{len(data)}"

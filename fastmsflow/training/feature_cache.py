@@ -71,9 +71,11 @@ class FeatureCache:
         example = model.pooled(torch.zeros(1, 3, *model.image_size, device=device))
         self.shapes = [(level.shape[2], level.shape[3], level.shape[1]) for level in example]
         """(H_l, W_l, C_l): channels lie last."""
+        of = _made_of(model, dtype)
+        if (folder / DESCRIPTION_FILE).exists():
+            _described(folder, of)  # says that it is stale before all images are read
         contents = {part: _contents(images) for part, images in parts.items()}
         self._own = np.concatenate(list(contents.values()))
-        of = _made_of(model, dtype)
         if not (folder / DESCRIPTION_FILE).exists():
             _begin(folder, of, self._own, max(1, shard_bytes // self.bytes_per_image))
         description = _described(folder, of)
@@ -122,7 +124,7 @@ class FeatureCache:
         # No batch goes over a shard's end: its features do not depend on where an earlier build ended.
         batches = [sources[rows].tolist() for shard in todo for rows in _batches(self._rows_of(shard))]
         if any(source < 0 for batch in batches for source in batch):
-            raise InputError(f"{self.folder}: an unfinished feature cache, and some of its images are gone; {REMEDY}")
+            raise InputError(f"{shown(self.folder)}: unfinished, and some of the cache's images are gone; {REMEDY}")
         loader = iter(DataLoader(self.images, batch_sampler=batches, num_workers=workers))
         with self._claimed(rank, world_size):
             for shard in todo:
@@ -152,8 +154,8 @@ class FeatureCache:
         lacking = np.flatnonzero(rows < 0)
         if len(lacking):
             raise InputError(
-                f"{self.folder}: a feature cache of other images: {len(lacking)} of {len(rows)} are new or changed, the"
-                f" first is {_name(images, int(lacking[0]))}; {REMEDY}"
+                f"{shown(self.folder)}: a feature cache of other images: {len(lacking)} of {len(rows)} are new or"
+                f" changed, the first is {_name(images, int(lacking[0]))}; {REMEDY}"
             )
         return rows
 
@@ -181,7 +183,8 @@ class FeatureCache:
                 lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(
-                f"{self.folder}: another process is building this feature cache; wait for it, or choose another folder"
+                f"{shown(self.folder)}: another process is building this feature cache; wait for it, or choose"
+                " another folder"
             ) from error
         try:
             yield
