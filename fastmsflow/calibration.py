@@ -4,6 +4,11 @@ Distribution-free, by ranks (split conformal prediction; Vovk, Gammerman & Shafe
 World", 2005): of n held-out images and one new good image, each is as likely as any other to have the k-th largest
 score, so a new good image lies above the k-th largest of the n with probability k / (n + 1). Over the choice of the
 held-out images, the false-alarm rate of that threshold is distributed as Beta(k, n + 1 - k).
+
+This holds as far as new good images are like the held-out ones: near-copies of training images held out (overlapping
+crops, frames of a film) score too well, and new ones are above more often. That the same held-out images choose the
+best round of a run favours them too, though slightly: one of a few choices, by their mean nll. What a test shows
+against it, ``Threshold.doubt`` tells.
 """
 
 import math
@@ -18,6 +23,7 @@ __all__ = ["Calibration", "Threshold", "threshold"]
 
 FALSE_ALARMS = 0.05
 CONFIDENCE = 0.95
+DOUBT = 0.001
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,19 @@ class Threshold:
         return (
             f"{self.value:.4g} nats for {self.false_alarms:.2%} false alarms"
             f" (95% interval {self.low:.2%} to {self.high:.2%}, from {self.images} held-out good images)"
+        )
+
+    def doubt(self, called: int, good: int) -> str | None:
+        """What is wrong where ``called`` of ``good`` new good images above the threshold are more than chance
+        explains (less than once in a thousand, the chance of the held-out images included), and the remedy."""
+        from scipy.stats import betabinom  # slow to import
+
+        k = _rank(self.images, self.false_alarms)
+        if betabinom.sf(called - 1, good, k, self.images + 1 - k) >= DOUBT:
+            return None
+        return (
+            f"{called} of {good} good test images are above the threshold, more than by chance: they are unlike the"
+            " held-out ones, or those are near-copies of training images; calibrate on images taken as new ones are"
         )
 
     def as_dict(self) -> dict[str, float]:
@@ -130,8 +149,13 @@ def needed(false_alarms: float) -> int:
 def _shortage(images: int, false_alarms: float) -> str:
     return (
         f"a false-alarm rate of {false_alarms:.2%} needs {needed(false_alarms)} held-out good images, and there are"
-        f" {images}: hold out more, or allow {1 / (images + 1):.2%}"
+        f" {images}: hold out more, or allow {_allowed(images):.2%}"
     )
+
+
+def _allowed(images: int) -> float:
+    """The lowest rate that so many images do for, rounded up to what is printed: as given it must do."""
+    return math.ceil(1e4 / (images + 1)) / 1e4
 
 
 def check_rate(false_alarms: float) -> None:

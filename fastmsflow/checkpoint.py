@@ -29,6 +29,8 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Ma
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """-> (tensors on the CPU, config). Errors: InputError where the file is missing, damaged or of another kind."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of a fastmsflow checkpoint (.safetensors)")
     try:

@@ -98,8 +98,10 @@ def _errno(error: Exception) -> int | None:
 
 def remove_asides(folder: Path) -> None:
     """Removes what a killed process was writing aside in ``folder``; nothing else may be writing there."""
-    for path in folder.glob(f".*{ASIDE}*"):
-        path.unlink()
+    # The second kind are safetensors': it writes aside too.
+    for pattern in (f".*{ASIDE}*", ".tmp" + "[0-9A-Za-z]" * 6):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def write_json(path: str | Path, content: object) -> None:

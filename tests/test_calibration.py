@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from fastmsflow import InputError
-from fastmsflow.calibration import Calibration, needed, threshold
+from fastmsflow.calibration import Calibration, _shortage, needed, threshold
 
 
 @pytest.mark.parametrize(("rate", "images"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.5, 1), (0.3, 3)])
@@ -55,6 +55,23 @@ def test_image_and_region_thresholds_are_of_scores_and_of_peaks_and_survive_json
     assert again.threshold(0.1).value == 18
     assert again.region_threshold().value == 119
     assert "19 nats for 5.00% false alarms (95% interval" in str(again.threshold())
+
+
+@pytest.mark.parametrize("images", [1, 3, 6, 8, 10, 13, 47, 98])
+def test_the_rate_that_a_shortage_allows_is_enough(images: int) -> None:
+    allowed = _shortage(images, 0.001).rpartition("allow ")[2]
+    assert needed(float(allowed.rstrip("%")) / 100) <= images
+
+
+def test_doubt_is_rare_where_new_images_are_like_the_held_out_ones_and_comes_where_they_are_not() -> None:
+    generator = np.random.default_rng(2)
+    held_out, new = generator.normal(size=(2000, 40)), generator.normal(size=(2000, 30))
+    found = [threshold(scores, 0.1) for scores in held_out]
+    doubts = sum(
+        limit.doubt(int((scores > limit.value).sum()), 30) is not None for limit, scores in zip(found, new, strict=True)
+    )
+    assert binom.sf(doubts - 1, 2000, 0.001) > 1e-4
+    assert "30 of 30 good test images" in str(found[0].doubt(30, 30))
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])

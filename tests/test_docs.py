@@ -21,6 +21,7 @@ from PIL import Image
 from test_drop_in import live_flows
 
 from fastmsflow import MSFlow, MultiScaleFlow
+from fastmsflow.calibration import Calibration
 from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import official_to_own
@@ -31,7 +32,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
 # Commands that take seconds on the files below; the others train, download or need a GPU.
-RUN = ("predict runs/mine/last.safetensors", "convert")
+RUN = ("predict runs/mine/best.safetensors", "convert")
 
 
 class Block(NamedTuple):
@@ -71,7 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     (folder / "runs/mine").mkdir(parents=True)
     small = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
-    small.save(folder / "runs/mine/last.safetensors", epoch=1)
+    small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
+    small.save(folder / "runs/mine/best.safetensors", epoch=1)
     save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
     official_to_own(folder / "official.pt", folder / "own.safetensors")
     random = np.random.default_rng(0)

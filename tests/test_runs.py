@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from disks import remount, small_disk
 from filelock import FileLock
@@ -14,7 +15,10 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow, UnavailableError
+from fastmsflow.checkpoint import read_checkpoint
 from fastmsflow.metrics import auroc
+from fastmsflow.training import Evaluation
+from fastmsflow.training.comparison import Judged, mean_of
 from fastmsflow.training.folder import LOCK_FILE, STATE_FILE
 from fastmsflow.training.loggers import check_loggers
 
@@ -100,6 +104,13 @@ def test_a_configuration_that_is_wrong_is_one_line(content: str, message: str, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_configuration_may_say_how_a_verb_speaks(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"source: {tiles}\nclass: a\njson: true\n")
+    code, out = command("evaluate", "--config", tmp_path / "c.yaml", runs / "a")
+    assert code == 0
+    assert json.loads(out)["rows"]
+
+
 def test_the_command_line_counts_more_than_the_file(runs: Path, command, tmp_path: Path) -> None:
     code, out = command(
         "train", "--config", runs / "a/config.yaml", "--out", tmp_path / "out", "--meta-epochs", 1, "--json"
@@ -126,6 +137,7 @@ def test_evaluate_shows_a_runs_checkpoints_side_by_side(runs: Path, tiles: Path,
     called = [score > threshold for score in absolute]
     alarms = sum(c for c, label in zip(called, labels, strict=True) if not label)
     assert rows[0]["false_alarm_rate"] == alarms / 10
+    assert (rows[0]["threshold_value"], rows[0]["threshold_false_alarms"]) == (threshold, 0.1)
     assert rows[0]["f1"] == pytest.approx(2 * (sum(called) - alarms) / (8 + sum(called)))
     assert all(Path(row["image"]).name in (tmp_path / "report.html").read_text() for row in scores)
 
@@ -152,7 +164,75 @@ def test_evaluate_at_another_rate_of_false_alarms(runs: Path, tiles: Path, comma
     assert found[0] <= found[1]
     code, out = command("evaluate", runs / "a", tiles, "--class", "a", "--false-alarms", 0.01)
     assert code == 1
-    assert "needs 99 held-out good images, and there are 10: hold out more, or allow 9.09%" in out
+    assert "needs 99 held-out good images, and there are 10: hold out more, or allow 9.10%" in out
+
+
+def test_the_rate_that_too_few_images_are_told_to_allow_is_one_that_they_do_for(
+    runs: Path, tiles: Path, command
+) -> None:
+    arguments = ("evaluate", runs / "a", tiles, "--class", "a", "--false-alarms")
+    _, out = command(*arguments, 0.01)
+    allowed = out.strip().splitlines()[-1].rpartition("or allow ")[2]
+    assert command(*arguments, float(allowed.rstrip("%")) / 100)[0] == 0
+
+
+def test_all_classes_of_a_set_that_has_none_or_of_runs_that_lack_one_are_refused_before_anything_is_scored(
+    runs: Path, tiles: Path, command, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(MSFlow, "load", lambda path: pytest.fail("a model was read"))
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(runs / "a", tmp_path / "runs/a")
+    for folder, images, message in (
+        (runs, tiles / "a", f"{tiles / 'a'}: holds no classes"),
+        (runs, tmp_path / "nowhere", "nowhere: holds no classes, or is not there"),
+        (tmp_path / "runs", tiles, f"{tmp_path / 'runs/b'}: not there; give a checkpoint or the folder of a run"),
+    ):
+        code, out = command("evaluate", folder, images, "--class", "all", "--out", tmp_path / "out")
+        assert code == 1
+        assert message in out.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mean_is_of_all_classes_or_not_given() -> None:
+    rows = [Judged(name, how, Evaluation(0.5, 0.5, 0.5)) for name, how in (("a", "x"), ("a", "y"), ("b", "x"))]
+    assert [row.checkpoint for row in mean_of(rows)] == ["x"]
+
+
+def test_a_folder_for_a_model_is_one_line(runs: Path, tiles: Path, command) -> None:
+    for verb in ("calibrate", "predict"):
+        code, out = command(verb, runs / "a", tiles / "a/test/good")
+        assert code == 1
+        assert f"{runs / 'a'}: a folder; give the checkpoint in it, e.g. best.safetensors of a run" in out
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_images_whose_score_is_not_finite_are_named(verb: str, runs: Path, tiles: Path, command, tmp_path) -> None:
+    model = MSFlow.load(runs / "a/last.safetensors")
+    with torch.no_grad():
+        model.flow.parallel_flows[0].blocks[0].global_offset.fill_(float("nan"))
+    model.save(tmp_path / "nan.safetensors")
+    arguments = (tiles, "--class", "a") if verb == "evaluate" else (tiles / "a/test/good",)
+    code, out = command(verb, tmp_path / "nan.safetensors", *arguments)
+    assert code == 1
+    assert f"the score is not finite of {tiles / 'a/test/good/48.png'}; " in out.strip().splitlines()[-1]
+
+
+def test_good_test_images_unlike_those_held_out_are_pointed_out(runs: Path, tiles: Path, command, tmp_path) -> None:
+    """Class b's good images, judged by what class a's score."""
+    model = tmp_path / "model.safetensors"
+    shutil.copy(runs / "a/best.safetensors", model)
+    assert "near-copies" not in command("evaluate", model, tiles, "--class", "a")[1]
+    code, out = command("evaluate", model, tiles, "--class", "b")
+    assert code == 0
+    assert "10 of 10 good test images are above the threshold, more than by chance" in out
+
+
+def test_calibrate_counts_an_image_once(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    folder = tiles / "a/test/good"
+    arguments = (folder, folder, folder / "48.png", "--false-alarms", 0.1, "--out", tmp_path / "m.safetensors")
+    code, out = command("calibrate", runs / "a/best.safetensors", *arguments, "--json")
+    assert code == 0
+    assert json.loads(out)["threshold"]["images"] == 10
 
 
 def test_calibrate_sets_the_threshold_of_a_model_and_keeps_what_it_says_of_itself(
@@ -215,7 +295,7 @@ def test_a_run_is_never_written_over_and_says_how_to_go_on(tiles: Path, command,
     for more in ((), ("--resume",)):
         code, text = command(*train_args(tiles, out, *more))
         assert code == 1
-        assert f"{out}: holds a finished run; choose another folder, or remove that one" in text
+        assert f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder" in text
 
 
 def test_a_resumed_run_with_other_images_is_refused(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
@@ -238,6 +318,37 @@ def test_a_damaged_state_is_named(tiles: Path, command, monkeypatch, tmp_path: P
     assert "remove it to begin the run again" in text
 
 
+def test_a_resumed_run_with_another_extractor_is_refused(tiles: Path, command, monkeypatch, tmp_path: Path) -> None:
+    interrupted(tiles, tmp_path / "run", command, monkeypatch)
+    made = MSFlow.__init__
+
+    def other(self, *args, **options) -> None:
+        made(self, *args, **options)
+        next(self.extractor.parameters()).data.add_(1)
+
+    monkeypatch.setattr(MSFlow, "__init__", other)
+    code, text = command(*train_args(tiles, tmp_path / "run", "--resume"))
+    assert code == 1
+    assert "the extractor's weights are not those that the run began with" in text.strip().splitlines()[-1]
+
+
+def test_a_run_killed_before_it_removed_its_state_is_finished(runs: Path, tiles: Path, command, tmp_path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "run")
+    (tmp_path / "run" / STATE_FILE).touch()
+    code, text = command(*train_args(tiles, tmp_path / "run", "--resume"))
+    assert code == 1
+    assert "holds a finished run" in text
+    assert not (tmp_path / "run" / STATE_FILE).exists()
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "best_on_test.safetensors"])
+def test_a_model_in_the_folder_is_not_written_over(name: str, tiles: Path, command, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"dear")
+    code, _ = command(*train_args(tiles, tmp_path))
+    assert code == 1
+    assert (tmp_path / name).read_bytes() == b"dear"
+
+
 def test_two_runs_into_one_folder_are_refused(tiles: Path, command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
@@ -253,6 +364,11 @@ def test_training_stops_when_held_out_images_no_longer_gain(tiles: Path, command
     assert code == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert [moment["epoch"] for moment in results["rounds"]] == [1, 2, 3]
+    # Of rounds that are alike the results and the files name the same.
+    chosen = results["metrics"]["image_auroc"]
+    for how, file in {"last": "last", "best on test": "best_on_test", "chosen on held-out": "best"}.items():
+        notes = read_checkpoint(tmp_path / f"run/{file}.safetensors")[1]["notes"]
+        assert notes["epoch"] == chosen[how]["epoch"], how
 
 
 def test_nothing_held_out_is_the_published_recipe(tiles: Path, command, tmp_path: Path) -> None:
@@ -357,3 +473,24 @@ def test_names_with_spaces_quotes_newlines_and_bytes_that_are_no_text_go_all_the
     assert all(Path(row["image"]).is_file() for row in rows)
     code, _ = command("evaluate", tmp_path / "run", tmp_path / "set", "--out", tmp_path / "eval")
     assert code == 0
+
+
+def test_models_that_no_run_left_are_never_written_over(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    out = tmp_path / "models"
+    out.mkdir()
+    shutil.copy(runs / "a/last.safetensors", out)
+    before = (out / "last.safetensors").read_bytes()
+    for more, message in (((), "holds an interrupted run"), (("--resume",), "holds models, but no run to go on with")):
+        code, text = command(*train_args(tiles, out, *more))
+        assert code == 1
+        assert f"{out}: {message}" in text
+    assert [path.name for path in out.iterdir()] == ["last.safetensors"]
+    assert (out / "last.safetensors").read_bytes() == before
+
+
+def test_evaluate_leaves_its_report_beside_the_checkpoints(runs: Path, tiles: Path, command, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    shutil.copy(runs / "a/last.safetensors", model)
+    assert command("evaluate", model, tiles, "--class", "a", "--quiet") == (0, "")
+    made = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert made == {"heatmaps.png", "metrics.csv", "metrics.json", "report.html", "scores.csv", "scores.png"}

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import ImageDataset, ImageSet, folder, textures
+from fastmsflow.data import ImageDataset, ImageSet, textures
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.fit import LAST_EPOCH, ON_TEST
@@ -16,14 +16,7 @@ from fastmsflow.training.module import TEST, TRAIN, FeatureDataModule
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(5)
-    for kind, count in (("train", 10), ("test/good", 3), ("test/bad", 3)):
-        (root / kind).mkdir(parents=True)
-        for i in range(count):
-            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
-            Image.fromarray(pixels).save(root / kind / f"{i}.png")
-    return folder(root / "train", root / "test")
+    return noise_set(tmp_path_factory.mktemp("images"), train=10)
 
 
 def small_model(**options) -> MSFlow:
@@ -54,7 +47,19 @@ def test_a_shorter_run_keeps_the_schedules_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lr": 0}, {"batch_size": 0}, {"meta_epochs": -1}, {"precision": "8-bit"}], ids=str
+    "options",
+    [
+        {"lr": 0},
+        {"batch_size": 0},
+        {"meta_epochs": -1},
+        {"precision": "8-bit"},
+        {"clip_norm": -1.0},
+        {"lr": float("nan")},
+        {"decay": 0.0},
+        {"warm_up": 1.5},
+        {"milestones": (0.5, 2.0)},
+    ],
+    ids=str,
 )
 def test_a_recipe_that_cannot_be_is_refused(options: dict) -> None:
     with pytest.raises(InputError, match=next(iter(options))):

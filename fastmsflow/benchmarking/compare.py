@@ -27,8 +27,8 @@ class Ratio:
         return self.now / self.before
 
 
-def run_suite(out: Path) -> None:
-    """Runs the whole suite of the source tree, its output on the terminal; results go to ``out``.
+def run_suite(out: Path, quiet: bool = False) -> None:
+    """Runs the whole suite of the source tree; results go to ``out``. ``quiet``: its output is shown where it fails.
 
     Errors: UnavailableError where this is not a source tree or a benchmark failed.
     """
@@ -36,7 +36,9 @@ def run_suite(out: Path) -> None:
         raise UnavailableError(f"the suite comes with the source tree, and {ROOT} is none; clone it and run there")
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={out.resolve()}"]
-    if subprocess.run(command, cwd=ROOT).returncode:
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE if quiet else None, text=True)
+    if done.returncode:
+        sys.stderr.write(done.stdout or "")
         raise UnavailableError("a benchmark failed; what it says stands above")
 
 

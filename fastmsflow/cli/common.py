@@ -23,6 +23,8 @@ app: typer.Typer = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console: Console = Console()
+# Not silenced by --quiet.
+errors: Console = Console(stderr=True)
 
 
 def _print_version(asked: bool) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from ..errors import InputError
 
-# Not of a run, but of one call.
+# Not of a run, but of one call: in no configuration that is saved.
 CALL_ONLY = frozenset({"config", "quiet", "as_json", "resume"})
 
 
@@ -26,7 +26,7 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; give one 'option: value' a line")
-    names = {str(p.name) for p in ctx.command.params} - CALL_ONLY - {"help"}
+    names = {str(p.name) for p in ctx.command.params} - {"config", "help"}
     # As in the command line, where it has another name than the function's parameter.
     spelt = {option.lstrip("-").replace("-", "_"): str(p.name) for p in ctx.command.params for option in p.opts}
     values = {}

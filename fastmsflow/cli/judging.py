@@ -8,6 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..errors import InputError
+from ..files import shown
 from .common import (
     METRIC_NAMES,
     AsJson,
@@ -38,14 +40,18 @@ def evaluate(
         Path,
         typer.Argument(
             help="A checkpoint, or the folder of a run: its last, held-out-chosen and best-on-test checkpoints side by"
-            " side. With --class all: a folder with one of either for each class, by its name.",
+            " side. With --class all: a folder with the folder of a run for each class, by its name.",
             metavar="MODEL",
         ),
     ],
     source: Source,
     category: Category = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures.")
+        Path | None,
+        typer.Option(
+            help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures."
+            " Default: evaluation, beside the checkpoint."
+        ),
     ] = None,
     false_alarms: FalseAlarms = None,
     workers: Workers = 0,
@@ -58,22 +64,28 @@ def evaluate(
     console.print("loading torch and timm ...", style="dim")
     from ..data import classes_of
     from ..report.run import write_test_report
-    from ..training.comparison import judge, mean_of, write_metrics
+    from ..training.comparison import checkpoints, judge, mean_of, write_metrics
 
     # elpv has a class that is called so.
     every = category == "all" and source != "elpv"
+    out = out or (model if model.is_dir() else model.parent) / "evaluation"
     judged: list[Judged] = []
     seconds: Counter[str] = Counter()
-    for name in classes_of(source) if every else [category]:
-        where, folder = (model / name, out and out / name) if every and name else (model, out)
+    classes = classes_of(source) if every else [category]
+    if not classes:
+        raise InputError(f"{source}: holds no classes, or is not there; of a set that is one class leave out --class")
+    for name in classes:
+        # Before the first is scored, which takes its time.
+        checkpoints(model / name if every and name else model)
+    for name in classes:
+        where, folder = (model / name, out / name) if every and name else (model, out)
         with progress_bar("reading") as bar:
             found = judge(where, source, name, false_alarms, workers, bar, bar.stage, load_model)
             judged += found.rows
-            if folder is not None:
-                bar.stage("writing the report", len(found.images.test))
-                with found.stopwatch("report"):
-                    metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
-                    write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx), bar)
+            bar.stage("writing the report", len(found.images.test))
+            with found.stopwatch("report"):
+                metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
+                write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx), bar)
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)
     if every:
@@ -81,9 +93,8 @@ def evaluate(
     for name in dict.fromkeys(row.name for row in judged):
         _print_metrics(name, [row for row in judged if row.name == name])
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
-    if out is not None:
-        write_metrics(out, judged)
-        console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    write_metrics(out, judged)
+    console.print(f"written to {escape(str(out))}", soft_wrap=True)
     if as_json:
         print_json({"rows": [row.as_dict() for row in judged], "seconds": seconds})
 
@@ -110,10 +121,11 @@ def calibrate(
     from ..training.evaluation import calibrated, scores_of
 
     network = load_model(model)
-    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])]
+    # An image given twice would count as two.
+    files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
     with progress_bar("scoring good images", len(files)) as advance:
         scores = scores_of([network], LooseImages(files, network.image_size), workers=workers, progress=advance)[0]
-    network.calibration = calibrated(scores, false_alarms)
+    network.calibration = calibrated(scores, [shown(file) for file in files], false_alarms)
     # Before anything is written: too few images are an error.
     threshold, region = network.calibration.threshold(), network.calibration.region_threshold()
     network.save(out or model, **read_checkpoint(model)[1].get("notes", {}))
@@ -129,11 +141,13 @@ def _print_threshold(found: "Judgement") -> None:
     if calibration is None:
         console.print("not calibrated, so no threshold: `fastmsflow calibrate MODEL GOOD_IMAGES` sets one", style="dim")
     elif calibration.is_enough():
+        threshold = calibration.threshold()
         good = sum(sample.label == 0 for sample in found.images.test)
         reached = found.rows[0].evaluation.false_alarm_rate
-        console.print(
-            f"threshold: {calibration.threshold()}; reached on {good} good test images: {reached:.2%}", soft_wrap=True
-        )
+        console.print(f"threshold: {threshold}; reached on {good} good test images: {reached:.2%}", soft_wrap=True)
+        doubt = threshold.doubt(round(good * (reached or 0)), good)
+        if doubt is not None:
+            console.print(doubt, style="yellow", soft_wrap=True)
     else:
         console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
 

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .common import AsJson, Extractor, ExtractorWeights, Quiet, app, console, print_json, progress_bar, speak
+from .common import AsJson, Extractor, ExtractorWeights, Quiet, app, console, errors, print_json, progress_bar, speak
 from .configuration import Config
 
 
@@ -93,7 +93,7 @@ def verify(
     for fault in certificate.unavailable.values():
         console.print(f"not compared: {escape(fault)}", soft_wrap=True)
     for fault in faults:
-        console.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
+        errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
     content = {"checkpoint": str(checkpoint), **certificate.as_dict()}
     if out is not None:
         write_json(out, content)
@@ -101,6 +101,6 @@ def verify(
         print_json(content)
     beyond = [f"{row.backend} {row.dtype}" for row in certificate.rows if not row.within]
     if beyond:
-        console.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")
+        errors.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")
     if beyond or faults:
         raise typer.Exit(1)

@@ -6,13 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InputError
 from ..files import shown
-from .common import AsJson, FalseAlarms, ModelPath, Quiet, app, console, load_model, print_json, progress_bar, speak
+from .common import (
+    AsJson,
+    FalseAlarms,
+    ModelPath,
+    Quiet,
+    app,
+    console,
+    errors,
+    load_model,
+    print_json,
+    progress_bar,
+    speak,
+)
 from .configuration import Config
 
 if TYPE_CHECKING:
@@ -20,7 +31,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
-errors: Console = Console(stderr=True)
 
 
 @app.command()

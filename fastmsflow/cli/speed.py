@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from ..errors import UnavailableError
-from .common import AsJson, Quiet, app, console, print_json, speak
+from .common import AsJson, Quiet, app, console, errors, print_json, speak
 from .configuration import Config
 
 
@@ -37,14 +37,16 @@ def benchmark(
     """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
     speak(quiet, as_json)
     if tune:
-        _tune()
+        _tune(as_json)
         return
     from ..benchmarking.compare import compare, run_suite
 
     if results is None:
-        run_suite(out)
+        run_suite(out, console.quiet)
         results = out
     if baseline is None:
+        if as_json:
+            print_json({"results": str(results)})
         return
     ratios, warning = compare(baseline, results)
     table = Table(Column("benchmark", overflow="fold"), "before", "now", "now / before")
@@ -59,11 +61,11 @@ def benchmark(
         print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
     slower = sum(ratio.value > threshold for ratio in ratios)
     if slower:
-        console.print(f"[red]{slower} of {len(ratios)} are more than {threshold:g} times slower[/red]")
+        errors.print(f"[red]{slower} of {len(ratios)} are more than {threshold:g} times slower[/red]")
         raise typer.Exit(1)
 
 
-def _tune() -> None:
+def _tune(as_json: bool) -> None:
     import torch
 
     if not torch.cuda.is_available():
@@ -97,3 +99,5 @@ def _tune() -> None:
             convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendors:.3f} ms")
     console.print(tiles, convolutions)
     console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
+    if as_json:
+        print_json({"kept in": str(path)})

@@ -102,7 +102,7 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         images = _listed(X)
         data = FeatureDataModule(model, {TRAIN: LooseImages(images, model.image_size)}, recipe)
         names = [f"image {i}" if isinstance(image, np.ndarray) else str(image) for i, image in enumerate(images)]
-        module = MSFlowModule(model, recipe, names)
+        module = MSFlowModule(model, recipe, {TRAIN: names})
         compute_features(data, console)
         run_trainer(module, data, recipe, console)
         self.model_ = model.to(device)

@@ -3,12 +3,10 @@
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from ..errors import InputError
 from .arrays import as_scores, as_truth, refuse_nan
-
-EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+from .regions import pixel_weights
 
 
 def aupro(masks: Any, maps: Any, fpr_limit: float = 0.3) -> float:
@@ -23,7 +21,7 @@ def aupro(masks: Any, maps: Any, fpr_limit: float = 0.3) -> float:
     Errors: InputError where shapes differ or are not (N, H, W), a mask holds other values than 0 and 1, no pixel is
     defective or none is good, a map holds NaN, or ``fpr_limit`` is not in (0, 1].
     """
-    fpr, pro = _exact_curve(masks, maps, fpr_limit)
+    fpr, pro = _up_to(*_curve(*_sorted(masks, maps, fpr_limit)), fpr_limit)
     return _trapezoids(fpr, pro) / fpr_limit
 
 
@@ -36,24 +34,30 @@ def pro_curve(masks: Any, maps: Any, fpr_limit: float = 0.3, points: int = 200) 
     by at most 1 / (2 (points - 1)).
     Arguments and errors as ``aupro``; InputError also where ``points`` is less than 2.
     """
+    return spread_along(*_curve(*_sorted(masks, maps, fpr_limit)), fpr_limit, points)
+
+
+def spread_along(x: np.ndarray, y: np.ndarray, limit: float, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """``points`` points of the curve (``x``, ``y``), both ascending from 0 to 1, as ``pro_curve`` gives them."""
     if points < 2:
         raise InputError(f"points is {points}; a curve needs at least 2")
-    fpr, pro = _exact_curve(masks, maps, fpr_limit)
-    along = fpr / fpr_limit + pro
+    fpr, pro = _up_to(x, y, limit)
+    along = fpr / limit + pro
     at = np.linspace(0, along[-1], points)
     return np.interp(at, along, fpr), np.interp(at, along, pro)
 
 
-def _exact_curve(masks: Any, maps: Any, fpr_limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the PRO curve up to the rate ``fpr_limit``, which is the last."""
-    return _up_to(*_curve(*_sorted(masks, maps, fpr_limit)), fpr_limit)
+def checked_limit(fpr_limit: float) -> float:
+    """Errors: InputError where it is not in (0, 1]."""
+    if not 0 < fpr_limit <= 1:
+        raise InputError(f"fpr_limit is {fpr_limit}; give a rate above 0 and at most 1")
+    return fpr_limit
 
 
 def _sorted(masks: Any, maps: Any, fpr_limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> (values of good pixels, ascending; values of defective pixels, ascending; their weights). Checks what
     ``aupro`` takes."""
-    if not 0 < fpr_limit <= 1:
-        raise InputError(f"fpr_limit is {fpr_limit}; give a rate above 0 and at most 1")
+    checked_limit(fpr_limit)
     truth = as_truth(masks, "masks")
     if truth.ndim != 3:
         raise InputError(f"masks have shape {truth.shape}; give (N, H, W)")
@@ -68,7 +72,7 @@ def _sorted(masks: Any, maps: Any, fpr_limit: float) -> tuple[np.ndarray, np.nda
     defective = defective[order]
     refuse_nan(good, "maps")
     refuse_nan(defective, "maps")
-    return good, defective, _pixel_weights(truth)[order]
+    return good, defective, np.concatenate([pixel_weights(mask) for mask in truth if mask.any()])[order]
 
 
 def binned_aupro(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: int = 800) -> float:
@@ -90,16 +94,6 @@ def binned_aupro(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: int 
     fpr, pro = fpr[within], pro[within]
     width = fpr[-1] - fpr[0]
     return _trapezoids(fpr, pro) / width if width > 0 else 0.0
-
-
-def _pixel_weights(masks: np.ndarray) -> np.ndarray:
-    """1 / the size of its region, for each defective pixel in the order of ``masks``."""
-    weights = []
-    for mask in masks:
-        if mask.any():
-            region = ndimage.label(mask, EIGHT_CONNECTED)[0][mask]
-            weights.append(1 / np.bincount(region)[region])
-    return np.concatenate(weights)
 
 
 def _curve(good: np.ndarray, defective: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

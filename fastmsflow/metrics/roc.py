@@ -1,4 +1,4 @@
-"""Area under the receiver operating characteristic."""
+"""Area under the receiver operating characteristic, and the best F1 on it."""
 
 from typing import Any
 
@@ -16,17 +16,37 @@ def auroc(labels: Any, scores: Any) -> float:
     tensors of one same shape, whichever: image scores (N,), pixel maps (N, H, W).
     Errors: InputError where shapes differ, a label is neither 0 nor 1, only one class is there, or a score is NaN.
     """
+    good, defective = _sorted(labels, scores, "AUROC")
+    # Sorted queries walk through the other class in order, which is several times faster than jumping about.
+    below = np.searchsorted(good, defective, side="left").sum(dtype=np.int64)
+    not_above = np.searchsorted(good, defective, side="right").sum(dtype=np.int64)
+    return float(int(below + not_above) / (2 * good.size * defective.size))
+
+
+def f1_max(labels: Any, scores: Any) -> float:
+    """The highest F1 (harmonic mean of precision and recall) at any threshold t, what scores >= t being called
+    defective; in (0, 1]. The threshold is the best for these very items, so the figure is optimistic.
+
+    Arguments and errors: as ``auroc``.
+    """
+    good, defective = _sorted(labels, scores, "F1")
+    distinct, first = np.unique(defective, return_index=True)
+    hits = defective.size - first
+    false_alarms = good.size - np.searchsorted(good, distinct, side="left")
+    return float((2 * hits / (defective.size + hits + false_alarms)).max())
+
+
+def _sorted(labels: Any, scores: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """-> scores of the good and of the defective, each ascending. Checks what ``auroc`` takes."""
     truth = as_truth(labels, "labels")
     values = as_scores(scores, "scores", truth.shape)
     good, defective = values[~truth], values[truth]
     if not good.size or not defective.size:
         raise InputError(
-            f"AUROC needs both classes; there are {good.size} good and {defective.size} defective: add the missing ones"
+            f"{metric} needs both classes; there are {good.size} good and {defective.size} defective:"
+            " add the missing ones"
         )
-    # Sorted queries walk through the other class in order, which is several times faster than jumping about.
     for part in (good, defective):
         part.sort()
         refuse_nan(part, "scores")
-    below = np.searchsorted(good, defective, side="left").sum(dtype=np.int64)
-    not_above = np.searchsorted(good, defective, side="right").sum(dtype=np.int64)
-    return float(int(below + not_above) / (2 * good.size * defective.size))
+    return good, defective

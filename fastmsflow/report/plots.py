@@ -14,14 +14,14 @@ GOOD, DEFECTIVE = "#2a7fb8", "#d1495b"
 
 
 def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
-    """Histogram of the log-space image scores (N,), in nats, of good (label 0) and defective (1) images."""
+    """Histogram of the absolute image scores (N,), in nats, of good (label 0) and defective (1) images."""
     figure, axis = _axes()
     positive = np.maximum(scores, 1e-6)
     bins = np.geomspace(positive.min(), positive.max() * 1.001, 41).tolist()
     for label, name, colour in ((0, "good", GOOD), (1, "defective", DEFECTIVE)):
         chosen = positive[labels == label]
         axis.hist(chosen, bins=bins, alpha=0.65, label=f"{name} ({len(chosen)})", color=colour)
-    axis.set(xlabel="image score in log space, nats", ylabel="images", xscale="log")
+    axis.set(xlabel="absolute image score, nats", ylabel="images", xscale="log")
     axis.set_title(title, parse_math=False)
     axis.legend()
     _save(figure, path)

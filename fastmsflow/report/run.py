@@ -68,7 +68,10 @@ def _page(
     progress: Callable[[int], None],
 ) -> Page:
     calibration = model.calibration
-    threshold = calibration.threshold() if calibration is not None and calibration.is_enough() else None
+    threshold, note = None, "not calibrated: no threshold is known"
+    if calibration is not None:
+        threshold = calibration.threshold() if calibration.is_enough() else None
+        note = str(threshold or calibration.shortage())
     pro = None
     if images.has_masks:
         masks = np.stack([load_mask(sample, model.image_size).numpy() for sample in images.test])
@@ -79,7 +82,7 @@ def _page(
         heat_scale=heat.scale,
         heat_caption=heat.caption,
         threshold=threshold.value if threshold is not None else None,
-        threshold_note=str(threshold or "not calibrated: no threshold is known"),
+        threshold_note=note,
         region_threshold=heat.region_threshold,
         pro=pro,
         metrics=metrics,

@@ -53,6 +53,12 @@ class TrainingBar(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._progress.update(self._task, completed=trainer.global_step)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._progress.update(self._task, description="evaluating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._progress.update(self._task, description="training")
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._progress.stop()
 

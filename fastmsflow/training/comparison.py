@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..calibration import Threshold
 from ..data import ImageSet, open_image_set
 from ..errors import InputError
 from ..files import write_json, write_table
@@ -17,6 +18,7 @@ from .fit import LAST_EPOCH, ON_HELD_OUT, ON_TEST
 from .folder import BEST, BEST_ON_TEST, LAST
 
 MEAN = "mean"
+THRESHOLD = ("value", "false_alarms", "low", "high", "images")
 # The first that is there is the one to look at.
 FILES = {ON_HELD_OUT: BEST, LAST_EPOCH: LAST, ON_TEST: BEST_ON_TEST}
 
@@ -30,9 +32,14 @@ class Judged:
     checkpoint: str
     """How it was chosen, or its file's name."""
     evaluation: Evaluation
+    threshold: Threshold | None = None
+    """What its rates are at."""
 
     def as_dict(self) -> dict[str, str | float | None]:
-        return {"class": self.name, "checkpoint": self.checkpoint, **self.evaluation.as_dict()}
+        row: dict[str, str | float | None] = {"class": self.name, "checkpoint": self.checkpoint}
+        found = self.threshold
+        row |= {f"threshold_{key}": None if found is None else getattr(found, key) for key in THRESHOLD}
+        return row | self.evaluation.as_dict()
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,22 @@ def judge(
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage)
-    rows = [Judged(images.name, name, result[0]) for name, result in zip(found, results, strict=True)]
+    rows = [
+        Judged(images.name, name, result[0], _threshold_of(model))
+        for (name, model), result in zip(found.items(), results, strict=True)
+    ]
     return Judgement(rows, images, models[0], results[0][1], stopwatch)
 
 
+def _threshold_of(model: MSFlow) -> Threshold | None:
+    calibration = model.calibration
+    return calibration.threshold() if calibration is not None and calibration.is_enough() else None
+
+
 def checkpoints(where: Path) -> dict[str, Path]:
-    """How a checkpoint was chosen -> its file. Errors: InputError where the folder holds none."""
+    """How a checkpoint was chosen -> its file. Errors: InputError where it is not there or the folder holds none."""
+    if not where.exists():
+        raise InputError(f"{where}: not there; give a checkpoint or the folder of a run")
     if not where.is_dir():
         return {where.stem: where}
     there = {how: where / name for how, name in FILES.items() if (where / name).is_file()}
@@ -97,10 +114,13 @@ def recalibrate(model: MSFlow, false_alarms: float | None, where: Path) -> None:
 
 
 def mean_of(rows: Sequence[Judged]) -> list[Judged]:
-    """For each way of choosing, the mean over the classes, of the metrics that all of them have."""
+    """For each way of choosing that all classes have, the mean over them, of the metrics that all of them have."""
     means = []
+    classes = len({row.name for row in rows})
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
         values = [row.evaluation.as_dict() for row in rows if row.checkpoint == checkpoint]
+        if len(values) < classes:
+            continue
         shared = {name: [value[name] for value in values] for name in METRICS}
         mean = {name: float(np.mean(of)) if None not in of else None for name, of in shared.items()}  # type: ignore[arg-type]
         means.append(Judged(MEAN, checkpoint, Evaluation(**mean)))  # type: ignore[arg-type]

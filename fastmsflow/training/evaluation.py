@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from ..calibration import Calibration
+from ..checkpoint import summary
 from ..data import ImageDataset, ImageSet, load_mask
 from ..errors import InputError
+from ..files import shown
 from ..metrics import aupro, auroc, binned_aupro
 from ..model import MSFlow
 from ..scoring import Scores, additive_score_map, score_log_likelihoods
@@ -55,10 +57,11 @@ RANKING_METRICS = METRICS[: METRICS.index("false_alarm_rate")]
 
 @dataclass(frozen=True)
 class Truth:
-    """Labels (N,) of a test set, and its masks (N, H, W) where it has them."""
+    """Labels (N,) of a test set, its masks (N, H, W) where it has them, and its files' names."""
 
     labels: np.ndarray
     masks: np.ndarray | None
+    names: Sequence[str]
 
     @classmethod
     def of(cls, images: ImageSet, image_size: tuple[int, int]) -> "Truth":
@@ -67,15 +70,18 @@ class Truth:
         if defective in (0, len(labels)):
             raise InputError(
                 f"{images.name}: evaluating needs good and defective test images;"
-                f" it has {len(labels) - defective} good and {defective} defective"
+                f" it has {len(labels) - defective} good and {defective} defective: add the missing ones, or, to train"
+                " without an evaluation, move the test images elsewhere"
             )
         masks = None
         if images.has_masks:
             masks = np.stack([load_mask(sample, image_size).numpy() for sample in images.test])
-        return cls(labels, masks)
+        return cls(labels, masks, [shown(sample.image) for sample in images.test])
 
     def judge(self, scores: Scores, calibration: Calibration | None = None) -> Evaluation:
-        """``scores``: of the whole test set, on the CPU, in its order."""
+        """``scores``: of the whole test set, on the CPU, in its order. Errors: InputError naming the images whose score
+        is not finite."""
+        _check_finite(scores, self.names)
         pixel = {}
         if self.masks is not None:
             multiplicative = scores.score_map_mul.numpy()
@@ -111,8 +117,18 @@ def joined(batches: Iterable[Scores]) -> Scores:
     return Scores(*(torch.cat([t.float().cpu() for t in parts]) for parts in zip(*batches, strict=True)))
 
 
-def calibrated(scores: Scores, false_alarms: float) -> Calibration:
-    """From the scores of held-out good images."""
+def _check_finite(scores: Scores, names: Sequence[str]) -> None:
+    finite = scores.absolute_score.isfinite().tolist()
+    faults = [name for name, fine in zip(names, finite, strict=True) if not fine]
+    if faults:
+        raise InputError(
+            f"the score is not finite of {summary(faults)}; look at them, or for where the model overflows"
+        )
+
+
+def calibrated(scores: Scores, names: Sequence[str], false_alarms: float) -> Calibration:
+    """From the ``scores`` of held-out good images. Errors: InputError naming those whose score is not finite."""
+    _check_finite(scores, names)
     maps = scores.absolute_map
     peaks = maps.amax(dim=(1, 2))
     # Of some millions of pixels a sample does.

@@ -24,7 +24,7 @@ from ..scoring import Scores
 from .callbacks import StateFile, TrainingBar, progress
 from .evaluation import RANKING_METRICS, Evaluation, Truth
 from .feature_cache import dtype_of
-from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed
+from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed, finish, keep_settings
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
 from .recipe import Precision, Recipe
@@ -54,13 +54,11 @@ class Outcome:
     @property
     def held_out(self) -> Moment | None:
         """The moment of the lowest nll on held-out good images: chosen without a test image."""
-        there = [m for m in self.moments if m.held_out_nll is not None]
-        return min(there, key=lambda m: cast(float, m.held_out_nll), default=None)
+        return best_on_held_out(self.moments)
 
     def best(self, metric: str) -> Moment | None:
         """The moment of the highest ``metric``: chosen on the test set, so an optimistic figure."""
-        there = [m for m in self.moments if getattr(m.evaluation, metric, None) is not None]
-        return max(there, key=lambda m: getattr(m.evaluation, metric), default=None)
+        return best_on_test(self.moments, metric)
 
     def summary(self) -> dict[str, dict[str, dict[str, float | int]]]:
         """metric -> how its moment was chosen -> ``value`` and ``epoch``: after the last epoch, best on the test set
@@ -88,6 +86,18 @@ class Outcome:
             for how in (LAST_EPOCH, ON_HELD_OUT, ON_TEST)
             if any(how in row for row in summary.values())
         }
+
+
+def best_on_held_out(moments: Sequence[Moment]) -> Moment | None:
+    """The first of those with the lowest nll of the held-out images."""
+    there = [m for m in moments if m.held_out_nll is not None]
+    return min(there, key=lambda m: cast(float, m.held_out_nll), default=None)
+
+
+def best_on_test(moments: Sequence[Moment], metric: str) -> Moment | None:
+    """The first of those with the highest ``metric``."""
+    there = [m for m in moments if getattr(m.evaluation, metric, None) is not None]
+    return max(there, key=lambda m: getattr(m.evaluation, metric), default=None)
 
 
 def train(
@@ -142,18 +152,17 @@ def train(
     module = MSFlowModule(
         model,
         recipe,
-        [shown(sample.image) for sample in kept],
+        {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
         data.evaluated,
         truth,
         lambda: _end_round(module, out, len(held_out), console),
-        # As it comes back from a file of plain values.
-        cast(dict[str, Any], _plain(settings)),
     )
-    with claimed(out, resume, module.settings or {}) as state:
+    with claimed(out, resume, settings) as state:
         model.to(memory_format=torch.channels_last)
         started = time.perf_counter()
         compute_features(data, console)
         features_done = time.perf_counter()
+        keep_settings(out, settings)
         if options is not None:
             write_yaml(out / CONFIG_FILE, options)
         run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out))
@@ -186,7 +195,7 @@ def train(
                 "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
             },
         )
-        (out / STATE_FILE).unlink(missing_ok=True)
+        finish(out)
     return outcome
 
 
@@ -214,19 +223,19 @@ def compute_features(data: FeatureDataModule, console: Console) -> None:
 
 
 def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console) -> None:
-    """After each meta epoch: a line of figures, and the model as it is."""
+    """After each meta epoch: a line of figures, and the model as it is, by what it is the best so far."""
     now = module.moments[-1]
     line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
     module.model.save(out / LAST, epoch=now.epoch)
     if now.held_out_nll is not None:
         line += f"  held-out nll {now.held_out_nll:.1f}"
-        if now.held_out_nll <= min(cast(float, m.held_out_nll) for m in module.moments):
+        if now is best_on_held_out(module.moments):
             chosen_by = f"lowest nll of {held_out} good images held out of training"
             module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by)
     if now.evaluation is not None:
         shown = {name: getattr(now.evaluation, name) for name in ("image_auroc_absolute", "pixel_auroc", "aupro")}
         line += "".join(f"  {name} {value:.4f}" for name, value in shown.items() if value is not None)
-        if now.evaluation.image_auroc >= max(m.evaluation.image_auroc for m in module.moments if m.evaluation):
+        if now is best_on_test(module.moments, "image_auroc"):
             module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set")
     console.print(line, soft_wrap=True)
 
@@ -276,10 +285,3 @@ def run_trainer(
         )
         trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     module.model.eval().to("cpu")
-
-
-def _plain(value: object) -> object:
-    """Tuples as lists, so that it equals what is read back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

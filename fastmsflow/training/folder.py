@@ -1,5 +1,6 @@
 """The folder of a run: claimed by one process, and never written over by another run."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
-from ..files import remove_asides, write_faults
-from .module import STATE
+from ..files import remove_asides, write_faults, write_json
 
 STATE_FILE = "state.ckpt"
+SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
@@ -23,8 +24,8 @@ LOCK_FILE = ".lock"
 def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Path | None]:
     """In the block ``out`` belongs to this run. Yields the state that it goes on from; None: it begins.
 
-    ``settings``: what the run that wrote the state must agree in.
-    Errors: InputError where another run is at work or was here, or has nothing to go on with.
+    ``settings``: what the run that is gone on with must agree in; ``keep_settings`` wrote that run's.
+    Errors: InputError where another run is at work or was here, or is not the one to go on with.
     """
     created = not out.exists()
     lock = FileLock(out / LOCK_FILE)
@@ -38,32 +39,62 @@ def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Pa
         remove_asides(out)
         yield _state(out, resume, settings)
     finally:
+        if not _begun(out):
+            for name in (SETTINGS_FILE, CONFIG_FILE):
+                (out / name).unlink(missing_ok=True)
         (out / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
         if created and not any(out.iterdir()):
             out.rmdir()
 
 
+def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Before the first model is written."""
+    write_json(out / SETTINGS_FILE, settings)
+
+
+def finish(out: Path) -> None:
+    """Removes what only an unfinished run needs."""
+    for name in (STATE_FILE, SETTINGS_FILE):
+        (out / name).unlink(missing_ok=True)
+
+
 def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
     state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
     if finished:
-        raise InputError(f"{out}: holds a finished run; choose another folder, or remove that one")
+        finish(out)  # where it was killed before it did
+        raise InputError(
+            f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder, or remove it"
+        )
+    if not _begun(out):
+        return None
     if not resume:
-        if state.exists() or (out / LAST).exists():
-            raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")
-        return None
+        raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")
+    _compare(out, settings)
     if not state.exists():
-        return None
+        return None  # killed in its first round
     try:
-        before = torch.load(state, map_location="cpu", weights_only=True, mmap=True)[STATE]["settings"]
+        torch.load(state, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load's are of many kinds
         raise InputError(f"{state}: damaged ({error}); remove it to begin the run again") from error
+    return state
+
+
+def _begun(out: Path) -> bool:
+    return any((out / name).exists() for name in (STATE_FILE, LAST, BEST, BEST_ON_TEST))
+
+
+def _compare(out: Path, settings: Mapping[str, Any]) -> None:
+    """Errors: InputError where the run in ``out`` began with other settings, or none are known."""
+    try:
+        before = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out}: holds models, but no run to go on with; choose another folder") from error
     now, then = _flat(settings), _flat(before)
     keys = [key for key in {**then, **now} if now.get(key) != then.get(key)]
     if keys:
         changes = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
         raise InputError(f"{out}: to be resumed, a run needs the settings that it began with: {changes}")
-    return state
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,18 +45,17 @@ class MSFlowModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features; after each meta epoch scores the held-out images and the test set,
     where they are, and then calls ``end_round``.
 
-    ``names``: of the training images, for errors. ``settings``: what a resumed run must agree in.
+    ``names``: of the images of TRAIN and HELD_OUT, for errors.
     """
 
     def __init__(
         self,
         model: MSFlow,
         recipe: Recipe,
-        names: Sequence[str],
+        names: Mapping[str, Sequence[str]],
         evaluated: Sequence[str] = (),
         truth: Truth | None = None,
         end_round: Callable[[], None] = lambda: None,
-        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,7 +64,6 @@ class MSFlowModule(L.LightningModule):
         self.evaluated = evaluated
         self.truth = truth
         self.end_round = end_round
-        self.settings = settings
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
         self.test_scores: Scores | None = None
@@ -114,7 +112,7 @@ class MSFlowModule(L.LightningModule):
         losses = torch.stack([loss for loss, _ in self._steps])
         if not losses.isfinite().all():
             step = int(losses.isfinite().logical_not().nonzero()[0])
-            names = ", ".join(self.names[number] for number in self._steps[step][1])
+            names = ", ".join(self.names[TRAIN][number] for number in self._steps[step][1])
             raise InputError(
                 f"the loss is {losses[step].item()} in epoch {self.current_epoch + 1}, step {step + 1}, of the images"
                 f" {names}; look at them, or try a lower learning rate or 32-true"
@@ -134,7 +132,9 @@ class MSFlowModule(L.LightningModule):
         if HELD_OUT in self.evaluated:
             nll = torch.cat(self._held_out_nll).mean().item()
             self.log("held_out_nll", nll)
-            self.model.calibration = calibrated(joined(self._scores[HELD_OUT]), self.recipe.false_alarms)
+            self.model.calibration = calibrated(
+                joined(self._scores[HELD_OUT]), self.names[HELD_OUT], self.recipe.false_alarms
+            )
         if self.truth is not None:
             self.test_scores = joined(self._scores[TEST])
             evaluation = self.truth.judge(self.test_scores, self.model.calibration)
@@ -146,7 +146,6 @@ class MSFlowModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
-            "settings": self.settings,
             "epoch_losses": self.epoch_losses,
             "moments": [asdict(moment) for moment in self.moments],
             "random": torch.get_rng_state(),
@@ -154,6 +153,10 @@ class MSFlowModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own, kept = self.state_dict(), checkpoint["state_dict"]
+        # The features, already computed, are of these.
+        if not all(torch.equal(own[key].cpu(), kept[key].cpu()) for key in own if key.startswith("model.extractor.")):
+            raise InputError("the extractor's weights are not those that the run began with; give the same to resume")
         state = checkpoint[STATE]
         self.epoch_losses = list(state["epoch_losses"])
         self.moments = [

@@ -15,7 +15,7 @@ class Recipe:
     """How a flow is trained by Adam; the defaults are the published recipe (arXiv 2308.15300).
 
     A run of another length keeps the published schedule's shape. Errors: InputError where a number that must be above 0
-    is not, or the precision is not known.
+    is not, a share is none, or the precision is not known.
     """
 
     lr: float = 1e-4
@@ -49,9 +49,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision {self.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
-        for name in ("lr", "batch_size", "meta_epochs", "sub_epochs"):
-            if getattr(self, name) <= 0:
+        for name in ("lr", "batch_size", "meta_epochs", "sub_epochs", "decay", "clip_norm"):
+            if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name, share in (("warm_up", self.warm_up), *(("milestones", share) for share in self.milestones)):
+            if not 0 <= share <= 1:
+                raise InputError(f"{name}: {share} is no share of the sub-epochs; it must be within 0 and 1")
         if not 0 <= self.hold_out <= 0.5:
             raise InputError(f"hold_out is {self.hold_out}; it is a share of the training images, at most 0.5")
         if self.patience is not None and (self.patience < 1 or not self.hold_out):
