@@ -1,5 +1,7 @@
 """Every tolerance of the tests, each with its reason. Errors are max |a - b| / max |b| over a tensor."""
 
+import torch
+
 # float32 against a float32 recording: both round; sums of up to 1e5 terms, 3 to 8 blocks deep.
 GOLDEN_FLOAT32 = 5e-6
 # float64 against a float32 recording: the recording's own rounding remains, so no tighter than the above.
@@ -58,3 +60,11 @@ AUTOCAST_LOSS = {"bfloat16": 2**-7, "float16": 2**-10, "bfloat16 against float32
 # Scores of images resized by another filter, bicubic in place of Lanczos, on the largest change against the scores'
 # standard deviation, and on their order. Not rounding but other pixels.
 RESIZE_FILTER = {"of the spread": 0.5, "rank correlation": 0.95}
+
+# Features from a cache beside the extractor's own: batches of another size, float32 both, whose sums another order may
+# take; bfloat16 then rounds once, to one of its two neighbours (2^-8).
+CACHED = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 1e-6}}
+# Image scores from features in bfloat16 beside those from float32, real photographs and a trained flow, relative to the
+# largest: means over thousands of values, each off by up to 2^-9. Measured 4e-4 and 1e-3, the order of images the same.
+BFLOAT16_CACHE = 2**-8
+BFLOAT16_CACHE_RANKS = 0.999

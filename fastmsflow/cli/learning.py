@@ -112,6 +112,14 @@ def train(
         list[str], typer.Option(help="csv, tensorboard or wandb, into --out/logs; may be given again.")
     ] = [],  # noqa: B006 - typer copies it
     workers: Workers = 0,
+    feature_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to keep features in, for this run and later ones. Default: in memory, for this one.",
+            metavar="DIR",
+        ),
+    ] = None,
+    cache_dtype: Annotated[str, typer.Option(help="Of the features in --feature-cache: bf16 or float32.")] = "bf16",
     resume: Resume = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -131,7 +139,8 @@ def train(
     model = {
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
-    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json)
+    cache = (feature_cache, cache_dtype)
+    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json, cache)
 
 
 def _train(
@@ -146,6 +155,7 @@ def _train(
     resume: bool,
     log_to: Sequence[str],
     as_json: bool,
+    cache: tuple[Path | None, str] = (None, "bf16"),
 ) -> None:
     console.print("loading torch, timm and lightning ...", style="dim")
     import torch
@@ -166,7 +176,7 @@ def _train(
     if torch.cuda.is_available():
         model.cuda()
     options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
-    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options)
+    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options, *cache)
     summary = outcome.summary()
     held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
     curves = {

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
+
 from .image_set import ImageSet
 
 
@@ -12,15 +14,19 @@ def fingerprint(images: ImageSet) -> str:
     total = hashlib.sha256()
     for part in (images.train, images.test):
         for sample in part:
-            masked = _digest(sample.mask) if sample.mask is not None else ""
-            line = f"{sample.label}|{sample.kind}|{sample.mask_above}|{_digest(sample.image)}|{masked}\n"
+            masked = digest(sample.mask) if sample.mask is not None else ""
+            line = f"{sample.label}|{sample.kind}|{sample.mask_above}|{digest(sample.image)}|{masked}\n"
             total.update(line.encode(errors="surrogateescape"))
         total.update(b"--\n")
     return total.hexdigest()[:16]
 
 
-def _digest(path: Path) -> str:
+def digest(image: str | Path | np.ndarray) -> str:
+    """SHA-256 of a file's bytes, or of an array's shape, dtype and values, hexadecimal; "unreadable"'s of a file that
+    cannot be read."""
+    if isinstance(image, np.ndarray):
+        return hashlib.sha256(f"{image.shape} {image.dtype}\n".encode() + image.tobytes()).hexdigest()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
     except OSError:
-        return "unreadable"
+        return hashlib.sha256(b"unreadable").hexdigest()

@@ -1,5 +1,6 @@
 """What lies between the extractor and the flows: the pool, and an optional standardisation."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast, get_args
 
@@ -40,18 +41,50 @@ class Standardiser(nn.Module):
             self.register_buffer(f"mean{level}", torch.zeros(c))
             self.register_buffer(f"std{level}", torch.ones(c))
 
-    @torch.no_grad()
     def fit(self, levels: Iterable[Tensor]) -> None:
         """Takes the statistics of all training features: per level one (N, C_l, H_l, W_l)."""
         for i, level in enumerate(levels):
-            # Image by image in float64: a variance of many equal values must not come out negative.
-            mean = torch.stack([image.double().mean(dim=(1, 2)) for image in level]).mean(dim=0)
-            square = torch.stack([(image.double() - mean[:, None, None]).square().mean(dim=(1, 2)) for image in level])
-            self.get_buffer(f"mean{i}").copy_(mean)
-            self.get_buffer(f"std{i}").copy_(square.mean(dim=0).sqrt().clamp_min(1e-6))
+            moments = _Moments()
+            moments.add(level)
+            self._take(i, moments)
+
+    def fit_batches(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """The same of features that come batch by batch, (B, C_l, H_l, W_l) per level, and are not kept."""
+        moments: dict[int, _Moments] = defaultdict(_Moments)
+        for batch in batches:
+            for i, level in enumerate(batch):
+                moments[i].add(level)
+        for i, of_level in moments.items():
+            self._take(i, of_level)
+
+    def _take(self, level: int, moments: "_Moments") -> None:
+        self.get_buffer(f"mean{level}").copy_(moments.mean)
+        self.get_buffer(f"std{level}").copy_((moments.square / moments.count).sqrt().clamp_min(1e-6))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [
             (level - self.get_buffer(f"mean{i}")[:, None, None]) / self.get_buffer(f"std{i}")[:, None, None]
             for i, level in enumerate(features)
         ]
+
+
+class _Moments:
+    """Mean and sum of squared deviations per channel over images, in one pass (Chan, Golub and LeVeque 1979).
+
+    Image by image in float64: sums of squares would lose the variance of many equal values.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.square = torch.zeros(())
+
+    @torch.no_grad()
+    def add(self, level: Tensor) -> None:
+        for image in level:
+            values = image.double()
+            mean = values.mean(dim=(1, 2))
+            square = (values - mean[:, None, None]).square().mean(dim=(1, 2))
+            self.count += 1
+            off = mean - self.mean
+            self.mean = self.mean + off / self.count
+            self.square = self.square + square + off.square() * ((self.count - 1) / self.count)

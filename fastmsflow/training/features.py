@@ -1,11 +1,11 @@
 """Features are computed once and kept: the extractor is frozen and training augments nothing."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler, Subset
 
 from ..data import ImageDataset, LooseImages
 from ..model import MSFlow
@@ -14,11 +14,17 @@ Progress = Callable[[int], None]
 Images = ImageDataset | LooseImages
 # Features per level, (B, C_l, H_l, W_l), and the images' numbers.
 Batch = tuple[list[Tensor], list[int]]
+# Kept in memory, per level (N, C_l, H_l, W_l), or a set that has __getitems__.
+Features = Sequence[Tensor] | Dataset[Batch]
 T = TypeVar("T")
 
 
 def pooled_features(
-    model: MSFlow, images: Images, batch_size: int = 16, workers: int = 0, progress: Progress = lambda done: None
+    model: MSFlow,
+    images: Images | Subset[dict[str, Any]],
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: Progress = lambda done: None,
 ) -> list[Tensor]:
     """Pooled features of all ``images``, before any standardisation: (N, C_l, H_l, W_l) per level, on the CPU, in
     channels-last memory. ``progress`` is called with the number of images done so far."""
@@ -52,16 +58,21 @@ class FeatureDataset(Dataset[Batch]):
         return [level[indices].contiguous(memory_format=torch.channels_last) for level in self.levels], indices
 
 
-def feature_loader(levels: Sequence[Tensor], batch_size: int, shuffle_seed: int | None = None) -> DataLoader[Batch]:
+def feature_loader(
+    features: Features,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    loader: type[DataLoader[Batch]] = DataLoader,
+) -> DataLoader[Batch]:
     """Batches of kept features, in order or, from ``shuffle_seed`` and the epoch alone, shuffled."""
-    dataset = FeatureDataset(levels)
+    dataset = features if isinstance(features, Dataset) else FeatureDataset(features)
     if shuffle_seed is None:
-        sampler: Sampler[int] = SequentialSampler(dataset)
+        sampler: Sampler[int] = SequentialSampler(cast(Sized, dataset))
     else:
         # Of one replica: its order depends on nothing that a resumed run does not know.
         sampler = cast(Sampler[int], DistributedSampler(dataset, num_replicas=1, rank=0, seed=shuffle_seed))
     batches = BatchSampler(sampler, batch_size, drop_last=False)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+    return loader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
 
 
 def _as_it_is(batch: T) -> T:

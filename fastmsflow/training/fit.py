@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from ..model import MSFlow
 from ..scoring import Scores
 from .callbacks import StateFile, TrainingBar, progress
 from .evaluation import RANKING_METRICS, Evaluation, Truth
+from .feature_cache import dtype_of
 from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed, finish, keep_settings
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
@@ -109,17 +111,21 @@ def train(
     resume: bool = False,
     log_to: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    feature_cache: Path | None = None,
+    cache_dtype: str = "bf16",
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
     ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
+    ``feature_cache``: a folder where features are kept on disk for this and later runs, in ``cache_dtype``, bf16 or
+    float32; None: they are kept in memory, in float32.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
     lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
     image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is
     written ``state.ckpt``, from which ``resume`` goes on, on the same device to the bit as if the run had not been
     interrupted; and ``logs``, if ``log_to`` names loggers (csv, tensorboard, wandb).
     Errors: InputError where images cannot be read, the loss is not finite (with the batch's images), or ``out`` holds
-    another run; UnavailableError for a logger that is not installed.
+    another run; where ``feature_cache`` is stale; UnavailableError for a logger that is not installed.
     """
     console = console or Console(quiet=True)
     if not images.train:
@@ -129,10 +135,20 @@ def train(
     kept, held_out = split(images.train, recipe)
     parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
     data = FeatureDataModule(
-        model, {part: ImageDataset(of, model.image_size) for part, of in parts.items() if of}, recipe, workers
+        model,
+        {part: ImageDataset(of, model.image_size) for part, of in parts.items() if of},
+        recipe,
+        workers,
+        feature_cache,
+        dtype_of(cache_dtype),
     )
     description: dict[str, object] = {"name": images.name, "fingerprint": fingerprint(images)}
-    settings = {"recipe": asdict(recipe), "model": {**model.config, "calibration": None}, "images": description}
+    settings = {
+        "recipe": asdict(recipe),
+        "model": {**model.config, "calibration": None},
+        "images": description,
+        "cache_dtype": cache_dtype if feature_cache is not None else None,
+    }
     module = MSFlowModule(
         model,
         recipe,
@@ -203,7 +219,7 @@ def compute_features(data: FeatureDataModule, console: Console) -> None:
     """``data.compute`` under a progress bar."""
     with progress(console) as bar:
         task = bar.add_task(f"features of {data.total} images", total=data.total)
-        data.compute(lambda done: bar.update(task, completed=done))
+        data.compute(lambda done: bar.update(task, completed=done), partial(console.print, soft_wrap=True))
 
 
 def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,8 +18,11 @@ from ..errors import InputError
 from ..model import MSFlow
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import Scores, score_log_likelihoods
+from .break_even import measured
+from .cached_features import AheadLoader, CachedFeatures, placement
 from .evaluation import Evaluation, Truth, calibrated, joined
-from .features import Batch, Images, Progress, feature_loader, pooled_features
+from .feature_cache import FeatureCache, binary
+from .features import Batch, Features, Images, Progress, feature_loader, pooled_features
 from .recipe import Recipe
 
 # Of an image set: training images, training images that are kept out of training, test images.
@@ -167,16 +171,27 @@ class MSFlowModule(L.LightningModule):
 class FeatureDataModule(L.LightningDataModule):
     """Features of images, computed once by ``model`` (and standardised by it, where it does that).
 
-    ``images``: of TRAIN and, where they are, of HELD_OUT and TEST.
+    ``images``: of TRAIN and, where they are, of HELD_OUT and TEST. ``cache``: the folder of a FeatureCache of
+    ``cache_dtype``, used and, where it is not whole, built; None: they are kept in memory.
     """
 
-    def __init__(self, model: MSFlow, images: Mapping[str, Images], recipe: Recipe, workers: int = 0) -> None:
+    def __init__(
+        self,
+        model: MSFlow,
+        images: Mapping[str, Images],
+        recipe: Recipe,
+        workers: int = 0,
+        cache: Path | None = None,
+        cache_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         super().__init__()
         self.model = model
         self.images = images
         self.recipe = recipe
         self.workers = workers
-        self.features: dict[str, list[Tensor]] = {}
+        self.cache = cache
+        self.cache_dtype = cache_dtype
+        self.features: dict[str, Features] = {}
 
     @property
     def total(self) -> int:
@@ -188,22 +203,51 @@ class FeatureDataModule(L.LightningDataModule):
         """What is scored after each meta epoch, in the order of the loaders."""
         return [part for part in self.images if part != TRAIN]
 
-    def compute(self, progress: Progress = lambda done: None) -> None:
-        """Runs the extractor over all images, once."""
+    def compute(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+        """Runs the extractor over all images, once; ``say`` is told what a cache costs before it is built.
+
+        Errors: as FeatureCache's.
+        """
+        if self.cache is None:
+            self.features.update(self._kept(progress))
+        else:
+            self.features.update(self._cached(self.cache, progress, say))
+
+    def _kept(self, progress: Progress) -> dict[str, list[Tensor]]:
         before = 0
+        features = {}
         for part, images in self.images.items():
             here = partial(_advance, progress, before)
-            self.features[part] = pooled_features(self.model, images, 16, self.workers, here)
+            features[part] = pooled_features(self.model, images, 16, self.workers, here)
             before += len(images)
         if self.model.standardiser is not None:
-            self.model.standardiser.fit(self.features[TRAIN])
-            self.features = {part: self.model.standardiser(levels) for part, levels in self.features.items()}
+            self.model.standardiser.fit(features[TRAIN])
+            features = {part: self.model.standardiser(levels) for part, levels in features.items()}
+        return features
+
+    def _cached(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> dict[str, CachedFeatures]:
+        cache = FeatureCache(self.model, self.images, folder, self.cache_dtype)
+        if cache.missing():
+            say(str(measured(cache)))
+            cache.build(self.workers, progress)
+        needed = self.total * cache.bytes_per_image
+        place = placement(needed, next(self.model.parameters()).device)
+        say(f"features: {binary(needed)}, {place}")
+        features = {part: CachedFeatures(cache, rows, self.model, place) for part, rows in cache.rows.items()}
+        if self.model.standardiser is not None:
+            self.model.standardiser.fit_batches(features[TRAIN].batches())
+        return features
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return feature_loader(self.features[TRAIN], self.recipe.batch_size, shuffle_seed=self.recipe.seed)
+        return self._loader(TRAIN, self.recipe.seed)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return [feature_loader(self.features[part], self.recipe.batch_size) for part in self.evaluated]
+        return [self._loader(part) for part in self.evaluated]
+
+    def _loader(self, part: str, shuffle_seed: int | None = None) -> DataLoader[Batch]:
+        features = self.features[part]
+        ahead = isinstance(features, CachedFeatures) and features.device.type == "cuda"
+        return feature_loader(features, self.recipe.batch_size, shuffle_seed, AheadLoader if ahead else DataLoader)
 
 
 def _advance(progress: Progress, before: int, done: int) -> None:

@@ -1,0 +1,556 @@
+"""Features on disk: what comes out is what went in, of the same extractor, size, pool and images, or an error."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from disks import remount, small_disk
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+from tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS, CACHED
+
+from fastmsflow import InputError, MSFlow
+from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
+from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor
+from fastmsflow.nn.pool import Standardiser
+from fastmsflow.training import Recipe, callbacks, train
+from fastmsflow.training import cached_features as cached_module
+from fastmsflow.training.break_even import BreakEven, measured
+from fastmsflow.training.cached_features import AheadLoader, CachedFeatures, available_memory, placement
+from fastmsflow.training.feature_cache import FeatureCache
+from fastmsflow.training.features import FeatureDataset, feature_loader, pooled_features
+from fastmsflow.training.module import HELD_OUT, TEST, TRAIN, FeatureDataModule
+
+COUNT = 10
+# An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.
+IMAGE_BYTES = 1792
+# Started once with everything imported; every process is forked off it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_feature_cache"])
+RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> ImageSet:
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(5)
+    for kind, count in (("train", COUNT), ("test/good", 2), ("test/bad", 2)):
+        (root / kind).mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
+            Image.fromarray(pixels).save(root / kind / f"{i}.png")
+    return folder(root / "train", root / "test")
+
+
+def new_model(**options) -> MSFlow:
+    torch.manual_seed(0)
+    options = {"image_size": (32, 32), "blocks": (1, 1, 1), **options}
+    return MSFlow("test_resnet.r160_in1k", pretrained=False, **options)
+
+
+def parts_of(images: ImageSet, size: tuple[int, int] = (32, 32)) -> dict[str, ImageDataset]:
+    return {TRAIN: ImageDataset(images.train, size), TEST: ImageDataset(images.test, size)}
+
+
+def new_cache(images: ImageSet, at: Path, dtype: torch.dtype = torch.bfloat16, **model) -> FeatureCache:
+    built = new_model(**model)
+    return FeatureCache(built, parts_of(images, built.image_size), at, dtype, shard_bytes=3 * IMAGE_BYTES)
+
+
+@pytest.fixture(scope="module")
+def whole(images: ImageSet, tmp_path_factory) -> Path:
+    """A finished cache in bfloat16; not to be written to."""
+    at = tmp_path_factory.mktemp("whole") / "cache"
+    new_cache(images, at).build()
+    return at
+
+
+@pytest.fixture
+def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that go through the extractor, the one of zeros that tells the shapes aside."""
+    seen: list[int] = []
+    forward = Extractor.forward
+
+    def counted(self: Extractor, batch: torch.Tensor) -> list[torch.Tensor]:
+        if batch.any():
+            seen.append(len(batch))
+        return forward(self, batch)
+
+    monkeypatch.setattr(Extractor, "forward", counted)
+    return seen
+
+
+def content(at: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in at.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, dtype, tmp_path: Path) -> None:
+    cache = new_cache(images, tmp_path, dtype)
+    cache.build()
+    rows = [7, 0, 9, 9]
+    direct = pooled_features(cache.model, ImageDataset(images.train, (32, 32)))
+    for level, expected in zip(cache.take(cache.rows[TRAIN][rows]), direct, strict=True):
+        assert level.dtype == dtype
+        assert level.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(level, expected[rows].to(dtype), **CACHED[dtype])
+
+
+@pytest.mark.parametrize("place", ["in memory", "on disk"])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_batches_are_those_of_features_kept_in_memory(
+    images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("fastmsflow.training.module.placement", lambda needed, device: place)
+    kept = FeatureDataModule(new_model(standardise=standardise), parts_of(images), RECIPE)
+    cached = FeatureDataModule(new_model(standardise=standardise), parts_of(images), RECIPE, 0, tmp_path, torch.float32)
+    loaders = []
+    for data in (kept, cached):
+        data.compute()
+        loaders.append([data.train_dataloader(), *data.val_dataloader()])
+        loaders[-1][0].batch_sampler.sampler.set_epoch(3)
+    for ours, theirs in zip(*loaders, strict=True):
+        for (levels, numbers), (expected, same) in zip(ours, theirs, strict=True):
+            assert numbers == same
+            torch.testing.assert_close(levels, expected, **CACHED[torch.float32])
+            assert all(level.is_contiguous(memory_format=torch.channels_last) for level in levels)
+
+
+def test_statistics_taken_batch_by_batch_are_those_of_all_at_once() -> None:
+    torch.manual_seed(0)
+    # Channels whose mean is large beside their spread, where sums of squares would cancel.
+    level = torch.randn(7, 5, 4, 6) * 0.01 + torch.tensor([0.0, 1.0, 10.0, 100.0, 1000.0])[:, None, None]
+    at_once, streamed = Standardiser([5]), Standardiser([5])
+    at_once.fit([level])
+    streamed.fit_batches([batch] for batch in level.split(3))
+    for fitted in (at_once, streamed):
+        assert torch.equal(fitted.mean0, level.double().mean((0, 2, 3)).float())
+        torch.testing.assert_close(fitted.std0, level.double().std((0, 2, 3), correction=0).float(), rtol=1e-6, atol=0)
+    assert torch.equal(at_once.std0, streamed.std0)
+
+
+def build_share(images: ImageSet, at: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    new_cache(images, at).build(rank=rank, world_size=2)
+
+
+def test_two_processes_build_one_cache(images: ImageSet, whole: Path, tmp_path: Path) -> None:
+    processes = [CONTEXT.Process(target=build_share, args=(images, tmp_path / "cache", rank)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert content(tmp_path / "cache") == content(whole)
+
+
+def test_a_process_builds_its_share_alone(images: ImageSet, tmp_path: Path, extracted: list[int]) -> None:
+    cache = new_cache(images, tmp_path)
+    assert cache.missing() == [0, 1, 2, 3, 4]
+    cache.build(rank=1, world_size=2)
+    assert cache.missing() == [0, 2, 4]
+    assert extracted == [3, 3]
+    with pytest.raises(InputError, match=r"000000.safetensors: missing, the feature cache is not finished"):
+        cache.take([0])
+
+
+def test_an_interrupted_build_goes_on_with_what_is_missing(
+    images: ImageSet, whole: Path, tmp_path: Path, extracted: list[int]
+) -> None:
+    def pull_the_plug(done: int) -> None:
+        if done > 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        new_cache(images, tmp_path).build(progress=pull_the_plug)
+    (tmp_path / ".000002.aside-killed.safetensors").write_bytes(b"of a killed process")
+    assert new_cache(images, tmp_path).missing() == [2, 3, 4]
+    extracted.clear()
+    told: list[int] = []
+    new_cache(images, tmp_path).build(progress=told.append)
+    assert extracted == [3, 3, 2]
+    assert told == [9, 12, 14]
+    assert content(tmp_path) == content(whole)
+
+
+def test_two_builds_of_one_cache_at_the_same_time_are_refused(images: ImageSet, tmp_path: Path) -> None:
+    cache = new_cache(images, tmp_path)
+    with (
+        FileLock(tmp_path / ".lock-0-of-1"),
+        pytest.raises(InputError, match="another process is building this feature cache; wait for it"),
+    ):
+        cache.build()
+
+
+def other_weights(model: MSFlow) -> None:
+    with torch.no_grad():
+        next(model.extractor.parameters()).view(-1)[3] += 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changed", "dtype", "message"),
+    [
+        ({"image_size": (64, 32)}, torch.bfloat16, "image size was 32x32, is 64x32"),
+        ({"pool": "max"}, torch.bfloat16, "pool was avg, is max"),
+        ({}, torch.float32, "dtype was bfloat16, is float32"),
+        ({"image_size": (64, 64), "pool": "max"}, torch.bfloat16, "32x32, is 64x64; pool was avg, is max"),
+    ],
+    ids=str,
+)
+def test_a_stale_cache_is_named_and_left_alone(
+    changed: dict, dtype, message: str, images: ImageSet, whole: Path
+) -> None:
+    before = content(whole)
+    with pytest.raises(InputError) as caught:
+        new_cache(images, whole, dtype, **changed)
+    assert f"{whole}: a stale feature cache: " in str(caught.value)
+    assert message in str(caught.value)
+    assert "remove the folder to have it built anew, or choose another folder" in str(caught.value)
+    assert content(whole) == before
+
+
+def test_one_changed_weight_of_the_extractor_makes_a_cache_stale(images: ImageSet, whole: Path) -> None:
+    model = new_model()
+    other_weights(model)
+    with pytest.raises(InputError, match=r"a stale feature cache: extractor weights was \w{16}, is \w{16}; remove"):
+        FeatureCache(model, parts_of(images), whole)
+
+
+def test_where_weights_lie_in_memory_makes_nothing_stale(images: ImageSet, whole: Path) -> None:
+    assert not FeatureCache(new_model().to(memory_format=torch.channels_last), parts_of(images), whole).missing()
+
+
+def test_another_extractor_makes_a_cache_stale(images: ImageSet, whole: Path) -> None:
+    model = MSFlow("resnet18", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
+    with pytest.raises(InputError, match=r"extractor was test_resnet.r160_in1k, is resnet18.tv_in1k; extractor wei"):
+        FeatureCache(model, parts_of(images), whole)
+
+
+def copied(images: ImageSet, to: Path) -> ImageSet:
+    shutil.copytree(images.train[0].image.parents[1], to)
+    return folder(to / "train", to / "test")
+
+
+def test_a_changed_and_a_new_image_make_a_cache_stale(images: ImageSet, whole: Path, tmp_path: Path) -> None:
+    own = copied(images, tmp_path / "images")
+    victim = own.train[4].image
+    pixels, times = np.array(Image.open(victim)), victim.stat()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(victim)
+    # Neither the name, nor the time, nor the number of images tells.
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputError, match=r"other images: 1 of 10 are new or changed, the first is .*/train/4.png; rem"):
+        new_cache(own, whole)
+    Image.fromarray(pixels[::-1]).save(victim.with_name("new.png"))
+    with pytest.raises(InputError, match=r"2 of 11 are new or changed, the first is .*/train/4.png"):
+        new_cache(folder(tmp_path / "images/train", tmp_path / "images/test"), whole)
+
+
+def test_a_cache_serves_its_images_wherever_they_are_and_however_they_are_split(
+    images: ImageSet, whole: Path, tmp_path: Path, extracted: list[int]
+) -> None:
+    own = copied(images, tmp_path / "elsewhere")
+    own.train[0].image.rename(own.train[0].image.with_name("zz.png"))
+    own = folder(tmp_path / "elsewhere/train", tmp_path / "elsewhere/test")
+    parts = {HELD_OUT: own.train[7:], TRAIN: own.train[:3]}
+    cache = FeatureCache(new_model(), {part: ImageDataset(of, (32, 32)) for part, of in parts.items()}, whole)
+    assert not cache.missing()
+    assert extracted == []
+    assert cache.rows[TRAIN].tolist() == [1, 2, 3]
+    assert cache.rows[HELD_OUT].tolist() == [8, 9, 0]
+
+
+def test_an_unfinished_cache_that_lost_an_image_is_not_finished_without_it(images: ImageSet, tmp_path: Path) -> None:
+    new_cache(images, tmp_path).build(rank=0, world_size=2)
+    fewer = ImageSet("fewer", images.train[:3] + images.train[4:], images.test)
+    with pytest.raises(InputError, match="unfinished, and some of the cache's images are gone; remove the folder"):
+        new_cache(fewer, tmp_path).build()
+
+
+def test_what_is_damaged_is_named(images: ImageSet, whole: Path, tmp_path: Path) -> None:
+    def damaged(name: str, data: bytes) -> FeatureCache:
+        at = tmp_path / f"{name}{len(data)}"
+        shutil.copytree(whole, at)
+        (at / name).write_bytes(data)
+        return new_cache(images, at)
+
+    shard = (whole / "000001.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"000001.safetensors: damaged .*; remove it to have it built anew"):
+        damaged("000001.safetensors", shard[:-10]).take([3])
+    with pytest.raises(InputError, match=r"000001.safetensors: of another feature cache; remove it"):
+        damaged("000001.safetensors", (whole / "000004.safetensors").read_bytes()).take([3])
+    for name in ("cache.json", "images.npy"):
+        for data in (b"", (whole / name).read_bytes()[:-20], b"{}"):
+            with pytest.raises(InputError, match=f"{name}: damaged"):
+                damaged(name, data)
+
+
+def test_a_folder_of_something_else_is_not_written_into(images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match="holds other files and no feature cache; choose another folder"):
+        new_cache(images, tmp_path)
+    assert content(tmp_path) == {"photo.png": b"mine"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+def test_a_disk_that_fills_up_costs_no_whole_shard_and_the_build_goes_on(
+    images: ImageSet, whole: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "80k") as disk:
+        at = disk / "cache"
+
+        def fill(done: int) -> None:
+            if done == 9:
+                with pytest.raises(OSError, match="No space"), (disk / "filler").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(b"0" * 4096)
+
+        with pytest.raises(InputError, match=r"000002.safetensors: cannot be written, the disk is full; free some spa"):
+            new_cache(images, at).build(progress=fill)
+        whole_shards = ["000000.safetensors", "000001.safetensors"]
+        assert sorted(path.name for path in at.iterdir()) == [*whole_shards, "cache.json", "images.npy"]
+        with pytest.raises(InputError, match=r"needs \d+.\d KiB more, and the disk has 0 bytes free; free some space"):
+            new_cache(images, at).build()
+        (disk / "filler").unlink()
+        new_cache(images, at).build()
+        assert content(at) == content(whole)
+        remount(disk, "ro")
+        assert len(new_cache(images, at).take([0])) == 3
+        with pytest.raises(InputError, match=f"{disk / 'other'}: a read-only disk; choose another folder"):
+            new_cache(images, disk / "other")
+
+
+def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * gib, 80 * gib))
+    monkeypatch.setattr(cached_module, "available_memory", lambda: 100 * gib)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert placement(30 * gib, gpu) == "on the GPU"
+    assert placement(30 * gib + 1, gpu) == "in memory"
+    assert placement(50 * gib, gpu) == placement(1, cpu) == "in memory"
+    assert placement(50 * gib + 1, gpu) == placement(50 * gib + 1, cpu) == "on disk"
+
+
+def test_available_memory_is_within_the_control_groups_limit(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) == 0
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  32 kB\nMemFree:  8 kB\nMemAvailable:   16 kB\n")
+    assert available_memory(tmp_path) == 16384
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("3000\n")
+    for limit, expected in (("max\n", 16384), ("10000\n", 7000), ("2000\n", 0), ("1000000\n", 16384)):
+        (group / "memory.max").write_text(limit)
+        assert available_memory(tmp_path) == expected
+
+
+def test_once_they_lie_in_memory_the_disk_is_not_read_again(images: ImageSet, whole: Path, tmp_path: Path) -> None:
+    at = tmp_path / "cache"
+    shutil.copytree(whole, at)
+    cache = new_cache(images, at)
+    features = CachedFeatures(cache, cache.rows[TEST], cache.model, "in memory")
+    shutil.rmtree(at)
+    assert [len(numbers) for _, numbers in feature_loader(features, 3)] == [3, 1]
+
+
+def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
+    images: ImageSet, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = new_cache(images, whole)
+    features = CachedFeatures(cache, cache.rows[TEST], cache.model, "on disk")
+    done: list[tuple] = []
+
+    class Level:
+        is_cuda = False
+
+        def pin_memory(self) -> "Level":
+            done.append(("pin",))
+            return self
+
+        def to(self, device: torch.device, non_blocking: bool) -> str:
+            done.append(("to", device, non_blocking))
+            return "there"
+
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(CachedFeatures, "device", gpu)
+    assert features._on_device([Level()]) == ["there"]
+    assert done == [("pin",), ("to", gpu, True)]
+    monkeypatch.setattr(Level, "is_cuda", True)
+    level = Level()
+    assert features._on_device([level]) == [level]
+
+
+def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple] = []
+
+    class Stream:
+        def __init__(self, name: str = "aside") -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            events.append((self.name, "waits for", other.name))
+
+    class Level:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def record_stream(self, stream: Stream) -> None:
+            events.append(("keep", self.number, stream.name))
+
+    class Batches(FeatureDataset):
+        def __init__(self) -> None:
+            super().__init__([torch.zeros(3)])
+
+        def __getitems__(self, indices: list[int]):
+            events.append(("fetch", indices[0]))
+            return [Level(indices[0])], indices
+
+    @contextmanager
+    def entered(stream: Stream):
+        events.append(("enter", stream.name))
+        yield
+        events.append(("leave", stream.name))
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    loader = feature_loader(Batches(), 1, loader=AheadLoader)
+    assert len(loader) == 3
+    for _, numbers in loader:
+        events.append(("step", numbers[0]))
+
+    def fetch(i: int) -> list[tuple]:
+        return [("enter", "aside"), ("fetch", i), ("leave", "aside")]
+
+    def ready(i: int) -> list[tuple]:
+        return [("main", "waits for", "aside"), ("keep", i, "main")]
+
+    nothing = [("enter", "aside"), ("leave", "aside")]
+    assert events == [
+        ("aside", "waits for", "main"), *fetch(0), *ready(0), *fetch(1), ("step", 0), *ready(1), *fetch(2), ("step", 1),
+        *ready(2), *nothing, ("step", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("extract", "write", "read", "line"),
+    [
+        (1.4, 0.1, 0.02, "building takes about 12 min; pays off from pass 2"),
+        (0.2, 0.1, 0.15, "building takes about 2.4 min; pays off from pass 6"),
+        (0.001, 0.001, 0.0, "building takes about 1 s; pays off from pass 2"),
+        (30.0, 0.0, 0.0, "building takes about 4.0 h; pays off from pass 1"),
+        (0.1, 0.0, 0.1, "building takes about 48 s; never pays off here: the disk is slower than the extractor"),
+    ],
+)
+def test_the_break_even_is_shown(extract: float, write: float, read: float, line: str) -> None:
+    shown = str(BreakEven(480, 3_670_016, extract, write, read))
+    assert shown == f"cache: 3.5 MiB an image, 1.6 GiB in all; {line}"
+
+
+def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: ImageSet, tmp_path: Path) -> None:
+    cache = new_cache(images, tmp_path)
+    cache.build(rank=0, world_size=2)
+    before = content(tmp_path)
+    even = measured(cache)
+    assert (even.images, even.bytes_per_image) == (6, IMAGE_BYTES)
+    assert min(even.extract, even.write, even.read) > 0
+    assert content(tmp_path) == before
+
+
+def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
+    torch.set_num_threads(1)
+    callbacks.SAVE_SECONDS = 0.0  # the state after every epoch
+    train(new_model(standardise=True), images, RECIPE, at / "run", resume=resume, feature_cache=at / "cache")
+
+
+def test_killed_and_resumed_with_a_cache_a_run_ends_as_if_never_disturbed(images: ImageSet, tmp_path: Path) -> None:
+    train_with_cache(images, tmp_path / "unbroken", False)
+    process = CONTEXT.Process(target=train_with_cache, args=(images, tmp_path, False))
+    process.start()
+    while process.is_alive() and not (tmp_path / "run/state.ckpt").exists():
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(InputError, match="cache_dtype was bf16, is None"):
+        train(new_model(standardise=True), images, RECIPE, tmp_path / "run", resume=True)
+    train_with_cache(images, tmp_path, True)
+    results = [json.loads((at / "run/results.json").read_text()) for at in (tmp_path / "unbroken", tmp_path)]
+    assert results[0]["nll"] == results[1]["nll"]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    for name in ("last", "best"):
+        ours, theirs = (load_file(at / f"run/{name}.safetensors") for at in (tmp_path / "unbroken", tmp_path))
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items()), name
+
+
+def test_the_command_builds_once_and_later_runs_read(images: ImageSet, command, tmp_path: Path, monkeypatch) -> None:
+    made = MSFlow.__init__
+
+    def untrained(self, extractor: str, pretrained: bool = True, *rest, **options) -> None:
+        made(self, extractor, False, *rest, **options)
+
+    monkeypatch.setattr(MSFlow, "__init__", untrained)
+    common = (
+        "train", images.train[0].image.parents[1], "--extractor", "test_resnet.r160_in1k", "--image-size", 32,
+        "--meta-epochs", 1, "--sub-epochs", 1, "--feature-cache", tmp_path / "cache", "--hold-out", 0,
+    )  # fmt: skip
+    code, out = command(*common, "--out", tmp_path / "first")
+    assert code == 0
+    assert "cache: 1.8 KiB an image" in out
+    assert "pays off from pass" in out
+    assert "features: 24.5 KiB, in memory" in out
+    code, out = command(*common, "--out", tmp_path / "second", "--lr", 1e-3)
+    assert code == 0
+    assert "cache: " not in out
+    code, out = command(*common, "--out", tmp_path / "third", "--cache-dtype", "float32")
+    assert code == 1
+    assert "a stale feature cache: dtype was bfloat16, is float32; remove the folder" in out
+    code, out = command(*common, "--out", tmp_path / "third", "--cache-dtype", "int8")
+    assert code == 1
+    assert "a cache of 'int8' is not known; choose one of bf16, float32" in out
+    assert not (tmp_path / "third").exists()
+
+
+def real_images(name: str, root: Path) -> ImageSet:
+    found = textures("gravel", root) if name == "gravel" else elpv("mono")
+    return ImageSet(name, found.train[:16], found.test[:: len(found.test) // 24], (96, 96))
+
+
+@pytest.mark.parametrize("name", ["gravel", "solar cells"])
+def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rounding(
+    name: str, tmp_path: Path
+) -> None:
+    images = real_images(name, tmp_path / "textures")
+    torch.manual_seed(0)
+    model = MSFlow(
+        "tf_efficientnet_lite0", image_size=images.image_size, extractor_weights=LITE0_PACKAGE, standardise=True,
+        blocks=(1, 2, 2),
+    )  # fmt: skip
+    train(model, images, Recipe(lr=1e-3, meta_epochs=1, sub_epochs=4), tmp_path / "run")
+    scores = []
+    for dtype in (torch.float32, torch.bfloat16):
+        test = ImageDataset(images.test, images.image_size)
+        cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype)
+        cache.build()
+        features = CachedFeatures(cache, cache.rows[TEST], model, "on disk")
+        with torch.no_grad():
+            levels, _ = features.__getitems__(list(range(len(features))))
+            scores.append(model.scores_of_features(levels))
+    for kind in ("absolute_score", "log_score"):
+        exact, rounded = (getattr(of, kind) for of in scores)
+        relative = ((rounded - exact).abs().max() / exact.abs().max()).item()
+        ranks = spearmanr(exact, rounded).statistic
+        print(f"{name}, {kind}: {relative:.1e}, {ranks:.5f}")
+        assert 0 < relative < BFLOAT16_CACHE
+        assert ranks > BFLOAT16_CACHE_RANKS
