@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import torch
 from disks import remount, small_disk
 from filelock import FileLock
+from noise_images import noise_set
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
@@ -25,11 +25,10 @@ from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
 from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor
 from fastmsflow.nn.pool import Standardiser
 from fastmsflow.training import Recipe, callbacks, train
-from fastmsflow.training import cached_features as cached_module
-from fastmsflow.training.break_even import BreakEven, measured
-from fastmsflow.training.cached_features import AheadLoader, CachedFeatures, available_memory, placement
+from fastmsflow.training.break_even import measured
+from fastmsflow.training.cached_features import CachedFeatures
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.features import FeatureDataset, feature_loader, pooled_features
+from fastmsflow.training.features import feature_loader, pooled_features
 from fastmsflow.training.module import HELD_OUT, TEST, TRAIN, FeatureDataModule
 
 COUNT = 10
@@ -43,14 +42,7 @@ RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> ImageSet:
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(5)
-    for kind, count in (("train", COUNT), ("test/good", 2), ("test/bad", 2)):
-        (root / kind).mkdir(parents=True)
-        for i in range(count):
-            pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
-            Image.fromarray(pixels).save(root / kind / f"{i}.png")
-    return folder(root / "train", root / "test")
+    return noise_set(tmp_path_factory.mktemp("images"), train=COUNT, test=2)
 
 
 def new_model(**options) -> MSFlow:
@@ -331,30 +323,6 @@ def test_a_disk_that_fills_up_costs_no_whole_shard_and_the_build_goes_on(
             new_cache(images, disk / "other")
 
 
-def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    gib = 2**30
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * gib, 80 * gib))
-    monkeypatch.setattr(cached_module, "available_memory", lambda: 100 * gib)
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert placement(30 * gib, gpu) == "on the GPU"
-    assert placement(30 * gib + 1, gpu) == "in memory"
-    assert placement(50 * gib, gpu) == placement(1, cpu) == "in memory"
-    assert placement(50 * gib + 1, gpu) == placement(50 * gib + 1, cpu) == "on disk"
-
-
-def test_available_memory_is_within_the_control_groups_limit(tmp_path: Path) -> None:
-    assert available_memory(tmp_path) == 0
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:  32 kB\nMemFree:  8 kB\nMemAvailable:   16 kB\n")
-    assert available_memory(tmp_path) == 16384
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.current").write_text("3000\n")
-    for limit, expected in (("max\n", 16384), ("10000\n", 7000), ("2000\n", 0), ("1000000\n", 16384)):
-        (group / "memory.max").write_text(limit)
-        assert available_memory(tmp_path) == expected
-
-
 def test_once_they_lie_in_memory_the_disk_is_not_read_again(images: ImageSet, whole: Path, tmp_path: Path) -> None:
     at = tmp_path / "cache"
     shutil.copytree(whole, at)
@@ -389,73 +357,6 @@ def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
     monkeypatch.setattr(Level, "is_cuda", True)
     level = Level()
     assert features._on_device([level]) == [level]
-
-
-def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[tuple] = []
-
-    class Stream:
-        def __init__(self, name: str = "aside") -> None:
-            self.name = name
-
-        def wait_stream(self, other: "Stream") -> None:
-            events.append((self.name, "waits for", other.name))
-
-    class Level:
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def record_stream(self, stream: Stream) -> None:
-            events.append(("keep", self.number, stream.name))
-
-    class Batches(FeatureDataset):
-        def __init__(self) -> None:
-            super().__init__([torch.zeros(3)])
-
-        def __getitems__(self, indices: list[int]):
-            events.append(("fetch", indices[0]))
-            return [Level(indices[0])], indices
-
-    @contextmanager
-    def entered(stream: Stream):
-        events.append(("enter", stream.name))
-        yield
-        events.append(("leave", stream.name))
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
-    loader = feature_loader(Batches(), 1, loader=AheadLoader)
-    assert len(loader) == 3
-    for _, numbers in loader:
-        events.append(("step", numbers[0]))
-
-    def fetch(i: int) -> list[tuple]:
-        return [("enter", "aside"), ("fetch", i), ("leave", "aside")]
-
-    def ready(i: int) -> list[tuple]:
-        return [("main", "waits for", "aside"), ("keep", i, "main")]
-
-    nothing = [("enter", "aside"), ("leave", "aside")]
-    assert events == [
-        ("aside", "waits for", "main"), *fetch(0), *ready(0), *fetch(1), ("step", 0), *ready(1), *fetch(2), ("step", 1),
-        *ready(2), *nothing, ("step", 2),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("extract", "write", "read", "line"),
-    [
-        (1.4, 0.1, 0.02, "building takes about 12 min; pays off from pass 2"),
-        (0.2, 0.1, 0.15, "building takes about 2.4 min; pays off from pass 6"),
-        (0.001, 0.001, 0.0, "building takes about 1 s; pays off from pass 2"),
-        (30.0, 0.0, 0.0, "building takes about 4.0 h; pays off from pass 1"),
-        (0.1, 0.0, 0.1, "building takes about 48 s; never pays off here: the disk is slower than the extractor"),
-    ],
-)
-def test_the_break_even_is_shown(extract: float, write: float, read: float, line: str) -> None:
-    shown = str(BreakEven(480, 3_670_016, extract, write, read))
-    assert shown == f"cache: 3.5 MiB an image, 1.6 GiB in all; {line}"
 
 
 def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: ImageSet, tmp_path: Path) -> None:
