@@ -19,7 +19,7 @@ pytest.importorskip("build", reason="needs build")
 
 ROOT = Path(__file__).parents[1]
 VERSION = fastmsflow.__version__
-LOCAL = ("*cache*", "__pycache__", "*.egg-info", "build", "dist", "runs", "results", ".*", "*venv*")
+LOCAL = ("*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs", "results", ".*", "*venv*")
 
 IN_THE_ENVIRONMENT = """\
 import sys
