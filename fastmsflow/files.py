@@ -14,6 +14,7 @@ from typing import Any
 from .errors import InputError
 
 ASIDE = ".aside-"
+LOCK_FILE = ".lock"
 
 # Bytes of a file's name on every usual file system, and of what mkstemp and written_aside add to it.
 LONGEST_NAME = 255
@@ -96,8 +97,36 @@ def _errno(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def remove_asides(folder: Path) -> None:
-    """Removes what a killed process was writing aside in ``folder``; nothing else may be writing there."""
+@contextmanager
+def claimed_folder(folder: Path) -> Iterator[None]:
+    """In the block ``folder`` is there and no other process that asks writes into it; what a killed one was writing
+    aside is gone. If it was made here and nothing is in it, it goes again. Needs the ``train`` extra.
+
+    Errors: InputError where another process is at work, or as ``write_faults`` has it.
+    """
+    from filelock import FileLock, Timeout
+
+    created, path = not folder.exists(), folder / LOCK_FILE
+    lock = FileLock(path)
+    try:
+        with write_faults(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{shown(folder)}: another process is writing there; choose another folder, or wait for it"
+        ) from error
+    try:
+        _remove_asides(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+        if created and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _remove_asides(folder: Path) -> None:
     # The second kind are safetensors': it writes aside too.
     for pattern in (f".*{ASIDE}*", ".tmp" + "[0-9A-Za-z]" * 6):
         for path in folder.glob(pattern):

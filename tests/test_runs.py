@@ -16,10 +16,11 @@ from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow, UnavailableError
 from fastmsflow.checkpoint import read_checkpoint
+from fastmsflow.files import LOCK_FILE
 from fastmsflow.metrics import auroc
 from fastmsflow.training import Evaluation
 from fastmsflow.training.comparison import Judged, mean_of
-from fastmsflow.training.folder import LOCK_FILE, STATE_FILE
+from fastmsflow.training.folder import STATE_FILE
 from fastmsflow.training.loggers import check_loggers
 
 SMALL = ("--extractor", "test_resnet.r160_in1k", "--image-size", 64, "--standardise", "--lr", 1e-3, "--batch-size", 8)
@@ -355,7 +356,7 @@ def test_two_runs_into_one_folder_are_refused(tiles: Path, command, tmp_path: Pa
     with FileLock(out / LOCK_FILE):
         code, text = command(*train_args(tiles, out))
     assert code == 1
-    assert f"{out}: another run is writing there; choose another folder, or wait for it" in text
+    assert f"{out}: another process is writing there; choose another folder, or wait for it" in text
 
 
 def test_training_stops_when_held_out_images_no_longer_gain(tiles: Path, command, tmp_path: Path) -> None:

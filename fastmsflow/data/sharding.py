@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..errors import InputError, UnavailableError
-from ..files import remove_asides, shown, write_faults, written_aside
+from ..files import claimed_folder, shown, write_faults, written_aside
 from .images import check_image, decode_image, read_bytes
 from .locations import MANIFEST
 from .manifest import FORMAT, Manifest, Shard
 
 # A line for each finished shard of a set that is not finished yet.
 JOURNAL = "unfinished.jsonl"
-LOCK_FILE = ".lock"
 # Of a member's name tar keeps a hundred bytes; some are for its number and suffix.
 LONGEST_KEY = 60
 
@@ -185,22 +184,11 @@ def _whole_lines(journal: Path) -> list[dict[str, Any]]:
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     try:
+        import filelock  # noqa: F401
         import webdataset.writer  # noqa: F401
-        from filelock import FileLock, Timeout
     except ImportError as error:
         raise UnavailableError(f"shards need {error.name}: pip install 'fastmsflow[shards]'") from error
-    lock = FileLock(out / LOCK_FILE)
-    try:
-        with write_faults(out / LOCK_FILE):
-            out.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{shown(out)}: another process is writing shards there; wait for it") from error
-    try:
+    with claimed_folder(out):
         if (out / MANIFEST).exists():
             raise InputError(f"{shown(out)}: holds shards already; choose another folder, or remove them")
-        remove_asides(out)
         yield
-    finally:
-        (out / LOCK_FILE).unlink(missing_ok=True)
-        lock.release()

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ..errors import InputError
-from ..files import remove_asides, write_faults, write_json
+from ..files import claimed_folder, write_json
 
 STATE_FILE = "state.ckpt"
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
-LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -27,25 +25,13 @@ def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Pa
     ``settings``: what the run that is gone on with must agree in; ``keep_settings`` wrote that run's.
     Errors: InputError where another run is at work or was here, or is not the one to go on with.
     """
-    created = not out.exists()
-    lock = FileLock(out / LOCK_FILE)
-    try:
-        with write_faults(out / LOCK_FILE):
-            out.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{out}: another run is writing there; choose another folder, or wait for it") from error
-    try:
-        remove_asides(out)
-        yield _state(out, resume, settings)
-    finally:
-        if not _begun(out):
-            for name in (SETTINGS_FILE, CONFIG_FILE):
-                (out / name).unlink(missing_ok=True)
-        (out / LOCK_FILE).unlink(missing_ok=True)
-        lock.release()
-        if created and not any(out.iterdir()):
-            out.rmdir()
+    with claimed_folder(out):
+        try:
+            yield _state(out, resume, settings)
+        finally:
+            if not _begun(out):
+                for name in (SETTINGS_FILE, CONFIG_FILE):
+                    (out / name).unlink(missing_ok=True)
 
 
 def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
