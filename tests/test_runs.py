@@ -20,7 +20,7 @@ from fastmsflow.files import LOCK_FILE
 from fastmsflow.metrics import auroc
 from fastmsflow.training import Evaluation
 from fastmsflow.training.comparison import Judged, mean_of
-from fastmsflow.training.folder import STATE_FILE
+from fastmsflow.training.folder import SETTINGS_FILE, STATE_FILE
 from fastmsflow.training.loggers import check_loggers
 
 SMALL = ("--extractor", "test_resnet.r160_in1k", "--image-size", 64, "--standardise", "--lr", 1e-3, "--batch-size", 8)
@@ -336,10 +336,11 @@ def test_a_resumed_run_with_another_extractor_is_refused(tiles: Path, command, m
 def test_a_run_killed_before_it_removed_its_state_is_finished(runs: Path, tiles: Path, command, tmp_path) -> None:
     shutil.copytree(runs / "a", tmp_path / "run")
     (tmp_path / "run" / STATE_FILE).touch()
+    (tmp_path / "run" / SETTINGS_FILE).touch()
     code, text = command(*train_args(tiles, tmp_path / "run", "--resume"))
     assert code == 1
     assert "holds a finished run" in text
-    assert not (tmp_path / "run" / STATE_FILE).exists()
+    assert not [name for name in (STATE_FILE, SETTINGS_FILE) if (tmp_path / "run" / name).exists()]
 
 
 @pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "best_on_test.safetensors"])
@@ -495,3 +496,18 @@ def test_evaluate_leaves_its_report_beside_the_checkpoints(runs: Path, tiles: Pa
     assert command("evaluate", model, tiles, "--class", "a", "--quiet") == (0, "")
     made = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert made == {"heatmaps.png", "metrics.csv", "metrics.json", "report.html", "scores.csv", "scores.png"}
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["good images", "a bad image"])
+def test_a_configuration_of_ones_own_in_the_folder_is_left_alone(bad: bool, tiles: Path, command, tmp_path) -> None:
+    copy = tmp_path / "tiles"
+    shutil.copytree(tiles / "a", copy / "a")
+    if bad:
+        (copy / "a/train/good/00.png").write_bytes(b"no image")
+    mine = tmp_path / "run/config.yaml"
+    mine.parent.mkdir()
+    mine.write_text("lr: 0.001  # mine\n")
+    code, text = command(*train_args(copy, mine.parent, "--config", mine))
+    assert code == 1
+    assert f"{mine}: would be written over; move it, or choose another folder" in text
+    assert {path.name: path.read_text() for path in mine.parent.iterdir()} == {"config.yaml": "lr: 0.001  # mine\n"}

@@ -11,7 +11,7 @@ import torch
 
 from ..calibration import Calibration
 from ..checkpoint import summary
-from ..data import ImageDataset, ImageSet, load_mask
+from ..data import ImageSet, LooseImages, load_mask
 from ..errors import InputError
 from ..files import shown
 from ..metrics import aupro, auroc, binned_aupro
@@ -224,7 +224,9 @@ def evaluate_all(
         truth = Truth.of(images, first.image_size)
     for model in models:
         model.eval()
-    scores = scores_of(models, ImageDataset(images.test, first.image_size), batch_size, workers, progress, stopwatch)
+    # Without the masks, which are read already.
+    files = LooseImages([sample.image for sample in images.test], first.image_size)
+    scores = scores_of(models, files, batch_size, workers, progress, stopwatch)
     stage("computing metrics", len(models))
     evaluations = []
     for model, of_model in zip(models, scores, strict=True):

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import claimed_folder, write_json
 
 STATE_FILE = "state.ckpt"
-SETTINGS_FILE = "settings.json"
+SETTINGS_FILE = "state-settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
@@ -26,9 +26,11 @@ def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Pa
     Errors: InputError where another run is at work or was here, or is not the one to go on with.
     """
     with claimed_folder(out):
+        state = _state(out, resume, settings)
         try:
-            yield _state(out, resume, settings)
+            yield state
         finally:
+            # Both are this run's: ``_state`` refuses a configuration of somebody else's.
             if not _begun(out):
                 for name in (SETTINGS_FILE, CONFIG_FILE):
                     (out / name).unlink(missing_ok=True)
@@ -48,11 +50,14 @@ def finish(out: Path) -> None:
 def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
     state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
     if finished:
-        finish(out)  # where it was killed before it did
+        if (out / SETTINGS_FILE).exists():
+            finish(out)  # where it was killed before it did
         raise InputError(
             f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder, or remove it"
         )
     if not _begun(out):
+        if (out / CONFIG_FILE).exists() and not (out / SETTINGS_FILE).exists():
+            raise InputError(f"{out / CONFIG_FILE}: would be written over; move it, or choose another folder")
         return None
     if not resume:
         raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")
