@@ -3,6 +3,7 @@
 import sys
 
 from .errors import InputError, UnavailableError
+from .world import Elsewhere, World
 
 
 def main() -> None:
@@ -12,12 +13,15 @@ def main() -> None:
         sys.exit(f"fastmsflow: the command line needs {error.name}: pip install 'fastmsflow[train]'")
     try:
         app()
+    except Elsewhere:
+        sys.exit(1)
     except (InputError, UnavailableError, OSError) as error:
         # A loader's worker hands its error on with its traceback in front; the last line is the message.
         message = str(error).strip().splitlines()[-1]
         for name in ("InputError: ", "UnavailableError: "):
             message = message.split(name)[-1]
-        sys.exit(f"fastmsflow: {message}")
+        rank = World.here().rank
+        sys.exit(f"fastmsflow: {f'process {rank}: ' if rank else ''}{message}")
 
 
 if __name__ == "__main__":
