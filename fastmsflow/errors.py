@@ -1,4 +1,4 @@
-"""The two errors whose message is meant for a person: one line with the fact and the remedy.
+"""The errors whose message is meant for a person: one line with the fact and the remedy.
 
 The command line prints them without a traceback; anything else is a fault of this library and shows one.
 """
@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class UnavailableError(RuntimeError):
     """What was asked for cannot be had here: a download, an optional package, a backend."""
+
+
+class Preempted(BaseException):
+    """SIGTERM came: work that can be gone on with has stopped. Not an Exception: nothing may take it for a fault."""

@@ -1,7 +1,8 @@
 """The processes that share one piece of work, as torchrun starts them. torch is imported when they are several."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from .errors import InputError
@@ -55,29 +56,47 @@ class World(NamedTuple):
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
-    def once(self, work: Callable[[], T]) -> T:
-        """``work``, done by the first process; its result, which must be picklable, on all of them.
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block in which the processes say nothing to each other: what goes wrong in one of them ends all of them.
 
-        Errors: on each of them what ``work`` raised, if it is an InputError.
+        Errors: what the block raised; in the others, and in all but the first where it went wrong in several,
+        Elsewhere.
         """
-        if self.size == 1:
-            return work()
-        from torch import distributed
-
-        outcome: list[object] = [None, None]
         failed: Exception | None = None
-        if self.first:
-            try:
-                outcome[0] = work()
-            except Exception as error:
-                failed = error
-                outcome[1] = str(error)
-        distributed.broadcast_object_list(outcome)
-        if failed is not None:
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        told = next(((rank, text) for rank, text in enumerate(self.gathered(failed and str(failed))) if text), None)
+        if told is None:
+            return
+        if failed is not None and told[0] == self.rank:
             raise failed
-        if outcome[1] is not None:
-            raise Elsewhere(str(outcome[1]))
-        return outcome[0]  # type: ignore[return-value]
+        raise Elsewhere(told[1])
+
+    def once(self, work: Callable[[], T]) -> T:
+        """``work``, done by the first process; its result, which must be picklable, on all of them. Errors: as
+        ``together``'s."""
+        result: list[T | None] = [None]
+        with self.together():
+            if self.first:
+                result[0] = work()
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.broadcast_object_list(result)
+        return result[0]  # type: ignore[return-value]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each of ``flags``, whether it is set in any of the processes; cheap."""
+        if self.size == 1:
+            return list(flags)
+        import torch
+
+        together = torch.tensor(flags, dtype=torch.uint8)
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in together.tolist()]
 
     def gathered(self, own: T) -> Sequence[T]:
         """What each process has, in the order of their ranks, on all of them; ``own`` must be picklable."""
@@ -91,4 +110,4 @@ class World(NamedTuple):
 
 
 class Elsewhere(InputError):
-    """Happened in the first process, which tells of it."""
+    """Happened in another process, which tells of it."""

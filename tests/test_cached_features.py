@@ -8,8 +8,10 @@ import torch
 
 from fastmsflow.training import cached_features as cached_module
 from fastmsflow.training.break_even import BreakEven
-from fastmsflow.training.cached_features import AheadLoader, available_memory, placement
-from fastmsflow.training.features import FeatureDataset, feature_loader
+from fastmsflow.training.cached_features import available_memory, placement
+from fastmsflow.training.loaders import FeatureLoader
+from fastmsflow.training.order import InTurn
+from fastmsflow.world import World
 
 
 def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +23,10 @@ def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placement(30 * gib + 1, gpu) == "in memory"
     assert placement(50 * gib, gpu) == placement(1, cpu) == "in memory"
     assert placement(50 * gib + 1, gpu) == placement(50 * gib + 1, cpu) == "on disk"
+    # Each of two processes holds as much in memory, but on a GPU of its own.
+    assert placement(25 * gib, cpu, 2) == "in memory"
+    assert placement(25 * gib + 1, cpu, 2) == "on disk"
+    assert placement(30 * gib, gpu, 8) == "on the GPU"
 
 
 def test_available_memory_is_within_the_control_groups_limit(tmp_path: Path) -> None:
@@ -53,13 +59,9 @@ def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkey
         def record_stream(self, stream: Stream) -> None:
             events.append(("keep", self.number, stream.name))
 
-    class Batches(FeatureDataset):
-        def __init__(self) -> None:
-            super().__init__([torch.zeros(3)])
-
-        def __getitems__(self, indices: list[int]):
-            events.append(("fetch", indices[0]))
-            return [Level(indices[0])], indices
+    def fetched(numbers: list[int]) -> list[Level]:
+        events.append(("fetch", numbers[0]))
+        return [Level(numbers[0])]
 
     @contextmanager
     def entered(stream: Stream):
@@ -70,9 +72,9 @@ def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkey
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
-    loader = feature_loader(Batches(), 1, loader=AheadLoader)
+    loader = FeatureLoader(fetched, InTurn(3, 1, World(), "test"), ahead=True)
     assert len(loader) == 3
-    for _, numbers in loader:
+    for _, numbers, _ in loader:
         events.append(("step", numbers[0]))
 
     def fetch(i: int) -> list[tuple]:

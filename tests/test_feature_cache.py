@@ -24,12 +24,12 @@ from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
 from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor
 from fastmsflow.nn.pool import Standardiser
-from fastmsflow.training import Recipe, callbacks, train
+from fastmsflow.training import Recipe, state_file, train
 from fastmsflow.training.break_even import measured
 from fastmsflow.training.cached_features import CachedFeatures
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.features import feature_loader, pooled_features
-from fastmsflow.training.module import HELD_OUT, TEST, TRAIN, FeatureDataModule
+from fastmsflow.training.features import pooled_features
+from fastmsflow.training.sources import HELD_OUT, TEST, TRAIN, FeatureSource
 
 COUNT = 10
 # An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.
@@ -104,16 +104,16 @@ def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, 
 def test_batches_are_those_of_features_kept_in_memory(
     images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("fastmsflow.training.module.placement", lambda needed, device: place)
-    kept = FeatureDataModule(new_model(standardise=standardise), parts_of(images), RECIPE)
-    cached = FeatureDataModule(new_model(standardise=standardise), parts_of(images), RECIPE, 0, tmp_path, torch.float32)
+    monkeypatch.setattr("fastmsflow.training.sources.placement", lambda needed, device, processes: place)
+    kept = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE)
+    cached = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE, 0, tmp_path, torch.float32)
     loaders = []
     for data in (kept, cached):
-        data.compute()
+        data.prepare()
         loaders.append([data.train_dataloader(), *data.val_dataloader()])
-        loaders[-1][0].batch_sampler.sampler.set_epoch(3)
+        loaders[-1][0].sampler.set_epoch(3)
     for ours, theirs in zip(*loaders, strict=True):
-        for (levels, numbers), (expected, same) in zip(ours, theirs, strict=True):
+        for (levels, numbers, _), (expected, same, _) in zip(ours, theirs, strict=True):
             assert numbers == same
             torch.testing.assert_close(levels, expected, **CACHED[torch.float32])
             assert all(level.is_contiguous(memory_format=torch.channels_last) for level in levels)
@@ -329,7 +329,7 @@ def test_once_they_lie_in_memory_the_disk_is_not_read_again(images: ImageSet, wh
     cache = new_cache(images, at)
     features = CachedFeatures(cache, cache.rows[TEST], cache.model, "in memory")
     shutil.rmtree(at)
-    assert [len(numbers) for _, numbers in feature_loader(features, 3)] == [3, 1]
+    assert [len(level) for level in features.fetch([0, 3])] == [2, 2, 2]
 
 
 def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
@@ -371,7 +371,7 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
 
 def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
     torch.set_num_threads(1)
-    callbacks.SAVE_SECONDS = 0.0  # the state after every epoch
+    state_file.SAVE_SECONDS = 0.0  # the state after every step
     train(new_model(standardise=True), images, RECIPE, at / "run", resume=resume, feature_cache=at / "cache")
 
 
@@ -446,7 +446,7 @@ def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rou
         cache.build()
         features = CachedFeatures(cache, cache.rows[TEST], model, "on disk")
         with torch.no_grad():
-            levels, _ = features.__getitems__(list(range(len(features))))
+            levels = features.fetch(list(range(len(features))))
             scores.append(model.scores_of_features(levels))
     for kind in ("absolute_score", "log_score"):
         exact, rounded = (getattr(of, kind) for of in scores)

@@ -267,7 +267,7 @@ def train_args(tiles: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 def interrupted(tiles: Path, out: Path, command, monkeypatch) -> None:
     """A run that ends after its state was kept once."""
-    from fastmsflow.training.callbacks import StateFile
+    from fastmsflow.training.state_file import StateFile
 
     def keep_and_fail(self, trainer, module):
         trainer.save_checkpoint(self._path)

@@ -1,5 +1,6 @@
 """Training: the published schedule, features computed once, and Lightning against a plain loop."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fastmsflow.data import ImageDataset, ImageSet, textures
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.fit import LAST_EPOCH, ON_TEST
-from fastmsflow.training.module import TEST, TRAIN, FeatureDataModule
+from fastmsflow.training.sources import TEST, TRAIN, FeatureSource
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +73,15 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
     outcome = train(model, images, recipe, tmp_path)
 
     plain = small_model().to(memory_format=torch.channels_last)
-    data = FeatureDataModule(plain, {TRAIN: ImageDataset(images.train, plain.image_size)}, recipe)
-    data.compute()
+    data = FeatureSource(plain, {TRAIN: ImageDataset(images.train, plain.image_size)}, recipe)
+    data.prepare()
     optimizer = torch.optim.Adam(plain.flow.parameters())
     loader, losses = data.train_dataloader(), []
     for epoch in range(recipe.epochs):
         optimizer.param_groups[0]["lr"] = recipe.lr * recipe.lr_factor(epoch)
         batches = []
-        loader.batch_sampler.sampler.set_epoch(epoch)
-        for features, _ in loader:
+        loader.sampler.set_epoch(epoch)
+        for features, _, _ in loader:
             optimizer.zero_grad()
             loss = plain.flow.nll(features).mean()
             loss.backward()
@@ -115,11 +116,11 @@ def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
 def test_features_are_standardised_by_the_training_images_alone(images) -> None:
     model = small_model(standardise=True)
     parts = {TRAIN: images.train, TEST: images.test}
-    data = FeatureDataModule(model, {k: ImageDataset(v, model.image_size) for k, v in parts.items()}, Recipe())
-    data.compute()
-    for level in data.features[TRAIN]:
+    data = FeatureSource(model, {k: ImageDataset(v, model.image_size) for k, v in parts.items()}, Recipe())
+    data.prepare()
+    for level in data.features[TRAIN].levels:
         assert level.mean(dim=(0, 2, 3)).abs().max() < 1e-4
-    assert any(level.mean(dim=(0, 2, 3)).abs().max() > 1e-3 for level in data.features[TEST])
+    assert any(level.mean(dim=(0, 2, 3)).abs().max() > 1e-3 for level in data.features[TEST].levels)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Lightning scales float16 gradients on a GPU only")
@@ -138,7 +139,12 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -
     with pytest.raises(InputError, match=r"nan in epoch 1, step 1, of the images .*train/\d\.png, ") as caught:
         train(model, images, Recipe(meta_epochs=1, sub_epochs=1), tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["not_finite.json"]
+    kept = json.loads((tmp_path / "run/not_finite.json").read_text())
+    assert {key: kept[key] for key in ("epoch", "step", "what", "value")} == {
+        "epoch": 1, "step": 1, "what": "loss", "value": "nan",
+    }  # fmt: skip
+    assert len(kept["images"]) == 8
 
 
 def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still_orders_them(tmp_path: Path) -> None:

@@ -68,3 +68,5 @@ CACHED = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 
 # largest: means over thousands of values, each off by up to 2^-9. Measured 4e-4 and 1e-3, the order of images the same.
 BFLOAT16_CACHE = 2**-8
 BFLOAT16_CACHE_RANKS = 0.999
+# Training by several processes beside one, all in float64: sums over a batch in another order, over some steps of Adam.
+DISTRIBUTED = {"rtol": 1e-9, "atol": 1e-9}

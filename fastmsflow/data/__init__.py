@@ -7,6 +7,7 @@ from .images import load_image, load_mask, read_image
 from .layouts import categories, classes_of, folder, mvtec, open_image_set, visa
 from .listing import list_images
 from .sample_sets import elpv, textures
+from .shard_set import ShardSet
 from .sharding import write_shards
 from .shards import ShardedImages
 
@@ -15,6 +16,7 @@ __all__ = [
     "ImageSet",
     "LooseImages",
     "Sample",
+    "ShardSet",
     "ShardedImages",
     "categories",
     "classes_of",

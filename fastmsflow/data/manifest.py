@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ class Manifest:
 
     @property
     def content(self) -> str:
-        """16 hexadecimal digits of a SHA-256 over the shards' own: what a position in the set belongs to."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+        """See ``content_of``."""
+        return content_of(self.shards)
 
     def write(self, folder: Path) -> None:
         """``folder``/manifest.json, written aside and renamed."""
@@ -90,6 +91,11 @@ class Manifest:
         if fault:
             raise InputError(f"{name}: {fault}; {AGAIN}")
         return manifest
+
+
+def content_of(shards: Sequence[Shard]) -> str:
+    """16 hexadecimal digits of a SHA-256 over the shards' own: what a position in them belongs to."""
+    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
 
 
 def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:

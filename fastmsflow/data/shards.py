@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..errors import InputError, UnavailableError
 from .images import as_tensor, decode_image
 from .locations import Location
-from .manifest import Manifest, Shard
+from .manifest import Manifest, Shard, content_of
 from .shard_order import dealt, in_order, shuffled
 from .tars import Encoded, read_shard
 
@@ -32,7 +32,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
     ``buffer``, ``world_size`` and ``workers``, and on nothing else. With ``shuffle=False`` shards and images keep the
     manifest's order, but for being dealt out.
 
-    ``verify``: a shard is copied to a temporary file and its checksum compared before any image of it is used.
+    ``shards``: those of the manifest to read; None: all. ``verify``: a shard is copied to a temporary file and its
+    checksum compared before any image of it is used.
     ``skip_faults``: a file; shards and images that cannot be read are then left out, warned of, and appended to it, a
     JSON line each. None: they are errors.
 
@@ -54,6 +55,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         verify: bool = False,
         skip_faults: str | Path | None = None,
         options: dict[str, Any] | None = None,
+        shards: Sequence[Shard] | None = None,
     ) -> None:
         try:
             import webdataset  # noqa: F401
@@ -65,14 +67,16 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
             raise InputError(f"a shuffle buffer of {buffer} images; give 1 or more")
         self.location = Location(where, options)
         self.manifest = Manifest.read(self.location)
-        shards = len(self.manifest.shards)
-        if shards < world_size:
+        self.shards = self.manifest.shards if shards is None else tuple(shards)
+        if len(self.shards) < world_size:
             raise InputError(
-                f"{world_size} ranks, {shards} shards: some ranks would have no data; write {world_size} shards or"
-                f" more (--images-per-shard {max(1, self.manifest.images // world_size)} or less), or take fewer ranks"
+                f"{world_size} ranks, {len(self.shards)} shards: some ranks would have no data; write {world_size}"
+                f" shards or more (--images-per-shard {max(1, self.manifest.images // world_size)} or less), or take"
+                " fewer ranks"
             )
         self.image_size = image_size
         self.rank, self.world_size = rank, world_size
+        self.workers = workers
         self.readers = max(1, workers)
         self.seed = seed
         self.shuffle, self.buffer = shuffle, buffer
@@ -92,6 +96,12 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         """How many images each rank has in this epoch. Whole shards are dealt out, so they differ by up to a shard:
         where ranks wait for each other, each may take the least of these."""
         return tuple(sum(shard.images for shard in self._dealt(rank)) for rank in range(self.world_size))
+
+    @property
+    def images_of_workers(self) -> tuple[int, ...]:
+        """How many each of this rank's workers has in this epoch; without workers, this process."""
+        own = self._dealt(self.rank)
+        return tuple(sum(shard.images for shard in own[reader :: self.readers]) for reader in range(self.readers))
 
     def seen(self, batch: Mapping[str, Any]) -> None:
         """Counts a batch of the DataLoader, or an item, as taken: call it for each that ``state`` shall cover."""
@@ -177,7 +187,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         return shuffled(items, self.buffer, key) if self.shuffle else items
 
     def _dealt(self, rank: int) -> Sequence[Shard]:
-        order = in_order(self.manifest.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
+        order = in_order(self.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
         return dealt(order, rank, self.world_size)
 
     def _whole(self, shard: Shard) -> Iterator[Encoded | None]:
@@ -202,7 +212,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
 
     def _setting(self) -> dict[str, Any]:
         return {
-            "shards": self.manifest.content,
+            "shards": content_of(self.shards),
             "world_size": self.world_size,
             "rank": self.rank,
             "workers": self.readers,

@@ -80,11 +80,12 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             from rich.console import Console
 
             from ..training import Recipe
-            from ..training.features import feature_loader
-            from ..training.fit import compute_features, run_trainer
-            from ..training.module import TRAIN, FeatureDataModule, MSFlowModule
+            from ..training.module import MSFlowModule
+            from ..training.sources import TRAIN, FeatureSource
+            from ..training.trainer import prepare, run_trainer
         except ImportError as error:
-            raise UnavailableError(f"fit needs {error.name}: pip install 'fastmsflow[train]'") from error
+            package = (error.name or "").partition(".")[0]
+            raise UnavailableError(f"fit needs {package}: pip install 'fastmsflow[train]'") from error
         if not 0 < self.contamination < 0.5:
             raise InputError(f"contamination is {self.contamination}; it is a share above 0 and below 0.5")
         recipe = Recipe(self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=self.random_state)
@@ -100,17 +101,17 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         model.to(device).to(memory_format=torch.channels_last)
         console = Console(quiet=not self.verbose)
         images = _listed(X)
-        data = FeatureDataModule(model, {TRAIN: LooseImages(images, model.image_size)}, recipe)
+        source = FeatureSource(model, {TRAIN: LooseImages(images, model.image_size)}, recipe)
         names = [f"image {i}" if isinstance(image, np.ndarray) else str(image) for i, image in enumerate(images)]
         module = MSFlowModule(model, recipe, {TRAIN: names})
-        compute_features(data, console)
-        run_trainer(module, data, recipe, console)
+        prepare(source, console)
+        run_trainer(module, source, recipe, console)
         self.model_ = model.to(device)
         self.losses_ = module.epoch_losses
         with torch.no_grad():
             batches = (
-                model.scores_of_features([level.to(device) for level in features])
-                for features, _ in feature_loader(data.features[TRAIN], 16)
+                model.scores_of_features([level.to(device) for level in batch[0]])
+                for batch in source.in_turn(TRAIN, 16)
             )
             self.offset_ = float(np.quantile(_normality(batches), self.contamination))
         return self

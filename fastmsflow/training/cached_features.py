@@ -1,4 +1,4 @@
-"""Batches out of a feature cache: where its features lie while a run reads them, and how they come to the GPU."""
+"""Features out of a cache: where they lie while a run reads them, and how they come to the GPU."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,23 +7,21 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..model import MSFlow
 from .feature_cache import BATCH, FeatureCache
-from .features import Batch
 
 Place = Literal["on the GPU", "in memory", "on disk"]
 # Of what is free; the rest is for the training itself.
 SHARE = 0.5
 
 
-def placement(needed: int, device: torch.device) -> Place:
+def placement(needed: int, device: torch.device, processes: int = 1) -> Place:
     """Where ``needed`` bytes of features lie best for a model on ``device``: on its GPU, or in memory, if they take at
-    most half of what is free there."""
+    most half of what is free there. ``processes``: so many on this machine hold as much."""
     if device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
         return "on the GPU"
-    return "in memory" if needed <= SHARE * available_memory() else "on disk"
+    return "in memory" if needed * processes <= SHARE * available_memory() else "on disk"
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -42,8 +40,8 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min(available, limit))
 
 
-class CachedFeatures(Dataset[Batch]):
-    """A whole batch at once, on ``model``'s device, in its flow's dtype and standardised by it.
+class CachedFeatures:
+    """Features out of a cache, on ``model``'s device, in its flow's dtype and standardised by it.
 
     ``rows``: of the cache, (N,). ``place``: where they lie meanwhile, in the cache's dtype.
     """
@@ -69,11 +67,10 @@ class CachedFeatures(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        levels = [level.to(self._model.flow.dtype) for level in self._on_device(self.stored(indices))]
-        if self._model.standardiser is not None:
-            levels = self._model.standardiser(levels)
-        return levels, indices
+    def fetch(self, numbers: list[int]) -> list[Tensor]:
+        """(B, C_l, H_l, W_l) per level."""
+        levels = [level.to(self._model.flow.dtype) for level in self._on_device(self.stored(numbers))]
+        return levels if self._model.standardiser is None else self._model.standardiser(levels)
 
     def stored(self, indices: Sequence[int]) -> list[Tensor]:
         """As the cache has them: (B, C_l, H_l, W_l) per level, channels last, in its dtype, where they lie."""
@@ -91,26 +88,3 @@ class CachedFeatures(Dataset[Batch]):
         if device.type != "cuda" or levels[0].is_cuda:
             return levels
         return [level.pin_memory().to(device, non_blocking=True) for level in levels]
-
-
-class AheadLoader(DataLoader[Batch]):
-    """On a GPU: the next batch is copied and standardised on a stream of its own while a step works on this one."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = super().__iter__()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        coming = self._ahead(batches, aside)
-        while coming is not None:
-            here, batch = torch.cuda.current_stream(), coming
-            here.wait_stream(aside)
-            for level in batch[0]:
-                # Its memory is the side stream's, which must not give it away while the step reads it.
-                level.record_stream(here)
-            coming = self._ahead(batches, aside)
-            yield batch
-
-    @staticmethod
-    def _ahead(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Batch | None:
-        with torch.cuda.stream(stream):
-            return next(batches, None)

@@ -1,45 +1,17 @@
-"""What happens beside the training: its state is kept, its progress is shown."""
+"""What is seen of a training on a terminal."""
 
-import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from ..files import written_aside
-from .recipe import Recipe
-
-SAVE_SECONDS = 60.0
-
-
-class StateFile(Checkpoint):
-    """All that a run needs to go on as if it had never stopped, in one file: after each round, and after an epoch where
-    the last time is SAVE_SECONDS ago. Not after the last epoch, whose results follow at once."""
-
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self._path = path
-        self._recipe = recipe
-        self._saved = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning resumes exactly from a state of this moment, not from one of an epoch's start.
-        epoch = trainer.current_epoch + 1
-        over = epoch == self._recipe.epochs or trainer.should_stop
-        due = epoch % self._recipe.sub_epochs == 0 or time.monotonic() - self._saved > SAVE_SECONDS
-        if due and not over:
-            with written_aside(self._path) as aside:
-                trainer.save_checkpoint(aside)
-            self._saved = time.monotonic()
+from .telemetry import Telemetry
 
 
 class TrainingBar(Callback):
-    """Steps of the whole training, with the time that is left."""
+    """Steps of the whole training, with the time that is left and what Telemetry measures, if it is there."""
 
     def __init__(self, console: Console) -> None:
         self._progress = progress(console)
@@ -50,8 +22,10 @@ class TrainingBar(Callback):
         self._progress.reset(self._task, total=steps, completed=trainer.global_step)
         self._progress.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._progress.update(self._task, completed=trainer.global_step)
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        line = next((callback.line for callback in trainer.callbacks if isinstance(callback, Telemetry)), "")
+        description = f"training, {line}" if line else "training"
+        self._progress.update(self._task, completed=trainer.global_step, description=description)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._progress.update(self._task, description="evaluating")

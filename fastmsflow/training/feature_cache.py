@@ -23,6 +23,7 @@ from ..data.fingerprint import digest
 from ..errors import InputError
 from ..files import ASIDE, shown, write_faults, write_json, written_aside
 from ..model import MSFlow
+from ..world import World
 from .features import Images, Progress
 
 # Of what the files hold and of how images become features; a cache of another is stale.
@@ -47,7 +48,8 @@ class FeatureCache:
     """Pooled features of images, before any standardisation, as shards of some images each in ``folder``.
 
     ``parts``: image sets by name. ``dtype``: bfloat16 or float32. ``shard_bytes``: about so large is a shard of a new
-    cache. A new folder is described at once; ``build`` fills it.
+    cache. ``world``: the processes that all make this object, at the same time. A new folder is described at once;
+    ``build`` fills it.
     An image is found by its content, whatever its name, place and part: a cache serves every split and every subset of
     its images. So that it cannot be stale, all images' bytes are read here: a few percent of the bytes of one pass.
     Errors: InputError where the cache in ``folder`` is of another extractor, size, pool, dtype or format, lacks images
@@ -61,6 +63,7 @@ class FeatureCache:
         folder: Path,
         dtype: torch.dtype = torch.bfloat16,
         shard_bytes: int = SHARD_BYTES,
+        world: World | None = None,
     ) -> None:
         self.folder = folder
         self.dtype = dtype
@@ -74,7 +77,7 @@ class FeatureCache:
         of = _made_of(model, dtype)
         if (folder / DESCRIPTION_FILE).exists():
             _described(folder, of)  # says that it is stale before all images are read
-        contents = {part: _contents(images) for part, images in parts.items()}
+        contents = {part: _contents(images, world or World()) for part, images in parts.items()}
         self._own = np.concatenate(list(contents.values()))
         if not (folder / DESCRIPTION_FILE).exists():
             _begin(folder, of, self._own, max(1, shard_bytes // self.bytes_per_image))
@@ -253,10 +256,14 @@ def _weights(extractor: nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-def _contents(images: Images) -> np.ndarray:
-    """(N,) of 16 bytes each: what the images hold."""
+def _contents(images: Images, world: World) -> np.ndarray:
+    """(N,) of 16 bytes each: what the images hold. Each process reads its share of them."""
     given = [sample.image for sample in images.samples] if isinstance(images, ImageDataset) else images.images
-    return np.array([bytes.fromhex(digest(image))[:16] for image in given], dtype="S16")
+    own = np.array([bytes.fromhex(digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16")
+    contents = np.empty(len(given), "S16")
+    for rank, part in enumerate(world.gathered(own)):
+        contents[rank :: world.size] = part
+    return contents
 
 
 def _name(images: Images, index: int) -> str:

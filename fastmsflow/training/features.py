@@ -1,22 +1,18 @@
 """Features are computed once and kept: the extractor is frozen and training augments nothing."""
 
-from collections.abc import Callable, Sequence, Sized
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageDataset, LooseImages
 from ..model import MSFlow
+from ..world import World
 
 Progress = Callable[[int], None]
 Images = ImageDataset | LooseImages
-# Features per level, (B, C_l, H_l, W_l), and the images' numbers.
-Batch = tuple[list[Tensor], list[int]]
-# Kept in memory, per level (N, C_l, H_l, W_l), or a set that has __getitems__.
-Features = Sequence[Tensor] | Dataset[Batch]
-T = TypeVar("T")
 
 
 def pooled_features(
@@ -45,35 +41,30 @@ def pooled_features(
     return kept
 
 
-class FeatureDataset(Dataset[Batch]):
-    """A whole batch at once."""
+class KeptFeatures:
+    """Features in memory, (N, C_l, H_l, W_l) per level."""
 
     def __init__(self, levels: Sequence[Tensor]) -> None:
         self.levels = levels
 
-    def __len__(self) -> int:
-        return len(self.levels[0])
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        return [level[indices].contiguous(memory_format=torch.channels_last) for level in self.levels], indices
+    def fetch(self, numbers: list[int]) -> list[Tensor]:
+        """(B, C_l, H_l, W_l) per level, in channels-last memory."""
+        return [level[numbers].contiguous(memory_format=torch.channels_last) for level in self.levels]
 
 
-def feature_loader(
-    features: Features,
-    batch_size: int,
-    shuffle_seed: int | None = None,
-    loader: type[DataLoader[Batch]] = DataLoader,
-) -> DataLoader[Batch]:
-    """Batches of kept features, in order or, from ``shuffle_seed`` and the epoch alone, shuffled."""
-    dataset = features if isinstance(features, Dataset) else FeatureDataset(features)
-    if shuffle_seed is None:
-        sampler: Sampler[int] = SequentialSampler(cast(Sized, dataset))
-    else:
-        # Of one replica: its order depends on nothing that a resumed run does not know.
-        sampler = cast(Sampler[int], DistributedSampler(dataset, num_replicas=1, rank=0, seed=shuffle_seed))
-    batches = BatchSampler(sampler, batch_size, drop_last=False)
-    return loader(dataset, batch_sampler=batches, collate_fn=_as_it_is)
-
-
-def _as_it_is(batch: T) -> T:
-    return batch
+def features_of_all(own: Sequence[Tensor], images: int, world: World) -> list[Tensor]:
+    """From what each process computed of every ``world.size``-th image, from its rank on: all, on each of them."""
+    if world.size == 1:
+        return list(own)
+    most = -(-images // world.size)
+    levels = []
+    for level in own:
+        _, c, h, w = level.shape
+        parts = [torch.empty((most, h, w, c), dtype=level.dtype) for _ in range(world.size)]
+        parts[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
+        torch.distributed.all_gather(parts, parts[world.rank].clone())
+        whole = torch.empty((images, h, w, c), dtype=level.dtype)
+        for rank, part in enumerate(parts):
+            whole[rank :: world.size] = part[: len(range(rank, images, world.size))]
+        levels.append(whole.permute(0, 3, 1, 2))
+    return levels

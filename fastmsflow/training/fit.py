@@ -1,33 +1,45 @@
 """One training run: features, sub-epochs, evaluations, files."""
 
-import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
-from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from .._version import __version__
-from ..data import ImageDataset, ImageSet, Sample, fingerprint
-from ..errors import InputError
+from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
+from ..errors import InputError, Preempted
 from ..files import shown, write_json, write_yaml
 from ..model import MSFlow
 from ..scoring import Scores
-from .callbacks import StateFile, TrainingBar, progress
+from ..world import World
 from .evaluation import RANKING_METRICS, Evaluation, Truth
 from .feature_cache import dtype_of
-from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed, finish, keep_settings
+from .folder import (
+    BEST,
+    BEST_ON_TEST,
+    CONFIG_FILE,
+    LAST,
+    NOT_FINITE_FILE,
+    RESULTS_FILE,
+    STATE_FILE,
+    claimed,
+    finish,
+    keep_settings,
+)
 from .loggers import check_loggers, loggers
-from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
-from .recipe import Precision, Recipe
+from .losses import NotFinite
+from .module import Moment, MSFlowModule
+from .preemption import Preemption
+from .recipe import Recipe
+from .sources import HELD_OUT, TEST, TRAIN, FeatureSource, ImageSource, ShardSource, Source
+from .state_file import StateFile
+from .telemetry import Profile, Telemetry
+from .trainer import prepare, run_trainer
 
 # How a moment is chosen, by what the choice is called.
 LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
@@ -45,6 +57,8 @@ class Outcome:
     """Of the test set after the last epoch, where there is one."""
     seconds: dict[str, float]
     """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
+    speed: dict[str, float]
+    """See Telemetry.speed."""
 
     @property
     def last(self) -> Evaluation | None:
@@ -102,7 +116,7 @@ def best_on_test(moments: Sequence[Moment], metric: str) -> Moment | None:
 
 def train(
     model: MSFlow,
-    images: ImageSet,
+    images: ImageSet | ShardSet,
     recipe: Recipe,
     out: Path,
     workers: int = 0,
@@ -113,90 +127,164 @@ def train(
     options: Mapping[str, Any] | None = None,
     feature_cache: Path | None = None,
     cache_dtype: str = "bf16",
+    stream: bool = False,
+    skip_faults: Path | None = None,
+    profile: bool = False,
+    world: World | None = None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
-    ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
-    ``feature_cache``: a folder where features are kept on disk for this and later runs, in ``cache_dtype``, bf16 or
-    float32; None: they are kept in memory, in float32.
+    ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``workers``: processes that read images.
+    ``console``: where progress is shown; None for nowhere. ``feature_cache``: a folder where features are kept on disk
+    for this and later runs, in ``cache_dtype``, bf16 or float32; None: they are kept in memory, in float32.
+    ``stream``: nothing is kept, images are read and go through the extractor in every pass; of shards always.
+    ``skip_faults``: see ShardedImages. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the
+    processes that all call this, after ``World.join``, with equal arguments: a batch is shared out among them, and the
+    losses are those of one process up to rounding; the first one writes.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
     lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
     image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is
     written ``state.ckpt``, from which ``resume`` goes on, on the same device to the bit as if the run had not been
     interrupted; and ``logs``, if ``log_to`` names loggers (csv, tensorboard, wandb).
-    Errors: InputError where images cannot be read, the loss is not finite (with the batch's images), or ``out`` holds
-    another run; where ``feature_cache`` is stale; UnavailableError for a logger that is not installed.
+    Errors: InputError where images cannot be read, the loss is not finite (with the batch's images, also in
+    ``out/not_finite.json``), or ``out`` holds another run; where ``feature_cache`` is stale; where a process would have
+    no images; UnavailableError for a logger that is not installed; Preempted after SIGTERM, the state being kept.
     """
-    console = console or Console(quiet=True)
-    if not images.train:
-        raise InputError(f"{images.name}: no training images")
+    world = world or World()
+    console = console if console is not None and world.first else Console(quiet=True)
     check_loggers(log_to)
-    truth = Truth.of(images, model.image_size) if images.test else None
-    kept, held_out = split(images.train, recipe)
-    parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
-    data = FeatureDataModule(
-        model,
-        {part: ImageDataset(of, model.image_size) for part, of in parts.items() if of},
-        recipe,
-        workers,
-        feature_cache,
-        dtype_of(cache_dtype),
-    )
-    description: dict[str, object] = {"name": images.name, "fingerprint": fingerprint(images)}
+    plan = _planned(model, images, recipe, workers, feature_cache, dtype_of(cache_dtype), stream, skip_faults, world)
     settings = {
         "recipe": asdict(recipe),
         "model": {**model.config, "calibration": None},
-        "images": description,
+        "images": plan.description,
         "cache_dtype": cache_dtype if feature_cache is not None else None,
+        "processes": world.size,
     }
     module = MSFlowModule(
         model,
         recipe,
-        {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
-        data.evaluated,
-        truth,
-        lambda: _end_round(module, out, len(held_out), console),
+        plan.names,
+        plan.source.evaluated,
+        plan.truth,
+        lambda: _end_round(module, out, plan.counts["held_out"], console, world),
+        world,
     )
-    with claimed(out, resume, settings) as state:
+    telemetry = Telemetry(world)
+    with Preemption() as preemption, ExitStack() as stack:
+        state = world.once(lambda: stack.enter_context(claimed(out, resume, settings)))
         model.to(memory_format=torch.channels_last)
         started = time.perf_counter()
-        compute_features(data, console)
+        prepare(plan.source, console)
         features_done = time.perf_counter()
-        keep_settings(out, settings)
-        if options is not None:
-            write_yaml(out / CONFIG_FILE, options)
-        run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out))
+        if world.first:
+            keep_settings(out, settings)
+            if options is not None:
+                write_yaml(out / CONFIG_FILE, options)
+        callbacks = [telemetry, StateFile(out / STATE_FILE, recipe, world, preemption)]
+        if profile and world.first:
+            callbacks.append(Profile(out / "profile.json"))
+        try:
+            run_trainer(module, plan.source, recipe, console, callbacks, state, loggers(log_to, out))
+        except NotFinite as error:
+            write_json(out / NOT_FINITE_FILE, error.record)
+            raise
+        except Exception as error:
+            if preemption.asked:
+                # Another process has gone already.
+                raise Preempted("SIGTERM") from error
+            raise
         finished = time.perf_counter()
         outcome = Outcome(
             module.epoch_losses,
             module.moments,
             module.test_scores,
             {"features": features_done - started, "training": finished - features_done},
+            telemetry.speed,
         )
-        counts: dict[str, object] = {"train": len(kept), "held_out": len(held_out), "test": len(images.test)}
-        write_json(
-            out / RESULTS_FILE,
-            {
-                "command": command,
-                "images": description | counts | {"licence": images.licence},
-                "recipe": asdict(recipe),
-                "model": model.config,
-                "metrics": outcome.summary(),
-                "seconds": outcome.seconds,
-                "nll": outcome.losses,
-                "rounds": [
-                    {
-                        "epoch": m.epoch,
-                        "held_out_nll": m.held_out_nll,
-                        **(m.evaluation.as_dict() if m.evaluation else {}),
-                    }
-                    for m in outcome.moments
-                ],
-                "versions": {"fastmsflow": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
-            },
-        )
-        finish(out)
+        if world.first:
+            write_json(
+                out / RESULTS_FILE,
+                {
+                    "command": command,
+                    "images": {**plan.description, **plan.counts, "licence": plan.licence},
+                    "recipe": asdict(recipe),
+                    "model": model.config,
+                    "metrics": outcome.summary(),
+                    "seconds": outcome.seconds,
+                    "speed": outcome.speed,
+                    "processes": world.size,
+                    "nll": outcome.losses,
+                    "rounds": [
+                        {
+                            "epoch": m.epoch,
+                            "held_out_nll": m.held_out_nll,
+                            **(m.evaluation.as_dict() if m.evaluation else {}),
+                        }
+                        for m in outcome.moments
+                    ],
+                    "versions": {
+                        "fastmsflow": __version__,
+                        "torch": torch.__version__,
+                        "threads": torch.get_num_threads(),
+                    },
+                },
+            )
+            finish(out)
     return outcome
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run learns from and is judged on."""
+
+    source: Source
+    names: dict[str, Sequence[str]]
+    """Of the images of TRAIN and HELD_OUT, by number."""
+    counts: dict[str, int]
+    truth: Truth | None
+    description: dict[str, object]
+    """What tells these images from others."""
+    licence: str = ""
+
+
+def _planned(
+    model: MSFlow,
+    images: ImageSet | ShardSet,
+    recipe: Recipe,
+    workers: int,
+    feature_cache: Path | None,
+    cache_dtype: torch.dtype,
+    stream: bool,
+    skip_faults: Path | None,
+    world: World,
+) -> _Plan:
+    if (stream or isinstance(images, ShardSet)) and feature_cache is not None:
+        raise InputError("a feature cache is of images that are files, and not streamed; leave one of the two out")
+    if isinstance(images, ShardSet):
+        shards = ShardSource(model, images, recipe, workers, world, skip_faults)
+        counts = {"train": shards.images_of(TRAIN), "held_out": shards.images_of(HELD_OUT), "test": 0}
+        # Without a password that a URL may hold.
+        description: dict[str, object] = {"shards": images.manifest.content}
+        return _Plan(shards, {TRAIN: images.names, HELD_OUT: images.names}, counts, None, description)
+    if not images.train:
+        raise InputError(f"{images.name}: no training images")
+    truth = Truth.of(images, model.image_size) if images.test else None
+    kept, held_out = split(images.train, recipe)
+    parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
+    files = {part: LooseImages([sample.image for sample in of], model.image_size) for part, of in parts.items() if of}
+    if stream:
+        source: Source = ImageSource(model, files, recipe, workers, world)
+    else:
+        source = FeatureSource(model, files, recipe, workers, feature_cache, cache_dtype, world)
+    return _Plan(
+        source,
+        {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
+        {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
+        truth,
+        {"name": images.name, "fingerprint": world.once(lambda: fingerprint(images))},
+        images.licence,
+    )
 
 
 def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
@@ -215,15 +303,10 @@ def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list
     )
 
 
-def compute_features(data: FeatureDataModule, console: Console) -> None:
-    """``data.compute`` under a progress bar."""
-    with progress(console) as bar:
-        task = bar.add_task(f"features of {data.total} images", total=data.total)
-        data.compute(lambda done: bar.update(task, completed=done), partial(console.print, soft_wrap=True))
-
-
-def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console) -> None:
+def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, world: World) -> None:
     """After each meta epoch: a line of figures, and the model as it is, by what it is the best so far."""
+    if not world.first:
+        return
     now = module.moments[-1]
     line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
     module.model.save(out / LAST, epoch=now.epoch)
@@ -238,50 +321,3 @@ def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console)
         if now is best_on_test(module.moments, "image_auroc"):
             module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set")
     console.print(line, soft_wrap=True)
-
-
-def run_trainer(
-    module: MSFlowModule,
-    data: FeatureDataModule,
-    recipe: Recipe,
-    console: Console,
-    state_file: Path | None = None,
-    state: Path | None = None,
-    log_to: Sequence[Logger] = (),
-) -> None:
-    """Trains ``module`` on ``data``'s features, from ``state`` if it is given; its model ends in eval mode on the CPU.
-
-    ``state_file``: where the state is kept; None: nowhere.
-    """
-    callbacks: list[Callback] = [TrainingBar(console)]
-    if state_file is not None:
-        callbacks.append(StateFile(state_file, recipe))
-    if recipe.patience is not None:
-        callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
-    if log_to:
-        callbacks.append(LearningRateMonitor("epoch"))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # The extractor is frozen: that it is in eval mode is meant.
-        warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        trainer = L.Trainer(
-            max_epochs=recipe.epochs,
-            check_val_every_n_epoch=recipe.sub_epochs,
-            limit_val_batches=1.0 if module.evaluated else 0,
-            precision=cast(Precision, recipe.precision),
-            accelerator="auto",
-            devices=1,
-            callbacks=callbacks,
-            logger=list(log_to) or False,
-            enable_checkpointing=state_file is not None,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-        )
-        trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
-    module.model.eval().to("cpu")

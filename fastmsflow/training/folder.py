@@ -15,6 +15,7 @@ STATE_FILE = "state.ckpt"
 SETTINGS_FILE = "state-settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
+NOT_FINITE_FILE = "not_finite.json"
 LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
 
 
@@ -43,7 +44,7 @@ def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
 
 def finish(out: Path) -> None:
     """Removes what only an unfinished run needs."""
-    for name in (STATE_FILE, SETTINGS_FILE):
+    for name in (STATE_FILE, SETTINGS_FILE, NOT_FINITE_FILE):
         (out / name).unlink(missing_ok=True)
 
 

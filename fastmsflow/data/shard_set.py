@@ -1,0 +1,98 @@
+"""Shards as a set of images to learn from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from ..errors import InputError
+from .locations import MANIFEST, PIPE, Location
+from .manifest import FORMAT, Manifest, Shard
+from .shard_order import in_order
+from .tars import read_shard
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """Good images in shards, see ShardedImages: too many to be kept, so read in every pass."""
+
+    where: str
+    """What Location takes."""
+    manifest: Manifest
+    options: dict[str, Any] | None = None
+    """What fsspec's file system takes."""
+    image_size: tuple[int, int] = (512, 512)
+    """(H, W) to resize to, unless the user says otherwise."""
+
+    @classmethod
+    def of(cls, where: str, options: dict[str, Any] | None = None) -> "ShardSet":
+        """Errors: InputError where there is no manifest or it is wrong; UnavailableError where a package is missing
+        that reads it."""
+        return cls(where, Manifest.read(Location(where, options)), options)
+
+    @property
+    def name(self) -> str:
+        return self.where
+
+    def split(self, share: float, seed: int, processes: int) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
+        """-> (shards to train on, shards held out): whole ones, about ``share`` of them, at least one for each of
+        ``processes`` if any. Which depends on ``seed`` alone.
+
+        Errors: InputError where too few shards are there for it.
+        """
+        order = in_order(range(len(self.manifest.shards)), f"held out {seed}")
+        count = max(processes, round(share * len(order))) if share else 0
+        if len(order) - count < processes:
+            raise InputError(
+                f"{self.where}: {len(order)} shards, too few for {processes} processes"
+                + (" to train on some and hold some out" if count else "")
+                + "; write smaller ones (`fastmsflow shard --images-per-shard`), or take fewer processes"
+            )
+        chosen = set(order[:count])
+        shards = self.manifest.shards
+        return (
+            tuple(shard for i, shard in enumerate(shards) if i not in chosen),
+            tuple(shard for i, shard in enumerate(shards) if i in chosen),
+        )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all images, by number, when the shards were written; for each that is asked for, its shard is read."""
+        return _Names(self)
+
+
+class _Names(Sequence[str]):
+    def __init__(self, shards: ShardSet) -> None:
+        self._set = shards
+
+    def __len__(self) -> int:
+        return self._set.manifest.images
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        shard = next(shard for shard in self._set.manifest.shards if number < shard.first + shard.images)
+        location = Location(self._set.where, self._set.options)
+        try:
+            return next(image.name for image in read_shard(location, shard) if image.index == number)
+        except (InputError, StopIteration):
+            return f"image {number} in {location.name(shard.name)}"
+
+
+def is_shard_set(source: str) -> bool:
+    """Whether ``source`` is what ShardSet.of takes: a URL, a pipe, or a folder in which `fastmsflow shard` wrote."""
+    if "://" in source or source.startswith(PIPE):
+        return True
+    path = Path(source)
+    manifest = path if path.name == MANIFEST else path / MANIFEST
+    try:
+        return json.loads(manifest.read_text())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,274 @@
+"""What a run learns from and is judged on, as batches: features that are kept, or images that are read in each pass."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ..data import ShardedImages, ShardSet
+from ..data.manifest import Shard
+from ..errors import InputError
+from ..model import MSFlow
+from ..world import World
+from .break_even import measured
+from .cached_features import CachedFeatures, placement
+from .feature_cache import FeatureCache, binary
+from .features import Images, KeptFeatures, Progress, features_of_all, pooled_features
+from .loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
+from .order import InTurn, Order
+from .recipe import Recipe
+
+# Of an image set: training images, training images that are kept out of training, test images.
+TRAIN, HELD_OUT, TEST = "train", "held out", "test"
+# Enough for a mean and a deviation of each channel.
+STANDARDISED = 2048
+
+
+class Source(L.LightningDataModule, ABC):
+    """Batches of TRAIN and, where they are, of HELD_OUT and TEST, for one process of ``world``.
+
+    Errors: InputError where a process would have no images of a part.
+    """
+
+    total = 0
+    """How many images ``prepare`` goes through."""
+
+    def __init__(self, model: MSFlow, recipe: Recipe, parts: Sequence[str], workers: int, world: World) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.workers = workers
+        self.world = world
+        self.evaluated = [part for part in parts if part != TRAIN]
+        """What is scored after each meta epoch, in the order of the loaders."""
+
+    @abstractmethod
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+        """What is done once, before the first pass; ``say`` is told what it costs and where things lie."""
+
+    @abstractmethod
+    def train_dataloader(self) -> Loader: ...
+
+    @abstractmethod
+    def in_turn(self, part: str, batch_size: int) -> Loader:
+        """All images of ``part`` once, those of this process."""
+
+    def val_dataloader(self) -> list[Loader]:
+        return [self.in_turn(part, self.recipe.batch_size) for part in self.evaluated]
+
+
+class OfImages(Source):
+    """Of image files and arrays: ``images`` by part."""
+
+    def __init__(
+        self, model: MSFlow, images: Mapping[str, Images], recipe: Recipe, workers: int = 0, world: World | None = None
+    ) -> None:
+        world = world or World()
+        super().__init__(model, recipe, list(images), workers, world)
+        self.images = images
+        # Before any work is done.
+        self._order()
+        for part in self.evaluated:
+            self._in_turn(part, 1)
+
+    def _order(self) -> Order:
+        return Order(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
+
+    def _in_turn(self, part: str, batch_size: int) -> InTurn:
+        return InTurn(len(self.images[part]), batch_size, self.world, part)
+
+
+class FeatureSource(OfImages):
+    """Features, computed once by ``model`` (and standardised by it, where it does that).
+
+    ``cache``: the folder of a FeatureCache of ``cache_dtype``, used and, where it is not whole, built; None: they are
+    kept in memory.
+    """
+
+    def __init__(
+        self,
+        model: MSFlow,
+        images: Mapping[str, Images],
+        recipe: Recipe,
+        workers: int = 0,
+        cache: Path | None = None,
+        cache_dtype: torch.dtype = torch.bfloat16,
+        world: World | None = None,
+    ) -> None:
+        super().__init__(model, images, recipe, workers, world)
+        self.cache = cache
+        self.cache_dtype = cache_dtype
+        self.features: dict[str, KeptFeatures | CachedFeatures] = {}
+
+    @property
+    def total(self) -> int:  # type: ignore[override]
+        """How many images' features this process computes, or may compute."""
+        if self.cache is not None:
+            return sum(map(len, self.images.values()))
+        return sum(len(range(self.world.rank, len(images), self.world.size)) for images in self.images.values())
+
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+        """Runs the extractor over all images, once; ``say`` is told what a cache costs before it is built.
+
+        Errors: as FeatureCache's.
+        """
+        if self.cache is None:
+            self.features.update({part: KeptFeatures(levels) for part, levels in self._kept(progress).items()})
+        else:
+            self.features.update(self._cached(self.cache, progress, say))
+
+    def _kept(self, progress: Progress) -> dict[str, list[Tensor]]:
+        before = 0
+        features = {}
+        with self.world.together():
+            for part, images in self.images.items():
+                own = range(self.world.rank, len(images), self.world.size)
+                here = partial(_advance, progress, before)
+                features[part] = pooled_features(self.model, Subset(images, own), 16, self.workers, here)
+                before += len(own)
+        # Any process may have any of them in a batch. Of the other parts each scores its own.
+        features[TRAIN] = features_of_all(features[TRAIN], len(self.images[TRAIN]), self.world)
+        if self.model.standardiser is not None:
+            self.model.standardiser.fit(features[TRAIN])
+            features = {part: self.model.standardiser(levels) for part, levels in features.items()}
+        return features
+
+    def _cached(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> dict[str, CachedFeatures]:
+        cache = FeatureCache(self.model, self.images, folder, self.cache_dtype, world=self.world)
+        with self.world.together():
+            missing = cache.missing()
+            if missing and self.world.first:
+                say(str(measured(cache)))
+        with self.world.together():
+            if missing:
+                cache.build(self.workers, progress, self.world.rank, self.world.size)
+        needed = self.total * cache.bytes_per_image
+        # Each process may come to hold all of them.
+        place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
+        say(f"features: {binary(needed)}, {place}")
+        features = {part: CachedFeatures(cache, rows, self.model, place) for part, rows in cache.rows.items()}
+        if self.model.standardiser is not None:
+            self.model.standardiser.fit_batches(features[TRAIN].batches())
+        return features
+
+    def train_dataloader(self) -> Loader:
+        return self._loader(TRAIN, self._order())
+
+    def in_turn(self, part: str, batch_size: int) -> Loader:
+        return self._loader(part, self._in_turn(part, batch_size))
+
+    def _loader(self, part: str, order: Order | InTurn) -> Loader:
+        features = self.features[part]
+        if isinstance(features, CachedFeatures):
+            return FeatureLoader(features.fetch, order, features.device.type == "cuda")
+        if part == TRAIN:
+            return FeatureLoader(features.fetch, order)
+        # Of its own images a process has the features only.
+        first, step = self.world.rank, self.world.size
+        return FeatureLoader(lambda numbers: features.fetch([(n - first) // step for n in numbers]), order)
+
+
+class ImageSource(OfImages):
+    """Images, read and put through the extractor in every pass: for sets whose features can nowhere be kept."""
+
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+        count = min(STANDARDISED, len(self.images[TRAIN]))
+        chosen = torch.randperm(
+            len(self.images[TRAIN]), generator=torch.Generator().manual_seed(self.recipe.seed)
+        ).tolist()[:count]
+        loader = ImageLoader(Subset(self.images[TRAIN], chosen), InTurn(count, 16, World(), TRAIN), self.workers)
+        standardise(self.model, loader, count, self.world, say)
+
+    def train_dataloader(self) -> Loader:
+        return ImageLoader(self.images[TRAIN], self._order(), self.workers)
+
+    def in_turn(self, part: str, batch_size: int) -> Loader:
+        return ImageLoader(self.images[part], self._in_turn(part, batch_size), self.workers)
+
+
+class ShardSource(Source):
+    """Images out of shards, read in every pass. Errors: InputError where shards or a batch do not go round."""
+
+    def __init__(
+        self,
+        model: MSFlow,
+        shards: ShardSet,
+        recipe: Recipe,
+        workers: int = 0,
+        world: World | None = None,
+        skip_faults: Path | None = None,
+    ) -> None:
+        """``skip_faults``: see ShardedImages."""
+        world = world or World()
+        train, held_out = shards.split(recipe.hold_out, recipe.seed, world.size)
+        super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], workers, world)
+        self.set = shards
+        self.skip_faults = skip_faults
+        self.shards: dict[str, tuple[Shard, ...]] = {TRAIN: train, HELD_OUT: held_out}
+        self._own_batch, rest = divmod(recipe.batch_size, world.size)
+        if rest:
+            raise InputError(
+                f"batches of {recipe.batch_size} images cannot be shared out among {world.size} processes that read"
+                f" shards; give a multiple of {world.size}"
+            )
+        self._steps = self.images_of(TRAIN) // recipe.batch_size
+        if not self._steps:
+            raise InputError(f"{shards.where}: {self.images_of(TRAIN)} training images are less than one batch")
+
+    def images_of(self, part: str) -> int:
+        """How many a part has."""
+        return sum(shard.images for shard in self.shards[part])
+
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+        shards = self._open(TRAIN, self.recipe.seed, 0)
+        count = min(STANDARDISED, sum(shards.images_of_workers))
+        standardise(self.model, ShardLoader(lambda epoch: shards, 16, None), count, self.world, say)
+
+    def train_dataloader(self) -> Loader:
+        return ShardLoader(partial(self._open, TRAIN, self.recipe.seed), self._own_batch, self._steps, self.world)
+
+    def in_turn(self, part: str, batch_size: int) -> Loader:
+        return ShardLoader(partial(self._open, part, None), batch_size, None)
+
+    def _open(self, part: str, seed: int | None, epoch: int) -> ShardedImages:
+        return ShardedImages(
+            self.set.where,
+            self.model.image_size,
+            self.world.rank,
+            self.world.size,
+            self.workers,
+            seed or 0,
+            epoch,
+            seed is not None,
+            skip_faults=self.skip_faults,
+            options=self.set.options,
+            shards=self.shards[part],
+        )
+
+
+def standardise(model: MSFlow, loader: Loader, images: int, world: World, say: Callable[[str], None]) -> None:
+    """Fits ``model``'s standardiser, where it has one, to about ``images`` images, in the first process for all."""
+    if model.standardiser is None:
+        return
+    with world.together():
+        if world.first:
+            say(f"standardising by {images} images")
+            device = next(model.parameters()).device
+            batches = (batch[0] for batch, _ in zip(loader, range(-(-images // 16)), strict=False))
+            model.standardiser.fit_batches(
+                model.pooled(batch.to(device, memory_format=torch.channels_last))
+                for batch in batches
+                if isinstance(batch, Tensor)
+            )
+    if world.size > 1:
+        for statistics in model.standardiser.buffers():
+            torch.distributed.broadcast(statistics, 0)
+
+
+def _advance(progress: Progress, before: int, done: int) -> None:
+    progress(before + done)

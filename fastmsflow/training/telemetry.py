@@ -1,0 +1,116 @@
+"""How fast a run is, and what its time goes into."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from ..files import written_aside
+from ..world import World
+from .loaders import Batch
+
+# Steps a figure is of.
+WINDOW = 50
+
+
+class Telemetry(Callback):
+    """How fast images are learned from, what share of the time is spent waiting for them, and how much of the GPU's
+    memory is used: logged every WINDOW steps and at an epoch's end, and kept over the run."""
+
+    def __init__(self, world: World) -> None:
+        self.line = ""
+        """What was last measured."""
+        self._world = world
+        self._whole = _Window()
+        self._window = _Window()
+        self._mark = 0.0
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Over the run, evaluations left out: ``images_per_second`` of all processes, ``data_wait``, a share of the
+        time, and on a GPU ``gpu_memory``, GiB at most, both of this process."""
+        return self._whole.speed(self._world.size)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        # A run that is resumed within an epoch sees no start of it.
+        self._window.waited += now - (self._mark or now)
+        self._window.seconds += now - (self._mark or now)
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._window.images += len(batch[1])
+        ends = trainer.is_last_batch or (batch_idx + 1) % WINDOW == 0
+        if ends and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._window.seconds += now - self._mark
+        self._mark = now
+        if ends:
+            speed = self._window.speed(self._world.size)
+            self.line = _shown(speed)
+            pl_module.log_dict(speed, on_step=True, on_epoch=False)
+            self._whole.add(self._window)
+            self._window = _Window()
+
+
+@dataclass
+class _Window:
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, other: "_Window") -> None:
+        self.images += other.images
+        self.seconds += other.seconds
+        self.waited += other.waited
+
+    def speed(self, processes: int) -> dict[str, float]:
+        if not self.seconds:
+            return {}
+        speed = {
+            "images_per_second": self.images * processes / self.seconds,
+            "data_wait": self.waited / self.seconds,
+        }
+        if torch.cuda.is_available():
+            speed["gpu_memory"] = torch.cuda.max_memory_allocated() / 2**30
+        return speed
+
+
+def _shown(speed: dict[str, float]) -> str:
+    memory = f", GPU {speed['gpu_memory']:.1f} GiB" if "gpu_memory" in speed else ""
+    return f"{speed['images_per_second']:.3g} images/s, {speed['data_wait']:.0%} waiting{memory}"
+
+
+class Profile(Callback):
+    """A trace of a few steps, once the first ones are through, for chrome://tracing or Perfetto."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._profiler = torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=3, warmup=2, active=5, repeat=1), on_trace_ready=self._write
+        )
+
+    def _write(self, profiler: torch.profiler.profile) -> None:
+        with written_aside(self._path) as aside:
+            profiler.export_chrome_trace(str(aside))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._profiler.start()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._profiler.step()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._profiler.stop()

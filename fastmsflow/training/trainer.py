@@ -1,0 +1,83 @@
+"""Lightning's trainer, as a run needs it."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from rich.console import Console
+
+from ..world import World
+from .callbacks import TrainingBar, progress
+from .module import MSFlowModule
+from .recipe import Precision, Recipe
+from .sources import Source
+from .state_file import StateFile
+
+
+def prepare(source: Source, console: Console) -> None:
+    """``source.prepare`` under a progress bar."""
+    with progress(console) as bar:
+        task = bar.add_task(f"features of {source.total} images", total=source.total or None)
+        source.prepare(lambda done: bar.update(task, completed=done), partial(console.print, soft_wrap=True))
+
+
+def run_trainer(
+    module: MSFlowModule,
+    source: Source,
+    recipe: Recipe,
+    console: Console,
+    callbacks: Sequence[Callback] = (),
+    state: Path | None = None,
+    log_to: Sequence[Logger] = (),
+) -> None:
+    """Trains ``module`` on ``source``, from ``state`` if it is given; its model ends in eval mode on the CPU."""
+    callbacks = [*callbacks, TrainingBar(console)]
+    if recipe.patience is not None:
+        callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
+    if log_to:
+        callbacks.append(LearningRateMonitor("epoch"))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # The extractor is frozen: that it is in eval mode is meant.
+        warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        trainer = L.Trainer(
+            max_epochs=recipe.epochs,
+            check_val_every_n_epoch=recipe.sub_epochs,
+            limit_val_batches=1.0 if module.evaluated else 0,
+            precision=cast(Precision, recipe.precision),
+            accelerator="auto",
+            **_processes(source.world),
+            callbacks=callbacks,
+            logger=list(log_to) or False,
+            enable_checkpointing=any(isinstance(callback, StateFile) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
+    module.model.eval().to("cpu")
+
+
+def _processes(world: World) -> dict[str, Any]:
+    if world.size == 1:
+        return {"devices": 1}
+    # Only the flow's weights are in it; all of them are used, and no buffer of it changes.
+    strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return {
+        "devices": world.local_size,
+        "num_nodes": world.size // world.local_size,
+        "strategy": strategy,
+        "use_distributed_sampler": False,
+    }
