@@ -24,7 +24,7 @@ from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
 from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor
 from fastmsflow.nn.pool import Standardiser
-from fastmsflow.training import Recipe, state_file, train
+from fastmsflow.training import Reading, Recipe, state_file, train
 from fastmsflow.training.break_even import measured
 from fastmsflow.training.cached_features import CachedFeatures
 from fastmsflow.training.feature_cache import FeatureCache
@@ -372,7 +372,8 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
 def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
     torch.set_num_threads(1)
     state_file.SAVE_SECONDS = 0.0  # the state after every step
-    train(new_model(standardise=True), images, RECIPE, at / "run", resume=resume, feature_cache=at / "cache")
+    reading = Reading(feature_cache=at / "cache")
+    train(new_model(standardise=True), images, RECIPE, at / "run", reading, resume=resume)
 
 
 def test_killed_and_resumed_with_a_cache_a_run_ends_as_if_never_disturbed(images: ImageSet, tmp_path: Path) -> None:

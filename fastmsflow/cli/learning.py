@@ -164,6 +164,7 @@ def _train(
     from ..model import MSFlow
     from ..report.plots import plot_training
     from ..report.run import write_test_report
+    from ..training import Reading
     from ..training import train as run
 
     images = open_image_set(source, category)
@@ -176,7 +177,8 @@ def _train(
     if torch.cuda.is_available():
         model.cuda()
     options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
-    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options, *cache)
+    reading = Reading(workers, *cache)
+    outcome = run(model, images, recipe, out, reading, console, command, resume, log_to, options)
     summary = outcome.summary()
     held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
     curves = {

@@ -8,7 +8,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .image_set import Sample
-from .images import as_tensor, image_of, load_image, load_mask, read_image
+from .images import as_tensor, image_of, load_image, load_mask, read_bytes, read_image
+from .jpegs import decoded_or_not
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -39,17 +40,23 @@ class LooseImages(Dataset[dict[str, Any]]):
     """Images of no set for a DataLoader, at ``image_size`` (H, W).
 
     ``images``: files, or arrays: grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16. Items: ``image``
-    (3, H, W) float32 in [0, 1]. Errors, on reading: InputError that names the file or the array's number.
+    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpegs.decoded`` takes. Errors, on reading: InputError that
+    names the file or the array's number.
     """
 
-    def __init__(self, images: Sequence[str | Path | np.ndarray], image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, images: Sequence[str | Path | np.ndarray], image_size: tuple[int, int], encoded: bool = False
+    ) -> None:
         self.images = images
         self.image_size = image_size
+        self.encoded = encoded
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         given = self.images[index]
+        if self.encoded and not isinstance(given, np.ndarray):
+            return {"image": decoded_or_not(read_bytes(given), str(given), self.image_size)}
         image = image_of(given, f"image {index}") if isinstance(given, np.ndarray) else read_image(given)
         return {"image": as_tensor(image, self.image_size)}

@@ -81,6 +81,11 @@ def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
     return as_tensor(read_image(path), image_size)
 
 
+def load_bytes(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor:
+    """A file's bytes as ``load_image`` has the file. ``name``: what errors call it. Errors: as ``read_image``'s."""
+    return as_tensor(decode_image(content, name), image_size)
+
+
 def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
     """8-bit RGB resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
     height, width = image_size

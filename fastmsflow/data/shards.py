@@ -12,7 +12,8 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError, UnavailableError
-from .images import as_tensor, decode_image
+from .images import load_bytes
+from .jpegs import decoded_or_not
 from .locations import Location
 from .manifest import Manifest, Shard, content_of
 from .shard_order import dealt, in_order, shuffled
@@ -34,6 +35,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
 
     ``shards``: those of the manifest to read; None: all. ``verify``: a shard is copied to a temporary file and its
     checksum compared before any image of it is used.
+    ``encoded``: ``image`` is what ``jpegs.decoded`` takes.
     ``skip_faults``: a file; shards and images that cannot be read are then left out, warned of, and appended to it, a
     JSON line each. None: they are errors.
 
@@ -56,6 +58,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         skip_faults: str | Path | None = None,
         options: dict[str, Any] | None = None,
         shards: Sequence[Shard] | None = None,
+        encoded: bool = False,
     ) -> None:
         try:
             import webdataset  # noqa: F401
@@ -82,6 +85,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self.shuffle, self.buffer = shuffle, buffer
         self.verify = verify
         self.skip_faults = skip_faults
+        self._load = decoded_or_not if encoded else load_bytes
         self._started_in: int | None = None
         self.set_epoch(epoch)
 
@@ -139,7 +143,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         reader = (self._worker() + self._next) % self.readers
         for position, encoded in self._stream(reader, self._taken[reader]):
             try:
-                image = as_tensor(decode_image(encoded.content, encoded.source), self.image_size)
+                image = self._load(encoded.content, encoded.source, self.image_size)
             except InputError as error:
                 self._fault(error, 1)
                 continue

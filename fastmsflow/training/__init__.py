@@ -2,6 +2,7 @@
 
 from .evaluation import Evaluation, evaluate
 from .fit import Outcome, train
+from .plan import Reading
 from .recipe import Recipe
 
-__all__ = ["Evaluation", "Outcome", "Recipe", "evaluate", "train"]
+__all__ = ["Evaluation", "Outcome", "Reading", "Recipe", "evaluate", "train"]

@@ -11,14 +11,13 @@ import torch
 from rich.console import Console
 
 from .._version import __version__
-from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
-from ..errors import InputError, Preempted
-from ..files import shown, write_json, write_yaml
+from ..data import ImageSet, ShardSet
+from ..errors import Preempted
+from ..files import write_json, write_yaml
 from ..model import MSFlow
 from ..scoring import Scores
 from ..world import World
-from .evaluation import RANKING_METRICS, Evaluation, Truth
-from .feature_cache import dtype_of
+from .evaluation import RANKING_METRICS, Evaluation
 from .folder import (
     BEST,
     BEST_ON_TEST,
@@ -34,13 +33,14 @@ from .folder import (
 from .loggers import check_loggers, loggers
 from .losses import NotFinite
 from .module import Moment, MSFlowModule
+from .plan import Reading, planned
 from .preemption import Preemption
 from .recipe import Recipe
-from .sources import HELD_OUT, TEST, TRAIN, FeatureSource, ImageSource, ShardSource, Source
 from .state_file import StateFile
 from .telemetry import Profile, Telemetry
 from .trainer import prepare, run_trainer
 
+READING = Reading()
 # How a moment is chosen, by what the choice is called.
 LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
 
@@ -119,28 +119,21 @@ def train(
     images: ImageSet | ShardSet,
     recipe: Recipe,
     out: Path,
-    workers: int = 0,
+    reading: Reading = READING,
     console: Console | None = None,
     command: str = "",
     resume: bool = False,
     log_to: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
-    feature_cache: Path | None = None,
-    cache_dtype: str = "bf16",
-    stream: bool = False,
-    skip_faults: Path | None = None,
     profile: bool = False,
     world: World | None = None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
-    ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``workers``: processes that read images.
-    ``console``: where progress is shown; None for nowhere. ``feature_cache``: a folder where features are kept on disk
-    for this and later runs, in ``cache_dtype``, bf16 or float32; None: they are kept in memory, in float32.
-    ``stream``: nothing is kept, images are read and go through the extractor in every pass; of shards always.
-    ``skip_faults``: see ShardedImages. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the
-    processes that all call this, after ``World.join``, with equal arguments: a batch is shared out among them, and the
-    losses are those of one process up to rounding; the first one writes.
+    ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``console``: where progress is shown; None for
+    nowhere. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this,
+    after ``World.join``, with equal arguments: a batch is shared out among them, and the losses are those of one
+    process up to rounding; the first one writes.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
     lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
     image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is
@@ -153,12 +146,13 @@ def train(
     world = world or World()
     console = console if console is not None and world.first else Console(quiet=True)
     check_loggers(log_to)
-    plan = _planned(model, images, recipe, workers, feature_cache, dtype_of(cache_dtype), stream, skip_faults, world)
+    plan = planned(model, images, recipe, reading, world)
     settings = {
         "recipe": asdict(recipe),
         "model": {**model.config, "calibration": None},
         "images": plan.description,
-        "cache_dtype": cache_dtype if feature_cache is not None else None,
+        "cache_dtype": reading.cache_dtype if reading.feature_cache is not None else None,
+        "decode_on_gpu": reading.decode_on_gpu,
         "processes": world.size,
     }
     module = MSFlowModule(
@@ -232,75 +226,6 @@ def train(
             )
             finish(out)
     return outcome
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a run learns from and is judged on."""
-
-    source: Source
-    names: dict[str, Sequence[str]]
-    """Of the images of TRAIN and HELD_OUT, by number."""
-    counts: dict[str, int]
-    truth: Truth | None
-    description: dict[str, object]
-    """What tells these images from others."""
-    licence: str = ""
-
-
-def _planned(
-    model: MSFlow,
-    images: ImageSet | ShardSet,
-    recipe: Recipe,
-    workers: int,
-    feature_cache: Path | None,
-    cache_dtype: torch.dtype,
-    stream: bool,
-    skip_faults: Path | None,
-    world: World,
-) -> _Plan:
-    if (stream or isinstance(images, ShardSet)) and feature_cache is not None:
-        raise InputError("a feature cache is of images that are files, and not streamed; leave one of the two out")
-    if isinstance(images, ShardSet):
-        shards = ShardSource(model, images, recipe, workers, world, skip_faults)
-        counts = {"train": shards.images_of(TRAIN), "held_out": shards.images_of(HELD_OUT), "test": 0}
-        # Without a password that a URL may hold.
-        description: dict[str, object] = {"shards": images.manifest.content}
-        return _Plan(shards, {TRAIN: images.names, HELD_OUT: images.names}, counts, None, description)
-    if not images.train:
-        raise InputError(f"{images.name}: no training images")
-    truth = Truth.of(images, model.image_size) if images.test else None
-    kept, held_out = split(images.train, recipe)
-    parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
-    files = {part: LooseImages([sample.image for sample in of], model.image_size) for part, of in parts.items() if of}
-    if stream:
-        source: Source = ImageSource(model, files, recipe, workers, world)
-    else:
-        source = FeatureSource(model, files, recipe, workers, feature_cache, cache_dtype, world)
-    return _Plan(
-        source,
-        {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
-        {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
-        truth,
-        {"name": images.name, "fingerprint": world.once(lambda: fingerprint(images))},
-        images.licence,
-    )
-
-
-def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
-    """-> (training samples, held-out samples), in their order; which are held out depends on the seed alone.
-
-    Errors: InputError where nothing is left to train on.
-    """
-    count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
-    if count >= len(samples):
-        raise InputError(f"{len(samples)} training images: too few to hold any out; give more, or hold out 0")
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-    chosen = set(order[:count])
-    return (
-        [sample for i, sample in enumerate(samples) if i not in chosen],
-        [sample for i, sample in enumerate(samples) if i in chosen],
-    )
 
 
 def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, world: World) -> None:

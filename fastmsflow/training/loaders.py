@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from ..data import ShardedImages
 from ..errors import InputError
@@ -16,6 +16,8 @@ from .order import InTurn, Order, Part
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
 Batch = tuple[list[Tensor] | Tensor, list[int], float]
+# Of what jpegs.decoded_or_not made of some images, (B, 3, H, W).
+Decode = Callable[[list[Tensor]], Tensor]
 
 
 class Loader(ABC):
@@ -81,9 +83,13 @@ class FeatureLoader(Loader):
 class ImageLoader(Loader):
     """Batches of images, read by ``workers`` processes when they are needed."""
 
-    def __init__(self, images: Images | Subset[Any], order: Order | InTurn, workers: int = 0) -> None:
+    def __init__(
+        self, images: Images | Subset[Any], order: Order | InTurn, workers: int = 0, decode: Decode | None = None
+    ) -> None:
+        """``decode``: where ``images`` are encoded, what makes pixels of a batch."""
         super().__init__()
         self.sampler = order
+        self._decode = decode
         self._images = images
         self._workers = workers
 
@@ -97,9 +103,10 @@ class ImageLoader(Loader):
             batch_sampler=[part.numbers for part in parts],
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate if self._decode else None,
         )
         for part, batch in zip(parts, loader, strict=True):
-            yield batch["image"], *part
+            yield _pixels(batch["image"], self._decode), *part
 
 
 class Epoch:
@@ -125,9 +132,12 @@ class ShardLoader(Loader):
         batch_size: int,
         steps: int | None,
         world: World | None = None,
+        decode: Decode | None = None,
     ) -> None:
+        """``decode``: where the images are encoded, what makes pixels of a batch."""
         super().__init__()
         self._world = world or World()
+        self._decode = decode
         self.sampler = Epoch()
         self._open = open_shards
         self._batch_size = batch_size
@@ -156,7 +166,7 @@ class ShardLoader(Loader):
                     return
                 self._images.seen(batch)
                 given += 1
-                yield batch["image"], batch["index"].tolist(), 1.0
+                yield _pixels(batch["image"], self._decode), batch["index"].tolist(), 1.0
             if self._steps is None:
                 return
             if given == before:
@@ -170,7 +180,21 @@ class ShardLoader(Loader):
             num_workers=self._images.workers,
             drop_last=self._steps is not None,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate if self._decode else None,
         )
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """As usual, but for images, which may be encoded and of any length."""
+    rest = default_collate([{key: value for key, value in item.items() if key != "image"} for item in items])
+    return {**rest, "image": [item["image"] for item in items]}
+
+
+def _pixels(images: Tensor | list[Tensor], decode: Decode | None) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    assert decode is not None
+    return decode(images)
 
 
 def _fetched_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from .break_even import measured
 from .cached_features import CachedFeatures, placement
 from .feature_cache import FeatureCache, binary
 from .features import Images, KeptFeatures, Progress, features_of_all, pooled_features
-from .loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
+from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
 from .order import InTurn, Order
 from .recipe import Recipe
 
@@ -174,21 +174,37 @@ class FeatureSource(OfImages):
 
 
 class ImageSource(OfImages):
-    """Images, read and put through the extractor in every pass: for sets whose features can nowhere be kept."""
+    """Images, read and put through the extractor in every pass: for sets whose features can nowhere be kept.
+
+    ``decode``: where ``images`` are encoded, what makes pixels of a batch.
+    """
+
+    def __init__(
+        self,
+        model: MSFlow,
+        images: Mapping[str, Images],
+        recipe: Recipe,
+        workers: int = 0,
+        world: World | None = None,
+        decode: Decode | None = None,
+    ) -> None:
+        super().__init__(model, images, recipe, workers, world)
+        self.decode = decode
 
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         count = min(STANDARDISED, len(self.images[TRAIN]))
         chosen = torch.randperm(
             len(self.images[TRAIN]), generator=torch.Generator().manual_seed(self.recipe.seed)
         ).tolist()[:count]
-        loader = ImageLoader(Subset(self.images[TRAIN], chosen), InTurn(count, 16, World(), TRAIN), self.workers)
+        order = InTurn(count, 16, World(), TRAIN)
+        loader = ImageLoader(Subset(self.images[TRAIN], chosen), order, self.workers, self.decode)
         standardise(self.model, loader, count, self.world, say)
 
     def train_dataloader(self) -> Loader:
-        return ImageLoader(self.images[TRAIN], self._order(), self.workers)
+        return ImageLoader(self.images[TRAIN], self._order(), self.workers, self.decode)
 
     def in_turn(self, part: str, batch_size: int) -> Loader:
-        return ImageLoader(self.images[part], self._in_turn(part, batch_size), self.workers)
+        return ImageLoader(self.images[part], self._in_turn(part, batch_size), self.workers, self.decode)
 
 
 class ShardSource(Source):
@@ -202,13 +218,16 @@ class ShardSource(Source):
         workers: int = 0,
         world: World | None = None,
         skip_faults: Path | None = None,
+        decode: Decode | None = None,
     ) -> None:
-        """``skip_faults``: see ShardedImages."""
+        """``skip_faults``: see ShardedImages; ``decode``: what makes pixels of a batch of encoded images; None: the
+        workers do."""
         world = world or World()
         train, held_out = shards.split(recipe.hold_out, recipe.seed, world.size)
         super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], workers, world)
         self.set = shards
         self.skip_faults = skip_faults
+        self.decode = decode
         self.shards: dict[str, tuple[Shard, ...]] = {TRAIN: train, HELD_OUT: held_out}
         self._own_batch, rest = divmod(recipe.batch_size, world.size)
         if rest:
@@ -227,13 +246,14 @@ class ShardSource(Source):
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDISED, sum(shards.images_of_workers))
-        standardise(self.model, ShardLoader(lambda epoch: shards, 16, None), count, self.world, say)
+        standardise(self.model, ShardLoader(lambda epoch: shards, 16, None, decode=self.decode), count, self.world, say)
 
     def train_dataloader(self) -> Loader:
-        return ShardLoader(partial(self._open, TRAIN, self.recipe.seed), self._own_batch, self._steps, self.world)
+        opened = partial(self._open, TRAIN, self.recipe.seed)
+        return ShardLoader(opened, self._own_batch, self._steps, self.world, self.decode)
 
     def in_turn(self, part: str, batch_size: int) -> Loader:
-        return ShardLoader(partial(self._open, part, None), batch_size, None)
+        return ShardLoader(partial(self._open, part, None), batch_size, None, decode=self.decode)
 
     def _open(self, part: str, seed: int | None, epoch: int) -> ShardedImages:
         return ShardedImages(
@@ -248,6 +268,7 @@ class ShardSource(Source):
             skip_faults=self.skip_faults,
             options=self.set.options,
             shards=self.shards[part],
+            encoded=self.decode is not None,
         )
 
 

@@ -1,0 +1,65 @@
+"""JPEG files that are decoded many at once, on a GPU: where decoding them one by one would keep it waiting."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..errors import InputError
+from .images import ORIENTATION, SMALLEST, as_tensor, decode_image
+
+START, END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+def is_plain_jpeg(content: bytes) -> bool:
+    """Whether every decoder makes the same of a file's bytes, by its header and its end: a whole JPEG, grey or in
+    colour, to be shown as it lies, and large enough."""
+    if not content.startswith(START) or not content.rstrip(b"\0").endswith(END):
+        return False
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            upright = image.getexif().get(ORIENTATION, 1) == 1
+            return image.mode in ("L", "RGB") and upright and min(image.size) >= SMALLEST
+    except Exception:  # what Pillow raises on damaged bytes is of every type; it is to say so once more, by name
+        return False
+
+
+def decoded_or_not(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor:
+    """What a reader hands to ``decoded``: the bytes of a plain JPEG, uint8 (N,), or, of another file, its pixels as
+    ``as_tensor`` has them. Errors: as ``decode_image``'s."""
+    if is_plain_jpeg(content):
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return as_tensor(decode_image(content, name), image_size)
+
+
+def decoded(images: Sequence[Tensor], image_size: tuple[int, int], device: torch.device) -> Tensor:
+    """Each what ``decoded_or_not`` made -> float32 (B, 3, H, W) in [0, 1] on ``device``.
+
+    JPEG files are decoded there by torchvision and resized there by antialiased bicubic interpolation: no Lanczos
+    filter is to be had on a GPU. What that does to scores is measured by benchmarks/resize_filter.py.
+    Errors: InputError where a file cannot be decoded.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    out = torch.empty((len(images), 3, *image_size), device=device)
+    encoded = [i for i, image in enumerate(images) if image.ndim == 1]
+    for i, image in enumerate(images):
+        if image.ndim == 3:
+            out[i] = image.to(device, non_blocking=True)
+    try:
+        pixels = decode_jpeg([images[i] for i in encoded], ImageReadMode.RGB, device=device) if encoded else []
+    except RuntimeError as error:
+        raise InputError(f"one of {len(encoded)} JPEG files cannot be decoded ({error}); leave --decode out") from error
+    alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, image in enumerate(pixels):
+        alike[tuple(image.shape)].append(place)
+    for places in alike.values():
+        batch = torch.stack([pixels[place] for place in places]).float()
+        if batch.shape[2:] != image_size:
+            batch = interpolate(batch, image_size, mode="bicubic", antialias=True).round().clamp(0, 255)
+        out[[encoded[place] for place in places]] = batch / 255
+    return out

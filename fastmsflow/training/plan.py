@@ -1,0 +1,113 @@
+"""What a run learns from and is judged on, and how it is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
+from ..data.jpegs import decoded
+from ..errors import InputError
+from ..files import shown
+from ..model import MSFlow
+from ..world import World
+from .evaluation import Truth
+from .feature_cache import dtype_of
+from .loaders import Decode
+from .recipe import Recipe
+from .sources import HELD_OUT, TEST, TRAIN, FeatureSource, ImageSource, ShardSource, Source
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, and whether their features are kept."""
+
+    workers: int = 0
+    """Processes that read images."""
+    feature_cache: Path | None = None
+    """A folder where features are kept on disk for this and later runs; None: they are kept in memory, in float32."""
+    cache_dtype: str = "bf16"
+    """bf16 or float32."""
+    stream: bool = False
+    """Nothing is kept: images are read and go through the extractor in every pass. Those of shards always do."""
+    skip_faults: Path | None = None
+    """Of shards, see ShardedImages."""
+    decode_on_gpu: bool = False
+    """JPEG files that are streamed are decoded by the model's GPU, see fastmsflow.data.jpegs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run learns from and is judged on."""
+
+    source: Source
+    names: dict[str, Sequence[str]]
+    """Of the images of TRAIN and HELD_OUT, by number."""
+    counts: dict[str, int]
+    truth: Truth | None
+    description: dict[str, object]
+    """What tells these images from others."""
+    licence: str = ""
+
+
+def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading: Reading, world: World) -> Plan:
+    """Errors: InputError where images, ``reading`` and the processes do not go together."""
+    stream = reading.stream or isinstance(images, ShardSet)
+    decode = _decoder(model, stream) if reading.decode_on_gpu else None
+    if stream and reading.feature_cache is not None:
+        raise InputError("a feature cache is of images that are files, and not streamed; leave one of the two out")
+    if isinstance(images, ShardSet):
+        shards = ShardSource(model, images, recipe, reading.workers, world, reading.skip_faults, decode)
+        counts = {"train": shards.images_of(TRAIN), "held_out": shards.images_of(HELD_OUT), "test": 0}
+        # Without a password that a URL may hold.
+        description: dict[str, object] = {"shards": images.manifest.content}
+        return Plan(shards, {TRAIN: images.names, HELD_OUT: images.names}, counts, None, description)
+    if not images.train:
+        raise InputError(f"{images.name}: no training images")
+    truth = Truth.of(images, model.image_size) if images.test else None
+    kept, held_out = split(images.train, recipe)
+    parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
+    files = {
+        part: LooseImages([sample.image for sample in of], model.image_size, decode is not None)
+        for part, of in parts.items()
+        if of
+    }
+    if stream:
+        source: Source = ImageSource(model, files, recipe, reading.workers, world, decode)
+    else:
+        source = FeatureSource(
+            model, files, recipe, reading.workers, reading.feature_cache, dtype_of(reading.cache_dtype), world
+        )
+    return Plan(
+        source,
+        {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
+        {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
+        truth,
+        {"name": images.name, "fingerprint": world.once(lambda: fingerprint(images))},
+        images.licence,
+    )
+
+
+def _decoder(model: MSFlow, streamed: bool) -> Decode:
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not streamed:
+        raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
+    return partial(decoded, image_size=model.image_size, device=device)
+
+
+def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+    """-> (training samples, held-out samples), in their order; which are held out depends on the seed alone.
+
+    Errors: InputError where nothing is left to train on.
+    """
+    count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
+    if count >= len(samples):
+        raise InputError(f"{len(samples)} training images: too few to hold any out; give more, or hold out 0")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    chosen = set(order[:count])
+    return (
+        [sample for i, sample in enumerate(samples) if i not in chosen],
+        [sample for i, sample in enumerate(samples) if i in chosen],
+    )
