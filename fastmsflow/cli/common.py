@@ -47,6 +47,7 @@ METRIC_NAMES = {
     "image_auroc_log": "image AUROC (log)",
     "image_auroc_absolute": "image AUROC (absolute)",
     "pixel_auroc": "pixel AUROC",
+    "pixel_f1": "pixel F1-max",
     "aupro": "AUPRO",
     "aupro_binned": "AUPRO (800 steps)",
     "aupro_log": "AUPRO (log map)",

@@ -20,14 +20,16 @@ from ..data import ImageDataset, ImageSet, Sample, fingerprint
 from ..errors import InputError
 from ..files import shown, write_json, write_yaml
 from ..model import MSFlow
-from ..scoring import Scores
+from ..world import World
 from .callbacks import StateFile, TrainingBar, progress
-from .evaluation import RANKING_METRICS, Evaluation, Truth
+from .evaluation import RANKING_METRICS, Evaluation
 from .feature_cache import dtype_of
 from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed, finish, keep_settings
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
 from .recipe import Precision, Recipe
+from .tally import Tested
+from .truth import Truth
 
 # How a moment is chosen, by what the choice is called.
 LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
@@ -41,8 +43,8 @@ class Outcome:
     """Mean nll of each sub-epoch, nats per image."""
     moments: list[Moment]
     """After each meta epoch."""
-    scores: Scores | None
-    """Of the test set after the last epoch, where there is one."""
+    tested: Tested | None
+    """The test set after the last epoch, where there is one; its maps lie in a temporary file in the run's folder."""
     seconds: dict[str, float]
     """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
 
@@ -131,7 +133,7 @@ def train(
     if not images.train:
         raise InputError(f"{images.name}: no training images")
     check_loggers(log_to)
-    truth = Truth.of(images, model.image_size) if images.test else None
+    truth = Truth.of(images, model.image_size, World.here()) if images.test else None
     kept, held_out = split(images.train, recipe)
     parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
     data = FeatureDataModule(
@@ -156,6 +158,7 @@ def train(
         data.evaluated,
         truth,
         lambda: _end_round(module, out, len(held_out), console),
+        out,
     )
     with claimed(out, resume, settings) as state:
         model.to(memory_format=torch.channels_last)
@@ -170,7 +173,7 @@ def train(
         outcome = Outcome(
             module.epoch_losses,
             module.moments,
-            module.test_scores,
+            module.tested,
             {"features": features_done - started, "training": finished - features_done},
         )
         counts: dict[str, object] = {"train": len(kept), "held_out": len(held_out), "test": len(images.test)}
@@ -188,7 +191,7 @@ def train(
                     {
                         "epoch": m.epoch,
                         "held_out_nll": m.held_out_nll,
-                        **(m.evaluation.as_dict() if m.evaluation else {}),
+                        **(asdict(m.evaluation) if m.evaluation else {}),
                     }
                     for m in outcome.moments
                 ],

@@ -18,12 +18,16 @@ from ..errors import InputError
 from ..model import MSFlow
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import Scores, score_log_likelihoods
+from ..spill import Spill
+from ..world import World
 from .break_even import measured
 from .cached_features import AheadLoader, CachedFeatures, placement
-from .evaluation import Evaluation, Truth, calibrated, joined
+from .evaluation import Evaluation
 from .feature_cache import FeatureCache, binary
 from .features import Batch, Features, Images, Progress, feature_loader, pooled_features
 from .recipe import Recipe
+from .tally import Calibrator, Tally, Tested
+from .truth import Truth
 
 # Of an image set: training images, training images that are kept out of training, test images.
 TRAIN, HELD_OUT, TEST = "train", "held out", "test"
@@ -45,7 +49,8 @@ class MSFlowModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features; after each meta epoch scores the held-out images and the test set,
     where they are, and then calls ``end_round``.
 
-    ``names``: of the images of TRAIN and HELD_OUT, for errors.
+    ``names``: of the images of TRAIN and HELD_OUT, for errors. ``maps_in``: the folder where the last round's maps to
+    show go, in a temporary file; None: they are not kept.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class MSFlowModule(L.LightningModule):
         evaluated: Sequence[str] = (),
         truth: Truth | None = None,
         end_round: Callable[[], None] = lambda: None,
+        maps_in: Path | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,8 +72,12 @@ class MSFlowModule(L.LightningModule):
         self.end_round = end_round
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
-        self.test_scores: Scores | None = None
-        self._scores: dict[str, list[Scores]] = {part: [] for part in evaluated}
+        self.maps_in = maps_in
+        self.tested: Tested | None = None
+        """In the last round."""
+        self._world = World.here()
+        self._tally: Tally | None = None
+        self._calibrator: Calibrator | None = None
         self._held_out_nll: list[Tensor] = []
         self._steps: list[tuple[Tensor, list[int]]] = []
 
@@ -106,6 +116,18 @@ class MSFlowModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._mean_loss()
+        # Before the next ones take their place in memory.
+        self.tested = None
+        if HELD_OUT in self.evaluated:
+            self._calibrator = Calibrator(self.names[HELD_OUT], self._world)
+        if self.truth is not None:
+            calibrated = self._calibrator is not None or self.model.calibration is not None
+            self._tally = Tally(self.truth, len(self.model.flow.channels), calibrated, self._spill(), self._world)
+
+    def _spill(self) -> Spill | None:
+        """Where this round may be the last."""
+        last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
+        return Spill(self.maps_in, self._world) if self.maps_in is not None and last else None
 
     def _mean_loss(self) -> float:
         """Looked at once an epoch: every look waits for the GPU. Errors: InputError where a loss is not finite."""
@@ -120,29 +142,39 @@ class MSFlowModule(L.LightningModule):
         return losses.mean().item()
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        part = self.evaluated[dataloader_idx]
-        maps, log_det = self.model.flow.log_likelihood_maps(batch[0])
-        scores = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
-        self._scores[part].append(Scores(*(value.cpu() for value in scores)))
-        if part == HELD_OUT:
+        features, numbers = batch[0], batch[1]
+        maps, log_det = self.model.flow.log_likelihood_maps(features)
+        found = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
+        scores = Scores(*(value.float().cpu() for value in found))
+        if self.evaluated[dataloader_idx] == HELD_OUT:
+            assert self._calibrator is not None
+            self._calibrator.add(numbers, scores)
             self._held_out_nll.append(negative_log_likelihood(maps, self.model.flow.channels, log_det))
+        else:
+            assert self._tally is not None and self.truth is not None
+            self._tally.add(numbers, scores, self.truth.masks(numbers) if self.truth.has_masks else None)
 
     def on_validation_epoch_end(self) -> None:
         nll = evaluation = None
-        if HELD_OUT in self.evaluated:
-            nll = torch.cat(self._held_out_nll).mean().item()
+        if self._tally is not None:
+            self._tally.complete()
+        if self._calibrator is not None:
+            nll = self._mean_held_out_nll()
             self.log("held_out_nll", nll)
-            self.model.calibration = calibrated(
-                joined(self._scores[HELD_OUT]), self.names[HELD_OUT], self.recipe.false_alarms
-            )
-        if self.truth is not None:
-            self.test_scores = joined(self._scores[TEST])
-            evaluation = self.truth.judge(self.test_scores, self.model.calibration)
+            self.model.calibration = self._calibrator.calibration(self.recipe.false_alarms)
+        if self._tally is not None:
+            self.tested = self._tally.judge(self.model.calibration)
+            evaluation = self.tested.evaluation
             self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
         self.moments.append(Moment(self.current_epoch + 1, evaluation, nll))
+        self._tally = self._calibrator = None
+
+    def _mean_held_out_nll(self) -> float:
+        """Over the images of all processes."""
+        own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
         self._held_out_nll.clear()
-        for batches in self._scores.values():
-            batches.clear()
+        everyone = self._world.gathered((own.sum().item(), len(own)))
+        return sum(of_one for of_one, _ in everyone) / sum(count for _, count in everyone)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
