@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from .world import World
 class Spill:
     """Maps (H, W) of one size, float32, of images by their numbers, in a temporary file: 4 H W bytes an image.
 
-    The file goes with this object, or when that is closed, and where its process is killed. Of several processes each writes a file of its
-    own, into a folder that all of them see; after ``shared`` the first one reads them all.
+    The file is gone when this object is, or is closed, or its process is killed. Of several processes each writes a
+    file of its own, into a folder that all of them see; after ``shared`` the first one reads them all.
     """
 
     def __init__(self, folder: Path, world: World = World()) -> None:  # noqa: B008 - it is immutable
@@ -33,7 +32,7 @@ class Spill:
             there = next(path for path in (folder, *folder.parents) if path.is_dir())
             if world.size == 1:
                 # Without a name, where the system has such files.
-                self._files = [cast(FileIO, tempfile.TemporaryFile(dir=there, buffering=0))]  # noqa: SIM115
+                self._files = [tempfile.TemporaryFile(dir=there, buffering=0)]  # noqa: SIM115
             else:
                 # By this name the folder's next process removes what a killed one left.
                 handle, name = tempfile.mkstemp(dir=there, prefix=f".maps{ASIDE}")

@@ -16,7 +16,7 @@ from .evaluation import METRICS, Evaluation
 from .features import Progress
 from .fit import LAST_EPOCH, ON_HELD_OUT, ON_TEST
 from .folder import BEST, BEST_ON_TEST, LAST
-from .tally import Tested
+from .tally import Findings
 from .testing import Stopwatch, evaluate_all
 
 MEAN = "mean"
@@ -51,7 +51,7 @@ class Judgement:
     rows: list[Judged]
     images: ImageSet
     model: MSFlow
-    tested: Tested
+    tested: Findings
     stopwatch: Stopwatch
 
 

@@ -28,7 +28,7 @@ from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_F
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
 from .recipe import Precision, Recipe
-from .tally import Tested
+from .tally import Findings
 from .truth import Truth
 
 # How a moment is chosen, by what the choice is called.
@@ -43,7 +43,7 @@ class Outcome:
     """Mean nll of each sub-epoch, nats per image."""
     moments: list[Moment]
     """After each meta epoch."""
-    tested: Tested | None
+    tested: Findings | None
     """The test set after the last epoch, where there is one; its maps lie in a temporary file in the run's folder."""
     seconds: dict[str, float]
     """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""

@@ -26,7 +26,7 @@ from .evaluation import Evaluation
 from .feature_cache import FeatureCache, binary
 from .features import Batch, Features, Images, Progress, feature_loader, pooled_features
 from .recipe import Recipe
-from .tally import Calibrator, Tally, Tested
+from .tally import Calibrator, Tally, Findings
 from .truth import Truth
 
 # Of an image set: training images, training images that are kept out of training, test images.
@@ -73,7 +73,7 @@ class MSFlowModule(L.LightningModule):
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
         self.maps_in = maps_in
-        self.tested: Tested | None = None
+        self.tested: Findings | None = None
         """In the last round."""
         self._world = World.here()
         self._tally: Tally | None = None

@@ -23,7 +23,7 @@ MEDIAN_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Tested:
+class Findings:
     """What one model made of a test set."""
 
     evaluation: Evaluation
@@ -83,7 +83,7 @@ class Tally:
         if self._pixels is not None:
             self._pixels.complete()
 
-    def judge(self, calibration: Calibration | None) -> Tested:
+    def judge(self, calibration: Calibration | None) -> Findings:
         """After ``complete``; for all processes to call. Errors: InputError naming the images whose score is not
         finite."""
         scores = self._images.joined()
@@ -97,7 +97,7 @@ class Tally:
             **figures,
             **_at_threshold(labels, scores.absolute_score.numpy(), calibration),
         )
-        return Tested(evaluation, scores, None if self._maps is None else self._maps.shared(), self._pixels)
+        return Findings(evaluation, scores, None if self._maps is None else self._maps.shared(), self._pixels)
 
 
 class Calibrator:

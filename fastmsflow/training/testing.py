@@ -13,7 +13,7 @@ from ..scoring import ImageScores, Scores, score_log_likelihoods
 from ..spill import Spill
 from .evaluation import Evaluation
 from .features import Images, Progress
-from .tally import Tally, Tested
+from .tally import Tally, Findings
 from .truth import Truth
 
 
@@ -98,7 +98,7 @@ def evaluate_all(
     stopwatch: Stopwatch | None = None,
     stage: Callable[[str, int], None] = lambda what, total: None,
     maps: Spill | None = None,
-) -> list[Tested]:
+) -> list[Findings]:
     """The same for models that differ in their flows only: the extractor runs once.
 
     ``stopwatch``: gets the wall time of load, extractor, flow, score and metrics. ``stage``: told what comes next, and
@@ -123,7 +123,7 @@ def evaluate_all(
             for tally, scores in zip(tallies, found, strict=True):
                 tally.add(numbers, scores, masks)
     stage("computing metrics", len(models))
-    results: list[Tested] = []
+    results: list[Findings] = []
     for model, tally in zip(models, tallies, strict=True):
         with stopwatch("metrics"):
             tally.complete()
