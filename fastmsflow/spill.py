@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import InputError
 from .files import ASIDE, write_faults
-from .world import World
+from .world import ALONE, World
 
 
 class Spill:
@@ -22,7 +22,7 @@ class Spill:
     file of its own, into a folder that all of them see; after ``shared`` the first one reads them all.
     """
 
-    def __init__(self, folder: Path, world: World = World()) -> None:  # noqa: B008 - it is immutable
+    def __init__(self, folder: Path, world: World = ALONE) -> None:
         """``folder``: where the file is; the first folder above that is there, where it is not yet."""
         self._world = world
         self._shape: tuple[int, ...] = ()

@@ -92,3 +92,7 @@ class World(NamedTuple):
 
 class Elsewhere(InputError):
     """Happened in the first process, which tells of it."""
+
+
+ALONE: World = World()
+"""The only process there is."""

@@ -27,9 +27,9 @@ from fastmsflow.spill import Spill
 from fastmsflow.training import Evaluation, Recipe, evaluate, pixels, train, truth
 from fastmsflow.training.evaluation import METRICS, STATED, exactness
 from fastmsflow.training.pixels import CountedPixels
-from fastmsflow.training.tally import Calibrator, Tally, Findings
+from fastmsflow.training.tally import Calibrator, Findings, Tally
 from fastmsflow.training.truth import Truth
-from fastmsflow.world import World
+from fastmsflow.world import ALONE, World
 
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_f1", "aupro", "aupro_binned", "aupro_log")
@@ -67,7 +67,7 @@ def images(tmp_path_factory) -> ImageSet:
     return ImageSet("images", (), tuple(samples), (SIDE, SIDE))
 
 
-def many(images: ImageSet, world: World = World()) -> Truth:  # noqa: B008
+def many(images: ImageSet, world: World = ALONE) -> Truth:
     """As of a set too large to be judged exactly."""
     patch = pytest.MonkeyPatch()
     with patch.context() as limits:
@@ -78,9 +78,9 @@ def many(images: ImageSet, world: World = World()) -> Truth:  # noqa: B008
 def judged(
     known: Truth,
     order: list[int],
-    world: World = World(),
+    world: World = ALONE,
     maps: Spill | None = None,
-    batch: int = 5,  # noqa: B008
+    batch: int = 5,
 ) -> Findings:
     """By a calibrated model."""
     tally = Tally(known, LEVELS, True, maps, world)
@@ -191,7 +191,7 @@ def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_thre
     assert not list(folder.glob(".*")), "the processes left their maps"
 
 
-def calibrated(numbers: list[int], count: int, world: World = World(), batch: int = 2) -> Calibration:  # noqa: B008
+def calibrated(numbers: list[int], count: int, world: World = ALONE, batch: int = 2) -> Calibration:
     calibrator = Calibrator([f"{i}.png" for i in range(count)], world)
     for start in range(0, len(numbers), batch):
         part = numbers[start : start + batch]
@@ -225,10 +225,10 @@ def test_images_whose_score_is_not_finite_are_named_by_a_tally(images: ImageSet)
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
+    judged(many(images), list(range(COUNT)))  # what is imported late is imported
     peaks = []
     for repeats in (2, 20):
         large = many(ImageSet("large", (), images.test * repeats, images.image_size))
-        judged(large, large.order[:8])  # what is imported late is imported
         with Spill(tmp_path) as maps:
             tracemalloc.start()
             judged(large, large.order, maps=maps, batch=8)
@@ -279,7 +279,7 @@ KILLED = """
 import os, signal, sys, numpy as np
 from pathlib import Path
 from fastmsflow.spill import Spill
-from fastmsflow.world import World
+from fastmsflow.world import ALONE, World
 kept = Spill(Path(sys.argv[1]), World(0, int(sys.argv[2])))
 kept.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)

@@ -26,7 +26,7 @@ from .evaluation import Evaluation
 from .feature_cache import FeatureCache, binary
 from .features import Batch, Features, Images, Progress, feature_loader, pooled_features
 from .recipe import Recipe
-from .tally import Calibrator, Tally, Findings
+from .tally import Calibrator, Findings, Tally
 from .truth import Truth
 
 # Of an image set: training images, training images that are kept out of training, test images.

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..metrics import auroc
 from ..scoring import ImageScores, Scores
 from ..spill import Spill
-from ..world import World
+from ..world import ALONE, World
 from .evaluation import Evaluation
 from .pixels import CountedPixels, Curve, KeptPixels, Pixels
 from .truth import Truth
@@ -51,7 +51,7 @@ class Tally:
         levels: int,
         calibrated: bool = False,
         maps: Spill | None = None,
-        world: World = World(),  # noqa: B008 - it is immutable
+        world: World = ALONE,
     ) -> None:
         self._truth = truth
         self._levels = levels
@@ -103,7 +103,7 @@ class Tally:
 class Calibrator:
     """Calibrates on ``names``, held-out good images. Of several processes each adds the images that it scored."""
 
-    def __init__(self, names: Sequence[str], world: World = World()) -> None:  # noqa: B008 - it is immutable
+    def __init__(self, names: Sequence[str], world: World = ALONE) -> None:
         self._names = names
         self._world = world
         self._images = ByNumber(world)

@@ -13,7 +13,7 @@ from ..scoring import ImageScores, Scores, score_log_likelihoods
 from ..spill import Spill
 from .evaluation import Evaluation
 from .features import Images, Progress
-from .tally import Tally, Findings
+from .tally import Findings, Tally
 from .truth import Truth
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ..data import ImageSet, Sample, load_mask
 from ..errors import InputError
 from ..files import shown
-from ..world import World
+from ..world import ALONE, World
 
 EXACT_PIXELS = 2**26
 """Up to so many pixels of a test set, 256 images of 512x512, a single process keeps its maps and masks and computes
@@ -29,7 +29,7 @@ class Truth:
     """Masks (N, H, W) bool, where ``exact``."""
 
     @classmethod
-    def of(cls, images: ImageSet, image_size: tuple[int, int], world: World = World()) -> "Truth":  # noqa: B008
+    def of(cls, images: ImageSet, image_size: tuple[int, int], world: World = ALONE) -> "Truth":
         """Errors: InputError where the images are all good or all defective, or a mask that is kept cannot be read."""
         labels = np.array([sample.label for sample in images.test])
         defective = int(labels.sum())
