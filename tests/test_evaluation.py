@@ -21,7 +21,7 @@ from fastmsflow import InputError, MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import ImageSet, Sample, open_image_set
 from fastmsflow.files import claimed_folder
-from fastmsflow.metrics import pro_curve
+from fastmsflow.metrics import aupro, auroc, binned_aupro, f1_max, pro_curve
 from fastmsflow.scoring import Scores
 from fastmsflow.spill import Spill
 from fastmsflow.training import Evaluation, Recipe, evaluate, pixels, train, truth
@@ -126,7 +126,13 @@ def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) ->
     one, other = (judged(known, order, batch=batch) for order, batch in ((known.order, 24), (known.order[::-1], 7)))
     assert one.evaluation == other.evaluation
     masks = known.masks(known.order)
-    np.testing.assert_array_equal(one.pro_curve(), pro_curve(masks, scores_of(known.order, masks).score_map_mul))
+    scores = scores_of(known.order, masks)
+    additive = scores.likelihood_add.max() - scores.likelihood_add
+    assert [getattr(one.evaluation, name) for name in PIXEL_METRICS] == [
+        auroc(masks, additive), f1_max(masks, additive), aupro(masks, scores.score_map_mul),
+        binned_aupro(masks, scores.score_map_mul), aupro(masks, -scores.log_likelihood),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(one.pro_curve(), pro_curve(masks, scores.score_map_mul))
 
 
 def test_any_few_images_in_a_row_are_spread_over_a_large_set(images: ImageSet) -> None:

@@ -25,6 +25,7 @@ from .common import (
     named,
     print_json,
     progress_bar,
+    say_how_exact,
     speak,
 )
 from .configuration import Config, resolved
@@ -159,13 +160,8 @@ def _print_threshold(found: "Judgement") -> None:
 
 
 def _print_metrics(name: str, rows: list["Judged"]) -> None:
-    from ..training.evaluation import STATED, exactness
-
     table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
-    errors = [row.evaluation.pixel_error for row in rows if row.evaluation.pixel_error is not None]
-    if errors:
-        table.caption = exactness(max(errors))
-        table.caption_style = "yellow" if max(errors) > STATED else "dim"
+    say_how_exact(table, [row.evaluation.pixel_error for row in rows])
     for metric, label in METRIC_NAMES.items():
         values = [getattr(row.evaluation, metric) for row in rows]
         if any(value is not None for value in values):

@@ -25,6 +25,7 @@ from .common import (
     named,
     print_json,
     progress_bar,
+    say_how_exact,
     speak,
 )
 from .configuration import Config, resolved
@@ -204,18 +205,12 @@ def _train(
 
 
 def _print_metrics(outcome: "Outcome") -> None:
-    from ..training.evaluation import STATED, exactness
-
     choices = outcome.by_choice()
     table = Table("metric", *choices)
     for metric, chosen in outcome.summary().items():
         cells = (f"{chosen[how]['value']:.4f} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices)
         table.add_row(METRIC_NAMES[metric], *cells)
-    errors = [m.evaluation.pixel_error for m in outcome.moments if m.evaluation is not None]
-    there = [error for error in errors if error is not None]
-    if there:
-        table.caption = exactness(max(there))
-        table.caption_style = "yellow" if max(there) > STATED else "dim"
+    say_how_exact(table, [m.evaluation.pixel_error for m in outcome.moments if m.evaluation is not None])
     console.print(table)
     console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
 
