@@ -59,11 +59,14 @@ class Scores(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """Of images, without their maps; (N,) float32 each, on the CPU. See ``Scores``."""
+    """Of a set's images, without their maps, on the CPU. See ``Scores``."""
 
     score: Tensor
+    """(N,) float32, in [0, 1]."""
     log_score: Tensor
+    """(N,) float32, nats."""
     absolute_score: Tensor
+    """(N,) float32, nats: comparable between images."""
 
 
 def score_log_likelihoods(

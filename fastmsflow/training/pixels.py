@@ -1,7 +1,7 @@
 """Pixel metrics of a test set: exact, of all maps at once; or in constant memory, within a bound."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,22 +27,6 @@ class Figures(NamedTuple):
     pixel_error: float
 
 
-class Pixels(Protocol):
-    """Takes in maps batch by batch."""
-
-    def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray) -> None:
-        """``scores``: of the images of ``numbers``, finite, float32 on the CPU; ``masks`` (B, H, W) bool."""
-
-    def complete(self) -> None:
-        """When all maps are in; for all processes to call, before anything else that they do together."""
-
-    def figures(self) -> Figures:
-        """Of all images, after ``complete``; for all processes to call. Errors: InputError as the metrics'."""
-
-    def pro_curve(self) -> Curve:
-        """Of the multiplicative maps, after ``figures``; see fastmsflow.metrics.pro_curve."""
-
-
 class KeptPixels:
     """Exact: keeps two maps an image and its mask."""
 
@@ -52,6 +36,7 @@ class KeptPixels:
         self._masks = np.empty((images, *size), np.bool_)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray) -> None:
+        """``scores``: of the images of ``numbers``, finite, float32 on the CPU; ``masks``: theirs, (B, H, W) bool."""
         numbers = list(numbers)
         self._likelihood_add[numbers] = scores.likelihood_add
         self._log_likelihood[numbers] = scores.log_likelihood
@@ -61,6 +46,7 @@ class KeptPixels:
         """Nothing is left to do."""
 
     def figures(self) -> Figures:
+        """Errors: InputError as the metrics'."""
         multiplicative = self._multiplicative()
         return Figures(
             *auroc_and_f1_max(self._masks, additive_score_map(self._likelihood_add)),
@@ -71,6 +57,7 @@ class KeptPixels:
         )
 
     def pro_curve(self) -> Curve:
+        """Of the multiplicative maps; see fastmsflow.metrics.pro_curve."""
         return pro_curve(self._masks, self._multiplicative())
 
     def _multiplicative(self) -> torch.Tensor:
@@ -92,6 +79,7 @@ class CountedPixels:
         self._histograms: list[PixelHistogram] = []
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray) -> None:
+        """See KeptPixels."""
         maps = [of_kind.numpy() for of_kind in self._maps(scores)]
         if self._histograms:
             self._count(masks, maps)
@@ -101,10 +89,12 @@ class CountedPixels:
             self._begin()
 
     def complete(self) -> None:
+        """When all maps are in; for all processes to call, before anything else that they do together."""
         if not self._histograms:
             self._begin()
 
     def figures(self) -> Figures:
+        """Of all processes' maps, after ``complete``; for all to call. Errors: InputError as the metrics'."""
         if self._world.size > 1:
             for histogram in self._histograms:
                 histogram.all_reduce()
@@ -120,6 +110,7 @@ class CountedPixels:
         return Figures(**{name: metric.value for name, metric in found.items()}, pixel_error=error)
 
     def pro_curve(self) -> Curve:
+        """After ``figures``. See KeptPixels."""
         return self._histograms[1].pro_curve()
 
     def _maps(self, scores: Scores) -> list[torch.Tensor]:
@@ -141,3 +132,6 @@ class CountedPixels:
         regions = Regions(masks)
         for histogram, of_kind in zip(self._histograms, maps, strict=True):
             histogram.update(regions, of_kind)
+
+
+Pixels = KeptPixels | CountedPixels
