@@ -1,8 +1,8 @@
 """One whole class, 200 training images and 100 sub-epochs with their evaluations, by each way its features may come.
 
 ``python benchmarks/whole_class.py [OUT.json]`` trains on solar cells, one run after the other in one process: features
-kept in memory, a feature cache that is built, the same cache used again, and images read in every pass. Prints wall times
-and images/s.
+kept in memory, a feature cache that is built, the same cache used again, and images read in every pass. Prints wall
+times and images/s.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from .ops.image_score import image_scores
 from .ops.likelihood import log_likelihood_maps
 from .ops.score_map import score_maps
 
-__all__ = ["TOP_K", "Scores", "additive_score_map", "anomaly_scores", "score_log_likelihoods"]
+__all__ = ["TOP_K", "ImageScores", "Scores", "additive_score_map", "anomaly_scores", "score_log_likelihoods"]
 
 TOP_K = 0.03
 """The published share of the pixels, the least likely ones, that an image's scores average."""
@@ -51,6 +51,22 @@ class Scores(NamedTuple):
     def score_map_mul(self) -> Tensor:
         """(B, H, W) 1 - exp(L), in [0, 1]."""
         return 1 - self.log_likelihood.exp()
+
+    def shown_map(self, levels: int, calibrated: bool) -> Tensor:
+        """(B, H, W) what is shown of images, large where abnormal, comparable between them: the absolute map of a
+        calibrated model; else, since nothing is known of good images, ``levels`` - A, in [0, ``levels``]."""
+        return self.absolute_map if calibrated else levels - self.likelihood_add
+
+
+class ImageScores(NamedTuple):
+    """Of a set's images, without their maps, on the CPU. See ``Scores``."""
+
+    score: Tensor
+    """(N,) float32, in [0, 1]."""
+    log_score: Tensor
+    """(N,) float32, nats."""
+    absolute_score: Tensor
+    """(N,) float32, nats: comparable between images."""
 
 
 def score_log_likelihoods(

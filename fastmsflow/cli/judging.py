@@ -25,6 +25,7 @@ from .common import (
     named,
     print_json,
     progress_bar,
+    say_how_exact,
     speak,
 )
 from .configuration import Config, resolved
@@ -64,6 +65,7 @@ def evaluate(
     console.print("loading torch and timm ...", style="dim")
     from ..data import classes_of
     from ..report.run import write_test_report
+    from ..spill import Spill
     from ..training.comparison import checkpoints, judge, mean_of, write_metrics
 
     # elpv has a class that is called so.
@@ -79,13 +81,14 @@ def evaluate(
         checkpoints(model / name if every and name else model)
     for name in classes:
         where, folder = (model / name, out / name) if every and name else (model, out)
-        with progress_bar("reading") as bar:
-            found = judge(where, source, name, false_alarms, workers, bar, bar.stage, load_model)
+        with progress_bar("reading") as bar, Spill(folder) as maps:
+            found = judge(where, source, name, false_alarms, workers, bar, bar.stage, load_model, maps)
             judged += found.rows
             bar.stage("writing the report", len(found.images.test))
             with found.stopwatch("report"):
                 metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
-                write_test_report(folder, found.images, found.model, found.scores, metrics, resolved(ctx), bar)
+                seen = (found.tested.scores, maps, found.tested.pro_curve())
+                write_test_report(folder, found.images, found.model, *seen, metrics, resolved(ctx), bar)
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)
     if every:
@@ -118,14 +121,18 @@ def calibrate(
     console.print("loading torch and timm ...", style="dim")
     from ..checkpoint import read_checkpoint
     from ..data import LooseImages, list_images
-    from ..training.evaluation import calibrated, scores_of
+    from ..training.tally import Calibrator
+    from ..training.testing import scored
 
     network = load_model(model)
     # An image given twice would count as two.
     files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
+    calibrator = Calibrator([shown(file) for file in files])
     with progress_bar("scoring good images", len(files)) as advance:
-        scores = scores_of([network], LooseImages(files, network.image_size), workers=workers, progress=advance)[0]
-    network.calibration = calibrated(scores, [shown(file) for file in files], false_alarms)
+        images_there = LooseImages(files, network.image_size)
+        for numbers, scores in scored([network], images_there, workers=workers, progress=advance):
+            calibrator.add(numbers, scores[0])
+    network.calibration = calibrator.calibration(false_alarms)
     # Before anything is written: too few images are an error.
     threshold, region = network.calibration.threshold(), network.calibration.region_threshold()
     network.save(out or model, **read_checkpoint(model)[1].get("notes", {}))
@@ -154,6 +161,7 @@ def _print_threshold(found: "Judgement") -> None:
 
 def _print_metrics(name: str, rows: list["Judged"]) -> None:
     table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
+    say_how_exact(table, [row.evaluation.pixel_error for row in rows])
     for metric, label in METRIC_NAMES.items():
         values = [getattr(row.evaluation, metric) for row in rows]
         if any(value is not None for value in values):

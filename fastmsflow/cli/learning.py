@@ -25,6 +25,7 @@ from .common import (
     named,
     print_json,
     progress_bar,
+    say_how_exact,
     speak,
 )
 from .configuration import Config, resolved
@@ -187,10 +188,13 @@ def _train(
         if key in summary
     }
     plot_training(out / "training.png", outcome.losses, held_out, curves)
-    if outcome.scores is not None:
-        metrics = {how: named(values) for how, values in outcome.by_choice().items()}
-        with progress_bar("writing the report", len(images.test)) as bar:
-            write_test_report(out, images, model, outcome.scores, metrics, options, bar)
+    if outcome.tested is not None:
+        if outcome.tested.maps is not None:
+            metrics = {how: named(values) for how, values in outcome.by_choice().items()}
+            seen = (outcome.tested.scores, outcome.tested.maps, outcome.tested.pro_curve())
+            with progress_bar("writing the report", len(images.test)) as bar:
+                write_test_report(out, images, model, *seen, metrics, options, bar)
+            outcome.tested.maps.close()
         _print_metrics(outcome)
     _print_threshold(model)
     console.print(
@@ -208,6 +212,7 @@ def _print_metrics(outcome: "Outcome") -> None:
     for metric, chosen in outcome.summary().items():
         cells = (f"{chosen[how]['value']:.4f} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices)
         table.add_row(METRIC_NAMES[metric], *cells)
+    say_how_exact(table, [m.evaluation.pixel_error for m in outcome.moments if m.evaluation is not None])
     console.print(table)
     console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
 

@@ -16,11 +16,7 @@ def auroc(labels: Any, scores: Any) -> float:
     tensors of one same shape, whichever: image scores (N,), pixel maps (N, H, W).
     Errors: InputError where shapes differ, a label is neither 0 nor 1, only one class is there, or a score is NaN.
     """
-    good, defective = _sorted(labels, scores, "AUROC")
-    # Sorted queries walk through the other class in order, which is several times faster than jumping about.
-    below = np.searchsorted(good, defective, side="left").sum(dtype=np.int64)
-    not_above = np.searchsorted(good, defective, side="right").sum(dtype=np.int64)
-    return float(int(below + not_above) / (2 * good.size * defective.size))
+    return _auroc(*_sorted(labels, scores, "AUROC"))
 
 
 def f1_max(labels: Any, scores: Any) -> float:
@@ -29,7 +25,23 @@ def f1_max(labels: Any, scores: Any) -> float:
 
     Arguments and errors: as ``auroc``.
     """
-    good, defective = _sorted(labels, scores, "F1")
+    return _f1_max(*_sorted(labels, scores, "F1"))
+
+
+def auroc_and_f1_max(labels: Any, scores: Any) -> tuple[float, float]:
+    """Both, from items sorted once. Arguments and errors: as ``auroc``."""
+    good, defective = _sorted(labels, scores, "AUROC")
+    return _auroc(good, defective), _f1_max(good, defective)
+
+
+def _auroc(good: np.ndarray, defective: np.ndarray) -> float:
+    # Sorted queries walk through the other class in order, which is several times faster than jumping about.
+    below = np.searchsorted(good, defective, side="left").sum(dtype=np.int64)
+    not_above = np.searchsorted(good, defective, side="right").sum(dtype=np.int64)
+    return float(int(below + not_above) / (2 * good.size * defective.size))
+
+
+def _f1_max(good: np.ndarray, defective: np.ndarray) -> float:
     distinct, first = np.unique(defective, return_index=True)
     hits = defective.size - first
     false_alarms = good.size - np.searchsorted(good, distinct, side="left")

@@ -111,6 +111,32 @@ class PixelHistogram:
         """See fastmsflow.metrics.aupro. Errors: InputError as ``auroc``, or where ``fpr_limit`` is not in (0, 1]."""
         return self._area(self._weight, checked_limit(fpr_limit))
 
+    def binned_aupro(self, fpr_limit: float = 0.3, thresholds: int = 800, shift: float = 0.0) -> Bounded:
+        """See fastmsflow.metrics.binned_aupro, of maps that were given less ``shift``, which spaces no threshold
+        otherwise. A threshold's counts are open by the one bin that it falls into. Errors: as ``aupro``.
+
+        A threshold in a bin next to ``fpr_limit`` leaves open which threshold is the last, and the bound is wider.
+        """
+        checked_limit(fpr_limit)
+        good, weight = self._counted(self._good), self._counted(self._weight)
+        seen = np.flatnonzero(self._good + self._defective)
+        lowest, highest = (part[seen].astype(np.float64) + shift for part in (self._lowest, self._highest))
+        at = highest[-1] - np.arange(thresholds) * ((highest[-1] - lowest[0]) / thresholds)
+        # From which bin on all values are above a threshold, and from which on any are.
+        surely, perhaps = (np.searchsorted(part, at, side="right") for part in (lowest, highest))
+        above_good = good.sum() - np.append(0, np.cumsum(good[seen]))
+        above_weight = _from_the_top(weight[seen])[::-1]
+        below = above_good[0] - np.stack([above_good[surely], above_good[perhaps]])
+        fpr = 1 - below / above_good[0]
+        pro = np.stack([above_weight[surely], above_weight[perhaps]]) / above_weight[0]
+        bounds = _mean_height(fpr, pro, fpr_limit)
+        # In between: as if a bin's values were evenly spread.
+        inside = np.minimum(perhaps, len(seen) - 1)
+        width = np.where(perhaps < surely, highest[inside] - lowest[inside], 1.0)
+        part = np.where(perhaps < surely, (highest[inside] - at) / width, 0.0).clip(0, 1)
+        between = [np.stack([low + part * (high - low)] * 2) for low, high in (fpr, pro)]
+        return Bounded(float(np.clip(_mean_height(between[0], between[1], fpr_limit)[0], *bounds)), *bounds)
+
     def pro_curve(self, fpr_limit: float = 0.3, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
         """See fastmsflow.metrics.pro_curve: the same of the curve that ``aupro``'s value is the area under."""
         fpr, pro = (_from_the_top(part) for part in (self._counted(self._good), self._counted(self._weight)))
@@ -155,3 +181,18 @@ class PixelHistogram:
 def _from_the_top(counts: np.ndarray) -> np.ndarray:
     """0, then the sums of ``counts`` over the highest bin, the two highest, ..."""
     return np.append(0, np.cumsum(counts[::-1]))
+
+
+def _mean_height(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float, float]:
+    """The least and the most that the mean height may be of a curve from its first point to its last one within
+    ``limit``. ``fpr``, ``pro`` (2, K), ascending: the least and the most of each point's; the first ``fpr`` is 0.
+
+    The curve rises, so it is higher the further left its points are, and its mean the larger the further right it ends.
+    """
+    found = []
+    for last in range(np.count_nonzero(fpr[1] <= limit) - 1, np.count_nonzero(fpr[0] <= limit)):
+        end = fpr[0, last], min(fpr[1, last], limit)
+        for x, y in ((np.minimum(fpr[1, : last + 1], end[0]), pro[0]), (np.append(fpr[0, :last], end[1]), pro[1])):
+            area = np.diff(x) @ (y[1 : last + 1] + y[:last]) / 2
+            found.append(float(area / x[-1]) if x[-1] > 0 else 0.0)
+    return min(found), max(found)

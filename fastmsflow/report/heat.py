@@ -54,5 +54,4 @@ class Heat:
 
     def map(self, scores: Scores) -> np.ndarray:
         """(B, H, W) float32, larger where an image is abnormal."""
-        shown = scores.absolute_map if self.absolute else self.levels - scores.likelihood_add
-        return shown.float().cpu().numpy()
+        return scores.shown_map(self.levels, self.absolute).float().cpu().numpy()

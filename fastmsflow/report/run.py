@@ -11,9 +11,9 @@ from einops import rearrange
 from .._version import __version__
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
 from ..files import shown, write_table
-from ..metrics import pro_curve
 from ..model import MSFlow
-from ..scoring import Scores
+from ..scoring import ImageScores
+from ..spill import Spill
 from .heat import Heat
 from .heat_maps import Panel, gallery
 from .page import Page, Row, write_page
@@ -31,7 +31,9 @@ def write_test_report(
     out: Path,
     images: ImageSet,
     model: MSFlow,
-    scores: Scores,
+    scores: ImageScores,
+    maps: Spill,
+    pro: tuple[np.ndarray, np.ndarray] | None,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
@@ -39,46 +41,44 @@ def write_test_report(
     """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
     score) into ``out``.
 
-    ``scores``: of ``images.test``, on the CPU, in its order; ``metrics``: which checkpoint -> metric -> value;
+    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, what ``Heat`` shows;
+    ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
     ``settings``: shown with the report; ``progress``: called with the number of images done.
     """
     heat = Heat.of(model.calibration, len(model.flow.channels))
     labels = np.array([sample.label for sample in images.test])
     absolute = scores.absolute_score.numpy()
-    rows = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
+    table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
     write_table(
         out / "scores.csv",
         ("image", "label", "kind", "score", "log_score", "absolute_score"),
-        ((sample.image, sample.label, sample.kind, *values) for sample, *values in rows),
+        ((sample.image, sample.label, sample.kind, *values) for sample, *values in table),
     )
     plot_scores(out / "scores.png", labels, absolute, f"{shown(images.name)}: image scores of the test set")
     chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
-    panels = [_panel(images.test[i], model.image_size, absolute[i], _heat_of(heat, scores, i)) for i in chosen]
+    panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
     gallery(out / "heatmaps.png", panels, heat.scale, heat.caption)
-    write_page(out / "report.html", _page(images, model, scores, heat, metrics, settings, progress))
+    rows = _rows(images, model.image_size, absolute, maps, progress)
+    write_page(out / "report.html", _page(images, model, heat, rows, pro, metrics, settings))
 
 
 def _page(
     images: ImageSet,
     model: MSFlow,
-    scores: Scores,
     heat: Heat,
+    rows: Iterator[Row],
+    pro: tuple[np.ndarray, np.ndarray] | None,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
-    progress: Callable[[int], None],
 ) -> Page:
     calibration = model.calibration
     threshold, note = None, "not calibrated: no threshold is known"
     if calibration is not None:
         threshold = calibration.threshold() if calibration.is_enough() else None
         note = str(threshold or calibration.shortage())
-    pro = None
-    if images.has_masks:
-        masks = np.stack([load_mask(sample, model.image_size).numpy() for sample in images.test])
-        pro = pro_curve(masks, scores.score_map_mul)
     return Page(
         title=f"{images.name}: {len(images.test)} test images",
-        rows=_rows(images, model.image_size, scores, heat, progress),
+        rows=rows,
         heat_scale=heat.scale,
         heat_caption=heat.caption,
         threshold=threshold.value if threshold is not None else None,
@@ -94,18 +94,13 @@ def _page(
 
 
 def _rows(
-    images: ImageSet, image_size: tuple[int, int], scores: Scores, heat: Heat, progress: Callable[[int], None]
+    images: ImageSet, image_size: tuple[int, int], scores: np.ndarray, maps: Spill, progress: Callable[[int], None]
 ) -> Iterator[Row]:
     for i, sample in enumerate(images.test):
         mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
         pixels = as_pixels(load_image(sample.image, image_size))
-        score = scores.absolute_score[i].item()
-        yield Row(sample.image, sample.label, sample.kind, score, pixels, _heat_of(heat, scores, i), mask)
+        yield Row(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
         progress(i + 1)
-
-
-def _heat_of(heat: Heat, scores: Scores, i: int) -> np.ndarray:
-    return heat.map(Scores(*(part[i : i + 1] for part in scores)))[0]
 
 
 def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:

@@ -11,11 +11,13 @@ from ..data import ImageSet, open_image_set
 from ..errors import InputError
 from ..files import write_json, write_table
 from ..model import MSFlow
-from ..scoring import Scores
-from .evaluation import METRICS, Evaluation, Stopwatch, evaluate_all
+from ..spill import Spill
+from .evaluation import METRICS, Evaluation
 from .features import Progress
 from .fit import LAST_EPOCH, ON_HELD_OUT, ON_TEST
 from .folder import BEST, BEST_ON_TEST, LAST
+from .tally import Findings
+from .testing import Stopwatch, evaluate_all
 
 MEAN = "mean"
 THRESHOLD = ("value", "false_alarms", "low", "high", "images")
@@ -39,17 +41,17 @@ class Judged:
         row: dict[str, str | float | None] = {"class": self.name, "checkpoint": self.checkpoint}
         found = self.threshold
         row |= {f"threshold_{key}": None if found is None else getattr(found, key) for key in THRESHOLD}
-        return row | self.evaluation.as_dict()
+        return row | self.evaluation.as_dict() | {"pixel_error": self.evaluation.pixel_error}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found of one class; ``model`` and ``scores`` are of the first row."""
+    """What was found of one class; ``model`` and ``tested`` are of the first row."""
 
     rows: list[Judged]
     images: ImageSet
     model: MSFlow
-    scores: Scores
+    tested: Findings
     stopwatch: Stopwatch
 
 
@@ -62,11 +64,13 @@ def judge(
     progress: Progress,
     stage: Callable[[str, int], None],
     load: Callable[[Path], MSFlow],
+    maps: Spill,
 ) -> Judgement:
     """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
 
     ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``progress``, ``stage``:
-    see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute.
+    see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute. ``maps``: where those of the
+    first checkpoint go.
     Errors: InputError where there is no checkpoint, or too few held-out images are behind it for the rate.
     """
     images = open_image_set(source, category)
@@ -78,12 +82,14 @@ def judge(
         raise InputError(f"{where}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))
-    results = evaluate_all(models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage)
+    results = evaluate_all(
+        models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps
+    )
     rows = [
-        Judged(images.name, name, result[0], _threshold_of(model))
+        Judged(images.name, name, result.evaluation, _threshold_of(model))
         for (name, model), result in zip(found.items(), results, strict=True)
     ]
-    return Judgement(rows, images, models[0], results[0][1], stopwatch)
+    return Judgement(rows, images, models[0], results[0], stopwatch)
 
 
 def _threshold_of(model: MSFlow) -> Threshold | None:
@@ -123,6 +129,8 @@ def mean_of(rows: Sequence[Judged]) -> list[Judged]:
             continue
         shared = {name: [value[name] for value in values] for name in METRICS}
         mean = {name: float(np.mean(of)) if None not in of else None for name, of in shared.items()}  # type: ignore[arg-type]
+        errors = [row.evaluation.pixel_error for row in rows if row.checkpoint == checkpoint]
+        mean["pixel_error"] = None if None in errors else max(error for error in errors if error is not None)
         means.append(Judged(MEAN, checkpoint, Evaluation(**mean)))  # type: ignore[arg-type]
     return means
 

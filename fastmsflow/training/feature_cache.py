@@ -23,7 +23,7 @@ from ..data.fingerprint import digest
 from ..errors import InputError
 from ..files import ASIDE, shown, write_faults, write_json, written_aside
 from ..model import MSFlow
-from ..world import World
+from ..world import ALONE, World
 from .features import Images, Progress
 
 # Of what the files hold and of how images become features; a cache of another is stale.
@@ -63,7 +63,7 @@ class FeatureCache:
         folder: Path,
         dtype: torch.dtype = torch.bfloat16,
         shard_bytes: int = SHARD_BYTES,
-        world: World | None = None,
+        world: World = ALONE,
     ) -> None:
         self.folder = folder
         self.dtype = dtype
@@ -77,7 +77,7 @@ class FeatureCache:
         of = _made_of(model, dtype)
         if (folder / DESCRIPTION_FILE).exists():
             _described(folder, of)  # says that it is stale before all images are read
-        contents = {part: _contents(images, world or World()) for part, images in parts.items()}
+        contents = {part: _contents(images, world) for part, images in parts.items()}
         self._own = np.concatenate(list(contents.values()))
         if not (folder / DESCRIPTION_FILE).exists():
             _begin(folder, of, self._own, max(1, shard_bytes // self.bytes_per_image))

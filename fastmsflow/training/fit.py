@@ -15,8 +15,7 @@ from ..data import ImageSet, ShardSet
 from ..errors import Preempted
 from ..files import write_json, write_yaml
 from ..model import MSFlow
-from ..scoring import Scores
-from ..world import World
+from ..world import ALONE, World
 from .evaluation import RANKING_METRICS, Evaluation
 from .folder import (
     BEST,
@@ -37,6 +36,7 @@ from .plan import Reading, planned
 from .preemption import Preemption
 from .recipe import Recipe
 from .state_file import StateFile
+from .tally import Findings
 from .telemetry import Profile, Telemetry
 from .trainer import prepare, run_trainer
 
@@ -53,8 +53,8 @@ class Outcome:
     """Mean nll of each sub-epoch, nats per image."""
     moments: list[Moment]
     """After each meta epoch."""
-    scores: Scores | None
-    """Of the test set after the last epoch, where there is one."""
+    tested: Findings | None
+    """The test set after the last epoch, where there is one; its maps lie in a temporary file in the run's folder."""
     seconds: dict[str, float]
     """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
     speed: dict[str, float]
@@ -126,7 +126,7 @@ def train(
     log_to: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     profile: bool = False,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
@@ -143,7 +143,6 @@ def train(
     ``out/not_finite.json``), or ``out`` holds another run; where ``feature_cache`` is stale; where a process would have
     no images; UnavailableError for a logger that is not installed; Preempted after SIGTERM, the state being kept.
     """
-    world = world or World()
     console = console if console is not None and world.first else Console(quiet=True)
     check_loggers(log_to)
     plan = planned(model, images, recipe, reading, world)
@@ -162,6 +161,7 @@ def train(
         plan.source.evaluated,
         plan.truth,
         lambda: _end_round(module, out, plan.counts["held_out"], console, world),
+        out,
         world,
     )
     telemetry = Telemetry(world)
@@ -192,7 +192,7 @@ def train(
         outcome = Outcome(
             module.epoch_losses,
             module.moments,
-            module.test_scores,
+            module.tested,
             {"features": features_done - started, "training": finished - features_done},
             telemetry.speed,
         )
@@ -213,7 +213,7 @@ def train(
                         {
                             "epoch": m.epoch,
                             "held_out_nll": m.held_out_nll,
-                            **(m.evaluation.as_dict() if m.evaluation else {}),
+                            **(asdict(m.evaluation) if m.evaluation else {}),
                         }
                         for m in outcome.moments
                     ],

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset, default_collate
 
 from ..data import ShardedImages
 from ..errors import InputError
-from ..world import World
+from ..world import ALONE, World
 from .features import Images
 from .order import InTurn, Order, Part
 
@@ -131,12 +131,12 @@ class ShardLoader(Loader):
         open_shards: Callable[[int], ShardedImages],
         batch_size: int,
         steps: int | None,
-        world: World | None = None,
+        world: World = ALONE,
         decode: Decode | None = None,
     ) -> None:
         """``decode``: where the images are encoded, what makes pixels of a batch."""
         super().__init__()
-        self._world = world or World()
+        self._world = world
         self._decode = decode
         self.sampler = Epoch()
         self._open = open_shards

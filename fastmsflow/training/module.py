@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,12 +17,15 @@ from ..errors import InputError
 from ..model import MSFlow
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import Scores, score_log_likelihoods
-from ..world import World
-from .evaluation import Evaluation, Truth, calibrated, joined
+from ..spill import Spill
+from ..world import ALONE, World
+from .evaluation import Evaluation
 from .loaders import Batch
 from .losses import Losses
 from .recipe import Recipe
-from .sources import HELD_OUT, TEST, TRAIN
+from .sources import HELD_OUT, TRAIN
+from .tally import Calibrator, Findings, Tally
+from .truth import Truth
 
 STATE = "fastmsflow"
 # Steps after which losses are looked at: every look waits for the GPU and for the other processes.
@@ -43,7 +47,8 @@ class MSFlowModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features, or of images; after each meta epoch scores the held-out images and
     the test set, where they are, and then calls ``end_round``.
 
-    ``names``: of the images of TRAIN and HELD_OUT, by number, for errors. ``world``: the processes that train together.
+    ``names``: of the images of TRAIN and HELD_OUT, by number, for errors. ``maps_in``: the folder where the last
+    round's maps to show go, in a temporary file; None: they are not kept. ``world``: the processes that train together.
     """
 
     def __init__(
@@ -54,7 +59,8 @@ class MSFlowModule(L.LightningModule):
         evaluated: Sequence[str] = (),
         truth: Truth | None = None,
         end_round: Callable[[], None] = lambda: None,
-        world: World | None = None,
+        maps_in: Path | None = None,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,10 +71,13 @@ class MSFlowModule(L.LightningModule):
         self.end_round = end_round
         self.moments: list[Moment] = []
         self.epoch_losses: list[float] = []
-        self.test_scores: Scores | None = None
-        self._scores: dict[str, list[Scores]] = {part: [] for part in evaluated}
+        self.maps_in = maps_in
+        self.tested: Findings | None = None
+        """In the last round."""
+        self._tally: Tally | None = None
+        self._calibrator: Calibrator | None = None
         self._held_out_nll: list[Tensor] = []
-        self._world = world or World()
+        self._world = world
         self._losses = Losses(self._world, recipe.precision == "16-mixed")
         # The extractor is nobody's to learn, and the same everywhere.
         fixed = [name for name in self.state_dict() if not name.startswith("model.flow.")]
@@ -125,31 +134,53 @@ class MSFlowModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._look()
+        # Before the next ones take their place in memory.
+        self.tested = None
+        if HELD_OUT in self.evaluated:
+            self._calibrator = Calibrator(self.names[HELD_OUT], self._world)
+        if self.truth is not None:
+            calibrated = self._calibrator is not None or self.model.calibration is not None
+            self._tally = Tally(self.truth, len(self.model.flow.channels), calibrated, self._spill(), self._world)
+
+    def _spill(self) -> Spill | None:
+        """Where this round may be the last."""
+        last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
+        return Spill(self.maps_in, self._world) if self.maps_in is not None and last else None
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        part = self.evaluated[dataloader_idx]
+        numbers = batch[1]
         maps, log_det = self.model.flow.log_likelihood_maps(self._features(batch))
-        scores = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
-        self._scores[part].append(Scores(*(value.cpu() for value in scores)))
-        if part == HELD_OUT:
+        found = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
+        scores = Scores(*(value.float().cpu() for value in found))
+        if self.evaluated[dataloader_idx] == HELD_OUT:
+            assert self._calibrator is not None
+            self._calibrator.add(numbers, scores)
             self._held_out_nll.append(negative_log_likelihood(maps, self.model.flow.channels, log_det))
+        else:
+            assert self._tally is not None and self.truth is not None
+            self._tally.add(numbers, scores, self.truth.masks(numbers) if self.truth.has_masks else None)
 
     def on_validation_epoch_end(self) -> None:
         nll = evaluation = None
-        if HELD_OUT in self.evaluated:
-            nll = torch.cat(self._held_out_nll).mean().item()
+        if self._tally is not None:
+            self._tally.complete()
+        if self._calibrator is not None:
+            nll = self._mean_held_out_nll()
             self.log("held_out_nll", nll)
-            self.model.calibration = calibrated(
-                joined(self._scores[HELD_OUT]), self.names[HELD_OUT], self.recipe.false_alarms
-            )
-        if self.truth is not None:
-            self.test_scores = joined(self._scores[TEST])
-            evaluation = self.truth.judge(self.test_scores, self.model.calibration)
+            self.model.calibration = self._calibrator.calibration(self.recipe.false_alarms)
+        if self._tally is not None:
+            self.tested = self._tally.judge(self.model.calibration)
+            evaluation = self.tested.evaluation
             self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
         self.moments.append(Moment(self.current_epoch + 1, evaluation, nll))
+        self._tally = self._calibrator = None
+
+    def _mean_held_out_nll(self) -> float:
+        """Over the images of all processes."""
+        own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
         self._held_out_nll.clear()
-        for batches in self._scores.values():
-            batches.clear()
+        everyone = self._world.gathered((own.sum().item(), len(own)))
+        return sum(of_one for of_one, _ in everyone) / sum(count for _, count in everyone)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._look()

@@ -55,17 +55,20 @@ class Order:
 
 
 class InTurn:
-    """All images once, in their order: of every ``world.size`` each process has one, and each counts as much.
+    """All images once, in ``order`` or, None, their own: each process has those whose number is its rank modulo the
+    processes' number.
 
     Errors: InputError where a process would have no images; ``what`` they are.
     """
 
     epoch = 0
 
-    def __init__(self, images: int, batch_size: int, world: World, what: str) -> None:
+    def __init__(
+        self, images: int, batch_size: int, world: World, what: str, order: Sequence[int] | None = None
+    ) -> None:
         if images < world.size:
             raise InputError(f"{images} {what} images for {world.size} processes: some would have none; take fewer")
-        self._numbers: Sequence[int] = range(world.rank, images, world.size)
+        self._numbers = [n for n in (range(images) if order is None else order) if n % world.size == world.rank]
         self._batch_size = batch_size
 
     def __len__(self) -> int:
@@ -74,4 +77,4 @@ class InTurn:
     def parts(self, start: int = 0) -> Iterator[Part]:
         """Of the batches from number ``start`` on."""
         for i in range(start, len(self)):
-            yield Part(list(self._numbers[i * self._batch_size : (i + 1) * self._batch_size]), 1.0)
+            yield Part(self._numbers[i * self._batch_size : (i + 1) * self._batch_size], 1.0)

@@ -13,11 +13,11 @@ from ..errors import InputError
 from ..files import shown
 from ..model import MSFlow
 from ..world import World
-from .evaluation import Truth
 from .feature_cache import dtype_of
 from .loaders import Decode
 from .recipe import Recipe
 from .sources import HELD_OUT, TEST, TRAIN, FeatureSource, ImageSource, ShardSource, Source
+from .truth import Truth
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
         return Plan(shards, {TRAIN: images.names, HELD_OUT: images.names}, counts, None, description)
     if not images.train:
         raise InputError(f"{images.name}: no training images")
-    truth = Truth.of(images, model.image_size) if images.test else None
+    truth = Truth.of(images, model.image_size, world) if images.test else None
     kept, held_out = split(images.train, recipe)
     parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
     files = {
@@ -74,11 +74,12 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
         for part, of in parts.items()
         if of
     }
+    order = None if truth is None else truth.order
     if stream:
-        source: Source = ImageSource(model, files, recipe, reading.workers, world, decode)
+        source: Source = ImageSource(model, files, recipe, reading.workers, world, order, decode)
     else:
         source = FeatureSource(
-            model, files, recipe, reading.workers, reading.feature_cache, dtype_of(reading.cache_dtype), world
+            model, files, recipe, reading.workers, reading.feature_cache, dtype_of(reading.cache_dtype), world, order
         )
     return Plan(
         source,

@@ -14,7 +14,7 @@ from ..data import ShardedImages, ShardSet
 from ..data.manifest import Shard
 from ..errors import InputError
 from ..model import MSFlow
-from ..world import World
+from ..world import ALONE, World
 from .break_even import measured
 from .cached_features import CachedFeatures, placement
 from .feature_cache import FeatureCache, binary
@@ -63,14 +63,21 @@ class Source(L.LightningDataModule, ABC):
 
 
 class OfImages(Source):
-    """Of image files and arrays: ``images`` by part."""
+    """Of image files and arrays: ``images`` by part. ``test_order``: in which those of TEST are scored; None: as they
+    are."""
 
     def __init__(
-        self, model: MSFlow, images: Mapping[str, Images], recipe: Recipe, workers: int = 0, world: World | None = None
+        self,
+        model: MSFlow,
+        images: Mapping[str, Images],
+        recipe: Recipe,
+        workers: int = 0,
+        world: World = ALONE,
+        test_order: Sequence[int] | None = None,
     ) -> None:
-        world = world or World()
         super().__init__(model, recipe, list(images), workers, world)
         self.images = images
+        self.test_order = test_order
         # Before any work is done.
         self._order()
         for part in self.evaluated:
@@ -80,7 +87,8 @@ class OfImages(Source):
         return Order(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
 
     def _in_turn(self, part: str, batch_size: int) -> InTurn:
-        return InTurn(len(self.images[part]), batch_size, self.world, part)
+        order = self.test_order if part == TEST else None
+        return InTurn(len(self.images[part]), batch_size, self.world, part, order)
 
 
 class FeatureSource(OfImages):
@@ -98,9 +106,10 @@ class FeatureSource(OfImages):
         workers: int = 0,
         cache: Path | None = None,
         cache_dtype: torch.dtype = torch.bfloat16,
-        world: World | None = None,
+        world: World = ALONE,
+        test_order: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, images, recipe, workers, world)
+        super().__init__(model, images, recipe, workers, world, test_order)
         self.cache = cache
         self.cache_dtype = cache_dtype
         self.features: dict[str, KeptFeatures | CachedFeatures] = {}
@@ -185,10 +194,11 @@ class ImageSource(OfImages):
         images: Mapping[str, Images],
         recipe: Recipe,
         workers: int = 0,
-        world: World | None = None,
+        world: World = ALONE,
+        test_order: Sequence[int] | None = None,
         decode: Decode | None = None,
     ) -> None:
-        super().__init__(model, images, recipe, workers, world)
+        super().__init__(model, images, recipe, workers, world, test_order)
         self.decode = decode
 
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
@@ -196,7 +206,7 @@ class ImageSource(OfImages):
         chosen = torch.randperm(
             len(self.images[TRAIN]), generator=torch.Generator().manual_seed(self.recipe.seed)
         ).tolist()[:count]
-        order = InTurn(count, 16, World(), TRAIN)
+        order = InTurn(count, 16, ALONE, TRAIN)
         loader = ImageLoader(Subset(self.images[TRAIN], chosen), order, self.workers, self.decode)
         standardise(self.model, loader, count, self.world, say)
 
@@ -216,13 +226,12 @@ class ShardSource(Source):
         shards: ShardSet,
         recipe: Recipe,
         workers: int = 0,
-        world: World | None = None,
+        world: World = ALONE,
         skip_faults: Path | None = None,
         decode: Decode | None = None,
     ) -> None:
         """``skip_faults``: see ShardedImages; ``decode``: what makes pixels of a batch of encoded images; None: the
         workers do."""
-        world = world or World()
         train, held_out = shards.split(recipe.hold_out, recipe.seed, world.size)
         super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], workers, world)
         self.set = shards

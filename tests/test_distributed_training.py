@@ -1,0 +1,179 @@
+"""Several processes train as one does: the same losses, however the images come; and what goes wrong ends all."""
+
+import json
+import multiprocessing
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from noise_images import noise_set
+from safetensors.torch import load_file
+from tolerances import DISTRIBUTED
+
+from fastmsflow import InputError, MSFlow
+from fastmsflow.data import ImageSet, ShardSet, write_shards
+from fastmsflow.training import Reading, Recipe, train
+from fastmsflow.training.state_file import StateFile
+from fastmsflow.world import World
+
+RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_distributed_training"])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> ImageSet:
+    """20 to train on: 16 in batches of 5, the last of 1, and 4 that are held out."""
+    return noise_set(tmp_path_factory.mktemp("images"), train=20)
+
+
+def new_model() -> MSFlow:
+    torch.manual_seed(0)
+    model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
+    return model.double()
+
+
+def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Path, options: dict, told) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="test",
+    )
+    world = World.here()
+    world.join()
+    recipe = options.pop("recipe", RECIPE)
+    try:
+        outcome = train(new_model(), images, recipe, out, world=world, **options)
+        told.put((rank, outcome.losses, [moment.held_out_nll for moment in outcome.moments]))
+    except Exception as error:
+        told.put((rank, type(error).__name__, str(error)))
+    world.leave()
+
+
+def together(size: int, images: ImageSet | ShardSet, out: Path, **options) -> list[tuple]:
+    """What each of ``size`` processes has to tell, by rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=one_of, args=(r, size, port, images, out, options, told)) for r in range(size)]
+    for process in processes:
+        process.start()
+    words = sorted(told.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    return words
+
+
+def reading_of(way: str, folder: Path) -> Reading:
+    if way == "cached":
+        return Reading(feature_cache=folder / "cache", cache_dtype="float32")
+    return Reading(stream=way == "streamed")
+
+
+@pytest.fixture(scope="module", params=["kept", "cached", "streamed"])
+def alone(request, images: ImageSet, tmp_path_factory):
+    """One process: how images came, where to, and what came of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    reading = reading_of(request.param, folder)
+    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, alone, tmp_path: Path) -> None:
+    """In float64; a last batch of fewer images than processes is among them."""
+    way, of_one, expected = alone
+    words = together(size, images, tmp_path / "run", reading=reading_of(way, tmp_path))
+    assert all(isinstance(losses, list) for _, losses, _ in words), words
+    expected_held_out = [moment.held_out_nll for moment in expected.moments]
+    for _, losses, held_out in words:
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
+        torch.testing.assert_close(torch.tensor(held_out), torch.tensor(expected_held_out), **DISTRIBUTED)
+    ours, theirs = (load_file(out / "last.safetensors") for out in (tmp_path / "run", of_one))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, **DISTRIBUTED)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in of_one.iterdir()}
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_is_told_once(images: ImageSet, tmp_path: Path) -> None:
+    recipe = Recipe(lr=1e30, batch_size=5, meta_epochs=3, sub_epochs=2)
+    words = together(2, images, tmp_path / "run", recipe=recipe)
+    kinds = sorted(word[1] for word in words)
+    assert kinds == ["Elsewhere", "NotFinite"], words
+    told = next(word[2] for word in words if word[1] == "NotFinite")
+    assert "of the images" in told
+    assert json.loads((tmp_path / "run/not_finite.json").read_text())["images"]
+
+
+def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images: ImageSet, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    # The second process's.
+    train_samples = (images.train[0], replace(images.train[1], image=broken), *images.train[2:])
+    words = together(2, replace(images, train=train_samples), tmp_path / "run", recipe=Recipe(meta_epochs=1))
+    assert words[0][1] == "Elsewhere"
+    assert words[1][1:] == ("InputError", f"{broken}: not an image that can be read; remove it or save it as PNG")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_without_images_are_refused_before_any_work(images: ImageSet, tmp_path: Path) -> None:
+    words = together(2, images, tmp_path / "run", recipe=Recipe(batch_size=1))
+    assert "20 training images in batches of 1, for 2 processes: some would have none" in words[0][2]
+    words = together(2, images, tmp_path / "run", recipe=Recipe(hold_out=0.05))
+    assert "1 held out images for 2 processes" in words[0][2]
+
+
+def test_a_run_that_goes_on_with_another_number_of_processes_is_refused(
+    images: ImageSet, tmp_path: Path, monkeypatch
+) -> None:
+    def keep_and_fail(self, trainer, module):
+        trainer.save_checkpoint(self._path)
+        raise InputError("pulled the plug")
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "on_train_epoch_end", keep_and_fail)
+        with pytest.raises(InputError, match="pulled the plug"):
+            train(new_model(), images, RECIPE, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    words = together(2, images, out, resume=True)
+    assert words[0][1] == "InputError" and "processes was 1, is 2" in words[0][2]
+    assert words[1][1] == "Elsewhere"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def shards(images: ImageSet, tmp_path_factory) -> ShardSet:
+    """20 images in 7 shards."""
+    where = tmp_path_factory.mktemp("shards")
+    write_shards([sample.image for sample in images.train], where, images_per_shard=3)
+    return ShardSet.of(str(where))
+
+
+def test_processes_that_read_shards_train_together(shards: ShardSet, tmp_path: Path) -> None:
+    words = together(
+        2, shards, tmp_path / "run", recipe=Recipe(1e-3, 4, 2, 3, hold_out=0.2), reading=Reading(workers=1)
+    )
+    assert all(isinstance(losses, list) for _, losses, _ in words), words
+    (_, losses, held_out), (_, others, others_held_out) = words
+    assert (losses, held_out) == (others, others_held_out)
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    # Two shards are held out, of 3 images each, or of 3 and 2.
+    assert results["images"]["train"] + results["images"]["held_out"] == 20
+    assert results["images"]["held_out"] in (5, 6)
+
+
+def test_shards_do_not_go_round(shards: ShardSet, tmp_path: Path) -> None:
+    words = together(4, shards, tmp_path / "run", recipe=Recipe(batch_size=4, hold_out=0.2))
+    assert "7 shards, too few for 4 processes to train on some and hold some out; write smaller ones" in words[0][2]
+    words = together(2, shards, tmp_path / "run", recipe=Recipe(batch_size=3))
+    assert "batches of 3 images cannot be shared out among 2 processes" in words[0][2]
