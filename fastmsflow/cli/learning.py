@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..world import World
 from .common import (
     METRIC_NAMES,
     AsJson,
@@ -22,14 +24,18 @@ from .common import (
     Workers,
     app,
     console,
+    is_every_class,
     named,
     print_json,
     progress_bar,
     speak,
 )
 from .configuration import Config, resolved
+from .every_class import train_every_class
+from .launch import Devices, Nodes, launch
 
 if TYPE_CHECKING:
+    from ..data import ImageSet
     from ..model import MSFlow
     from ..training import Outcome, Recipe
 
@@ -120,6 +126,8 @@ def train(
         ),
     ] = None,
     cache_dtype: Annotated[str, typer.Option(help="Of the features in --feature-cache: bf16 or float32.")] = "bf16",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     resume: Resume = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -127,9 +135,14 @@ def train(
 ) -> None:
     """Trains on the good images of SOURCE; evaluates on its test images, where there are any.
 
-    The defaults are the published recipe (arXiv 2308.15300), but for --hold-out.
+    The defaults are the published recipe (arXiv 2308.15300), but for --hold-out. With --class all each class is a run
+    of its own, in OUT/CLASS; the same command again goes on where it stopped.
     """
     speak(quiet, as_json)
+    world = launch(devices, nodes)
+    every = is_every_class(source, category)
+    if every:
+        world.join_apart()
     from ..training import Recipe
 
     recipe = Recipe(
@@ -140,7 +153,10 @@ def train(
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
     cache = (feature_cache, cache_dtype)
-    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json, cache)
+    if every:
+        _train_all(ctx, source, out, recipe, model, image_size, workers, logger, as_json, cache, world)
+    else:
+        _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json, cache)
 
 
 def _train(
@@ -162,9 +178,6 @@ def _train(
 
     from ..data import open_image_set
     from ..model import MSFlow
-    from ..report.plots import plot_training
-    from ..report.run import write_test_report
-    from ..training import train as run
 
     images = open_image_set(source, category)
     console.print(f"{images.name}: {len(images.train)} training images, {len(images.test)} test images")
@@ -173,22 +186,8 @@ def _train(
     torch.manual_seed(recipe.seed)
     size = (image_size, image_size) if image_size else images.image_size
     model = MSFlow(image_size=size, **model_options)
-    if torch.cuda.is_available():
-        model.cuda()
-    options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
-    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options, *cache)
-    summary = outcome.summary()
-    held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
-    curves = {
-        METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments]
-        for key in ("image_auroc_absolute", "pixel_auroc", "aupro")
-        if key in summary
-    }
-    plot_training(out / "training.png", outcome.losses, held_out, curves)
+    outcome = _run(model, images, recipe, out, workers, console, resume, log_to, resolved(ctx), cache)
     if outcome.scores is not None:
-        metrics = {how: named(values) for how, values in outcome.by_choice().items()}
-        with progress_bar("writing the report", len(images.test)) as bar:
-            write_test_report(out, images, model, outcome.scores, metrics, options, bar)
         _print_metrics(outcome)
     _print_threshold(model)
     console.print(
@@ -197,7 +196,89 @@ def _train(
         soft_wrap=True,
     )
     if as_json:
-        print_json({"out": str(out), "metrics": summary, "nll": outcome.losses, "seconds": outcome.seconds})
+        print_json({"out": str(out), "metrics": outcome.summary(), "nll": outcome.losses, "seconds": outcome.seconds})
+
+
+def _train_all(
+    ctx: typer.Context,
+    source: str,
+    out: Path,
+    recipe: "Recipe",
+    model_options: dict[str, Any],
+    image_size: int | None,
+    workers: int,
+    log_to: Sequence[str],
+    as_json: bool,
+    cache: tuple[Path | None, str],
+    world: World,
+) -> None:
+    if world.first:
+        console.print("loading torch, timm and lightning ...", style="dim")
+    from ..model import MSFlow
+    from ..training.classes import FreshModels
+    from ..training.fit import settings_of
+    from ..training.loggers import check_loggers, close_loggers
+
+    check_loggers(log_to)
+    folder, cache_dtype = cache
+    options = resolved(ctx)
+
+    def settings(model: MSFlow, images: "ImageSet") -> dict[str, Any]:
+        return settings_of(model, images, recipe, cache_dtype if folder is not None else None)
+
+    def run(name: str, images: "ImageSet", model: MSFlow, where: Console) -> "Outcome":
+        own_cache = folder / name if folder is not None else None
+        # As if each had been asked for by its name.
+        own = {"class": name, "out": str(out / name), "devices": 1, "nodes": 1}
+        own |= {"feature-cache": str(own_cache)} if own_cache is not None else {}
+        try:
+            return _run(
+                model, images, recipe, out / name, workers, where, True, log_to, options | own, (own_cache, cache_dtype)
+            )
+        finally:
+            close_loggers(log_to)
+
+    models = FreshModels(lambda size: MSFlow(image_size=size, **model_options), recipe.seed)
+    train_every_class(source, out, models, image_size, settings, run, world, as_json)
+
+
+def _run(
+    model: "MSFlow",
+    images: "ImageSet",
+    recipe: "Recipe",
+    out: Path,
+    workers: int,
+    where: Console,
+    resume: bool,
+    log_to: Sequence[str],
+    options: dict[str, Any],
+    cache: tuple[Path | None, str],
+) -> "Outcome":
+    """Trains, and leaves the curves and the report too in ``out``. ``where``: shows progress."""
+    import torch
+
+    from ..report.plots import plot_training
+    from ..report.run import write_test_report
+    from ..training import train as run
+
+    def report(outcome: "Outcome") -> None:
+        summary = outcome.summary()
+        held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
+        curves = {
+            METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments]
+            for key in ("image_auroc_absolute", "pixel_auroc", "aupro")
+            if key in summary
+        }
+        plot_training(out / "training.png", outcome.losses, held_out, curves)
+        if outcome.scores is not None:
+            metrics = {how: named(values) for how, values in outcome.by_choice().items()}
+            with progress_bar("writing the report", len(images.test), where) as bar:
+                write_test_report(out, images, model, outcome.scores, metrics, options, bar)
+
+    if torch.cuda.is_available():
+        model.cuda()
+    command = shlex.join(["fastmsflow", *sys.argv[1:]])
+    return run(model, images, recipe, out, workers, where, command, resume, log_to, options, *cache, report)
 
 
 def _print_metrics(outcome: "Outcome") -> None:

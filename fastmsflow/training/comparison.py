@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration import Threshold
+from ..calibration import Calibration, Threshold
 from ..data import ImageSet, open_image_set
 from ..errors import InputError
 from ..files import write_json, write_table
@@ -80,14 +80,14 @@ def judge(
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage)
     rows = [
-        Judged(images.name, name, result[0], _threshold_of(model))
+        Judged(images.name, name, result[0], threshold_of(model.calibration))
         for (name, model), result in zip(found.items(), results, strict=True)
     ]
     return Judgement(rows, images, models[0], results[0][1], stopwatch)
 
 
-def _threshold_of(model: MSFlow) -> Threshold | None:
-    calibration = model.calibration
+def threshold_of(calibration: Calibration | None) -> Threshold | None:
+    """What it is calibrated for, if it has images enough."""
     return calibration.threshold() if calibration is not None and calibration.is_enough() else None
 
 

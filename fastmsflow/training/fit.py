@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -113,12 +113,14 @@ def train(
     options: Mapping[str, Any] | None = None,
     feature_cache: Path | None = None,
     cache_dtype: str = "bf16",
+    report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
     ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
     ``feature_cache``: a folder where features are kept on disk for this and later runs, in ``cache_dtype``, bf16 or
-    float32; None: they are kept in memory, in float32.
+    float32; None: they are kept in memory, in float32. ``report``: writes what a finished run has in ``out`` besides,
+    before ``results.json`` says that it has finished.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
     lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
     image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is
@@ -142,13 +144,7 @@ def train(
         feature_cache,
         dtype_of(cache_dtype),
     )
-    description: dict[str, object] = {"name": images.name, "fingerprint": fingerprint(images)}
-    settings = {
-        "recipe": asdict(recipe),
-        "model": {**model.config, "calibration": None},
-        "images": description,
-        "cache_dtype": cache_dtype if feature_cache is not None else None,
-    }
+    settings = settings_of(model, images, recipe, cache_dtype if feature_cache is not None else None)
     module = MSFlowModule(
         model,
         recipe,
@@ -173,13 +169,14 @@ def train(
             module.test_scores,
             {"features": features_done - started, "training": finished - features_done},
         )
+        report(outcome)
         counts: dict[str, object] = {"train": len(kept), "held_out": len(held_out), "test": len(images.test)}
         write_json(
             out / RESULTS_FILE,
             {
                 "command": command,
-                "images": description | counts | {"licence": images.licence},
-                "recipe": asdict(recipe),
+                **settings,
+                "images": settings["images"] | counts | {"licence": images.licence},
                 "model": model.config,
                 "metrics": outcome.summary(),
                 "seconds": outcome.seconds,
@@ -197,6 +194,16 @@ def train(
         )
         finish(out)
     return outcome
+
+
+def settings_of(model: MSFlow, images: ImageSet, recipe: Recipe, cache_dtype: str | None) -> dict[str, Any]:
+    """What a run that is gone on with must agree in. ``cache_dtype``: None where no features are kept on disk."""
+    return {
+        "recipe": asdict(recipe),
+        "model": {**model.config, "calibration": None},
+        "images": {"name": images.name, "fingerprint": fingerprint(images)},
+        "cache_dtype": cache_dtype,
+    }
 
 
 def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
