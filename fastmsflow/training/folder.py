@@ -94,7 +94,8 @@ def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
     try:
         torch.load(state, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load's are of many kinds
-        raise InputError(f"{state}: damaged ({error}); remove it to begin the run again") from error
+        why = str(error).partition("\n")[0]
+        raise InputError(f"{state}: damaged ({why}); remove it to begin the run again") from error
     return state
 
 
