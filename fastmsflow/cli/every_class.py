@@ -60,14 +60,13 @@ def train_every_class(
     # Bars of several processes on one terminal would write over each other.
     where = console if world.size == 1 else Console(quiet=True)
 
-    begun = time.perf_counter()
+    begun, ahead = time.perf_counter(), [name for name in classes if name not in finished]
 
     def work(name: str) -> None:
-        number = classes.index(name)
-        line = f"class {number + 1} of {len(classes)}: {shown(name)}"
-        done = number - len(finished)
-        if world.size == 1 and done > 0:
-            line += f" (about {(time.perf_counter() - begun) / done * (len(classes) - number):.0f} s left)"
+        line = f"class {classes.index(name) + 1} of {len(classes)}: {shown(name)}"
+        done = ahead.index(name)
+        if world.size == 1 and done:
+            line += f" (about {(time.perf_counter() - begun) / done * (len(ahead) - done):.0f} s left)"
         console.print(escape(line), soft_wrap=True)
         images = sets[name]
         if isinstance(images, Exception):
