@@ -4,16 +4,17 @@ import copy
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..calibration import Calibration
 from ..checkpoint import read_config
 from ..errors import InputError, in_one_line
-from ..files import Busy, is_claimed, write_json
+from ..files import LOCK_FILE, Busy, is_claimed, write_faults, write_json
 from ..model import MSFlow
 from .comparison import Judged, checkpoints, threshold_of
 from .evaluation import METRICS, Evaluation
@@ -71,22 +72,15 @@ def train_each(
         before = len(left)
         for name in list(left):
             folder = out / name
-            if is_claimed(folder):
-                continue
-            if not has_finished(folder) and name not in reasons:
-                reason = _reason(folder)
-                if reason is None:
-                    try:
-                        work(name)
-                    except Busy:
-                        continue
-                    except Finished:
-                        pass
-                    except Exception as error:
-                        reason = _record(folder, error)
-                        failed(name, reason)
-                if reason is not None:
-                    reasons[name] = reason
+            with _taken(out, name) as is_ours:
+                if not is_ours or is_claimed(folder):
+                    continue
+                try:
+                    reason = None if has_finished(folder) else _reason(folder) or _attempt(folder, name, work, failed)
+                except Busy:
+                    continue
+            if reason is not None:
+                reasons[name] = reason
             left.remove(name)
         if left and len(left) == before:
             if rank:
@@ -95,17 +89,44 @@ def train_each(
     return reasons
 
 
+@contextmanager
+def _taken(out: Path, name: str) -> Iterator[bool]:
+    """Whether this process is the one to look after a class, until the block ends. Its run claims its folder itself,
+    but not before its images are read, and against everybody."""
+    path = out / f".{name}{LOCK_FILE}"
+    lock = FileLock(path)
+    with suppress(Timeout), write_faults(path):
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    try:
+        yield lock.is_locked
+    finally:
+        if lock.is_locked:
+            path.unlink(missing_ok=True)
+            lock.release()
+
+
+def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Callable[[str, str], None]) -> str | None:
+    """-> why it failed, if it did. Errors: Busy."""
+    try:
+        work(name)
+    except Busy:
+        raise
+    except Finished:
+        return None
+    except Exception as error:
+        reason = in_one_line(error)
+        # A full disk takes no record either.
+        with suppress(InputError):
+            write_json(folder / FAILED_FILE, {"reason": reason, "traceback": traceback.format_exception(error)})
+        failed(name, reason)
+        return reason
+    return None
+
+
 def forget_failure(folder: Path) -> None:
     """So that the class is tried again."""
     (folder / FAILED_FILE).unlink(missing_ok=True)
-
-
-def _record(folder: Path, error: Exception) -> str:
-    reason = in_one_line(error)
-    # A full disk takes no record either.
-    with suppress(InputError):
-        write_json(folder / FAILED_FILE, {"reason": reason, "traceback": traceback.format_exception(error)})
-    return reason
 
 
 def _reason(folder: Path) -> str | None:
