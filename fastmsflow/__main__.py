@@ -2,7 +2,7 @@
 
 import sys
 
-from .errors import InputError, UnavailableError
+from .errors import InputError, UnavailableError, in_one_line
 from .world import Elsewhere, World
 
 
@@ -16,12 +16,8 @@ def main() -> None:
     except Elsewhere:
         sys.exit(1)
     except (InputError, UnavailableError, OSError) as error:
-        # A loader's worker hands its error on with its traceback in front; the last line is the message.
-        message = str(error).strip().splitlines()[-1]
-        for name in ("InputError: ", "UnavailableError: "):
-            message = message.split(name)[-1]
         rank = World.here().rank
-        sys.exit(f"fastmsflow: {f'process {rank}: ' if rank else ''}{message}")
+        sys.exit(f"fastmsflow: {f'process {rank}: ' if rank else ''}{in_one_line(error)}")
 
 
 if __name__ == "__main__":

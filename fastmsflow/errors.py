@@ -14,3 +14,14 @@ class UnavailableError(RuntimeError):
 
 class Preempted(BaseException):
     """SIGTERM came: work that can be gone on with has stopped. Not an Exception: nothing may take it for a fault."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What it says to a person; of an error that is not meant for one, its kind too."""
+    # A loader's worker hands its error on with its traceback in front; the last line is the message.
+    message = (str(error).strip().splitlines() or [""])[-1]
+    for name in ("InputError: ", "UnavailableError: "):
+        message = message.split(name)[-1]
+    return (
+        message if isinstance(error, (InputError, UnavailableError, OSError)) else f"{type(error).__name__}: {message}"
+    )

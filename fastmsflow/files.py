@@ -97,12 +97,16 @@ def _errno(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+class Busy(InputError):
+    """Another process is at work in a folder."""
+
+
 @contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
     """In the block ``folder`` is there and no other process that asks writes into it; what a killed one was writing
     aside is gone. If it was made here and nothing is in it, it goes again. Needs the ``train`` extra.
 
-    Errors: InputError where another process is at work, or as ``write_faults`` has it.
+    Errors: Busy where another process is at work; InputError as ``write_faults`` has it.
     """
     from filelock import FileLock, Timeout
 
@@ -113,7 +117,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(
+        raise Busy(
             f"{shown(folder)}: another process is writing there; choose another folder, or wait for it"
         ) from error
     try:
@@ -124,6 +128,20 @@ def claimed_folder(folder: Path) -> Iterator[None]:
         lock.release()
         if created and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether another process is at work in ``folder``, as ``claimed_folder`` would find."""
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK_FILE
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _remove_asides(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 from .errors import InputError
 
 T = TypeVar("T")
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 class World(NamedTuple):
@@ -25,14 +26,13 @@ class World(NamedTuple):
 
         Errors: InputError where that is not whole.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        given = [name for name in names if name in os.environ]
+        given = [name for name in PLACE if name in os.environ]
         if "WORLD_SIZE" not in given:
             return cls()
         try:
-            rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+            rank, size, local_rank, local_size = (int(os.environ[name]) for name in PLACE)
         except (KeyError, ValueError) as error:
-            raise InputError(f"the environment names {', '.join(given)}, and not all of {', '.join(names)}") from error
+            raise InputError(f"the environment names {', '.join(given)}, and not all of {', '.join(PLACE)}") from error
         return cls(rank, size, local_rank, local_size)
 
     @property
@@ -48,6 +48,25 @@ class World(NamedTuple):
             torch.cuda.set_device(self.local_rank)
         if self.size > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+    def join_apart(self) -> None:
+        """As ``join``, for processes that share out whole runs: what looks at the environment from here on, ``here``
+        and Lightning among others, finds one process with one GPU, its own. To be called before CUDA is begun and
+        Lightning is imported, which remember what they saw.
+
+        Errors: InputError where this machine has fewer GPUs than processes.
+        """
+        if self.size == 1:
+            return
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = [name for name in visible.split(",") if name] if visible is not None else None
+        if gpus is not None and 0 < len(gpus) <= self.local_rank:
+            raise InputError(f"{self.local_size} processes, but CUDA_VISIBLE_DEVICES names {visible}; start as many")
+        if gpus != []:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(self.local_rank) if gpus is None else gpus[self.local_rank]
+        self._replace(local_rank=0).join()
+        for name in (*PLACE, "TORCHELASTIC_RUN_ID"):
+            os.environ.pop(name, None)
 
     def leave(self) -> None:
         """After the last word between them."""

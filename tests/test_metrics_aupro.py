@@ -135,6 +135,14 @@ def test_the_binned_approximation_is_close_to_the_exact_area_on_smooth_maps_and_
     assert binned_aupro(masks, np.ones_like(maps)) == 0
 
 
+def test_areas_are_plain_numbers_which_the_state_of_a_run_can_hold() -> None:
+    masks = np.zeros((1, 4, 4), bool)
+    masks[0, 0] = True
+    maps = np.linspace(0, 1, 16).reshape(1, 4, 4)
+    assert binned_aupro(masks, maps, 0.5) >= 0
+    assert {type(area(masks, maps, 0.5)) for area in (aupro, binned_aupro)} == {float}
+
+
 def test_perfect_inverted_constant() -> None:
     masks, _ = blobs(7)
     assert aupro(masks, masks.astype(np.float32)) == pytest.approx(1.0, abs=1e-12)

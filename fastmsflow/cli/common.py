@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .._version import __version__
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..model import MSFlow
@@ -66,7 +67,9 @@ Source = Annotated[str, typer.Argument(help=SOURCE_HELP, metavar="SOURCE")]
 Category = Annotated[
     str | None,
     typer.Option(
-        "--class", help="Class of the set: e.g. bottle; for elpv mono, poly, all; for textures brick, grass, gravel."
+        "--class",
+        help="Class of the set: e.g. bottle; for elpv mono, poly, all; for textures brick, grass, gravel."
+        " all: each class of the set (but of elpv).",
     ),
 ]
 ModelPath = Annotated[Path, typer.Argument(help="A checkpoint that `train` or `convert` wrote.", metavar="MODEL")]
@@ -91,6 +94,21 @@ FalseAlarms = Annotated[
     float | None,
     typer.Option(help="Share of good images that may be called defective. Default: what the model is calibrated for."),
 ]
+
+
+def is_every_class(source: str, category: str | None) -> bool:
+    """Whether ``--class all`` means each of them: elpv has a class that is called so."""
+    return category == "all" and source != "elpv"
+
+
+def every_class_of(source: str) -> list[str]:
+    """Errors: InputError where there is none."""
+    from ..data import classes_of
+
+    classes = classes_of(source)
+    if not classes:
+        raise InputError(f"{source}: holds no classes, or is not there; of a set that is one class leave out --class")
+    return classes
 
 
 def named(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -143,7 +161,7 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(label: str, total: int | None = None) -> Iterator[Bar]:
+def progress_bar(label: str, total: int | None = None, where: Console = console) -> Iterator[Bar]:
     """A bar with the time that is left on a terminal, nothing elsewhere."""
-    with Progress(console=console, disable=console.quiet or not console.is_terminal, transient=True) as progress:
+    with Progress(console=where, disable=where.quiet or not where.is_terminal, transient=True) as progress:
         yield Bar(progress, label, total)

@@ -8,7 +8,6 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import InputError
 from ..files import shown
 from .common import (
     METRIC_NAMES,
@@ -21,6 +20,8 @@ from .common import (
     Workers,
     app,
     console,
+    every_class_of,
+    is_every_class,
     load_model,
     named,
     print_json,
@@ -63,19 +64,15 @@ def evaluate(
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
     speak(quiet, as_json)
     console.print("loading torch and timm ...", style="dim")
-    from ..data import classes_of
     from ..report.run import write_test_report
     from ..spill import Spill
     from ..training.comparison import checkpoints, judge, mean_of, write_metrics
 
-    # elpv has a class that is called so.
-    every = category == "all" and source != "elpv"
+    every = is_every_class(source, category)
     out = out or (model if model.is_dir() else model.parent) / "evaluation"
     judged: list[Judged] = []
     seconds: Counter[str] = Counter()
-    classes = classes_of(source) if every else [category]
-    if not classes:
-        raise InputError(f"{source}: holds no classes, or is not there; of a set that is one class leave out --class")
+    classes = every_class_of(source) if every else [category]
     for name in classes:
         # Before the first is scored, which takes its time.
         checkpoints(model / name if every and name else model)

@@ -1,17 +1,12 @@
 """demo, train."""
 
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
+from ..world import ALONE
 from .common import (
-    METRIC_NAMES,
     AsJson,
     Category,
     Extractor,
@@ -21,18 +16,13 @@ from .common import (
     Source,
     Workers,
     app,
-    console,
-    named,
-    print_json,
-    progress_bar,
-    say_how_exact,
+    is_every_class,
     speak,
 )
 from .configuration import Config, resolved
-
-if TYPE_CHECKING:
-    from ..model import MSFlow
-    from ..training import Outcome, Recipe
+from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
+from .launch import Devices, Nodes, launch
+from .runs import Job, train_all, train_one
 
 # A real pretrained backbone that pip installs, so that the demo needs no download.
 LITE0 = "tf_efficientnet_lite0"
@@ -69,11 +59,11 @@ def demo(
 ) -> None:
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     speak(quiet, as_json)
-    from ..training import Recipe
+    from ..training import Reading, Recipe
 
     recipe = Recipe(1e-3, 16, meta_epochs, sub_epochs, hold_out=hold_out, false_alarms=false_alarms)
     model = {"extractor": LITE0, "extractor_weights": LITE0_PACKAGE, "standardise": True}
-    _train(ctx, "elpv", "mono", out, recipe, model, None, 0, resume, (), as_json)
+    train_one(Job("elpv", "mono", out, recipe, model, None, Reading(), resolved(ctx), resume, as_json=as_json), ALONE)
 
 
 @app.command()
@@ -121,6 +111,36 @@ def train(
         ),
     ] = None,
     cache_dtype: Annotated[str, typer.Option(help="Of the features in --feature-cache: bf16 or float32.")] = "bf16",
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Keep no features: images are read and go through the extractor in every pass, as those of shards"
+            " always do.",
+        ),
+    ] = False,
+    skip_faults: Annotated[
+        Path | None,
+        typer.Option(help="Shards and images in them that cannot be read are left out and named in this file."),
+    ] = None,
+    decode_on_gpu: Annotated[
+        bool,
+        typer.Option(
+            "--decode-on-gpu",
+            help="JPEG files that are streamed are decoded by the GPU, and resized by a bicubic filter, not Lanczos.",
+        ),
+    ] = False,
+    start_from: StartFrom = None,
+    freeze: Freeze = [],  # noqa: B006 - typer copies it
+    lr_of: LrOf = [],  # noqa: B006 - typer copies it
+    accumulate: Accumulate = 1,
+    memory: LowMemory = None,
+    ema: Ema = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps into --out/profile.json, for Perfetto.")
+    ] = False,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     resume: Resume = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -128,100 +148,32 @@ def train(
 ) -> None:
     """Trains on the good images of SOURCE; evaluates on its test images, where there are any.
 
-    The defaults are the published recipe (arXiv 2308.15300), but for --hold-out.
+    The defaults are the published recipe (arXiv 2308.15300), but for --hold-out. With --class all each class is a run
+    of its own, in OUT/CLASS; the same command again goes on where it stopped.
     """
     speak(quiet, as_json)
-    from ..training import Recipe
+    world = launch(devices, nodes)
+    every = is_every_class(source, category)
+    if every:
+        world.join_apart()
+    from ..training import Reading, Recipe
 
     recipe = Recipe(
         lr, batch_size, meta_epochs, sub_epochs, warm_up, tuple(milestones), decay, clip_norm, precision, seed,
-        hold_out, patience, false_alarms,
+        hold_out, patience, false_alarms, tuple(freeze), rates(lr_of), accumulate, memory, ema,
     )  # fmt: skip
     model = {
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
-    cache = (feature_cache, cache_dtype)
-    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json, cache)
-
-
-def _train(
-    ctx: typer.Context,
-    source: str,
-    category: str | None,
-    out: Path,
-    recipe: "Recipe",
-    model_options: dict[str, Any],
-    image_size: int | None,
-    workers: int,
-    resume: bool,
-    log_to: Sequence[str],
-    as_json: bool,
-    cache: tuple[Path | None, str] = (None, "bf16"),
-) -> None:
-    console.print("loading torch, timm and lightning ...", style="dim")
-    import torch
-
-    from ..data import open_image_set
-    from ..model import MSFlow
-    from ..report.plots import plot_training
-    from ..report.run import write_test_report
-    from ..training import Reading
-    from ..training import train as run
-
-    images = open_image_set(source, category)
-    console.print(f"{images.name}: {len(images.train)} training images, {len(images.test)} test images")
-    if images.licence:
-        console.print(images.licence, style="dim")
-    torch.manual_seed(recipe.seed)
-    size = (image_size, image_size) if image_size else images.image_size
-    model = MSFlow(image_size=size, **model_options)
-    if torch.cuda.is_available():
-        model.cuda()
-    options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
-    reading = Reading(workers, *cache)
-    outcome = run(model, images, recipe, out, reading, console, command, resume, log_to, options)
-    summary = outcome.summary()
-    held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
-    curves = {
-        METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments]
-        for key in ("image_auroc_absolute", "pixel_auroc", "aupro")
-        if key in summary
-    }
-    plot_training(out / "training.png", outcome.losses, held_out, curves)
-    if outcome.tested is not None:
-        if outcome.tested.maps is not None:
-            metrics = {how: named(values) for how, values in outcome.by_choice().items()}
-            seen = (outcome.tested.scores, outcome.tested.maps, outcome.tested.pro_curve())
-            with progress_bar("writing the report", len(images.test)) as bar:
-                write_test_report(out, images, model, *seen, metrics, options, bar)
-            outcome.tested.maps.close()
-        _print_metrics(outcome)
-    _print_threshold(model)
-    console.print(
-        f"features {outcome.seconds['features']:.0f} s, training {outcome.seconds['training']:.0f} s; in"
-        f" {escape(str(out))}: {', '.join(sorted(path.name for path in out.iterdir() if path.name[0] != '.'))}",
-        soft_wrap=True,
+    reading = Reading(workers, feature_cache, cache_dtype, stream, skip_faults, decode_on_gpu)
+    given = frozenset(
+        name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", None) != "DEFAULT"
     )
-    if as_json:
-        print_json({"out": str(out), "metrics": summary, "nll": outcome.losses, "seconds": outcome.seconds})
-
-
-def _print_metrics(outcome: "Outcome") -> None:
-    choices = outcome.by_choice()
-    table = Table("metric", *choices)
-    for metric, chosen in outcome.summary().items():
-        cells = (f"{chosen[how]['value']:.4f} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices)
-        table.add_row(METRIC_NAMES[metric], *cells)
-    say_how_exact(table, [m.evaluation.pixel_error for m in outcome.moments if m.evaluation is not None])
-    console.print(table)
-    console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
-
-
-def _print_threshold(model: "MSFlow") -> None:
-    calibration = model.calibration
-    if calibration is None:
-        console.print("no threshold: no images were held out; `fastmsflow calibrate` sets one", style="dim")
-    elif calibration.is_enough():
-        console.print(f"threshold: {calibration.threshold()}", soft_wrap=True)
+    job = Job(
+        source, category, out, recipe, model, image_size, reading, resolved(ctx), resume, logger, start_from, given,
+        profile, as_json,
+    )  # fmt: skip
+    if every:
+        train_all(job, world)
     else:
-        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
+        train_one(job, world)

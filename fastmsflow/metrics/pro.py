@@ -92,7 +92,7 @@ def binned_aupro(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: int 
     pro = covered[np.searchsorted(defective, levels, side="right")] / covered[0]
     within = fpr <= fpr_limit
     fpr, pro = fpr[within], pro[within]
-    width = fpr[-1] - fpr[0]
+    width = float(fpr[-1] - fpr[0])
     return _trapezoids(fpr, pro) / width if width > 0 else 0.0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration import Threshold
+from ..calibration import Calibration, Threshold
 from ..data import ImageSet, open_image_set
 from ..errors import InputError
 from ..files import write_json, write_table
@@ -86,14 +86,14 @@ def judge(
         models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps
     )
     rows = [
-        Judged(images.name, name, result.evaluation, _threshold_of(model))
+        Judged(images.name, name, result.evaluation, threshold_of(model.calibration))
         for (name, model), result in zip(found.items(), results, strict=True)
     ]
     return Judgement(rows, images, models[0], results[0], stopwatch)
 
 
-def _threshold_of(model: MSFlow) -> Threshold | None:
-    calibration = model.calibration
+def threshold_of(calibration: Calibration | None) -> Threshold | None:
+    """What it is calibrated for, if it has images enough."""
     return calibration.threshold() if calibration is not None and calibration.is_enough() else None
 
 

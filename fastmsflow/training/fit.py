@@ -1,7 +1,7 @@
 """One training run: features, sub-epochs, evaluations, files."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,13 +125,19 @@ def train(
     resume: bool = False,
     log_to: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    report: Callable[[Outcome], None] = lambda outcome: None,
     profile: bool = False,
     world: World = ALONE,
+    started_from: str | None = None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
+    It goes on from the weights that ``model`` has, and with its standardiser, where that has been fitted; its
+    calibration is made anew. ``started_from``: the checkpoint that these are of, for the record.
+
     ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``console``: where progress is shown; None for
-    nowhere. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this,
+    nowhere. ``report``: writes what a finished run has in ``out`` besides, before ``results.json`` says that it has
+    finished. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this,
     after ``World.join``, with equal arguments: a batch is shared out among them, and the losses are those of one
     process up to rounding; the first one writes.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
@@ -146,14 +152,7 @@ def train(
     console = console if console is not None and world.first else Console(quiet=True)
     check_loggers(log_to)
     plan = planned(model, images, recipe, reading, world)
-    settings = {
-        "recipe": asdict(recipe),
-        "model": {**model.config, "calibration": None},
-        "images": plan.description,
-        "cache_dtype": reading.cache_dtype if reading.feature_cache is not None else None,
-        "decode_on_gpu": reading.decode_on_gpu,
-        "processes": world.size,
-    }
+    settings = settings_of(model, plan.description, recipe, reading, started_from, world)
     module = MSFlowModule(
         model,
         recipe,
@@ -197,17 +196,17 @@ def train(
             telemetry.speed,
         )
         if world.first:
+            report(outcome)
             write_json(
                 out / RESULTS_FILE,
                 {
                     "command": command,
+                    **settings,
                     "images": {**plan.description, **plan.counts, "licence": plan.licence},
-                    "recipe": asdict(recipe),
                     "model": model.config,
                     "metrics": outcome.summary(),
                     "seconds": outcome.seconds,
                     "speed": outcome.speed,
-                    "processes": world.size,
                     "nll": outcome.losses,
                     "rounds": [
                         {
@@ -226,6 +225,26 @@ def train(
             )
             finish(out)
     return outcome
+
+
+def settings_of(
+    model: MSFlow,
+    description: Mapping[str, object],
+    recipe: Recipe,
+    reading: Reading,
+    started_from: str | None,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """What a run that is gone on with must agree in. ``description``: of its images."""
+    return {
+        "recipe": asdict(recipe),
+        "model": {**model.config, "calibration": None},
+        "images": dict(description),
+        "cache_dtype": reading.cache_dtype if reading.feature_cache is not None else None,
+        "decode_on_gpu": reading.decode_on_gpu,
+        "started_from": started_from,
+        "processes": world.size,
+    }
 
 
 def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, world: World) -> None:

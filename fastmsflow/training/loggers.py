@@ -1,5 +1,6 @@
 """Lightning's loggers by name."""
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ def check_loggers(names: Sequence[str]) -> None:
             raise InputError(f"logger {name!r} is not known; choose of {', '.join(LOGGERS)}")
         if name != "csv" and importlib.util.find_spec(name) is None:
             raise UnavailableError(f"the logger {name} is not installed: pip install {name}")
+
+
+def close_loggers(names: Sequence[str]) -> None:
+    """After a run, if another follows in this process: Weights & Biases would go on in the first one's."""
+    if "wandb" in names:
+        importlib.import_module("wandb").finish()
 
 
 def _logger(name: str, folder: Path) -> Logger:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
+from ..data.fingerprint import listing
 from ..data.jpegs import decoded
 from ..errors import InputError
 from ..files import shown
@@ -86,7 +87,7 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
         {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
         {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
         truth,
-        {"name": images.name, "fingerprint": world.once(lambda: fingerprint(images))},
+        world.once(lambda: description_of(images, reading)),
         images.licence,
     )
 
@@ -96,6 +97,13 @@ def _decoder(model: MSFlow, streamed: bool) -> Decode:
     if device.type != "cuda" or not streamed:
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
     return partial(decoded, image_size=model.image_size, device=device)
+
+
+def description_of(images: ImageSet, reading: Reading) -> dict[str, object]:
+    """What tells ``images`` from others: their bytes, or, where they are not all read at once, their names and sizes."""
+    if not reading.stream:
+        return {"name": images.name, "fingerprint": fingerprint(images)}
+    return {"name": images.name, "files": listing(images)}
 
 
 def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
