@@ -28,6 +28,7 @@ from .common import (
     speak,
 )
 from .configuration import Config, resolved
+from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, described_by, rates, started_model
 
 if TYPE_CHECKING:
     from ..model import MSFlow
@@ -120,6 +121,12 @@ def train(
         ),
     ] = None,
     cache_dtype: Annotated[str, typer.Option(help="Of the features in --feature-cache: bf16 or float32.")] = "bf16",
+    start_from: StartFrom = None,
+    freeze: Freeze = [],  # noqa: B006 - typer copies it
+    lr_of: LrOf = [],  # noqa: B006 - typer copies it
+    accumulate: Accumulate = 1,
+    memory: LowMemory = None,
+    ema: Ema = None,
     resume: Resume = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -134,13 +141,13 @@ def train(
 
     recipe = Recipe(
         lr, batch_size, meta_epochs, sub_epochs, warm_up, tuple(milestones), decay, clip_norm, precision, seed,
-        hold_out, patience, false_alarms,
+        hold_out, patience, false_alarms, tuple(freeze), rates(lr_of), accumulate, memory, ema,
     )  # fmt: skip
     model = {
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
     cache = (feature_cache, cache_dtype)
-    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json, cache)
+    _train(ctx, source, category, out, recipe, model, image_size, workers, resume, logger, as_json, cache, start_from)
 
 
 def _train(
@@ -156,6 +163,7 @@ def _train(
     log_to: Sequence[str],
     as_json: bool,
     cache: tuple[Path | None, str] = (None, "bf16"),
+    start_from: Path | None = None,
 ) -> None:
     console.print("loading torch, timm and lightning ...", style="dim")
     import torch
@@ -172,11 +180,17 @@ def _train(
         console.print(images.licence, style="dim")
     torch.manual_seed(recipe.seed)
     size = (image_size, image_size) if image_size else images.image_size
-    model = MSFlow(image_size=size, **model_options)
+    options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
+    if start_from is None:
+        model = MSFlow(image_size=size, **model_options)
+    else:
+        given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", None) != "DEFAULT"}
+        model = started_model(start_from, model_options, given, size)
+        options |= described_by(model)
     if torch.cuda.is_available():
         model.cuda()
-    options, command = resolved(ctx), shlex.join(["fastmsflow", *sys.argv[1:]])
-    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options, *cache)
+    started_from = None if start_from is None else str(start_from)
+    outcome = run(model, images, recipe, out, workers, console, command, resume, log_to, options, *cache, started_from)
     summary = outcome.summary()
     held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
     curves = {

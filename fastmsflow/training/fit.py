@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,14 @@ from ..errors import InputError
 from ..files import shown, write_json, write_yaml
 from ..model import MSFlow
 from ..scoring import Scores
+from .averaging import Averaging
 from .callbacks import StateFile, TrainingBar, progress
 from .evaluation import RANKING_METRICS, Evaluation, Truth
 from .feature_cache import dtype_of
 from .folder import BEST, BEST_ON_TEST, CONFIG_FILE, LAST, RESULTS_FILE, STATE_FILE, claimed, finish, keep_settings
 from .loggers import check_loggers, loggers
 from .module import HELD_OUT, TEST, TRAIN, FeatureDataModule, Moment, MSFlowModule
+from .parts import prepared
 from .recipe import Precision, Recipe
 
 # How a moment is chosen, by what the choice is called.
@@ -113,8 +116,12 @@ def train(
     options: Mapping[str, Any] | None = None,
     feature_cache: Path | None = None,
     cache_dtype: str = "bf16",
+    started_from: str | None = None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
+
+    It goes on from the weights that ``model`` has, and with its standardiser, where that has been fitted; its
+    calibration is made anew. ``started_from``: the checkpoint that these are of, for the record.
 
     ``workers``: processes that read images. ``console``: where progress is shown; None for nowhere.
     ``feature_cache``: a folder where features are kept on disk for this and later runs, in ``cache_dtype``, bf16 or
@@ -148,24 +155,34 @@ def train(
         "model": {**model.config, "calibration": None},
         "images": description,
         "cache_dtype": cache_dtype if feature_cache is not None else None,
+        "started_from": started_from,
     }
+    averaging = Averaging(model.flow, recipe.ema) if recipe.ema is not None else None
+    notes = {} if started_from is None else {"started_from": started_from}
+
+    def end_round() -> None:
+        with averaging.in_use() if averaging else nullcontext():
+            _end_round(module, out, len(held_out), console, notes)
+
     module = MSFlowModule(
         model,
         recipe,
         {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
         data.evaluated,
         truth,
-        lambda: _end_round(module, out, len(held_out), console),
+        end_round,
     )
     with claimed(out, resume, settings) as state:
-        model.to(memory_format=torch.channels_last)
+        model.train().to(memory_format=torch.channels_last)
+        model.calibration = None
         started = time.perf_counter()
         compute_features(data, console)
         features_done = time.perf_counter()
         keep_settings(out, settings)
         if options is not None:
             write_yaml(out / CONFIG_FILE, options)
-        run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out))
+        more = [averaging] if averaging else []
+        run_trainer(module, data, recipe, console, out / STATE_FILE, state, loggers(log_to, out), more)
         finished = time.perf_counter()
         outcome = Outcome(
             module.epoch_losses,
@@ -181,6 +198,7 @@ def train(
                 "images": description | counts | {"licence": images.licence},
                 "recipe": asdict(recipe),
                 "model": model.config,
+                "started_from": started_from,
                 "metrics": outcome.summary(),
                 "seconds": outcome.seconds,
                 "nll": outcome.losses,
@@ -222,21 +240,21 @@ def compute_features(data: FeatureDataModule, console: Console) -> None:
         data.compute(lambda done: bar.update(task, completed=done), partial(console.print, soft_wrap=True))
 
 
-def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console) -> None:
+def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, notes: Mapping[str, Any]) -> None:
     """After each meta epoch: a line of figures, and the model as it is, by what it is the best so far."""
     now = module.moments[-1]
     line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
-    module.model.save(out / LAST, epoch=now.epoch)
+    module.model.save(out / LAST, epoch=now.epoch, **notes)
     if now.held_out_nll is not None:
         line += f"  held-out nll {now.held_out_nll:.1f}"
         if now is best_on_held_out(module.moments):
             chosen_by = f"lowest nll of {held_out} good images held out of training"
-            module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by)
+            module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by, **notes)
     if now.evaluation is not None:
         shown = {name: getattr(now.evaluation, name) for name in ("image_auroc_absolute", "pixel_auroc", "aupro")}
         line += "".join(f"  {name} {value:.4f}" for name, value in shown.items() if value is not None)
         if now is best_on_test(module.moments, "image_auroc"):
-            module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set")
+            module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set", **notes)
     console.print(line, soft_wrap=True)
 
 
@@ -248,12 +266,13 @@ def run_trainer(
     state_file: Path | None = None,
     state: Path | None = None,
     log_to: Sequence[Logger] = (),
+    more: Sequence[Callback] = (),
 ) -> None:
     """Trains ``module`` on ``data``'s features, from ``state`` if it is given; its model ends in eval mode on the CPU.
 
-    ``state_file``: where the state is kept; None: nowhere.
+    ``state_file``: where the state is kept; None: nowhere. ``more``: callbacks besides the usual ones.
     """
-    callbacks: list[Callback] = [TrainingBar(console)]
+    callbacks: list[Callback] = [TrainingBar(console), *more]
     if state_file is not None:
         callbacks.append(StateFile(state_file, recipe))
     if recipe.patience is not None:
@@ -270,6 +289,7 @@ def run_trainer(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
+            accumulate_grad_batches=recipe.accumulate,
             check_val_every_n_epoch=recipe.sub_epochs,
             limit_val_batches=1.0 if module.evaluated else 0,
             precision=cast(Precision, recipe.precision),
@@ -283,5 +303,6 @@ def run_trainer(
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+        with prepared(module.model.flow, recipe):
+            trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     module.model.eval().to("cpu")

@@ -23,6 +23,7 @@ from .cached_features import AheadLoader, CachedFeatures, placement
 from .evaluation import Evaluation, Truth, calibrated, joined
 from .feature_cache import FeatureCache, binary
 from .features import Batch, Features, Images, Progress, feature_loader, pooled_features
+from .parts import parameter_groups, trained_parameters
 from .recipe import Recipe
 
 # Of an image set: training images, training images that are kept out of training, test images.
@@ -74,7 +75,7 @@ class MSFlowModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # One pass over the weights. float16's scaler unscales too late for clipping where the optimizer is fused.
         fused = self.recipe.precision != "16-mixed"
-        optimizer = torch.optim.Adam(self.model.flow.parameters(), lr=self.recipe.lr, fused=fused)
+        optimizer = torch.optim.Adam(parameter_groups(self.model.flow, self.recipe), lr=self.recipe.lr, fused=fused)
         schedule = LambdaLR(optimizer, self.recipe.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
@@ -83,7 +84,7 @@ class MSFlowModule(L.LightningModule):
         loss = self.model.flow.nll(features).mean()
         self.log("nll", loss, batch_size=len(numbers))
         self._steps.append((loss.detach(), numbers))
-        return loss
+        return loss * self.recipe.share(batch_index, len(self.names[TRAIN]))
 
     def configure_gradient_clipping(
         self,
@@ -92,7 +93,7 @@ class MSFlowModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning's own refuses fused optimizers in mixed precision, though bfloat16 has no scaler to wait for."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.flow.parameters(), self.recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model.flow), self.recipe.clip_norm)
         self.log("gradient_norm", norm)
 
     def on_train_epoch_end(self) -> None:
@@ -221,7 +222,9 @@ class FeatureDataModule(L.LightningDataModule):
             features[part] = pooled_features(self.model, images, 16, self.workers, here)
             before += len(images)
         if self.model.standardiser is not None:
-            self.model.standardiser.fit(features[TRAIN])
+            # One that came with trained weights stays: they know features by its statistics.
+            if not self.model.standardiser.fitted:
+                self.model.standardiser.fit(features[TRAIN])
             features = {part: self.model.standardiser(levels) for part, levels in features.items()}
         return features
 
@@ -234,7 +237,7 @@ class FeatureDataModule(L.LightningDataModule):
         place = placement(needed, next(self.model.parameters()).device)
         say(f"features: {binary(needed)}, {place}")
         features = {part: CachedFeatures(cache, rows, self.model, place) for part, rows in cache.rows.items()}
-        if self.model.standardiser is not None:
+        if self.model.standardiser is not None and not self.model.standardiser.fitted:
             self.model.standardiser.fit_batches(features[TRAIN].batches())
         return features
 
