@@ -30,9 +30,13 @@ Freeze = Annotated[
 ]
 LrOf = Annotated[
     list[str],
-    typer.Option(help="Learning rate of one of these parts, e.g. fusion=1e-5; may be given again.", metavar="PART=RATE"),
+    typer.Option(
+        help="Learning rate of one of these parts, e.g. fusion=1e-5; may be given again.", metavar="PART=RATE"
+    ),
 ]
-Accumulate = Annotated[int, typer.Option(help="Batches to a step: as one batch so many times as large, in less memory.")]
+Accumulate = Annotated[
+    int, typer.Option(help="Batches to a step: as one batch so many times as large, in less memory.")
+]
 LowMemory = Annotated[
     str | None,
     typer.Option(

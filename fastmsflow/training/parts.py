@@ -17,9 +17,7 @@ def parameter_groups(flow: MultiScaleFlow, recipe: Recipe) -> list[dict[str, Any
     learning = {part: module for part, module in _parts(flow).items() if part in rates}
     if not recipe.lr_of:
         return [{"params": [p for module in learning.values() for p in module.parameters()], "lr": recipe.lr}]
-    return [
-        {"params": list(module.parameters()), "lr": rates[part], "name": part} for part, module in learning.items()
-    ]
+    return [{"params": list(module.parameters()), "lr": rates[part], "name": part} for part, module in learning.items()]
 
 
 def trained_parameters(flow: MultiScaleFlow) -> list[nn.Parameter]:
