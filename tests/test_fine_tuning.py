@@ -53,7 +53,7 @@ def trained(images: ImageSet, tmp_path_factory) -> Path:
     [
         (
             {"freeze": ("level3",)},
-            "freeze: the flow has no part 'level3'; choose of level0, level1, level2, parallel, f",
+            "freeze: the flow has no part 'level3'; choose of level0, level1, level2, paral",
         ),
         ({"freeze": ("parallel", "fusion")}, "freeze parallel, fusion: nothing is left to train"),
         ({"freeze": ("level0", "level1", "level2", "fusion")}, "nothing is left to train"),
@@ -148,16 +148,15 @@ def trained_in_float64(recipe: Recipe, count: int) -> list[torch.Tensor]:
     model.flow.double()
     torch.manual_seed(2)
     data = FeatureDataModule(model, {}, recipe)
-    data.features[TRAIN] = [
-        torch.randn(count, c, n, n, dtype=torch.float64) for c, n in zip(model.flow.channels, (4, 2, 1))
-    ]
+    shapes = zip(model.flow.channels, (4, 2, 1), strict=True)
+    data.features[TRAIN] = [torch.randn(count, c, n, n, dtype=torch.float64) for c, n in shapes]
     module = MSFlowModule(model, recipe, {TRAIN: [str(i) for i in range(count)]})
     run_trainer(module, data, recipe, Console(quiet=True))
     return list(model.flow.parameters())
 
 
-# The last step of an epoch: one whole batch; whole ones and a part; a part of a batch; of everything.
-@pytest.mark.parametrize("count", [8, 11, 7, 12])
+# The last step of an epoch: a batch; two and a part of one; a part of one.
+@pytest.mark.parametrize("count", [8, 11, 7])
 def test_a_step_of_three_batches_is_that_of_one_three_times_as_large(count: int) -> None:
     options = {"lr": 1e-3, "meta_epochs": 1, "sub_epochs": 3}
     several = trained_in_float64(Recipe(batch_size=2, accumulate=3, **options), count)
@@ -231,7 +230,7 @@ def test_a_loaded_model_goes_on_with_its_standardiser_and_a_calibration_of_its_o
     outcome = train(model, few, SHORT, tmp_path / "run", feature_cache=cache, started_from="there")
     after, config = read_checkpoint(tmp_path / "run/last.safetensors")
     for key, value in before.items():
-        assert torch.equal(after[key], value) == (not key.startswith("flow.") or key.endswith("perm")), key
+        assert torch.equal(after[key], value) == (not key.startswith("flow.") or ".perm" in key), key
     assert config["calibration"] is None  # nothing was held out, so there is none
     assert config["notes"]["started_from"] == "there"
     assert json.loads((tmp_path / "run/results.json").read_text())["started_from"] == "there"
@@ -303,7 +302,7 @@ LITE0 = ("--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficie
 def test_an_official_checkpoint_is_gone_on_from(images: ImageSet, command, tmp_path: Path) -> None:
     torch.manual_seed(0)
     official, own = tmp_path / "official.pt", tmp_path / "run/last.safetensors"
-    save_official(MultiScaleFlow((40, 112, 320), blocks=(1, 1, 1)), official)
+    save_official(MultiScaleFlow((24, 40, 112), blocks=(1, 1, 1)), official)
     start = ("train", good_images(images), "--quiet", "--out", tmp_path / "run", "--start-from", official, *LITE0)
     options = ("--image-size", 64, "--meta-epochs", 1, "--sub-epochs", 1)
     code, out = command(*start, *options, "--standardise")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 StartFrom = Annotated[
     Path | None,
     typer.Option(
-        help="Go on from the weights of this checkpoint: one of ours (.safetensors), whose extractor, image size, pool and"
-        " standardisation are taken as well, or an official one (.pt), which --extractor, --image-size and --pool"
+        help="Go on from the weights of this checkpoint: one of ours (.safetensors), whose extractor, image size, pool"
+        " and standardisation are taken as well, or an official one (.pt), which --extractor, --image-size and --pool"
         " describe.",
         metavar="CHECKPOINT",
     ),
@@ -67,8 +67,8 @@ def rates(given: Sequence[str]) -> dict[str, float]:
 
 
 def started_model(checkpoint: Path, options: Mapping[str, Any], given: set[str], size: tuple[int, int]) -> "MSFlow":
-    """The model of ``checkpoint``. ``options``: of the model, by the parameters' names, of which those in ``given`` were
-    chosen and not left alone; an official checkpoint is described by all of them and ``size``.
+    """The model of ``checkpoint``. ``options``: of the model, by the parameters' names, of which those in ``given``
+    were chosen and not left alone; an official checkpoint is described by all of them and ``size``.
 
     Errors: InputError where a checkpoint does not fit, or one of ours is contradicted.
     """

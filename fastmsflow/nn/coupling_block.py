@@ -64,8 +64,8 @@ class CouplingBlock(nn.Module):
     def recomputed(
         self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For a backward pass that has only z (B, C, H, W), in ``order``: x, and its first half once more, both leaves of
-        the graph that leads from them to z and log_det (B,); the subnet runs once. Needs gradients enabled."""
+        """For a backward pass that has only z (B, C, H, W), in ``order``: x, and its first half once more, both leaves
+        of the graph that leads from them to z and log_det (B,); the subnet runs once. Needs gradients enabled."""
         perm, inverse_perm = self._perms(order)
         with torch.no_grad():
             driver = kept_channels(z, *self._affine, inverse_perm, self.kept)

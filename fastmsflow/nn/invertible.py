@@ -13,11 +13,12 @@ from ..errors import InputError
 from .coupling_block import CouplingBlock
 from .low_memory import Autocast, serving
 
-# Blocks from one kept output to the next.
+# Blocks from one kept output to the next. Measured reconstructions of 4 blocks, initial log-scales and 15 times larger
+# ones, are off by 1e-7 and 8e-7 in float32, by 1e-7 and 2e-3 under bfloat16 autocast; of 8 blocks by 7e-3.
 SEGMENT = 4
-# Of each segment's input so many elements are kept, to see how far off the reconstruction is, ...
+# Of each segment's input so many elements are kept, to see how far off its reconstruction is.
 SAMPLE = 512
-# ... relative in the norm, before training stops.
+# By so much, relative in the norm: what bfloat16 rounds (2^-8) a few times over, above all that was measured.
 LIMIT = 1e-2
 
 
@@ -26,8 +27,8 @@ def invertible(
 ) -> tuple[Tensor, Tensor]:
     """As ParallelFlow's forward, keeping the output of every SEGMENT blocks. x: float32 or float64.
 
-    The backward pass inverts each block in x's dtype, whatever autocast says, and stops where a reconstruction is off by
-    more than LIMIT. Errors: InputError there, and where x is of half precision.
+    The backward pass inverts each block in x's dtype, whatever autocast says, and stops where a reconstruction is off
+    by more than LIMIT. Errors: InputError there, and where x is of half precision.
     """
     if x.dtype.itemsize < 4:
         raise InputError(f"invertible recomputation needs features in float32, not {x.dtype}; use memory 'recompute'")

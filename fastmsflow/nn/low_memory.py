@@ -11,8 +11,8 @@ from .. import backend as backends
 from ..backend import Backend
 
 Memory = Literal["recompute", "invertible"]
-"""``recompute``: of each coupling only the input is kept. ``invertible``: of each few blocks of a parallel flow only the
-output is, see fastmsflow.nn.invertible; the fusion flow is computed again."""
+"""``recompute``: of each coupling only the input is kept. ``invertible``: of each few blocks of a parallel flow only
+the output is, see fastmsflow.nn.invertible; the fusion flow is computed again."""
 MEMORIES: tuple[Memory, ...] = get_args(Memory)
 T = TypeVar("T")
 

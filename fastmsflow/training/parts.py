@@ -27,7 +27,7 @@ def trained_parameters(flow: MultiScaleFlow) -> list[nn.Parameter]:
 
 @contextmanager
 def prepared(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
-    """In the block ``recipe``'s frozen parts take no gradient, and memory is saved as it says; then all is as before."""
+    """In the block ``recipe``'s frozen parts take no gradient and memory is saved as it says; then all is as before."""
     before = [(parameter, parameter.requires_grad) for parameter in flow.parameters()], flow.memory
     try:
         for part, module in _parts(flow).items():
