@@ -1,6 +1,7 @@
 """Going on from a checkpoint, parts that are frozen or learn at rates of their own, accumulation, averaged weights."""
 
 import json
+from csv import DictReader
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from noise_images import noise_set
 from rich.console import Console
 from safetensors.torch import load_file
-from tolerances import ACCUMULATED
+from tolerances import ACCUMULATED, INVERTED
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.checkpoint import read_checkpoint
@@ -138,6 +139,29 @@ def test_the_schedule_multiplies_each_parts_rate() -> None:
         assert rates == pytest.approx({part: rate * recipe.lr_factor(epoch) for part, rate in own.items()})
         options["optimizer"].step()
         schedule.step()
+
+
+def test_each_parts_rate_is_logged(images: ImageSet, tmp_path: Path) -> None:
+    recipe = Recipe(lr=1e-3, meta_epochs=1, sub_epochs=1, warm_up=0, lr_of={"fusion": 1e-5}, freeze=("level1",))
+    train(new_model(), images, recipe, tmp_path / "run", log_to=["csv"])
+    (file,) = (tmp_path / "run/logs").rglob("metrics.csv")
+    with file.open() as lines:
+        logged = [
+            {key: float(value) for key, value in row.items() if value and "lr-" in key} for row in DictReader(lines)
+        ]
+    assert {"lr-Adam/level0": 1e-3, "lr-Adam/level2": 1e-3, "lr-Adam/fusion": 1e-5} in logged
+
+
+@pytest.mark.parametrize(("memory", "tolerance"), [("recompute", 0.0), ("invertible", INVERTED["float32"])])
+def test_a_run_in_less_memory_comes_to_the_same(
+    memory: str, tolerance: float, images: ImageSet, tmp_path: Path
+) -> None:
+    options = {"lr": 1e-3, "batch_size": 4, "meta_epochs": 1, "sub_epochs": 3}
+    plain = train(new_model(), images, Recipe(**options), tmp_path / "plain")
+    model = new_model()
+    saving = train(model, images, Recipe(**options, memory=memory), tmp_path / "saving")
+    assert saving.losses == pytest.approx(plain.losses, rel=tolerance, abs=0)
+    assert model.flow.memory is None
 
 
 # Steps of several batches
