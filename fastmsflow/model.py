@@ -19,6 +19,7 @@ from .nn.extractor import Extractor
 from .nn.fusion_flow import FusionFlow
 from .nn.kept import given_up
 from .nn.lists import all_of
+from .nn.low_memory import Memory
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
@@ -47,6 +48,8 @@ class MultiScaleFlow(nn.Module):
     position_codes: nn.ModuleList
     parallel_flows: nn.ModuleList
     fusion_flow: FusionFlow
+    memory: Memory | None = None
+    """How memory is saved where gradients are taken; set by a training for as long as it lasts."""
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class MultiScaleFlow(nn.Module):
         Errors: InputError where shapes or dtypes do not fit.
         """
         levels, parallel_log_det = self._parallel(features)
-        z, log_det = self.fusion_flow(levels, self.backend)
+        z, log_det = self.fusion_flow(levels, self.backend, self.memory)
         return z, log_det + parallel_log_det
 
     def log_likelihood_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -112,7 +115,7 @@ class MultiScaleFlow(nn.Module):
         Errors: as ``forward``'s.
         """
         levels, parallel_log_det = self._parallel(features)
-        maps, log_det = self.fusion_flow.log_likelihood_maps(levels, self.backend)
+        maps, log_det = self.fusion_flow.log_likelihood_maps(levels, self.backend, self.memory)
         return maps, log_det + parallel_log_det
 
     def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -140,7 +143,7 @@ class MultiScaleFlow(nn.Module):
     def _parallel(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         self._check(features)
         tasks = [
-            partial(flow, level, code(level), self.backend, order)
+            partial(flow, level, code(level), self.backend, order, self.memory)
             for flow, code, level, order in self._by_level(features)
         ]
         levels, log_dets = zip(*side_by_side(tasks, features[0].device), strict=True)

@@ -166,9 +166,7 @@ def train(
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
     reading = Reading(workers, feature_cache, cache_dtype, stream, skip_faults, decode_on_gpu)
-    given = frozenset(
-        name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", None) != "DEFAULT"
-    )
+    given = frozenset(name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", None) != "DEFAULT")
     job = Job(
         source, category, out, recipe, model, image_size, reading, resolved(ctx), resume, logger, start_from, given,
         profile, as_json,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
 from ..errors import InputError
-from ..model import MultiScaleFlow
+from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
 from ..nn.pool import check_pool
 from .keys import check_variant
@@ -29,11 +29,7 @@ def official_to_own(
     """
     flow = load_official(source, clamp, check_variant(variant))
     backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
-    if backbone.channels != flow.channels:
-        raise InputError(
-            f"{source}: its flow takes channels {flow.channels}, {extractor} yields {backbone.channels};"
-            " name the extractor it was trained with (--extractor)"
-        )
+    _check_extractor(source, flow, extractor, backbone)
     config = {
         "extractor": backbone.name,
         "image_size": list(image_size),
@@ -46,6 +42,42 @@ def official_to_own(
     if extractor_weights is not None:
         tensors |= {f"extractor.{key}": value for key, value in backbone.state_dict().items()}
     write_checkpoint(target, tensors, config)
+
+
+def official_model(
+    source: str | Path,
+    extractor: str = "wide_resnet50_2.tv_in1k",
+    image_size: tuple[int, int] = (512, 512),
+    pool: str = "avg",
+    clamp: float = 1.9,
+    variant: str = "auto",
+    extractor_weights: str | Path | None = None,
+) -> MSFlow:
+    """The model of an official checkpoint, in eval mode on the CPU; its extractor's weights are those that
+    ``extractor_weights`` names, or timm's.
+
+    Errors: as ``official_to_own``'s; UnavailableError where weights cannot be downloaded.
+    """
+    flow = load_official(source, clamp, check_variant(variant))
+    model = MSFlow(
+        extractor,
+        image_size=image_size,
+        pool=check_pool(pool),
+        condition_channels=flow.condition_channels,
+        blocks=flow.blocks,
+        extractor_weights=extractor_weights,
+    )
+    _check_extractor(source, flow, extractor, model.extractor)
+    model.flow = flow
+    return model.eval()
+
+
+def _check_extractor(source: str | Path, flow: MultiScaleFlow, name: str, backbone: Extractor) -> None:
+    if backbone.channels != flow.channels:
+        raise InputError(
+            f"{source}: its flow takes channels {flow.channels}, {name} yields {backbone.channels};"
+            " name the extractor it was trained with (--extractor)"
+        )
 
 
 def own_flow(source: str | Path) -> MultiScaleFlow:

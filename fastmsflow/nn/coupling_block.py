@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..backend import Backend
 from ..errors import InputError
 from ..ops.conv3x3_coupling import conv3x3_coupling
-from ..ops.coupling import coupling_inverse
+from ..ops.coupling import coupling, coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
 from .kept import Kept
 from .subnet import ConditionedSubnet, weight_and_bias
@@ -60,6 +60,20 @@ class CouplingBlock(nn.Module):
         perm, inverse_perm = self._perms(order)
         raw = self.subnet(kept_channels(z, *self._affine, inverse_perm, self.kept), condition, backend)
         return coupling_inverse(z, raw, *self._affine, perm, self.clamp, self.clamp_form, backend)
+
+    def recomputed(
+        self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For a backward pass that has only z (B, C, H, W), in ``order``: x, and its first half once more, both leaves
+        of the graph that leads from them to z and log_det (B,); the subnet runs once. Needs gradients enabled."""
+        perm, inverse_perm = self._perms(order)
+        with torch.no_grad():
+            driver = kept_channels(z, *self._affine, inverse_perm, self.kept)
+        raw = self.subnet(driver.requires_grad_(), condition, backend)
+        with torch.no_grad():
+            x, _ = coupling_inverse(z, raw.detach(), *self._affine, perm, self.clamp, self.clamp_form, backend)
+        x.requires_grad_()
+        return x, driver, *coupling(x, raw, *self._affine, perm, self.clamp, self.clamp_form, backend)
 
     def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
         """perm and its inverse; followed by ``order``."""

@@ -14,6 +14,7 @@ from ..ops.conv3x3_coupling import (
     conv3x3_joining_cross_coupling_likelihood,
 )
 from ..ops.coupling import cross_coupling_inverse
+from .low_memory import Memory, recomputed
 from .side_by_side import side_by_side
 from .subnet import FusionSubnet
 
@@ -46,19 +47,34 @@ class FusionFlow(nn.Module):
         """The permutation of channels in which each level comes."""
         return [self.get_buffer(f"perm{level}") for level in range(len(self.subnet_1.conv_s))]
 
-    def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """x (B, C_l, H_l, W_l) per level, permuted -> z of the same shapes, log_det (B,)."""
-        return self._couple(x, conv3x3_joining_cross_coupling, backend)
+    def forward(
+        self, x: Sequence[Tensor], backend: Backend = "auto", memory: Memory | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """x (B, C_l, H_l, W_l) per level, permuted -> z of the same shapes, log_det (B,).
 
-    def log_likelihood_maps(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """x per level, permuted -> -0.5 mean over channels of z^2, (B, H_l, W_l) each, log_det (B,); z is not kept."""
-        return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend)
+        ``memory``: if given, of each of the two couplings only the inputs are kept where gradients are taken.
+        """
+        return self._couple(x, conv3x3_joining_cross_coupling, backend, memory)
 
-    def _couple(self, x: Sequence[Tensor], join: Couple, backend: Backend) -> tuple[list[Tensor], Tensor]:
+    def log_likelihood_maps(
+        self, x: Sequence[Tensor], backend: Backend = "auto", memory: Memory | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """x per level, permuted -> -0.5 mean over channels of z^2, (B, H_l, W_l) each, log_det (B,); z is not kept.
+
+        ``memory``: as ``forward``'s.
+        """
+        return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend, memory)
+
+    def _couple(
+        self, x: Sequence[Tensor], join: Couple, backend: Backend, memory: Memory | None
+    ) -> tuple[list[Tensor], Tensor]:
         """``join``: the coupling of the second halves, which yields what is returned per level."""
         h1, h2 = zip(*(level.chunk(2, dim=1) for level in x), strict=True)
-        y1, log_det_2 = self._drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], backend)
-        joined, log_det_1 = self._drive(join, self.subnet_1, y1, [y1, h2], backend)
+        drive: Callable[..., tuple[list[Tensor], Tensor]] = self._drive
+        if memory is not None and torch.is_grad_enabled():
+            drive = partial(recomputed, drive)
+        y1, log_det_2 = drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], backend=backend)
+        joined, log_det_1 = drive(join, self.subnet_1, y1, [y1, h2], backend=backend)
         return joined, log_det_1 + log_det_2
 
     def _drive(

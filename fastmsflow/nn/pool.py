@@ -41,6 +41,11 @@ class Standardiser(nn.Module):
             self.register_buffer(f"mean{level}", torch.zeros(c))
             self.register_buffer(f"std{level}", torch.ones(c))
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it has other statistics than a new one's, mean 0 and std 1."""
+        return any(not torch.equal(b, torch.full_like(b, float("std" in name))) for name, b in self.named_buffers())
+
     def fit(self, levels: Iterable[Tensor]) -> None:
         """Takes the statistics of all training features: per level one (N, C_l, H_l, W_l)."""
         for i, level in enumerate(levels):

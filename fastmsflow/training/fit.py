@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from .._version import __version__
@@ -16,6 +17,7 @@ from ..errors import Preempted
 from ..files import write_json, write_yaml
 from ..model import MSFlow
 from ..world import ALONE, World
+from .averaging import Averaging
 from .evaluation import RANKING_METRICS, Evaluation
 from .folder import (
     BEST,
@@ -153,20 +155,29 @@ def train(
     check_loggers(log_to)
     plan = planned(model, images, recipe, reading, world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)
+    averaging = Averaging(model.flow, recipe.ema) if recipe.ema is not None else None
+    notes = {} if started_from is None else {"started_from": started_from}
+
+    def end_round() -> None:
+        with averaging.in_use() if averaging else nullcontext():
+            if world.first:
+                _end_round(module, out, plan.counts["held_out"], console, notes)
+
     module = MSFlowModule(
         model,
         recipe,
         plan.names,
         plan.source.evaluated,
         plan.truth,
-        lambda: _end_round(module, out, plan.counts["held_out"], console, world),
+        end_round,
         out,
         world,
     )
     telemetry = Telemetry(world)
     with Preemption() as preemption, ExitStack() as stack:
         state = world.once(lambda: stack.enter_context(claimed(out, resume, settings)))
-        model.to(memory_format=torch.channels_last)
+        model.train().to(memory_format=torch.channels_last)
+        model.calibration = None
         started = time.perf_counter()
         prepare(plan.source, console)
         features_done = time.perf_counter()
@@ -174,7 +185,9 @@ def train(
             keep_settings(out, settings)
             if options is not None:
                 write_yaml(out / CONFIG_FILE, options)
-        callbacks = [telemetry, StateFile(out / STATE_FILE, recipe, world, preemption)]
+        callbacks: list[Callback] = [telemetry, StateFile(out / STATE_FILE, recipe, world, preemption)]
+        if averaging is not None:
+            callbacks.append(averaging)
         if profile and world.first:
             callbacks.append(Profile(out / "profile.json"))
         try:
@@ -247,21 +260,19 @@ def settings_of(
     }
 
 
-def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, world: World) -> None:
+def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, notes: Mapping[str, Any]) -> None:
     """After each meta epoch: a line of figures, and the model as it is, by what it is the best so far."""
-    if not world.first:
-        return
     now = module.moments[-1]
     line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
-    module.model.save(out / LAST, epoch=now.epoch)
+    module.model.save(out / LAST, epoch=now.epoch, **notes)
     if now.held_out_nll is not None:
         line += f"  held-out nll {now.held_out_nll:.1f}"
         if now is best_on_held_out(module.moments):
             chosen_by = f"lowest nll of {held_out} good images held out of training"
-            module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by)
+            module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by, **notes)
     if now.evaluation is not None:
         shown = {name: getattr(now.evaluation, name) for name in ("image_auroc_absolute", "pixel_auroc", "aupro")}
         line += "".join(f"  {name} {value:.4f}" for name, value in shown.items() if value is not None)
         if now is best_on_test(module.moments, "image_auroc"):
-            module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set")
+            module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set", **notes)
     console.print(line, soft_wrap=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -22,8 +22,9 @@ from ..world import ALONE, World
 from .evaluation import Evaluation
 from .loaders import Batch
 from .losses import Losses
+from .parts import parameter_groups, trained_parameters
 from .recipe import Recipe
-from .sources import HELD_OUT, TRAIN
+from .sources import HELD_OUT, TRAIN, Source
 from .tally import Calibrator, Findings, Tally
 from .truth import Truth
 
@@ -86,7 +87,7 @@ class MSFlowModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # One pass over the weights. float16's scaler unscales too late for clipping where the optimizer is fused.
         fused = self.recipe.precision != "16-mixed"
-        optimizer = torch.optim.Adam(self.model.flow.parameters(), lr=self.recipe.lr, fused=fused)
+        optimizer = torch.optim.Adam(parameter_groups(self.model.flow, self.recipe), lr=self.recipe.lr, fused=fused)
         schedule = LambdaLR(optimizer, self.recipe.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
@@ -95,11 +96,16 @@ class MSFlowModule(L.LightningModule):
         loss = self.model.flow.nll(self._features(batch)).mean()
         self.log("nll", loss, batch_size=len(numbers))
         self._losses.add(loss, share, numbers)
-        return loss * share
+        return loss * share * self.recipe.share(batch_index, self.epoch_images)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         if self._losses.steps % LOOK_EVERY == 0:
             self._look()
+
+    @property
+    def epoch_images(self) -> int:
+        """Of all processes."""
+        return cast(Source, self.trainer.datamodule).epoch_images  # type: ignore[attr-defined]
 
     def _look(self) -> None:
         self._losses.look(self.current_epoch, self.names[TRAIN])
@@ -119,7 +125,7 @@ class MSFlowModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Lightning's own refuses fused optimizers in mixed precision, though bfloat16 has no scaler to wait for."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.flow.parameters(), self.recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model.flow), self.recipe.clip_norm)
         self.log("gradient_norm", norm)
         self._losses.add_gradient_norm(norm)
 

@@ -1,13 +1,18 @@
 """How a flow is trained. The defaults are the published recipe (arXiv 2308.15300)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..calibration import FALSE_ALARMS, check_rate
 from ..errors import InputError
+from ..nn.low_memory import MEMORIES
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+LEVELS = ("level0", "level1", "level2")
+# Of a flow, by the names that they are frozen and given rates by: one parallel flow, all of them, the fusion flow.
+PARTS = (*LEVELS, "parallel", "fusion")
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Recipe:
     """How a flow is trained by Adam; the defaults are the published recipe (arXiv 2308.15300).
 
     A run of another length keeps the published schedule's shape. Errors: InputError where a number that must be above 0
-    is not, a share is none, or the precision is not known.
+    is not, a share is none, a name is not known, or nothing is left to train.
     """
 
     lr: float = 1e-4
@@ -45,6 +50,18 @@ class Recipe:
     """Rounds without a lower nll of the held-out images after which training stops; None: it does not."""
     false_alarms: float = FALSE_ALARMS
     """Share of good images that may be called defective: what the threshold is calibrated for."""
+    freeze: tuple[str, ...] = ()
+    """Of PARTS, what is not trained: ``level0``, ``level1``, ``level2`` (a parallel flow), ``parallel`` (all of them),
+    ``fusion``."""
+    lr_of: Mapping[str, float] = field(default_factory=dict)
+    """Of PARTS, what learns at another rate than ``lr``; a level's own counts more than ``parallel``'s."""
+    accumulate: int = 1
+    """Batches to a step, which equals the step of one batch as large as all of them."""
+    memory: str | None = None
+    """How activations are saved: ``recompute`` keeps the couplings' inputs, ``invertible`` less (see
+    fastmsflow.nn.invertible), both for one more forward pass; None: they are not."""
+    ema: float | None = None
+    """Decay, each step, of the moving average of the weights that is evaluated and saved in their place; None: none."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -62,6 +79,44 @@ class Recipe:
                 "patience counts rounds, at least 1, by images that were held out: give hold_out, e.g. 0.1"
             )
         check_rate(self.false_alarms)
+        self._check_parts()
+        if self.accumulate < 1:
+            raise InputError(f"accumulate is {self.accumulate}; a step needs at least 1 batch")
+        if self.memory is not None and self.memory not in MEMORIES:
+            raise InputError(f"memory {self.memory!r} is not known; choose one of {', '.join(MEMORIES)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema is {self.ema}; a decay lies between 0 and 1, e.g. 0.999")
+
+    def _check_parts(self) -> None:
+        for name, parts in (("freeze", self.freeze), ("lr_of", self.lr_of)):
+            for part in parts:
+                if part not in PARTS:
+                    raise InputError(f"{name}: the flow has no part {part!r}; choose of {', '.join(PARTS)}")
+        if not self.rates:
+            raise InputError(f"freeze {', '.join(self.freeze)}: nothing is left to train; leave a part out")
+        for part, rate in self.lr_of.items():
+            if not rate > 0:
+                raise InputError(f"lr_of {part} is {rate}; it must be above 0")
+            if part not in self.rates and not (part == "parallel" and any(level in self.rates for level in LEVELS)):
+                raise InputError(f"lr_of {part}: it is frozen and does not learn; leave one of the two out")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each level's parallel flow and of the fusion flow, of those that are not frozen."""
+        of_levels = self.lr_of.get("parallel", self.lr)
+        rates = {level: self.lr_of.get(level, of_levels) for level in LEVELS if "parallel" not in self.freeze}
+        rates["fusion"] = self.lr_of.get("fusion", self.lr)
+        return {part: rate for part, rate in rates.items() if part not in self.freeze}
+
+    def share(self, batch: int, images: int) -> float:
+        """By what the mean loss of an epoch's batch number ``batch``, from 0, counts in its step; ``images``: of the
+        epoch. 1 but in an incomplete step: Lightning divides by ``accumulate``, however many images there are."""
+        if self.accumulate == 1:
+            return 1.0
+        step = batch - batch % self.accumulate
+        of_step = min(images - step * self.batch_size, self.accumulate * self.batch_size)
+        of_batch = min(images - batch * self.batch_size, self.batch_size)
+        return self.accumulate * of_batch / of_step
 
     @property
     def epochs(self) -> int:

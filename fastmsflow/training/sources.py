@@ -54,6 +54,11 @@ class Source(L.LightningDataModule, ABC):
     @abstractmethod
     def train_dataloader(self) -> Loader: ...
 
+    @property
+    @abstractmethod
+    def epoch_images(self) -> int:
+        """How many are learned from in an epoch, by all processes."""
+
     @abstractmethod
     def in_turn(self, part: str, batch_size: int) -> Loader:
         """All images of ``part`` once, those of this process."""
@@ -82,6 +87,10 @@ class OfImages(Source):
         self._order()
         for part in self.evaluated:
             self._in_turn(part, 1)
+
+    @property
+    def epoch_images(self) -> int:
+        return len(self.images[TRAIN])
 
     def _order(self) -> Order:
         return Order(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
@@ -143,7 +152,9 @@ class FeatureSource(OfImages):
         # Any process may have any of them in a batch. Of the other parts each scores its own.
         features[TRAIN] = features_of_all(features[TRAIN], len(self.images[TRAIN]), self.world)
         if self.model.standardiser is not None:
-            self.model.standardiser.fit(features[TRAIN])
+            # One that came with trained weights stays: they know features by its statistics.
+            if not self.model.standardiser.fitted:
+                self.model.standardiser.fit(features[TRAIN])
             features = {part: self.model.standardiser(levels) for part, levels in features.items()}
         return features
 
@@ -161,7 +172,7 @@ class FeatureSource(OfImages):
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
         say(f"features: {binary(needed)}, {place}")
         features = {part: CachedFeatures(cache, rows, self.model, place) for part, rows in cache.rows.items()}
-        if self.model.standardiser is not None:
+        if self.model.standardiser is not None and not self.model.standardiser.fitted:
             self.model.standardiser.fit_batches(features[TRAIN].batches())
         return features
 
@@ -248,6 +259,10 @@ class ShardSource(Source):
         if not self._steps:
             raise InputError(f"{shards.where}: {self.images_of(TRAIN)} training images are less than one batch")
 
+    @property
+    def epoch_images(self) -> int:
+        return self._steps * self.recipe.batch_size
+
     def images_of(self, part: str) -> int:
         """How many a part has."""
         return sum(shard.images for shard in self.shards[part])
@@ -282,8 +297,9 @@ class ShardSource(Source):
 
 
 def standardise(model: MSFlow, loader: Loader, images: int, world: World, say: Callable[[str], None]) -> None:
-    """Fits ``model``'s standardiser, where it has one, to about ``images`` images, in the first process for all."""
-    if model.standardiser is None:
+    """Fits ``model``'s standardiser, where it has one that came with no trained weights, to about ``images`` images, in
+    the first process for all."""
+    if model.standardiser is None or model.standardiser.fitted:
         return
     with world.together():
         if world.first:
