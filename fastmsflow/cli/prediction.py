@@ -27,7 +27,8 @@ from .common import (
 from .configuration import Config
 
 if TYPE_CHECKING:
-    from ..report.predictions import Limit, Predictor
+    from ..report.predictions import Predictor
+    from ..report.scorer import Limit
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
@@ -71,7 +72,8 @@ def predict(
     if table not in ("csv", "jsonl"):
         raise InputError(f"format {table}: give csv or jsonl")
     from ..data.sources import find_images
-    from ..report.predictions import Interrupted, Limit, Predictor
+    from ..report.predictions import Interrupted, Predictor
+    from ..report.scorer import Limit
 
     speak(quiet, as_json)
     found = find_images(images, sys.stdin.buffer, null)
