@@ -124,7 +124,7 @@ class Predictor:
             try:
                 image = read_image(file)
                 small = None if self._painter is None else self._painter.shrink(image)
-                read.append(_Read(file, image.size, as_tensor(image, self._scorer.image_size), small))
+                read.append(_Read(file, image.size, as_tensor(image, self._scorer.model.image_size), small))
             except InputError as error:
                 self.faults.append(str(error))
         if not read:

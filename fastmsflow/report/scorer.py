@@ -69,18 +69,17 @@ class Scorer:
     def __init__(self, model: MSFlow, limit: Limit | None = None, false_alarms: float | None = None) -> None:
         self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms)
         self.limit = limit
-        self.image_size = model.image_size
-        self._model = model
+        self.model = model
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Judged | None]:
         """``pixels``: (B, 3, H, W) in [0, 1] of images of ``sizes``, (width, height) each. None for an image whose
         score is not finite."""
-        device = next(self._model.parameters()).device
-        scores = self._model.scores(pixels.to(device, memory_format=torch.channels_last))
+        device = next(self.model.parameters()).device
+        scores = self.model.scores(pixels.to(device, memory_format=torch.channels_last))
         maps = self.heat.map(scores)
         table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
-        return [self._judged(values, *of) for values, *of in zip(table, maps, sizes, strict=True)]
+        return [self._judged(*one) for one in zip(table, maps, sizes, strict=True)]
 
     def _judged(self, values: list[float], score_map: np.ndarray, size: tuple[int, int]) -> Judged | None:
         if not np.isfinite(values).all():
