@@ -57,8 +57,8 @@ def _run(devices: int, nodes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What went wrong the processes say themselves.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # What went wrong the processes say themselves. Each of the launcher's loggers has a level of its own.
+    logging.disable()
     # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     endpoint = "localhost:0"
@@ -70,7 +70,9 @@ def _run(devices: int, nodes: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "fastmsflow", *sys.argv[1:])
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values()) or 1
+        # Killed by a signal, a process ends with its number's negative.
+        codes = (failure.exitcode for failure in error.failures.values())
+        return max(code if code > 0 else 128 - code for code in codes)
     except SignalException as error:
         return 128 + error.sigval
     return 0

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +54,10 @@ def predict_in_parts(options: Options, here: World, as_json: bool) -> None:
     console.quiet = console.quiet or not here.first
     here.join()
     scorer = cache(partial(_scorer, options))
+    if not here.first:
+        # While the first one does; what is wrong with the model, that one says.
+        with suppress(InputError, UnavailableError):
+            scorer()
     with ExitStack() as claim:
         begun = here.once(lambda: _begin(options, scorer(), claim))
         # Nothing is left to agree on; a process that is slow keeps no other from ending.

@@ -1,5 +1,6 @@
 """Results of one part as a Parquet file. Needs the ``shards`` extra."""
 
+import io
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -91,8 +92,10 @@ class Table:
         summary = Summary(key, len(self.rows), faults, lost, defective, damaged)
         schema = SCHEMA.with_metadata({METADATA: json.dumps(asdict(summary)).encode()})
         table = pa.Table.from_pylist(self.rows, schema=schema)
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
         with written_aside(path) as aside:
-            pq.write_table(table, aside, compression="zstd")
+            aside.write_bytes(content.getbuffer())
 
 
 def read_summary(path: Path) -> Summary | None:
