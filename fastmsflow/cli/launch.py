@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -70,9 +71,14 @@ def _run(devices: int, nodes: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "fastmsflow", *sys.argv[1:])
     except ChildFailedError as error:
-        # Killed by a signal, a process ends with its number's negative.
-        codes = (failure.exitcode for failure in error.failures.values())
-        return max(code if code > 0 else 128 - code for code in codes)
+        return _worst([failure.exitcode for failure in error.failures.values()])
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _worst(codes: list[int]) -> int:
+    """Of the processes' exit codes, as a shell has them: negative ones are signals. Where one fails, the launcher ends
+    the others, by SIGTERM."""
+    own = [code for code in codes if code != -signal.SIGTERM] or codes
+    return max(code if code > 0 else 128 - code for code in own)
