@@ -25,6 +25,7 @@ from fastmsflow import MSFlow
 from fastmsflow.__main__ import main as run_main
 from fastmsflow.calibration import Calibration
 from fastmsflow.cli.common import Bar, Rate
+from fastmsflow.cli.launch import _worst
 from fastmsflow.data import load_image, write_shards
 from fastmsflow.data.parts import is_shards
 from fastmsflow.files import claimed_folder
@@ -101,9 +102,14 @@ def model(network: MSFlow, tmp_path_factory) -> Path:
     return path
 
 
+def table(part: Path) -> Any:
+    # Not by its name: that would be open until the garbage collector comes, and a disk cannot be taken away.
+    return pq.read_table(io.BytesIO(part.read_bytes()))
+
+
 def rows(out: Path) -> list[dict[str, Any]]:
     """Of all parts, in their order."""
-    return [row for path in sorted(out.glob("parts/part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return [row for path in sorted(out.glob("parts/part-*.parquet")) for row in table(path).to_pylist()]
 
 
 def manifest(out: Path) -> dict[str, Any]:
@@ -472,6 +478,11 @@ def test_two_processes_share_out_the_parts_of_one_list(
         model, "-", "--null", "--images-per-part", PER_PART, "--workers", 0, "--out", tmp_path / "one", stdin=listed
     )
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("codes", "expected"), [([-15, 1], 1), ([-9, -15], 137), ([-15], 143), ([130, 130], 130)])
+def test_the_launcher_ends_as_the_process_that_failed_not_as_those_it_ended(codes: list[int], expected: int) -> None:
+    assert _worst(codes) == expected
 
 
 def test_only_parts_that_are_missing_are_scored(

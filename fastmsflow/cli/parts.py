@@ -75,7 +75,7 @@ def predict_in_parts(options: Options, here: World, as_json: bool) -> None:
             manifest = run.finish()
         except KeyboardInterrupt as interrupt:
             finished = f"{len(run.written())} of {len(run.source.images)} parts are finished"
-            line = f"interrupted: {finished} in {run.out}; the same command goes on behind them"
+            line = f"interrupted: {finished} in {shown(run.out)}; the same command goes on behind them"
             if here.first:
                 errors.print(escape(line), soft_wrap=True, highlight=False)
             raise typer.Exit(130) from interrupt

@@ -101,7 +101,8 @@ class Table:
 def read_summary(path: Path) -> Summary | None:
     """None where there is no such file, or it is not whole."""
     try:
-        metadata = pq.read_metadata(path)
+        with path.open("rb") as file:
+            metadata = pq.read_metadata(file)
         summary = Summary(**json.loads(metadata.metadata[METADATA]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -109,7 +110,8 @@ def read_summary(path: Path) -> Summary | None:
 
 
 def _region(region: Region) -> dict[str, float]:
-    return dict(zip(REGION.names, (*region.box, region.area, region.peak), strict=True))
+    left, top, right, bottom = region.box
+    return {"left": left, "top": top, "right": right, "bottom": bottom, "area": region.area, "peak": region.peak}
 
 
 def _utf8(text: str | None) -> str | None:
