@@ -4,7 +4,6 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,8 +109,6 @@ def _begin(options: Options, scorer: "Scorer", claim: ExitStack) -> _Begun:
 
 
 def _shards(options: Options) -> "Parts":
-    from ..data.locations import Location
-    from ..data.manifest import Manifest
     from ..data.parts import ShardParts
 
     source = shown(options.sources[0])
@@ -119,10 +116,7 @@ def _shards(options: Options) -> "Parts":
         raise InputError("a set of shards is scored alone; give each set a command, and an --out, of its own")
     if options.images_per_part is not None or options.null:
         raise InputError(f"{source}: a set of shards, each a part; leave out --images-per-part and --null")
-    if find_spec("webdataset") is None:
-        raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'")
-    location = Location(options.sources[0])
-    return ShardParts(location, Manifest.read(location))
+    return ShardParts.of(options.sources[0])
 
 
 class _Through:

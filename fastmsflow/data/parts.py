@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import InputError
+from ..errors import InputError, UnavailableError
 from ..files import written_aside
 from .images import as_tensor, decode_image, read_image
 from .locations import MANIFEST, PIPE, Location
@@ -73,20 +74,24 @@ class ShardParts:
     """Each shard is a part. A shard that is damaged, cut off or missing loses images, and says so."""
 
     location: Location
-    manifest: Manifest
+    shards: Sequence[Shard]
+    images: Sequence[int]
+    fingerprint: str
     kind = "shards"
 
-    @property
-    def fingerprint(self) -> str:
-        return self.manifest.content
-
-    @property
-    def images(self) -> Sequence[int]:
-        return [shard.images for shard in self.manifest.shards]
+    @classmethod
+    def of(cls, where: str) -> "ShardParts":
+        """``where``: as fastmsflow.data.locations.Location has it. Errors: InputError where there is no manifest, or
+        it is wrong; UnavailableError where a package is missing that reads them."""
+        if find_spec("webdataset") is None:
+            raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'")
+        location = Location(where)
+        manifest = Manifest.read(location)
+        return cls(location, manifest.shards, [shard.images for shard in manifest.shards], manifest.content)
 
     def batches(self, parts: Sequence[int], size: int) -> Iterator[Batch]:
         for part in parts:
-            yield from self._of(part, self.manifest.shards[part], size)
+            yield from self._of(part, self.shards[part], size)
 
     def _of(self, part: int, shard: Shard, size: int) -> Iterator[Batch]:
         first, read, fault = shard.first, list[Encoded](), None
