@@ -2,7 +2,7 @@
 
 import sys
 
-from .errors import InputError, UnavailableError, in_one_line
+from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line
 from .world import Elsewhere, World
 
 
@@ -15,6 +15,10 @@ def main() -> None:
         app()
     except Elsewhere:
         sys.exit(1)
+    except Preempted:
+        if World.here().first:
+            print("fastmsflow: stopped by SIGTERM; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except (InputError, UnavailableError, OSError) as error:
         rank = World.here().rank
         sys.exit(f"fastmsflow: {f'process {rank}: ' if rank else ''}{in_one_line(error)}")

@@ -12,6 +12,10 @@ class UnavailableError(RuntimeError):
     """What was asked for cannot be had here: a download, an optional package, a backend."""
 
 
+# The exit code after SIGTERM, where the same work can be gone on with: EX_TEMPFAIL of sysexits.h.
+PREEMPTED = 75
+
+
 class Preempted(BaseException):
     """SIGTERM came: work that can be gone on with has stopped. Not an Exception: nothing may take it for a fault."""
 

@@ -201,7 +201,7 @@ def test_options_come_from_a_file(model: Path, images: Path, command: Command, t
     assert command(model, images, "--config", tmp_path / "options.yaml")[0] == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.jsonl"]
     code, _, err = command(model, images, "--format", "xml")
-    assert (code, err) == (1, "fastmsflow: format xml: give csv or jsonl")
+    assert (code, err) == (1, "fastmsflow: format xml: give csv, jsonl or parquet")
 
 
 def test_bad_files_are_named_and_skipped_and_the_exit_code_says_so(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
+from rich.text import Text
 
 from .._version import __version__
 from ..errors import InputError
@@ -155,13 +156,30 @@ class Bar:
     def __call__(self, done: int) -> None:
         self._progress.update(self._task, completed=done)
 
-    def stage(self, label: str, total: int | None = None) -> None:
-        """What comes next, from 0 to ``total``."""
-        self._progress.reset(self._task, description=label, total=total)
+    def stage(self, label: str, total: int | None = None, done: int = 0) -> None:
+        """What comes next, from ``done`` to ``total``."""
+        self._progress.reset(self._task, description=label, total=total, completed=done)
+
+
+class Rate(ProgressColumn):
+    """How many of ``unit`` a second, lately."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self._unit}/s")
 
 
 @contextmanager
-def progress_bar(label: str, total: int | None = None, where: Console = console) -> Iterator[Bar]:
-    """A bar with the time that is left on a terminal, nothing elsewhere."""
-    with Progress(console=where, disable=where.quiet or not where.is_terminal, transient=True) as progress:
+def progress_bar(
+    label: str, total: int | None = None, where: Console = console, unit: str | None = None
+) -> Iterator[Bar]:
+    """A bar with the time that is left, and how many of ``unit`` a second, on a terminal; nothing elsewhere."""
+    columns = Progress.get_default_columns()
+    if unit is not None:
+        columns = (*columns, Rate(unit))
+    quiet = where.quiet or not where.is_terminal
+    with Progress(*columns, console=where, disable=quiet, transient=True) as progress:
         yield Bar(progress, label, total)

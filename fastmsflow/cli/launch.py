@@ -2,12 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import PREEMPTED, InputError
 from ..world import World
 
 Devices = Annotated[
@@ -57,7 +58,7 @@ def _run(devices: int, nodes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What went wrong the processes say themselves. The launcher's loggers have levels of their own.
+    # What went wrong the processes say themselves. Each of the launcher's loggers has a level of its own.
     logging.disable()
     # Otherwise each would take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
@@ -70,7 +71,14 @@ def _run(devices: int, nodes: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "fastmsflow", *sys.argv[1:])
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values()) or 1
+        return _worst([failure.exitcode for failure in error.failures.values()])
     except SignalException as error:
-        return 128 + error.sigval
+        return PREEMPTED if error.sigval == signal.SIGTERM else 128 + error.sigval
     return 0
+
+
+def _worst(codes: list[int]) -> int:
+    """Of the processes' exit codes, as a shell has them: negative ones are signals. Where one fails, the launcher ends
+    the others, by SIGTERM."""
+    own = [code for code in codes if code != -signal.SIGTERM] or codes
+    return max(code if code > 0 else 128 - code for code in own)

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from ..errors import InputError
 from ..files import shown
+from ..world import World
 from .common import (
     AsJson,
     FalseAlarms,
@@ -25,9 +26,12 @@ from .common import (
     speak,
 )
 from .configuration import Config
+from .launch import Devices, Nodes, launch
+from .parts import Options, predict_in_parts
 
 if TYPE_CHECKING:
-    from ..report.predictions import Limit, Predictor
+    from ..report.predictions import Predictor
+    from ..report.scorer import Limit
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
@@ -41,11 +45,12 @@ def predict(
         list[str],
         typer.Argument(
             help="Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
-            " files and folders on standard input, one a line.",
+            " files and folders on standard input, one a line. For parquet also a set of shards: its folder, a URL, or"
+            " 'pipe:COMMAND' with {} for a file's name.",
             metavar="IMAGES...",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the table of scores and a heat map of each image.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the scores, and for a heat map of each image.")] = Path(
         "predictions"
     ),
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
@@ -54,8 +59,25 @@ def predict(
         float | None,
         typer.Option(help="Absolute scores above it, in nats, are defective. Default: the calibrated threshold."),
     ] = None,
-    table: Annotated[str, typer.Option("--format", help="Of the table: csv, or jsonl with every region.")] = "csv",
-    heat_maps: Annotated[bool, typer.Option(help="Write a heat map of each image.")] = True,
+    table: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Of the scores: csv, jsonl with every region, or, for images by the million, parquet: files of one"
+            " part each, with no more than a part in memory, and no heat maps.",
+        ),
+    ] = "csv",
+    heat_maps: Annotated[
+        bool | None, typer.Option(help="Write a heat map of each image; the default, but with parquet.")
+    ] = None,
+    images_per_part: Annotated[
+        int | None, typer.Option(help="parquet: of files, 1000 by default; of shards, each is a part.", min=1)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="parquet: processes that read images, for each that scores; 2 by default.", min=0)
+    ] = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     null: Annotated[
         bool, typer.Option("--null", "-0", help="Names on standard input end with NUL: find -print0.")
     ] = False,
@@ -67,11 +89,23 @@ def predict(
 
     Images that cannot be read are named and left out. Exit code: 0 if all were scored, 1 if any was not, 130 if
     interrupted. Until all are through, results are in OUT/unfinished, and earlier ones in OUT stay as they were.
+
+    With --format parquet every image has a row, in its order; one that cannot be read, with its fault. Finished parts
+    stay: the same command, started again, goes on behind them. The processes of --devices and --nodes share out the
+    parts; OUT must be the same folder for all. Read: pandas.read_parquet("OUT/parts"), or any other reader of Parquet.
     """
-    if table not in ("csv", "jsonl"):
-        raise InputError(f"format {table}: give csv or jsonl")
+    if table == "parquet":
+        if heat_maps:
+            raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
+        speak(quiet, as_json)
+        options = Options(model, images, null, out, batch_size, false_alarms, threshold, images_per_part, workers)
+        predict_in_parts(options, launch(devices, nodes), as_json)
+        return
+    _refuse_parts(table, images, images_per_part, workers, devices, nodes)
+    heat_maps = heat_maps is not False
     from ..data.sources import find_images
-    from ..report.predictions import Interrupted, Limit, Predictor
+    from ..report.predictions import Interrupted, Predictor
+    from ..report.scorer import Limit
 
     speak(quiet, as_json)
     found = find_images(images, sys.stdin.buffer, null)
@@ -92,6 +126,24 @@ def predict(
         errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True, highlight=False)
     if faults:
         raise typer.Exit(1)
+
+
+def _refuse_parts(
+    table: str, images: list[str], images_per_part: int | None, workers: int | None, devices: int, nodes: int
+) -> None:
+    if table not in ("csv", "jsonl"):
+        raise InputError(f"format {table}: give csv, jsonl or parquet")
+    from ..data.shard_set import is_shard_set
+
+    given = {
+        "--images-per-part": images_per_part is not None,
+        "--workers": workers is not None,
+        "several processes": max(devices, nodes, World.here().size) > 1,
+        **{source: is_shard_set(source) for source in images},
+    }
+    for what, is_given in given.items():
+        if is_given:
+            raise InputError(f"{shown(what)}: scored in parts alone; give --format parquet")
 
 
 def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, heat_maps: bool) -> None:

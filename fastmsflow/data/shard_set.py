@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from ..errors import InputError
 from .locations import MANIFEST, PIPE, Location
-from .manifest import FORMAT, Manifest, Shard
+from .manifest import Manifest, Shard
 from .shard_order import in_order
 from .tars import read_shard
 
@@ -87,12 +87,14 @@ class _Names(Sequence[str]):
 
 
 def is_shard_set(source: str) -> bool:
-    """Whether ``source`` is what ShardSet.of takes: a URL, a pipe, or a folder in which `fastmsflow shard` wrote."""
+    """Whether ``source`` is what ShardSet.of takes: a URL, ``pipe:COMMAND``, or a folder, or its manifest.json, in
+    which `fastmsflow shard` wrote."""
     if "://" in source or source.startswith(PIPE):
         return True
     path = Path(source)
     manifest = path if path.name == MANIFEST else path / MANIFEST
     try:
-        return json.loads(manifest.read_text())["format"] == FORMAT
+        # Of another version too: reading it says so.
+        return str(json.loads(manifest.read_bytes())["format"]).startswith("fastmsflow shards")
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,26 +1,23 @@
 """New images -> scores, labels, regions and pictures, written as they come."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..calibration import Calibration, Threshold
 from ..data.images import as_tensor, read_image
 from ..errors import InputError
 from ..files import LONGEST_NAME, shown, write_faults, written_aside
 from ..model import MSFlow
-from .heat import Heat
 from .picture import Painter, Verdict
-from .regions import Region, find_regions
+from .regions import Region
 from .rows import Rows
+from .scorer import LABELS, NOT_FINITE, Judged, Limit, Scorer
 
 UNFINISHED = "unfinished"
 HEAT_MAP = "_heatmap.png"
@@ -29,33 +26,6 @@ COMPRESSION = 1
 COLUMNS = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
 # A CSV has no lists in it.
 CSV_COLUMNS = (*COLUMNS, "largest_region")
-LABELS = {True: "defective", False: "good", None: None}
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What an absolute score above ``value`` is called defective by."""
-
-    value: float
-    text: str
-
-    @classmethod
-    def of(cls, calibration: Calibration | None, false_alarms: float | None, value: float | None) -> "Limit | None":
-        """``value``, nats, if given; else the calibrated threshold for ``false_alarms`` (None: as calibrated); None
-        where there is none. Errors: InputError where one was asked for that cannot be had."""
-        if value is not None:
-            if not math.isfinite(value):
-                raise InputError(f"the threshold is {value}; give a number of nats")
-            return cls(value, f"{value:.4g} nats, as given")
-        if calibration is None:
-            return None
-        try:
-            found: Threshold = calibration.threshold(false_alarms)
-        except InputError:
-            if false_alarms is not None:
-                raise
-            return None
-        return cls(found.value, str(found))
 
 
 @dataclass(frozen=True)
@@ -98,12 +68,12 @@ class Predictor:
     ) -> None:
         """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
         a region. Errors: InputError where ``false_alarms`` cannot be had."""
-        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms)
+        self._scorer = Scorer(model, limit, false_alarms)
+        self.heat = self._scorer.heat
         self.table = out / f"scores.{table}"
         self.scored: list[Scored] = []
         self.faults: list[str] = []
         """One line for each file that could not be scored."""
-        self._model = model
         self._out = out
         self._limit = limit
         self._painter = Painter(self.heat, model.image_size) if pictures else None
@@ -148,41 +118,33 @@ class Predictor:
                 if not any(apart.iterdir()):
                     apart.rmdir()
 
-    @torch.no_grad()
     def _batch(self, files: Sequence[Path], rows: Rows) -> None:
-        size = self._model.image_size
         read: list[_Read] = []
         for file in files:
             try:
                 image = read_image(file)
                 small = None if self._painter is None else self._painter.shrink(image)
-                read.append(_Read(file, image.size, as_tensor(image, size), small))
+                read.append(_Read(file, image.size, as_tensor(image, self._scorer.model.image_size), small))
             except InputError as error:
                 self.faults.append(str(error))
         if not read:
             return
         pixels = torch.stack([one.pixels for one in read])
-        device = next(self._model.parameters()).device
-        scores = self._model.scores(pixels.to(device, memory_format=torch.channels_last))
-        maps = self.heat.map(scores)
-        table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
-        for one, (score, log_score, absolute), score_map in zip(read, table, maps, strict=True):
-            if not np.isfinite((score, log_score, absolute)).all():
-                self.faults.append(f"{shown(one.file)}: its score is not finite; look for where the model overflows")
+        for one, judged in zip(read, self._scorer(pixels, [one.size for one in read]), strict=True):
+            if judged is None:
+                self.faults.append(f"{shown(one.file)}: {NOT_FINITE}")
                 continue
-            defective = None if self._limit is None else absolute > self._limit.value
-            scored = Scored(one.file, score, log_score, absolute, defective)
-            rows.add(self._row(scored, one, score_map, rows.path.parent), absolute)
+            scored = Scored(one.file, *judged[:4])
+            rows.add(self._row(scored, one, judged, rows.path.parent), scored.absolute_score)
             self.scored.append(scored)
 
-    def _row(self, scored: Scored, one: _Read, score_map: np.ndarray, folder: Path) -> dict[str, Any]:
-        above = self.heat.region_threshold
-        regions = None if above is None else find_regions(score_map, above, one.size)
+    def _row(self, scored: Scored, one: _Read, judged: Judged, folder: Path) -> dict[str, Any]:
+        regions = judged.regions
         name = None
         if self._painter is not None and one.shown is not None:
             name = self._unused(one.file.stem)
             verdict = self._verdict(scored, regions)
-            picture = self._painter.paint(one.shown, score_map, regions or (), one.size, verdict)
+            picture = self._painter.paint(one.shown, judged.score_map, regions or (), one.size, verdict)
             with written_aside(folder / name) as aside:
                 picture.save(aside, format="PNG", compress_level=COMPRESSION)
             self._names[name.casefold()] = name

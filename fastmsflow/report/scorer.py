@@ -1,0 +1,91 @@
+"""What a model says of a batch: scores, labels and regions, the same for every kind of result."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..calibration import Calibration, Threshold
+from ..errors import InputError
+from ..model import MSFlow
+from .heat import Heat
+from .regions import Region, find_regions
+
+LABELS = {True: "defective", False: "good", None: None}
+NOT_FINITE = "its score is not finite; look for where the model overflows"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What an absolute score above ``value`` is called defective by."""
+
+    value: float
+    text: str
+
+    @classmethod
+    def of(cls, calibration: Calibration | None, false_alarms: float | None, value: float | None) -> "Limit | None":
+        """``value``, nats, if given; else the calibrated threshold for ``false_alarms`` (None: as calibrated); None
+        where there is none. Errors: InputError where one was asked for that cannot be had."""
+        if value is not None:
+            if not math.isfinite(value):
+                raise InputError(f"the threshold is {value}; give a number of nats")
+            return cls(value, f"{value:.4g} nats, as given")
+        if calibration is None:
+            return None
+        try:
+            found: Threshold = calibration.threshold(false_alarms)
+        except InputError:
+            if false_alarms is not None:
+                raise
+            return None
+        return cls(found.value, str(found))
+
+
+class Judged(NamedTuple):
+    """One image."""
+
+    score: float
+    log_score: float
+    absolute_score: float
+    defective: bool | None
+    """None without a limit."""
+    regions: list[Region] | None
+    """None where the model has no threshold of regions."""
+    score_map: np.ndarray
+    """(H, W) float32, as fastmsflow.report.heat.Heat has it."""
+
+
+class Scorer:
+    """Calls a model on batches.
+
+    ``limit``: what labels are by; ``false_alarms``: share of good images that may show a region.
+    Errors: InputError where ``false_alarms`` cannot be had.
+    """
+
+    def __init__(self, model: MSFlow, limit: Limit | None = None, false_alarms: float | None = None) -> None:
+        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms)
+        self.limit = limit
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Judged | None]:
+        """``pixels``: (B, 3, H, W) in [0, 1] of images of ``sizes``, (width, height) each. None for an image whose
+        score is not finite."""
+        device = next(self.model.parameters()).device
+        scores = self.model.scores(pixels.to(device, memory_format=torch.channels_last))
+        maps = self.heat.map(scores)
+        table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
+        return [self._judged(*one) for one in zip(table, maps, sizes, strict=True)]
+
+    def _judged(self, values: list[float], score_map: np.ndarray, size: tuple[int, int]) -> Judged | None:
+        if not np.isfinite(values).all():
+            return None
+        score, log_score, absolute = values
+        defective = None if self.limit is None else absolute > self.limit.value
+        above = self.heat.region_threshold
+        regions = None if above is None else find_regions(score_map, above, size)
+        return Judged(score, log_score, absolute, defective, regions, score_map)
