@@ -65,7 +65,7 @@ def predict_in_parts(options: Options, here: World, as_json: bool) -> None:
         workers = WORKERS if options.workers is None else options.workers
         begin = time.perf_counter()
         try:
-            with progress_bar("scoring images", run.images, "images") as bar:
+            with progress_bar("scoring images", run.images, unit="images") as bar:
                 through = _Through(run, mine, bar)
                 run.score(scorer(), mine, options.batch_size, workers, through)
                 if not here.first:

@@ -100,7 +100,7 @@ def _decoder(model: MSFlow, streamed: bool) -> Decode:
 
 
 def description_of(images: ImageSet, reading: Reading) -> dict[str, object]:
-    """What tells ``images`` from others: their bytes, or, where they are not all read at first, their names and sizes."""
+    """What tells ``images`` from others: their bytes or, of those that are not read at first, names and sizes."""
     if not reading.stream:
         return {"name": images.name, "fingerprint": fingerprint(images)}
     return {"name": images.name, "files": listing(images)}
