@@ -76,9 +76,9 @@ DISTRIBUTED = {"rtol": 1e-9, "atol": 1e-9}
 JPEG_DECODERS = {"decoded": 2 / 255, "mean of resized": 0.01}
 
 # Gradients of blocks inverted in the backward pass beside those from kept activations, float64 both, relative in the
-# norm: rounding (2^-53) through up to four blocks' inverses; measured 2e-16. In float32 the same with 2^-24: measured
-# 1e-7; and under bfloat16 autocast, where a kept value that comes to another side of a bfloat16 step counts by 2^-8:
-# measured 1e-8 to 2e-3.
+# norm: rounding (2^-53) through up to four blocks' inverses; measured 1e-16. In float32 the same with 2^-24: measured
+# 6e-8 and, with 15 times larger log-scales, 7e-7. Under bfloat16 autocast a value that falls on the other side of a
+# bfloat16 step counts by 2^-8; rare in these small flows, measured 4e-9 (in full ones more, see nn/invertible.py).
 INVERTED = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2}
 # Steps of several batches beside steps of one, float64 both: sums of the same gradients in another order, then Adam,
 # which divides by sqrt(v) and so magnifies rounding where gradients are small.
