@@ -49,6 +49,8 @@ def run_trainer(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # The extractor is frozen: that it is in eval mode is meant.
         warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
+        # What is logged after an evaluation is of all processes already.
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = L.Trainer(

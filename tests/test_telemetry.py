@@ -1,0 +1,63 @@
+"""What is measured of a running training: its speed, what it waits for, a trace of a few steps."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from noise_images import noise_set
+
+from fastmsflow import MSFlow
+from fastmsflow.data import ImageSet
+from fastmsflow.training import Reading, Recipe, train
+from fastmsflow.training.features import KeptFeatures
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> ImageSet:
+    return noise_set(tmp_path_factory.mktemp("images"), train=12)
+
+
+def new_model() -> MSFlow:
+    torch.manual_seed(0)
+    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
+
+
+RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=1, sub_epochs=3)
+
+
+def test_speed_and_waiting_are_logged_and_kept_with_the_results(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
+    """A loader that sleeps for most of the time is seen to."""
+    fetch = KeptFeatures.fetch
+
+    def slow(self, numbers: list[int]):
+        time.sleep(0.1)
+        return fetch(self, numbers)
+
+    monkeypatch.setattr(KeptFeatures, "fetch", slow)
+    started = time.perf_counter()
+    outcome = train(new_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
+    seconds = time.perf_counter() - started
+    assert 36 / seconds <= outcome.speed["images_per_second"] <= 2 / 0.1
+    assert 0.5 < outcome.speed["data_wait"] < 1
+    assert json.loads((tmp_path / "run/results.json").read_text())["speed"] == outcome.speed
+    (file,) = (tmp_path / "run/logs").rglob("metrics.csv")
+    with file.open() as rows:
+        logged = [row for row in csv.DictReader(rows) if row.get("images_per_second")]
+    assert len(logged) == 3  # epochs, each shorter than a window
+    assert all(0.5 < float(row["data_wait"]) < 1 for row in logged)
+
+
+def test_a_fast_loader_is_not_waited_for(images: ImageSet, tmp_path: Path) -> None:
+    outcome = train(new_model(), images, RECIPE, tmp_path / "run")
+    assert outcome.speed["data_wait"] < 0.5
+
+
+def test_a_trace_of_a_few_steps_is_written(images: ImageSet, tmp_path: Path) -> None:
+    train(new_model(), images, RECIPE, tmp_path / "run", Reading(stream=True), profile=True)
+    events = json.loads((tmp_path / "run/profile.json").read_text())["traceEvents"]
+    names = {event.get("name") for event in events}
+    assert "ProfilerStep#5" in names and "ProfilerStep#9" in names and "ProfilerStep#10" not in names
+    assert any("conv" in str(name) for name in names)
