@@ -95,7 +95,7 @@ def together(images: Path, weights: Path, tmp_path_factory) -> Path:
 
 def results_of(out: Path) -> dict:
     results = json.loads((out / RESULTS_FILE).read_text())
-    return {key: value for key, value in results.items() if key not in ("seconds", "command")}
+    return {key: value for key, value in results.items() if key not in ("seconds", "speed", "command")}
 
 
 def scores_of(out: Path) -> list[list[str]]:

@@ -14,11 +14,13 @@ from tolerances import ACCUMULATED, INVERTED
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.checkpoint import read_checkpoint
 from fastmsflow.compat import load_official, save_official
-from fastmsflow.data import ImageDataset, ImageSet
-from fastmsflow.training import Recipe, callbacks, train
-from fastmsflow.training.fit import run_trainer
-from fastmsflow.training.module import TRAIN, FeatureDataModule, MSFlowModule
+from fastmsflow.data import ImageDataset, ImageSet, LooseImages
+from fastmsflow.training import Reading, Recipe, state_file, train
+from fastmsflow.training.features import KeptFeatures
+from fastmsflow.training.module import MSFlowModule
 from fastmsflow.training.parts import parameter_groups, prepared
+from fastmsflow.training.sources import TRAIN, FeatureSource
+from fastmsflow.training.trainer import run_trainer
 
 EXTRACTOR = "test_resnet.r160_in1k"
 SHORT = Recipe(lr=1e-3, batch_size=4, meta_epochs=1, sub_epochs=1)
@@ -97,7 +99,7 @@ def states(model: MSFlow) -> dict[str, dict[str, torch.Tensor]]:
         (("level0", "level2"), {"level0", "level2"}),
         (("parallel",), {"level0", "level1", "level2"}),
     ],
-    ids=str,
+    ids=["fusion", "two levels", "parallel"],
 )
 def test_frozen_parts_and_no_others_stay_as_they_are(freeze, still: set[str], images: ImageSet, tmp_path: Path) -> None:
     model = new_model()
@@ -171,9 +173,9 @@ def trained_in_float64(recipe: Recipe, count: int) -> list[torch.Tensor]:
     model = new_model()
     model.flow.double()
     torch.manual_seed(2)
-    data = FeatureDataModule(model, {}, recipe)
+    data = FeatureSource(model, {TRAIN: LooseImages([""] * count, (32, 32))}, recipe)
     shapes = zip(model.flow.channels, (4, 2, 1), strict=True)
-    data.features[TRAIN] = [torch.randn(count, c, n, n, dtype=torch.float64) for c, n in shapes]
+    data.features[TRAIN] = KeptFeatures([torch.randn(count, c, n, n, dtype=torch.float64) for c, n in shapes])
     module = MSFlowModule(model, recipe, {TRAIN: [str(i) for i in range(count)]})
     run_trainer(module, data, recipe, Console(quiet=True))
     return list(model.flow.parameters())
@@ -209,7 +211,7 @@ def test_averaged_weights_are_what_is_saved_and_what_the_model_ends_with(images:
     # And what was evaluated: the scores are the saved model's.
     data = ImageDataset(images.test, (32, 32))
     scores = saved.scores(torch.stack([data[i]["image"] for i in range(len(data))]))
-    torch.testing.assert_close(outcome.scores.absolute_score, scores.absolute_score)
+    torch.testing.assert_close(outcome.tested.scores.absolute_score, scores.absolute_score)
 
 
 # Resuming
@@ -220,12 +222,12 @@ class Interrupted(Exception):
 
 
 def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(callbacks, "SAVE_SECONDS", 0.0)  # the state after every epoch
+    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)  # the state after every step
     train(new_model(), images, FULL, tmp_path / "whole")
     trained = MSFlowModule.training_step
 
     def step(module: MSFlowModule, *batch: object) -> torch.Tensor:
-        if module.current_epoch == 3:  # in the middle of the second round
+        if module.current_epoch == 3 and batch[1] == 3:  # in the middle of the second round, of an epoch and of a step
             raise Interrupted
         return trained(module, *batch)
 
@@ -250,8 +252,8 @@ def test_a_loaded_model_goes_on_with_its_standardiser_and_a_calibration_of_its_o
 ) -> None:
     model, before = MSFlow.load(trained), load_file(trained)
     few = ImageSet("few", images.train[:5], [])
-    cache = tmp_path / "cache" if cached else None
-    outcome = train(model, few, SHORT, tmp_path / "run", feature_cache=cache, started_from="there")
+    reading = Reading(feature_cache=tmp_path / "cache" if cached else None)
+    outcome = train(model, few, SHORT, tmp_path / "run", reading, started_from="there")
     after, config = read_checkpoint(tmp_path / "run/last.safetensors")
     for key, value in before.items():
         assert torch.equal(after[key], value) == (not key.startswith("flow.") or ".perm" in key), key

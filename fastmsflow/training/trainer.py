@@ -16,6 +16,7 @@ from rich.console import Console
 from ..world import World
 from .callbacks import TrainingBar, progress
 from .module import MSFlowModule
+from .parts import prepared
 from .recipe import Precision, Recipe
 from .sources import Source
 from .state_file import StateFile
@@ -55,6 +56,7 @@ def run_trainer(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
+            accumulate_grad_batches=recipe.accumulate,
             check_val_every_n_epoch=recipe.sub_epochs,
             limit_val_batches=1.0 if module.evaluated else 0,
             precision=cast(Precision, recipe.precision),
@@ -68,7 +70,8 @@ def run_trainer(
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
+        with prepared(module.model.flow, recipe):
+            trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
     module.model.eval().to("cpu")
 
 
