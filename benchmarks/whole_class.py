@@ -19,7 +19,7 @@ from fastmsflow.data import elpv
 from fastmsflow.training import Reading, Recipe, train
 
 IMAGES = 200
-SIZE = (128, 128)
+SIZE = (64, 64)
 RECIPE = Recipe(lr=1e-3, batch_size=16, meta_epochs=25, sub_epochs=4)
 
 

@@ -64,6 +64,9 @@ def write_faults(path: Path) -> Iterator[None]:
 
 def shown(path: str | Path) -> str:
     """A file's name as one line of printable text: newlines and bytes that are not UTF-8 are escaped."""
+    text = os.fspath(path)
+    if text.isprintable():
+        return text
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 

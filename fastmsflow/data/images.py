@@ -89,7 +89,9 @@ def load_bytes(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor
 def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
     """8-bit RGB resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
     height, width = image_size
-    pixels = np.array(image.resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    pixels = np.array(image, dtype=np.float32)
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").div_(255)
 
 

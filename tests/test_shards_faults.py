@@ -1,0 +1,248 @@
+"""Shards that lie elsewhere, are damaged or are not those of their manifest: every fault is named."""
+
+import json
+import re
+import shutil
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from shards_written import (
+    IMAGES,
+    PER_SHARD,
+    SIZE,
+    files,
+    numbers,
+    refused_in_a_worker,
+    rewritten,
+    shards,
+    written,
+)
+
+from fastmsflow import InputError
+from fastmsflow.data import ShardedImages, write_shards
+from fastmsflow.errors import UnavailableError
+
+# Elsewhere than on a disk
+
+
+@pytest.fixture
+def server(written: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(written)))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_stream_over_http(workers: int, server: str, written: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    streamed = numbers(ShardedImages(f"{server}/manifest.json", SIZE, workers=workers, verify=True), workers)
+    assert streamed == numbers(ShardedImages(written, SIZE, workers=workers), workers)
+
+
+def test_an_address_that_is_not_there_is_named(server: str) -> None:
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    with pytest.raises(InputError, match=r"http://127.0.0.1:\d+/none/manifest.json: no such file"):
+        ShardedImages(f"{server}/none", SIZE)
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9/manifest.json: cannot be read"):
+        ShardedImages("http://127.0.0.1:9", SIZE)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory", "pipe", "manifest"])
+def test_every_kind_of_address_gives_the_same(kind: str, written: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    if kind == "memory":
+        fsspec.filesystem("memory").put(f"{written}/", "/set/", recursive=True)
+    where = {
+        "file": f"file://{written}",
+        "memory": "memory://set",
+        "pipe": f"pipe:cat {written}/{{}}",
+        "manifest": written / "manifest.json",
+    }[kind]
+    assert numbers(ShardedImages(where, SIZE)) == numbers(ShardedImages(written, SIZE))
+
+
+def test_addresses_that_cannot_be_read_say_so(shards: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be read \(Protocol not known: nonsense"):
+        ShardedImages("nonsense://set", SIZE)
+    with pytest.raises(InputError, match=r"needs a \{\} where a file's name goes"):
+        ShardedImages("pipe:cat set", SIZE)
+    with pytest.raises(InputError, match=r"cannot be read .*exit 1"):
+        ShardedImages("pipe:false {}", SIZE)
+    (shards / "000002.tar").unlink()
+    with pytest.raises(InputError, match=r"000002\.tar.*: cannot be read .* after 0 of 4 images"):
+        numbers(ShardedImages(f"pipe:cat {shards}/{{}} 2>/dev/null", SIZE))
+
+
+def test_a_package_that_is_missing_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UnavailableError, match="s3fs"):
+        ShardedImages("s3://bucket/set", SIZE)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'fastmsflow\[shards\]'"):
+        ShardedImages(written, SIZE)
+
+
+def test_a_shards_name_runs_no_command(shards: Path, tmp_path: Path) -> None:
+    rewritten(shards, lambda manifest: manifest["shards"][0].update(name=f"x; touch {tmp_path}/ran; .tar"))
+    with pytest.raises(InputError, match="is no name of a shard"):
+        ShardedImages(f"pipe:cat {shards}/{{}}", SIZE)
+
+
+# Faults
+
+
+def cut(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:5000])
+
+
+def cut_between_images(shard: Path) -> None:
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[4].offset
+    shard.write_bytes(shard.read_bytes()[:third])
+
+
+def wrong_header(shard: Path) -> None:
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[4].offset
+    content = bytearray(shard.read_bytes())
+    content[third : third + 20] = bytes(20)
+    shard.write_bytes(content)
+
+
+def padded(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes() + bytes(512))
+
+
+def another(shard: Path) -> None:
+    shutil.copy(shard.with_name("000007.tar"), shard)
+
+
+def not_a_tar(shard: Path) -> None:
+    shard.write_bytes(b"<html>not found</html>" * 99)
+
+
+FAULTS = {
+    cut: (r"cannot be read \(.*\) after 0 of 4 images", 0),
+    cut_between_images: ("ends after 2 of 4 images", 2),
+    wrong_header: ("ends after 2 of 4 images", 2),
+    padded: ("ends after 4 of 4 images, 20992 of 20480 bytes", 4),
+    another: ("holds image 28 where 8 is expected, it is another's", 0),
+    not_a_tar: (r"cannot be read \(.*\) after 0 of 4 images", 0),
+    Path.unlink: ("no such file after 0 of 4 images", 0),
+}
+
+
+@pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("verify", [False, True], ids=["", "verified"])
+def test_a_bad_shard_is_named_or_left_out_by_option(
+    damage: Callable[[Path], None], verify: bool, shards: Path, tmp_path: Path
+) -> None:
+    message, good = FAULTS[damage]
+    if verify:
+        good, message = 0, message if damage is Path.unlink else "its checksum is not the manifest's"
+    damage(shards / "000002.tar")
+
+    with pytest.raises(InputError, match=rf"000002\.tar: {message}.*write the shards again"):
+        numbers(ShardedImages(shards, SIZE, shuffle=False, verify=verify))
+
+    log = tmp_path / "faults.jsonl"
+    images = ShardedImages(shards, SIZE, shuffle=False, verify=verify, skip_faults=log)
+    with pytest.warns(UserWarning, match=rf"{4 - good} images left out: .*000002\.tar"):
+        read = numbers(images)
+    assert read == [i for i in range(IMAGES) if not 8 + good <= i < 12]
+    (line,) = map(json.loads, log.read_text().splitlines())
+    assert (line["lost"], line["epoch"], line["rank"]) == (4 - good, 0, 0)
+    assert re.search(message, line["fault"])
+
+
+def test_a_bit_that_flipped_is_found_by_verify_alone(shards: Path) -> None:
+    content = bytearray((shards / "000002.tar").read_bytes())
+    content[512 + 1500] ^= 1
+    (shards / "000002.tar").write_bytes(content)
+    assert len(numbers(ShardedImages(shards, SIZE))) == IMAGES
+    with pytest.raises(InputError, match="its checksum is not the manifest's"):
+        numbers(ShardedImages(shards, SIZE, verify=True))
+
+
+def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(files[0].read_bytes()[:-400])
+    write_shards([*files[:3], tmp_path / "cut.jpg"], tmp_path / "set")
+    with pytest.raises(InputError, match=r"000000\.tar: .*cut\.jpg: damaged or truncated"):
+        numbers(ShardedImages(tmp_path / "set", SIZE))
+    images = ShardedImages(tmp_path / "set", SIZE, shuffle=False, skip_faults=tmp_path / "faults.jsonl")
+    with pytest.warns(UserWarning, match=r"1 images left out: .*cut\.jpg"):
+        assert numbers(images) == [0, 1, 2]
+
+
+def test_a_shard_lost_between_two_runs_moves_no_other_image(shards: Path, tmp_path: Path) -> None:
+    def fresh() -> ShardedImages:
+        return ShardedImages(shards, SIZE, buffer=6, skip_faults=tmp_path / "faults.jsonl")
+
+    whole, images = numbers(fresh()), fresh()
+    before = [int(item["index"]) for item in islice(images, 11) if images.seen(item) is None]
+    lost = images.manifest.shards[whole[30] // PER_SHARD]
+    (shards / lost.name).unlink()
+    resumed = fresh()
+    resumed.resume(images.state())
+    with pytest.warns(UserWarning, match="left out"):
+        after = numbers(resumed)
+    gone = set(range(lost.first, lost.first + lost.images))
+    assert before + after == [i for i in whole if i in before or i not in gone]
+
+
+def test_an_error_in_a_worker_reaches_the_caller(shards: Path) -> None:
+    (shards / "000002.tar").unlink()
+    with refused_in_a_worker(r"000002\.tar: no such file"):
+        numbers(ShardedImages(shards, SIZE, workers=2), workers=2)
+
+
+MANIFESTS = {
+    "no JSON": (lambda m: m.clear(), "no manifest of shards"),
+    "another format": (lambda m: m.update(format="fastmsflow shards 9"), "of format 'fastmsflow shards 9'"),
+    "no shards": (lambda m: m.update(shards=[]), "lists no shards"),
+    "wrong total": (lambda m: m.update(images=47), "says 47 images, its shards hold 46"),
+    "a shard twice": (lambda m: m["shards"].insert(1, m["shards"][0]), "lists 000000.tar twice"),
+    "a copied shard": (
+        lambda m: m["shards"].append({**m["shards"][0], "name": "copy.tar"}),
+        "000000.tar and copy.tar are the same file twice",
+    ),
+    "a gap": (lambda m: m["shards"].pop(3), "000004.tar begins at image 16 and has 4, expected image 12"),
+    "a path": (lambda m: m["shards"][0].update(name="../000000.tar"), "is no name of a shard"),
+    "an unknown field": (lambda m: m["shards"][0].update(colour=1), "no manifest of shards"),
+}
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_wrong_manifest_is_named(kind: str, shards: Path) -> None:
+    change, message = MANIFESTS[kind]
+    rewritten(shards, change)
+    with pytest.raises(InputError, match=rf"manifest\.json: .*{message}.*; write the shards again"):
+        ShardedImages(shards, SIZE)
+
+
+def test_a_manifest_of_other_counts_than_its_shards_is_named(shards: Path) -> None:
+    def shift(manifest: dict) -> None:
+        manifest["shards"][-1]["images"] += 1
+        manifest["images"] += 1
+
+    rewritten(shards, shift)
+    with pytest.raises(InputError, match=r"000011\.tar: ends after 2 of 3 images"):
+        numbers(ShardedImages(shards, SIZE))
+
+
+def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"manifest\.json: no such file; give the folder or URL"):
+        ShardedImages(tmp_path, SIZE)
