@@ -159,13 +159,11 @@ def shards(images: ImageSet, tmp_path_factory) -> ShardSet:
 
 
 def test_processes_that_read_shards_train_together(shards: ShardSet, tmp_path: Path) -> None:
-    words = together(
-        2, shards, tmp_path / "run", recipe=Recipe(1e-3, 4, 2, 3, hold_out=0.2), reading=Reading(workers=1)
-    )
+    words = together(2, shards, tmp_path / "run", recipe=Recipe(1e-3, 4, 2, 2, hold_out=0.2))
     assert all(isinstance(losses, list) for _, losses, _ in words), words
     (_, losses, held_out), (_, others, others_held_out) = words
     assert (losses, held_out) == (others, others_held_out)
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert len(losses) == 4 and losses[-1] < losses[0]
     results = json.loads((tmp_path / "run/results.json").read_text())
     # Two shards are held out, of 3 images each, or of 3 and 2.
     assert results["images"]["train"] + results["images"]["held_out"] == 20

@@ -20,9 +20,9 @@ from fastmsflow.errors import Preempted
 from fastmsflow.training import Reading, Recipe, train
 from fastmsflow.training.module import MSFlowModule
 
-SIGNALS = 6
+SIGNALS = 4
 PREEMPTED = 75
-RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=2, hold_out=0.25)
+RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset", "test_preemption"])
 
