@@ -20,6 +20,7 @@ class ShardSet:
     where: str
     """What Location takes."""
     manifest: Manifest
+    """Of all its shards."""
     options: dict[str, Any] | None = None
     """What fsspec's file system takes."""
     image_size: tuple[int, int] = (512, 512)
@@ -33,6 +34,7 @@ class ShardSet:
 
     @property
     def name(self) -> str:
+        """For reports."""
         return self.where
 
     def split(self, share: float, seed: int, processes: int) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
