@@ -1,9 +1,10 @@
 """Where ``fastmsflow`` and ``python -m fastmsflow`` start: one line for what the user can mend, no traceback."""
 
+import os
 import sys
 
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line
-from .world import Elsewhere, World
+from .world import Elsewhere
 
 
 def main() -> None:
@@ -16,12 +17,17 @@ def main() -> None:
     except Elsewhere:
         sys.exit(1)
     except Preempted:
-        if World.here().first:
+        if _rank() == "0":
             print("fastmsflow: stopped by SIGTERM; the same command with --resume goes on", file=sys.stderr)
         sys.exit(PREEMPTED)
     except (InputError, UnavailableError, OSError) as error:
-        rank = World.here().rank
-        sys.exit(f"fastmsflow: {f'process {rank}: ' if rank else ''}{in_one_line(error)}")
+        process = "" if _rank() == "0" else f"process {_rank()}: "
+        sys.exit(f"fastmsflow: {process}{in_one_line(error)}")
+
+
+def _rank() -> str:
+    """As torchrun has it, which may be what the error is about."""
+    return os.environ.get("RANK", "0")
 
 
 if __name__ == "__main__":

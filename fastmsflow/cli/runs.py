@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import InputError
 from ..world import World
 from .common import METRIC_NAMES, console, named, print_json, progress_bar, say_how_exact
 from .every_class import train_every_class
@@ -133,7 +134,11 @@ def _opened(job: Job) -> "ImageSet | ShardSet":
     from ..data import ShardSet, open_image_set
     from ..data.shard_set import is_shard_set
 
-    return ShardSet.of(job.source) if is_shard_set(job.source) else open_image_set(job.source, job.category)
+    if not is_shard_set(job.source):
+        return open_image_set(job.source, job.category)
+    if job.category is not None:
+        raise InputError(f"{job.source}: shards have no classes; leave --class out")
+    return ShardSet.of(job.source)
 
 
 def _run(job: Job, images: "ImageSet | ShardSet", model: "MSFlow", where: Console, world: World) -> "Outcome":

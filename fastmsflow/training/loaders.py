@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Sampler, Subset, default_collate
 
 from ..data import ShardedImages
 from ..errors import InputError
 from ..world import ALONE, World
 from .features import Images
-from .order import InTurn, Order, Part
+from .order import InTurn, Order
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
 Batch = tuple[list[Tensor] | Tensor, list[int], float]
@@ -97,16 +97,27 @@ class ImageLoader(Loader):
         return len(self.sampler)
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        parts: list[Part] = list(self.sampler.parts(state.get("taken", 0)))
+        start = state.get("taken", 0)
         loader = DataLoader(
             self._images,
-            batch_sampler=[part.numbers for part in parts],
+            batch_sampler=_Numbers(self.sampler, start),
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_collate if self._decode else None,
         )
-        for part, batch in zip(parts, loader, strict=True):
+        for part, batch in zip(self.sampler.parts(start), loader, strict=True):
             yield _pixels(batch["image"], self._decode), *part
+
+
+class _Numbers(Sampler[list[int]]):
+    """Of each batch; no list of all, which may be millions."""
+
+    def __init__(self, order: Order | InTurn, start: int) -> None:
+        self._order = order
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (part.numbers for part in self._order.parts(self._start))
 
 
 class Epoch:

@@ -46,9 +46,9 @@ class Order:
 
     def parts(self, start: int = 0) -> Iterator[Part]:
         """Of the batches from number ``start`` on."""
-        numbers = torch.randperm(self.images, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        numbers = torch.randperm(self.images, generator=torch.Generator().manual_seed(self.seed + self.epoch))
         for i in range(start, len(self)):
-            batch = numbers[i * self.batch_size : (i + 1) * self.batch_size]
+            batch = numbers[i * self.batch_size : (i + 1) * self.batch_size].tolist()
             own = batch[self.world.rank :: self.world.size]
             # Of a last batch of fewer images than processes; all must take the step.
             yield Part(own or batch[:1], len(own) * self.world.size / len(batch))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import torch
 
@@ -59,6 +60,8 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
     decode = _decoder(model, stream) if reading.decode_on_gpu else None
     if stream and reading.feature_cache is not None:
         raise InputError("a feature cache is of images that are files, and not streamed; leave one of the two out")
+    if reading.skip_faults is not None and not isinstance(images, ShardSet):
+        raise InputError("faults are skipped of shards alone; leave --skip-faults out, and what cannot be read too")
     if isinstance(images, ShardSet):
         shards = ShardSource(model, images, recipe, reading.workers, world, reading.skip_faults, decode)
         counts = {"train": shards.images_of(TRAIN), "held_out": shards.images_of(HELD_OUT), "test": 0}
@@ -84,7 +87,7 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
         )
     return Plan(
         source,
-        {part: [shown(sample.image) for sample in of] for part, of in parts.items()},
+        {part: _Names(of) for part, of in parts.items()},
         {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
         truth,
         world.once(lambda: description_of(images, reading)),
@@ -97,6 +100,27 @@ def _decoder(model: MSFlow, streamed: bool) -> Decode:
     if device.type != "cuda" or not streamed:
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
     return partial(decoded, image_size=model.image_size, device=device)
+
+
+class _Names(Sequence[str]):
+    """Of samples' files, made when they are asked for: samples may be millions."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return [shown(sample.image) for sample in self._samples[number]]
+        return shown(self._samples[number].image)
 
 
 def description_of(images: ImageSet, reading: Reading) -> dict[str, object]:
