@@ -1,14 +1,14 @@
 """Shards as a set of images to learn from."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from ..errors import InputError
 from .locations import MANIFEST, PIPE, Location
 from .manifest import Manifest, Shard
+from .names import Names
 from .shard_order import in_order
 from .tars import read_shard
 
@@ -59,29 +59,13 @@ class ShardSet:
         )
 
     @property
-    def names(self) -> Sequence[str]:
+    def names(self) -> Names:
         """Of all images, by number, when the shards were written; for each that is asked for, its shard is read."""
-        return _Names(self)
+        return Names(self.manifest.images, self._name)
 
-
-class _Names(Sequence[str]):
-    def __init__(self, shards: ShardSet) -> None:
-        self._set = shards
-
-    def __len__(self) -> int:
-        return self._set.manifest.images
-
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, number: int | slice) -> str | Sequence[str]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        shard = next(shard for shard in self._set.manifest.shards if number < shard.first + shard.images)
-        location = Location(self._set.where, self._set.options)
+    def _name(self, number: int) -> str:
+        shard = next(shard for shard in self.manifest.shards if number < shard.first + shard.images)
+        location = Location(self.where, self.options)
         try:
             return next(image.name for image in read_shard(location, shard) if image.index == number)
         except (InputError, StopIteration):

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import overload
 
 import torch
 
 from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
 from ..data.fingerprint import listing
 from ..data.jpegs import decoded
+from ..data.names import Names
 from ..errors import InputError
 from ..files import shown
 from ..model import MSFlow
@@ -87,7 +87,7 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
         )
     return Plan(
         source,
-        {part: _Names(of) for part, of in parts.items()},
+        {part: _names(of) for part, of in parts.items()},
         {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
         truth,
         world.once(lambda: description_of(images, reading)),
@@ -102,25 +102,8 @@ def _decoder(model: MSFlow, streamed: bool) -> Decode:
     return partial(decoded, image_size=model.image_size, device=device)
 
 
-class _Names(Sequence[str]):
-    """Of samples' files, made when they are asked for: samples may be millions."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[str]: ...
-
-    def __getitem__(self, number: int | slice) -> str | list[str]:
-        if isinstance(number, slice):
-            return [shown(sample.image) for sample in self._samples[number]]
-        return shown(self._samples[number].image)
+def _names(samples: Sequence[Sample]) -> Names:
+    return Names(len(samples), lambda number: shown(samples[number].image))
 
 
 def description_of(images: ImageSet, reading: Reading) -> dict[str, object]:
