@@ -1,0 +1,135 @@
+"""Batches are shared out without loss, and a loader goes on where its state says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from noise_images import noise_set
+
+from fastmsflow import InputError
+from fastmsflow.data import LooseImages, ShardedImages, write_shards
+from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
+from fastmsflow.training.order import InTurn, Order
+from fastmsflow.world import ALONE, World
+
+SIZE = (32, 32)
+COUNT = 11
+
+
+@st.composite
+def shared_out(draw) -> tuple[int, int, int]:
+    """Images, a batch's, processes."""
+    size = draw(st.integers(1, 5))
+    return draw(st.integers(size, 40)), draw(st.integers(size, 12)), size
+
+
+@given(shared_out(), st.integers(0, 3), st.integers(0, 5))
+def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed: int, start: int) -> None:
+    images, batch_size, size = case
+    orders = [Order(images, batch_size, World(rank, size), seed) for rank in range(size)]
+    alone = Order(images, batch_size, ALONE, seed)
+    for order in (alone, *orders):
+        order.set_epoch(2)
+    batches = list(alone.parts())
+    assert sorted(number for part in batches for number in part.numbers) == list(range(images))
+    assert all(part.share == 1 for part in batches)
+    for whole, *parts in zip(batches, *(order.parts() for order in orders), strict=True):
+        own = [number for part in parts if part.share for number in part.numbers]
+        assert sorted(own) == sorted(whole.numbers)
+        assert sum(part.share for part in parts) == pytest.approx(size)
+        # The mean over processes of shares times means is the batch's mean.
+        mean = sum(part.share * sum(part.numbers) / len(part.numbers) for part in parts) / size
+        assert mean == pytest.approx(sum(whole.numbers) / len(whole.numbers))
+    assert list(alone.parts(start)) == batches[start:]
+
+
+@given(shared_out())
+def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int]) -> None:
+    images, batch_size, size = case
+    order = [*range(0, images, 2), *range(1, images, 2)]
+    own = []
+    for rank in range(size):
+        turn = InTurn(images, batch_size, World(rank, size), "test", order)
+        parts = list(turn.parts())
+        assert len(turn) == len(parts) and all(len(part.numbers) <= batch_size for part in parts)
+        numbers = [number for part in parts for number in part.numbers]
+        assert numbers == [number for number in order if number % size == rank]
+        own += numbers
+    assert sorted(own) == list(range(images))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    images = noise_set(tmp_path_factory.mktemp("images"), train=COUNT)
+    return [sample.image for sample in images.train]
+
+
+@pytest.fixture(scope="module")
+def shards(files: list[Path], tmp_path_factory) -> Path:
+    where = tmp_path_factory.mktemp("shards")
+    write_shards(files, where, images_per_shard=2)
+    return where
+
+
+def new_loader(kind: str, files: list[Path], shards: Path, **options) -> Loader:
+    if kind == "features":
+        return FeatureLoader(lambda numbers: [torch.tensor(numbers)], Order(COUNT, 3, ALONE, seed=1))
+    if kind == "images":
+        return ImageLoader(LooseImages(files, SIZE), Order(COUNT, 3, ALONE, seed=1))
+    return ShardLoader(lambda epoch: ShardedImages(shards, SIZE, epoch=epoch, **options), 3, COUNT // 3)
+
+
+def numbers_of(loader: Loader, epoch: int, most: int | None = None) -> list[list[int]]:
+    loader.sampler.set_epoch(epoch)
+    found = []
+    for _, numbers, _ in loader:
+        found.append(numbers)
+        if len(found) == most:
+            break
+    return found
+
+
+@pytest.mark.parametrize("kind", ["features", "images", "shards"])
+def test_a_loader_goes_on_behind_the_batches_of_its_state(kind: str, files: list[Path], shards: Path) -> None:
+    whole = numbers_of(new_loader(kind, files, shards), 2)
+    assert len(whole) == len(new_loader(kind, files, shards))
+    for taken in range(1, len(whole)):
+        before = new_loader(kind, files, shards)
+        assert numbers_of(before, 2, taken) == whole[:taken]
+        after = new_loader(kind, files, shards)
+        after.load_state_dict(before.state_dict())
+        assert numbers_of(after, 2) == whole[taken:]
+        # And then from the beginning.
+        assert numbers_of(after, 2) == whole
+
+
+@pytest.mark.parametrize("kind", ["features", "images", "shards"])
+def test_a_state_of_an_epochs_end_leaves_the_next_one_whole(kind: str, files: list[Path], shards: Path) -> None:
+    before, after = new_loader(kind, files, shards), new_loader(kind, files, shards)
+    numbers_of(before, 2)
+    after.load_state_dict(before.state_dict())
+    assert numbers_of(after, 3) == numbers_of(new_loader(kind, files, shards), 3)
+
+
+def test_what_damaged_shards_lack_comes_from_the_epochs_beginning(shards: Path, files, tmp_path: Path) -> None:
+    damaged = tmp_path / "set"
+    write_shards(files, damaged, images_per_shard=2)
+    for number in (1, 4):
+        (damaged / f"{number:06}.tar").write_bytes(b"")
+    loader = new_loader("shards", files, damaged, skip_faults=tmp_path / "faults.jsonl")
+    with pytest.warns(UserWarning, match="2 images left out"):
+        batches = numbers_of(loader, 0)
+    assert [len(batch) for batch in batches] == [3] * len(loader)
+    assert not {2, 3, 8, 9} & {number for batch in batches for number in batch}
+
+
+def test_shards_of_which_nothing_can_be_read_are_an_error_not_an_endless_loop(files, tmp_path: Path) -> None:
+    damaged = tmp_path / "set"
+    write_shards(files, damaged, images_per_shard=2)
+    for path in damaged.glob("*.tar"):
+        path.write_bytes(b"")
+    loader = new_loader("shards", files, damaged, skip_faults=tmp_path / "faults.jsonl")
+    with pytest.raises(InputError, match="not 3 of its images can be read"), pytest.warns(UserWarning):
+        numbers_of(loader, 0)
