@@ -42,17 +42,19 @@ def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed:
         # The mean over processes of shares times means is the batch's mean.
         mean = sum(part.share * sum(part.numbers) / len(part.numbers) for part in parts) / size
         assert mean == pytest.approx(sum(whole.numbers) / len(whole.numbers))
-    assert list(alone.parts(start)) == batches[start:]
+    for order in (alone, *orders):
+        assert list(order.parts(start)) == list(order.parts())[start:]
 
 
-@given(shared_out())
-def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int]) -> None:
+@given(shared_out(), st.integers(0, 5))
+def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int], start: int) -> None:
     images, batch_size, size = case
     order = [*range(0, images, 2), *range(1, images, 2)]
     own = []
     for rank in range(size):
         turn = InTurn(images, batch_size, World(rank, size), "test", order)
         parts = list(turn.parts())
+        assert list(turn.parts(start)) == parts[start:]
         assert len(turn) == len(parts) and all(len(part.numbers) <= batch_size for part in parts)
         numbers = [number for part in parts for number in part.numbers]
         assert numbers == [number for number in order if number % size == rank]
