@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -91,8 +90,7 @@ def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
     height, width = image_size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = np.array(image, dtype=np.float32)
-    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").div_(255)
+    return torch.from_numpy(np.divide(np.asarray(image), 255, dtype=np.float32).transpose(2, 0, 1))
 
 
 def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
