@@ -87,7 +87,9 @@ class World(NamedTuple):
             yield
         except Exception as error:
             failed = error
-        told = next(((rank, text) for rank, text in enumerate(self.gathered(failed and str(failed))) if text), None)
+        # Some have no text.
+        text = None if failed is None else str(failed) or type(failed).__name__
+        told = next(((rank, text) for rank, text in enumerate(self.gathered(text)) if text is not None), None)
         if told is None:
             return
         if failed is not None and told[0] == self.rank:

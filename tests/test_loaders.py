@@ -133,5 +133,17 @@ def test_shards_of_which_nothing_can_be_read_are_an_error_not_an_endless_loop(fi
     for path in damaged.glob("*.tar"):
         path.write_bytes(b"")
     loader = new_loader("shards", files, damaged, skip_faults=tmp_path / "faults.jsonl")
-    with pytest.raises(InputError, match="not 3 of its images can be read"), pytest.warns(UserWarning):
+    with pytest.raises(InputError, match="no worker finds 3 images that can be read"), pytest.warns(UserWarning):
         numbers_of(loader, 0)
+
+
+def test_a_state_of_a_passs_end_over_the_shards_begins_them_again(files: list[Path], shards: Path) -> None:
+    """An epoch of more steps than the shards have batches, stopped where they were through."""
+
+    def loader() -> Loader:
+        return ShardLoader(lambda epoch: ShardedImages(shards, SIZE, epoch=epoch), 3, COUNT // 3 + 2)
+
+    whole, before, after = numbers_of(loader(), 2), loader(), loader()
+    assert numbers_of(before, 2, COUNT // 3) == whole[: COUNT // 3]
+    after.load_state_dict(before.state_dict())
+    assert numbers_of(after, 2) == whole[COUNT // 3 :]

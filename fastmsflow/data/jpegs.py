@@ -53,7 +53,9 @@ def decoded(images: Sequence[Tensor], image_size: tuple[int, int], device: torch
     try:
         pixels = decode_jpeg([images[i] for i in encoded], ImageReadMode.RGB, device=device) if encoded else []
     except RuntimeError as error:
-        raise InputError(f"one of {len(encoded)} JPEG files cannot be decoded ({error}); leave --decode out") from error
+        raise InputError(
+            f"one of {len(encoded)} JPEG files cannot be decoded ({error}); leave --decode-on-gpu out"
+        ) from error
     alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
     for place, image in enumerate(pixels):
         alike[tuple(image.shape)].append(place)

@@ -200,6 +200,10 @@ def train(
                 # Another process has gone already.
                 raise Preempted("SIGTERM") from error
             raise
+        # What is left to be done is done again from the last state.
+        preemption.deferred = False
+        if preemption.asked:
+            raise Preempted("SIGTERM")
         finished = time.perf_counter()
         outcome = Outcome(
             module.epoch_losses,

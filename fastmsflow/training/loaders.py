@@ -170,6 +170,8 @@ class ShardLoader(Loader):
         if state:
             self._images.resume(state["shards"][self._world.rank])
         given = state.get("taken", 0)
+        # What is left behind a state may be less than a batch.
+        whole = not state
         while self._steps is None or given < self._steps:
             before = given
             for batch in self._loader():
@@ -180,8 +182,12 @@ class ShardLoader(Loader):
                 yield _pixels(batch["image"], self._decode), batch["index"].tolist(), 1.0
             if self._steps is None:
                 return
-            if given == before:
-                raise InputError(f"{self._images.location.root}: not {self._batch_size} of its images can be read")
+            if given == before and whole:
+                raise InputError(
+                    f"{self._images.location.root}: no worker finds {self._batch_size} images that can be read, a batch"
+                    " of this process; take fewer workers or a smaller batch"
+                )
+            whole = True
             self._images.set_epoch(self._epoch)
 
     def _loader(self) -> DataLoader[Any]:

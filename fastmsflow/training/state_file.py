@@ -17,7 +17,7 @@ from .recipe import Recipe
 SAVE_SECONDS = 60.0
 # Before an evaluation, in which a pre-empted run cannot save.
 SAVE_BEFORE_SECONDS = 10.0
-# Several processes agree on saving and stopping every so many steps.
+# Several processes agree on saving and stopping every so many steps of the optimizer.
 AGREE_EVERY = 10
 
 
@@ -44,12 +44,14 @@ class StateFile(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        each = trainer.accumulate_grad_batches
         left = int(trainer.num_training_batches) - 1 - batch_idx
         # Lightning cannot go on from a state of an epoch's last step before its evaluation; of half a step neither.
-        if not left or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not left or (batch_idx + 1) % each:
             return
-        evaluates = left == 1 and (trainer.current_epoch + 1) % self._recipe.sub_epochs == 0
-        if self._world.size == 1 or batch_idx % AGREE_EVERY == 0 or evaluates:
+        # No whole step comes between this one and the epoch's last batch.
+        evaluates = left <= each and (trainer.current_epoch + 1) % self._recipe.sub_epochs == 0
+        if self._world.size == 1 or (batch_idx + 1) // each % AGREE_EVERY == 0 or evaluates:
             self._save(trainer, self._ago > (SAVE_BEFORE_SECONDS if evaluates else SAVE_SECONDS))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
