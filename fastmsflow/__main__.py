@@ -16,9 +16,9 @@ def main() -> None:
         app()
     except Elsewhere:
         sys.exit(1)
-    except Preempted:
+    except Preempted as preempted:
         if _rank() == "0":
-            print("fastmsflow: stopped by SIGTERM; the same command with --resume goes on", file=sys.stderr)
+            print(f"fastmsflow: stopped by SIGTERM; {preempted}", file=sys.stderr)
         sys.exit(PREEMPTED)
     except (InputError, UnavailableError, OSError) as error:
         process = "" if _rank() == "0" else f"process {_rank()}: "

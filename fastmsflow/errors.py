@@ -17,7 +17,8 @@ PREEMPTED = 75
 
 
 class Preempted(BaseException):
-    """SIGTERM came: work that can be gone on with has stopped. Not an Exception: nothing may take it for a fault."""
+    """SIGTERM came: work that can be gone on with has stopped; its text is what was kept. Not an Exception: nothing may
+    take it for a fault."""
 
 
 def in_one_line(error: Exception) -> str:

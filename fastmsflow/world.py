@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 from .errors import InputError
@@ -47,7 +48,9 @@ class World(NamedTuple):
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank)
         if self.size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            # One may list or hash millions of files while the others wait.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            torch.distributed.init_process_group(backend, timeout=timedelta(days=1))
 
     def join_apart(self) -> None:
         """As ``join``, for processes that share out whole runs: what looks at the environment from here on, ``here``

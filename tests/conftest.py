@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -48,6 +49,24 @@ def command(monkeypatch, capsys):
         out, err = capsys.readouterr()
         message = end.value.code if isinstance(end.value.code, str) else ""
         return 1 if message else int(end.value.code or 0), out + err + message
+
+    return run
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """Runs ``fastmsflow predict ARGS`` in this process -> (exit code, stdout, stderr and the last line)."""
+    from fastmsflow.__main__ import main as run_main
+
+    def run(*args: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastmsflow", "predict", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            run_main()
+        out, err = capsys.readouterr()
+        message = end.value.code if isinstance(end.value.code, str) else ""
+        return 1 if message else int(end.value.code or 0), out, err + message
 
     return run
 

@@ -13,6 +13,7 @@ import pytest
 from few_tiles import few_tiles
 
 from fastmsflow.data import list_images, write_shards
+from fastmsflow.training.preemption import KEPT
 
 ROOT = Path(__file__).parents[1]
 PREEMPTED = 75
@@ -72,7 +73,7 @@ def test_after_sigterm_two_processes_end_with_75_and_go_on(tiles: Path, tmp_path
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code, said = ended(process)
-    assert (code, said) == (PREEMPTED, "fastmsflow: stopped by SIGTERM; the same command with --resume goes on\n")
+    assert (code, said) == (PREEMPTED, f"fastmsflow: stopped by SIGTERM; {KEPT}\n")
     assert (out / "state.ckpt").exists()
     # It goes on, and keeps a state of its own.
     before = (out / "state.ckpt").stat().st_mtime_ns

@@ -175,3 +175,16 @@ def test_shards_do_not_go_round(shards: ShardSet, tmp_path: Path) -> None:
     assert "7 shards, too few for 4 processes to train on some and hold some out; write smaller ones" in words[0][2]
     words = together(2, shards, tmp_path / "run", recipe=Recipe(batch_size=3))
     assert "batches of 3 images cannot be shared out among 2 processes" in words[0][2]
+
+
+def test_a_shard_that_one_process_cannot_read_ends_all_and_is_told_once(
+    shards: ShardSet, images: ImageSet, tmp_path: Path
+) -> None:
+    write_shards([sample.image for sample in images.train], tmp_path / "set", images_per_shard=3)
+    broken = tmp_path / "set/000004.tar"
+    broken.write_bytes(broken.read_bytes()[:700])
+    recipe = Recipe(1e-3, 4, 1, 1)
+    words = together(2, ShardSet.of(str(tmp_path / "set")), tmp_path / "run", recipe=recipe)
+    kinds = sorted(word[1] for word in words)
+    assert kinds == ["Elsewhere", "InputError"], words
+    assert str(broken) in next(word[2] for word in words if word[1] == "InputError")

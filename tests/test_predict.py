@@ -17,7 +17,6 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.__main__ import main as run_main
 from fastmsflow.calibration import Calibration
 from fastmsflow.data.images import load_image
 from fastmsflow.data.sources import find_images
@@ -32,20 +31,8 @@ COLUMNS = ["image", "score", "log_score", "absolute_score", "label", "threshold"
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Command:
-    """Runs ``fastmsflow predict ARGS`` in this process -> (exit code, stdout, stderr and the last line)."""
-
-    def run(*args: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastmsflow", "predict", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            run_main()
-        out, err = capsys.readouterr()
-        message = end.value.code if isinstance(end.value.code, str) else ""
-        return 1 if message else int(end.value.code or 0), out, err + message
-
-    return run
+def command(predict) -> Command:
+    return predict
 
 
 @pytest.fixture(scope="module")

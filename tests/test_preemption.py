@@ -28,7 +28,8 @@ CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset",
 
 
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: Reading) -> None:
-    """In a process of its own; each step of training leaves a line in ``steps``."""
+    """In a process, and a group, of its own; each step of training leaves a line in ``steps``."""
+    os.setsid()
     torch.set_num_threads(1)
     step = MSFlowModule.training_step
 
@@ -65,7 +66,7 @@ def test_after_sigterm_not_one_step_is_repeated_and_the_run_ends_as_if_undisturb
     way: str, images: ImageSet, shards: ShardSet, tmp_path: Path
 ) -> None:
     given = shards if way == "shards" else images
-    reading = {"kept": Reading(), "streamed": Reading(stream=True), "shards": Reading(workers=1)}[way]
+    reading = {"kept": Reading(), "streamed": Reading(workers=1, stream=True), "shards": Reading(workers=1)}[way]
 
     def started(out: Path, resume: bool) -> multiprocessing.process.BaseProcess:
         process = CONTEXT.Process(target=run, args=(given, out, resume, out.with_suffix(".steps"), reading))
@@ -88,7 +89,8 @@ def test_after_sigterm_not_one_step_is_repeated_and_the_run_ends_as_if_undisturb
         while process.is_alive() and not (steps.exists() and steps.read_text().count("\n") >= goal):
             time.sleep(0.005)
         if process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
+            # With its loader's workers, as `timeout`, containers and schedulers send it.
+            os.killpg(process.pid, signal.SIGTERM)
         process.join()
         codes.append(process.exitcode)
         assert codes[-1] in (0, PREEMPTED)

@@ -13,17 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from shards_written import (
-    IMAGES,
-    PER_SHARD,
-    SIZE,
-    files,
-    numbers,
-    refused_in_a_worker,
-    rewritten,
-    shards,
-    written,
-)
+from shards_written import IMAGES, PER_SHARD, SIZE, files, numbers, refused_in_a_worker, rewritten, shards, written
 
 from fastmsflow import InputError
 from fastmsflow.data import ShardedImages, write_shards

@@ -67,6 +67,7 @@ def train_one(job: Job, world: World) -> None:
     import torch
 
     from ..data import ImageSet
+    from ..training.folder import STATE_FILE
 
     images = world.once(lambda: _opened(job))
     tests = f", {len(images.test)} test images" if isinstance(images, ImageSet) else ""
@@ -77,11 +78,16 @@ def train_one(job: Job, world: World) -> None:
     torch.manual_seed(job.recipe.seed)
     with world.together():
         model = job.build(job.size_of(images))
+    if job.resume and not (job.out / STATE_FILE).exists():
+        console.print(escape(f"{job.out}: no state to go on from; the run begins anew"), soft_wrap=True)
     outcome = _run(job, images, model, console, world)
     if outcome.tested is not None:
         _print_metrics(outcome)
     _print_threshold(model)
     speed = outcome.speed
+    if not world.first:
+        world.leave()
+        return
     console.print(
         f"features {outcome.seconds['features']:.0f} s, training {outcome.seconds['training']:.0f} s"
         f" ({speed.get('images_per_second', 0):.3g} images/s, {speed.get('data_wait', 0):.0%} of it waiting for them);"
@@ -89,7 +95,7 @@ def train_one(job: Job, world: World) -> None:
         f" {', '.join(sorted(path.name for path in job.out.iterdir() if path.name[0] != '.'))}",
         soft_wrap=True,
     )
-    if job.as_json and world.first:
+    if job.as_json:
         content = {"metrics": outcome.summary(), "nll": outcome.losses, "seconds": outcome.seconds, "speed": speed}
         print_json({"out": str(job.out), **content})
     world.leave()

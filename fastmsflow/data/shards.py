@@ -33,8 +33,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
     ``buffer``, ``world_size`` and ``workers``, and on nothing else. With ``shuffle=False`` shards and images keep the
     manifest's order, but for being dealt out.
 
-    ``shards``: those of the manifest to read; None: all. ``verify``: a shard is copied to a temporary file and its
-    checksum compared before any image of it is used.
+    ``manifest``: read already; None: it is read. ``shards``: those of the manifest to read; None: all. ``verify``: a
+    shard is copied to a temporary file and its checksum compared before any image of it is used.
     ``encoded``: ``image`` is what ``jpegs.decoded`` takes.
     ``skip_faults``: a file; shards and images that cannot be read are then left out, warned of, and appended to it, a
     JSON line each. None: they are errors.
@@ -57,6 +57,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         verify: bool = False,
         skip_faults: str | Path | None = None,
         options: dict[str, Any] | None = None,
+        manifest: Manifest | None = None,
         shards: Sequence[Shard] | None = None,
         encoded: bool = False,
     ) -> None:
@@ -69,7 +70,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         if buffer < 1:
             raise InputError(f"a shuffle buffer of {buffer} images; give 1 or more")
         self.location = Location(where, options)
-        self.manifest = Manifest.read(self.location)
+        self.manifest = manifest or Manifest.read(self.location)
         self.shards = self.manifest.shards if shards is None else tuple(shards)
         if len(self.shards) < world_size:
             raise InputError(

@@ -16,7 +16,7 @@ from ..data import ImageSet, ShardSet
 from ..errors import Preempted
 from ..files import write_json, write_yaml
 from ..model import MSFlow
-from ..world import ALONE, World
+from ..world import ALONE, Elsewhere, World
 from .averaging import Averaging
 from .evaluation import RANKING_METRICS, Evaluation
 from .folder import (
@@ -35,7 +35,7 @@ from .loggers import check_loggers, loggers
 from .losses import NotFinite
 from .module import Moment, MSFlowModule
 from .plan import Reading, planned
-from .preemption import Preemption
+from .preemption import LAST_KEPT, Preemption
 from .recipe import Recipe
 from .state_file import StateFile
 from .tally import Findings
@@ -198,12 +198,14 @@ def train(
         except Exception as error:
             if preemption.asked:
                 # Another process has gone already.
-                raise Preempted("SIGTERM") from error
+                raise Preempted(LAST_KEPT) from error
+            if world.size > 1 and "Connection closed by peer" in str(error):
+                raise Elsewhere(str(error)) from error
             raise
         # What is left to be done is done again from the last state.
         preemption.deferred = False
         if preemption.asked:
-            raise Preempted("SIGTERM")
+            raise Preempted(LAST_KEPT)
         finished = time.perf_counter()
         outcome = Outcome(
             module.epoch_losses,

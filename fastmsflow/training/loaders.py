@@ -1,5 +1,6 @@
 """Batches for a trainer, from wherever they come: each loader knows where in its epoch it stands, and goes on there."""
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -103,6 +104,7 @@ class ImageLoader(Loader):
             batch_sampler=_Numbers(self.sampler, start),
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_survive_one_sigterm,
             collate_fn=_collate if self._decode else None,
         )
         for part, batch in zip(self.sampler.parts(start), loader, strict=True):
@@ -197,8 +199,15 @@ class ShardLoader(Loader):
             num_workers=self._images.workers,
             drop_last=self._steps is not None,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_survive_one_sigterm,
             collate_fn=_collate if self._decode else None,
         )
+
+
+def _survive_one_sigterm(worker: int) -> None:
+    """One that was sent to all processes: the training still needs batches, to end with a whole step. The next ends it,
+    as torch may wish to."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -96,16 +96,16 @@ class MSFlowModule(L.LightningModule):
         loss = self.model.flow.nll(self._features(batch)).mean()
         self.log("nll", loss, batch_size=len(numbers))
         self._losses.add(loss, share, numbers)
-        return loss * share * self.recipe.share(batch_index, self.epoch_images)
+        return loss * share * self.recipe.share(batch_index, self.source.epoch_images)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         if self._losses.steps % LOOK_EVERY == 0:
             self._look()
 
     @property
-    def epoch_images(self) -> int:
-        """Of all processes."""
-        return cast(Source, self.trainer.datamodule).epoch_images  # type: ignore[attr-defined]
+    def source(self) -> Source:
+        """Of what it is trained and judged on."""
+        return cast(Source, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _look(self) -> None:
         self._losses.look(self.current_epoch, self.names[TRAIN])
@@ -143,7 +143,7 @@ class MSFlowModule(L.LightningModule):
         # Before the next ones take their place in memory.
         self.tested = None
         if HELD_OUT in self.evaluated:
-            self._calibrator = Calibrator(self.names[HELD_OUT], self._world)
+            self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
         if self.truth is not None:
             calibrated = self._calibrator is not None or self.model.calibration is not None
             self._tally = Tally(self.truth, len(self.model.flow.channels), calibrated, self._spill(), self._world)
@@ -186,6 +186,8 @@ class MSFlowModule(L.LightningModule):
         own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
         self._held_out_nll.clear()
         everyone = self._world.gathered((own.sum().item(), len(own)))
+        if not any(count for _, count in everyone):
+            raise InputError("not one held-out image can be read; mend them, or hold others out (--seed)")
         return sum(of_one for of_one, _ in everyone) / sum(count for _, count in everyone)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -211,5 +213,6 @@ class MSFlowModule(L.LightningModule):
             for m in state["moments"]
         ]
         torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        if torch.cuda.is_available():
+            # Of as many GPUs as are here: the machine may be another.
+            torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])

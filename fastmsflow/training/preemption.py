@@ -8,6 +8,9 @@ from typing import Any
 
 from ..errors import Preempted
 
+KEPT = "its state is kept, and the same command with --resume goes on"
+LAST_KEPT = "the same command with --resume goes on from the last state, or, if none was kept yet, begins anew"
+
 
 class Preemption(AbstractContextManager["Preemption"]):
     """In its block SIGTERM raises Preempted: at once, or, while ``deferred``, only sets ``asked``, for whoever looks
@@ -37,4 +40,4 @@ class Preemption(AbstractContextManager["Preemption"]):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         if not self.deferred:
-            raise Preempted("SIGTERM")
+            raise Preempted(LAST_KEPT)

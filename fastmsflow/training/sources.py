@@ -1,8 +1,9 @@
 """What a run learns from and is judged on, as batches: features that are kept, or images that are read in each pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -60,6 +61,10 @@ class Source(L.LightningDataModule, ABC):
         """How many are learned from in an epoch, by all processes."""
 
     @abstractmethod
+    def images_of(self, part: str) -> int:
+        """How many a part has, for all processes."""
+
+    @abstractmethod
     def in_turn(self, part: str, batch_size: int) -> Loader:
         """All images of ``part`` once, those of this process."""
 
@@ -91,6 +96,9 @@ class OfImages(Source):
     @property
     def epoch_images(self) -> int:
         return len(self.images[TRAIN])
+
+    def images_of(self, part: str) -> int:
+        return len(self.images[part])
 
     def _order(self) -> Order:
         return Order(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
@@ -151,10 +159,8 @@ class FeatureSource(OfImages):
                 before += len(own)
         # Any process may have any of them in a batch. Of the other parts each scores its own.
         features[TRAIN] = features_of_all(features[TRAIN], len(self.images[TRAIN]), self.world)
+        standardise(self.model, [features[TRAIN]], self.world)
         if self.model.standardiser is not None:
-            # One that came with trained weights stays: they know features by its statistics.
-            if not self.model.standardiser.fitted:
-                self.model.standardiser.fit(features[TRAIN])
             features = {part: self.model.standardiser(levels) for part, levels in features.items()}
         return features
 
@@ -172,8 +178,7 @@ class FeatureSource(OfImages):
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
         say(f"features: {binary(needed)}, {place}")
         features = {part: CachedFeatures(cache, rows, self.model, place) for part, rows in cache.rows.items()}
-        if self.model.standardiser is not None and not self.model.standardiser.fitted:
-            self.model.standardiser.fit_batches(features[TRAIN].batches())
+        standardise(self.model, features[TRAIN].batches(), self.world)
         return features
 
     def train_dataloader(self) -> Loader:
@@ -219,7 +224,7 @@ class ImageSource(OfImages):
         ).tolist()[:count]
         order = InTurn(count, 16, ALONE, TRAIN)
         loader = ImageLoader(Subset(self.images[TRAIN], chosen), order, self.workers, self.decode)
-        standardise(self.model, loader, count, self.world, say)
+        standardise(self.model, _pooled(self.model, loader, count), self.world)
 
     def train_dataloader(self) -> Loader:
         return ImageLoader(self.images[TRAIN], self._order(), self.workers, self.decode)
@@ -264,13 +269,13 @@ class ShardSource(Source):
         return self._steps * self.recipe.batch_size
 
     def images_of(self, part: str) -> int:
-        """How many a part has."""
         return sum(shard.images for shard in self.shards[part])
 
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDISED, sum(shards.images_of_workers))
-        standardise(self.model, ShardLoader(lambda epoch: shards, 16, None, decode=self.decode), count, self.world, say)
+        loader = ShardLoader(lambda epoch: shards, 16, None, decode=self.decode)
+        standardise(self.model, _pooled(self.model, loader, count), self.world)
 
     def train_dataloader(self) -> Loader:
         opened = partial(self._open, TRAIN, self.recipe.seed)
@@ -291,29 +296,31 @@ class ShardSource(Source):
             seed is not None,
             skip_faults=self.skip_faults,
             options=self.set.options,
+            manifest=self.set.manifest,
             shards=self.shards[part],
             encoded=self.decode is not None,
         )
 
 
-def standardise(model: MSFlow, loader: Loader, images: int, world: World, say: Callable[[str], None]) -> None:
-    """Fits ``model``'s standardiser, where it has one that came with no trained weights, to about ``images`` images, in
-    the first process for all."""
+def standardise(model: MSFlow, batches: Iterable[Sequence[Tensor]], world: World) -> None:
+    """Fits ``model``'s standardiser, where it has one, to pooled features, in the first process for all. One that came
+    with trained weights stays: they know features by its statistics."""
     if model.standardiser is None or model.standardiser.fitted:
         return
     with world.together():
         if world.first:
-            say(f"standardising by {images} images")
-            device = next(model.parameters()).device
-            batches = (batch[0] for batch, _ in zip(loader, range(-(-images // 16)), strict=False))
-            model.standardiser.fit_batches(
-                model.pooled(batch.to(device, memory_format=torch.channels_last))
-                for batch in batches
-                if isinstance(batch, Tensor)
-            )
+            model.standardiser.fit_batches(batches)
     if world.size > 1:
         for statistics in model.standardiser.buffers():
             torch.distributed.broadcast(statistics, 0)
+
+
+def _pooled(model: MSFlow, loader: Loader, images: int) -> Iterator[list[Tensor]]:
+    """Of about the first ``images`` of batches of 16."""
+    device = next(model.parameters()).device
+    for batch in islice(loader, -(-images // 16)):
+        assert isinstance(batch[0], Tensor)
+        yield model.pooled(batch[0].to(device, memory_format=torch.channels_last))
 
 
 def _advance(progress: Progress, before: int, done: int) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from ..errors import Preempted
 from ..files import written_aside
 from ..world import World
-from .preemption import Preemption
+from .preemption import KEPT, LAST_KEPT, Preemption
 from .recipe import Recipe
 
 SAVE_SECONDS = 60.0
@@ -63,7 +63,7 @@ class StateFile(Checkpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._preemption.deferred = False
         if self._preemption.asked:
-            raise Preempted("SIGTERM")
+            raise Preempted(LAST_KEPT)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._preemption.deferred = True
@@ -80,4 +80,4 @@ class StateFile(Checkpoint):
                 trainer.save_checkpoint(aside)
             self._saved = time.monotonic()
         if asked:
-            raise Preempted("SIGTERM")
+            raise Preempted(KEPT)

@@ -101,9 +101,13 @@ class Tally:
 
 
 class Calibrator:
-    """Calibrates on ``names``, held-out good images. Of several processes each adds the images that it scored."""
+    """Calibrates on held-out good images. Of several processes each adds the images that it scored.
 
-    def __init__(self, names: Sequence[str], world: World = ALONE) -> None:
+    ``names``: by the images' numbers. ``images``: how many they are; None: as many as names.
+    """
+
+    def __init__(self, names: Sequence[str], world: World = ALONE, images: int | None = None) -> None:
+        self._count = len(names) if images is None else images
         self._names = names
         self._world = world
         self._images = ByNumber(world)
@@ -117,7 +121,7 @@ class Calibrator:
         self._peaks += zip(numbers, maps.amax(dim=(1, 2)).tolist(), strict=True)
         # Every so many pixels of all images' in a row, however they come.
         size = maps[0].numel()
-        step = max(1, len(self._names) * size // MEDIAN_PIXELS)
+        step = max(1, self._count * size // MEDIAN_PIXELS)
         for number, one in zip(numbers, maps, strict=True):
             self._pixels.append(one.flatten()[-number * size % step :: step].clone())
 
