@@ -13,6 +13,7 @@ from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Reading, Recipe, train
 from fastmsflow.training.features import KeptFeatures
+from fastmsflow.training.module import MSFlowModule
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,15 @@ def test_a_trace_of_a_few_steps_is_written(images: ImageSet, tmp_path: Path) -> 
     names = {event.get("name") for event in events}
     assert "ProfilerStep#5" in names and "ProfilerStep#9" in names and "ProfilerStep#10" not in names
     assert any("conv" in str(name) for name in names)
+
+
+def test_what_is_done_between_batches_is_not_waiting(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
+    look = MSFlowModule.on_train_batch_end
+
+    def slow(self, *batch):
+        time.sleep(0.1)
+        look(self, *batch)
+
+    monkeypatch.setattr(MSFlowModule, "on_train_batch_end", slow)
+    outcome = train(new_model(), images, RECIPE, tmp_path / "run")
+    assert outcome.speed["data_wait"] < 0.1

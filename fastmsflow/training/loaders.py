@@ -1,6 +1,7 @@
 """Batches for a trainer, from wherever they come: each loader knows where in its epoch it stands, and goes on there."""
 
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,8 @@ class Loader(ABC):
     batch_sampler = None
 
     def __init__(self) -> None:
+        self.waited = 0.0
+        """For batches, by whoever asked for them, in seconds."""
         self._taken = 0
         self._loaded: dict[str, Any] = {}
 
@@ -37,7 +40,13 @@ class Loader(ABC):
         state = self._loaded if self._loaded.get("epoch") == self._epoch else {}
         self._loaded = {}
         self._taken = state.get("taken", 0)
-        for batch in self._batches(state):
+        batches = self._batches(state)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
             # Before it is given away: a state that is kept while it is worked on covers it.
             self._taken += 1
             yield batch

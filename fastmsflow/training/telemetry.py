@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ..files import written_aside
 from ..world import World
-from .loaders import Batch
+from .loaders import Batch, Loader
 
 # Steps a figure is of.
 WINDOW = 50
@@ -26,8 +26,8 @@ class Telemetry(Callback):
         """What was last measured."""
         self._world = world
         self._whole = _Window()
-        self._window = _Window()
-        self._mark = 0.0
+        self._images = 0
+        self._began = self._waited = 0.0
 
     @property
     def speed(self) -> dict[str, float]:
@@ -35,34 +35,37 @@ class Telemetry(Callback):
         time, and on a GPU ``gpu_memory``, GiB at most, both of this process."""
         return self._whole.speed(self._world.size)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        now = time.perf_counter()
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A run that is resumed within an epoch sees no start of it.
-        self._window.waited += now - (self._mark or now)
-        self._window.seconds += now - (self._mark or now)
-        self._mark = now
+        self._begin(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin(trainer)
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        self._images = 0
+        self._began = time.perf_counter()
+        self._waited = _waited(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._window.images += len(batch[1])
-        ends = trainer.is_last_batch or (batch_idx + 1) % WINDOW == 0
-        if ends and torch.cuda.is_available():
+        self._images += len(batch[1])
+        if not trainer.is_last_batch and (batch_idx + 1) % WINDOW:
+            return
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        self._window.seconds += now - self._mark
-        self._mark = now
-        if ends:
-            speed = self._window.speed(self._world.size)
-            self.line = _shown(speed)
-            pl_module.log_dict(speed, on_step=True, on_epoch=False)
-            self._whole.add(self._window)
-            self._window = _Window()
+        seconds = time.perf_counter() - self._began
+        window = _Window(self._images, seconds, _waited(trainer) - self._waited)
+        speed = window.speed(self._world.size)
+        self.line = _shown(speed)
+        pl_module.log_dict(speed, on_step=True, on_epoch=False)
+        self._whole.add(window)
+        self._begin(trainer)
+
+
+def _waited(trainer: L.Trainer) -> float:
+    return cast(Loader, trainer.train_dataloader).waited
 
 
 @dataclass
