@@ -22,10 +22,12 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photographs
+from torch.utils.data import DataLoader
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.cli.common import is_every_class
 from fastmsflow.files import LOCK_FILE, Busy
+from fastmsflow.training import readers
 from fastmsflow.training.classes import FAILED_FILE, FreshModels, train_each
 from fastmsflow.training.folder import RESULTS_FILE
 from fastmsflow.world import PLACE, World
@@ -111,6 +113,20 @@ def assert_the_same(given: Path, expected: Path, besides: frozenset[str] = froze
     for path in expected.glob("*.safetensors"):
         tensors = load_file(given / path.name)
         assert all(torch.equal(tensors[key], value) for key, value in load_file(path).items()), path.name
+
+
+def test_the_processes_that_read_images_are_started_once_for_all_classes(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch
+) -> None:
+    started = []
+
+    def counted(*given: object, **options: object) -> DataLoader:
+        started.append(options["num_workers"])
+        return DataLoader(*given, **options)
+
+    monkeypatch.setattr(readers, "DataLoader", counted)
+    run(*arguments(images, "all", tmp_path / "runs", weights, "--stream", "--workers", 1))
+    assert started == [1]
 
 
 @pytest.mark.parametrize("name", ["a", "b"])

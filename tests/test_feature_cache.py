@@ -29,6 +29,7 @@ from fastmsflow.training.break_even import measured
 from fastmsflow.training.cached_features import CachedFeatures
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features import pooled_features
+from fastmsflow.training.readers import Readers
 from fastmsflow.training.sources import HELD_OUT, TEST, TRAIN, FeatureSource
 
 COUNT = 10
@@ -92,7 +93,8 @@ def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, 
     cache = new_cache(images, tmp_path, dtype)
     cache.build()
     rows = [7, 0, 9, 9]
-    direct = pooled_features(cache.model, ImageDataset(images.train, (32, 32)))
+    train = ImageDataset(images.train, (32, 32))
+    direct = pooled_features(cache.model, train, range(len(train)), Readers())
     for level, expected in zip(cache.take(cache.rows[TRAIN][rows]), direct, strict=True):
         assert level.dtype == dtype
         assert level.is_contiguous(memory_format=torch.channels_last)
@@ -106,7 +108,7 @@ def test_batches_are_those_of_features_kept_in_memory(
 ) -> None:
     monkeypatch.setattr("fastmsflow.training.sources.placement", lambda needed, device, processes: place)
     kept = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE)
-    cached = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE, 0, tmp_path, torch.float32)
+    cached = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32)
     loaders = []
     for data in (kept, cached):
         data.prepare()

@@ -12,6 +12,7 @@ from fastmsflow import InputError
 from fastmsflow.data import LooseImages, ShardedImages, write_shards
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
 from fastmsflow.training.order import InTurn, Order
+from fastmsflow.training.readers import Readers
 from fastmsflow.world import ALONE, World
 
 SIZE = (32, 32)
@@ -79,7 +80,7 @@ def new_loader(kind: str, files: list[Path], shards: Path, **options) -> Loader:
     if kind == "features":
         return FeatureLoader(lambda numbers: [torch.tensor(numbers)], Order(COUNT, 3, ALONE, seed=1))
     if kind == "images":
-        return ImageLoader(LooseImages(files, SIZE), Order(COUNT, 3, ALONE, seed=1))
+        return ImageLoader(LooseImages(files, SIZE), Order(COUNT, 3, ALONE, seed=1), Readers())
     return ShardLoader(lambda epoch: ShardedImages(shards, SIZE, epoch=epoch, **options), 3, COUNT // 3)
 
 

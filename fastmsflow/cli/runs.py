@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..data import ImageSet, ShardSet
     from ..model import MSFlow
     from ..training import Outcome, Reading, Recipe
+    from ..training.readers import Readers
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def train_all(job: Job, world: World) -> None:
     from ..training.fit import settings_of
     from ..training.loggers import check_loggers, close_loggers
     from ..training.plan import description_of
+    from ..training.readers import Readers
 
     check_loggers(job.log_to)
 
@@ -124,12 +126,13 @@ def train_all(job: Job, world: World) -> None:
         reading = replace(job.reading, feature_cache=cache)
         own = replace(job, out=job.out / name, reading=reading, options=job.options | options, resume=True)
         try:
-            return _run(own, images, model, where, World())
+            return _run(own, images, model, where, World(), readers)
         finally:
             close_loggers(job.log_to)
 
     models = FreshModels(job.build, job.recipe.seed)
-    train_every_class(job.source, job.out, models, job.size_of, settings, run, world, job.as_json)
+    with Readers(job.reading.workers) as readers:
+        train_every_class(job.source, job.out, models, job.size_of, settings, run, world, job.as_json)
 
 
 def started_from(job: Job) -> str | None:
@@ -147,8 +150,16 @@ def _opened(job: Job) -> "ImageSet | ShardSet":
     return ShardSet.of(job.source)
 
 
-def _run(job: Job, images: "ImageSet | ShardSet", model: "MSFlow", where: Console, world: World) -> "Outcome":
-    """Trains, and leaves the curves and the report too in the run's folder. ``where``: shows progress."""
+def _run(
+    job: Job,
+    images: "ImageSet | ShardSet",
+    model: "MSFlow",
+    where: Console,
+    world: World,
+    readers: "Readers | None" = None,
+) -> "Outcome":
+    """Trains, and leaves the curves and the report too in the run's folder. ``where``: shows progress; ``readers``: see
+    fastmsflow.training.train."""
     import torch
 
     from ..data import ImageSet
@@ -181,7 +192,7 @@ def _run(job: Job, images: "ImageSet | ShardSet", model: "MSFlow", where: Consol
     command = shlex.join(["fastmsflow", *sys.argv[1:]])
     return train(
         model, images, job.recipe, out, job.reading, where, command, job.resume, job.log_to, options, report,
-        job.profile, world, started_from(job),
+        job.profile, world, started_from(job), readers,
     )  # fmt: skip
 
 

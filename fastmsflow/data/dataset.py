@@ -1,6 +1,7 @@
 """Samples, files and arrays -> tensors, for a DataLoader."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch.utils.data import Dataset
 from .image_set import Sample
 from .images import as_tensor, image_of, load_image, load_mask, read_bytes, read_image
 from .jpegs import decoded_or_not
+
+ToRead = Callable[[], dict[str, Any]]
+"""An item that is not read yet, by whatever process that will be."""
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -27,13 +31,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.samples[index]
-        return {
-            "image": load_image(sample.image, self.image_size),
-            "mask": load_mask(sample, self.image_size),
-            "label": sample.label,
-            "index": index,
-        }
+        return self.to_read(index)()
+
+    def to_read(self, index: int) -> ToRead:
+        """The item without the others."""
+        return partial(_sample, self.samples[index], index, self.image_size)
 
 
 class LooseImages(Dataset[dict[str, Any]]):
@@ -55,8 +57,24 @@ class LooseImages(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        given = self.images[index]
-        if self.encoded and not isinstance(given, np.ndarray):
-            return {"image": decoded_or_not(read_bytes(given), str(given), self.image_size)}
-        image = image_of(given, f"image {index}") if isinstance(given, np.ndarray) else read_image(given)
-        return {"image": as_tensor(image, self.image_size)}
+        return self.to_read(index)()
+
+    def to_read(self, index: int) -> ToRead:
+        """The item without the others."""
+        return partial(_loose, self.images[index], index, self.image_size, self.encoded)
+
+
+def _sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "image": load_image(sample.image, image_size),
+        "mask": load_mask(sample, image_size),
+        "label": sample.label,
+        "index": index,
+    }
+
+
+def _loose(given: str | Path | np.ndarray, index: int, image_size: tuple[int, int], encoded: bool) -> dict[str, Any]:
+    if encoded and not isinstance(given, np.ndarray):
+        return {"image": decoded_or_not(read_bytes(given), str(given), image_size)}
+    image = image_of(given, f"image {index}") if isinstance(given, np.ndarray) else read_image(given)
+    return {"image": as_tensor(image, image_size)}

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Subset
 
 from ..files import write_faults
 from .feature_cache import FeatureCache, binary
 from .features import pooled_features
+from .readers import Readers
 
 # Enough for a guess: their features are tens of MiB.
 MEASURED = 8
@@ -58,10 +58,11 @@ def measured(cache: FeatureCache) -> BreakEven:
 
     Errors: InputError where an image cannot be read or the disk not be written.
     """
-    few = Subset(cache.images, range(min(MEASURED, len(cache.images))))
-    pooled_features(cache.model, Subset(few, [0]))  # what is done once is not counted
+    few = range(min(MEASURED, len(cache.images)))
+    here = Readers()
+    pooled_features(cache.model, cache.images, few[:1], here)  # what is done once is not counted
     started = time.perf_counter()
-    levels = pooled_features(cache.model, few)
+    levels = pooled_features(cache.model, cache.images, few, here)
     extracted = time.perf_counter()
     content = torch.cat([level.to(cache.dtype).flatten().view(torch.uint8) for level in levels]).numpy().tobytes()
     # Without a name: nothing of it can be left behind.

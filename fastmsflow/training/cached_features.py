@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..model import MSFlow
-from .feature_cache import BATCH, FeatureCache
+from .feature_cache import FeatureCache
+from .features import BATCH
 
 Place = Literal["on the GPU", "in memory", "on disk"]
 # Of what is free; the rest is for the training itself.

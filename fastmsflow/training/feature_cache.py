@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader
 
 from ..data import ImageDataset
 from ..data.fingerprint import digest
@@ -24,13 +23,13 @@ from ..errors import InputError
 from ..files import ASIDE, shown, write_faults, write_json, written_aside
 from ..model import MSFlow
 from ..world import ALONE, World
-from .features import Images, Progress
+from .features import BATCH, Images, Joined, Progress
+from .readers import Readers
 
 # Of what the files hold and of how images become features; a cache of another is stale.
 FORMAT = 1
 CACHE_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "float32": torch.float32}
 SHARD_BYTES = 256 * 2**20
-BATCH = 16
 # Mapped at a time, one mapping per level: a process may have 65530 on Linux.
 OPEN_SHARDS = 4096
 DESCRIPTION_FILE, IMAGES_FILE = "cache.json", "images.npy"
@@ -68,8 +67,7 @@ class FeatureCache:
         self.folder = folder
         self.dtype = dtype
         self.model = model
-        self.images: ConcatDataset[dict[str, Any]] = ConcatDataset(parts.values())
-        """Of all parts."""
+        self.images = Joined(parts.values())
         device = next(model.parameters()).device
         example = model.pooled(torch.zeros(1, 3, *model.image_size, device=device))
         self.shapes = [(level.shape[2], level.shape[3], level.shape[1]) for level in example]
@@ -105,7 +103,7 @@ class FeatureCache:
 
     def build(
         self,
-        workers: int = 0,
+        readers: Readers | None = None,
         progress: Progress = lambda done: None,
         rank: int = 0,
         world_size: int = 1,
@@ -113,7 +111,8 @@ class FeatureCache:
         """Writes those missing shards whose number is ``rank`` modulo ``world_size``, so that as many processes may
         share the work; what an interrupted build left whole is kept.
 
-        ``workers``: processes that read images. ``progress`` is called with the number of images done so far.
+        ``readers``: who reads the images; None: this process. ``progress`` is called with the number of images done so
+        far.
         Errors: InputError where an image cannot be read, another process does the same, or the disk cannot be written;
         shards that are whole stay.
         """
@@ -128,13 +127,13 @@ class FeatureCache:
         batches = [sources[rows].tolist() for shard in todo for rows in _batches(self._rows_of(shard))]
         if any(source < 0 for batch in batches for source in batch):
             raise InputError(f"{shown(self.folder)}: unfinished, and some of the cache's images are gone; {REMEDY}")
-        loader = iter(DataLoader(self.images, batch_sampler=batches, num_workers=workers))
+        read = (readers or Readers()).read([self.images.to_read(source) for source in batch] for batch in batches)
         with self._claimed(rank, world_size):
             for shard in todo:
                 count = len(self._rows_of(shard))
                 levels = [torch.empty((count, *shape), dtype=self.dtype) for shape in self.shapes]
                 at = 0
-                for batch in islice(loader, -(-count // BATCH)):
+                for batch in islice(read, -(-count // BATCH)):
                     at += self._compute(batch["image"], [level[at:] for level in levels])
                     progress(done + at)
                 done += count

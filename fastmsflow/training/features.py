@@ -1,37 +1,57 @@
 """Features are computed once and kept: the extractor is frozen and training augments nothing."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageDataset, LooseImages
+from ..data.dataset import ToRead
 from ..model import MSFlow
 from ..world import World
+from .readers import Readers
 
 Progress = Callable[[int], None]
 Images = ImageDataset | LooseImages
+BATCH = 16
+
+
+class Joined:
+    """The images of all ``parts``, one part behind the other."""
+
+    def __init__(self, parts: Iterable[Images]) -> None:
+        self._parts = list(parts)
+        self._ends = list(accumulate(map(len, self._parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def to_read(self, index: int) -> ToRead:
+        """See LooseImages."""
+        part = bisect(self._ends, index)
+        return self._parts[part].to_read(index - (self._ends[part - 1] if part else 0))
 
 
 def pooled_features(
     model: MSFlow,
-    images: Images | Subset[dict[str, Any]],
-    batch_size: int = 16,
-    workers: int = 0,
+    images: Images | Joined,
+    numbers: Sequence[int],
+    readers: Readers,
     progress: Progress = lambda done: None,
 ) -> list[Tensor]:
-    """Pooled features of all ``images``, before any standardisation: (N, C_l, H_l, W_l) per level, on the CPU, in
-    channels-last memory. ``progress`` is called with the number of images done so far."""
+    """Pooled features of the images of ``numbers``, before any standardisation: (N, C_l, H_l, W_l) per level, on the
+    CPU, in channels-last memory. ``progress`` is called with the number of images done so far."""
     device = next(model.parameters()).device
     kept: list[Tensor] = []
     done = 0
-    for batch in DataLoader(images, batch_size, num_workers=workers):
+    batches = (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))
+    for batch in readers.read([images.to_read(number) for number in batch] for batch in batches):
         levels = model.pooled(batch["image"].to(device, memory_format=torch.channels_last))
         if not kept:
             kept = [
-                torch.empty((len(images), *level.shape[1:]), dtype=level.dtype, memory_format=torch.channels_last)
+                torch.empty((len(numbers), *level.shape[1:]), dtype=level.dtype, memory_format=torch.channels_last)
                 for level in levels
             ]
         for store, level in zip(kept, levels, strict=True):

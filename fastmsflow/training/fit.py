@@ -36,6 +36,7 @@ from .losses import NotFinite
 from .module import Moment, MSFlowModule
 from .plan import Reading, planned
 from .preemption import LAST_KEPT, Preemption
+from .readers import Readers
 from .recipe import Recipe
 from .state_file import StateFile
 from .tally import Findings
@@ -131,6 +132,7 @@ def train(
     profile: bool = False,
     world: World = ALONE,
     started_from: str | None = None,
+    readers: Readers | None = None,
 ) -> Outcome:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
@@ -141,7 +143,8 @@ def train(
     nowhere. ``report``: writes what a finished run has in ``out`` besides, before ``results.json`` says that it has
     finished. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this,
     after ``World.join``, with equal arguments: a batch is shared out among them, and the losses are those of one
-    process up to rounding; the first one writes.
+    process up to rounding; the first one writes. ``readers``: who reads images that are files, for this run and others;
+    None: processes of its own.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the
     lowest nll of the held-out images, where ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest
     image AUROC, where there are test images; ``results.json``, which holds ``command`` for the record; until that is
@@ -153,7 +156,8 @@ def train(
     """
     console = console if console is not None and world.first else Console(quiet=True)
     check_loggers(log_to)
-    plan = planned(model, images, recipe, reading, world)
+    reads = readers or Readers(reading.workers)
+    plan = planned(model, images, recipe, reading, reads, world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)
     averaging = Averaging(model.flow, recipe.ema) if recipe.ema is not None else None
     notes = {} if started_from is None else {"started_from": started_from}
@@ -175,6 +179,8 @@ def train(
     )
     telemetry = Telemetry(world)
     with Preemption() as preemption, ExitStack() as stack:
+        if readers is None:
+            stack.enter_context(reads)
         state = world.once(lambda: stack.enter_context(claimed(out, resume, settings)))
         model.train().to(memory_format=torch.channels_last)
         model.calibration = None

@@ -1,6 +1,5 @@
 """Batches for a trainer, from wherever they come: each loader knows where in its epoch it stands, and goes on there."""
 
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -8,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader
 
 from ..data import ShardedImages
 from ..errors import InputError
 from ..world import ALONE, World
 from .features import Images
 from .order import InTurn, Order
+from .readers import Readers, encoded_together, survive_one_sigterm
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
 Batch = tuple[list[Tensor] | Tensor, list[int], float]
@@ -91,44 +91,25 @@ class FeatureLoader(Loader):
 
 
 class ImageLoader(Loader):
-    """Batches of images, read by ``workers`` processes when they are needed."""
+    """Batches of images, read by ``readers`` when they are needed."""
 
-    def __init__(
-        self, images: Images | Subset[Any], order: Order | InTurn, workers: int = 0, decode: Decode | None = None
-    ) -> None:
+    def __init__(self, images: Images, order: Order | InTurn, readers: Readers, decode: Decode | None = None) -> None:
         """``decode``: where ``images`` are encoded, what makes pixels of a batch."""
         super().__init__()
         self.sampler = order
         self._decode = decode
         self._images = images
-        self._workers = workers
+        self._readers = readers
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
         start = state.get("taken", 0)
-        loader = DataLoader(
-            self._images,
-            batch_sampler=_Numbers(self.sampler, start),
-            num_workers=self._workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_survive_one_sigterm,
-            collate_fn=_collate if self._decode else None,
-        )
-        for part, batch in zip(self.sampler.parts(start), loader, strict=True):
+        asked = ([self._images.to_read(number) for number in part.numbers] for part in self.sampler.parts(start))
+        batches = self._readers.read(asked, self._decode is not None)
+        for part, batch in zip(self.sampler.parts(start), batches, strict=True):
             yield _pixels(batch["image"], self._decode), *part
-
-
-class _Numbers(Sampler[list[int]]):
-    """Of each batch; no list of all, which may be millions."""
-
-    def __init__(self, order: Order | InTurn, start: int) -> None:
-        self._order = order
-        self._start = start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (part.numbers for part in self._order.parts(self._start))
 
 
 class Epoch:
@@ -208,21 +189,9 @@ class ShardLoader(Loader):
             num_workers=self._images.workers,
             drop_last=self._steps is not None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_survive_one_sigterm,
-            collate_fn=_collate if self._decode else None,
+            worker_init_fn=survive_one_sigterm,
+            collate_fn=encoded_together if self._decode else None,
         )
-
-
-def _survive_one_sigterm(worker: int) -> None:
-    """One that was sent to all processes: the training still needs batches, to end with a whole step. The next ends it,
-    as torch may wish to."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """As usual, but for images, which may be encoded and of any length."""
-    rest = default_collate([{key: value for key, value in item.items() if key != "image"} for item in items])
-    return {**rest, "image": [item["image"] for item in items]}
 
 
 def _pixels(images: Tensor | list[Tensor], decode: Decode | None) -> Tensor:

@@ -17,6 +17,7 @@ from ..model import MSFlow
 from ..world import World
 from .feature_cache import dtype_of
 from .loaders import Decode
+from .readers import Readers
 from .recipe import Recipe
 from .sources import HELD_OUT, TEST, TRAIN, FeatureSource, ImageSource, ShardSource, Source
 from .truth import Truth
@@ -54,8 +55,17 @@ class Plan:
     licence: str = ""
 
 
-def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading: Reading, world: World) -> Plan:
-    """Errors: InputError where images, ``reading`` and the processes do not go together."""
+def planned(
+    model: MSFlow,
+    images: ImageSet | ShardSet,
+    recipe: Recipe,
+    reading: Reading,
+    readers: Readers,
+    world: World,
+) -> Plan:
+    """``readers``: who reads images that are files.
+
+    Errors: InputError where images, ``reading`` and the processes do not go together."""
     stream = reading.stream or isinstance(images, ShardSet)
     decode = _decoder(model, stream) if reading.decode_on_gpu else None
     if stream and reading.feature_cache is not None:
@@ -80,10 +90,10 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
     }
     order = None if truth is None else truth.order
     if stream:
-        source: Source = ImageSource(model, files, recipe, reading.workers, world, order, decode)
+        source: Source = ImageSource(model, files, recipe, readers, world, order, decode)
     else:
         source = FeatureSource(
-            model, files, recipe, reading.workers, reading.feature_cache, dtype_of(reading.cache_dtype), world, order
+            model, files, recipe, readers, reading.feature_cache, dtype_of(reading.cache_dtype), world, order
         )
     return Plan(
         source,

@@ -9,7 +9,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from ..data import ShardedImages, ShardSet
 from ..data.manifest import Shard
@@ -19,9 +18,10 @@ from ..world import ALONE, World
 from .break_even import measured
 from .cached_features import CachedFeatures, placement
 from .feature_cache import FeatureCache, binary
-from .features import Images, KeptFeatures, Progress, features_of_all, pooled_features
+from .features import BATCH, Images, KeptFeatures, Progress, features_of_all, pooled_features
 from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
 from .order import InTurn, Order
+from .readers import Readers
 from .recipe import Recipe
 
 # Of an image set: training images, training images that are kept out of training, test images.
@@ -39,11 +39,10 @@ class Source(L.LightningDataModule, ABC):
     total = 0
     """How many images ``prepare`` goes through."""
 
-    def __init__(self, model: MSFlow, recipe: Recipe, parts: Sequence[str], workers: int, world: World) -> None:
+    def __init__(self, model: MSFlow, recipe: Recipe, parts: Sequence[str], world: World) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
-        self.workers = workers
         self.world = world
         self.evaluated = [part for part in parts if part != TRAIN]
         """What is scored after each meta epoch, in the order of the loaders."""
@@ -73,19 +72,20 @@ class Source(L.LightningDataModule, ABC):
 
 
 class OfImages(Source):
-    """Of image files and arrays: ``images`` by part. ``test_order``: in which those of TEST are scored; None: as they
-    are."""
+    """Of image files and arrays: ``images`` by part, read by ``readers``; None: by this process. ``test_order``: in
+    which those of TEST are scored; None: as they are."""
 
     def __init__(
         self,
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
-        workers: int = 0,
+        readers: Readers | None = None,
         world: World = ALONE,
         test_order: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, recipe, list(images), workers, world)
+        super().__init__(model, recipe, list(images), world)
+        self.readers = readers or Readers()
         self.images = images
         self.test_order = test_order
         # Before any work is done.
@@ -120,13 +120,13 @@ class FeatureSource(OfImages):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
-        workers: int = 0,
+        readers: Readers | None = None,
         cache: Path | None = None,
         cache_dtype: torch.dtype = torch.bfloat16,
         world: World = ALONE,
         test_order: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, images, recipe, workers, world, test_order)
+        super().__init__(model, images, recipe, readers, world, test_order)
         self.cache = cache
         self.cache_dtype = cache_dtype
         self.features: dict[str, KeptFeatures | CachedFeatures] = {}
@@ -155,7 +155,7 @@ class FeatureSource(OfImages):
             for part, images in self.images.items():
                 own = range(self.world.rank, len(images), self.world.size)
                 here = partial(_advance, progress, before)
-                features[part] = pooled_features(self.model, Subset(images, own), 16, self.workers, here)
+                features[part] = pooled_features(self.model, images, own, self.readers, here)
                 before += len(own)
         # Any process may have any of them in a batch. Of the other parts each scores its own.
         features[TRAIN] = features_of_all(features[TRAIN], len(self.images[TRAIN]), self.world)
@@ -172,7 +172,7 @@ class FeatureSource(OfImages):
                 say(str(measured(cache)))
         with self.world.together():
             if missing:
-                cache.build(self.workers, progress, self.world.rank, self.world.size)
+                cache.build(self.readers, progress, self.world.rank, self.world.size)
         needed = self.total * cache.bytes_per_image
         # Each process may come to hold all of them.
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
@@ -209,12 +209,12 @@ class ImageSource(OfImages):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
-        workers: int = 0,
+        readers: Readers | None = None,
         world: World = ALONE,
         test_order: Sequence[int] | None = None,
         decode: Decode | None = None,
     ) -> None:
-        super().__init__(model, images, recipe, workers, world, test_order)
+        super().__init__(model, images, recipe, readers, world, test_order)
         self.decode = decode
 
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
@@ -222,15 +222,15 @@ class ImageSource(OfImages):
         chosen = torch.randperm(
             len(self.images[TRAIN]), generator=torch.Generator().manual_seed(self.recipe.seed)
         ).tolist()[:count]
-        order = InTurn(count, 16, ALONE, TRAIN)
-        loader = ImageLoader(Subset(self.images[TRAIN], chosen), order, self.workers, self.decode)
+        order = InTurn(len(self.images[TRAIN]), BATCH, ALONE, TRAIN, chosen)
+        loader = ImageLoader(self.images[TRAIN], order, self.readers, self.decode)
         standardise(self.model, _pooled(self.model, loader, count), self.world)
 
     def train_dataloader(self) -> Loader:
-        return ImageLoader(self.images[TRAIN], self._order(), self.workers, self.decode)
+        return ImageLoader(self.images[TRAIN], self._order(), self.readers, self.decode)
 
     def in_turn(self, part: str, batch_size: int) -> Loader:
-        return ImageLoader(self.images[part], self._in_turn(part, batch_size), self.workers, self.decode)
+        return ImageLoader(self.images[part], self._in_turn(part, batch_size), self.readers, self.decode)
 
 
 class ShardSource(Source):
@@ -249,7 +249,8 @@ class ShardSource(Source):
         """``skip_faults``: see ShardedImages; ``decode``: what makes pixels of a batch of encoded images; None: the
         workers do."""
         train, held_out = shards.split(recipe.hold_out, recipe.seed, world.size)
-        super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], workers, world)
+        super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], world)
+        self.workers = workers
         self.set = shards
         self.skip_faults = skip_faults
         self.decode = decode
@@ -274,7 +275,7 @@ class ShardSource(Source):
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDISED, sum(shards.images_of_workers))
-        loader = ShardLoader(lambda epoch: shards, 16, None, decode=self.decode)
+        loader = ShardLoader(lambda epoch: shards, BATCH, None, decode=self.decode)
         standardise(self.model, _pooled(self.model, loader, count), self.world)
 
     def train_dataloader(self) -> Loader:
@@ -316,9 +317,9 @@ def standardise(model: MSFlow, batches: Iterable[Sequence[Tensor]], world: World
 
 
 def _pooled(model: MSFlow, loader: Loader, images: int) -> Iterator[list[Tensor]]:
-    """Of about the first ``images`` of batches of 16."""
+    """Of about the first ``images`` of batches of BATCH."""
     device = next(model.parameters()).device
-    for batch in islice(loader, -(-images // 16)):
+    for batch in islice(loader, -(-images // BATCH)):
         assert isinstance(batch[0], Tensor)
         yield model.pooled(batch[0].to(device, memory_format=torch.channels_last))
 
