@@ -1,5 +1,6 @@
 """How fast a run is, and what its time goes into."""
 
+import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -101,9 +102,9 @@ def _shown(speed: dict[str, float]) -> str:
 
 
 class Profile(Callback):
-    """A trace of a few steps for chrome://tracing or Perfetto: of the TRACED ones behind the first SKIPPED, or the
-    run's last ones where it has fewer steps than that; on a GPU of what runs there too. It is written when they are
-    through, or, of those that there were, when training ends before or is interrupted."""
+    """A trace for chrome://tracing or Perfetto: of the TRACED steps behind the first SKIPPED, or of the run's last ones
+    where it has fewer steps than that, on a GPU of what runs there too. It is written once they are through, or, of
+    those that there were, when the training ends before or is interrupted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -115,13 +116,16 @@ class Profile(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         left = int(trainer.estimated_stepping_batches) - trainer.global_step
-        skipped = min(SKIPPED, max(0, left - TRACED))
-        # Without a GPU, looking for one prints a line of CUDA's.
-        on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        traced = min(TRACED, left)
+        skipped = min(SKIPPED, left - traced)
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        else:
+            # Nothing: else lines of its own, of its beginning, its end and the GPU that it misses.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self._profiler = torch.profiler.profile(
-            activities=[ProfilerActivity.CPU, *on_gpu],
-            schedule=partial(_action, skipped),
-            on_trace_ready=self._write,
+            activities=activities, schedule=partial(_action, skipped, traced), on_trace_ready=self._write
         )
         self._profiler.start()
 
@@ -141,10 +145,10 @@ class Profile(Callback):
             profiler.stop()
 
 
-def _action(skipped: int, step: int) -> ProfilerAction:
+def _action(skipped: int, traced: int, step: int) -> ProfilerAction:
     """Of the profiler in ``step``, from 0. It warms up in the last two that are skipped."""
-    if not skipped - 2 <= step < skipped + TRACED:
+    if not skipped - 2 <= step < skipped + traced:
         return ProfilerAction.NONE
     if step < skipped:
         return ProfilerAction.WARMUP
-    return ProfilerAction.RECORD if step < skipped + TRACED - 1 else ProfilerAction.RECORD_AND_SAVE
+    return ProfilerAction.RECORD if step < skipped + traced - 1 else ProfilerAction.RECORD_AND_SAVE
