@@ -186,4 +186,6 @@ def _refuse_idle(ctx: typer.Context) -> None:
     if "cache_dtype" in idle and ctx.params["feature_cache"] is None:
         raise InputError("--cache-dtype is of the features in --feature-cache; give that too, or leave it out")
     if "false_alarms" in idle and not ctx.params["hold_out"]:
-        raise InputError("--false-alarms sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave it out")
+        raise InputError(
+            "--false-alarms sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave it out"
+        )
