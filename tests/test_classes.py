@@ -182,8 +182,12 @@ def test_finished_classes_are_skipped_and_runs_of_other_settings_refused(
     images: Path, weights: Path, together: Path, command
 ) -> None:
     before = {path: path.read_bytes() for path in together.glob("*/*")}
+    table, _, line = (together / "summary.md").read_text().rpartition("\n\n")
     code, text = command(*arguments(images, "all", together, weights))
     assert code == 0
+    again, _, now = (together / "summary.md").read_text().rpartition("\n\n")
+    assert again == table
+    assert line.partition(" in ")[0] == now.partition(";")[0] and "; 2 finished before, the last call took" in now
     assert [line for line in text.splitlines() if "skipped" in line] == [f"{n}: finished, skipped" for n in "ab"]
     code, text = command(*arguments(images, "all", together, weights, "--lr", 5e-4, "--feature-cache", together / "f"))
     assert code == 1

@@ -112,4 +112,4 @@ def test_train_reads_shards(tiles: Path, tmp_path: Path, command) -> None:
     assert code == 0, text
     assert names[1] in faults.read_text()
     code, text = command(*train[:1], shards, *train[1:], "--out", tmp_path / "x", "--feature-cache", tmp_path / "c")
-    assert code == 1 and "a feature cache is of images that are files, and not streamed" in text
+    assert code == 1 and "images of shards are read in every pass, their features are not kept" in text

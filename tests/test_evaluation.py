@@ -37,8 +37,9 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_f1", "aupro", "aupro_binned", "aupro_log"
 ROUNDING = 1e-6
 
 
-def scores_of(numbers: list[int], masks: np.ndarray, side: int = SIDE) -> Scores:
-    """As a model that has learnt something makes them, the same for an image whatever its batch."""
+def scores_of(numbers: list[int], masks: np.ndarray, side: int = SIDE, times: float = 1.0) -> Scores:
+    """As a model that has learnt something makes them, the same for an image whatever its batch. ``times``: as many
+    nats, as of one that fits badly."""
     nats = []
     for number, mask in zip(numbers, masks, strict=True):
         rng = np.random.default_rng(number)
@@ -46,7 +47,7 @@ def scores_of(numbers: list[int], masks: np.ndarray, side: int = SIDE) -> Scores
         nats.append(np.exp(smooth + 0.3 * rng.normal() + mask * rng.exponential(2.0, mask.shape)))
     log_likelihood = -torch.from_numpy(np.stack(nats)).float()
     peak = log_likelihood.amax(dim=(1, 2))
-    log_likelihood = log_likelihood - peak[:, None, None]
+    log_likelihood = times * (log_likelihood - peak[:, None, None])
     top = -log_likelihood.amin(dim=(1, 2))
     add = log_likelihood.exp() + (log_likelihood / 3).exp() + (3 * log_likelihood).exp()
     return Scores(1 - (-top).exp(), top, add, log_likelihood, peak)
@@ -81,13 +82,14 @@ def judged(
     world: World = ALONE,
     maps: Spill | None = None,
     batch: int = 5,
+    times: float = 1.0,
 ) -> Findings:
     """By a calibrated model."""
     tally = Tally(known, LEVELS, True, maps, world)
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
         masks = known.masks(numbers)
-        tally.add(numbers, scores_of(numbers, masks), masks)
+        tally.add(numbers, scores_of(numbers, masks, times=times), masks)
     tally.complete()
     return tally.judge(Calibration((1.0,) * 30, (1.0,) * 30, 0.5))
 
@@ -109,12 +111,18 @@ def small_sample(monkeypatch) -> None:
     monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 6 * SIDE * SIDE)
 
 
-def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(images: ImageSet, small_sample) -> None:
+# 30 times as many nats: most pixels' 1 - exp(L) is 1, as of a model that was hardly trained.
+@pytest.mark.parametrize("times", [1.0, 30.0], ids=["a model that fits", "one that does not"])
+def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
+    times: float, images: ImageSet, small_sample
+) -> None:
     known = many(images)
-    found = judged(known, known.order)
-    exact = judged(Truth.of(images, images.image_size), list(range(COUNT)))
+    found = judged(known, known.order, times=times)
+    exact = judged(Truth.of(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
-    assert found.evaluation.pixel_error <= STATED
+    assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
+    # Where the model does not fit, additive maps crowd at their top, and the bound is wide.
+    assert found.evaluation.pixel_error <= STATED or times > 1
     for one, other in zip(found.scores, exact.scores, strict=True):
         assert torch.equal(one, other)
     np.testing.assert_allclose(found.pro_curve(), exact.pro_curve(), atol=2e-3)

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,47 @@ def test_a_fast_loader_is_not_waited_for(images: ImageSet, tmp_path: Path) -> No
     assert outcome.speed["data_wait"] < 0.5
 
 
-def test_a_trace_of_a_few_steps_is_written(images: ImageSet, tmp_path: Path) -> None:
-    train(new_model(), images, RECIPE, tmp_path / "run", Reading(stream=True), profile=True)
-    events = json.loads((tmp_path / "run/profile.json").read_text())["traceEvents"]
-    names = {event.get("name") for event in events}
-    assert "ProfilerStep#5" in names and "ProfilerStep#9" in names and "ProfilerStep#10" not in names
-    assert any("conv" in str(name) for name in names)
+def traced(folder: Path) -> tuple[list[int], set[str]]:
+    """-> (the steps of a run's trace, from 0; what was done in them)."""
+    names = {str(event.get("name")) for event in json.loads((folder / "profile.json").read_text())["traceEvents"]}
+    steps = {name for name in names if name.startswith("ProfilerStep#")}
+    return sorted(int(name.partition("#")[2]) for name in steps), names - steps
+
+
+def no_profiler_runs() -> bool:
+    return not torch.autograd.profiler._is_profiler_enabled
+
+
+# Steps in all -> those that are traced.
+@pytest.mark.parametrize(("images_used", "steps"), [(12, [5, 6, 7, 8, 9]), (4, [1, 2, 3, 4, 5]), (2, [0, 1, 2])])
+def test_a_trace_of_a_few_steps_is_written(
+    images_used: int, steps: list[int], images: ImageSet, tmp_path: Path, capfd
+) -> None:
+    some = replace(images, train=images.train[:images_used], test=())
+    train(new_model(), some, RECIPE, tmp_path / "run", Reading(stream=True), profile=True)
+    found, names = traced(tmp_path / "run")
+    assert found == steps
+    assert any("conv" in name for name in names)
+    assert no_profiler_runs()
+    if not torch.cuda.is_available():
+        assert capfd.readouterr().err == "", "the profiler speaks"
+
+
+def test_of_an_interrupted_run_what_was_traced_is_written_and_nothing_is_traced_any_more(
+    images: ImageSet, tmp_path: Path, monkeypatch
+) -> None:
+    step = MSFlowModule.training_step
+
+    def pull_the_plug(self, batch, batch_index: int):
+        if self.global_step == 7:
+            raise InterruptedError
+        return step(self, batch, batch_index)
+
+    monkeypatch.setattr(MSFlowModule, "training_step", pull_the_plug)
+    with pytest.raises(InterruptedError):
+        train(new_model(), images, RECIPE, tmp_path / "run", profile=True)
+    assert traced(tmp_path / "run")[0] == [5, 6, 7]
+    assert no_profiler_runs()
 
 
 def test_what_is_done_between_batches_is_not_waiting(images: ImageSet, tmp_path: Path, monkeypatch) -> None:

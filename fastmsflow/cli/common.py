@@ -105,7 +105,10 @@ def is_every_class(source: str, category: str | None) -> bool:
 def every_class_of(source: str) -> list[str]:
     """Errors: InputError where there is none."""
     from ..data import classes_of
+    from ..data.shard_set import is_shard_set
 
+    if is_shard_set(source):
+        raise InputError(f"{source}: shards have no classes; leave --class out")
     classes = classes_of(source)
     if not classes:
         raise InputError(f"{source}: holds no classes, or is not there; of a set that is one class leave out --class")

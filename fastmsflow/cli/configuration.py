@@ -69,6 +69,19 @@ def resolved(ctx: typer.Context) -> dict[str, Any]:
     return values
 
 
+def chosen(ctx: typer.Context) -> set[str]:
+    """The parameters that the command line names, and those that a file gives another value than their default: one
+    that a run wrote names all of them."""
+    found = set()
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        source = getattr(ctx.get_parameter_source(name), "name", "DEFAULT")
+        changed = source != "DEFAULT_MAP" or ctx.params.get(name) != parameter.default
+        if source != "DEFAULT" and changed:
+            found.add(name)
+    return found
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)

@@ -72,7 +72,7 @@ def train_every_class(
 
     failures = train_each(out, classes, work, _print_failure, world.rank, world.size)
     if world.first:
-        _conclude(out, classes, failures, time.perf_counter() - started, as_json)
+        _conclude(out, classes, failures, len(finished), time.perf_counter() - started, as_json)
 
 
 def _opened(source: str, classes: Sequence[str]) -> "dict[str, ImageSet | Exception]":
@@ -118,8 +118,11 @@ def _print_failure(name: str, reason: str) -> None:
     errors.print(f"[red]{escape(shown(name))}: failed:[/red] {escape(reason)}", soft_wrap=True, highlight=False)
 
 
-def _conclude(out: Path, classes: Sequence[str], failures: dict[str, str], wall: float, as_json: bool) -> None:
-    """One table of all classes, printed and written. Errors: typer.Exit where one failed."""
+def _conclude(
+    out: Path, classes: Sequence[str], failures: dict[str, str], skipped: int, wall: float, as_json: bool
+) -> None:
+    """One table of all classes, printed and written; ``wall``: seconds of this call, before which ``skipped`` classes
+    were finished. Errors: typer.Exit where one failed."""
     from ..report.summary import write_summary
     from ..training.classes import results_of
     from ..training.comparison import mean_of, write_metrics
@@ -147,7 +150,8 @@ def _conclude(out: Path, classes: Sequence[str], failures: dict[str, str], wall:
     for line in lines:
         table.add_row(*map(escape, line), style="red" if line[1] == "failed" else None)
     console.print(table)
-    notes = f"{len(seconds)} of {len(classes)} classes, {sum(seconds.values()):.0f} s of training in {wall:.0f} s"
+    before = f"; {skipped} finished before, the last call took" if skipped else " in"
+    notes = f"{len(seconds)} of {len(classes)} classes, {sum(seconds.values()):.0f} s of training{before} {wall:.0f} s"
     console.print(notes, style="dim")
     if judged:
         write_metrics(out, [*judged, *mean])

@@ -55,10 +55,12 @@ Ema = Annotated[
 
 
 def rates(given: Sequence[str]) -> dict[str, float]:
-    """``PART=RATE`` each -> part: rate. Errors: InputError where one is not that."""
-    found = {}
+    """``PART=RATE`` each -> part: rate. Errors: InputError where one is not that, or a part comes twice."""
+    found: dict[str, float] = {}
     for text in given:
         part, _, rate = text.partition("=")
+        if part in found:
+            raise InputError(f"--lr-of {text}: {part} has the rate {found[part]} already; give one of the two")
         try:
             found[part] = float(rate)
         except ValueError as error:
@@ -70,12 +72,16 @@ def started_model(checkpoint: Path, options: Mapping[str, Any], given: set[str],
     """The model of ``checkpoint``. ``options``: of the model, by the parameters' names, of which those in ``given``
     were chosen and not left alone; an official checkpoint is described by all of them and ``size``.
 
-    Errors: InputError where a checkpoint does not fit, or one of ours is contradicted.
+    Errors: InputError where a checkpoint is not there or does not fit, or one of ours is contradicted.
     """
     from ..compat.convert import official_model
     from ..model import MSFlow
     from ..nn.extractor import resolve_name
 
+    if checkpoint.is_dir():
+        raise InputError(f"{checkpoint}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no such file; give one of our checkpoints (.safetensors) or an official one")
     if checkpoint.suffix != ".safetensors":
         if options["standardise"]:
             raise InputError(

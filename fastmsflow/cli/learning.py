@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
 from ..world import ALONE
 from .common import (
     AsJson,
@@ -19,7 +20,7 @@ from .common import (
     is_every_class,
     speak,
 )
-from .configuration import Config, resolved
+from .configuration import Config, chosen, resolved
 from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
 from .launch import Devices, Nodes, launch
 from .runs import Job, train_all, train_one
@@ -59,6 +60,7 @@ def demo(
 ) -> None:
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     speak(quiet, as_json)
+    _refuse_idle(ctx)
     from ..training import Reading, Recipe
 
     recipe = Recipe(1e-3, 16, meta_epochs, sub_epochs, hold_out=hold_out, false_alarms=false_alarms)
@@ -152,6 +154,7 @@ def train(
     of its own, in OUT/CLASS; the same command again goes on where it stopped.
     """
     speak(quiet, as_json)
+    _refuse_idle(ctx)
     world = launch(devices, nodes)
     every = is_every_class(source, category)
     if every:
@@ -175,3 +178,14 @@ def train(
         train_all(job, world)
     else:
         train_one(job, world)
+
+
+def _refuse_idle(ctx: typer.Context) -> None:
+    """Errors: InputError where an option was chosen that nothing would come of."""
+    idle = chosen(ctx)
+    if "cache_dtype" in idle and ctx.params["feature_cache"] is None:
+        raise InputError("--cache-dtype is of the features in --feature-cache; give that too, or leave it out")
+    if "false_alarms" in idle and not ctx.params["hold_out"]:
+        raise InputError(
+            "--false-alarms sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave it out"
+        )

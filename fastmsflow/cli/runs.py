@@ -106,13 +106,18 @@ def train_all(job: Job, world: World) -> None:
     """A run for each class, each by one of the processes, which have joined apart."""
     if world.first:
         console.print("loading torch, timm and lightning ...", style="dim")
+    from ..data.shard_set import is_shard_set
     from ..training.classes import FreshModels
     from ..training.fit import settings_of
     from ..training.loggers import check_loggers, close_loggers
-    from ..training.plan import description_of
+    from ..training.plan import check_reading, description_of
     from ..training.readers import Readers
+    from ..training.trainer import check_precision
 
+    # Once, and not of each class.
     check_loggers(job.log_to)
+    check_precision(job.recipe)
+    check_reading(job.reading, is_shard_set(job.source))
 
     def settings(model: "MSFlow", images: "ImageSet") -> dict[str, Any]:
         return settings_of(model, description_of(images, job.reading), job.recipe, job.reading, started_from(job))

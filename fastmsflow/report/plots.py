@@ -7,10 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..files import written_aside
 
-GOOD, DEFECTIVE = "#2a7fb8", "#d1495b"
+GOOD, DEFECTIVE, TRAINING = "#2a7fb8", "#d1495b", "#555555"
+# Points that are marked besides the line through them.
+FEW = 20
 
 
 def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
@@ -33,12 +36,19 @@ Points = Sequence[tuple[int, float]]
 def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics: Mapping[str, Points]) -> None:
     """nll, of training and of held-out images, and each metric on a second axis. Points: (epoch, value)."""
     figure, axis = _axes()
-    axis.plot(range(1, len(losses) + 1), losses, color="#555555", label="nll of training images")
+    # One alone makes no line.
+    marker = "o" if len(losses) <= FEW else None
+    passes = range(1, len(losses) + 1)
+    axis.plot(passes, losses, color=TRAINING, marker=marker, ms=3, label="nll of training images")
     if held_out:
-        axis.plot(*zip(*held_out, strict=True), color="#555555", ls="--", marker="o", ms=3, label="of held-out images")
+        epochs, values = zip(*held_out, strict=True)
+        axis.plot(epochs, values, "--o", color=TRAINING, mfc="white", ms=4, label="of held-out images")
     axis.set(xlabel="pass over the training images", ylabel="negative log-likelihood, nats an image")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if metrics:
         right = axis.twinx()
+        # So that the last points of both do not cover each other.
+        right.margins(y=0.15)
         for name, points in metrics.items():
             right.plot(*zip(*points, strict=True), marker="o", ms=3, label=f"{name} (right)")
         right.set_ylabel("on the test set")

@@ -41,7 +41,7 @@ from .recipe import Recipe
 from .state_file import StateFile
 from .tally import Findings
 from .telemetry import Profile, Telemetry
-from .trainer import prepare, run_trainer
+from .trainer import check_precision, prepare, run_trainer
 
 READING = Reading()
 # How a moment is chosen, by what the choice is called.
@@ -156,6 +156,7 @@ def train(
     """
     console = console if console is not None and world.first else Console(quiet=True)
     check_loggers(log_to)
+    check_precision(recipe)
     reads = readers or Readers(reading.workers)
     plan = planned(model, images, recipe, reading, reads, world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)

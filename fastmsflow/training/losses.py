@@ -56,14 +56,16 @@ class Losses:
             if not finite.all():
                 i = int(finite.logical_not().nonzero()[0])
                 what = "gradient" if values[0, i].isfinite() else "loss"
-                fault = (self.steps - len(self._losses) + i + 1, what, values[int(what == "gradient"), i].item(), i)
+                step, value = self.steps - len(self._losses) + i + 1, values[int(what == "gradient"), i].item()
+                # Before the others know and end: a shard may have to be read for a name.
+                fault = self._not_finite(epoch, step, what, value, [names[number] for number in self._numbers[i]])
             for value in values[0].tolist():
                 # One by one, in float64: the sum does not depend on when it was looked at.
                 self._total += value
-        faults = [(step[0], rank) for rank, step in enumerate(self._world.gathered(fault)) if step is not None]
+        steps = self._world.gathered(None if fault is None else fault.record["step"])
+        faults = [(step, rank) for rank, step in enumerate(steps) if step is not None]
         if faults and fault is not None and min(faults)[1] == self._world.rank:
-            step, what, value, i = fault
-            raise self._not_finite(epoch, step, what, value, [names[number] for number in self._numbers[i]])
+            raise fault
         if faults:
             raise Elsewhere("a loss is not finite")
         self._losses.clear()
@@ -79,12 +81,15 @@ class Losses:
 
     def state(self) -> dict[str, Any]:
         """After a look, on all processes: what ``load`` takes on all of them."""
-        return {"steps": self.steps, "total": sum(self._world.gathered(self._total))}
+        return {"steps": self.steps, "totals": list(self._world.gathered(self._total))}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Errors: InputError where it is no such state."""
+        totals = state.get("totals", ())
+        if len(totals) != self._world.size:
+            raise InputError("the run's state is of another version of fastmsflow; remove it to begin the run again")
         self.steps = state["steps"]
-        # The sum of all processes' is the first one's.
-        self._total = state["total"] if self._world.first else 0.0
+        self._total = totals[self._world.rank]
 
     @staticmethod
     def _not_finite(epoch: int, step: int, what: str, value: float, names: list[str]) -> NotFinite:

@@ -50,6 +50,9 @@ class MSFlowModule(L.LightningModule):
 
     ``names``: of the images of TRAIN and HELD_OUT, by number, for errors. ``maps_in``: the folder where the last
     round's maps to show go, in a temporary file; None: they are not kept. ``world``: the processes that train together.
+
+    What it logs as a step's ``nll`` is, of several processes, the first one's part of the batch; ``epoch_losses`` are
+    of all of them.
     """
 
     def __init__(

@@ -66,12 +66,9 @@ def planned(
     """``readers``: who reads images that are files.
 
     Errors: InputError where images, ``reading`` and the processes do not go together."""
+    check_reading(reading, isinstance(images, ShardSet))
     stream = reading.stream or isinstance(images, ShardSet)
     decode = _decoder(model, stream) if reading.decode_on_gpu else None
-    if stream and reading.feature_cache is not None:
-        raise InputError("a feature cache is of images that are files, and not streamed; leave one of the two out")
-    if reading.skip_faults is not None and not isinstance(images, ShardSet):
-        raise InputError("faults are skipped of shards alone; leave --skip-faults out, and what cannot be read too")
     if isinstance(images, ShardSet):
         shards = ShardSource(model, images, recipe, reading.workers, world, reading.skip_faults, decode)
         counts = {"train": shards.images_of(TRAIN), "held_out": shards.images_of(HELD_OUT), "test": 0}
@@ -103,6 +100,19 @@ def planned(
         world.once(lambda: description_of(images, reading)),
         images.licence,
     )
+
+
+def check_reading(reading: Reading, of_shards: bool) -> None:
+    """Errors: InputError where ``reading`` contradicts itself, or what is read: shards or files."""
+    if reading.feature_cache is not None and of_shards:
+        raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
+    if reading.feature_cache is not None and reading.stream:
+        raise InputError("a feature cache is of images that are not streamed; leave one of the two out")
+    if reading.skip_faults is not None and not of_shards:
+        raise InputError(
+            "faults are skipped of shards only; leave --skip-faults out, and remove files that cannot be read, or write"
+            " shards, which are without them (`fastmsflow shard`)"
+        )
 
 
 def _decoder(model: MSFlow, streamed: bool) -> Decode:

@@ -1,13 +1,16 @@
 """How fast a run is, and what its time goes into."""
 
+import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.profiler import ProfilerAction, ProfilerActivity
 
 from ..files import written_aside
 from ..world import World
@@ -15,6 +18,8 @@ from .loaders import Batch, Loader
 
 # Steps a figure is of.
 WINDOW = 50
+# Steps of a trace, and before it.
+TRACED, SKIPPED = 5, 5
 
 
 class Telemetry(Callback):
@@ -97,23 +102,53 @@ def _shown(speed: dict[str, float]) -> str:
 
 
 class Profile(Callback):
-    """A trace of a few steps, once the first ones are through, for chrome://tracing or Perfetto."""
+    """A trace for chrome://tracing or Perfetto: of the TRACED steps behind the first SKIPPED, or of the run's last ones
+    where it has fewer steps than that, on a GPU of what runs there too. It is written once they are through, or, of
+    those that there were, when the training ends before or is interrupted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._profiler = torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=3, warmup=2, active=5, repeat=1), on_trace_ready=self._write
-        )
+        self._profiler: torch.profiler.profile | None = None
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         with written_aside(self._path) as aside:
             profiler.export_chrome_trace(str(aside))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        left = int(trainer.estimated_stepping_batches) - trainer.global_step
+        traced = min(TRACED, left)
+        skipped = min(SKIPPED, left - traced)
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        else:
+            # Nothing: else lines of its own, of its beginning, its end and the GPU that it misses.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        self._profiler = torch.profiler.profile(
+            activities=activities, schedule=partial(_action, skipped, traced), on_trace_ready=self._write
+        )
         self._profiler.start()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._profiler.step()
+        if self._profiler is not None:
+            self._profiler.step()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._profiler.stop()
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            profiler.stop()
+
+
+def _action(skipped: int, traced: int, step: int) -> ProfilerAction:
+    """Of the profiler in ``step``, from 0. It warms up in the last two that are skipped."""
+    if not skipped - 2 <= step < skipped + traced:
+        return ProfilerAction.NONE
+    if step < skipped:
+        return ProfilerAction.WARMUP
+    return ProfilerAction.RECORD if step < skipped + traced - 1 else ProfilerAction.RECORD_AND_SAVE

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
+from ..errors import InputError
 from ..world import World
 from .callbacks import TrainingBar, progress
 from .module import MSFlowModule
@@ -20,6 +22,12 @@ from .parts import prepared
 from .recipe import Precision, Recipe
 from .sources import Source
 from .state_file import StateFile
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Errors: InputError where Lightning would take another on this machine."""
+    if recipe.precision == "16-mixed" and not torch.accelerator.is_available():
+        raise InputError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true")
 
 
 def prepare(source: Source, console: Console) -> None:

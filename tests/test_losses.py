@@ -1,0 +1,94 @@
+"""The losses of several processes: kept with a run's state, and what is told of one that is not finite."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from fastmsflow import InputError
+from fastmsflow.data.names import Names
+from fastmsflow.training.losses import Losses, NotFinite
+from fastmsflow.world import Elsewhere, World
+
+SIZE = 2
+
+
+def together(work: Callable[[World], Any]) -> list[Any]:
+    """What ``work`` returns, or the InputError that it ends with, for each of SIZE processes, which are threads here:
+    one waits for the other's word."""
+    slots: list[Any] = [None] * SIZE
+    all_here = threading.Barrier(SIZE, timeout=20)
+
+    class Threads(World):
+        def gathered(self, own: Any) -> list[Any]:
+            slots[self.rank] = own
+            all_here.wait()
+            everyone = list(slots)
+            all_here.wait()
+            return everyone
+
+    def one(rank: int) -> Any:
+        try:
+            return work(Threads(rank, SIZE))
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(SIZE) as threads:
+        return list(threads.map(one, range(SIZE)))
+
+
+def add(losses: Losses, values: list[float]) -> None:
+    for value in values:
+        losses.add(torch.tensor(value, dtype=torch.float64), 1.0, [0])
+    losses.look(0, ["a.png"])
+
+
+# Of each process; the sums in another order differ in the last digit.
+VALUES = [[0.1, 0.3, 0.7], [0.2, 0.4, 0.6]]
+
+
+def test_the_mean_of_a_resumed_epoch_is_to_the_bit_that_of_one_that_was_not_interrupted() -> None:
+    def whole(world: World) -> float:
+        losses = Losses(world, False)
+        add(losses, VALUES[world.rank])
+        return losses.mean()
+
+    def resumed(world: World) -> float:
+        first, second = Losses(world, False), Losses(world, False)
+        add(first, VALUES[world.rank][:2])
+        second.load(first.state())
+        add(second, VALUES[world.rank][2:])
+        return second.mean()
+
+    assert together(resumed) == together(whole) == [pytest.approx(2.3 / 6)] * SIZE
+
+
+def test_a_state_of_another_kind_is_one_line() -> None:
+    for state in ({"steps": 2, "total": 0.3}, {"steps": 2, "totals": [0.1, 0.2]}):
+        with pytest.raises(InputError, match="another version of fastmsflow; remove it") as caught:
+            Losses(World(), False).load(state)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_images_names_are_known_before_the_other_processes_end() -> None:
+    """Of shards they are read, which may take longer than a launcher waits once one process has ended."""
+    events: list[str] = []
+
+    def work(world: World) -> None:
+        class Noted(type(world)):
+            def gathered(self, own: Any) -> Any:
+                events.append(f"told by {self.rank}")
+                return super().gathered(own)
+
+        losses = Losses(Noted(*world), False)
+        losses.add(torch.tensor(float("nan") if world.rank else 1.0), 1.0, [7])
+        losses.look(0, Names(10, lambda number: events.append("looked up") or f"{number}.png"))
+
+    healthy, fault = together(work)
+    assert isinstance(healthy, Elsewhere)
+    assert isinstance(fault, NotFinite)
+    assert fault.record["images"] == ["7.png"]
+    assert events.index("looked up") < events.index("told by 1")

