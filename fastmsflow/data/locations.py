@@ -12,6 +12,8 @@ from ..files import shown
 
 PIPE = "pipe:"
 MANIFEST = "manifest.json"
+# A line for each finished shard of a set that is not finished yet.
+JOURNAL = "unfinished.jsonl"
 
 
 class Location:

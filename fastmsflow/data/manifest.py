@@ -14,7 +14,7 @@ from .locations import MANIFEST, Location
 
 FORMAT = "fastmsflow shards 1"
 SHARD_NAME = re.compile(r"[\w-][\w.-]*\.tar")
-AGAIN = "write the shards again with `fastmsflow shard`"
+AGAIN = "copy it again, or write the shards again with `fastmsflow shard`"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Manifest:
             raise
         except Exception as error:  # every kind of storage has its own
             raise InputError(
-                f"{name}: {where.why(error)}; give the folder or URL that `fastmsflow shard` wrote, all of it"
+                f"{name}: {where.why(error)}; give the folder or URL that `fastmsflow shard` wrote, all of it; where"
+                " writing was not finished, the same command again goes on with it"
             ) from error
         try:
             content = json.loads(text)
