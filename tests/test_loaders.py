@@ -1,6 +1,8 @@
 """Batches are shared out without loss, and a loader goes on where its state says."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -214,3 +216,27 @@ def test_processes_one_of_which_may_lack_a_batch_are_refused_before_the_first(sh
     ):
         source(8, 4)
     assert source(8, 2).epoch_images == 8
+
+
+# Ending
+
+
+ENDS = """
+import sys
+from fastmsflow.data import ShardedImages
+from fastmsflow.training.loaders import ShardLoader
+
+loader = ShardLoader(lambda epoch: ShardedImages(sys.argv[1], (32, 32), workers=2), 1, 9)
+batches = iter(loader)
+next(batches)
+sys.exit(3)
+"""
+
+
+def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
+    """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
+    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=Path(__file__).parents[1])
+    try:
+        assert process.wait(timeout=30) == 3
+    finally:
+        process.kill()

@@ -178,7 +178,9 @@ def test_of_many_images_that_cannot_be_read_the_first_are_named(
         (tmp_path / f"{i}.png").write_bytes(b"")
     names = [images / "00.png", *sorted(tmp_path.glob("*.png"))]
     code, _, err = command(model, *names, "--out", tmp_path / "out", "--images-per-part", 3, "--workers", 0)
-    named = [f"skipped {tmp_path}/{i}.png: empty (0 bytes), not an image" for i in range(4)]
+    named = [
+        f"skipped {tmp_path}/{i}.png: empty (0 bytes), not an image; remove it or save it as PNG" for i in range(4)
+    ]
     rest = "skipped 2 more images that cannot be read or scored; their rows have the fault"
     assert (code, err.splitlines()) == (1, [*named, rest])
 

@@ -1,10 +1,13 @@
 """Batches for a trainer, from wherever they come: each loader knows where in its epoch it stands, and goes on there."""
 
+import multiprocessing
+import os
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -114,7 +117,7 @@ class ImageLoader(Loader):
             batch_sampler=_Numbers(self.sampler, start),
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_survive_one_sigterm,
+            worker_init_fn=_survive_sigterm,
             collate_fn=_collate if self._decode else None,
         )
         for part, batch in zip(self.sampler.parts(start), loader, strict=True):
@@ -218,7 +221,7 @@ class ShardLoader(Loader):
             self._batch_size,
             num_workers=self._images.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_survive_one_sigterm,
+            worker_init_fn=_survive_sigterm,
             collate_fn=collate,
         )
         rest: list[dict[str, Any]] = []
@@ -238,10 +241,20 @@ class ShardLoader(Loader):
                 yield collate(items[start : start + self._batch_size])
 
 
-def _survive_one_sigterm(worker: int) -> None:
-    """One that was sent to all processes: the training still needs batches, to end with a whole step. The next ends it,
-    as torch may wish to."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def _survive_sigterm(worker: int) -> None:
+    """One that was sent to all processes: the training still needs batches, to end with a whole step. That of the
+    process which started the worker ends it: at its exit it waits for it."""
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
