@@ -111,5 +111,6 @@ def test_train_reads_shards(tiles: Path, tmp_path: Path, command) -> None:
     code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "skipped", "--skip-faults", faults)
     assert code == 0, text
     assert names[1] in faults.read_text()
+    assert f"3 images left out by faults in 1 images or shards: see {faults}" in text
     code, text = command(*train[:1], shards, *train[1:], "--out", tmp_path / "x", "--feature-cache", tmp_path / "c")
     assert code == 1 and "images of shards are read in every pass, their features are not kept" in text

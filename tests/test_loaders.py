@@ -1,6 +1,10 @@
 """Batches are shared out without loss, and a loader goes on where its state says."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -8,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noise_images import noise_set
 
-from fastmsflow import InputError
-from fastmsflow.data import LooseImages, ShardedImages, write_shards
+from fastmsflow import InputError, MSFlow
+from fastmsflow.data import LooseImages, ShardedImages, ShardSet, write_shards
+from fastmsflow.training import Recipe
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
 from fastmsflow.training.order import InTurn, Order
 from fastmsflow.training.readers import Readers
+from fastmsflow.training.sources import ShardSource
 from fastmsflow.world import ALONE, World
 
 SIZE = (32, 32)
@@ -122,8 +128,7 @@ def test_what_damaged_shards_lack_comes_from_the_epochs_beginning(shards: Path, 
     for number in (1, 4):
         (damaged / f"{number:06}.tar").write_bytes(b"")
     loader = new_loader("shards", files, damaged, skip_faults=tmp_path / "faults.jsonl")
-    with pytest.warns(UserWarning, match="2 images left out"):
-        batches = numbers_of(loader, 0)
+    batches = numbers_of(loader, 0)
     assert [len(batch) for batch in batches] == [3] * len(loader)
     assert not {2, 3, 8, 9} & {number for batch in batches for number in batch}
 
@@ -134,7 +139,7 @@ def test_shards_of_which_nothing_can_be_read_are_an_error_not_an_endless_loop(fi
     for path in damaged.glob("*.tar"):
         path.write_bytes(b"")
     loader = new_loader("shards", files, damaged, skip_faults=tmp_path / "faults.jsonl")
-    with pytest.raises(InputError, match="no worker finds 3 images that can be read"), pytest.warns(UserWarning):
+    with pytest.raises(InputError, match="process 0 finds less than 3 images that can be read"):
         numbers_of(loader, 0)
 
 
@@ -148,3 +153,91 @@ def test_a_state_of_a_passs_end_over_the_shards_begins_them_again(files: list[Pa
     assert numbers_of(before, 2, COUNT // 3) == whole[: COUNT // 3]
     after.load_state_dict(before.state_dict())
     assert numbers_of(after, 2) == whole[COUNT // 3 :]
+
+
+# Shards by several workers, each of which has a last batch of its own
+
+
+def read_by(workers: int, batch_size: int, steps: int | None, shards: Path, **options: object) -> ShardLoader:
+    def opened(epoch: int) -> ShardedImages:
+        return ShardedImages(shards, SIZE, workers=workers, epoch=epoch, buffer=3, **options)
+
+    return ShardLoader(opened, batch_size, steps)
+
+
+def with_states(loader: Loader) -> tuple[list[list[int]], list[dict]]:
+    """The batches of an epoch, and the state after each."""
+    loader.sampler.set_epoch(2)
+    batches, states = [], []
+    for _, numbers, _ in loader:
+        batches.append(numbers)
+        states.append(json.loads(json.dumps(loader.state_dict())))
+    return batches, states
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("batch_size", "steps"), [(3, 3), (3, 5), (5, 2), (4, None)], ids=["", "and again", "none has a batch", "in turn"]
+)
+def test_workers_last_batches_are_joined_and_an_epoch_goes_on_behind_any(
+    workers: int, batch_size: int, steps: int | None, shards: Path
+) -> None:
+    whole, states = with_states(read_by(workers, batch_size, steps, shards))
+    once = [number for batch in whole[: COUNT // batch_size + (steps is None)] for number in batch]
+    assert len(set(once)) == len(once) == (COUNT if steps is None else COUNT // batch_size * batch_size)
+    assert [len(batch) for batch in whole[:2]] == [batch_size] * 2
+    assert len(whole) == len(read_by(workers, batch_size, steps, shards)) == (steps or 3)
+    for taken, state in enumerate(states, 1):
+        after = read_by(workers, batch_size, steps, shards)
+        after.load_state_dict(state)
+        assert with_states(after)[0] == whole[taken:]
+
+
+def test_joined_batches_go_on_where_a_shard_is_lost(files: list[Path], tmp_path: Path) -> None:
+    write_shards(files, tmp_path / "set", images_per_shard=2)
+    (tmp_path / "set/000001.tar").unlink()
+    options = {"skip_faults": tmp_path / "faults.jsonl"}
+    whole, states = with_states(read_by(3, 4, 3, tmp_path / "set", **options))
+    assert len(whole) == 3 and not {2, 3} & {number for batch in whole for number in batch}
+    for taken, state in enumerate(states, 1):
+        after = read_by(3, 4, 3, tmp_path / "set", **options)
+        after.load_state_dict(state)
+        assert with_states(after)[0] == whole[taken:]
+
+
+def test_processes_one_of_which_may_lack_a_batch_are_refused_before_the_first(shards: Path) -> None:
+    """Six shards, of two images and the last of one: four processes have two or one of them."""
+
+    def source(batch_size: int, processes: int) -> ShardSource:
+        recipe = Recipe(batch_size=batch_size, hold_out=0)
+        return ShardSource(cast(MSFlow, None), ShardSet.of(str(shards)), recipe, world=World(0, processes))
+
+    with pytest.raises(
+        InputError, match="one of 4 processes may have 1 images, less than its part of a batch, 2; take"
+    ):
+        source(8, 4)
+    assert source(8, 2).epoch_images == 8
+
+
+# Ending
+
+
+ENDS = """
+import sys
+from fastmsflow.data import ShardedImages
+from fastmsflow.training.loaders import ShardLoader
+
+loader = ShardLoader(lambda epoch: ShardedImages(sys.argv[1], (32, 32), workers=2), 1, 9)
+batches = iter(loader)
+next(batches)
+sys.exit(3)
+"""
+
+
+def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
+    """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
+    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=Path(__file__).parents[1])
+    try:
+        assert process.wait(timeout=30) == 3
+    finally:
+        process.kill()

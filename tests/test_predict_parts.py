@@ -154,7 +154,8 @@ def test_an_image_that_cannot_be_read_is_a_row_with_its_fault(
     (folder / os.fsdecode(b"05 \xff.png")).write_bytes(b"")
     code, _, err = command(model, folder, tmp_path / "none*.png", "--out", out, "--images-per-part", 5, "--workers", 0)
     assert code == 1
-    assert "skipped 2 images that cannot be read or scored; their rows have the fault" in err
+    assert f"skipped {folder}/05 \\xff.png: empty (0 bytes)" in err
+    assert f"skipped {folder}/05.png: damaged or truncated" in err
     assert "none*.png: no file matches this pattern" in err
     found = rows(out)
     assert [row["index"] for row in found] == list(range(IMAGES + 1))
@@ -168,6 +169,20 @@ def test_an_image_that_cannot_be_read_is_a_row_with_its_fault(
     before = times(out)
     assert command(model, folder, "--out", out, "--images-per-part", 5, "--workers", 0)[0] == 1
     assert times(out) == before, "an image that cannot be read is tried again"
+
+
+def test_of_many_images_that_cannot_be_read_the_first_are_named(
+    model: Path, images: Path, command: Command, tmp_path: Path
+) -> None:
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    names = [images / "00.png", *sorted(tmp_path.glob("*.png"))]
+    code, _, err = command(model, *names, "--out", tmp_path / "out", "--images-per-part", 3, "--workers", 0)
+    named = [
+        f"skipped {tmp_path}/{i}.png: empty (0 bytes), not an image; remove it or save it as PNG" for i in range(4)
+    ]
+    rest = "skipped 2 more images that cannot be read or scored; their rows have the fault"
+    assert (code, err.splitlines()) == (1, [*named, rest])
 
 
 def test_a_score_that_is_not_finite_is_a_fault(network: MSFlow, images: Path, command: Command, tmp_path: Path) -> None:
@@ -194,8 +209,16 @@ def padded(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes() + bytes(512))
 
 
+def flipped(shard: Path) -> None:
+    """A bit that no image holds."""
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 @pytest.mark.parametrize(
-    ("damage", "lost"), [(cut, 3), (padded, 0), (Path.unlink, 4)], ids=["cut", "padded", "missing"]
+    ("damage", "lost"),
+    [(cut, 3), (padded, 0), (flipped, 0), (Path.unlink, 4)],
+    ids=["cut", "padded", "a bit flipped", "missing"],
 )
 def test_a_damaged_shard_is_named_and_tried_again_when_it_is_mended(
     damage: Callable[[Path], None], lost: int, model: Path, shards: Path, command: Command, tmp_path: Path
@@ -205,7 +228,7 @@ def test_a_damaged_shard_is_named_and_tried_again_when_it_is_mended(
     damage(shard)
     code, _, err = command(model, shards, "--out", out, "--workers", 0, "--batch-size", 2)
     assert code == 1
-    assert err.startswith(f"skipped {lost} images: {shard}: ")
+    assert err.startswith(f"skipped {lost} images lost: {shard}: ")
     assert len(err.splitlines()) == 1
     found = rows(out)
     assert [row["index"] for row in found] == list(range(IMAGES))

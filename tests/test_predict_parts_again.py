@@ -184,7 +184,10 @@ def test_two_processes_share_out_the_parts_of_one_list(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert both.returncode == 1, both.stderr
-    assert both.stderr.decode().strip() == ("skipped 1 images that cannot be read or scored; their rows have the fault")
+    assert (
+        both.stderr.decode().strip()
+        == f"skipped {tmp_path}/bad.png: empty (0 bytes), not an image; remove it or save it as PNG"
+    )
     summary = json.loads(both.stdout)
     assert (summary["images"], summary["faults"], summary["scored_now"]) == (IMAGES + 1, 1, IMAGES + 1)
 

@@ -17,7 +17,10 @@ from shards_written import IMAGES, PER_SHARD, SIZE, files, numbers, refused_in_a
 
 from fastmsflow import InputError
 from fastmsflow.data import ShardedImages, write_shards
+from fastmsflow.data.locations import Location
+from fastmsflow.data.manifest import Manifest, Shard
 from fastmsflow.errors import UnavailableError
+from fastmsflow.training.loaders import ShardLoader
 
 # Elsewhere than on a disk
 
@@ -150,21 +153,66 @@ def test_a_bad_shard_is_named_or_left_out_by_option(
 
     log = tmp_path / "faults.jsonl"
     images = ShardedImages(shards, SIZE, shuffle=False, verify=verify, skip_faults=log)
-    with pytest.warns(UserWarning, match=rf"{4 - good} images left out: .*000002\.tar"):
-        read = numbers(images)
-    assert read == [i for i in range(IMAGES) if not 8 + good <= i < 12]
+    assert numbers(images) == [i for i in range(IMAGES) if not 8 + good <= i < 12]
     (line,) = map(json.loads, log.read_text().splitlines())
     assert (line["lost"], line["epoch"], line["rank"]) == (4 - good, 0, 0)
     assert re.search(message, line["fault"])
 
 
-def test_a_bit_that_flipped_is_found_by_verify_alone(shards: Path) -> None:
+def of_manifest(shards: Path) -> tuple[Shard, ...]:
+    return Manifest.read(Location(shards)).shards
+
+
+@pytest.fixture
+def flipped(shards: Path) -> Path:
+    """One bit of an image in the third shard, which decodes all the same."""
     content = bytearray((shards / "000002.tar").read_bytes())
     content[512 + 1500] ^= 1
     (shards / "000002.tar").write_bytes(content)
-    assert len(numbers(ShardedImages(shards, SIZE))) == IMAGES
-    with pytest.raises(InputError, match="its checksum is not the manifest's"):
-        numbers(ShardedImages(shards, SIZE, verify=True))
+    return shards
+
+
+def test_a_bit_that_flipped_is_an_error_when_its_shard_has_been_read(flipped: Path) -> None:
+    images = iter(ShardedImages(flipped, SIZE, shuffle=False))
+    assert [item["index"] for item in islice(images, 12)] == list(range(12))
+    with pytest.raises(InputError, match=r"000002\.tar: its checksum is not the manifest's, though its 4 images"):
+        next(images)
+    with pytest.raises(InputError, match=r"its checksum is not the manifest's \(20480 of 20480 bytes\)"):
+        next(iter(ShardedImages(flipped, SIZE, shuffle=False, verify=True, shards=of_manifest(flipped)[2:])))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_flipped_bit_in_the_last_shard_that_an_epoch_needs_is_found(workers: int, flipped: Path) -> None:
+    """Nobody asks a loader for a batch behind the epoch's last."""
+    images = ShardedImages(flipped, SIZE, workers=workers, shuffle=False, shards=of_manifest(flipped)[:3])
+    loader = ShardLoader(lambda epoch: images, 4, 3)
+    with refused_in_a_worker(r"000002\.tar: its checksum"):
+        list(islice(loader, 3))
+
+
+def test_a_flipped_bit_that_is_skipped_loses_no_image_and_is_told(flipped: Path, tmp_path: Path) -> None:
+    """Also of a shard that is gone on with in its middle."""
+    log = tmp_path / "faults.jsonl"
+    images = ShardedImages(flipped, SIZE, shuffle=False, skip_faults=log)
+    before = [item["index"] for item in islice(images, 10) if images.seen(item) is None]
+    assert not log.exists()
+    images.resume(images.state())
+    assert before + numbers(images) == list(range(IMAGES))
+    (line,) = map(json.loads, log.read_text().splitlines())
+    assert line["lost"] == 0 and "000002.tar: its checksum" in line["fault"]
+
+
+def test_a_whole_shard_that_is_gone_on_with_has_the_right_checksum(written: Path) -> None:
+    images = ShardedImages(written, SIZE, shuffle=False)
+    before = [item["index"] for item in islice(images, 10) if images.seen(item) is None]
+    images.resume(images.state())
+    assert before + numbers(images) == list(range(IMAGES))
+
+
+def test_a_wrong_checksum_in_the_manifest_is_found(shards: Path) -> None:
+    rewritten(shards, lambda manifest: manifest["shards"][5].update(sha256="0" * 64))
+    with pytest.raises(InputError, match=r"000005\.tar: its checksum is not the manifest's"):
+        numbers(ShardedImages(shards, SIZE))
 
 
 def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(files: list[Path], tmp_path: Path) -> None:
@@ -173,8 +221,8 @@ def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(files: list[Path],
     with pytest.raises(InputError, match=r"000000\.tar: .*cut\.jpg: damaged or truncated"):
         numbers(ShardedImages(tmp_path / "set", SIZE))
     images = ShardedImages(tmp_path / "set", SIZE, shuffle=False, skip_faults=tmp_path / "faults.jsonl")
-    with pytest.warns(UserWarning, match=r"1 images left out: .*cut\.jpg"):
-        assert numbers(images) == [0, 1, 2]
+    assert numbers(images) == [0, 1, 2]
+    assert "cut.jpg: damaged" in (tmp_path / "faults.jsonl").read_text()
 
 
 def test_a_shard_lost_between_two_runs_moves_no_other_image(shards: Path, tmp_path: Path) -> None:
@@ -187,8 +235,7 @@ def test_a_shard_lost_between_two_runs_moves_no_other_image(shards: Path, tmp_pa
     (shards / lost.name).unlink()
     resumed = fresh()
     resumed.resume(images.state())
-    with pytest.warns(UserWarning, match="left out"):
-        after = numbers(resumed)
+    after = numbers(resumed)
     gone = set(range(lost.first, lost.first + lost.images))
     assert before + after == [i for i in whole if i in before or i not in gone]
 
@@ -219,7 +266,7 @@ MANIFESTS = {
 def test_a_wrong_manifest_is_named(kind: str, shards: Path) -> None:
     change, message = MANIFESTS[kind]
     rewritten(shards, change)
-    with pytest.raises(InputError, match=rf"manifest\.json: .*{message}.*; write the shards again"):
+    with pytest.raises(InputError, match=rf"manifest\.json: .*{message}.*; copy it again, or write the shards again"):
         ShardedImages(shards, SIZE)
 
 
@@ -236,3 +283,22 @@ def test_a_manifest_of_other_counts_than_its_shards_is_named(shards: Path) -> No
 def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json: no such file; give the folder or URL"):
         ShardedImages(tmp_path, SIZE)
+
+
+@pytest.mark.parametrize("fault", ["removed", "cut off", "never written"])
+def test_shards_without_their_manifest_are_not_taken_for_a_folder_of_images(
+    fault: str, shards: Path, command, tmp_path: Path
+) -> None:
+    manifest = shards / "manifest.json"
+    if fault == "cut off":
+        manifest.write_bytes(manifest.read_bytes()[:-5])
+    else:
+        manifest.unlink()
+    if fault == "never written":
+        # The first shard's images could not be read.
+        (shards / "000000.tar").unlink()
+        (shards / "unfinished.jsonl").touch()
+    message = "no manifest of shards" if fault == "cut off" else "the same command again goes on with it"
+    for source in (shards, manifest):
+        code, printed = command("train", source, "--out", tmp_path / "run")
+        assert (code, f"{manifest}: no " in printed, message in printed) == (1, True, True), printed

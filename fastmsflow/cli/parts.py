@@ -4,6 +4,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 PER_PART = 1000
 WORKERS = 2
+# Of the images that cannot be read.
+NAMED = 4
 
 
 class Options(NamedTuple):
@@ -180,8 +183,10 @@ def _tell(
     console.print(escape(f"{len(manifest['parts'])} parts in {shown(run.out / PARTS)}"), soft_wrap=True)
     lines = list(skipped)
     if faults > lost:
-        lines.append(f"{faults - lost} images that cannot be read or scored; their rows have the fault")
-    lines += [f"{part['lost']} images: {part['damaged']}" for part in manifest["parts"] if part["damaged"]]
+        lines += islice(run.faults(manifest), NAMED)
+    if faults > lost + NAMED:
+        lines.append(f"{faults - lost - NAMED} more images that cannot be read or scored; their rows have the fault")
+    lines += [f"{part['lost']} images lost: {part['damaged']}" for part in manifest["parts"] if part["damaged"]]
     for line in lines:
         errors.print(f"[red]skipped[/red] {escape(line)}", soft_wrap=True, highlight=False)
     if lines:

@@ -96,9 +96,13 @@ def train_one(job: Job, world: World) -> None:
         f" {', '.join(sorted(path.name for path in job.out.iterdir() if path.name[0] != '.'))}",
         soft_wrap=True,
     )
+    left_out = outcome.left_out
+    if left_out is not None and left_out.faults:
+        line = f"{left_out.images} images left out by faults in {left_out.faults} images or shards: see "
+        console.print(escape(f"{line}{job.reading.skip_faults}"), style="yellow", soft_wrap=True, highlight=False)
     if job.as_json:
         content = {"metrics": outcome.summary(), "nll": outcome.losses, "seconds": outcome.seconds, "speed": speed}
-        print_json({"out": str(job.out), **content})
+        print_json({"out": str(job.out), **content, "left_out": left_out and left_out._asdict()})
     world.leave()
 
 

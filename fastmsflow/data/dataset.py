@@ -42,8 +42,8 @@ class LooseImages(Dataset[dict[str, Any]]):
     """Images of no set for a DataLoader, at ``image_size`` (H, W).
 
     ``images``: files, or arrays: grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16. Items: ``image``
-    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpegs.decoded`` takes. Errors, on reading: InputError that
-    names the file or the array's number.
+    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpegs.decoded`` takes, and ``source``, its name for errors.
+    Errors, on reading: InputError that names the file or the array's number.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ def _sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str
 
 
 def _loose(given: str | Path | np.ndarray, index: int, image_size: tuple[int, int], encoded: bool) -> dict[str, Any]:
+    name = f"image {index}" if isinstance(given, np.ndarray) else str(given)
+    source = {"source": name} if encoded else {}
     if encoded and not isinstance(given, np.ndarray):
-        return {"image": decoded_or_not(read_bytes(given), str(given), image_size)}
-    image = image_of(given, f"image {index}") if isinstance(given, np.ndarray) else read_image(given)
-    return {"image": as_tensor(image, image_size)}
+        return {"image": decoded_or_not(read_bytes(given), name, image_size), **source}
+    image = image_of(given, name) if isinstance(given, np.ndarray) else read_image(given)
+    return {"image": as_tensor(image, image_size), **source}

@@ -36,32 +36,46 @@ def decoded_or_not(content: bytes, name: str, image_size: tuple[int, int]) -> Te
     return as_tensor(decode_image(content, name), image_size)
 
 
-def decoded(images: Sequence[Tensor], image_size: tuple[int, int], device: torch.device) -> Tensor:
-    """Each what ``decoded_or_not`` made -> float32 (B, 3, H, W) in [0, 1] on ``device``.
+def decoded(
+    images: Sequence[Tensor], names: Sequence[str], image_size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, dict[int, InputError]]:
+    """Each what ``decoded_or_not`` made -> float32 (B, 3, H, W) in [0, 1] on ``device``, without those that cannot be
+    decoded; and what is wrong with these, by their place in ``images``. ``names``: what errors call them.
 
     JPEG files are decoded there by torchvision and resized there by antialiased bicubic interpolation: no Lanczos
-    filter is to be had on a GPU. What that does to scores is measured by benchmarks/resize_filter.py.
-    Errors: InputError where a file cannot be decoded.
+    filter is to be had on a GPU. What that does to scores is measured by benchmarks/resize_filter.py. A file that the
+    decoder there refuses goes Pillow's way, as one that is no JPEG.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg
-
     out = torch.empty((len(images), 3, *image_size), device=device)
+    faults: dict[int, InputError] = {}
+    alike: defaultdict[tuple[int, ...], list[tuple[int, Tensor]]] = defaultdict(list)
     encoded = [i for i, image in enumerate(images) if image.ndim == 1]
+    for i, pixels in zip(encoded, _of_jpegs([images[i] for i in encoded], device), strict=True):
+        if pixels is not None:
+            alike[tuple(pixels.shape)].append((i, pixels))
+            continue
+        try:
+            out[i] = as_tensor(decode_image(images[i].numpy().tobytes(), names[i]), image_size)
+        except InputError as error:
+            faults[i] = error
     for i, image in enumerate(images):
         if image.ndim == 3:
             out[i] = image.to(device, non_blocking=True)
-    try:
-        pixels = decode_jpeg([images[i] for i in encoded], ImageReadMode.RGB, device=device) if encoded else []
-    except RuntimeError as error:
-        raise InputError(
-            f"one of {len(encoded)} JPEG files cannot be decoded ({error}); leave --decode-on-gpu out"
-        ) from error
-    alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for place, image in enumerate(pixels):
-        alike[tuple(image.shape)].append(place)
-    for places in alike.values():
-        batch = torch.stack([pixels[place] for place in places]).float()
+    for some in alike.values():
+        batch = torch.stack([pixels for _, pixels in some]).float()
         if batch.shape[2:] != image_size:
             batch = interpolate(batch, image_size, mode="bicubic", antialias=True).round().clamp(0, 255)
-        out[[encoded[place] for place in places]] = batch / 255
-    return out
+        out[[i for i, _ in some]] = batch / 255
+    return (out[[i for i in range(len(images)) if i not in faults]] if faults else out), faults
+
+
+def _of_jpegs(files: list[Tensor], device: torch.device) -> Sequence[Tensor | None]:
+    """uint8 (3, H, W) of each, None for one that is refused: the decoder does not say which of many it was."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        return decode_jpeg(files, ImageReadMode.RGB, device=device) if files else []
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return [None] if len(files) == 1 else [_of_jpegs([file], device)[0] for file in files]

@@ -12,6 +12,9 @@ from ..files import shown
 
 PIPE = "pipe:"
 MANIFEST = "manifest.json"
+NO_FILE = "no such file"
+# A line for each finished shard of a set that is not finished yet.
+JOURNAL = "unfinished.jsonl"
 
 
 class Location:
@@ -68,7 +71,7 @@ class Location:
         """What kept ``open`` or reading from it, in one line: every kind of storage has its own errors."""
         # fsspec says so too where no server answers; then its cause is an OSError.
         if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
-            return "no such file"
+            return NO_FILE
         said = error.__cause__ or error
         text = str(said.args[0] if said.args and isinstance(said.args[0], str) else said)
         return f"cannot be read ({' '.join(text.split())[:200] or type(said).__name__})"

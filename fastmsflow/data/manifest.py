@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import InputError, UnavailableError
 from ..files import write_json
-from .locations import MANIFEST, Location
+from .locations import MANIFEST, NO_FILE, Location
 
 FORMAT = "fastmsflow shards 1"
 SHARD_NAME = re.compile(r"[\w-][\w.-]*\.tar")
-AGAIN = "write the shards again with `fastmsflow shard`"
+AGAIN = "copy it again, or write the shards again with `fastmsflow shard`"
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ class Manifest:
         except (InputError, UnavailableError):
             raise
         except Exception as error:  # every kind of storage has its own
-            raise InputError(
-                f"{name}: {where.why(error)}; give the folder or URL that `fastmsflow shard` wrote, all of it"
-            ) from error
+            why = where.why(error)
+            remedy = "give the folder or URL that `fastmsflow shard` wrote, all of it"
+            if why == NO_FILE:
+                remedy += "; where writing was not finished, the same command again goes on with it"
+            raise InputError(f"{name}: {why}; {remedy}") from error
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .locations import MANIFEST, PIPE, Location
+from .locations import JOURNAL, MANIFEST, PIPE, Location
 from .manifest import Manifest, Shard
 from .names import Names
 from .shard_order import in_order
 from .tars import read_shard
+
+FIRST = "000000.tar"
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,17 @@ class ShardSet:
 
 def is_shard_set(source: str) -> bool:
     """Whether ``source`` is what ShardSet.of takes: a URL, ``pipe:COMMAND``, or a folder, or its manifest.json, in
-    which `fastmsflow shard` wrote."""
+    which `fastmsflow shard` wrote, though not to the end: then reading it says so."""
     if "://" in source or source.startswith(PIPE):
         return True
     path = Path(source)
-    manifest = path if path.name == MANIFEST else path / MANIFEST
+    folder = path.parent if path.name == MANIFEST else path
+    # By name, as a folder of millions of images takes long to list. The first shard is missing where none of its
+    # images could be read.
+    if any((folder / name).is_file() for name in (FIRST, JOURNAL)):
+        return True
     try:
         # Of another version too: reading it says so.
-        return str(json.loads(manifest.read_bytes())["format"]).startswith("fastmsflow shards")
+        return str(json.loads((folder / MANIFEST).read_bytes())["format"]).startswith("fastmsflow shards")
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -14,11 +14,9 @@ from typing import Any, BinaryIO, cast
 from ..errors import InputError, UnavailableError
 from ..files import claimed_folder, shown, write_faults, written_aside
 from .images import check_image, decode_image, read_bytes
-from .locations import MANIFEST
+from .locations import JOURNAL, MANIFEST
 from .manifest import FORMAT, Manifest, Shard
 
-# A line for each finished shard of a set that is not finished yet.
-JOURNAL = "unfinished.jsonl"
 # Of a member's name tar keeps a hundred bytes; some are for its number and suffix.
 LONGEST_KEY = 60
 

@@ -1,8 +1,6 @@
 """Shards -> tensors, for a DataLoader: read from the first byte to the last, by rank and worker, wherever they lie."""
 
-import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
@@ -12,6 +10,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError, UnavailableError
+from .faults import FaultsFile
 from .images import load_bytes
 from .jpegs import decoded_or_not
 from .locations import Location
@@ -26,7 +25,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
     ``where``: a folder, a URL that fsspec reads (http://, s3://, ...; ``options``: what its file system takes), either
     with or without ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name. ``workers``: the DataLoader's
     ``num_workers``. Items: ``image`` (3, H, W) float32 in [0, 1]; ``index``, the image's number in the set; ``name``,
-    its path when the shards were written; ``reader`` and ``position``, of which ``state`` is made.
+    its path when the shards were written; ``source``, its shard and name, for errors; ``reader`` and ``position``, of
+    which ``state`` is made.
 
     Every epoch of a seed has its own order: shards are shuffled, dealt out to the ranks and then to their workers, and
     each worker draws from a buffer of ``buffer`` encoded images. The order hangs on the manifest, ``seed``, ``epoch``,
@@ -34,10 +34,11 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
     manifest's order, but for being dealt out.
 
     ``manifest``: read already; None: it is read. ``shards``: those of the manifest to read; None: all. ``verify``: a
-    shard is copied to a temporary file and its checksum compared before any image of it is used.
+    shard is copied to a temporary file and its checksum compared before any image of it is used; otherwise it is when
+    the shard's end is read, after its images.
     ``encoded``: ``image`` is what ``jpegs.decoded`` takes.
-    ``skip_faults``: a file; shards and images that cannot be read are then left out, warned of, and appended to it, a
-    JSON line each. None: they are errors.
+    ``skip_faults``: a file; shards and images that cannot be read are then left out and appended to it, a JSON line
+    each, as is a shard of a wrong checksum. None: they are errors.
 
     Errors: InputError where there are fewer shards than ranks, the manifest is wrong, or, on reading, a shard or an
     image is, with its name; UnavailableError where a package is missing that reads them.
@@ -85,7 +86,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self.seed = seed
         self.shuffle, self.buffer = shuffle, buffer
         self.verify = verify
-        self.skip_faults = skip_faults
+        self._faults = None if skip_faults is None else FaultsFile(skip_faults)
         self._load = decoded_or_not if encoded else load_bytes
         self._started_in: int | None = None
         self.set_epoch(epoch)
@@ -140,18 +141,26 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self._taken = [int(count) for count in state["taken"]]
         self._next = int(state["next"])
 
+    def fault(self, error: InputError, lost: int) -> None:
+        """``lost`` images are left out, by ``error``, which goes into the file of faults. Errors: ``error``, where
+        faults are not skipped."""
+        if self._faults is None:
+            raise error
+        self._faults.add(error, lost, self.epoch, self.rank)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         reader = (self._worker() + self._next) % self.readers
         for position, encoded in self._stream(reader, self._taken[reader]):
             try:
                 image = self._load(encoded.content, encoded.source, self.image_size)
             except InputError as error:
-                self._fault(error, 1)
+                self.fault(error, 1)
                 continue
             yield {
                 "image": image,
                 "index": encoded.index,
                 "name": encoded.name,
+                "source": encoded.source,
                 "reader": reader,
                 "position": position,
             }
@@ -203,17 +212,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
                 count += 1
                 yield encoded
         except InputError as error:
-            self._fault(error, shard.images - count)
+            self.fault(error, shard.images - count)
             yield from repeat(None, shard.images - count)
-
-    def _fault(self, error: InputError, lost: int) -> None:
-        if self.skip_faults is None:
-            raise error
-        line = {"fault": str(error), "lost": lost, "epoch": self.epoch, "rank": self.rank}
-        # One write in append mode, so that workers' and ranks' lines do not mix.
-        with Path(self.skip_faults).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        warnings.warn(f"{lost} images left out: {error}", stacklevel=2)
 
     def _setting(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from .locations import Location
-from .manifest import Shard
+from .manifest import AGAIN, Shard
 
 CHUNK = 2**20
 
@@ -31,7 +31,7 @@ def read_shard(location: Location, shard: Shard, verify: bool = False) -> Iterat
     """``shard``'s images in its order, one in memory at a time. ``verify``: none before the whole checksum is right.
 
     Errors: InputError that names the shard where it is missing, damaged, cut off, or not the one that the manifest
-    describes; without ``verify`` possibly after some of its images.
+    describes, to the bit; without ``verify`` possibly after some of its images, a wrong checksum after all of them.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -57,6 +57,8 @@ def read_shard(location: Location, shard: Shard, verify: bool = False) -> Iterat
             name,
             f"ends after {count} of {shard.images} images, {counted.bytes} of {shard.bytes} bytes: cut off or damaged",
         )
+    if counted.sha256.hexdigest() != shard.sha256:
+        raise _fault(name, f"its checksum is not the manifest's, though its {count} images could be read")
 
 
 def _encoded(sample: dict[str, Any], name: str) -> Encoded:
@@ -75,7 +77,7 @@ def _expected(shard: Shard, count: int) -> str:
 
 
 def _fault(name: str, what: str) -> InputError:
-    return InputError(f"{name}: {what}; copy it again, or write the shards again with `fastmsflow shard`")
+    return InputError(f"{name}: {what}; {AGAIN}")
 
 
 @contextmanager
@@ -96,15 +98,17 @@ def _checked(opened: BinaryIO, shard: Shard, name: str, verify: bool) -> Iterato
 
 
 class _Counted:
-    """A file that is read, with how much of it was."""
+    """A file that is read, with the length and the checksum of what was."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.bytes = 0
+        self.sha256 = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
         self.bytes += len(data)
+        self.sha256.update(data)
         return data
 
     def __str__(self) -> str:

@@ -109,6 +109,13 @@ def read_summary(path: Path) -> Summary | None:
     return summary if metadata.num_rows == summary.rows else None
 
 
+def read_faults(path: Path) -> list[str]:
+    """Of the images that have a row and no scores, but for those that are lost with their shard."""
+    with path.open("rb") as file:
+        rows = pq.read_table(file, columns=["image", "fault"]).to_pylist()
+    return [row["fault"] for row in rows if row["fault"] is not None and row["image"] is not None]
+
+
 def _region(region: Region) -> dict[str, float]:
     left, top, right, bottom = region.box
     return {"left": left, "top": top, "right": right, "bottom": bottom, "area": region.area, "peak": region.peak}

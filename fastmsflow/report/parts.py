@@ -25,7 +25,7 @@ from ..data.parts import Parts, read_parts
 from ..errors import InputError
 from ..files import claimed_folder, shown, write_json
 from ..model import MSFlow
-from .parquet import Summary, Table, read_summary, version
+from .parquet import Summary, Table, read_faults, read_summary, version
 from .scorer import NOT_FINITE, Scorer
 
 FORMAT = "fastmsflow predictions 1"
@@ -146,6 +146,12 @@ class Run:
         }
         write_json(self.out / MANIFEST, manifest)
         return manifest
+
+    def faults(self, manifest: dict[str, Any]) -> Iterator[str]:
+        """For each image that cannot be read or scored a line, but for those that are lost with their shard."""
+        for part in manifest["parts"]:
+            if part["faults"] > part["lost"]:
+                yield from read_faults(self.out / PARTS / part["name"])
 
     def _summary(self, part: int) -> Summary | None:
         found = read_summary(self.path(part))

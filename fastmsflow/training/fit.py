@@ -13,6 +13,7 @@ from rich.console import Console
 
 from .._version import __version__
 from ..data import ImageSet, ShardSet
+from ..data.faults import LeftOut
 from ..errors import Preempted
 from ..files import write_json, write_yaml
 from ..model import MSFlow
@@ -62,6 +63,8 @@ class Outcome:
     """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
     speed: dict[str, float]
     """See Telemetry.speed."""
+    left_out: LeftOut | None = None
+    """Of shards, where faults are skipped."""
 
     @property
     def last(self) -> Evaluation | None:
@@ -220,6 +223,7 @@ def train(
             module.tested,
             {"features": features_done - started, "training": finished - features_done},
             telemetry.speed,
+            plan.source.left_out,
         )
         if world.first:
             report(outcome)
@@ -229,6 +233,7 @@ def train(
                     "command": command,
                     **settings,
                     "images": {**plan.description, **plan.counts, "licence": plan.licence},
+                    "left_out": outcome.left_out and outcome.left_out._asdict(),
                     "model": model.config,
                     "metrics": outcome.summary(),
                     "seconds": outcome.seconds,
@@ -270,6 +275,8 @@ def settings_of(
         "decode_on_gpu": reading.decode_on_gpu,
         "started_from": started_from,
         "processes": world.size,
+        # They deal out the images of shards; one is none.
+        "workers": max(1, reading.workers) if "shards" in description else None,
     }
 
 

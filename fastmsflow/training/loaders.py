@@ -3,23 +3,24 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from ..data import ShardedImages
 from ..errors import InputError
 from ..world import ALONE, World
 from .features import Images
 from .order import InTurn, Order
-from .readers import Readers, encoded_together, survive_one_sigterm
+from .readers import Readers, encoded_together, survive_sigterm
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
 Batch = tuple[list[Tensor] | Tensor, list[int], float]
-# Of what jpegs.decoded_or_not made of some images, (B, 3, H, W).
-Decode = Callable[[list[Tensor]], Tensor]
+# See jpegs.decoded: of what jpegs.decoded_or_not made of some images, and what errors call these.
+Decode = Callable[[list[Tensor], list[str]], tuple[Tensor, dict[int, InputError]]]
 
 
 class Loader(ABC):
@@ -109,7 +110,7 @@ class ImageLoader(Loader):
         asked = ([self._images.to_read(number) for number in part.numbers] for part in self.sampler.parts(start))
         batches = self._readers.read(asked, self._decode is not None)
         for part, batch in zip(self.sampler.parts(start), batches, strict=True):
-            yield _pixels(batch["image"], self._decode), *part
+            yield _pixels(batch, self._decode)[0], *part
 
 
 class Epoch:
@@ -126,7 +127,14 @@ class ShardLoader(Loader):
 
     ``steps``: how many batches of ``batch_size`` images an epoch has. Whole shards are dealt out, so that processes
     have somewhat more or fewer images than they need for them: one that has more leaves some out, others in each epoch;
-    one that has fewer, or lost some to damaged files, begins again with the first. None: what there is, once.
+    one that has fewer than its part, or lost some to damaged files, begins again with its first. None: what there is,
+    once, in a last batch fewer.
+
+    Each of the workers that read has a last batch of its own, of fewer images: these come last, in the workers' order,
+    and joined; of them only what is left behind whole batches, less than one, is left out. Images that cannot be
+    decoded make their batch smaller.
+
+    Errors: InputError where an image cannot be read, and faults are not skipped; where not one whole batch can.
     """
 
     def __init__(
@@ -150,8 +158,7 @@ class ShardLoader(Loader):
     def __len__(self) -> int:
         if self._steps is not None:
             return self._steps
-        # Each worker has a last batch of its own.
-        return sum(-(-count // self._batch_size) for count in self._images.images_of_workers)
+        return -(-sum(self._images.images_of_workers) // self._batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Also where in the shards that is, for each process: to be called on all of them."""
@@ -166,39 +173,66 @@ class ShardLoader(Loader):
         whole = not state
         while self._steps is None or given < self._steps:
             before = given
-            for batch in self._loader():
+            for batch in self._once():
                 if given == self._steps:
                     return
                 self._images.seen(batch)
-                given += 1
-                yield _pixels(batch["image"], self._decode), batch["index"].tolist(), 1.0
+                pixels, places = _pixels(batch, self._decode, partial(self._images.fault, lost=1))
+                if places:
+                    given += 1
+                    yield pixels, batch["index"][places].tolist(), 1.0
             if self._steps is None:
                 return
             if given == before and whole:
                 raise InputError(
-                    f"{self._images.location.root}: no worker finds {self._batch_size} images that can be read, a batch"
-                    " of this process; take fewer workers or a smaller batch"
+                    f"{self._images.location.root}: process {self._world.rank} finds less than {self._batch_size}"
+                    " images that can be read, its part of a batch; mend the shards, or take a smaller batch"
                 )
             whole = True
             self._images.set_epoch(self._epoch)
 
-    def _loader(self) -> DataLoader[Any]:
-        return DataLoader(
+    def _once(self) -> Iterator[dict[str, Any]]:
+        """All images, or what is left of them, in whole batches; a last one of fewer where there are no ``steps``."""
+        collate = encoded_together if self._decode else default_collate
+        loader = DataLoader(
             self._images,
             self._batch_size,
             num_workers=self._images.workers,
-            drop_last=self._steps is not None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=survive_one_sigterm,
-            collate_fn=encoded_together if self._decode else None,
+            worker_init_fn=survive_sigterm,
+            collate_fn=collate,
         )
+        rest: list[dict[str, Any]] = []
+        held: list[dict[str, Any]] = []
+        for batch in loader:
+            if len(batch["index"]) < self._batch_size:
+                rest.append(batch)
+                continue
+            # Nobody asks behind an epoch's last batch: by then the shards are read to the end, and wrong ones known.
+            yield from held
+            held = [batch]
+        yield from held
+        rest.sort(key=lambda batch: int(batch["reader"][0]))
+        items = [dict(zip(batch, item, strict=True)) for batch in rest for item in zip(*batch.values(), strict=True)]
+        for start in range(0, len(items), self._batch_size):
+            if self._steps is None or start + self._batch_size <= len(items):
+                yield collate(items[start : start + self._batch_size])
 
 
-def _pixels(images: Tensor | list[Tensor], decode: Decode | None) -> Tensor:
-    if isinstance(images, Tensor):
-        return images
-    assert decode is not None
-    return decode(images)
+def _raised(error: InputError) -> None:
+    raise error
+
+
+def _pixels(
+    batch: dict[str, Any], decode: Decode | None, fault: Callable[[InputError], None] = _raised
+) -> tuple[Tensor, list[int]]:
+    """Of the images that can be decoded, and their places in the batch; ``fault`` is told what is wrong with others."""
+    if decode is None:
+        return batch["image"], list(range(len(batch["image"])))
+    pixels, faults = decode(batch["image"], batch["source"])
+    for error in faults.values():
+        fault(error)
+    return pixels, [place for place in range(len(batch["image"])) if place not in faults]
 
 
 def _fetched_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

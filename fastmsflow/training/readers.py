@@ -1,8 +1,11 @@
 """Processes that read images: started once, for all that a run reads, or the runs of all classes."""
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -44,7 +47,7 @@ class Readers(AbstractContextManager["Readers"]):
                 num_workers=self._workers,
                 collate_fn=_as_it_is,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=survive_one_sigterm,
+                worker_init_fn=survive_sigterm,
                 persistent_workers=self._workers > 0,
             )
         try:
@@ -82,10 +85,20 @@ def encoded_together(items: list[dict[str, Any]]) -> Batch:
     return {**rest, "image": [item["image"] for item in items]}
 
 
-def survive_one_sigterm(worker: int) -> None:
-    """One that was sent to all processes: the training still needs batches, to end with a whole step. The next ends it,
-    as torch may wish to."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def survive_sigterm(worker: int) -> None:
+    """One that was sent to all processes: the training still needs batches, to end with a whole step. That of the
+    process which started the worker ends it: at its exit it waits for it."""
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:

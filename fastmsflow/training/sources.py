@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from ..data import ShardedImages, ShardSet
+from ..data.faults import FaultsFile, LeftOut
 from ..data.manifest import Shard
 from ..errors import InputError
 from ..model import MSFlow
@@ -46,6 +48,11 @@ class Source(L.LightningDataModule, ABC):
         self.world = world
         self.evaluated = [part for part in parts if part != TRAIN]
         """What is scored after each meta epoch, in the order of the loaders."""
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """What could not be read, by all processes; None where that is an error."""
+        return None
 
     @abstractmethod
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
@@ -253,6 +260,7 @@ class ShardSource(Source):
         self.workers = workers
         self.set = shards
         self.skip_faults = skip_faults
+        self._faults = None if skip_faults is None else FaultsFile(skip_faults)
         self.decode = decode
         self.shards: dict[str, tuple[Shard, ...]] = {TRAIN: train, HELD_OUT: held_out}
         self._own_batch, rest = divmod(recipe.batch_size, world.size)
@@ -264,6 +272,27 @@ class ShardSource(Source):
         self._steps = self.images_of(TRAIN) // recipe.batch_size
         if not self._steps:
             raise InputError(f"{shards.where}: {self.images_of(TRAIN)} training images are less than one batch")
+        # Of the smallest shards, dealt out to the process that has the fewest.
+        least = sum(sorted(shard.images for shard in train)[: len(train) // world.size])
+        if least < self._own_batch:
+            raise InputError(
+                f"{shards.where}: one of {world.size} processes may have {least} images, less than its part of a batch,"
+                f" {self._own_batch}; take fewer processes or a smaller batch, or write shards of equal size, more of"
+                " them"
+            )
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        return None if self._faults is None else self._faults.left_out()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning keeps it with a run's state: where the run's faults begin in their file."""
+        return {"faults_from": self._faults.start} if self._faults else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._faults:
+            # Less where the file is another by now.
+            self._faults.start = min(self._faults.start, state_dict["faults_from"])
 
     @property
     def epoch_images(self) -> int:
