@@ -1,7 +1,7 @@
 """What a run learns from and is judged on, and how it is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +56,15 @@ class Plan:
 
 def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading: Reading, world: World) -> Plan:
     """Errors: InputError where images, ``reading`` and the processes do not go together."""
+    with world.together():
+        plan = _checked(model, images, recipe, reading, world)
+    if isinstance(images, ShardSet):
+        return plan
+    return replace(plan, description=world.once(lambda: description_of(images, reading)))
+
+
+def _checked(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading: Reading, world: World) -> Plan:
+    """Without the description of images that are files, which takes long."""
     stream = reading.stream or isinstance(images, ShardSet)
     decode = _decoder(model, stream) if reading.decode_on_gpu else None
     if stream and reading.feature_cache is not None:
@@ -90,7 +99,7 @@ def planned(model: MSFlow, images: ImageSet | ShardSet, recipe: Recipe, reading:
         {part: _names(of) for part, of in parts.items()},
         {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
         truth,
-        world.once(lambda: description_of(images, reading)),
+        {},
         images.licence,
     )
 
