@@ -34,8 +34,8 @@ class World(NamedTuple):
 
     @classmethod
     def here(cls) -> "World":
-        """This process, by the environment that torchrun sets. Slurm's srun does not: let it start one torchrun a machine,
-        or set these four from SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID and SLURM_NTASKS_PER_NODE.
+        """This process, by the environment that torchrun sets. Slurm's srun does not: let it start one torchrun, or one
+        `fastmsflow train --devices N --nodes M`, on each machine, by ``--ntasks-per-node 1``.
 
         Errors: InputError where that is not whole.
         """

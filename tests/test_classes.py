@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photographs
 
-from fastmsflow import InputError, MSFlow
+from fastmsflow import MSFlow
 from fastmsflow.cli.common import is_every_class
 from fastmsflow.files import LOCK_FILE, Busy
 from fastmsflow.training.classes import FAILED_FILE, FreshModels, train_each

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import PREEMPTED, InputError
 from ..world import MEET_SECONDS, World, meeting_point
-from .common import errors
+from .common import console, errors
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -49,13 +49,14 @@ def launch(devices: int, nodes: int = 1) -> World:
     Errors: InputError where there are fewer GPUs than ``devices``, or ``nodes`` do not find the first one.
     """
     here = World.here()
+    if max(here.size, devices * nodes) > 1:
+        # To torch's import: a connection that breaks is an error's text, without the stack of frames that it logs.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if here.size > 1 or devices * nodes == 1:
         _check(here, devices, nodes)
         if here.size > 1:
             _end_with_launcher()
         return here
-    # Each of its warnings is a stack of frames, when a connection breaks or is not there yet. Read by torch's import.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     if torch.cuda.is_available() and torch.cuda.device_count() < devices:
@@ -115,13 +116,15 @@ def _run(devices: int, nodes: int) -> int:
         run_id="fastmsflow",
         rdzv_endpoint=endpoint,
         rdzv_backend="c10d",
-        rdzv_timeout=MEET_SECONDS,
+        rdzv_configs={"timeout": MEET_SECONDS, "read_timeout": MEET_SECONDS},
         max_restarts=0,
         # Ours are there already.
         signals_to_handle="",
     )
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, stop)
+    if nodes > 1:
+        console.print(f"waiting for {nodes} machines at {endpoint} ...", style="dim", soft_wrap=True)
     try:
         elastic_launch(config, sys.executable)("-m", "fastmsflow", *sys.argv[1:])
     except ChildFailedError as error:
@@ -144,9 +147,7 @@ def _told(failures: "Mapping[int, ProcessFailure]") -> int:
     """
     first = min(failure.timestamp for failure in failures.values())
     codes = {
-        rank: failure.exitcode
-        for rank, failure in failures.items()
-        if failure.timestamp - first < SAME_FAULT_SECONDS
+        rank: failure.exitcode for rank, failure in failures.items() if failure.timestamp - first < SAME_FAULT_SECONDS
     }
     for rank, code in codes.items():
         if code < 0 and code != -signal.SIGTERM:
