@@ -8,7 +8,7 @@ import traceback
 from typing import NoReturn
 
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line
-from .world import Elsewhere, is_gone
+from .world import Elsewhere, has_met, is_gone
 
 # By then a launcher has ended those that are left, and the process that failed has told why.
 SILENT_SECONDS = 5.0
@@ -54,9 +54,9 @@ def _run() -> None:
 
 
 def _is_told_by_another(error: Exception) -> bool:
-    """Before the processes have joined, what was asked for is wrong in all of them alike: one a machine tells it."""
-    alike = isinstance(error, (InputError, UnavailableError))
-    return alike and os.environ.get("LOCAL_RANK", "0") != "0" and not _joined()
+    """Before the processes have met, what was asked for is wrong in all of them alike: one a machine tells it."""
+    alike = isinstance(error, (InputError, UnavailableError)) and not has_met()
+    return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _joined() -> bool:

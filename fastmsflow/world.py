@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 from .errors import InputError
 
 T = TypeVar("T")
+_met: list[str] = []
+"""Where this process has met others."""
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Machines do not all start at once.
 MEET_SECONDS = 900
@@ -77,6 +79,7 @@ class World(NamedTuple):
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=MEET_SECONDS)))
             store.set_timeout(patient)
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patient)
+            _met.append(where)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
@@ -182,6 +185,11 @@ def is_gone(error: BaseException) -> bool:
     """Whether ``error``, by its text, is what torch.distributed raises in those that are left."""
     # Without the OSErrors of files and pipes of our own.
     return isinstance(error, Gone) or (isinstance(error, RuntimeError) and any(words in str(error) for words in GONE))
+
+
+def has_met() -> bool:
+    """Whether this process has joined others, which may have parted since."""
+    return bool(_met)
 
 
 def meeting_point() -> tuple[str, int]:

@@ -81,7 +81,7 @@ def test_a_process_that_waits_in_vain_says_for_what(rank: int, monkeypatch) -> N
 def end(monkeypatch) -> Callable[[Exception], object]:
     """What ``main`` exits with after an error in the process of this local rank."""
 
-    def of(error: Exception, local_rank: int = 0, joined: bool = False) -> object:
+    def of(error: Exception, local_rank: int = 0, joined: bool = False, met: bool = False) -> object:
         def fail() -> None:
             raise error
 
@@ -90,6 +90,7 @@ def end(monkeypatch) -> Callable[[Exception], object]:
 
         monkeypatch.setattr("fastmsflow.cli.app", fail)
         monkeypatch.setattr(__main__, "_joined", lambda: joined)
+        monkeypatch.setattr(__main__, "has_met", lambda: joined or met)
         monkeypatch.setattr(__main__, "SILENT_SECONDS", 0)
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.setenv("RANK", str(local_rank + 2))
@@ -111,6 +112,7 @@ def test_before_they_have_joined_one_process_a_machine_speaks(error: Exception, 
     assert end(error, local_rank=1) == 1
     # What happens to one of them alone is told by that one.
     assert end(OSError("no"), local_rank=1) == "fastmsflow: process 3: no"
+    assert end(error, local_rank=1, met=True) == "fastmsflow: process 3: no"
 
 
 def test_processes_that_have_joined_leave_without_waiting_for_each_other(end, capsys) -> None:

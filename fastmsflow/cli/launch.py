@@ -89,7 +89,7 @@ def _end_with_launcher() -> None:
 
 
 def _run(devices: int, nodes: int) -> int:
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, LogsDest, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -99,6 +99,20 @@ def _run(devices: int, nodes: int) -> int:
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
         raise SignalException(f"signal {number}", signal.Signals(number))
+
+    class NoLogs(DefaultLogsSpecs):
+        """Of the usual ones each launch would leave an empty folder. Asked for when the processes are about to start:
+        until then, while machines are waited for within C++, signals have their usual effect."""
+
+        def __init__(self) -> None:
+            super().__init__(os.devnull)
+
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                # Under nohup a terminal may hang up.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, stop)
+            return super().reify(envs)
 
     # What went wrong the processes say themselves. Each of the launcher's loggers has a level of its own.
     logging.disable()
@@ -111,19 +125,18 @@ def _run(devices: int, nodes: int) -> int:
         nodes,
         nodes,
         devices,
-        # Otherwise each launch leaves an empty folder.
-        logs_specs=DefaultLogsSpecs(os.devnull),
+        logs_specs=NoLogs(),
         run_id="fastmsflow",
         rdzv_endpoint=endpoint,
         rdzv_backend="c10d",
-        rdzv_configs={"timeout": MEET_SECONDS, "read_timeout": MEET_SECONDS},
+        rdzv_configs={"join_timeout": MEET_SECONDS, "read_timeout": MEET_SECONDS},
         max_restarts=0,
-        # Ours are there already.
+        # Ours handle them.
         signals_to_handle="",
     )
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, stop)
     if nodes > 1:
+        # Python's would run when the wait is over.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         console.print(f"waiting for {nodes} machines at {endpoint} ...", style="dim", soft_wrap=True)
     try:
         elastic_launch(config, sys.executable)("-m", "fastmsflow", *sys.argv[1:])
