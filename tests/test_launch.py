@@ -2,14 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from torch.distributed.elastic.rendezvous import api as rendezvous
-from torch.distributed.launcher import api as launcher
 
 from fastmsflow import InputError
 from fastmsflow.cli import launch
@@ -51,17 +50,20 @@ def test_a_signal_that_ended_a_process_is_told_but_not_the_launchers_own(capsys)
 
 
 def test_machines_that_do_not_meet_are_one_line(monkeypatch) -> None:
-    def in_vain(config: launcher.LaunchConfig, entrypoint: str):
-        raise rendezvous.RendezvousTimeoutError
-
-    monkeypatch.setattr(launcher, "elastic_launch", in_vain)
+    """The first one waits for the second."""
+    monkeypatch.setattr(launch, "MEET_SECONDS", 1)
+    # What a launcher does to its own process.
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(launch.logging, "disable", lambda: None)
-    for name in ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAUNCHER):
+    names = ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "TORCHELASTIC_SIGNALS_TO_HANDLE", LAUNCHER)
+    for name in names:
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("MASTER_ADDR", "first")
-    monkeypatch.setenv("MASTER_PORT", "29400")
-    with pytest.raises(InputError, match="--nodes 2: the machines did not meet at first:29400 within 900 s"):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    with pytest.raises(InputError, match=f"--nodes 2: the machines did not meet at localhost:{port} within 1 s"):
         _run(1, 2)
 
 
