@@ -1,28 +1,76 @@
 """Where ``fastmsflow`` and ``python -m fastmsflow`` start: one line for what the user can mend, no traceback."""
 
 import os
+import signal
 import sys
+import time
+import traceback
+from typing import NoReturn
 
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line
-from .world import Elsewhere
+from .world import Elsewhere, has_met, is_gone
+
+# By then a launcher has ended those that are left, and the process that failed has told why.
+SILENT_SECONDS = 5.0
 
 
 def main() -> None:
+    try:
+        _run()
+    except SystemExit as end:
+        if end.code and _joined():
+            _leave_at_once(end)
+        raise
+    except Exception:
+        if not _joined():
+            raise
+        traceback.print_exc()
+        _leave_at_once(SystemExit(1))
+
+
+def _run() -> None:
     try:
         from .cli import app
     except ImportError as error:
         sys.exit(f"fastmsflow: the command line needs {error.name}: pip install 'fastmsflow[train]'")
     try:
         app()
-    except Elsewhere:
-        sys.exit(1)
     except Preempted as preempted:
+        # It may come again, also while this process ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _rank() == "0":
             print(f"fastmsflow: stopped by SIGTERM; {preempted}", file=sys.stderr)
         sys.exit(PREEMPTED)
-    except (InputError, UnavailableError, OSError) as error:
+    except Exception as error:
+        if _joined() and is_gone(error):
+            time.sleep(SILENT_SECONDS)
+            sys.exit(f"fastmsflow: process {_rank()}: another process has gone ({in_one_line(error)})")
+        if not isinstance(error, (InputError, UnavailableError, OSError)):
+            raise
+        if isinstance(error, Elsewhere) or _is_told_by_another(error):
+            sys.exit(1)
         process = "" if _rank() == "0" else f"process {_rank()}: "
         sys.exit(f"fastmsflow: {process}{in_one_line(error)}")
+
+
+def _is_told_by_another(error: Exception) -> bool:
+    """Before the processes have met, what was asked for is wrong in all of them alike: one a machine tells it."""
+    alike = isinstance(error, (InputError, UnavailableError)) and not has_met()
+    return alike and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _joined() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _leave_at_once(end: SystemExit) -> NoReturn:
+    """The others may never answer again, and threads that wait for them would abort an orderly end."""
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if isinstance(end.code, str) else int(end.code or 0))
 
 
 def _rank() -> str:

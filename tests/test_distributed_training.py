@@ -14,12 +14,17 @@ from safetensors.torch import load_file
 from tolerances import DISTRIBUTED
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import ImageSet, ShardSet, write_shards
+from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
 from fastmsflow.training import Reading, Recipe, train
+from fastmsflow.training.feature_cache import FeatureCache
+from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training.sources import TRAIN
 from fastmsflow.training.state_file import StateFile
 from fastmsflow.world import World
 
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
+# As within a job of other numbers of processes, which are not to be confused with ours.
+SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_distributed_training"])
 
@@ -36,6 +41,18 @@ def new_model() -> MSFlow:
     return model.double()
 
 
+def note_images(file: Path) -> None:
+    """Of each step of training, a line: the epoch and the numbers of the images."""
+    step = MSFlowModule.training_step
+
+    def noted(self, batch, batch_index):
+        with file.open("a") as lines:
+            lines.write(f"{json.dumps([self.current_epoch, *map(int, batch[1])])}\n")
+        return step(self, batch, batch_index)
+
+    MSFlowModule.training_step = noted
+
+
 def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Path, options: dict, told) -> None:
     torch.set_num_threads(1)
     os.environ.update(
@@ -45,8 +62,10 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
         LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="localhost",
         MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="test",
+        **SLURM,
     )
+    if "seen" in options:
+        note_images(options.pop("seen") / str(rank))
     world = World.here()
     world.join()
     recipe = options.pop("recipe", RECIPE)
@@ -103,6 +122,21 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in of_one.iterdir()}
 
 
+def test_two_processes_fine_tune_parts_to_the_weights_of_one(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
+    """Steps of two batches, the last of them of one; a moving average; a part that is frozen, one of its own rate."""
+    fine = {"freeze": ("level0",), "lr_of": {"fusion": 1e-4}, "accumulate": 2, "ema": 0.9}
+    recipe = Recipe(lr=1e-3, batch_size=6, meta_epochs=2, sub_epochs=1, hold_out=0.2, **fine)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    expected = train(new_model(), images, recipe, tmp_path / "one")
+    words = together(2, images, tmp_path / "two", recipe=recipe)
+    for _, losses, _ in words:
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
+    ours, theirs = (load_file(tmp_path / name / "last.safetensors") for name in ("two", "one"))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, **DISTRIBUTED)
+
+
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_is_told_once(images: ImageSet, tmp_path: Path) -> None:
     recipe = Recipe(lr=1e30, batch_size=5, meta_epochs=3, sub_epochs=2)
     words = together(2, images, tmp_path / "run", recipe=recipe)
@@ -124,11 +158,24 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
     assert not (tmp_path / "run").exists()
 
 
+def told_once(words: list[tuple], line: str) -> bool:
+    """Whether the first process tells it and the others nothing."""
+    return words[0][1] == "InputError" and line in words[0][2] and all(word[1] == "Elsewhere" for word in words[1:])
+
+
 def test_processes_without_images_are_refused_before_any_work(images: ImageSet, tmp_path: Path) -> None:
     words = together(2, images, tmp_path / "run", recipe=Recipe(batch_size=1))
-    assert "20 training images in batches of 1, for 2 processes: some would have none" in words[0][2]
+    assert told_once(words, "20 training images in batches of 1, for 2 processes: some would have none"), words
     words = together(2, images, tmp_path / "run", recipe=Recipe(hold_out=0.05))
-    assert "1 held out images for 2 processes" in words[0][2]
+    assert told_once(words, "1 held out images for 2 processes"), words
+
+
+def test_what_is_wrong_with_a_run_is_told_once(images: ImageSet, tmp_path: Path) -> None:
+    words = together(2, images, tmp_path / "run", log_to=("paper",))
+    assert told_once(words, "logger 'paper' is not known"), words
+    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", torch.float32)
+    words = together(2, images, tmp_path / "run", reading=Reading(feature_cache=tmp_path / "cache"))
+    assert told_once(words, "dtype"), words
 
 
 def test_a_run_that_goes_on_with_another_number_of_processes_is_refused(
@@ -159,7 +206,8 @@ def shards(images: ImageSet, tmp_path_factory) -> ShardSet:
 
 
 def test_processes_that_read_shards_train_together(shards: ShardSet, tmp_path: Path) -> None:
-    words = together(2, shards, tmp_path / "run", recipe=Recipe(1e-3, 4, 2, 2, hold_out=0.2))
+    recipe = Recipe(1e-3, 4, 2, 2, hold_out=0.2)
+    words = together(2, shards, tmp_path / "run", recipe=recipe, seen=tmp_path)
     assert all(isinstance(losses, list) for _, losses, _ in words), words
     (_, losses, held_out), (_, others, others_held_out) = words
     assert (losses, held_out) == (others, others_held_out)
@@ -168,13 +216,25 @@ def test_processes_that_read_shards_train_together(shards: ShardSet, tmp_path: P
     # Two shards are held out, of 3 images each, or of 3 and 2.
     assert results["images"]["train"] + results["images"]["held_out"] == 20
     assert results["images"]["held_out"] in (5, 6)
+    # No image is two processes', or held out. One that has fewer than it needs begins again with its first batch.
+    train_shards, _ = shards.split(recipe.hold_out, recipe.seed, 2)
+    there = {n for shard in train_shards for n in range(shard.first, shard.first + shard.images)}
+    steps = [[json.loads(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(2)]
+    for epoch in range(recipe.epochs):
+        dealt = ShardedImages(shards.where, (32, 32), 0, 2, seed=recipe.seed, epoch=epoch, shards=train_shards)
+        seen = [[n for at, *numbers in of for n in numbers if at == epoch] for of in steps]
+        assert not {*seen[0]} & {*seen[1]} and {*seen[0], *seen[1]} <= there
+        for own, count in zip(seen, dealt.images_of_ranks, strict=True):
+            whole = min(6, count // 2 * 2)
+            assert len(own) == 6 and len({*own}) == whole and own[whole:] == own[: 6 - whole]
 
 
 def test_shards_do_not_go_round(shards: ShardSet, tmp_path: Path) -> None:
     words = together(4, shards, tmp_path / "run", recipe=Recipe(batch_size=4, hold_out=0.2))
-    assert "7 shards, too few for 4 processes to train on some and hold some out; write smaller ones" in words[0][2]
+    line = "7 shards, too few for 4 processes to train on some and hold some out; write smaller ones"
+    assert told_once(words, line), words
     words = together(2, shards, tmp_path / "run", recipe=Recipe(batch_size=3))
-    assert "batches of 3 images cannot be shared out among 2 processes" in words[0][2]
+    assert told_once(words, "batches of 3 images cannot be shared out among 2 processes"), words
 
 
 def test_a_shard_that_one_process_cannot_read_ends_all_and_is_told_once(
@@ -186,5 +246,5 @@ def test_a_shard_that_one_process_cannot_read_ends_all_and_is_told_once(
     recipe = Recipe(1e-3, 4, 1, 1)
     words = together(2, ShardSet.of(str(tmp_path / "set")), tmp_path / "run", recipe=recipe)
     kinds = sorted(word[1] for word in words)
-    assert kinds == ["Elsewhere", "InputError"], words
+    assert kinds == ["Gone", "InputError"], words
     assert str(broken) in next(word[2] for word in words if word[1] == "InputError")

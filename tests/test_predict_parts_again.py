@@ -29,7 +29,6 @@ from parts_predicted import (
 )
 
 from fastmsflow import MSFlow
-from fastmsflow.cli.launch import _worst
 from fastmsflow.data import write_shards
 from fastmsflow.files import claimed_folder
 from fastmsflow.report.parquet import Table
@@ -195,11 +194,6 @@ def test_two_processes_share_out_the_parts_of_one_list(
         model, "-", "--null", "--images-per-part", PER_PART, "--workers", 0, "--out", tmp_path / "one", stdin=listed
     )
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
-
-
-@pytest.mark.parametrize(("codes", "expected"), [([-15, 1], 1), ([-9, -15], 137), ([-15], 143), ([130, 130], 130)])
-def test_the_launcher_ends_as_the_process_that_failed_not_as_those_it_ended(codes: list[int], expected: int) -> None:
-    assert _worst(codes) == expected
 
 
 def test_only_parts_that_are_missing_are_scored(

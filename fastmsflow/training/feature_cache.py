@@ -73,17 +73,19 @@ class FeatureCache:
         self.shapes = [(level.shape[2], level.shape[3], level.shape[1]) for level in example]
         """(H_l, W_l, C_l): channels lie last."""
         of = _made_of(model, dtype)
-        if (folder / DESCRIPTION_FILE).exists():
-            _described(folder, of)  # says that it is stale before all images are read
+        with world.together():
+            if (folder / DESCRIPTION_FILE).exists():
+                _described(folder, of)  # says that it is stale before all images are read
         contents = {part: _contents(images, world) for part, images in parts.items()}
         self._own = np.concatenate(list(contents.values()))
-        if not (folder / DESCRIPTION_FILE).exists():
-            _begin(folder, of, self._own, max(1, shard_bytes // self.bytes_per_image))
-        description = _described(folder, of)
-        self._shard_images = int(description["images a shard"])
-        self._key = description["key"]
-        self._kept = _read_images(folder, description)
-        self.rows = {part: self._find(images, contents[part]) for part, images in parts.items()}
+        with world.together():
+            if not (folder / DESCRIPTION_FILE).exists():
+                _begin(folder, of, self._own, max(1, shard_bytes // self.bytes_per_image))
+            description = _described(folder, of)
+            self._shard_images = int(description["images a shard"])
+            self._key = description["key"]
+            self._kept = _read_images(folder, description)
+            self.rows = {part: self._find(images, contents[part]) for part, images in parts.items()}
         """Where each image of a part lies, (N,) int64."""
         self._mapped = lru_cache(OPEN_SHARDS)(self._map)
 
@@ -258,7 +260,8 @@ def _weights(extractor: nn.Module) -> str:
 def _contents(images: Images, world: World) -> np.ndarray:
     """(N,) of 16 bytes each: what the images hold. Each process reads its share of them."""
     given = [sample.image for sample in images.samples] if isinstance(images, ImageDataset) else images.images
-    own = np.array([bytes.fromhex(digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16")
+    with world.together():
+        own = np.array([bytes.fromhex(digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16")
     contents = np.empty(len(given), "S16")
     for rank, part in enumerate(world.gathered(own)):
         contents[rank :: world.size] = part

@@ -17,7 +17,7 @@ from ..data.faults import LeftOut
 from ..errors import Preempted
 from ..files import write_json, write_yaml
 from ..model import MSFlow
-from ..world import ALONE, Elsewhere, World
+from ..world import ALONE, Gone, World, is_gone
 from .averaging import Averaging
 from .evaluation import RANKING_METRICS, Evaluation
 from .folder import (
@@ -158,8 +158,9 @@ def train(
     no images; UnavailableError for a logger that is not installed; Preempted after SIGTERM, the state being kept.
     """
     console = console if console is not None and world.first else Console(quiet=True)
-    check_loggers(log_to)
-    check_precision(recipe)
+    with world.together():
+        check_loggers(log_to)
+        check_precision(recipe)
     reads = readers or Readers(reading.workers)
     plan = planned(model, images, recipe, reading, reads, world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)
@@ -191,10 +192,11 @@ def train(
         started = time.perf_counter()
         prepare(plan.source, console)
         features_done = time.perf_counter()
-        if world.first:
-            keep_settings(out, settings)
-            if options is not None:
-                write_yaml(out / CONFIG_FILE, options)
+        with world.together():
+            if world.first:
+                keep_settings(out, settings)
+                if options is not None:
+                    write_yaml(out / CONFIG_FILE, options)
         callbacks: list[Callback] = [telemetry, StateFile(out / STATE_FILE, recipe, world, preemption)]
         if averaging is not None:
             callbacks.append(averaging)
@@ -209,8 +211,8 @@ def train(
             if preemption.asked:
                 # Another process has gone already.
                 raise Preempted(LAST_KEPT) from error
-            if world.size > 1 and "Connection closed by peer" in str(error):
-                raise Elsewhere(str(error)) from error
+            if world.size > 1 and is_gone(error):
+                raise Gone(str(error)) from error
             raise
         # What is left to be done is done again from the last state.
         preemption.deferred = False

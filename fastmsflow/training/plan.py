@@ -1,7 +1,7 @@
 """What a run learns from and is judged on, and how it is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +66,23 @@ def planned(
     """``readers``: who reads images that are files.
 
     Errors: InputError where images, ``reading`` and the processes do not go together."""
-    check_reading(reading, isinstance(images, ShardSet))
+    with world.together():
+        check_reading(reading, isinstance(images, ShardSet))
+        plan = _undescribed(model, images, recipe, reading, readers, world)
+    if isinstance(images, ShardSet):
+        return plan
+    return replace(plan, description=world.once(lambda: description_of(images, reading)))
+
+
+def _undescribed(
+    model: MSFlow,
+    images: ImageSet | ShardSet,
+    recipe: Recipe,
+    reading: Reading,
+    readers: Readers,
+    world: World,
+) -> Plan:
+    """Without the description of images that are files, which takes long."""
     stream = reading.stream or isinstance(images, ShardSet)
     decode = _decoder(model, stream) if reading.decode_on_gpu else None
     if isinstance(images, ShardSet):
@@ -97,7 +113,7 @@ def planned(
         {part: _names(of) for part, of in parts.items()},
         {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
         truth,
-        world.once(lambda: description_of(images, reading)),
+        {},
         images.licence,
     )
 

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -84,13 +86,15 @@ def run_trainer(
 
 
 def _processes(world: World) -> dict[str, Any]:
+    # Named, or Lightning would take a job's Slurm or MPI variables for its processes.
     if world.size == 1:
-        return {"devices": 1}
+        return {"devices": 1, "plugins": [LightningEnvironment()]}
     # Only the flow's weights are in it; all of them are used, and no buffer of it changes.
     strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True)
     return {
         "devices": world.local_size,
         "num_nodes": world.size // world.local_size,
         "strategy": strategy,
+        "plugins": [TorchElasticEnvironment()],
         "use_distributed_sampler": False,
     }
