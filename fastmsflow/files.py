@@ -77,6 +77,8 @@ def _write_fault(path: Path, error: Exception) -> str | None:
     if number in (errno.ENOSPC, errno.EDQUOT):
         what = "the disk is full" if number == errno.ENOSPC else "the disk quota is used up"
         return f"{file}: cannot be written, {what}; free some space or choose another folder"
+    if number == errno.EFBIG:
+        return f"{file}: too large for the disk or for `ulimit -f`; raise the limit or choose another folder"
     if number == errno.EROFS:
         return f"{folder}: a read-only disk; choose another folder"
     if number == errno.ENAMETOOLONG:

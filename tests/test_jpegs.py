@@ -19,6 +19,7 @@ from fastmsflow.data.images import as_tensor, decode_image
 from fastmsflow.data.jpegs import decoded, decoded_or_not, is_plain_jpeg
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.order import InTurn
+from fastmsflow.training.readers import Readers
 from fastmsflow.world import ALONE
 
 CPU = torch.device("cpu")
@@ -158,7 +159,7 @@ def some_broken(tmp_path: Path) -> list[Path]:
 def test_a_file_that_cannot_be_decoded_ends_a_run_of_files_by_its_name(some_broken: list[Path]) -> None:
     images = LooseImages(some_broken, (64, 64), encoded=True)
     with pytest.raises(InputError, match=rf"^{some_broken[1]}: damaged"):
-        list(ImageLoader(images, InTurn(6, 2, ALONE, "train"), decode=decode))
+        list(ImageLoader(images, InTurn(6, 2, ALONE, "train"), Readers(), decode))
 
 
 def test_images_of_shards_that_cannot_be_decoded_are_named_or_left_out(some_broken: list[Path], tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset",
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: Reading) -> None:
     """In a process, and a group, of its own; each step of training leaves a line in ``steps``."""
     os.setsid()
+    # As where the training is a process that was not forked itself: a server of its own would import all once more.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     step = MSFlowModule.training_step
 
