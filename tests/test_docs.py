@@ -8,6 +8,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -110,6 +111,10 @@ def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: 
         pytest.importorskip(package, reason=f"needs {package}")
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
+    if importlib.util.find_spec("anomalib"):
+        data = importlib.import_module("anomalib.data")
+        # Its eight processes a pass, on the few cores of a test machine, take longer than all that they read.
+        monkeypatch.setattr(data, "MVTecAD", partial(data.MVTecAD, num_workers=0))
     names = namespaces[example.page]
     # A page's examples build on each other; this one may be run alone.
     for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):
