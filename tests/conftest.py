@@ -34,6 +34,18 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", nan)
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """Of the tiny extractor, for a command: nothing is fetched."""
+    import timm
+
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        torch.save(timm.create_model("test_resnet.r160_in1k").state_dict(), path)
+    return path
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs ``fastmsflow ARGS`` in this process -> (exit code, all it printed)."""

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 import yaml
 from filelock import FileLock
@@ -36,15 +35,6 @@ KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fastmsflow.training.classes", "fastmsflow.report.run", "timm", "test_classes"])
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Of the tiny extractor: nothing is fetched."""
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(timm.create_model("test_resnet.r160_in1k").state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
-import torch
 from disks import small_disk
 from few_tiles import few_tiles
 
@@ -35,15 +33,6 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory) -> Path:
     return few_tiles(tmp_path_factory.mktemp("tiles"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Of the tiny extractor: nothing is fetched."""
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "weights.pth"
-    torch.save(timm.create_model("test_resnet.r160_in1k").state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
