@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line
+from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person
 from .world import Elsewhere, has_met, is_gone
 
 # By then a launcher has ended those that are left, and the process that failed has told why.
@@ -45,7 +45,7 @@ def _run() -> None:
         if _joined() and is_gone(error):
             time.sleep(SILENT_SECONDS)
             sys.exit(f"fastmsflow: process {_rank()}: another process has gone ({in_one_line(error)})")
-        if not isinstance(error, (InputError, UnavailableError, OSError)):
+        if not is_meant_for_a_person(error):
             raise
         if isinstance(error, Elsewhere) or _is_told_by_another(error):
             sys.exit(1)

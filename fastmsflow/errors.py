@@ -21,12 +21,25 @@ class Preempted(BaseException):
     take it for a fault."""
 
 
+def is_meant_for_a_person(error: Exception) -> bool:
+    """Whether it is something that the user can mend, told in one line."""
+    return isinstance(error, (InputError, UnavailableError, OSError)) or _is_of_a_killed_reader(error)
+
+
+def _is_of_a_killed_reader(error: Exception) -> bool:
+    """torch raises it wherever this process happens to be."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
 def in_one_line(error: Exception) -> str:
     """What it says to a person; of an error that is not meant for one, its kind too."""
+    if _is_of_a_killed_reader(error):
+        return (
+            "a process that reads images was killed, most often because memory ran out; try fewer workers or a smaller"
+            " batch"
+        )
     # A loader's worker hands its error on with its traceback in front; the last line is the message.
     message = (str(error).strip().splitlines() or [""])[-1]
     for name in ("InputError: ", "UnavailableError: "):
         message = message.split(name)[-1]
-    return (
-        message if isinstance(error, (InputError, UnavailableError, OSError)) else f"{type(error).__name__}: {message}"
-    )
+    return message if is_meant_for_a_person(error) else f"{type(error).__name__}: {message}"

@@ -228,7 +228,7 @@ def test_a_damaged_shard_is_named_and_tried_again_when_it_is_mended(
     damage(shard)
     code, _, err = command(model, shards, "--out", out, "--workers", 0, "--batch-size", 2)
     assert code == 1
-    assert err.startswith(f"skipped {lost} images lost: {shard}: ")
+    assert err.startswith(f"skipped {lost} images lost: {shard}: " if lost else f"damaged {shard}: ")
     assert len(err.splitlines()) == 1
     found = rows(out)
     assert [row["index"] for row in found] == list(range(IMAGES))

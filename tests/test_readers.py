@@ -99,6 +99,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_next_ones_are_read(tmp_pa
 
 def test_where_a_process_is_killed_others_take_its_place() -> None:
     with Readers(2) as readers:
-        with pytest.raises(RuntimeError, match=r"killed by signal|exited unexpectedly"):
+        with pytest.raises(RuntimeError, match=r"killed by signal|exited unexpectedly") as raised:
             list(readers.read([[killed]] * 4))
+        assert in_one_line(raised.value).startswith("a process that reads images was killed, most often because memory")
         assert len(list(readers.read(batches(1, 1, 1)))) == 3

@@ -116,7 +116,7 @@ def wrong_header(shard: Path) -> None:
 
 
 def padded(shard: Path) -> None:
-    shard.write_bytes(shard.read_bytes() + bytes(512))
+    shard.write_bytes(shard.read_bytes() + bytes(2**21))
 
 
 def another(shard: Path) -> None:
@@ -131,7 +131,7 @@ FAULTS = {
     cut: (r"cannot be read \(.*\) after 0 of 4 images", 0),
     cut_between_images: ("ends after 2 of 4 images", 2),
     wrong_header: ("ends after 2 of 4 images", 2),
-    padded: ("ends after 4 of 4 images, 20992 of 20480 bytes", 4),
+    padded: ("ends after 4 of 4 images, 2117632 of 20480 bytes", 4),
     another: ("holds image 28 where 8 is expected, it is another's", 0),
     not_a_tar: (r"cannot be read \(.*\) after 0 of 4 images", 0),
     Path.unlink: ("no such file after 0 of 4 images", 0),

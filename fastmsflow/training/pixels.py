@@ -114,10 +114,10 @@ class CountedPixels:
         return self._histograms[1].pro_curve()
 
     def _maps(self, scores: Scores) -> list[torch.Tensor]:
-        # In the order of pixels of the exact ones, but for how differences from 0 to ``levels`` are rounded. Less 1,
-        # which rounds no further, the multiplicative map crowds at 0, where bins are narrow; pixels that its own
-        # rounding makes equal, where exp(L) is small, stay equal.
-        return [scores.shown_map(self._levels, False), scores.score_map_mul - 1, -scores.log_likelihood]
+        # In the order of pixels of the exact ones, but for how differences from 0 to ``levels`` are rounded. Less their
+        # highest value, which rounds no further, maps of a model that fits badly crowd at 0, where bins are narrow;
+        # pixels that their own rounding makes equal, where exp(L) is small, stay equal.
+        return [scores.shown_map(self._levels, False) - self._levels, scores.score_map_mul - 1, -scores.log_likelihood]
 
     def _begin(self) -> None:
         nothing = np.empty((0, *self._size), np.float32)

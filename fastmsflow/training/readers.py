@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from threading import Thread
 from types import TracebackType
@@ -30,6 +30,7 @@ class Readers(AbstractContextManager["Readers"]):
         self._workers = workers
         self._asked = _InTurn()
         self._loader: DataLoader[Batch] | None = None
+        self._reading: Generator[Batch, None, None] | None = None
 
     def read(self, batches: Iterable[list[ToRead]], encoded: bool = False) -> Iterator[Batch]:
         """Each of ``batches``, which are asked for as they are needed: its images' items, stacked. It ends what was
@@ -37,8 +38,13 @@ class Readers(AbstractContextManager["Readers"]):
 
         Errors: as the images'; RuntimeError where a process is killed.
         """
+        self._stop()
+        self._reading = self._read(batches, encoded)
+        return self._reading
+
+    def _read(self, batches: Iterable[list[ToRead]], encoded: bool) -> Generator[Batch, None, None]:
         # Only what is asked for goes to a process, so that it need not know of an image before.
-        mine = self._asked.batches = (_Asked(images, encoded) for images in batches)
+        self._asked.batches = (_Asked(images, encoded) for images in batches)
         if self._loader is None:
             self._loader = DataLoader(
                 _Reader(),
@@ -51,17 +57,26 @@ class Readers(AbstractContextManager["Readers"]):
                 persistent_workers=self._workers > 0,
             )
         try:
-            for batch in self._loader:
-                yield batch
-                if mine is not self._asked.batches:
-                    return
-        except Exception:
+            yield from self._loader
+        except Exception as error:
             # What they were doing is lost, and maybe one of them: others take their place.
             self._loader = None
+            if self._workers:
+                # Without torch's frames, which would hold them; as garbage each would take 5 s to end.
+                raise error.with_traceback(None) from None
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def end(self) -> None:
+        """The processes, whatever they are doing; others take their place when they are needed."""
+        self._stop()
         self._loader = None
+
+    def _stop(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.end()
 
 
 class _InTurn(Sampler[_Asked]):

@@ -81,7 +81,13 @@ def run_trainer(
             log_every_n_steps=1,
         )
         with prepared(module.model.flow, recipe):
-            trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
+            try:
+                trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
+            except SystemExit as end:
+                if isinstance(end.__context__, KeyboardInterrupt):
+                    # Lightning makes an exit code of 1 of it.
+                    raise KeyboardInterrupt from end
+                raise
     module.model.eval().to("cpu")
 
 
