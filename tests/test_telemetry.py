@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=1, sub_epochs=3)
 
 
 def test_speed_and_waiting_are_logged_and_kept_with_the_results(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
-    """A loader that sleeps for most of the time is seen to."""
+    """The time for which a loader sleeps is waited for, however long a busy machine takes for the steps."""
     fetch = KeptFeatures.fetch
 
     def slow(self, numbers: list[int]):
@@ -43,13 +44,18 @@ def test_speed_and_waiting_are_logged_and_kept_with_the_results(images: ImageSet
     outcome = train(new_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
     seconds = time.perf_counter() - started
     assert 36 / seconds <= outcome.speed["images_per_second"] <= 2 / 0.1
-    assert 0.5 < outcome.speed["data_wait"] < 1
+    assert 3 * 6 * 0.1 <= waited(outcome.speed, 3 * 12) < seconds
     assert json.loads((tmp_path / "run/results.json").read_text())["speed"] == outcome.speed
     (file,) = (tmp_path / "run/logs").rglob("metrics.csv")
     with file.open() as rows:
         logged = [row for row in csv.DictReader(rows) if row.get("images_per_second")]
     assert len(logged) == 3  # epochs, each shorter than a window
-    assert all(0.5 < float(row["data_wait"]) < 1 for row in logged)
+    assert all(6 * 0.1 <= waited(row, 12) < seconds for row in logged)
+
+
+def waited(speed: Mapping[str, float | str], images: int) -> float:
+    """Seconds, until ``images`` were learned from; what is logged has six digits."""
+    return 1.00001 * float(speed["data_wait"]) * images / float(speed["images_per_second"])
 
 
 def test_a_fast_loader_is_not_waited_for(images: ImageSet, tmp_path: Path) -> None:
