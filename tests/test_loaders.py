@@ -205,6 +205,19 @@ def test_joined_batches_go_on_where_a_shard_is_lost(files: list[Path], tmp_path:
         assert with_states(after)[0] == whole[taken:]
 
 
+def test_an_epoch_of_which_no_batch_is_left_to_begin_again_with_is_an_error(files: list[Path], tmp_path: Path) -> None:
+    """All but the first shards have gone since the state was kept: it would begin again for ever."""
+    write_shards(files, tmp_path / "set", images_per_shard=2)
+    options = {"skip_faults": tmp_path / "faults.jsonl"}
+    _, states = with_states(read_by(0, 4, 5, tmp_path / "set", **options))
+    for shard in sorted((tmp_path / "set").glob("*.tar"))[1:]:
+        shard.unlink()
+    after = read_by(0, 4, 5, tmp_path / "set", **options)
+    after.load_state_dict(states[0])
+    with pytest.raises(InputError, match="process 0 finds less than 4 images that can be read"):
+        with_states(after)
+
+
 def test_processes_one_of_which_may_lack_a_batch_are_refused_before_the_first(shards: Path) -> None:
     """Six shards, of two images and the last of one: four processes have two or one of them."""
 

@@ -35,6 +35,7 @@ from rich.progress import Progress
 
 from fastmsflow import MSFlow
 from fastmsflow.cli.common import Bar, Rate
+from fastmsflow.data import write_shards
 from fastmsflow.data.shard_set import is_shard_set
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
@@ -244,6 +245,23 @@ def test_a_damaged_shard_is_named_and_tried_again_when_it_is_mended(
     assert changed == {"part-000002.parquet"}
     assert (manifest(out)["faults"], manifest(out)["damaged"]) == (0, [])
     assert all(row["score"] is not None for row in rows(out))
+
+
+def test_an_image_that_cannot_be_read_is_named_beside_those_that_are_lost_with_its_shard(
+    model: Path, images: Path, command: Command, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "08.png").write_bytes((images / "08.png").read_bytes()[:2500])
+    write_shards(sorted(folder.iterdir()), tmp_path / "set", 4)
+    shard = tmp_path / "set/000002.tar"
+    # Behind the second image.
+    shard.write_bytes(shard.read_bytes()[:12000])
+    code, _, err = command(model, tmp_path / "set", "--out", tmp_path / "out", "--workers", 0)
+    assert code == 1
+    unread, lost = err.splitlines()
+    assert unread.startswith(f"skipped {shard}: 08.png: damaged or truncated")
+    assert lost.startswith(f"skipped 2 images lost: {shard}: ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")

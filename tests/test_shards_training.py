@@ -1,6 +1,7 @@
 """Training on shards that are not all as they should be."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def stop_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)
 
 
+@pytest.mark.parametrize("mended", [False, True], ids=["", "and mended before it was resumed"])
 def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mended: bool, files: list[Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = tmp_path / "faults.jsonl"
     # Of an earlier run.
@@ -69,10 +71,14 @@ def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
         stop_in(1, patch)
         with pytest.raises(Stopped):
             run(shards, tmp_path / "run", reading)
+    if mended:
+        write_shards(files, tmp_path / "good", PER_SHARD)
+        for name in ("000001.tar", "000002.tar"):
+            shutil.copy(tmp_path / "good" / name, shards)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*left out")
         outcome = run(shards, tmp_path / "run", reading, resume=True)
-    assert len(faults.read_text().splitlines()) >= 5
+    assert len(faults.read_text().splitlines()) >= (3 if mended else 5)
     assert outcome.left_out == (2, PER_SHARD)
     assert json.loads((tmp_path / "run/results.json").read_text())["left_out"] == {"faults": 2, "images": PER_SHARD}
 
