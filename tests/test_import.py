@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_import_takes_at_most_1_2_times_import_torch() -> None:
     # In one process and by processor time, so that a busy machine changes little. Without trio, which comes with the
-    # tests' selenium: huggingface_hub takes 50 ms to import it where it is, and installing fastmsflow does not bring it.
+    # tests' selenium: huggingface_hub takes 50 ms to import it where it is, and fastmsflow does not bring it.
     code = (
         "import sys, time; sys.modules['trio'] = None; start = time.process_time();"
         "import torch; between = time.process_time();"
