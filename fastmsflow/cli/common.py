@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -108,11 +108,16 @@ def every_class_of(source: str) -> list[str]:
     from ..data.shard_set import is_shard_set
 
     if is_shard_set(source):
-        raise InputError(f"{source}: shards have no classes; leave --class out")
+        refuse_class_of_shards(source)
     classes = classes_of(source)
     if not classes:
         raise InputError(f"{source}: holds no classes, or is not there; of a set that is one class leave out --class")
     return classes
+
+
+def refuse_class_of_shards(source: str) -> NoReturn:
+    """Errors: InputError."""
+    raise InputError(f"{source}: shards have no classes; leave --class out")
 
 
 def named(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

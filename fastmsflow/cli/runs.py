@@ -13,9 +13,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InputError
 from ..world import World
-from .common import METRIC_NAMES, console, errors, named, print_json, progress_bar, say_how_exact
+from .common import (
+    METRIC_NAMES,
+    console,
+    errors,
+    named,
+    print_json,
+    progress_bar,
+    refuse_class_of_shards,
+    say_how_exact,
+)
 from .every_class import train_every_class
 from .fine_tuning import described_by, started_model
 
@@ -175,7 +183,7 @@ def _opened(job: Job) -> "ImageSet | ShardSet":
     if not is_shard_set(job.source):
         return open_image_set(job.source, job.category)
     if job.category is not None:
-        raise InputError(f"{job.source}: shards have no classes; leave --class out")
+        refuse_class_of_shards(job.source)
     return ShardSet.of(job.source)
 
 

@@ -65,32 +65,38 @@ def planned(
 ) -> Plan:
     """``readers``: who reads images that are files.
 
-    Errors: InputError where images, ``reading`` and the processes do not go together."""
+    Errors: InputError where images, ``reading`` and the processes do not go together.
+    """
     with world.together():
         check_reading(reading, isinstance(images, ShardSet))
-        plan = _undescribed(model, images, recipe, reading, readers, world)
-    if isinstance(images, ShardSet):
-        return plan
+        decode = _decoder(model, reading, isinstance(images, ShardSet)) if reading.decode_on_gpu else None
+        if isinstance(images, ShardSet):
+            return _of_shards(model, images, recipe, reading, decode, world)
+        plan = _of_files(model, images, recipe, reading, decode, readers, world)
+    # Apart: one process finds it out for all, and it takes long.
     return replace(plan, description=world.once(lambda: description_of(images, reading)))
 
 
-def _undescribed(
+def _of_shards(
+    model: MSFlow, shards: ShardSet, recipe: Recipe, reading: Reading, decode: Decode | None, world: World
+) -> Plan:
+    source = ShardSource(model, shards, recipe, reading.workers, world, reading.skip_faults, decode)
+    counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
+    # Without a password that a URL may hold.
+    description: dict[str, object] = {"shards": shards.manifest.content}
+    return Plan(source, {TRAIN: shards.names, HELD_OUT: shards.names}, counts, None, description)
+
+
+def _of_files(
     model: MSFlow,
-    images: ImageSet | ShardSet,
+    images: ImageSet,
     recipe: Recipe,
     reading: Reading,
+    decode: Decode | None,
     readers: Readers,
     world: World,
 ) -> Plan:
-    """Without the description of images that are files, which takes long."""
-    stream = reading.stream or isinstance(images, ShardSet)
-    decode = _decoder(model, stream) if reading.decode_on_gpu else None
-    if isinstance(images, ShardSet):
-        shards = ShardSource(model, images, recipe, reading.workers, world, reading.skip_faults, decode)
-        counts = {"train": shards.images_of(TRAIN), "held_out": shards.images_of(HELD_OUT), "test": 0}
-        # Without a password that a URL may hold.
-        description: dict[str, object] = {"shards": images.manifest.content}
-        return Plan(shards, {TRAIN: images.names, HELD_OUT: images.names}, counts, None, description)
+    """Not described yet."""
     if not images.train:
         raise InputError(f"{images.name}: no training images")
     truth = Truth.of(images, model.image_size, world) if images.test else None
@@ -102,7 +108,7 @@ def _undescribed(
         if of
     }
     order = None if truth is None else truth.order
-    if stream:
+    if reading.stream:
         source: Source = ImageSource(model, files, recipe, readers, world, order, decode)
     else:
         source = FeatureSource(
@@ -131,9 +137,9 @@ def check_reading(reading: Reading, of_shards: bool) -> None:
         )
 
 
-def _decoder(model: MSFlow, streamed: bool) -> Decode:
+def _decoder(model: MSFlow, reading: Reading, of_shards: bool) -> Decode:
     device = next(model.parameters()).device
-    if device.type != "cuda" or not streamed:
+    if device.type != "cuda" or not (reading.stream or of_shards):
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
     return partial(decoded, image_size=model.image_size, device=device)
 
