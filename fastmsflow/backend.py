@@ -4,6 +4,9 @@ The innermost ``with fastmsflow.backend.use(...)`` decides; without one the mode
 ``"auto"``, the environment variable FASTMSFLOW_BACKEND; else ``"auto"``: Triton for CUDA tensors of a kind the kernels
 serve (float16, bfloat16, float32; NVIDIA from compute capability 8.0), plain PyTorch otherwise. A backend asked for by
 name that cannot serve raises.
+
+Each thread has its own ``use``. Functions of ``torch.compile`` follow the one that any thread entered or left last, and
+are compiled again where it changed.
 """
 
 import importlib.util
@@ -27,6 +30,8 @@ LOWEST_CAPABILITY = (8, 0)
 
 _faults: dict[torch.device, str | None] = {}
 _override: ContextVar[Backend | None] = ContextVar("fastmsflow_backend", default=None)
+# The same for compiled functions: Dynamo guards a module's variable, and torch 2.11's cannot trace a ContextVar.
+_override_when_compiled: Backend | None = None
 
 
 def check(name: str) -> Backend:
@@ -42,16 +47,19 @@ def use(name: Backend) -> Iterator[None]:
 
     Errors: InputError where it is not a backend's name; UnavailableError, from the operation, where it cannot serve.
     """
+    global _override_when_compiled
     token = _override.set(check(name))
+    _override_when_compiled = name
     try:
         yield
     finally:
         _override.reset(token)
+        _override_when_compiled = _override.get()
 
 
 def override() -> Backend | None:
     """What the innermost ``use`` says."""
-    return _override.get()
+    return _override_when_compiled if torch.compiler.is_compiling() else _override.get()
 
 
 def uses_triton(model_choice: Backend, x: Tensor) -> bool:
@@ -59,7 +67,7 @@ def uses_triton(model_choice: Backend, x: Tensor) -> bool:
 
     Errors: UnavailableError, or InputError where it is the tensor, if Triton was asked for and cannot serve.
     """
-    choice = _override.get() or model_choice
+    choice = override() or model_choice
     if choice == "auto":
         choice = check(os.environ.get("FASTMSFLOW_BACKEND", "auto"))
     if choice == "triton":
@@ -82,6 +90,11 @@ def _triton_fault(device: torch.device) -> str | None:
     if device not in _faults:
         _faults[device] = _find_triton_fault(device)
     return _faults[device]
+
+
+# A device stays what it is, so compiled functions ask once and trace nothing. This is all that
+# torch.compiler.assume_constant_result does besides importing torch._dynamo, which takes a second.
+_triton_fault._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _find_triton_fault(device: torch.device) -> str | None:

@@ -99,6 +99,10 @@ def chip(device: torch.device) -> str:
     return _chips[device]
 
 
+# Compiled functions take it as a constant: see fastmsflow.backend.
+chip._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _find_chip(device: torch.device) -> str:
     if INTERPRETED:
         return "interpreter"

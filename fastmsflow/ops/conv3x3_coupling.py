@@ -10,6 +10,7 @@ from ..kernels.rows import new_rows
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
 from . import coupling as unfused
+from . import records_gradients
 from .conv3x3 import (
     bias_gradient,
     check_convolution,
@@ -20,8 +21,10 @@ from .conv3x3 import (
     uses_triton_convolution,
 )
 
-# The couplings across levels have no global affine and no permutation.
-NO_GLOBAL = (None, None, None, None)
+# Global scale and offset, permutation and its inverse.
+Affine = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+# Couplings across levels have none, and transform every channel they are given.
+NO_AFFINE: Affine = (None, None, None, None)
 
 
 def conv3x3_coupling(
@@ -42,8 +45,8 @@ def conv3x3_coupling(
     if not _fuses(hidden, weight, bias, backend) or x.shape[1] > len(weight):
         raw = conv3x3(hidden, weight, bias, backend)
         return unfused.coupling(x, raw, global_scale, global_offset, perm, clamp, form, backend)
-    fixed = (global_scale, global_offset, perm, inverse_perm, SUBNET_SCALE, clamp, form, None, False)
-    return _apply(hidden, weight, bias, fixed, [x])
+    affine = (global_scale, global_offset, perm, inverse_perm)
+    return _apply(hidden, weight, bias, affine, (SUBNET_SCALE, clamp, form, None), False, [x])
 
 
 def conv3x3_cross_coupling(
@@ -52,7 +55,7 @@ def conv3x3_cross_coupling(
     """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
     if not _fuses(hidden, weight, bias, backend):
         return unfused.cross_coupling(x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(hidden, weight, bias, (*NO_GLOBAL, 1.0, clamp, "atan", None, False), [x], whole=True)
+    return _apply(hidden, weight, bias, NO_AFFINE, (1.0, clamp, "atan", None), False, [x])
 
 
 def conv3x3_joining_cross_coupling(
@@ -62,7 +65,7 @@ def conv3x3_joining_cross_coupling(
     if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
         return unfused.joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias, backend), clamp, backend)
     limit = output_limit(x.dtype)
-    return _apply(hidden, weight, bias, (*NO_GLOBAL, 1.0, clamp, "atan", limit, False), [kept, x], whole=True)
+    return _apply(hidden, weight, bias, NO_AFFINE, (1.0, clamp, "atan", limit), False, [kept, x])
 
 
 def conv3x3_joining_cross_coupling_likelihood(
@@ -76,7 +79,7 @@ def conv3x3_joining_cross_coupling_likelihood(
         raw = conv3x3(hidden, weight, bias, backend)
         return unfused.joining_cross_coupling_likelihood(kept, x, raw, clamp, backend)
     limit = output_limit(x.dtype)
-    return _apply(hidden, weight, bias, (*NO_GLOBAL, 1.0, clamp, "atan", limit, True), [kept, x], whole=True)
+    return _apply(hidden, weight, bias, NO_AFFINE, (1.0, clamp, "atan", limit), True, [kept, x])
 
 
 def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
@@ -85,11 +88,24 @@ def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bo
 
 
 def _apply(
-    hidden: Tensor, weight: Tensor, bias: Tensor, fixed: tuple[object, ...], parts: list[Tensor], whole: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    affine: Affine,
+    options: tuple[float, float, str, float | None],
+    likelihood: bool,
+    parts: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """``fixed``: what ConvCoupling takes between ``keep`` and ``parts``."""
+    """``affine``, ``options``: what ConvCoupling takes before ``likelihood``."""
+    whole = affine is NO_AFFINE
     unfused.check_coupling(parts[-1], hidden.shape[0], len(weight), hidden.shape[2:], hidden.device, whole)
-    return ConvCoupling.apply(*in_autocast_dtype(hidden, weight), bias, torch.is_grad_enabled(), *fixed, *parts)
+    convolution = (*in_autocast_dtype(hidden, weight), bias)
+    global_scale, global_offset, _, inverse_perm = affine
+    if records_gradients(*convolution, global_scale, global_offset, *parts):
+        return ConvCoupling.apply(*convolution, *affine, *options, likelihood, *parts)
+    fixed = (global_scale, global_offset, inverse_perm)
+    z, log_det = _conv_coupling(*convolution, parts, *fixed, *options, False, likelihood)
+    return z, log_det
 
 
 class ConvCoupling(torch.autograd.Function):
@@ -102,7 +118,6 @@ class ConvCoupling(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor,
-        keep: bool,
         global_scale: Tensor | None,
         global_offset: Tensor | None,
         perm: Tensor | None,
@@ -116,10 +131,10 @@ class ConvCoupling(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         options = (raw_scale, clamp, form, limit)
         fixed = (global_scale, global_offset, inverse_perm)
-        z, log_det, *raw = _conv_coupling(hidden, weight, bias, list(parts), *fixed, *options, keep, likelihood)
+        z, log_det, raw = _conv_coupling(hidden, weight, bias, list(parts), *fixed, *options, True, likelihood)
         ctx.options = (*options, False, likelihood)
         ctx.bias_dtype = bias.dtype
-        ctx.save_for_backward(hidden, weight, global_scale, global_offset, perm, *raw, *parts)
+        ctx.save_for_backward(hidden, weight, global_scale, global_offset, perm, raw, *parts)
         return z, log_det
 
     @staticmethod
@@ -131,7 +146,7 @@ class ConvCoupling(torch.autograd.Function):
         grad_hidden, grad_weight = convolution_gradients(grad_raw, hidden, weight, ctx.needs_input_grad[0])
         grad_bias = bias_gradient(grad_raw, ctx.bias_dtype)
         perms_and_options = (None,) * 7
-        return grad_hidden, grad_weight, grad_bias, None, grad_scale, grad_offset, *perms_and_options, *grad_parts
+        return grad_hidden, grad_weight, grad_bias, grad_scale, grad_offset, *perms_and_options, *grad_parts
 
 
 @library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())

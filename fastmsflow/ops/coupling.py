@@ -11,6 +11,7 @@ from ..kernels.rows import new_rows
 from ..reference import coupling as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
+from . import records_gradients
 
 
 def coupling(
@@ -27,7 +28,7 @@ def coupling(
     _check(x, raw)
     if not uses_triton(backend, x):
         return reference.coupling(x, raw, global_scale, global_offset, perm, clamp, form)
-    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, False, False, x)
+    return _couple(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, False, False, x)
 
 
 def coupling_inverse(
@@ -44,7 +45,7 @@ def coupling_inverse(
     _check(z, raw)
     if not uses_triton(backend, z):
         return reference.coupling_inverse(z, raw, global_scale, global_offset, perm, clamp, form)
-    return Coupling.apply(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, True, False, z)
+    return _couple(raw, global_scale, global_offset, perm, SUBNET_SCALE, clamp, form, None, True, False, z)
 
 
 def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def cross_coupling(x: Tensor, raw: Tensor, clamp: float, backend: Backend = "aut
     _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.cross_coupling(x, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, False, False, x)
+    return _couple(raw, None, None, None, 1.0, clamp, "atan", None, False, False, x)
 
 
 def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backen
     _check(y, raw, whole=True)
     if not uses_triton(backend, y):
         return reference.cross_coupling_inverse(y, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", None, True, False, y)
+    return _couple(raw, None, None, None, 1.0, clamp, "atan", None, True, False, y)
 
 
 def joining_cross_coupling(
@@ -70,7 +71,7 @@ def joining_cross_coupling(
     _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.joining_cross_coupling(kept, x, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, False, kept, x)
+    return _couple(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, False, kept, x)
 
 
 def joining_cross_coupling_likelihood(
@@ -83,7 +84,7 @@ def joining_cross_coupling_likelihood(
     _check(x, raw, whole=True)
     if not uses_triton(backend, x):
         return reference.joining_cross_coupling_likelihood(kept, x, raw, clamp)
-    return Coupling.apply(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, True, kept, x)
+    return _couple(raw, None, None, None, 1.0, clamp, "atan", output_limit(x.dtype), False, True, kept, x)
 
 
 def check_coupling(
@@ -102,6 +103,26 @@ def check_coupling(
 
 def _check(x: Tensor, raw: Tensor, whole: bool = False) -> None:
     check_coupling(x, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device, whole)
+
+
+def _couple(
+    raw: Tensor,
+    global_scale: Tensor | None,
+    global_offset: Tensor | None,
+    perm: Tensor | None,
+    raw_scale: float,
+    clamp: float,
+    form: str,
+    limit: float | None,
+    inverse: bool,
+    likelihood: bool,
+    *parts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Takes and returns what ``Coupling.forward`` does."""
+    affine, options = (raw, global_scale, global_offset), (raw_scale, clamp, form, limit, inverse, likelihood)
+    if records_gradients(*affine, *parts):
+        return Coupling.apply(*affine, perm, *options, *parts)
+    return _coupling(list(parts), *affine, perm, *options)
 
 
 class Coupling(torch.autograd.Function):

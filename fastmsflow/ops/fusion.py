@@ -10,13 +10,14 @@ from ..backend import Backend, uses_triton
 from ..errors import InputError
 from ..kernels.rows import new_rows
 from ..reference import fusion as reference
+from . import records_gradients
 
 
 def pool_and_concat(maps: Sequence[Tensor], backend: Backend = "auto") -> Tensor:
     """See fastmsflow.reference.fusion.pool_and_concat. Differentiable by the maps."""
     if not uses_triton(backend, maps[0]):
         return reference.pool_and_concat(maps)
-    return PoolAndConcat.apply(*maps)
+    return PoolAndConcat.apply(*maps) if records_gradients(*maps) else _pool(list(maps))
 
 
 def split_and_upsample(joint: Tensor, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
@@ -26,6 +27,8 @@ def split_and_upsample(joint: Tensor, maps: Sequence[Tensor], backend: Backend =
         raise InputError(f"joint has {joint.shape[1]} channels; the maps have {channels}")
     if not uses_triton(backend, joint):
         return reference.split_and_upsample(joint, maps)
+    if not records_gradients(joint, *maps):
+        return _upsample(joint, list(maps))
     return list(SplitAndUpsample.apply(joint, *maps))
 
 

@@ -9,13 +9,14 @@ from torch import Tensor, library
 from ..backend import Backend, uses_triton
 from ..kernels.rows import new_rows
 from ..reference import likelihood as reference
+from . import records_gradients
 
 
 def log_likelihood_maps(z: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
     """See fastmsflow.reference.likelihood.log_likelihood_maps. Differentiable by z."""
     if not uses_triton(backend, z[0]):
         return reference.log_likelihood_maps(z)
-    return list(LogLikelihoodMaps.apply(*z))
+    return list(LogLikelihoodMaps.apply(*z)) if records_gradients(*z) else _log_likelihood_maps(list(z))
 
 
 class LogLikelihoodMaps(torch.autograd.Function):
