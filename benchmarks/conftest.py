@@ -1,32 +1,85 @@
 """Options and fixtures of the suite: ``pytest benchmarks --benchmark-only``."""
 
 import importlib.util
-from collections.abc import Generator
-from functools import partial
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
 import torch
+from pytest_benchmark.utils import safe_dumps
 from torch import nn
 
 from benchmarks import setting
 from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
-from benchmarks.gate import check
+from benchmarks.gate import Truth
 from benchmarks.setting import DEVICE, SIZES, Size, environment, footprint
 from fastmsflow import MSFlow
+
+LAST = ("training_step", "scoring", "metric", "import")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--size", choices=SIZES, default="default", help="default: the published model; small: for tests")
     parser.addoption("--batches", help="in place of the size's own, e.g. 1,8")
+    parser.addoption("--contestant", action="append", help="only this one (may be repeated)")
     parser.addoption(
-        "--rehearse", action="store_true", help="run all once, without a GPU too, uncompiled: timings mean nothing"
+        "--rows", type=Path, help="a file for the results so far, written anew after each row: an interrupted run's too"
     )
+    parser.addoption("--rehearse", action="store_true", help="run all once, without a GPU too: timings mean nothing")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     setting.rehearsing = config.getoption("--rehearse")
     # For the eager contestants.
     torch.backends.cudnn.benchmark = True
+
+
+def batches_of(config: pytest.Config) -> tuple[int, ...]:
+    given = config.getoption("--batches")
+    return tuple(map(int, given.split(","))) if given else SIZES[config.getoption("--size")].batches
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--contestant")
+        kinds = [kind for kind in CONTESTANTS if not chosen or kind.name in chosen]
+        metafunc.parametrize("kind", kinds, ids=lambda kind: kind.name, indirect=True)
+    if "batch" in metafunc.fixturenames:
+        metafunc.parametrize("batch", batches_of(metafunc.config), ids=lambda batch: f"batch{batch}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Batch by batch, and of a batch what says most first: an interrupted run has those rows."""
+    order = {batch: place for place, batch in enumerate(batches_of(config))}
+
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        batch = getattr(item, "callspec", None) and item.callspec.params.get("batch")
+        return any(name in item.name for name in LAST), order.get(batch, 0), "end_to_end" in item.name
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    result = yield
+    path = item.config.getoption("--rows")
+    if path is not None:
+        _write_rows(item.config, path)
+    return result
+
+
+def _write_rows(config: pytest.Config, path: Path) -> None:
+    """As ``--benchmark-json`` has them."""
+    session = config._benchmarksession
+    if not hasattr(config, "_machine_info"):
+        config._machine_info = session.get_machine_info()
+    rows = [row for row in session.benchmarks if row.stats.data]
+    content = config.hook.pytest_benchmark_generate_json(
+        config=config, benchmarks=rows, include_data=False, machine_info=config._machine_info, commit_info={}
+    )
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(safe_dumps(content))
+    aside.replace(path)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -43,16 +96,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="session")
 def size(request: pytest.FixtureRequest) -> Size:
-    found = SIZES[request.config.getoption("--size")]
-    batches = request.config.getoption("--batches")
-    return Size(**vars(found) | {"batches": tuple(map(int, batches.split(",")))}) if batches else found
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "batch" in metafunc.fixturenames:
-        given = metafunc.config.getoption("--batches")
-        size = SIZES[metafunc.config.getoption("--size")]
-        metafunc.parametrize("batch", tuple(map(int, given.split(","))) if given else size.batches)
+    return SIZES[request.config.getoption("--size")]
 
 
 @pytest.fixture(scope="session")
@@ -67,26 +111,43 @@ def model(size: Size) -> MSFlow:
             norm.bias.data.normal_(std=0.1)
             norm.running_mean.normal_(std=0.1)
             norm.running_var.uniform_(0.5, 2)
+    for name, parameter in result.flow.named_parameters():
+        if "global" in name:
+            # A log-det that is not the difference of like sums: its error can be told.
+            parameter.data.add_(torch.rand_like(parameter))
     return result.to(DEVICE).eval()
 
 
-@pytest.fixture(params=CONTESTANTS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Contestant]:
-    """A contestant whose numbers are right."""
-    if issubclass(request.param, AsShipped) and importlib.util.find_spec("FrEIA") is None:
-        pytest.skip("FrEIA 0.2 is not installed: pip install FrEIA==0.2")
-    if request.param.gpu_only and DEVICE.type != "cuda":
-        if not request.config.getoption("--rehearse"):
-            pytest.skip("at its best on a GPU only")
-        for name in ("compile", "compile_frozen"):
-            monkeypatch.setattr(Compiled, name, staticmethod(partial(torch.compile, backend="aot_eager")))
-    else:
-        check(request.param)
-    return request.param
+@pytest.fixture(scope="session")
+def truth(model: MSFlow) -> Truth:
+    return Truth(model)
 
 
 @pytest.fixture
-def before(model: MSFlow) -> int:
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Contestant]:
+    if issubclass(request.param, AsShipped) and importlib.util.find_spec("FrEIA") is None:
+        pytest.skip("FrEIA 0.2 is not installed: pip install FrEIA==0.2")
+    if request.param.gpu_only and DEVICE.type != "cuda":
+        if not setting.rehearsing:
+            pytest.skip("at its best on a GPU only")
+        compile_quickly(request.param, monkeypatch)
+    return request.param
+
+
+def compile_quickly(kind: type[Contestant], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU only the flow's inference goes through Inductor, once: the rest would take it minutes."""
+    by_inductor = Compiled.compile
+
+    def compile_one(function: Callable, frozen: bool = False) -> Callable:
+        if kind is Compiled and getattr(function, "__name__", None) == "log_likelihood_maps":
+            return by_inductor(function, frozen)
+        return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+    monkeypatch.setattr(Compiled, "compile", staticmethod(compile_one))
+
+
+@pytest.fixture
+def before(truth: Truth) -> int:
     """The GPU's footprint without the contestant."""
     torch._dynamo.reset()
     return footprint()

@@ -1,14 +1,17 @@
 """Results of the suite -> the tables and the plot of the README.
 
-``python benchmarks/report.py RESULTS.json ...`` (of one machine) writes speed.md and speed.png beside the first;
-``--readme`` also puts the table where README.md has its markers.
+``python benchmarks/report.py RESULTS.json ...`` (of one machine) writes speed.md, speed.png and, where convolutions
+were timed, table.json beside the first; ``--readme`` also puts the table where README.md has its markers. Rows whose
+gate is red are named and not published: their numbers are wrong.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ README = Path(__file__).parents[1] / "README.md"
 MARKERS = ("<!-- speed -->", "<!-- /speed -->")
 OURS, FIRST = "fastmsflow", "as shipped"
 GROUPS = ("flow inference", "end-to-end inference", "flow training step", "training step")
+CONVOLUTIONS = ("convolutions, own and the vendor's", "convolutions and what follows them, own and the vendor's")
+VENDORS = "vendor's"
 Rows = list[dict[str, Any]]
 
 
-def read(paths: list[Path]) -> tuple[dict[str, Any], Rows]:
+def read(paths: Sequence[Path]) -> tuple[dict[str, Any], Rows]:
     """The machine, and the rows of all files. Errors: ValueError where they are of several machines."""
     contents = [json.loads(path.read_text()) for path in paths]
     machines = [content["machine_info"] for content in contents]
@@ -29,8 +34,35 @@ def read(paths: list[Path]) -> tuple[dict[str, Any], Rows]:
     return machines[0] | {"rehearsal": rehearsal}, [row for content in contents for row in content["benchmarks"]]
 
 
+def published(rows: Rows, smoke: Sequence[dict[str, Any]] = ()) -> tuple[Rows, list[str]]:
+    """The rows that may be shown, and a line for each that may not.
+
+    ``smoke``: what benchmarks/smoke.py found; it is the gate of single kernels.
+    """
+    red = [finding for finding in smoke if not finding["green"]]
+    red_kernels = {(name, finding["arithmetic"]) for finding in red for name in finding["kernels"]}
+    fine, refused = [], []
+    for row in rows:
+        info = row["extra_info"]
+        gate = info.get("gate")
+        if gate is not None and not gate["green"]:
+            over = {what: error for what, error in gate["errors"].items() if not error < gate["bound"]}
+            errors = ", ".join(f"{what} {error:.1e}" for what, error in over.items())
+            refused.append(f"{row['name']}: {errors}; at most {gate['bound']:.1e} is allowed")
+        elif row["group"] == "kernels" and (info.get("kernel"), info.get("arithmetic")) in red_kernels:
+            refused.append(f"{row['name']}: red in the smoke test")
+        else:
+            fine.append(row)
+    return fine, refused
+
+
 def milliseconds(row: dict[str, Any]) -> float:
     return 1e3 * row["stats"]["median"]
+
+
+def microseconds(row: dict[str, Any]) -> float:
+    """Of one launch."""
+    return 1e3 * milliseconds(row) / row["extra_info"]["launches"]
 
 
 def by_contestant(rows: Rows, group: str) -> dict[int, dict[str, dict[str, Any]]]:
@@ -46,10 +78,9 @@ def speed_table(machine: dict[str, Any], rows: Rows) -> str:
     """Milliseconds by contestant, and how many times faster ours is."""
     names = list(dict.fromkeys(r["extra_info"]["contestant"] for r in rows if r["group"] in GROUPS))
     names.sort(key=lambda name: name == OURS)
-    lines = [
-        "| median ms (quartiles) | batch | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 2) + "|",
-    ]
+    lines = []
+    if names:
+        lines = ["| median ms (quartiles) | batch | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for group in GROUPS:
         for batch, found in by_contestant(rows, group).items():
             ours = milliseconds(found[OURS]) if OURS in found else None
@@ -61,10 +92,10 @@ def speed_table(machine: dict[str, Any], rows: Rows) -> str:
             cells = [f"{found[n]['extra_info']['peak_bytes'] / 2**30:.2f} GiB" if n in found else "" for n in names]
             lines.append(f"| memory at the peak, weights included: {group} | {batch} | " + " | ".join(cells) + " |")
     if machine.get("rehearsal"):
-        lines.insert(0, "**A rehearsal: every row ran once, uncompiled. These times mean nothing.**\n")
+        lines.insert(0, "**A rehearsal: every row ran once. These times mean nothing.**\n")
     where = ", ".join(f"{key} {machine[key]}" for key in ("torch", "triton", "commit") if key in machine)
     threads = f", {machine['threads']} threads" if "driver_version" not in machine else ""
-    return f"{machine['device']}{threads}; {where}.\n\n" + "\n".join(lines) + "\n"
+    return f"{machine['device']}{threads}; {where}.\n\n" + "\n".join(lines or ["No contestant was timed."]) + "\n"
 
 
 def _cell(row: dict[str, Any] | None, ours: float | None) -> str:
@@ -80,43 +111,87 @@ def _short(value: float) -> str:
 
 
 def kernel_table(rows: Rows) -> str:
-    """Every kernel beside the chip's measured limits, and the convolutions beside the vendor's."""
-    if not any(row["group"] == "kernels" for row in rows):
-        return ""
-    limits = {r["name"].split("[")[0]: r for r in rows if r["group"] == "the chip"}
-    if len(limits) < 2:
-        return ""
-    product = limits["test_matrix_product"]["extra_info"]["flops"] / limits["test_matrix_product"]["stats"]["median"]
-    copy = limits["test_copy"]["extra_info"]["bytes"] / limits["test_copy"]["stats"]["median"]
-    lines = [
-        f"Measured limits: {product / 1e12:.3g} TFLOP/s (bfloat16 product), {copy / 1e12:.3g} TB/s (copy).\n",
-        "| kernel, batch 8, bfloat16 | median us | TFLOP/s | of the product's | TB/s | of the copy's |",
-        "|---|---|---|---|---|---|",
+    """Every kernel beside the chip's measured limits, if those are there; the convolutions beside the vendor's."""
+    limits = {row["name"].split("[")[0]: row for row in rows if row["group"] == "the chip"}
+    product, copy = (
+        limits[name]["extra_info"][what] / limits[name]["stats"]["median"] if name in limits else math.nan
+        for name, what in (("test_chip_matrix_product", "flops"), ("test_chip_copy", "bytes"))
+    )
+    lines = []
+    if limits:
+        rates = f"{product / 1e12:.3g} TFLOP/s (bfloat16 product), {copy / 1e12:.3g} TB/s (copy)"
+        lines.append(f"Measured limits: {rates}.\n")
+    kernels = [row for row in rows if row["group"] == "kernels"]
+    ours = [
+        (group, batch, found[OURS])
+        for group in GROUPS[:3:2]
+        for batch, found in by_contestant(rows, group).items()
+        if OURS in found
     ]
+    if kernels or (ours and limits):
+        lines.append("| kernel | arithmetic | batch | median us | TFLOP/s | of the product's | TB/s | of the copy's |")
+        lines.append("|---|---|---|---|---|---|---|---|")
+    for row in kernels:
+        info = row["extra_info"]
+        flops, moved = (1e6 * info[what] / microseconds(row) for what in ("flops", "bytes"))
+        rate = f"{flops / 1e12:.3g} | {flops / product:.0%}" if flops else " | "
+        cells = f"{microseconds(row):.4g} | {rate} | {moved / 1e12:.3g} | {moved / copy:.0%}"
+        lines.append(f"| {info['case']} | {info['arithmetic']} | {info['batch']} | {cells} |")
+    for group, batch, row in ours if limits else ():
+        share = row["extra_info"]["flops"] / row["stats"]["median"] / product
+        lines.append(f"| {group} |  | {batch} | {1e3 * milliseconds(row):.4g} | | {share:.0%} | | |")
+    for group in CONVOLUTIONS:
+        lines += convolution_lines([row for row in rows if row["group"] == group], group)
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def convolution_lines(rows: Rows, title: str) -> list[str]:
+    """The kernels' own best tile beside the vendor's."""
+    lines = ["", f"| {title} | batch | own us | by | vendor's us | own / vendor's |", "|---|---|---|---|---|---|"]
+    for (case, batch), found in by_case(rows).items():
+        if VENDORS in found and len(found) > 1:
+            vendors = microseconds(found.pop(VENDORS))
+            best = min(found.values(), key=microseconds)
+            own, tile = microseconds(best), best["extra_info"]["whose"].removeprefix("own ")
+            lines.append(f"| {case} | {batch} | {own:.4g} | {tile} | {vendors:.4g} | {own / vendors:.2f} |")
+    return lines if len(lines) > 3 else []
+
+
+def by_case(rows: Rows) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
+    """{(case, batch): {whose: row}}."""
+    found: dict[tuple[str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        if row["group"] == "kernels":
-            info = row["extra_info"]
-            median = row["stats"]["median"] / info["launches"]
-            flops, moved = info["flops"] / median, info["bytes"] / median
-            rate = f"{flops / 1e12:.3g} | {flops / product:.0%}" if flops else " | "
-            lines.append(f"| {info['case']} | {1e6 * median:.4g} | {rate} | {moved / 1e12:.3g} | {moved / copy:.0%} |")
-    for group in GROUPS[:3:2]:
-        for batch, found in by_contestant(rows, group).items():
-            if OURS in found:
-                share = found[OURS]["extra_info"]["flops"] / found[OURS]["stats"]["median"] / product
-                lines.append(f"| {group}, batch {batch} | {1e3 * milliseconds(found[OURS]):.4g} | | {share:.0%} | | |")
-    pairs: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        if row["group"].startswith("convolutions"):
-            pairs[row["extra_info"]["case"]][row["extra_info"]["whose"]] = (
-                1e6 * row["stats"]["median"] / row["extra_info"]["launches"]
-            )
-    lines += ["", "| convolution, batch 8, bfloat16 | own us | vendor's us | own / vendor's |", "|---|---|---|---|"]
-    for case, pair in pairs.items():
-        if len(pair) == 2:
-            own, vendors = pair["own"], pair["vendor's"]
-            lines.append(f"| {case} | {own:.4g} | {vendors:.4g} | {own / vendors:.2f} |")
-    return "\n".join(lines) + "\n"
+        info = row["extra_info"]
+        found[info["case"], info["batch"]][info["whose"]] = row
+    return dict(found)
+
+
+def chosen(machine: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """The table of tiles and convolutions that the timed ones speak for, as fastmsflow.kernels.tables reads it: of each
+    kernel the tile that is fastest on the geometric mean of its cases, and at each shape whether it beats the vendor's.
+    """
+    contests = [row for row in rows if row["group"] in CONVOLUTIONS]
+    kernels = dict.fromkeys(row["extra_info"]["kernel"] for row in contests)
+    tiles = {kernel: best_tile([r for r in contests if r["extra_info"]["kernel"] == kernel]) for kernel in kernels}
+    convolutions: dict[str, list[tuple[int, int, bool]]] = defaultdict(list)
+    for found in by_case([row for row in contests if row["group"] == CONVOLUTIONS[1]]).values():
+        infos = [row["extra_info"] for row in found.values()]
+        own = [row for row in found.values() if row["extra_info"]["tile"] == tiles.get(infos[0]["kernel"])]
+        if VENDORS in found and own:
+            faster = microseconds(own[0]) < microseconds(found[VENDORS])
+            convolutions[infos[0]["kind"]].append((infos[0]["pixels"], infos[0]["outputs"], faster))
+    found_tiles = {kernel: tile for kernel, tile in tiles.items() if tile is not None}
+    return {machine["chip"]: {"tiles": found_tiles, "convolutions": dict(convolutions)}} if found_tiles else {}
+
+
+def best_tile(rows: Rows) -> dict[str, int] | None:
+    """Among tiles that were timed in every case in which any was."""
+    cases = [{w: r for w, r in found.items() if w != VENDORS} for found in by_case(rows).values()]
+    everywhere = set.intersection(*(set(case) for case in cases)) if cases else set()
+    if not everywhere:
+        return None
+    best = min(everywhere, key=lambda whose: math.fsum(math.log(microseconds(case[whose])) for case in cases))
+    return cases[0][best]["extra_info"]["tile"]
 
 
 def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
@@ -155,23 +230,39 @@ def put_into(readme: Path, table: str) -> None:
     readme.write_text(pattern.sub(lambda _: f"{MARKERS[0]}\n{table}{MARKERS[1]}", text))
 
 
+def text_of(machine: dict[str, Any], rows: Rows, refused: Sequence[str]) -> str:
+    """Everything that is said in words."""
+    text = f"{speed_table(machine, rows)}\n{kernel_table(rows)}"
+    if refused:
+        text += "\nTimed but not published, since their numbers are wrong:\n\n"
+        text += "".join(f"- {line}\n" for line in refused)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--smoke", type=Path, help="what benchmarks/smoke.py --json wrote")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     machine, rows = read(options.results)
+    smoke = json.loads(options.smoke.read_text()) if options.smoke is not None else []
+    rows, refused = published(rows, smoke)
     first = options.results[0]
-    table = speed_table(machine, rows)
-    first.with_name("speed.md").write_text(f"{table}\n{kernel_table(rows)}")
+    first.with_name("speed.md").write_text(text_of(machine, rows, refused))
+    table = chosen(machine, rows)
+    if table:
+        first.with_name("table.json").write_text(json.dumps(table, indent=1) + "\n")
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot: matplotlib is not installed")
-    else:
+    elif any(row["group"] in GROUPS for row in rows):
         plot(machine, rows, first.with_name("speed.png"))
+    for line in refused:
+        print(f"not published: {line}")
     if options.readme:
         if machine["rehearsal"]:
             parser.error("a rehearsal's times do not go into the README; run the suite without --rehearse")
-        put_into(README, table)
+        put_into(README, speed_table(machine, rows))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,37 @@ import pytest
 import torch
 
 from benchmarks.contestants import Contestant
-from benchmarks.gate import check_predictions
+from benchmarks.gate import Truth, image_step_gate, prediction_gate
 from benchmarks.setting import DEVICE, Size, measure, rotated
-from fastmsflow import MSFlow
 
 
-def images(contestant: Contestant, size: Size, batch: int) -> list[torch.Tensor]:
+def images(size: Size, batch: int) -> torch.Tensor:
+    """The same for every contestant."""
+    generator = torch.Generator().manual_seed(batch)
+    return torch.rand(batch, 3, size.image, size.image, generator=generator).to(DEVICE)
+
+
+def random_images(contestant: Contestant, size: Size, batch: int) -> list[torch.Tensor]:
     x = torch.rand(batch, 3, size.image, size.image, device=DEVICE)
     return [x.contiguous(memory_format=contestant.layout)]
 
 
 @pytest.mark.benchmark(group="end-to-end inference")
 def test_end_to_end_inference(
-    benchmark, contestant: Contestant, model: MSFlow, size: Size, batch: int, before: int
+    benchmark, contestant: Contestant, size: Size, batch: int, before: int, truth: Truth
 ) -> None:
-    benchmark.extra_info |= {"contestant": contestant.name, "images": batch}
-    check_predictions(contestant, model, images(contestant, size, batch)[0])
-    inputs = rotated(lambda: images(contestant, size, batch))
+    given = images(size, batch).contiguous(memory_format=contestant.layout)
+    gate = prediction_gate(contestant, truth, given)
+    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "gate": gate.as_dict()}
+    inputs = rotated(lambda: random_images(contestant, size, batch))
     measure(benchmark, lambda x: contestant.predict(x[0]), inputs, before)
 
 
 @pytest.mark.benchmark(group="training step")
-def test_training_step(benchmark, contestant: Contestant, size: Size, before: int) -> None:
+def test_training_step(benchmark, contestant: Contestant, size: Size, before: int, truth: Truth) -> None:
     batch = size.training_batch
-    benchmark.extra_info |= {"contestant": contestant.name, "images": batch}
-    inputs = rotated(lambda: images(contestant, size, batch))
+    given = images(size, batch).contiguous(memory_format=contestant.layout)
+    gate = image_step_gate(contestant, truth, given)
+    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "gate": gate.as_dict()}
+    inputs = rotated(lambda: random_images(contestant, size, batch))
     measure(benchmark, lambda x: contestant.image_step(x[0]), inputs, before)

@@ -7,29 +7,41 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import Contestant
+from benchmarks.gate import Truth, flow_gate, step_gate
 from benchmarks.setting import DEVICE, Size, measure, rotated
 from fastmsflow.benchmarking import CONDITION
 
 
-def features(adapt: Callable[[Tensor], Tensor], size: Size, batch: int) -> list[Tensor]:
+def features(size: Size, batch: int) -> list[Tensor]:
+    """The same for every contestant."""
+    generator = torch.Generator().manual_seed(batch)
+    shapes = ((batch, c, *grid) for c, grid in zip(size.channels, size.grids, strict=True))
+    return [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+
+
+def random_features(adapt: Callable[[Tensor], Tensor], size: Size, batch: int) -> list[Tensor]:
     return [
         adapt(torch.randn(batch, c, *grid, device=DEVICE)) for c, grid in zip(size.channels, size.grids, strict=True)
     ]
 
 
 @pytest.mark.benchmark(group="flow inference")
-def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: int, before: int) -> None:
+def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: int, before: int, truth: Truth) -> None:
+    gate = flow_gate(contestant, truth, features(size, batch))
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": batch * flops(size)}
-    inputs = rotated(lambda: features(contestant.adapt, size, batch))
+    benchmark.extra_info["gate"] = gate.as_dict()
+    inputs = rotated(lambda: random_features(contestant.adapt, size, batch))
     measure(benchmark, contestant.likelihoods, inputs, before)
 
 
 @pytest.mark.benchmark(group="flow training step")
-def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int) -> None:
+def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int, truth: Truth) -> None:
     """Of features computed before, as this library's training does."""
     batch = size.training_batch
+    gate = step_gate(contestant, truth, features(size, batch))
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": 3 * batch * flops(size)}
-    inputs = rotated(lambda: features(contestant.adapt_training, size, batch))
+    benchmark.extra_info["gate"] = gate.as_dict()
+    inputs = rotated(lambda: random_features(contestant.adapt_training, size, batch))
     measure(benchmark, contestant.step, inputs, before)
 
 

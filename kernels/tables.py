@@ -7,6 +7,8 @@ in FASTMSFLOW_TABLE, or fastmsflow/table.json in the user's folder of configurat
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,15 @@ EXACT_TILES: dict[str, dict[str, ProductTile]] = {
     "conv3x3_layer_norm": {"sm_90": _NARROW, "sm_100": _NARROW},
     "conv3x3_weight": {"sm_80": ProductTile(64, 64, 32, warps=8)},
 }
+# Tiles that are timed beside a convolution's own on a chip's first visit (benchmarks/test_speed_kernels.py): of those
+# tried for sm_90 they compile best, without spills but where noted: most tensor-core work for each other instruction.
+CANDIDATES: dict[str, tuple[ProductTile, ...]] = {
+    "conv3x3": (ProductTile(128, 256, 64, warps=8), ProductTile(128, 128, 64, warps=8)),
+    # With 4 warps 320 outputs spill; 192 do not.
+    "conv3x3_layer_norm": (ProductTile(64, 16, 64, warps=8), ProductTile(64, 16, 64, warps=4)),
+    "conv3x3_coupling": (ProductTile(64, 128, 64, warps=8), ProductTile(128, 64, 64, warps=8)),
+    "conv3x3_weight": (ProductTile(128, 128, 64, warps=8), ProductTile(128, 256, 64, warps=8)),
+}
 # Chips that share another's tiles: the same registers, shared memory and matrix instructions.
 ALIKE = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100"}
 
@@ -78,6 +89,23 @@ def product_tile(kernel: str, device: torch.device, exact: bool = False) -> Prod
     return smaller or by_chip.get(name, by_chip["any"])
 
 
+@contextmanager
+def trying(kernel: str, size: ProductTile, device: torch.device) -> Iterator[None]:
+    """In the block ``kernel`` takes ``size`` on ``device``'s chip, exact products too."""
+    name = chip(device)
+    before = [(table, table.get(kernel, {}).get(name)) for table in (PRODUCT_TILES, EXACT_TILES)]
+    for table, _ in before:
+        table.setdefault(kernel, {})[name] = size
+    try:
+        yield
+    finally:
+        for table, old in before:
+            if old is None:
+                del table[kernel][name]
+            else:
+                table[kernel][name] = old
+
+
 def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> bool:
     """Whether the kernels' own convolution computes: whether it won at the nearest shape timed on ``device``'s chip.
 
@@ -89,6 +117,21 @@ def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> boo
     timed = CONVOLUTIONS.get(name, {}).get(kind, [])
     distances = [abs(math.log(pixels / p)) + abs(math.log(outputs / o)) for p, o, _ in timed]
     return bool(timed) and timed[distances.index(min(distances))][2]
+
+
+@contextmanager
+def deciding(kind: str, own: bool, device: torch.device) -> Iterator[None]:
+    """In the block the convolution of ``kind`` is, or is not, the kernels' own on ``device``'s chip.
+
+    Not in the interpreter, where it always is.
+    """
+    by_kind = CONVOLUTIONS.setdefault(chip(device), {})
+    before = by_kind.get(kind, [])
+    by_kind[kind] = [(1, 1, own)]
+    try:
+        yield
+    finally:
+        by_kind[kind] = before
 
 
 def chip(device: torch.device) -> str:

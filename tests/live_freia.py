@@ -7,7 +7,7 @@ import FrEIA.modules as Fm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers import CrossCoupling, freia_flow
+from benchmarks.peers.freia import CrossCoupling, freia_flow
 from fastmsflow.nn.position import position_code
 
 CHANNELS, CONDITIONS, BLOCKS, GRIDS = (16, 24, 40), (8, 16, 8), (1, 2, 2), ((8, 12), (4, 6), (2, 3))

@@ -10,7 +10,7 @@ import torch
 from FrEIA.framework import SequenceINN
 from torch import Tensor, nn
 
-from benchmarks.peers import freia_flow
+from benchmarks.peers.freia import freia_flow
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.keys import fusion_key, parallel_key
 from fastmsflow.model import MultiScaleFlow

@@ -26,7 +26,7 @@ from safetensors.torch import load_model, save_model
 from tolerances import AUTOCAST, FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
 from torch import nn
 
-from benchmarks.peers import FreiaFusion
+from benchmarks.peers.freia import FreiaFusion
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
 from fastmsflow.compat.drop_in import shared_condition

@@ -37,19 +37,20 @@ FULL_SIZE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 8e-2}
 # Batch norms folded into convolutions, float32: weights are rounded once more, some forty layers deep; maps are
 # likelihoods relative to the likeliest pixel's.
 FOLDED = {"rtol": 1e-4, "atol": 1e-4}
-# What is timed against the recordings, relative in the norm, before it is timed. "as shipped" has TF32 convolutions on
-# a GPU (11 bits), the others half precision; a log-det and a loss nearly cancel, which leaves more of the rounding. Set
-# before any measurement on a GPU. On a CPU all is float32.
+# What is timed, against the same model in float32, relative in the norm. "as shipped" has TF32 convolutions on a GPU
+# (11 bits), the others half precision; a gradient's norm holds ReLU flips, see FULL_SIZE. Set before any measurement on
+# a GPU. On a CPU all is float32.
 CONTESTANT = {
     "cpu": 1e-5,
     "as shipped": 1e-2,
     "as shipped, autocast fp16": 2e-2,
     "compiled bf16": 8e-2,
+    "compiled bf16, autotuned": 8e-2,
     "fastmsflow": 8e-2,
 }
-# The same from images, random weights, relative in the norm: the extractor's rounding comes first, some fifty layers of
-# it. Set before any measurement on a GPU.
-PREDICTION = {"float32": 1e-3, "half": 2e-1}
+# The same from images, random weights: the extractor's rounding comes first, some fifty layers of it. Set before any
+# measurement on a GPU.
+PREDICTION = {name: 1e-3 if name == "cpu" else 2e-1 for name in CONTESTANT}
 # A graph by another compiler or runtime, float32, weights folded: as FOLDED; of scores the issue asked for 1e-4.
 EXPORTED = {"rtol": 1e-4, "atol": 1e-4}
 # Losses of 20 steps under autocast, ours beside FrEIA's, relative to the first. 0.2 sums log-dets in the half precision

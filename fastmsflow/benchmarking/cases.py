@@ -38,15 +38,21 @@ class Case:
     name: str
     launch: partial[Any]
     arithmetic: str
-    """bfloat16, float32, or tf32: float32 operands rounded for the product."""
+    """float16, bfloat16, float32, or tf32: float32 operands rounded for the product."""
     level: int = 0
     flops: int = 0
     """Of a matrix product; 0 for what only moves data."""
 
 
-def cases(levels: Sequence[tuple[int, int]], batch: int, image_size: int, device: torch.device) -> Iterator[Case]:
-    """Every launcher, in bfloat16 and in float32; on the meta device tensors without data."""
-    for dtype in (torch.bfloat16, torch.float32):
+def cases(
+    levels: Sequence[tuple[int, int]],
+    batch: int,
+    image_size: int,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float32),
+) -> Iterator[Case]:
+    """Every launcher, in each of ``dtypes``; those of scores in float32. On the meta device tensors have no data."""
+    for dtype in dtypes:
         for level, (channels, size) in enumerate(levels):
             yield from _couplings(level, channels, size, batch, dtype, device)
             yield from _layer_norms(level, channels // 2 + CONDITION, size, batch, dtype, device)

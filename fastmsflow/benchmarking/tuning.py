@@ -77,7 +77,7 @@ def tune(
     found: dict[str, list[tuple[int, int, bool]]] = {kind: [] for kind in tables.KINDS}
     for done, (kind, level, batch) in enumerate(contests, len(by_kernel)):
         progress(f"{kind}, {level[0]} channels, batch {batch}", done, total)
-        contest = _contest(kind, level, batch, chip, device, timer)
+        contest = _contest(kind, level, batch, device, timer)
         found[kind].append((contest.pixels, contest.outputs, contest.own < contest.vendors))
         yield contest
     tables.CONVOLUTIONS[chip] = found
@@ -167,23 +167,25 @@ def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     )
 
 
-def _contest(kind: str, level: tuple[int, int], batch: int, chip: str, device: torch.device, timer: Timer) -> Contest:
+def _contest(kind: str, level: tuple[int, int], batch: int, device: torch.device, timer: Timer) -> Contest:
     channels, size = level
     width, pixels = channels // 2 + CONDITION, batch * size * size
     outputs = width if kind == "conv3x3_layer_norm" else channels
-    call = _operation(kind, channels, size, batch, device)
+    call = operation(kind, channels, size, batch, device)
     times = []
     for own in (True, False):
-        tables.CONVOLUTIONS[chip][kind] = [(pixels, outputs, own)]
-        with torch.no_grad():
+        with torch.no_grad(), tables.deciding(kind, own, device):
             times.append(timer(call))
-    tables.CONVOLUTIONS[chip][kind] = []
     return Contest(kind, pixels, outputs, *times)
 
 
-def _operation(kind: str, channels: int, size: int, batch: int, device: torch.device) -> Callable[[], object]:
+def operation(
+    kind: str, channels: int, size: int, batch: int, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], object]:
+    """A call of the convolution of ``kind`` (see kernels.tables.KINDS) with what follows it, at a level's shapes."""
+
     def make(*shape: int) -> Tensor:
-        return new(torch.bfloat16, device, *shape)
+        return new(dtype, device, *shape)
 
     width = channels // 2 + CONDITION
     shrink = 1 / (3 * width**0.5)

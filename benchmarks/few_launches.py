@@ -1,0 +1,18 @@
+"""A few launches at odd sizes, for ``compute-sanitizer``, under which all takes many times longer:
+``compute-sanitizer --tool memcheck python benchmarks/few_launches.py``."""
+
+from benchmarks.setting import Size, synchronize
+from benchmarks.smoke import DTYPES, examined, operations
+
+ODD = Size((24, 40, 112), (1, 1, 1), "", 24, (1,), 1, ((24, 7), (40, 4), (112, 3)))
+
+
+def main() -> None:
+    for operation in operations(ODD, DTYPES[0]):
+        findings = list(examined(operation, DTYPES[0]))
+        synchronize()
+        print(operation.name, max((finding.error or 0.0 for finding in findings), default=None), flush=True)
+
+
+if __name__ == "__main__":
+    main()

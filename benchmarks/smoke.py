@@ -1,0 +1,263 @@
+"""Runs every kernel, forward and backward, at full size in half precision, and tells how far it is from float64.
+
+``python benchmarks/smoke.py [--json FILE]`` prints a row a result. An error is |ours - truth| / |truth|, in the norm.
+It may be what a stored value's rounding makes of it (tests/tolerances.py), or half as large again as plain PyTorch's in
+the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding, and in PyTorch
+others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.setting import DEVICE, SIZES, Size
+from fastmsflow.benchmarking import CONDITION
+from fastmsflow.kernels import tables
+from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
+from fastmsflow.kernels.launch import INTERPRETED
+from fastmsflow.ops import conv3x3, conv3x3_coupling, conv3x3_layer_norm, coupling, fusion, layer_norm, likelihood
+from fastmsflow.ops.image_score import image_scores
+from fastmsflow.ops.score_map import score_maps
+from fastmsflow.reference import conv3x3 as conv3x3_twin
+from fastmsflow.reference import coupling as coupling_twin
+from fastmsflow.reference import fusion as fusion_twin
+from fastmsflow.reference import image_score as image_score_twin
+from fastmsflow.reference import layer_norm as layer_norm_twin
+from fastmsflow.reference import likelihood as likelihood_twin
+from fastmsflow.reference import score_map as score_map_twin
+from tests.tolerances import OPERATION
+
+BATCH = 2
+DTYPES = (torch.float16, torch.bfloat16)
+PYTORCHS = 1.5
+# The interpreter truncates to bfloat16 where a GPU rounds, so errors are up to twice as large and of one sign.
+TRUNCATED = 4.0
+CLAMP = 1.9
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation at one shape, and the kernels that compute it, named as in the table of tiles."""
+
+    name: str
+    forward: str
+    backward: tuple[str, ...]
+    ours: Callable
+    twin: Callable
+    arguments: Sequence[object]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far one result is from float64, or why there is none."""
+
+    kernels: tuple[str, ...]
+    arithmetic: str
+    what: str
+    error: float | None
+    bound: float | None
+    fault: str | None = None
+
+    @property
+    def green(self) -> bool:
+        return self.error is not None and self.bound is not None and self.error < self.bound
+
+
+def operations(size: Size, dtype: torch.dtype) -> Iterator[Operation]:
+    """Every operation at every level's shape."""
+    for channels, height in size.kernel_levels:
+        yield from _of_level(channels, height, dtype)
+    levels = [_tensor(dtype, BATCH, c, h, h) for c, h in size.kernel_levels]
+    halves = [level[:, : level.shape[1] // 2] for level in levels]
+    joint = _tensor(dtype, BATCH, sum(level.shape[1] for level in halves), *halves[-1].shape[2:])
+    yield Operation(
+        "pool across levels", "pool", ("pool",), _listed(fusion.pool_and_concat),
+        lambda *maps: fusion_twin.pool_and_concat(maps), halves,
+    )  # fmt: skip
+    yield Operation(
+        "upsample across levels", "upsample", ("upsample",),
+        lambda joint, *maps, backend: fusion.split_and_upsample(joint, maps, backend),
+        lambda joint, *maps: fusion_twin.split_and_upsample(joint, maps), [joint, *halves],
+    )  # fmt: skip
+    yield Operation(
+        "likelihood", "likelihood", ("likelihood",), _listed(likelihood.log_likelihood_maps),
+        lambda *z: likelihood_twin.log_likelihood_maps(z), levels,
+    )  # fmt: skip
+    logp = [-0.5 * level.float().square().mean(dim=1) for level in levels]
+    image_size = (size.image, size.image)
+    yield Operation(
+        "score maps", "score_map", (), lambda *logp, backend: score_maps(logp, image_size, backend),
+        lambda *logp: score_map_twin.score_maps(logp, image_size), logp,
+    )  # fmt: skip
+    pixels = -torch.rand(BATCH, *image_size, device=DEVICE).mul(8).square()
+    yield Operation("image scores", "image_score", (), image_scores, image_score_twin.image_scores, [pixels, 0.03])
+
+
+def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operation]:
+    width, half = channels // 2 + CONDITION, channels // 2
+    at = f"{channels} channels, {height}x{height}"
+    x, raw, hidden = (_tensor(dtype, BATCH, c, height, height) for c in (channels, channels, width))
+    kept, changed = x[:, :half], _tensor(dtype, BATCH, half, height, height)
+    scale = coupling_twin.initial_global_scale() + _vector(channels)
+    offset, perm = _vector(channels), torch.randperm(channels).to(DEVICE)
+    fixed = [scale, offset, perm]
+    for name in ("coupling", "coupling_inverse"):
+        ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
+        arguments = [x, raw * 8, *fixed, CLAMP, "tanh"]
+        yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
+    for name in ("joining_cross_coupling", "joining_cross_coupling_likelihood"):
+        ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
+        arguments = [kept, changed, raw * 3, CLAMP]
+        yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
+    norm = [_vector(width), _vector(width), _tensor(dtype, 1, width, height, height)]
+    yield Operation(
+        f"layer norm, {at}", "layer_norm", ("layer_norm_backward",),
+        layer_norm.layer_norm_relu, layer_norm_twin.layer_norm_relu, [hidden, *norm],
+    )  # fmt: skip
+    first, second, heads = (_weight(dtype, *io) for io in ((half, width), (width, channels), (half, channels)))
+    bias = _vector(channels).to(dtype)
+    gradients = ("conv3x3", "conv3x3_weight")
+    yield Operation(
+        f"convolution, {at}", "conv3x3", gradients, conv3x3.conv3x3, conv3x3_twin.conv3x3, [hidden, second, bias]
+    )
+    if fuses_layer_norm(width):
+        yield Operation(
+            f"convolution and layer norm, {at}", "conv3x3_layer_norm", ("layer_norm_backward", *gradients),
+            conv3x3_layer_norm.conv3x3_layer_norm_relu, conv3x3_twin.conv3x3_layer_norm_relu, [kept, first, *norm],
+        )  # fmt: skip
+    yield Operation(
+        f"convolution and coupling, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
+        conv3x3_coupling.conv3x3_coupling, conv3x3_twin.conv3x3_coupling,
+        [hidden, second * 8, bias, x, *fixed, perm.argsort(), CLAMP, "tanh"],
+    )  # fmt: skip
+    name = "conv3x3_joining_cross_coupling_likelihood"
+    yield Operation(
+        f"convolution, coupling and likelihood, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
+        getattr(conv3x3_coupling, name), getattr(conv3x3_twin, name), [kept, heads, bias, kept, changed, CLAMP],
+    )  # fmt: skip
+
+
+def _listed(ours: Callable) -> Callable:
+    return lambda *maps, backend: ours(maps, backend)
+
+
+def _tensor(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype, memory_format=torch.channels_last)
+
+
+def _vector(length: int) -> Tensor:
+    return torch.randn(length, device=DEVICE)
+
+
+def _weight(dtype: torch.dtype, inputs: int, outputs: int) -> Tensor:
+    return _tensor(torch.float32, outputs, inputs, 3, 3).div((9 * inputs) ** 0.5).to(dtype)
+
+
+def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
+    """Its outputs, and its gradients by all floating-point arguments."""
+    arithmetic = str(next(tensors_in(operation.arguments)).dtype)[6:]
+    bound = OPERATION[arithmetic] * (TRUNCATED if INTERPRETED and arithmetic == "bfloat16" else 1)
+    gradients = bool(operation.backward)
+    try:
+        given = list(operation.arguments)
+        ours = _results(lambda *a: operation.ours(*a, backend="triton"), given, gradients)
+        theirs = _results(operation.twin, given, gradients)
+        truth = _results(operation.twin, [_wide(a) for a in given], gradients)
+    except Exception as error:
+        kernels = (operation.forward, *operation.backward)
+        yield Finding(kernels, arithmetic, operation.name, None, None, f"{type(error).__name__}: {error}")
+        return
+    for kind, kernels, mine, other, true in zip(
+        ("output", "gradient"), ((operation.forward,), operation.backward), ours, theirs, truth, strict=True
+    ):
+        for i, (a, b, c) in enumerate(zip(mine, other, true, strict=True)):
+            allowed = max(bound, PYTORCHS * _error(b, c))
+            yield Finding(kernels, arithmetic, f"{operation.name}: {kind} {i}", _error(a, c), allowed)
+
+
+def _results(function: Callable, arguments: Sequence[object], gradients: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients for the same random gradients of the outputs, whoever computes."""
+    leaves = [a.detach().requires_grad_(gradients) if _differentiable(a) else a for a in arguments]
+    outputs = list(tensors_in(function(*leaves)))
+    if not gradients:
+        return outputs, []
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(out.shape, generator=generator).to(out.device, torch.bfloat16) for out in outputs]
+    torch.autograd.backward(outputs, [u.to(out.dtype) for u, out in zip(upstream, outputs, strict=True)])
+    return [out.detach() for out in outputs], [a.grad for a in leaves if _differentiable(a)]
+
+
+def tensors_in(result: object) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, list | tuple):
+        for part in result:
+            yield from tensors_in(part)
+
+
+def _differentiable(a: object) -> bool:
+    return isinstance(a, Tensor) and a.is_floating_point()
+
+
+def _wide(a: object) -> object:
+    return a.double() if _differentiable(a) else a
+
+
+def _error(ours: Tensor, truth: Tensor) -> float:
+    """NaN, which an unwritten place of a poisoned buffer leaves, is an error."""
+    error = ((ours.double() - truth).norm() / truth.norm()).item()
+    return error if error == error else float("inf")
+
+
+def poison_buffers() -> None:
+    """From now on new buffers are filled with NaN: what a kernel leaves unwritten shows."""
+    empty = torch.empty
+
+    def nan(*args, **kwargs):
+        buffer = empty(*args, **kwargs)
+        return buffer.fill_(float("nan")) if buffer.is_floating_point() else buffer
+
+    torch.empty = nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="default", help="small: for tests")
+    parser.add_argument("--json", type=Path, help="a file for the findings so far, written anew after each operation")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
+    poison_buffers()
+    findings: list[Finding] = []
+    with ExitStack() as stack:
+        for kind in tables.KINDS:
+            stack.enter_context(tables.deciding(kind, True, DEVICE))
+        for dtype in DTYPES:
+            for operation in operations(SIZES[options.size], dtype):
+                for finding in examined(operation, dtype):
+                    findings.append(finding)
+                    _print(finding)
+                if options.json is not None:
+                    aside = options.json.with_name(f".{options.json.name}")
+                    aside.write_text(json.dumps([asdict(f) | {"green": f.green} for f in findings], indent=1))
+                    aside.replace(options.json)
+    red = [finding for finding in findings if not finding.green]
+    print(f"{len(findings)} results, {len(red)} red")
+    sys.exit(1 if red else 0)
+
+
+def _print(finding: Finding) -> None:
+    mark = "green" if finding.green else "RED  "
+    figures = finding.fault or f"{finding.error:.1e}, at most {finding.bound:.1e}"
+    print(f"{mark} {finding.arithmetic} {finding.what}: {figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""The steps of a visit to a GPU, most telling first, and the record of them: ``bash benchmarks/gpu.sh``.
+
+A step that meets its limit is interrupted as by Ctrl-C and keeps what it had; one that fails leaves the others alone.
+Logs and results go to a folder of their own; ``record.tgz`` and ``summary.txt`` in $OUT hold them as they are.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import report
+
+TOTAL = 540.0  # seconds of a visit
+RESERVE = 20.0  # of which the last step, the report, is sure
+SLOWER = 20.0  # may a rehearsal on a CPU be
+# xdist's workers finish their tests before they stop.
+GRACE = 30.0
+PACKED_EVERY = 5.0
+LEAST = 5.0
+"""A step is not begun in less."""
+OURS, COMPILED, AUTOTUNED = "fastmsflow", "compiled bf16", "compiled bf16, autotuned"
+SHIPPED = ("as shipped", "as shipped, autocast fp16")
+FLOWS = ("benchmarks/test_speed_flow.py", "benchmarks/test_speed_end_to_end.py")
+KERNELS = ("benchmarks/test_speed_kernels.py",)
+# Of a kind that the first visit times; the second has the others.
+INFERENCE_KERNELS = "not gradient and not bfloat16"
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    limit: float
+    """Seconds; less where the visit has less left."""
+    command: list[str]
+    missing: str | None = None
+    """Why it cannot run, if it cannot."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Steps:
+    """The commands of each visit. ``rehearse``: at small sizes, without a GPU; ``folder``: where results go."""
+
+    def __init__(self, folder: Path, rehearse: bool) -> None:
+        self._folder = folder
+        self._rehearse = rehearse
+        self._size = ["--size", "small"] if rehearse else []
+        self._batches = ("2", "1") if rehearse else ("8", "1,32")
+
+    def first(self) -> list[Step]:
+        """Nine minutes."""
+        first, rest = self._batches
+        shipped = self._timed("as-shipped", 40, FLOWS, SHIPPED, "inference")
+        training = self._timed("training", 50, FLOWS, (OURS, *SHIPPED), "training_step")
+        return [
+            Step("smoke", 60, self._python("benchmarks/smoke.py", *self._size, "--json", self._path("smoke.json"))),
+            self._timed("kernels", 60, KERNELS, (), INFERENCE_KERNELS, first),
+            self._timed("ours", 60, FLOWS, (OURS,), "inference"),
+            self._timed("compiled", 240, FLOWS, (COMPILED,), "inference or training_step", first),
+            shipped,
+            training,
+            self._timed("kernels-other-batches", 60, KERNELS, (), f"not chip and {INFERENCE_KERNELS}", rest),
+        ]
+
+    def more(self) -> list[Step]:
+        """The same once more: whole parity, what the first visit had no time for, a profile, the sanitizer."""
+        first, rest = self._batches
+        tests = os.environ.get("PARITY", "").split() or parity_tests()
+        parity = [*self._pytest(), *tests, "--errors", self._path("parity.json"), "--durations=15"]
+        if importlib.util.find_spec("xdist") and not self._rehearse:
+            parity += ["-n", "6"]
+        sanitizer = shutil.which("compute-sanitizer")
+        guard = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"] if sanitizer else []
+        table = {"FASTMSFLOW_TABLE": self._path("tuned-table.json")}
+        return [
+            Step("parity", 150, parity),
+            self._timed("training-kernels", 60, KERNELS, (), "gradient or bfloat16", first),
+            self._timed("compiled-other-batches", 100, FLOWS, (COMPILED,), "inference", rest),
+            self._timed("autotuned", 100, FLOWS, (AUTOTUNED,), "inference", first),
+            Step("profile", 30, self._python("benchmarks/profile_model.py", *self._size)),
+            Step(
+                "tune",
+                60,
+                self._python("-m", "fastmsflow", "benchmark", "--tune"),
+                "it times kernels on a GPU" if self._rehearse else None,
+                table,
+            ),
+            Step("sanitizer", 40, [*guard, *self._python("benchmarks/few_launches.py")]),
+        ]
+
+    def _timed(
+        self,
+        name: str,
+        limit: float,
+        files: tuple[str, ...],
+        contestants: tuple[str, ...],
+        which: str,
+        batches: str = "",
+    ) -> Step:
+        command = [*self._pytest(), *files, "--benchmark-only", "--benchmark-disable-gc", *self._size, "-k", which]
+        command += ["--rows", self._path(f"{name}.json"), *(["--rehearse"] if self._rehearse else [])]
+        command += ["--batches", batches] if batches else []
+        for contestant in contestants:
+            command += ["--contestant", contestant]
+        missing = None
+        if contestants == SHIPPED and not importlib.util.find_spec("FrEIA"):
+            missing = "FrEIA 0.2 is not there: run benchmarks/peers/fetch.sh where there is a network"
+        return Step(name, limit, command, missing)
+
+    def _pytest(self) -> list[str]:
+        return self._python("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+    def _python(self, *arguments: str) -> list[str]:
+        return [sys.executable, *arguments]
+
+    def _path(self, name: str) -> str:
+        return str(self._folder / name)
+
+
+def parity_tests() -> list[str]:
+    """Those whose packages are there."""
+    files = ["tests/test_gpu.py"]
+    if importlib.util.find_spec("hypothesis"):
+        files += sorted(str(path) for path in Path("tests").glob("test_ops_*.py"))
+    if importlib.util.find_spec("FrEIA"):
+        files += ["tests/test_backend.py", "tests/test_golden.py", "tests/test_freia.py"]
+    return files
+
+
+class Visit:
+    """Runs steps within ``seconds``, and keeps the record of them in ``out`` up to date.
+
+    ``slower``: how much longer all may take.
+    """
+
+    def __init__(self, out: Path, folder: Path, seconds: float, slower: float = 1.0) -> None:
+        self._out = out
+        self._folder = folder
+        self._slower = slower
+        self._end = time.monotonic() + slower * seconds
+        self._lines: list[str] = []
+
+    def run(self, step: Step) -> None:
+        left = self._end - RESERVE - time.monotonic()
+        limit = min(self._slower * step.limit, left)
+        if step.missing is not None:
+            self._say(f"{step.name}: not run, {step.missing}")
+        elif limit < LEAST:
+            self._say(f"{step.name}: not run, no time was left")
+        else:
+            begin = time.monotonic()
+            self._say(f"{step.name}: running, at most {limit:.0f} s")
+            end = self._run(step, limit)
+            self._lines.pop()
+            self._say(f"{step.name}: {end} after {time.monotonic() - begin:.0f} s")
+
+    def _run(self, step: Step, limit: float) -> str:
+        """How it ended."""
+        with (self._folder / f"{step.name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                step.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | step.environment,
+                start_new_session=True,
+            )
+            try:
+                status = self._wait(process, limit)
+            except BaseException:
+                self._stop(process)
+                raise
+            if status is None:
+                self._stop(process)
+                return f"interrupted at its limit of {limit:.0f} s"
+        if status < 0 or (status == 2 and "-m" in step.command):
+            return f"interrupted (exit {status})"
+        return "done" if status == 0 else f"failed (exit {status})"
+
+    def _wait(self, process: subprocess.Popen, seconds: float) -> int | None:
+        """Its exit status, or None if it still runs then. The record is kept up to date meanwhile."""
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            try:
+                return process.wait(min(PACKED_EVERY, left))
+            except subprocess.TimeoutExpired:
+                self.pack()
+
+    def _stop(self, process: subprocess.Popen) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+            if self._wait(process, GRACE) is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def note(self, line: str) -> None:
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._lines.append(line)
+        print(line, flush=True)
+        self.pack()
+
+    def pack(self) -> None:
+        """Each of the two files is whole at any time."""
+        (self._folder / "summary.txt").write_text(self._summary())
+        with written_aside(self._out / "summary.txt") as aside:
+            shutil.copyfile(self._folder / "summary.txt", aside)
+        with written_aside(self._out / "record.tgz") as aside, tarfile.open(aside, "w:gz") as tar:
+            for path in sorted(self._folder.iterdir()):
+                if path.is_file() and not path.name.startswith("."):
+                    tar.add(path, path.name)
+
+    def _summary(self) -> str:
+        text = "\n".join(self._lines) + "\n"
+        smoke = read_json(self._folder / "smoke.json") or []
+        red = [f"{f['arithmetic']} {f['what']}: {f['fault'] or f['error']}" for f in smoke if not f["green"]]
+        if smoke:
+            text += f"\nsmoke: {len(smoke)} results, {len(red)} red\n" + "".join(f"- {line}\n" for line in red)
+        parity = [test for test in read_json(self._folder / "parity.json") or [] if test.get("outcome") == "failed"]
+        if parity:
+            text += "\nparity, red:\n" + "".join(f"- {test['test']}\n" for test in parity)
+        results = rows_files(self._folder)
+        if results:
+            machine, rows = report.read(results)
+            text += "\n" + report.text_of(machine, *report.published(rows, smoke))
+            if machine.get("commit") == "unknown":
+                text += "\nThe commit is not known: set COMMIT where there is no .git.\n"
+        return text
+
+
+def rows_files(folder: Path) -> list[Path]:
+    """Results of the suite, if they have a row."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        content = read_json(path)
+        if isinstance(content, dict) and content.get("benchmarks"):
+            found.append(path)
+    return found
+
+
+def read_json(path: Path) -> object:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Only a whole file gets its name."""
+    aside = path.with_name(f".{path.name}")
+    yield aside
+    aside.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("--more", action="store_true", help="the second visit: whole parity, profile, sanitizer")
+    parser.add_argument("--rehearse", action="store_true", help="at small sizes, on a CPU too: times mean nothing")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="of the whole visit")
+    options = parser.parse_args()
+    out = Path(os.environ["OUT"])
+    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="visit-"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    if options.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    visit = Visit(out, folder, options.seconds, SLOWER if options.rehearse else 1.0)
+    if smi := shutil.which("nvidia-smi"):
+        with (folder / "nvidia-smi.txt").open("wb") as file:
+            subprocess.run([smi], stdout=file, check=False)
+    steps = Steps(folder, options.rehearse)
+    try:
+        for step in steps.more() if options.more else steps.first():
+            visit.run(step)
+        results = rows_files(folder)
+        if results:
+            smoke = ["--smoke", str(folder / "smoke.json")] if (folder / "smoke.json").exists() else []
+            command = [sys.executable, "benchmarks/report.py", *map(str, results), *smoke]
+            visit.run(Step("report", RESERVE, command))
+    except KeyboardInterrupt:
+        visit.note("interrupted: the record holds what there is")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
