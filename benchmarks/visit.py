@@ -66,7 +66,7 @@ class Steps:
         return [
             Step("smoke", 60, self._python("benchmarks/smoke.py", *self._size, "--json", self._path("smoke.json"))),
             self._timed("kernels", 60, KERNELS, (), INFERENCE_KERNELS, first),
-            self._timed("ours", 60, FLOWS, (OURS,), "inference"),
+            self._timed("ours", 60, (*FLOWS, "benchmarks/test_speed_scoring.py"), (OURS,), "inference or test_scoring"),
             self._timed("compiled", 240, FLOWS, (COMPILED,), "inference or training_step", first),
             shipped,
             training,

@@ -2,7 +2,8 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ MOST_GRAPHS = 4
 class Replay:
     """Calls ``function`` as it is wherever a graph cannot serve: off the GPU, in a compiled function, in a capture.
 
-    A shape's first call is not recorded: most come once, and kernels compile in it. Its second is; where that fails, it
-    says so once and calls on. ``function`` must do the same work for all tensors of a shape, and what it reads besides
-    must stay where it is. One thread at a time.
+    A shape's first call is not recorded: most come once, and kernels compile in it. Its second is, with the
+    convolutions that cuDNN times to be the fastest; where that fails, it says so once and calls on. ``function`` must
+    do the same work for all tensors of a shape, and what it reads besides must stay where it is. One thread at a time.
     """
 
     def __init__(self) -> None:
@@ -68,12 +69,24 @@ class Replay:
             oldest, _ = self._recorded.popitem(last=False)
             self._met.discard(oldest)
         # Tensors of inference mode could not be written to outside it.
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device), in_use() as read:
-            given = [torch.empty_like(x) for x in inputs]
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device), _fastest_convolutions():
+            given = [torch.empty_like(x).copy_(x) for x in inputs]
+            # cuDNN times its algorithms here: while a graph is captured it cannot.
+            function(*given)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with in_use() as read, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outputs = function(*given)
         self._recorded[key] = (graph, given, outputs, read)
+
+
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _serves(x: Tensor) -> bool:
