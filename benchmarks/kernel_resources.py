@@ -106,6 +106,23 @@ def measure(target: str, brief: bool = False) -> list[Resources]:
     return results
 
 
+def measure_candidates(target: str) -> list[Resources]:
+    """Compiles the convolutions by the tiles that are tried on a chip, for inference in half precision."""
+    results = []
+    for kernel, sizes in tables.CANDIDATES.items():
+        for size in sizes:
+            tile = f"{size.m}x{size.n}x{size.k}, {size.warps} warps"
+            for case in cases(LEVELS, BATCH, 512, torch.device("meta"), [torch.bfloat16]):
+                # The levels' kernels are the same, but where a row's length is the program's.
+                same = case.level > 0 and kernel != "conv3x3_layer_norm"
+                if case.tiles != kernel or "training" in case.name or same:
+                    continue
+                with compiling_for(target) as compiled, tables.trying(kernel, size, torch.device("cpu")):
+                    case.launch()
+                results += [_resources(name, f"{case.name}, {tile}", target, kernel) for name, kernel in compiled]
+    return results
+
+
 def _resources(name: str, case: str, target: str, kernel: Any) -> Resources:
     if target.startswith("gfx"):
         text = kernel.asm["amdgcn"]
@@ -152,9 +169,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures, write no table")
     parser.add_argument("--target", choices=TARGETS, action="append", help="only this one (may be repeated)")
     parser.add_argument("--brief", action="store_true", help="only the first case of each launcher")
+    parser.add_argument("--candidates", action="store_true", help="print those of the tiles that are tried on a chip")
     options = parser.parse_args()
-    results = [r for name in options.target or TARGETS for r in measure(name, options.brief)]
-    if options.json:
+    targets = options.target or TARGETS
+    if options.candidates:
+        results = [r for name in targets for r in measure_candidates(name)]
+    else:
+        results = [r for name in targets for r in measure(name, options.brief)]
+    if options.json or options.candidates:
         print(json.dumps([asdict(r) for r in results]))
         return
     head = (

@@ -36,3 +36,14 @@ def test_kernels_compile_within_the_chips_means(target: str) -> None:
     assert {r["kernel"] for r in results if r["spills"] > SPILLS} == set()
     assert {r["kernel"] for r in results if r["shared"] > SHARED_LIMIT[target]} == set()
     assert len({r["kernel"] for r in results}) == 16
+
+
+def test_tiles_to_be_tried_on_a_hopper_compile_without_spills() -> None:
+    from benchmarks.kernel_resources import SHARED_LIMIT
+
+    results = compiled("sm_90", "--candidates")
+    # See fastmsflow.kernels.tables.CANDIDATES.
+    spilling = {r["case"] for r in results if r["spills"] > SPILLS}
+    assert spilling <= {"512 channels, 64x16x64, 4 warps"}
+    assert max(r["shared"] for r in results) <= SHARED_LIMIT["sm_90"]
+    assert {r["matrix"] for r in results} == {"wgmma.mma_async"}
