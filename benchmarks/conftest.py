@@ -130,18 +130,19 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
     if request.param.gpu_only and DEVICE.type != "cuda":
         if not setting.rehearsing:
             pytest.skip("at its best on a GPU only")
-        compile_quickly(request.param, monkeypatch)
+        batch = request.node.callspec.params.get("batch")
+        compile_quickly(request.param is Compiled and batch == SIZES["small"].batches[0], monkeypatch)
     return request.param
 
 
-def compile_quickly(kind: type[Contestant], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU only the flow's inference goes through Inductor, once: the rest would take it minutes."""
+def compile_quickly(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU only the flow's inference goes through Inductor, and where ``whole``: the rest would take it minutes."""
     by_inductor = Compiled.compile
 
     def compile_one(function: Callable, frozen: bool = False) -> Callable:
-        if kind is Compiled and getattr(function, "__name__", None) == "log_likelihood_maps":
+        if whole and getattr(function, "__name__", None) == "log_likelihood_maps":
             return by_inductor(function, frozen)
-        return torch.compile(function, fullgraph=True, backend="aot_eager")
+        return torch.compile(function, fullgraph=True, backend="eager")
 
     monkeypatch.setattr(Compiled, "compile", staticmethod(compile_one))
 

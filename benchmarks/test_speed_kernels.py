@@ -42,13 +42,19 @@ def contenders(kernel: str) -> dict[str, ProductTile | None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     size = SIZES[metafunc.config.getoption("--size")]
     if "nine" in metafunc.fixturenames:
-        places = [(level, which) for level in (0, 1, 2) for which in ("first", "second", "fusion head")]
+        levels = range(len(size.kernel_levels))
+        places = [(level, which) for level in levels for which in ("first", "second", "fusion head")]
         rows = [(*place, whose) for place in places for whose in contenders("conv3x3")]
         metafunc.parametrize("nine", rows, ids=lambda row: f"level {row[0]}, {row[1]}, {row[2]}")
     if "fused" in metafunc.fixturenames:
-        rows = [(kind, level, whose) for kind in FUSED for level in (0, 1, 2) for whose in contenders(FUSED[kind])]
         fuses = [fuses_layer_norm(channels // 2 + CONDITION) for channels, _ in size.kernel_levels]
-        rows = [row for row in rows if row[0] != "conv3x3_layer_norm" or fuses[row[1]]]
+        rows = [
+            (kind, level, whose)
+            for kind in FUSED
+            for level in range(len(size.kernel_levels))
+            if kind != "conv3x3_layer_norm" or fuses[level]
+            for whose in contenders(FUSED[kind])
+        ]
         metafunc.parametrize("fused", rows, ids=lambda row: f"{row[0]}, level {row[1]}, {row[2]}")
     if "kernel" in metafunc.fixturenames:
         rows = [(name, index, case) for name in DTYPES for index, case in enumerate(cases_on_meta(name, size))]

@@ -77,7 +77,7 @@ class Steps:
         """The same once more: whole parity, what the first visit had no time for, a profile, the sanitizer."""
         first, rest = self._batches
         tests = os.environ.get("PARITY", "").split() or parity_tests()
-        parity = [*self._pytest(), *tests, "--errors", self._path("parity.json"), "--durations=15"]
+        parity = [*self._pytest(), *tests, "--errors", self._path("parity.json")]
         if importlib.util.find_spec("xdist") and not self._rehearse:
             parity += ["-n", "6"]
         sanitizer = shutil.which("compute-sanitizer")
@@ -119,7 +119,7 @@ class Steps:
         return Step(name, limit, command, missing)
 
     def _pytest(self) -> list[str]:
-        return self._python("-m", "pytest", "-q", "-p", "no:cacheprovider")
+        return self._python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=10")
 
     def _python(self, *arguments: str) -> list[str]:
         return [sys.executable, *arguments]
