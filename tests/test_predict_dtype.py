@@ -8,7 +8,7 @@ import pytest
 import torch
 from parts_predicted import SCORES, Command, contents, images, manifest, model, network, rows, times, written
 from parts_predicted import command as predict_command
-from tolerances import FOLDED, HALF_SCORES
+from tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.cli.common import load_model
@@ -19,7 +19,8 @@ from fastmsflow.report.parts import Run
 from fastmsflow.report.scorer import Scorer
 from fastmsflow.training import evaluate
 
-CLOSE = {"float32": FOLDED, "float16": HALF_SCORES}
+CLOSE = {"float32": FOLDED, "float16": FLOAT16_SCORES}
+MAPS_CLOSE = {"float32": FOLDED, "float16": FLOAT16_MAPS}
 ASKED = [((), torch.float32), (("--dtype", "float16"), torch.float16)]
 SIDE = 64
 
@@ -91,7 +92,7 @@ def test_the_values_of_heat_maps_are_those_of_the_slow_path(dtype: str, network:
     with torch.no_grad():
         expected = scorer.heat.map(network.scores(pixels))
     found = [one.score_map for one in scorer(pixels, [(36, 40)] * len(pixels))]
-    np.testing.assert_allclose(found, expected, **CLOSE[dtype])
+    np.testing.assert_allclose(found, expected, **MAPS_CLOSE[dtype])
 
 
 @pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
