@@ -222,7 +222,7 @@ class FastMSFlow(Contestant):
         self.on_gpu = next(flow.parameters()).is_cuda
         self.dtype = torch.float16 if self.on_gpu else torch.float32
         super().__init__(flow, grids, model)
-        self._play, self._play_features = Replay(), Replay()
+        self._play = Replay()
 
     @cached_property
     def _inference(self) -> MultiScaleFlow:
@@ -250,8 +250,7 @@ class FastMSFlow(Contestant):
 
     def training_features(self, images: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            features = self._play_features(lambda x: tuple(self.fast.features(x)), [images])
-        return [self.adapt_training(level) for level in features]
+            return [self.adapt_training(level) for level in self.fast.features(images)]
 
     def loss(self, features: Sequence[Tensor]) -> Tensor:
         with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.on_gpu):

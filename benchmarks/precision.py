@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _metrics(model: MSFlow, images) -> dict[str, float]:
-    evaluation, _ = evaluate(model, images)
+    evaluation, _ = evaluate(model, images, dtype=None)
     return {key: value for key, value in evaluation.as_dict().items() if value is not None}
 
 

@@ -1,7 +1,7 @@
 """The model: multi-scale flow, and extractor + flow."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from .nn.low_memory import Memory
 from .nn.parallel_flow import ParallelFlow
 from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.position import PositionCode
-from .nn.replay import Replay
+from .nn.replay import Outputs, Places, Replay
 from .nn.side_by_side import side_by_side
 from .reference.coupling import ClampForm
 from .reference.likelihood import negative_log_likelihood
@@ -198,6 +198,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     flow: MultiScaleFlow
     calibration: Calibration | None
     """What good images score, where some were held out of training; saved with the model."""
+    made_for_inference: bool
+    """Whether ``for_inference`` returned this model."""
 
     def __init__(
         self,
@@ -225,9 +227,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         self.standardiser = Standardiser(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
         self.calibration = None
-        self._replay = Replay()
-        self._layers: tuple[tuple[nn.Module | None, ...], list[nn.Module]] | None = None
-        self._for_inference = False
+        self._replay, self._places = Replay(), Places()
+        self.made_for_inference = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -253,13 +254,9 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient.
 
-        Errors: as ``pooled``'s.
+        Replays a CUDA graph as ``predict`` does. Errors: as ``pooled``'s.
         """
-        pooled = self.pooled(images)
-        if self.standardiser is not None:
-            pooled = self.standardiser(pooled)
-        # for_inference gives extractor and flow dtypes of their own.
-        return [level.to(self.flow.dtype) for level in pooled]
+        return list(self._replayed(self._features, [images]))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> (z per level, log_det (B,)). Errors: as ``pooled``'s."""
@@ -272,48 +269,52 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     def scores(self, images: Tensor, top_k: float = TOP_K) -> Scores:
         """Images (B, 3, H, W) in [0, 1] -> scores and maps before any comparison between images.
 
-        ``top_k``: share of the pixels that the image's scores average. Errors: as ``pooled``'s, and InputError where
-        ``top_k`` is not in [0, 1].
+        ``top_k``: share of the pixels that the image's scores average. Replays a CUDA graph as ``predict`` does.
+        Errors: as ``pooled``'s, and InputError where ``top_k`` is not in [0, 1].
         """
-        return self.scores_of_features(self.features(images), top_k)
+        return Scores(*self._replayed(self._scores, [images], top_k))
 
     def scores_of_features(self, features: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
         """``scores`` from what ``features`` returned, (B, C_l, H_l, W_l) per level."""
-        maps, _ = self.flow.log_likelihood_maps(features)
-        return score_log_likelihoods(maps, self.image_size, top_k, self.flow.backend)
+        return Scores(*self._replayed(self._scores_of_features, features, top_k))
 
     @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
         """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``. Arguments and errors: as ``scores``'s.
 
-        On a GPU, in eval mode, the second batch of a shape is recorded in a CUDA graph, which it and all later ones
-        replay: keep shapes the same.
+        On a GPU, in eval mode and without gradients, the second batch of a shape is recorded in a CUDA graph, which it
+        and all later ones replay: keep shapes the same, and call from one thread at a time. What is returned is not
+        written to again.
         """
+        return Prediction(*self._replayed(self._predict, [images], top_k))
+
+    def _replayed(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], *options: float) -> Outputs:
+        """``function(*options, *inputs)``, by a graph where one serves."""
+        call = partial(function, *options)
         if self.training or torch.compiler.is_compiling():
-            return Prediction(*self._predict(images, top_k))
+            return call(*inputs)
         # A graph reads weights where they lay when it was recorded, and what was kept of them (nn.kept) as it was.
-        state = (top_k, self._places(), given_up(), backends.override(), self.flow.backend)
-        return Prediction(*self._replay(lambda x: self._predict(x, top_k), [images], state))
+        places = self._places.of(self, (self.extractor.net, self.standardiser, self.flow))
+        state = (function.__name__, options, places, given_up(), backends.override(), self.flow.backend)
+        return self._replay(call, inputs, state)
 
-    def _predict(self, images: Tensor, top_k: float) -> tuple[Tensor, ...]:
-        s = self.scores(images, top_k)
+    def _features(self, images: Tensor) -> Outputs:
+        pooled = self.pooled(images)
+        if self.standardiser is not None:
+            pooled = self.standardiser(pooled)
+        # for_inference gives extractor and flow dtypes of their own.
+        return tuple(level.to(self.flow.dtype) for level in pooled)
+
+    def _scores_of_features(self, top_k: float, *features: Tensor) -> Scores:
+        maps, _ = self.flow.log_likelihood_maps(features)
+        return score_log_likelihoods(maps, self.image_size, top_k, self.flow.backend)
+
+    def _scores(self, top_k: float, images: Tensor) -> Scores:
+        return self._scores_of_features(top_k, *self._features(images))
+
+    def _predict(self, top_k: float, images: Tensor) -> Outputs:
+        s = self._scores(top_k, images)
         return s.score, s.log_score, additive_score_map(s.likelihood_add), s.score_map_mul, s.absolute_score
-
-    def _places(self) -> tuple[tuple[int, int], ...]:
-        """Where each weight lies, and how often it has been changed.
-
-        In every call of ``predict``, so not by ``parameters()``, which takes five times as long.
-        """
-        tops = (self.extractor.net, self.standardiser, self.flow)
-        if self._layers is None or any(a is not b for a, b in zip(self._layers[0], tops, strict=True)):
-            self._layers = (tops, [m for m in self.modules() if m._parameters or m._buffers])
-        return tuple(
-            (w.data_ptr(), 0 if w.is_inference() else w._version)
-            for layer in self._layers[1]
-            for group in (layer._parameters, layer._buffers)
-            for w in group.values()
-            if w is not None
-        )
 
     def for_inference(self, dtype: torch.dtype = torch.float32) -> "MSFlow":
         """A copy that predicts faster and no longer trains: batch norms folded into the convolutions before them,
@@ -324,9 +325,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         the extractor still is in float16: a deep network in bfloat16 moves its features by a tenth.
         """
         result = copy.deepcopy(self).eval().requires_grad_(False)
-        example = torch.rand(1, 3, *self.image_size, device=self.extractor.mean.device)
-        result.extractor.fold_batch_norms(example)
-        result._for_inference = True
+        result.extractor.fold_batch_norms(self.image_size)
+        result.made_for_inference = True
         result.to(dtype=dtype).to(memory_format=torch.channels_last)
         if dtype == torch.bfloat16:
             result.extractor.to(torch.float16)
@@ -335,7 +335,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         return result
 
     def train(self, mode: bool = True) -> "MSFlow":
-        """As any module's; the extractor stays in eval mode, and graphs that ``predict`` recorded are dropped."""
+        """As any module's; the extractor stays in eval mode, and recorded graphs are dropped."""
         self._replay.clear()
         return super().train(mode)
 
@@ -347,7 +347,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     def save(self, path: str | Path, **notes: Any) -> None:
         """Writes everything needed to predict, extractor included, as one safetensors file; ``notes`` go into its
         configuration under ``"notes"``. Errors: InputError for what ``for_inference`` returned."""
-        if self._for_inference:
+        if self.made_for_inference:
             raise InputError("for_inference has merged weights of this copy; save the model that it was made from")
         write_checkpoint(path, self.state_dict(), {**self.config, "notes": notes})
 

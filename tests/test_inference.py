@@ -1,6 +1,7 @@
 """Models made ready for inference: folded batch norms, half precision, replayed graphs."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.nn import replay
+from fastmsflow.nn.extractor import Extractor
 from fastmsflow.nn.fold import folded
 from fastmsflow.nn.kept import Kept
 from fastmsflow.nn.replay import Replay
@@ -43,6 +45,7 @@ def norms(net: nn.Module) -> int:
 def test_a_model_for_inference_predicts_the_same(name: str) -> None:
     original = model(name)
     fast = original.for_inference()
+    assert (fast.made_for_inference, original.made_for_inference) == (True, False)
     assert norms(original.extractor) > 10
     assert norms(fast.extractor) == 0
     assert not any(p.requires_grad for p in fast.parameters())
@@ -95,6 +98,23 @@ def test_a_convolution_used_twice_keeps_its_norm() -> None:
     copied = folded(net, x)
     assert norms(copied) == 1
     assert torch.equal(copied(x)[0], net(x)[0])
+
+
+def test_batch_norms_of_a_network_that_takes_no_small_image_are_folded_all_the_same() -> None:
+    class Particular(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            assert x.shape[-1] >= 96
+            return self.net(x)
+
+    extractor = Extractor("test_efficientnet", pretrained=False)
+    extractor.net = Particular(extractor.net)
+    assert norms(extractor) > 5
+    extractor.fold_batch_norms((96, 96))
+    assert norms(extractor) == 0
 
 
 def test_a_model_for_inference_is_not_saved(tmp_path: Path) -> None:
@@ -226,6 +246,59 @@ def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
                 play(double, [torch.ones(n)])
     assert len(play._recorded) == replay.MOST_GRAPHS
     assert calls.count("recorded") == replay.MOST_GRAPHS + 1
+
+
+def let_a_graph_repeat(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Has MSFlow's function of this name run again where a graph that it was recorded in is replayed -> how each of its
+    own calls was made."""
+    function, calls = getattr(MSFlow, name), list[str]()
+
+    @functools.wraps(function)
+    def watched(*args: object) -> tuple[Tensor, ...]:
+        found = function(*args)
+        calls.append("eager" if Graph.recording is None else "recorded")
+        if Graph.recording is not None:
+            Graph.recording.work = lambda: [old.copy_(new) for old, new in zip(found, function(*args), strict=True)]
+        return found
+
+    monkeypatch.setattr(MSFlow, name, watched)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["features", "scores", "scores_of_features", "predict"])
+def test_what_a_model_makes_of_a_shape_is_replayed_and_safe_to_keep(graphs: None, name: str, monkeypatch) -> None:
+    original = model()
+    given = [images() * share for share in (1.0, 0.7, 0.4, 0.1)]
+    if name == "scores_of_features":
+        given = [copy.deepcopy(original).features(x) for x in given]
+    with torch.no_grad():
+        expected = [getattr(copy.deepcopy(original), name)(x) for x in given]
+        calls = let_a_graph_repeat(f"_{name}", monkeypatch)
+        found = [getattr(original, name)(x) for x in given]
+    assert calls == ["eager", "recorded"]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert type(ours) is type(theirs)
+        torch.testing.assert_close(list(ours), list(theirs))
+    # None within another.
+    assert len(original._replay._met) == len(original._replay._recorded) == 1
+
+
+@pytest.mark.parametrize("name", ["features", "scores"])
+def test_nothing_is_replayed_in_training_or_where_gradients_are_taken(graphs: None, name: str, monkeypatch) -> None:
+    original = model()
+    calls = let_a_graph_repeat(f"_{name}", monkeypatch)
+    for _ in range(3):
+        getattr(original, name)(images())
+    original.train()
+    with torch.no_grad():
+        for _ in range(3):
+            getattr(original, name)(images())
+    assert calls == ["eager"] * 6
+
+
+def test_no_features_at_all_are_refused_where_graphs_are_replayed(graphs: None) -> None:
+    with torch.no_grad(), pytest.raises(InputError, match="0 levels given"):
+        model().scores_of_features([])
 
 
 def test_new_weights_are_met_by_a_new_graph(graphs: None) -> None:

@@ -48,7 +48,7 @@ def images(tmp_path_factory) -> Path:
 def network(images: Path) -> MSFlow:
     """Untrained, and calibrated so that three of the tiles are defective, and each has a region."""
     torch.manual_seed(0)
-    model = MSFlow("tf_efficientnet_lite0", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1)).eval()
+    model = MSFlow("test_efficientnet", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1)).eval()
     with torch.no_grad():
         scores = model.scores(torch.stack([load_image(p, (64, 64)) for p in sorted(images.iterdir())]))
     middle = float(scores.absolute_score.sort().values[2:4].mean())

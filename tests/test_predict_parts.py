@@ -284,7 +284,7 @@ def test_a_full_disk_is_named_and_finished_parts_stay(
 def test_options_of_parts_without_parts_are_refused(
     model: Path, images: Path, written: Path, command: Command, tmp_path: Path
 ) -> None:
-    for extra in (("--workers", 1), ("--images-per-part", 5), ("--devices", 2)):
+    for extra in (("--images-per-part", 5), ("--devices", 2)):
         code, _, err = command(model, images, "--out", tmp_path / "out", *extra, form="csv")
         assert (code, "scored in parts alone; give --format parquet" in err) == (1, True), extra
     code, _, err = command(model, written, "--out", tmp_path / "out", form="jsonl")

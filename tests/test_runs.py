@@ -153,7 +153,7 @@ def test_evaluate_of_all_classes_ends_with_the_mean(runs: Path, tiles: Path, com
         assert mean == pytest.approx((a + b) / 2)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "metrics.csv", "metrics.json"}
     seconds = json.loads(out)["seconds"]
-    assert list(seconds) == ["load", "extractor", "flow", "score", "metrics", "report"]
+    assert list(seconds) == ["load", "extractor", "flow", "metrics", "report"]
 
 
 def test_evaluate_at_another_rate_of_false_alarms(runs: Path, tiles: Path, command) -> None:

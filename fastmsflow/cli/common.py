@@ -75,6 +75,9 @@ Category = Annotated[
 ]
 ModelPath = Annotated[Path, typer.Argument(help="A checkpoint that `train` or `convert` wrote.", metavar="MODEL")]
 Workers = Annotated[int, typer.Option(help="Processes that read images; 0: none besides this one.")]
+Dtype = Annotated[
+    str, typer.Option(help="Of the weights: float32, float16 or auto, which is float16 on a GPU and float32 on a CPU.")
+]
 Size = Annotated[
     int | None,
     typer.Option("--image-size", help="Images are resized to N x N. Default: the set's (512; sample sets 256)."),

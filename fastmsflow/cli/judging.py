@@ -13,6 +13,7 @@ from .common import (
     METRIC_NAMES,
     AsJson,
     Category,
+    Dtype,
     FalseAlarms,
     ModelPath,
     Quiet,
@@ -57,6 +58,7 @@ def evaluate(
     ] = None,
     false_alarms: FalseAlarms = None,
     workers: Workers = 0,
+    dtype: Dtype = "auto",
     config: Config = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -79,7 +81,7 @@ def evaluate(
     for name in classes:
         where, folder = (model / name, out / name) if every and name else (model, out)
         with progress_bar("reading") as bar, Spill(folder) as maps:
-            found = judge(where, source, name, false_alarms, workers, bar, bar.stage, load_model, maps)
+            found = judge(where, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps)
             judged += found.rows
             bar.stage("writing the report", len(found.images.test))
             with found.stopwatch("report"):
@@ -109,6 +111,7 @@ def calibrate(
     false_alarms: Annotated[float, typer.Option(help="Share of good images that may be called defective.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="Where the calibrated model goes. Default: MODEL itself.")] = None,
     workers: Workers = 0,
+    dtype: Dtype = "auto",
     config: Config = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -118,16 +121,19 @@ def calibrate(
     console.print("loading torch and timm ...", style="dim")
     from ..checkpoint import read_checkpoint
     from ..data import LooseImages, list_images
+    from ..inference import prepare
     from ..training.tally import Calibrator
     from ..training.testing import scored
 
     network = load_model(model)
+    # What is saved is the model that it was made from.
+    ready = prepare(network, dtype)
     # An image given twice would count as two.
     files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
     calibrator = Calibrator([shown(file) for file in files])
     with progress_bar("scoring good images", len(files)) as advance:
         images_there = LooseImages(files, network.image_size)
-        for numbers, scores in scored([network], images_there, workers=workers, progress=advance):
+        for numbers, scores in scored([ready], images_there, workers=workers, progress=advance):
             calibrator.add(numbers, scores[0])
     network.calibration = calibrator.calibration(false_alarms)
     # Before anything is written: too few images are an error.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..report.scorer import Scorer
 
 PER_PART = 1000
-WORKERS = 2
 # Of the images that cannot be read.
 NAMED = 4
 
@@ -38,7 +37,8 @@ class Options(NamedTuple):
     false_alarms: float | None
     threshold: float | None
     images_per_part: int | None
-    workers: int | None
+    workers: int
+    dtype: str
 
 
 class _Begun(NamedTuple):
@@ -65,12 +65,11 @@ def predict_in_parts(options: Options, here: World, as_json: bool) -> None:
         # Nothing is left to agree on; a process that is slow keeps no other from ending.
         here.leave()
         run, mine = begun.run, begun.waiting[here.rank :: here.size]
-        workers = WORKERS if options.workers is None else options.workers
         begin = time.perf_counter()
         try:
             with progress_bar("scoring images", run.images, unit="images") as bar:
                 through = _Through(run, mine, bar)
-                run.score(scorer(), mine, options.batch_size, workers, through)
+                run.score(scorer(), mine, options.batch_size, options.workers, through)
                 if not here.first:
                     return
                 run.wait(begun.waiting, through.look)
@@ -90,7 +89,7 @@ def _scorer(options: Options) -> "Scorer":
 
     model = load_model(options.model)
     limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
-    return Scorer(model, limit, options.false_alarms)
+    return Scorer(model, limit, options.false_alarms, options.dtype)
 
 
 def _begin(options: Options, scorer: "Scorer", claim: ExitStack) -> _Begun:

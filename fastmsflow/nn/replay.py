@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kept import in_use
 
@@ -33,7 +33,7 @@ class Replay:
     def __call__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], state: Hashable = None) -> Outputs:
         """``function(*inputs)``. ``state``: what else the outputs depend on; where it differs, another graph is
         recorded."""
-        if not _serves(inputs[0]):
+        if not inputs or not _serves(inputs[0]):
             return function(*inputs)
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         key = (autocast, state, *((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
@@ -89,10 +89,34 @@ def _fastest_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+class Places:
+    """Tells where each weight of a module lies, and how often it has been changed.
+
+    In every call that may be replayed, so not by ``parameters()``, which takes five times as long.
+    """
+
+    def __init__(self) -> None:
+        self._found: tuple[tuple[nn.Module | None, ...], list[nn.Module]] | None = None
+
+    def of(self, module: nn.Module, tops: tuple[nn.Module | None, ...]) -> tuple[tuple[int, int], ...]:
+        """Address and version of each weight and buffer of ``module``, which is searched anew where one of ``tops``,
+        the parts of it that are replaced whole, is another than at the last call."""
+        if self._found is None or any(a is not b for a, b in zip(self._found[0], tops, strict=True)):
+            self._found = (tops, [m for m in module.modules() if m._parameters or m._buffers])
+        return tuple(
+            (w.data_ptr(), 0 if w.is_inference() else w._version)
+            for layer in self._found[1]
+            for group in (layer._parameters, layer._buffers)
+            for w in group.values()
+            if w is not None
+        )
+
+
 def _serves(x: Tensor) -> bool:
     return (
         x.is_cuda
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch.is_grad_enabled()
         and not torch.cuda.is_current_stream_capturing()
     )

@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..files import claimed_folder, shown, write_json
 from ..model import MSFlow
 from .parquet import Summary, Table, read_faults, read_summary, version
-from .scorer import NOT_FINITE, Scorer
+from .scorer import Scorer
 
 FORMAT = "fastmsflow predictions 1"
 RUN, MANIFEST, PARTS, LIST = "predictions.json", "manifest.json", "parts", "images.list"
@@ -34,6 +34,8 @@ PART = re.compile(r"part-(\d{6,})\.parquet")
 ELSEWHERE = "choose another folder"
 # Seconds between two looks at which parts there are.
 PAUSE = 0.5
+# What runs that do not say were computed in.
+BEFORE_DTYPES = ("dtype", "float32")
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,16 @@ class Run:
             "region_threshold": scorer.heat.region_threshold,
             "source": f"{source.kind} {source.fingerprint}",
             "images_per_part": source.images[0],
+            "dtype": scorer.dtype,
         }
         return cls(out, source, setting)
 
     @property
     def key(self) -> str:
         """16 hexadecimal digits, in each of its files."""
-        return hashlib.sha256(json.dumps(self.setting).encode()).hexdigest()[:16]
+        # Files that were written before there was a choice are of float32, and have keys without it.
+        setting = {name: value for name, value in self.setting.items() if (name, value) != BEFORE_DTYPES}
+        return hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:16]
 
     @property
     def images(self) -> int:
@@ -92,17 +97,17 @@ class Run:
     ) -> None:
         """``parts``, one after the other. ``progress`` gets the number of images that are through.
 
-        Errors: InputError where results cannot be written, or no shard can be reached for want of a package.
+        Errors: InputError where results cannot be written, no shard can be reached for want of a package, or ``scorer``
+        computes in another dtype than the run's.
         """
+        if scorer.dtype != self.setting["dtype"]:
+            others = self.setting["dtype"]
+            raise InputError(f"--dtype auto is {scorer.dtype} in this process and {others} in the first; name one")
         table, done = Table(), 0
         threshold = None if scorer.limit is None else scorer.limit.value
         for read in read_parts(self.source, parts, batch_size, scorer.model.image_size, workers):
-            sizes = [item.size for item in read.items if item.size is not None]
-            judged = iter([] if read.pixels is None else scorer(read.pixels, sizes))
-            for item in read.items:
-                one = None if item.fault else next(judged)
-                fault = item.fault or (None if one else f"{shown(item.name or '')}: {NOT_FINITE}")
-                table.add(item, one, threshold, fault)
+            for item, judged, fault in scorer.items(read):
+                table.add(item, judged, threshold, fault)
             done += len(read.items)
             if read.last:
                 table.write(self.path(read.part), self.key, read.lost, read.fault)
@@ -170,6 +175,7 @@ class Run:
             if manifest is not None or self.written():
                 raise InputError(f"{shown(self.out)}: holds parts, and no {RUN} that says of what; {ELSEWHERE}")
             return
+        run = dict([BEFORE_DTYPES]) | run
         changes = [
             f"{name.replace('_', ' ')} was {run.get(name)}, is {value}"
             for name, value in self.setting.items()

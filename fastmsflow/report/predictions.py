@@ -1,23 +1,22 @@
 """New images -> scores, labels, regions and pictures, written as they come."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ..data.images import as_tensor, read_image
+from ..data.parts import Batch, Item, Read, Reader, read_batches
 from ..errors import InputError
 from ..files import LONGEST_NAME, shown, write_faults, written_aside
+from ..inference import AUTO
 from ..model import MSFlow
 from .picture import Painter, Verdict
 from .regions import Region
 from .rows import Rows
-from .scorer import LABELS, NOT_FINITE, Judged, Limit, Scorer
+from .scorer import LABELS, Judged, Limit, Scorer
 
 UNFINISHED = "unfinished"
 HEAT_MAP = "_heatmap.png"
@@ -35,15 +34,6 @@ class Scored:
     log_score: float
     absolute_score: float
     defective: bool | None
-
-
-class _Read(NamedTuple):
-    file: Path
-    size: tuple[int, int]
-    """(width, height) of the file's pixels."""
-    pixels: Tensor
-    shown: Image.Image | None
-    """For the picture, if there is to be one."""
 
 
 class Interrupted(Exception):
@@ -65,10 +55,11 @@ class Predictor:
         limit: Limit | None = None,
         false_alarms: float | None = None,
         pictures: bool = True,
+        dtype: str = AUTO,
     ) -> None:
         """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
-        a region. Errors: InputError where ``false_alarms`` cannot be had."""
-        self._scorer = Scorer(model, limit, false_alarms)
+        a region; ``dtype``: see fastmsflow.inference.resolve_dtype. Errors: as ``Scorer``'s."""
+        self._scorer = Scorer(model, limit, false_alarms, dtype)
         self.heat = self._scorer.heat
         self.table = out / f"scores.{table}"
         self.scored: list[Scored] = []
@@ -79,10 +70,12 @@ class Predictor:
         self._painter = Painter(self.heat, model.image_size) if pictures else None
         self._names: dict[str, str] = {}
 
-    def run(self, files: Sequence[Path], batch_size: int, progress: Callable[[int], None]) -> None:
+    def run(self, files: Sequence[Path], batch_size: int, workers: int, progress: Callable[[int], None]) -> None:
         """``files``: heat maps that lie in ``out`` are passed over, so that it can be in the folder that is scored.
+        ``workers``: processes that read them, see fastmsflow.data.parts.read_batches.
 
-        Errors: InputError where not one of ``files`` can be scored, or results cannot be written; Interrupted.
+        Errors: InputError where not one of ``files`` can be scored, or results cannot be written; Interrupted;
+        RuntimeError where a process that reads is killed.
         """
         apart = self._out / UNFINISHED
         files = [file for file in files if not self._is_own(file)]
@@ -97,9 +90,11 @@ class Predictor:
         columns = CSV_COLUMNS if self.table.suffix == ".csv" else COLUMNS
         try:
             with Rows(apart / self.table.name, columns) as rows:
-                for start in range(0, len(files), batch_size):
-                    self._batch(files[start : start + batch_size], rows)
-                    progress(min(start + batch_size, len(files)))
+                # Closed, so that the processes end here, whatever happens.
+                with closing(self._read(files, batch_size, workers)) as batches:
+                    for read in batches:
+                        self._score(read, rows)
+                        progress(read.items[-1].number + 1)
                 if not self.scored:
                     more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
                     raise InputError(f"{self.faults[0]}{more}")
@@ -118,33 +113,30 @@ class Predictor:
                 if not any(apart.iterdir()):
                     apart.rmdir()
 
-    def _batch(self, files: Sequence[Path], rows: Rows) -> None:
-        read: list[_Read] = []
-        for file in files:
-            try:
-                image = read_image(file)
-                small = None if self._painter is None else self._painter.shrink(image)
-                read.append(_Read(file, image.size, as_tensor(image, self._scorer.model.image_size), small))
-            except InputError as error:
-                self.faults.append(str(error))
-        if not read:
-            return
-        pixels = torch.stack([one.pixels for one in read])
-        for one, judged in zip(read, self._scorer(pixels, [one.size for one in read]), strict=True):
+    def _read(self, files: Sequence[Path], size: int, workers: int) -> Generator[Read, None, None]:
+        starts = range(0, len(files), size)
+        names = [str(file) for file in files]
+        batches = (Batch(0, start, names[start : start + size], last=start == starts[-1]) for start in starts)
+        reader = Reader(self._scorer.model.image_size, None if self._painter is None else self._painter.shrink)
+        return read_batches(batches, len(starts), reader, workers)
+
+    def _score(self, read: Read, rows: Rows) -> None:
+        for item, judged, fault in self._scorer.items(read):
             if judged is None:
-                self.faults.append(f"{shown(one.file)}: {NOT_FINITE}")
+                self.faults.append(str(fault))
                 continue
-            scored = Scored(one.file, *judged[:4])
-            rows.add(self._row(scored, one, judged, rows.path.parent), scored.absolute_score)
+            scored = Scored(Path(item.name or ""), *judged[:4])
+            rows.add(self._row(scored, item, judged, rows.path.parent), scored.absolute_score)
             self.scored.append(scored)
 
-    def _row(self, scored: Scored, one: _Read, judged: Judged, folder: Path) -> dict[str, Any]:
+    def _row(self, scored: Scored, item: Item, judged: Judged, folder: Path) -> dict[str, Any]:
         regions = judged.regions
         name = None
-        if self._painter is not None and one.shown is not None:
-            name = self._unused(one.file.stem)
+        if self._painter is not None and item.shown is not None and item.size is not None:
+            name = self._unused(scored.image.stem)
             verdict = self._verdict(scored, regions)
-            picture = self._painter.paint(one.shown, judged.score_map, regions or (), one.size, verdict)
+            small = Image.fromarray(item.shown)
+            picture = self._painter.paint(small, judged.score_map, regions or (), item.size, verdict)
             with written_aside(folder / name) as aside:
                 picture.save(aside, format="PNG", compress_level=COMPRESSION)
             self._names[name.casefold()] = name

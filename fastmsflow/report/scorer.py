@@ -1,7 +1,7 @@
 """What a model says of a batch: scores, labels and regions, the same for every kind of result."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, Threshold
+from ..data.parts import Item, Read
 from ..errors import InputError
+from ..files import shown
+from ..inference import AUTO, prepare
 from ..model import MSFlow
 from .heat import Heat
 from .regions import Region, find_regions
 
 LABELS = {True: "defective", False: "good", None: None}
-NOT_FINITE = "its score is not finite; look for where the model overflows"
+NOT_FINITE = (
+    "its score is not finite; if it was scored in float16 try --dtype float32, else look for where the model overflows"
+)
 
 
 @dataclass(frozen=True)
@@ -60,23 +65,44 @@ class Judged(NamedTuple):
 
 
 class Scorer:
-    """Calls a model on batches.
+    """Scores batches with the copy of a model that fastmsflow.inference.prepare makes; ``model`` is the original.
 
-    ``limit``: what labels are by; ``false_alarms``: share of good images that may show a region.
-    Errors: InputError where ``false_alarms`` cannot be had.
+    ``limit``: what labels are by; ``false_alarms``: share of good images that may show a region; ``dtype``: see
+    fastmsflow.inference.resolve_dtype.
+    Errors: InputError where ``false_alarms`` cannot be had, or ``dtype`` is not known.
     """
 
-    def __init__(self, model: MSFlow, limit: Limit | None = None, false_alarms: float | None = None) -> None:
+    def __init__(
+        self,
+        model: MSFlow,
+        limit: Limit | None = None,
+        false_alarms: float | None = None,
+        dtype: str = AUTO,
+    ) -> None:
         self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms)
         self.limit = limit
         self.model = model
+        self._ready = prepare(model, dtype)
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that it computes in."""
+        return str(self._ready.flow.dtype).removeprefix("torch.")
+
+    def items(self, read: Read) -> Iterator[tuple[Item, Judged | None, str | None]]:
+        """Yields each image of a batch with its result, or with None and the line that says why there is none."""
+        sizes = [item.size for item in read.items if item.size is not None]
+        judged = iter([] if read.pixels is None else self(read.pixels, sizes))
+        for item in read.items:
+            one = None if item.fault else next(judged)
+            yield item, one, item.fault or (None if one else f"{shown(item.name or '')}: {NOT_FINITE}")
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Judged | None]:
         """``pixels``: (B, 3, H, W) in [0, 1] of images of ``sizes``, (width, height) each. None for an image whose
         score is not finite."""
-        device = next(self.model.parameters()).device
-        scores = self.model.scores(pixels.to(device, memory_format=torch.channels_last))
+        device = next(self._ready.parameters()).device
+        scores = self._ready.scores(pixels.to(device, memory_format=torch.channels_last))
         maps = self.heat.map(scores)
         table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
         return [self._judged(*one) for one in zip(table, maps, sizes, strict=True)]

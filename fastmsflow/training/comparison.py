@@ -61,6 +61,7 @@ def judge(
     category: str | None,
     false_alarms: float | None,
     workers: int,
+    dtype: str,
     progress: Progress,
     stage: Callable[[str, int], None],
     load: Callable[[Path], MSFlow],
@@ -68,9 +69,9 @@ def judge(
 ) -> Judgement:
     """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
 
-    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``progress``, ``stage``:
-    see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute. ``maps``: where those of the
-    first checkpoint go.
+    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``dtype``, ``progress``,
+    ``stage``: see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute. ``maps``: where
+    those of the first checkpoint go.
     Errors: InputError where there is no checkpoint, or too few held-out images are behind it for the rate.
     """
     images = open_image_set(source, category)
@@ -83,7 +84,7 @@ def judge(
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(
-        models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps
+        models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps, dtype=dtype
     )
     rows = [
         Judged(images.name, name, result.evaluation, threshold_of(model.calibration))

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from ..data import ImageSet, LooseImages
+from ..inference import AUTO, prepare
 from ..model import MSFlow
-from ..scoring import ImageScores, Scores, score_log_likelihoods
+from ..scoring import ImageScores, Scores
 from ..spill import Spill
 from .evaluation import Evaluation
 from .features import Images, Progress
@@ -46,7 +47,8 @@ def scored(
     stopwatch: Stopwatch | None = None,
 ) -> Iterator[tuple[list[int], list[Scores]]]:
     """Batch by batch the images' numbers and, by each of ``models``, which differ in their flows only, their scores:
-    float32, on the CPU. ``order``: of the numbers; None: as they are. The stages are load, extractor, flow and score.
+    float32, on the CPU. ``order``: of the numbers; None: as they are. The stages are load, extractor and flow; the
+    last one makes the scores too.
     """
     first = models[0]
     device = next(first.parameters()).device
@@ -62,9 +64,7 @@ def scored(
         found: list[Scores] = []
         for model in models:
             with stopwatch("flow"):
-                maps, _ = model.flow.log_likelihood_maps(features)
-            with stopwatch("score"):
-                scores = score_log_likelihoods(maps, model.image_size, backend=model.flow.backend)
+                scores = model.scores_of_features(features)
                 found.append(Scores(*(part.float().cpu() for part in scores)))
         yield numbers[done : done + len(pixels)], found
         done += len(pixels)
@@ -77,15 +77,20 @@ def evaluate(
     batch_size: int = 16,
     workers: int = 0,
     progress: Progress = lambda done: None,
+    dtype: str | None = AUTO,
 ) -> tuple[Evaluation, ImageScores]:
     """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
+
+    By a copy that ``for_inference`` makes. ``dtype``: its weights', float32, float16 or auto: float16 on a GPU, float32
+    on a CPU; None: no copy, ``model`` as it is, and so it is where ``for_inference`` made it.
 
     Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512; of more, in constant memory, from histograms,
     and ``Evaluation.pixel_error`` tells their bound.
     ``workers``: processes that read images. ``progress`` is called with the number of images done so far.
-    Errors: InputError where the set has only good or only defective test images, or a file cannot be read.
+    Errors: InputError where the set has only good or only defective test images, a file cannot be read, or ``dtype`` is
+    not known.
     """
-    tested = evaluate_all([model], images, batch_size, workers, progress)[0]
+    tested = evaluate_all([model], images, batch_size, workers, progress, dtype=dtype)[0]
     return tested.evaluation, tested.scores
 
 
@@ -98,25 +103,26 @@ def evaluate_all(
     stopwatch: Stopwatch | None = None,
     stage: Callable[[str, int], None] = lambda what, total: None,
     maps: Spill | None = None,
+    dtype: str | None = AUTO,
 ) -> list[Findings]:
     """The same for models that differ in their flows only: the extractor runs once.
 
-    ``stopwatch``: gets the wall time of load, extractor, flow, score and metrics. ``stage``: told what comes next, and
-    up to which number ``progress`` then counts. ``maps``: where the first model's maps to show go.
+    ``stopwatch``: gets the wall time of load, extractor, flow and metrics. ``stage``: told what comes next, and
+    up to which number ``progress`` then counts. ``maps``: where the first model's maps to show go. ``dtype``: see
+    ``evaluate``.
     """
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
         truth = Truth.of(images, first.image_size)
+        ready = [prepare(model, dtype) for model in models]
     tallies = [
         Tally(truth, len(model.flow.channels), model.calibration is not None, maps if model is first else None)
         for model in models
     ]
-    for model in models:
-        model.eval()
     # Without the masks, which the truth reads.
     files = LooseImages([sample.image for sample in images.test], first.image_size)
-    for numbers, found in scored(models, files, truth.order, batch_size, workers, progress, stopwatch):
+    for numbers, found in scored(ready, files, truth.order, batch_size, workers, progress, stopwatch):
         with stopwatch("load"):
             masks = truth.masks(numbers) if truth.has_masks else None
         with stopwatch("metrics"):

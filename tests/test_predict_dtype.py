@@ -1,0 +1,195 @@
+"""``predict``, ``evaluate`` and ``calibrate`` score with the copy of ``for_inference``, in the dtype asked for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parts_predicted import SCORES, Command, contents, images, manifest, model, network, rows, times, written
+from parts_predicted import command as predict_command
+from tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
+
+from fastmsflow import InputError, MSFlow
+from fastmsflow.cli.common import load_model
+from fastmsflow.data import load_image, open_image_set
+from fastmsflow.data.parts import ListedParts
+from fastmsflow.inference import prepare, resolve_dtype
+from fastmsflow.report.parts import Run
+from fastmsflow.report.scorer import Scorer
+from fastmsflow.training import evaluate
+
+CLOSE = {"float32": FOLDED, "float16": FLOAT16_SCORES}
+MAPS_CLOSE = {"float32": FOLDED, "float16": FLOAT16_MAPS}
+ASKED = [((), torch.float32), (("--dtype", "float16"), torch.float16)]
+SIDE = 64
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtypes that ``for_inference`` was called with."""
+    dtypes, for_inference = list[torch.dtype](), MSFlow.for_inference
+
+    def watched(network: MSFlow, dtype: torch.dtype = torch.float32) -> MSFlow:
+        dtypes.append(dtype)
+        return for_inference(network, dtype)
+
+    monkeypatch.setattr(MSFlow, "for_inference", watched)
+    return dtypes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A folder with two checkpoints of one extractor, which have learnt nothing."""
+    folder = tmp_path_factory.mktemp("run")
+    for seed, name in enumerate(("best", "last")):
+        torch.manual_seed(0)
+        network = MSFlow("test_efficientnet", pretrained=False, image_size=(SIDE, SIDE), blocks=(1, 1, 1)).eval()
+        with torch.no_grad():
+            next(network.flow.parallel_flows[0].parameters()).add_(0.1 * seed)
+        network.save(folder / f"{name}.safetensors")
+    return folder
+
+
+def test_auto_is_float16_on_a_gpu_and_float32_on_a_cpu() -> None:
+    assert resolve_dtype("auto", torch.device("cuda", 1)) == torch.float16
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("float32", torch.device("cuda")) == torch.float32
+    with pytest.raises(InputError, match=r"^dtype half: give float32, float16 or auto$"):
+        resolve_dtype("half", torch.device("cpu"))
+
+
+def test_a_model_is_made_ready_once(network: MSFlow) -> None:
+    ready = prepare(network, "float16")
+    assert (ready.flow.dtype, network.flow.dtype) == (torch.float16, torch.float32)
+    assert prepare(ready, "float32") is ready
+    assert prepare(network, None) is network
+
+
+@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_predict_scores_with_a_model_made_for_inference(
+    form: str, options: tuple[str, ...], dtype: torch.dtype, model: Path, network: MSFlow, images: Path,
+    predict_command: Command, asked: list[torch.dtype], tmp_path: Path,
+) -> None:  # fmt: skip
+    maps = () if form == "parquet" else ("--no-heat-maps",)
+    given = (model, images, "--out", tmp_path, "--workers", 0, *maps, *options)
+    assert predict_command(*given, form=form)[0] == 0
+    assert asked == [dtype]
+    if form == "parquet":
+        assert manifest(tmp_path)["dtype"] == str(dtype).removeprefix("torch.")
+        with torch.no_grad():
+            slow = network.scores(torch.stack([load_image(file, (32, 32)) for file in sorted(images.iterdir())]))
+        found = [[row[name] for row in rows(tmp_path)] for name in SCORES]
+        expected = [getattr(slow, name).tolist() for name in SCORES]
+        np.testing.assert_allclose(found, expected, **CLOSE[str(dtype).removeprefix("torch.")])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_the_values_of_heat_maps_are_those_of_the_slow_path(dtype: str, network: MSFlow, images: Path) -> None:
+    pixels = torch.stack([load_image(file, (32, 32)) for file in sorted(images.iterdir())])
+    scorer = Scorer(network, dtype=dtype)
+    with torch.no_grad():
+        expected = scorer.heat.map(network.scores(pixels))
+    found = [one.score_map for one in scorer(pixels, [(36, 40)] * len(pixels))]
+    np.testing.assert_allclose(found, expected, **MAPS_CLOSE[dtype])
+
+
+@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
+def test_evaluate_scores_with_models_made_for_inference_and_runs_their_extractor_once(
+    options: tuple[str, ...], dtype: torch.dtype, run: Path, mvtec: Path, command, asked: list[torch.dtype],
+    monkeypatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    batches, features = list[int](), MSFlow.features
+    monkeypatch.setattr(MSFlow, "features", lambda model, x: batches.append(len(x)) or features(model, x))
+    assert command("evaluate", run, mvtec, "--class", "tile", "--out", tmp_path, *options)[0] == 0
+    assert asked == [dtype, dtype]
+    assert batches == [8]
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_what_evaluate_finds_is_that_of_the_slow_path(dtype: str, run: Path, mvtec: Path) -> None:
+    tiles, original = open_image_set(str(mvtec), "tile"), MSFlow.load(run / "best.safetensors")
+    exact, expected = evaluate(original, tiles, dtype=None)
+    evaluation, found = evaluate(original, tiles, dtype=dtype)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE[dtype])
+    assert evaluation.pixel_auroc == pytest.approx(exact.pixel_auroc, abs=2e-2)
+    assert original.flow.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
+def test_calibrate_scores_likewise_and_saves_the_model_that_was_trained(
+    options: tuple[str, ...], dtype: torch.dtype, run: Path, mvtec: Path, command, asked: list[torch.dtype],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    before, after = run / "best.safetensors", tmp_path / "calibrated.safetensors"
+    good = mvtec / "tile/train/good"
+    assert command("calibrate", before, good, "--out", after, "--false-alarms", 0.2, *options)[0] == 0
+    assert asked == [dtype]
+    saved, trained = MSFlow.load(after), MSFlow.load(before)
+    assert saved.calibration is not None and len(saved.calibration.scores) == 8
+    for one, other in zip(saved.state_dict().values(), trained.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_dtype_that_is_not_known_is_refused_in_one_line(
+    run: Path, model: Path, images: Path, mvtec: Path, command, predict_command: Command, tmp_path: Path
+) -> None:
+    line = "fastmsflow: dtype float64: give float32, float16 or auto"
+    for form in ("csv", "parquet"):
+        code, _, err = predict_command(model, images, "--out", tmp_path / "out", "--dtype", "float64", form=form)
+        assert (code, err) == (1, line)
+    for verb in (("evaluate", run, mvtec, "--class", "tile"), ("calibrate", run / "best.safetensors", images)):
+        code, printed = command(*verb, "--dtype", "float64")
+        assert (code, printed.strip().splitlines()[-1]) == (1, line)
+    assert not (tmp_path / "out").exists()
+
+
+# Parquet
+
+
+SETTING = {
+    "model": "0123456789abcdef",
+    "threshold": 0.5,
+    "region_threshold": None,
+    "source": "files 0123456789abcdef",
+    "images_per_part": 1000,
+}
+# What the last version without --dtype made of it.
+KEY = "38d7cb8d7a11a02a"
+
+
+def test_keys_of_float32_are_those_of_before_there_was_a_choice() -> None:
+    source = ListedParts(Path("images.list"), 1000, [1000], "0123456789abcdef")
+    keys = [Run(Path("out"), source, {**SETTING, "dtype": dtype}).key for dtype in CLOSE]
+    assert keys[0] == KEY
+    assert keys[1] != KEY
+
+
+def test_a_folder_of_before_there_was_a_choice_is_gone_on_with_in_float32_alone(
+    model: Path, written: Path, predict_command: Command, tmp_path: Path
+) -> None:
+    given = (model, written, "--out", tmp_path, "--workers", 0)
+    predict_command(*given)
+    whole = contents(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    head = json.loads((tmp_path / "predictions.json").read_text())
+    assert head.pop("dtype") == "float32"
+    (tmp_path / "predictions.json").write_text(json.dumps(head))
+    (tmp_path / "parts/part-000003.parquet").unlink()
+    before = times(tmp_path)
+
+    code, _, err = predict_command(*given, "--dtype", "float16")
+    assert (code, "holds results of another run (dtype was float32, is float16); set that back" in err) == (1, True)
+    assert times(tmp_path) == before
+    assert predict_command(*given)[0] == 0
+    assert before.items() <= times(tmp_path).items()
+    assert contents(tmp_path) == whole
+
+
+def test_processes_for_which_auto_is_not_the_same_do_not_share_a_run(model: Path, images: Path, tmp_path: Path) -> None:
+    listed = ListedParts.of(sorted(images.iterdir()), 4, tmp_path / "images.list")
+    run = Run.of(tmp_path, listed, Scorer(load_model(model), dtype="float16"))
+    with pytest.raises(InputError, match="--dtype auto is float32 in this process and float16 in the first; name one"):
+        run.score(Scorer(load_model(model)), [0], 4, 0, lambda done: None)
