@@ -4,6 +4,8 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,18 @@ def exact_float32() -> Iterator[None]:
 def one_thread() -> None:
     """Small tensors gain nothing from more, and on a shared machine waiting for each other costs them seconds."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unchecked_integers() -> None:
+    """Spares the interpreter a second, 64-bit reckoning of every integer: it takes nearly half of the time.
+
+    No test's tensors reach 32 bits but those of test_kernel_offsets.py, which looks at the result itself.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture
