@@ -3,6 +3,9 @@
 import io
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +14,65 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
+from tests.error_log import ErrorFile, noted_in
+
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--errors", type=Path, metavar="FILE", help="write how far every comparison erred, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--errors")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ErrorFile(path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a GPU, what only a GPU can show comes first. Of xdist's workers the first begins with it."""
+    if torch.cuda.is_available():
+        items.sort(key=lambda item: item.get_closest_marker("gpu") is None)
+
+
+@pytest.fixture(autouse=True)
+def noted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keeps how far the test's comparisons erred, for ``--errors``."""
+    with noted_in(request.node.user_properties):
+        yield
+
+
+# Of a module: its own fixtures compute too, but benchmarks run in the same session do so as PyTorch comes.
+@pytest.fixture(scope="module", autouse=True)
+def exact_float32() -> Iterator[None]:
+    """Multiplies float32 as it is. On a GPU, PyTorch's convolutions round it to TF32 unless they are told not to."""
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = False
+    yield
+    for flag, allowed in zip(flags, before, strict=True):
+        flag.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Small tensors gain nothing from more, and on a shared machine waiting for each other costs them seconds."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unchecked_integers() -> None:
+    """Spares the interpreter a second, 64-bit reckoning of every integer: it takes nearly half of the time.
+
+    No test's tensors reach 32 bits but those of test_kernel_offsets.py, which looks at the result itself.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture

@@ -42,9 +42,9 @@ def live_flows(seed: int = 0) -> tuple[list[nn.Module], nn.Module]:
     return parallel, Ff.GraphINN([*inputs, *permuted, coupled, *outputs])
 
 
-def conditions(batch: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def conditions(batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> list[Tensor]:
     """As MSFlow's loop makes them: repeated for every image."""
-    codes = (position_code(d, *grid, dtype, "cpu") for d, grid in zip(CONDITIONS, GRIDS, strict=True))
+    codes = (position_code(d, *grid, dtype, device) for d, grid in zip(CONDITIONS, GRIDS, strict=True))
     return [code.repeat(batch, 1, 1, 1) for code in codes]
 
 
@@ -55,7 +55,7 @@ def features(batch: int = 3, seed: int = 1, dtype: torch.dtype = torch.float32) 
 
 def run(parallel, fusion, x: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     """The forward pass of an MSFlow user's script."""
-    levels = zip(parallel, x, conditions(len(x[0]), x[0].dtype), strict=True)
+    levels = zip(parallel, x, conditions(len(x[0]), x[0].dtype, x[0].device), strict=True)
     z, log_dets = zip(*(flow(level, [condition]) for flow, level, condition in levels), strict=True)
     z, log_det = fusion(list(z))
     return list(z), log_det + sum(log_dets)

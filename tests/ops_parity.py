@@ -1,13 +1,21 @@
 """An operation by the kernels against its twin in float64: outputs, and every gradient."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from tolerances import OPERATION
+from hypothesis import settings
 from torch import Tensor
+
+from tests.error_log import assert_within
+from tests.tolerances import FLIPPED, OPERATION, OPERATION_CLOSE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = ("channels_last", "channels_first", "slice", "every_other")
+
+
+def examples(most: int) -> settings:
+    """How many examples Hypothesis draws. On a GPU few: each has another shape, for which kernels are compiled anew."""
+    return settings(max_examples=min(most, 4) if DEVICE != "cpu" else most, deadline=None)
 
 
 def tensor(shape: Sequence[int], dtype: torch.dtype, layout: str = "channels_last", scale: float = 1.0) -> Tensor:
@@ -36,30 +44,69 @@ def error(ours: Tensor, truth: Tensor, elements: int) -> float:
     return ((ours.double() - truth).abs().max() / truth.abs().max().clamp_min(floor)).item()
 
 
-def assert_twins(ours: Callable, twin: Callable, arguments: Sequence[object], gradients: bool = True) -> None:
-    """``ours(*arguments, backend="triton")`` equals ``twin(*arguments)`` in float64 within OPERATION's tolerance, and
-    so do the gradients by all floating-point arguments, for random gradients of the outputs."""
-    dtype = next(a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point())
-    tolerance = OPERATION[str(dtype)[6:]]
+def error_in_the_norm(ours: Tensor, truth: Tensor) -> float:
+    """|ours - truth| / |truth|, the roots of the sums of squares."""
+    truth = truth.to(ours.device).double()
+    return ((ours.double() - truth).norm() / truth.norm()).item()
+
+
+def twin_errors(
+    ours: Callable,
+    twin: Callable,
+    arguments: Sequence[object],
+    gradients: bool = True,
+    bounds: Mapping[str, float] = OPERATION,
+    flips: bool = False,
+) -> Iterator[tuple[str, float, float]]:
+    """Yields (what, error, bound) of each output of ``ours(*arguments, backend="triton")``, ``twin(*arguments)`` in
+    float64 being the truth, and of the gradients by all floating-point arguments, for random gradients of the outputs.
+
+    ``bounds`` holds one for each dtype, and one for "tf32", which float32 is where PyTorch's flag allows it.
+    ``flips`` says that rounding may carry values across a ReLU's corner: gradients then err in the norm, by FLIPPED.
+    """
+    dtype = next(a.dtype for a in arguments if _differentiable(a))
+    name = str(dtype)[6:]
+    if name == "float32" and torch.backends.cudnn.allow_tf32:
+        name = "tf32"
     elements = max(a.numel() for a in arguments if isinstance(a, Tensor))
     narrow = [a.detach().requires_grad_(gradients) if _differentiable(a) else a for a in arguments]
     exact = [wide(a.detach()).requires_grad_(gradients) if _differentiable(a) else a for a in arguments]
     results, truths = list(flatten(ours(*narrow, backend="triton"))), list(flatten(twin(*exact)))
     assert len(results) == len(truths)
-    for result, truth in zip(results, truths, strict=True):
+    operation = getattr(ours, "__name__", "operation")
+    for i, (result, truth) in enumerate(zip(results, truths, strict=True)):
         assert result.shape == truth.shape
-        assert error(result, truth, elements) < tolerance
+        yield f"{operation}, {name}: output {i}", error(result, truth, elements), bounds[name]
     if not gradients:
         return
     torch.manual_seed(1)
-    upstream = [torch.randn_like(truth) for truth in truths]
+    upstream = [torch.randn(truth.shape).to(truth) for truth in truths]
     torch.autograd.backward(results, [u.to(r.dtype) for u, r in zip(upstream, results, strict=True)])
     torch.autograd.backward(truths, [u.to(r.dtype).double() for u, r in zip(upstream, results, strict=True)])
     for i, (a, b) in enumerate(zip(narrow, exact, strict=True)):
         if _differentiable(a):
-            assert a.grad is not None, f"argument {i} has no gradient"
+            what = f"{operation}, {name}: gradient of argument {i}"
+            assert a.grad is not None, f"{what} is missing"
             assert a.grad.dtype == a.dtype
-            assert error(a.grad, b.grad, elements) < tolerance, f"gradient of argument {i}"
+            if flips:
+                yield what, error_in_the_norm(a.grad, b.grad), FLIPPED[name]
+            else:
+                yield what, error(a.grad, b.grad, elements), bounds[name]
+
+
+def assert_twins(ours: Callable, twin: Callable, arguments: Sequence[object], **options: object) -> None:
+    """Fails unless all of ``twin_errors(ours, twin, arguments, **options)`` are within their bounds."""
+    assert_within(twin_errors(ours, twin, arguments, **options))
+
+
+def assert_not_finite_alike(ours: Callable, twin: Callable, arguments: Sequence[object]) -> None:
+    """Fails unless NaN and inf in ``arguments`` reach what they reach in the twin, and all else equals.
+
+    The twin computes on a CPU: a vendor's convolution may take whole tiles of an image together.
+    """
+    results = flatten(ours(*arguments, backend="triton"))
+    truths = flatten(twin(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments)))
+    torch.testing.assert_close([r.cpu() for r in results], list(truths), equal_nan=True, **OPERATION_CLOSE)
 
 
 def flatten(result: object) -> Iterator[Tensor]:

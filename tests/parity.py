@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from FrEIA.framework import SequenceINN
+from ops_parity import DEVICE
+from tolerances import ON_A_GPU
 from torch import Tensor, nn
 
 from benchmarks.peers.freia import freia_flow
@@ -22,8 +24,14 @@ GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("tiny", "odd")
 
 
+def allowed(bound: float) -> float:
+    """``bound``, one of float32, on the device of the tests."""
+    return bound * ON_A_GPU if DEVICE != "cpu" else bound
+
+
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """max |ours - theirs| / max |theirs|."""
+    ours = ours.to(theirs.device)
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
@@ -32,18 +40,19 @@ def recording(name: str) -> dict:
 
 
 def golden_flow(name: str, dtype: torch.dtype) -> MultiScaleFlow:
-    return load_official(GOLDEN / f"{name}.pt", clamp=recording(name)["config"]["clamp_alpha"]).to(dtype)
+    flow = load_official(GOLDEN / f"{name}.pt", clamp=recording(name)["config"]["clamp_alpha"])
+    return flow.to(DEVICE, dtype)
 
 
 def golden_inputs(name: str, dtype: torch.dtype) -> list[Tensor]:
-    return [level.to(dtype) for level in recording(name)["pooled"]]
+    return [level.to(DEVICE, dtype) for level in recording(name)["pooled"]]
 
 
 def golden_errors(name: str, dtype: torch.dtype) -> dict[str, float]:
     """The largest relative error of every recorded quantity but gradients and trajectory."""
     expected = recording(name)
     flow = golden_flow(name, dtype)
-    pooled = pool_features([level.to(dtype) for level in expected["features"]], "avg")
+    pooled = pool_features([level.to(DEVICE, dtype) for level in expected["features"]], "avg")
     with torch.no_grad():
         parallel = [
             level_flow(x, code(x))
@@ -58,7 +67,7 @@ def golden_errors(name: str, dtype: torch.dtype) -> dict[str, float]:
         "parallel z": worst([z for z, _ in parallel], [p["z"] for p in expected["parallel"]]),
         # A level's log-det can nearly cancel to 0, so its error is counted per element of the level, in nats.
         "parallel log-det, nats an element": max(
-            (ours - theirs["logdet"]).abs().max().item() / x[0].numel()
+            (ours.cpu() - theirs["logdet"]).abs().max().item() / x[0].numel()
             for (_, ours), theirs, x in zip(parallel, expected["parallel"], pooled, strict=True)
         ),
         "z": worst(z, expected["z"]),
@@ -110,12 +119,12 @@ def freia_pairs(path: Path, dtype: torch.dtype) -> Iterator[tuple[int, SequenceI
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     save_official(ours, path)
     states = torch.load(path, weights_only=True)["parallel_flows"]
-    ours = ours.to(dtype).eval()
+    ours = ours.to(DEVICE, dtype).eval()
     for level, grid in enumerate(grids):
         theirs = freia_flow(channels[level], conditions[level], blocks[level], grid)
         theirs.load_state_dict(states[level])
-        x = torch.randn(3, channels[level], *grid, dtype=dtype)
-        yield level, theirs.to(dtype), ours, x, position_code(conditions[level], *grid, dtype, "cpu")
+        x = torch.randn(3, channels[level], *grid, dtype=dtype).to(DEVICE)
+        yield level, theirs.to(DEVICE, dtype), ours, x, position_code(conditions[level], *grid, dtype, DEVICE)
 
 
 def freia_errors(path: Path, dtype: torch.dtype) -> dict[str, float]:

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 import torch
 from ops_parity import DEVICE
-from parity import NAMES, golden_errors, golden_gradients, golden_trajectory
+from parity import NAMES, allowed, golden_errors, golden_gradients, golden_trajectory
 from tolerances import (
     AUTOCAST,
     FLOW_CLOSE,
@@ -17,10 +17,12 @@ from tolerances import (
     GOLDEN_LOG_DET_PER_ELEMENT,
     GOLDEN_TRAJECTORY,
     OPERATION_CLOSE,
+    SAME_SUMS,
 )
 from torch import Tensor, library
 
 from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
+from fastmsflow.kernels import tables
 from fastmsflow.ops import (
     conv3x3,
     conv3x3_coupling,
@@ -33,31 +35,39 @@ from fastmsflow.ops import (
     score_map,
 )
 from fastmsflow.scoring import score_log_likelihoods
+from tests.error_log import assert_within
 
 each_recording = pytest.mark.parametrize("name", NAMES)
 
 
+# The interpreter, where the kernels' own is what is to be tested, is too slow for both.
+@pytest.fixture(params=["own", "vendor's"] if DEVICE != "cpu" else ["own"])
+def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "convolves", lambda *_: request.param == "own")
+
+
 @each_recording
-def test_recorded_outputs_are_reproduced_by_the_kernels(name: str) -> None:
+def test_recorded_outputs_are_reproduced_by_the_kernels(name: str, convolution: None) -> None:
     with backend.use("triton"):
         errors = golden_errors(name, torch.float32)
-    assert errors.pop("parallel log-det, nats an element") < GOLDEN_LOG_DET_PER_ELEMENT
-    assert {k: v for k, v in errors.items() if not v < GOLDEN_FLOAT32} == {}
+    per_element = "parallel log-det, nats an element"
+    bounds = dict.fromkeys(errors, GOLDEN_FLOAT32) | {per_element: GOLDEN_LOG_DET_PER_ELEMENT}
+    assert_within((what, error, allowed(bounds[what])) for what, error in errors.items())
 
 
 @each_recording
-def test_recorded_gradients_are_reproduced_by_the_kernels(name: str) -> None:
+def test_recorded_gradients_are_reproduced_by_the_kernels(name: str, convolution: None) -> None:
     with backend.use("triton"):
         errors = golden_gradients(name, torch.float32)
-    assert {k: v for k, v in errors.items() if not v < GOLDEN_FLOAT32} == {}
+    assert_within((what, error, allowed(GOLDEN_FLOAT32)) for what, error in errors.items())
 
 
-def test_the_first_recorded_training_steps_are_reproduced_by_the_kernels() -> None:
+def test_the_first_recorded_training_steps_are_reproduced_by_the_kernels(convolution: None) -> None:
+    bound = allowed(GOLDEN_TRAJECTORY)
     # The interpreter takes ten seconds a step.
     with backend.use("triton"):
-        for loss_error, norm_error in islice(golden_trajectory("odd", torch.float32), 2):
-            assert loss_error < GOLDEN_TRAJECTORY
-            assert norm_error < GOLDEN_TRAJECTORY
+        for step, (loss_error, norm_error) in enumerate(islice(golden_trajectory("odd", torch.float32), 2)):
+            assert_within([(f"loss, step {step}", loss_error, bound), (f"norm, step {step}", norm_error, bound)])
 
 
 def small(name: str = "auto") -> tuple[MultiScaleFlow, list[Tensor]]:
@@ -93,7 +103,9 @@ def test_gradients_through_the_inverse_equal_the_references() -> None:
     torch.testing.assert_close(*results, **FLOW_CLOSE)
 
 
-def test_two_runs_agree_to_the_bit() -> None:
+def test_two_runs_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A vendor's gradients may be summed in any order.
+    monkeypatch.setattr(tables, "convolves", lambda *_: True)
     torch.manual_seed(0)
     flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
     x = [torch.randn(2, 8, 6, 10, device=DEVICE), torch.randn(2, 12, 3, 5, device=DEVICE)]
@@ -192,11 +204,12 @@ def test_likelihoods_without_latents_equal_those_of_the_latents() -> None:
     maps, log_det = flow.log_likelihood_maps(x)
     z, log_det_of_forward = flow(x)
     torch.testing.assert_close(maps, [-0.5 * level.square().mean(dim=1) for level in z], **OPERATION_CLOSE)
-    torch.testing.assert_close(log_det, log_det_of_forward, rtol=0, atol=0)
+    # On a GPU the two forms of the kernel may add up in another order.
+    torch.testing.assert_close(log_det, log_det_of_forward, **SAME_SUMS)
 
 
 def test_models_are_served_as_they_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(1)
+    x = torch.zeros(1, device=DEVICE)
     assert not backend.uses_triton("torch", x)
     assert backend.uses_triton("triton", x)
     monkeypatch.setenv("FASTMSFLOW_BACKEND", "triton")
@@ -234,6 +247,7 @@ def test_without_triton_auto_serves_and_triton_says_what_to_install(monkeypatch:
     find = backend.importlib.util.find_spec
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
     monkeypatch.setattr(backend, "_faults", {})
+    x = torch.zeros(1, device=DEVICE)
     with pytest.raises(UnavailableError, match="pip install triton"):
-        backend.uses_triton("triton", torch.zeros(1))
-    assert not backend.uses_triton("auto", torch.zeros(1))
+        backend.uses_triton("triton", x)
+    assert not backend.uses_triton("auto", x)

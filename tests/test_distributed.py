@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+from ops_parity import DEVICE
 from tolerances import FLOW_CLOSE
 from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -17,12 +18,13 @@ WORLD = 2
 
 def flow_and_batch() -> tuple[MultiScaleFlow, list[Tensor]]:
     torch.manual_seed(0)
-    flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton")
-    return flow, [torch.randn(4, 8, 3, 5), torch.randn(4, 12, 2, 3)]
+    flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
+    return flow, [torch.randn(4, 8, 3, 5).to(DEVICE), torch.randn(4, 12, 2, 3).to(DEVICE)]
 
 
 def one_process(rank: int, rendezvous: str, out: str) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=WORLD)
     flow, batch = flow_and_batch()
     shared = DistributedDataParallel(flow)

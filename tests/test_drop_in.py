@@ -21,7 +21,8 @@ from live_freia import (
     parameters,
     run,
 )
-from parity import GOLDEN, recording, relative_error
+from ops_parity import DEVICE
+from parity import GOLDEN, allowed, recording, relative_error
 from safetensors.torch import load_model, save_model
 from tolerances import AUTOCAST, FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
 from torch import nn
@@ -292,13 +293,15 @@ def test_safetensors_saves_and_loads_the_flows(tmp_path: Path) -> None:
 
 def test_kernels_compute_the_swap_too() -> None:
     parallel, fusion = build_msflow_model(CONFIG, CHANNELS, backend="torch")
-    x = [level[:1] for level in features()]
+    for flow in (*parallel, fusion):
+        flow.to(DEVICE)
+    x = [level[:1].to(DEVICE) for level in features()]
     z, log_det = run(parallel, fusion, x)
     for flow in (*parallel, fusion):
         flow.backend = "triton"
     ours, our_log_det = run(parallel, fusion, x)
-    assert max(relative_error(a, b) for a, b in zip(ours, z, strict=True)) < FREIA_FLOAT32
-    assert relative_error(our_log_det, log_det) < FREIA_FLOAT32
+    assert max(relative_error(a, b) for a, b in zip(ours, z, strict=True)) < allowed(FREIA_FLOAT32)
+    assert relative_error(our_log_det, log_det) < allowed(FREIA_FLOAT32)
 
 
 def test_compiled_whole_it_computes_the_same() -> None:

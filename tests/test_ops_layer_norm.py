@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_twins, tensor
-from tolerances import OPERATION_CLOSE
+from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
 from fastmsflow import InputError
 from fastmsflow.ops.layer_norm import layer_norm_relu
@@ -47,11 +46,10 @@ def test_a_large_mean_does_not_drown_the_variance() -> None:
 def test_nan_and_inf_come_out_where_the_reference_has_them(bad: float) -> None:
     x, *rest = arguments((2, 24, 3, 5))
     x[1, 3, 2, 4] = bad
-    ours = layer_norm_relu(x, *rest, backend="triton")
-    torch.testing.assert_close(ours, reference.layer_norm_relu(x, *rest), equal_nan=True, **OPERATION_CLOSE)
+    assert_not_finite_alike(layer_norm_relu, reference.layer_norm_relu, [x, *rest])
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 # With a handful of channels 1 / std can be huge, and what gradients it multiplies cancels.
 @given(st.integers(1, 3), st.integers(8, 300), st.integers(1, 9), st.integers(1, 9))
 def test_any_shape_equals_float64(batch: int, channels: int, height: int, width: int) -> None:

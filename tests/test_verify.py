@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ops_parity import DEVICE
 from parity import GOLDEN
 from typer.testing import CliRunner
 
@@ -50,7 +51,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_every_backend_and_dtype_is_compared_and_within() -> None:
-    flow = small_flow()
+    flow = small_flow().to(DEVICE)
     result = certify(flow, noise(flow, 16, 2), (16, 16))
     assert [(row.backend, row.dtype) for row in result.rows] == [
         (backend, dtype) for backend in ("torch", "triton") for dtype in ("float32", "bfloat16", "float16")
