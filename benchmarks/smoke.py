@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.gate import error
 from benchmarks.setting import DEVICE, SIZES, Size
 from fastmsflow.benchmarking import CONDITION
 from fastmsflow.kernels import tables
@@ -62,6 +63,7 @@ class Finding:
     arithmetic: str
     what: str
     error: float | None
+    """NaN where a place of a poisoned buffer was not written."""
     bound: float | None
     fault: str | None = None
 
@@ -170,16 +172,16 @@ def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
         ours = _results(lambda *a: operation.ours(*a, backend="triton"), given, gradients)
         theirs = _results(operation.twin, given, gradients)
         truth = _results(operation.twin, [_wide(a) for a in given], gradients)
-    except Exception as error:
+    except Exception as fault:
         kernels = (operation.forward, *operation.backward)
-        yield Finding(kernels, arithmetic, operation.name, None, None, f"{type(error).__name__}: {error}")
+        yield Finding(kernels, arithmetic, operation.name, None, None, f"{type(fault).__name__}: {fault}")
         return
     for kind, kernels, mine, other, true in zip(
         ("output", "gradient"), ((operation.forward,), operation.backward), ours, theirs, truth, strict=True
     ):
         for i, (a, b, c) in enumerate(zip(mine, other, true, strict=True)):
-            allowed = max(bound, PYTORCHS * _error(b, c))
-            yield Finding(kernels, arithmetic, f"{operation.name}: {kind} {i}", _error(a, c), allowed)
+            allowed = max(bound, PYTORCHS * error(b, c))
+            yield Finding(kernels, arithmetic, f"{operation.name}: {kind} {i}", error(a, c), allowed)
 
 
 def _results(function: Callable, arguments: Sequence[object], gradients: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -208,12 +210,6 @@ def _differentiable(a: object) -> bool:
 
 def _wide(a: object) -> object:
     return a.double() if _differentiable(a) else a
-
-
-def _error(ours: Tensor, truth: Tensor) -> float:
-    """NaN, which an unwritten place of a poisoned buffer leaves, is an error."""
-    error = ((ours.double() - truth).norm() / truth.norm()).item()
-    return error if error == error else float("inf")
 
 
 def poison_buffers() -> None:
