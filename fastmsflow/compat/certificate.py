@@ -127,7 +127,7 @@ def _candidates(x: Tensor) -> tuple[list[Row], dict[str, str]]:
     except UnavailableError as error:
         backends = ("torch",)
         unavailable = {"triton": str(error)}
-    tf32 = x.is_cuda and torch.backends.cudnn.allow_tf32
+    tf32 = x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
     names = [str(dtype).removeprefix("torch.") for dtype in reversed(DTYPES)]
     limit = {name: TOLERANCES["tf32" if tf32 and name == "float32" else name] for name in names}
     return [Row(backend, name, limit[name]) for backend in backends for name in names], unavailable

@@ -55,7 +55,7 @@ def in_autocast_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def precision(x: Tensor) -> str:
     """How float32 operands are multiplied: as PyTorch's own convolutions do."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 class Conv3x3(torch.autograd.Function):
