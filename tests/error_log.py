@@ -20,11 +20,11 @@ _properties: list[tuple[str, object]] | None = None
 def noted_in(properties: list[tuple[str, object]]) -> Iterator[None]:
     """Adds what ``note`` is told inside the block to ``properties``."""
     global _properties
-    _properties = properties
+    before, _properties = _properties, properties
     try:
         yield
     finally:
-        _properties = None
+        _properties = before
 
 
 def note(what: str, error: float, bound: float) -> None:
