@@ -58,14 +58,7 @@ class Truth:
 
     def step(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Loss and gradient norm of a training's first step on pooled features."""
-
-        def compute() -> list[Tensor]:
-            flow = copy.deepcopy(self.model.flow).requires_grad_(True)
-            loss = flow.nll(features).mean()
-            loss.backward()
-            return [loss.detach().cpu(), nn.utils.clip_grad_norm_(flow.parameters(), CLIP).cpu()]
-
-        return self._once("step", len(features[0]), compute)
+        return self._once("step", len(features[0]), lambda: self._first_step(features))
 
     def image_step(self, images: Tensor) -> list[Tensor]:
         """The same from images."""
@@ -73,7 +66,7 @@ class Truth:
         def compute() -> list[Tensor]:
             with torch.no_grad():
                 features = self.model.features(images)
-            return self.step(features)
+            return self._first_step(features)
 
         return self._once("image step", len(images), compute)
 
@@ -86,6 +79,12 @@ class Truth:
 
         with torch.no_grad():
             return self._once("prediction", len(images), compute)
+
+    def _first_step(self, features: Sequence[Tensor]) -> list[Tensor]:
+        flow = copy.deepcopy(self.model.flow).requires_grad_(True)
+        loss = flow.nll(features).mean()
+        loss.backward()
+        return [loss.detach().cpu(), nn.utils.clip_grad_norm_(flow.parameters(), CLIP).cpu()]
 
     def _once(self, what: str, batch: int, compute: Callable[[], T]) -> T:
         if (what, batch) not in self._kept:

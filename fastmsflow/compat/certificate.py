@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backend import DTYPES, Backend, uses_triton
 from ..errors import InputError, UnavailableError
 from ..model import MultiScaleFlow
+from ..ops.conv3x3 import rounds_to_tf32
 from ..scoring import score_log_likelihoods
 
 # Relative errors of z and log scores, and the error of log_det in nats an element: what up to eight blocks and a fusion
@@ -127,7 +128,7 @@ def _candidates(x: Tensor) -> tuple[list[Row], dict[str, str]]:
     except UnavailableError as error:
         backends = ("torch",)
         unavailable = {"triton": str(error)}
-    tf32 = x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    tf32 = x.is_cuda and rounds_to_tf32()
     names = [str(dtype).removeprefix("torch.") for dtype in reversed(DTYPES)]
     limit = {name: TOLERANCES["tf32" if tf32 and name == "float32" else name] for name in names}
     return [Row(backend, name, limit[name]) for backend in backends for name in names], unavailable

@@ -55,7 +55,12 @@ def in_autocast_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def precision(x: Tensor) -> str:
     """How float32 operands are multiplied: as PyTorch's own convolutions do."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if x.dtype == torch.float32 and rounds_to_tf32() else "ieee"
+
+
+def rounds_to_tf32() -> bool:
+    """Whether PyTorch's convolutions round float32 on a GPU. ``allow_tf32`` raises where parts of it are set apart."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 class Conv3x3(torch.autograd.Function):
