@@ -50,11 +50,11 @@ FLOW_CLOSE = {"rtol": 1e-5, "atol": 1e-3}
 # smallest weights is 2.6e-3, and may count for several; emulated 4e-5 and, from another seed, 1.5e-3.
 FLIPPED = {"float32": 1e-2, "tf32": 4 * 2**-5.5, "float16": 4 * 2**-5.5, "bfloat16": 4 * 2**-4}
 # On a GPU, the default flow at full size against float64. z, relative in the norm: eight blocks and the fusion add a
-# subnet's outputs, a tenth of z, to it. Emulated 9e-7, 2.1e-4 and 2.1e-3, float16 taken as TF32; four of them allowed, but ten of TF32,
-# see above, and of float32, see ON_A_GPU. Gradients: FLIPPED.
+# subnet's outputs, a tenth of z, to it. Emulated 9e-7, 2.1e-4 and 2.1e-3 (float16 was not: its operands have TF32's
+# bits); four of them allowed, but ten of TF32, see above, and of float32, see ON_A_GPU. Gradients: FLIPPED.
 FULL_SIZE = {"float32": 1e-5, "tf32": 2e-3, "float16": 1e-3, "bfloat16": 8e-3}
 # Its log-det, in nats per element: the sum nearly cancels (480 of 1.8e6 elements), so an error relative to it says
-# little. Emulated 1.1e-7, 1.1e-6 and 1.3e-5, float16 taken as TF32; as many of them allowed.
+# little. Emulated 1.1e-7, 1.1e-6 and 1.3e-5; as many of them allowed.
 FULL_SIZE_LOG_DET_PER_ELEMENT = {"float32": 1e-6, "tf32": 1e-5, "float16": 6e-6, "bfloat16": 5e-5}
 # Fifty steps of that flow in bfloat16, ours beside PyTorch's own from the same weights: on the largest difference of
 # their losses. Rounding alone, by another order of the batch, sets runs of one implementation apart; other kernels
