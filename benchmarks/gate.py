@@ -32,6 +32,10 @@ class Gate:
         """NaN is not."""
         return all(error < self.bound for error in self.errors.values())
 
+    def require(self) -> None:
+        """For the end of a row, when it is timed. Errors: AssertionError naming what is off."""
+        assert self.green, f"red: {self.errors}, at most {self.bound} is allowed"
+
     def as_dict(self) -> dict[str, Any]:
         return {"green": self.green, "bound": self.bound, "errors": self.errors}
 

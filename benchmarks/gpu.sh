@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A record of one GPU in one visit of at most nine minutes: bash benchmarks/gpu.sh, and with more time a second one,
-# bash benchmarks/gpu.sh --more. What a step measured is kept, however the visit ends: $OUT/record.tgz and
-# $OUT/summary.txt are written anew, by renaming, every few seconds. benchmarks/visit.py has the steps.
+# bash benchmarks/gpu.sh --more. What a step measured is kept, however the visit ends: two files in $OUT, a record and
+# a summary, are written anew, by renaming, every few seconds. benchmarks/visit.py has the steps.
 #
 # Runs in place, with torch, triton, timm, einops, scikit-learn, pytest and pytest-benchmark. What else is there is used:
 # FrEIA 0.2 (installed, or put into benchmarks/peers/site by benchmarks/peers/fetch.sh) for the reference algorithm,
@@ -9,6 +9,7 @@
 #
 # OUT      where the two files go; default: benchmarks/results/gpu
 # COMMIT   names the commit, where there is no .git
+# PARITY   the parity tests of --more, in place of all that the packages there allow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 site=$PWD/benchmarks/peers/site

@@ -17,7 +17,8 @@ from typing import Any
 
 README = Path(__file__).parents[1] / "README.md"
 MARKERS = ("<!-- speed -->", "<!-- /speed -->")
-OURS, FIRST = "fastmsflow", "as shipped"
+OURS = "fastmsflow"
+OUR_COLOR = "C3"
 GROUPS = ("flow inference", "end-to-end inference", "flow training step", "training step")
 CONVOLUTIONS = ("convolutions, own and the vendor's", "convolutions and what follows them, own and the vendor's")
 VENDORS = "vendor's"
@@ -74,10 +75,15 @@ def by_contestant(rows: Rows, group: str) -> dict[int, dict[str, dict[str, Any]]
     return dict(sorted(found.items()))
 
 
+def contestants(rows: Rows) -> list[str]:
+    """The names of those that were timed, ours last."""
+    names = dict.fromkeys(row["extra_info"]["contestant"] for row in rows if row["group"] in GROUPS)
+    return sorted(names, key=lambda name: name == OURS)
+
+
 def speed_table(machine: dict[str, Any], rows: Rows) -> str:
     """Milliseconds by contestant, and how many times faster ours is."""
-    names = list(dict.fromkeys(r["extra_info"]["contestant"] for r in rows if r["group"] in GROUPS))
-    names.sort(key=lambda name: name == OURS)
+    names = contestants(rows)
     lines = []
     if names:
         lines = ["| median ms (quartiles) | batch | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
@@ -202,22 +208,26 @@ def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = [group for group in GROUPS if by_contestant(rows, group)]
-    figure, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 3.6), squeeze=False, layout="constrained")
+    names = contestants(rows)
+    others = (color for color in (f"C{n}" for n in range(10)) if color != OUR_COLOR)
+    colors = {name: OUR_COLOR if name == OURS else next(others) for name in names}
+    figure, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 4), squeeze=False, layout="constrained")
     for axis, group in zip(axes[0], groups, strict=True):
         found = by_contestant(rows, group)
-        names = list(dict.fromkeys(name for batch in found.values() for name in batch))
         for i, name in enumerate(names):
             speed = [1e3 * batch / milliseconds(row[name]) if name in row else 0.0 for batch, row in found.items()]
             at = [n + (i - (len(names) - 1) / 2) * 0.8 / len(names) for n in range(len(found))]
-            axis.bar(at, speed, width=0.75 / len(names), label=name, color=f"C{3 if name == OURS else i}")
+            axis.bar(at, speed, width=0.75 / len(names), label=name, color=colors[name])
         axis.set_title(group, fontsize=10)
         middle, half = (len(found) - 1) / 2, max(len(found), 2) / 2 + 0.1
         axis.set_xlim(middle - half, middle + half)
         axis.set_xticks(range(len(found)), [f"batch {batch}" for batch in found])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("images a second")
-    axes[0][0].legend(fontsize=8, frameon=False)
-    figure.suptitle(str(machine["device"]), fontsize=10)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
+    rehearsal = ": a rehearsal, whose times mean nothing" if machine.get("rehearsal") else ""
+    figure.suptitle(f"{machine['device']}{rehearsal}", fontsize=10)
     figure.savefig(path, dpi=150)
 
 

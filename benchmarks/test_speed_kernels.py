@@ -117,9 +117,11 @@ def test_convolution(benchmark, size: Size, batch: int, nine: tuple[int, str, st
     benchmark.extra_info["flops"] = 18 * batch * height * height * inputs * outputs
     with torch.no_grad(), contender("conv3x3", "conv3x3", whose):
         x = image(torch.float16, *shape)
-        benchmark.extra_info["gate"] = gate(convolve([x]), F.conv2d(x.float(), weight.float(), padding=1)).as_dict()
+        gate = gate_of(convolve([x]), F.conv2d(x.float(), weight.float(), padding=1))
+        benchmark.extra_info["gate"] = gate.as_dict()
         # Twice the cache and more, one after the other.
         measure_launches(benchmark, convolve, [image(torch.float16, *shape) for _ in range(8)])
+    gate.require()
 
 
 @runs_kernels
@@ -139,8 +141,10 @@ def test_fused_convolution(benchmark, size: Size, batch: int, fused: tuple[str, 
         with contender(kind, FUSED[kind], VENDORS):
             expected = next(tensors(call()))
         with contender(kind, FUSED[kind], whose):
-            benchmark.extra_info["gate"] = gate(next(tensors(call())), expected).as_dict()
+            gate = gate_of(next(tensors(call())), expected)
+            benchmark.extra_info["gate"] = gate.as_dict()
             measure_launches(benchmark, lambda _: call(), [torch.empty(1, device=DEVICE)])
+    gate.require()
 
 
 @runs_kernels
@@ -173,7 +177,7 @@ def named(kernel: str, whose: str, batch: int) -> dict[str, Any]:
     return {"whose": whose, "kernel": kernel, "tile": size and asdict(size), "batch": batch}
 
 
-def gate(ours: Tensor, expected: Tensor) -> Gate:
+def gate_of(ours: Tensor, expected: Tensor) -> Gate:
     """Both may have been rounded when stored."""
     return Gate({"result": error(ours, expected)}, 2 * OPERATION[str(ours.dtype)[6:]])
 

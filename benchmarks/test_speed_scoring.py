@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gate import Gate, error
 from benchmarks.setting import DEVICE, Size, measure, rotated
 from fastmsflow.metrics import aupro, auroc
-from fastmsflow.scoring import score_log_likelihoods
+from fastmsflow.backend import Backend
+from fastmsflow.scoring import Scores, score_log_likelihoods
+from tests.tolerances import OPERATION
 
 MAPS = 50
 
 
 @pytest.mark.benchmark(group="scoring")
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-def test_scoring(benchmark, size: Size, backend: str) -> None:
+def test_scoring(benchmark, size: Size, backend: Backend) -> None:
     """Log-likelihood maps -> scores and maps at the image's size."""
     batch = size.batches[-1]
     benchmark.extra_info |= {"contestant": backend, "images": batch}
@@ -24,10 +27,15 @@ def test_scoring(benchmark, size: Size, backend: str) -> None:
     def maps() -> list[torch.Tensor]:
         return [-torch.rand(batch, *grid, device=DEVICE) for grid in size.grids]
 
-    def score(logp: list[torch.Tensor]) -> object:
+    def score(logp: list[torch.Tensor], backend: Backend = backend) -> Scores:
         return score_log_likelihoods(logp, (size.image, size.image), backend=backend)
 
+    given = maps()
+    pairs = zip(Scores._fields, score(given), score(given, "torch"), strict=True)
+    gate = Gate({name: error(ours, theirs) for name, ours, theirs in pairs}, OPERATION["float32"])
+    benchmark.extra_info["gate"] = gate.as_dict()
     measure(benchmark, score, rotated(maps))
+    gate.require()
 
 
 @pytest.mark.benchmark(group="metrics")

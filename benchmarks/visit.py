@@ -1,7 +1,8 @@
 """The steps of a visit to a GPU, most telling first, and the record of them: ``bash benchmarks/gpu.sh``.
 
 A step that meets its limit is interrupted as by Ctrl-C and keeps what it had; one that fails leaves the others alone.
-Logs and results go to a folder of their own; ``record.tgz`` and ``summary.txt`` in $OUT hold them as they are.
+Logs and results go to a folder of their own; ``record.tgz`` and ``summary.txt`` in $OUT hold them as they are
+(``record-more.tgz`` and ``summary-more.txt`` of the second visit).
 """
 
 import argparse
@@ -141,11 +142,12 @@ def parity_tests() -> list[str]:
 class Visit:
     """Runs steps within ``seconds``, and keeps the record of them in ``out`` up to date.
 
-    ``slower``: how much longer all may take.
+    ``slower``: how much longer all may take. ``suffix``: of the two files' names.
     """
 
-    def __init__(self, out: Path, folder: Path, seconds: float, slower: float = 1.0) -> None:
-        self._out = out
+    def __init__(self, out: Path, folder: Path, seconds: float, slower: float = 1.0, suffix: str = "") -> None:
+        self._record = out / f"record{suffix}.tgz"
+        self._summary = out / f"summary{suffix}.txt"
         self._folder = folder
         self._slower = slower
         self._end = time.monotonic() + slower * seconds
@@ -217,15 +219,15 @@ class Visit:
 
     def pack(self) -> None:
         """Each of the two files is whole at any time."""
-        (self._folder / "summary.txt").write_text(self._summary())
-        with written_aside(self._out / "summary.txt") as aside:
+        (self._folder / "summary.txt").write_text(self._summarized())
+        with written_aside(self._summary) as aside:
             shutil.copyfile(self._folder / "summary.txt", aside)
-        with written_aside(self._out / "record.tgz") as aside, tarfile.open(aside, "w:gz") as tar:
+        with written_aside(self._record) as aside, tarfile.open(aside, "w:gz") as tar:
             for path in sorted(self._folder.iterdir()):
                 if path.is_file() and not path.name.startswith("."):
                     tar.add(path, path.name)
 
-    def _summary(self) -> str:
+    def _summarized(self) -> str:
         text = "\n".join(self._lines) + "\n"
         smoke = read_json(self._folder / "smoke.json") or []
         red = [f"{f['arithmetic']} {f['what']}: {f['fault'] or f['error']}" for f in smoke if not f["green"]]
@@ -278,7 +280,8 @@ def main() -> None:
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    visit = Visit(out, folder, options.seconds, SLOWER if options.rehearse else 1.0)
+    slower, suffix = SLOWER if options.rehearse else 1.0, "-more" if options.more else ""
+    visit = Visit(out, folder, options.seconds, slower, suffix)
     if smi := shutil.which("nvidia-smi"):
         with (folder / "nvidia-smi.txt").open("wb") as file:
             subprocess.run([smi], stdout=file, check=False)

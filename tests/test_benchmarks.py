@@ -97,6 +97,8 @@ def test_a_contestant_that_computes_something_else_has_a_red_gate() -> None:
     assert right.green
     assert not wrong.green
     assert wrong.errors["first loss"] == pytest.approx(0.01, rel=0.01)
+    with pytest.raises(AssertionError, match="first loss"):
+        wrong.require()
 
 
 def test_a_number_that_is_none_has_a_red_gate() -> None:

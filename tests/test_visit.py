@@ -33,15 +33,15 @@ def begin(out: Path, *options: str, parity: str = "") -> subprocess.Popen:
     )
 
 
-def record(out: Path) -> dict[str, bytes]:
+def record(out: Path, name: str = "record.tgz") -> dict[str, bytes]:
     """The files in it."""
-    with tarfile.open(out / "record.tgz") as tar:
+    with tarfile.open(out / name) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
 
 
-def endings(out: Path) -> dict[str, str]:
+def endings(out: Path, name: str = "summary.txt") -> dict[str, str]:
     """{step: how it ended}."""
-    head = (out / "summary.txt").read_text().partition("\n\n")[0]
+    head = (out / name).read_text().partition("\n\n")[0]
     return dict(line.split(": ", 1) for line in head.splitlines())
 
 
@@ -108,13 +108,14 @@ def test_a_red_parity_test_is_named_and_costs_nothing_else(tmp_path: Path) -> No
     planted.write_text("def test_that_is_red():\n    assert 1 == 2\n")
     # A test that compares, beside the red one.
     parity = f"{planted} {ROOT}/tests/test_ops_scores.py::test_any_memory_layout"
-    assert begin(tmp_path / "out", "--more", parity=parity).wait() == 0
-    found = endings(tmp_path / "out")
+    out = tmp_path / "out"
+    assert begin(out, "--more", parity=parity).wait() == 0
+    found = endings(out, "summary-more.txt")
     assert tuple(found) == (*MORE, "report")
     assert found.pop("parity").startswith("failed (exit 1)")
     assert found.pop("tune").startswith("not run")
     assert {step: end for step, end in found.items() if not end.startswith("done")} == {}
-    files = record(tmp_path / "out")
+    files = record(out, "record-more.tgz")
     tests = json.loads(files["parity.json"])
     assert [test["test"].split("::")[-1] for test in tests if test.get("outcome") == "failed"] == ["test_that_is_red"]
     assert any(test.get("error", 1.0) < test.get("bound", 0.0) for test in tests)
