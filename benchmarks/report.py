@@ -140,8 +140,8 @@ def kernel_table(rows: Rows) -> str:
     for row in kernels:
         info = row["extra_info"]
         flops, moved = (1e6 * info[what] / microseconds(row) for what in ("flops", "bytes"))
-        rate = f"{flops / 1e12:.3g} | {flops / product:.0%}" if flops else " | "
-        cells = f"{microseconds(row):.4g} | {rate} | {moved / 1e12:.3g} | {moved / copy:.0%}"
+        rate = f"{flops / 1e12:.3g} | {_share(flops, product)}" if flops else " | "
+        cells = f"{microseconds(row):.4g} | {rate} | {moved / 1e12:.3g} | {_share(moved, copy)}"
         lines.append(f"| {info['case']} | {info['arithmetic']} | {info['batch']} | {cells} |")
     for group, batch, row in ours if limits else ():
         share = row["extra_info"]["flops"] / row["stats"]["median"] / product
@@ -149,6 +149,10 @@ def kernel_table(rows: Rows) -> str:
     for group in CONVOLUTIONS:
         lines += convolution_lines([row for row in rows if row["group"] == group], group)
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _share(rate: float, limit: float) -> str:
+    return "" if math.isnan(limit) else f"{rate / limit:.0%}"
 
 
 def convolution_lines(rows: Rows, title: str) -> list[str]:

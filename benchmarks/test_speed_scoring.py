@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.gate import Gate, error
 from benchmarks.setting import DEVICE, Size, measure, rotated
-from fastmsflow.metrics import aupro, auroc
 from fastmsflow.backend import Backend
+from fastmsflow.metrics import aupro, auroc
 from fastmsflow.scoring import Scores, score_log_likelihoods
 from tests.tolerances import OPERATION
 

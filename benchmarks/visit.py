@@ -86,7 +86,7 @@ class Steps:
         table = {"FASTMSFLOW_TABLE": self._path("tuned-table.json")}
         return [
             Step("parity", 150, parity),
-            self._timed("training-kernels", 60, KERNELS, (), "gradient or bfloat16", first),
+            self._timed("training-kernels", 60, KERNELS, (), "chip or gradient or bfloat16", first),
             self._timed("compiled-other-batches", 100, FLOWS, (COMPILED,), "inference", rest),
             self._timed("autotuned", 100, FLOWS, (AUTOTUNED,), "inference", first),
             Step("profile", 30, self._python("benchmarks/profile_model.py", *self._size)),
