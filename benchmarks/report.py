@@ -121,34 +121,33 @@ def kernel_table(rows: Rows) -> str:
     limits = {row["name"].split("[")[0]: row for row in rows if row["group"] == "the chip"}
     product, copy = (
         limits[name]["extra_info"][what] / limits[name]["stats"]["median"] if name in limits else math.nan
-        for name, what in (("test_chip_matrix_product", "flops"), ("test_chip_copy", "bytes"))
+        for name, what in (("test_matrix_product", "flops"), ("test_copy", "bytes"))
     )
     lines = []
-    if limits:
-        rates = f"{product / 1e12:.3g} TFLOP/s (bfloat16 product), {copy / 1e12:.3g} TB/s (copy)"
-        lines.append(f"Measured limits: {rates}.\n")
     kernels = [row for row in rows if row["group"] == "kernels"]
-    ours = [
-        (group, batch, found[OURS])
-        for group in GROUPS[:3:2]
-        for batch, found in by_contestant(rows, group).items()
-        if OURS in found
-    ]
-    if kernels or (ours and limits):
+    if kernels:
+        if limits:
+            rates = f"{product / 1e12:.3g} TFLOP/s (bfloat16 product), {copy / 1e12:.3g} TB/s (copy)"
+            lines.append(f"Measured limits: {rates}.\n")
         lines.append("| kernel | arithmetic | batch | median us | TFLOP/s | of the product's | TB/s | of the copy's |")
         lines.append("|---|---|---|---|---|---|---|---|")
-    for row in kernels:
-        info = row["extra_info"]
-        flops, moved = (1e6 * info[what] / microseconds(row) for what in ("flops", "bytes"))
-        rate = f"{flops / 1e12:.3g} | {_share(flops, product)}" if flops else " | "
-        cells = f"{microseconds(row):.4g} | {rate} | {moved / 1e12:.3g} | {_share(moved, copy)}"
-        lines.append(f"| {info['case']} | {info['arithmetic']} | {info['batch']} | {cells} |")
-    for group, batch, row in ours if limits else ():
-        share = row["extra_info"]["flops"] / row["stats"]["median"] / product
-        lines.append(f"| {group} |  | {batch} | {1e3 * milliseconds(row):.4g} | | {share:.0%} | | |")
+        lines += [_kernel_line(row, product, copy) for row in kernels]
+        for group in GROUPS[:3:2]:
+            for batch, found in by_contestant(rows, group).items():
+                if OURS in found:
+                    share = _share(found[OURS]["extra_info"]["flops"] / found[OURS]["stats"]["median"], product)
+                    lines.append(f"| {group} |  | {batch} | {1e3 * milliseconds(found[OURS]):.4g} | | {share} | | |")
     for group in CONVOLUTIONS:
         lines += convolution_lines([row for row in rows if row["group"] == group], group)
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _kernel_line(row: dict[str, Any], product: float, copy: float) -> str:
+    info = row["extra_info"]
+    flops, moved = (1e6 * info[what] / microseconds(row) for what in ("flops", "bytes"))
+    rate = f"{flops / 1e12:.3g} | {_share(flops, product)}" if flops else " | "
+    cells = f"{microseconds(row):.4g} | {rate} | {moved / 1e12:.3g} | {_share(moved, copy)}"
+    return f"| {info['case']} | {info['arithmetic']} | {info['batch']} | {cells} |"
 
 
 def _share(rate: float, limit: float) -> str:

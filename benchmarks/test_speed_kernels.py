@@ -78,7 +78,7 @@ def cases_of(dtype: str, batch: int, size: Size) -> list[Case]:
 
 
 @pytest.mark.benchmark(group="the chip")
-def test_chip_matrix_product(benchmark) -> None:
+def test_matrix_product(benchmark) -> None:
     """bfloat16, 8192 x 8192 on a GPU: what no product exceeds."""
     n = 8192 if DEVICE.type == "cuda" else 512
     benchmark.extra_info |= {"flops": 2 * n**3}
@@ -86,7 +86,7 @@ def test_chip_matrix_product(benchmark) -> None:
 
 
 @pytest.mark.benchmark(group="the chip")
-def test_chip_copy(benchmark) -> None:
+def test_copy(benchmark) -> None:
     """Reads and writes: what no pass over data exceeds."""
     n = 1 << (30 if DEVICE.type == "cuda" else 22)
     benchmark.extra_info |= {"bytes": 2 * 2 * n}
