@@ -14,6 +14,7 @@ from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
 from benchmarks.gate import Truth
 from benchmarks.setting import DEVICE, SIZES, Size, environment, footprint
 from fastmsflow import MSFlow
+from fastmsflow.files import written_aside
 
 LAST = ("training_step", "scoring", "metric", "import")
 
@@ -77,9 +78,8 @@ def _write_rows(config: pytest.Config, path: Path) -> None:
     content = config.hook.pytest_benchmark_generate_json(
         config=config, benchmarks=rows, include_data=False, machine_info=config._machine_info, commit_info={}
     )
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(safe_dumps(content))
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(safe_dumps(content))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

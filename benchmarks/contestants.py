@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +150,16 @@ class Compiled(Contestant):
     @classmethod
     def compile(cls, function: Callable, frozen: bool = False) -> Callable:
         """``frozen``: constants are computed while compiling: condition maps, joined weights."""
-        return torch.compile(function, fullgraph=True, options={**cls.options, "freezing": frozen})
+        compiled = torch.compile(function, fullgraph=True, options={**cls.options, "freezing": frozen})
+        if not frozen:
+            return compiled
+
+        def call(*args: Any) -> Any:
+            # Without it Dynamo makes weights inputs of the graph, and Inductor finds nothing to freeze.
+            with torch._dynamo.config.patch(prepare_freezing=True):
+                return compiled(*args)
+
+        return call
 
     @cached_property
     def _nll(self) -> Callable:

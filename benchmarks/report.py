@@ -1,8 +1,8 @@
 """Results of the suite -> the tables and the plot of the README.
 
-``python benchmarks/report.py RESULTS.json ...`` (of one machine) writes speed.md, speed.png and, where convolutions
-were timed, table.json beside the first; ``--readme`` also puts the table where README.md has its markers. Rows whose
-gate is red are named and not published: their numbers are wrong.
+``python benchmarks/report.py FOLDER`` (or RESULTS.json ..., of one machine) writes speed.md, speed.png and, where
+convolutions were timed, table.json beside them; ``--readme`` also puts the table where README.md has its markers. Rows
+whose gate is red are named and not published: their numbers are wrong. A FOLDER may hold the records of both visits.
 """
 
 import argparse
@@ -35,13 +35,23 @@ def read(paths: Sequence[Path]) -> tuple[dict[str, Any], Rows]:
     return machines[0] | {"rehearsal": rehearsal}, [row for content in contents for row in content["benchmarks"]]
 
 
+def records(folder: Path) -> tuple[list[Path], Sequence[dict[str, Any]]]:
+    """Files in ``folder`` that hold rows, and what the smoke test found."""
+    contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    results = [path for path, content in contents.items() if isinstance(content, dict) and content.get("benchmarks")]
+    return results, contents.get(folder / "smoke.json", ())
+
+
 def published(rows: Rows, smoke: Sequence[dict[str, Any]] = ()) -> tuple[Rows, list[str]]:
     """The rows that may be shown, and a line for each that may not.
 
-    ``smoke``: what benchmarks/smoke.py found; it is the gate of single kernels.
+    ``smoke``: what benchmarks/smoke.py found; it is the gate of single kernels, which it must have met.
     """
-    red = [finding for finding in smoke if not finding["green"]]
-    red_kernels = {(name, finding["arithmetic"]) for finding in red for name in finding["kernels"]}
+    kernels: dict[tuple[str, str], bool] = {}
+    for finding in smoke:
+        for name in finding["kernels"]:
+            key = name, finding["arithmetic"]
+            kernels[key] = kernels.get(key, True) and finding["green"]
     fine, refused = [], []
     for row in rows:
         info = row["extra_info"]
@@ -50,8 +60,9 @@ def published(rows: Rows, smoke: Sequence[dict[str, Any]] = ()) -> tuple[Rows, l
             over = {what: error for what, error in gate["errors"].items() if not error < gate["bound"]}
             errors = ", ".join(f"{what} {error:.1e}" for what, error in over.items())
             refused.append(f"{row['name']}: {errors}; at most {gate['bound']:.1e} is allowed")
-        elif row["group"] == "kernels" and (info.get("kernel"), info.get("arithmetic")) in red_kernels:
-            refused.append(f"{row['name']}: red in the smoke test")
+        elif row["group"] == "kernels" and not kernels.get((info["kernel"], info["arithmetic"])):
+            found = "red in the smoke test" if (info["kernel"], info["arithmetic"]) in kernels else "no smoke test"
+            refused.append(f"{row['name']}: {found}")
         else:
             fine.append(row)
     return fine, refused
@@ -179,11 +190,11 @@ def chosen(machine: dict[str, Any], rows: Rows) -> dict[str, Any]:
     """The table of tiles and convolutions that the timed ones speak for, as fastmsflow.kernels.tables reads it: of each
     kernel the tile that is fastest on the geometric mean of its cases, and at each shape whether it beats the vendor's.
     """
-    contests = [row for row in rows if row["group"] in CONVOLUTIONS]
+    contests = complete([row for row in rows if row["group"] in CONVOLUTIONS])
     kernels = dict.fromkeys(row["extra_info"]["kernel"] for row in contests)
     tiles = {kernel: best_tile([r for r in contests if r["extra_info"]["kernel"] == kernel]) for kernel in kernels}
     convolutions: dict[str, list[tuple[int, int, bool]]] = defaultdict(list)
-    for found in by_case([row for row in contests if row["group"] == CONVOLUTIONS[1]]).values():
+    for found in by_case(contests).values():
         infos = [row["extra_info"] for row in found.values()]
         own = [row for row in found.values() if row["extra_info"]["tile"] == tiles.get(infos[0]["kernel"])]
         if VENDORS in found and own:
@@ -193,13 +204,22 @@ def chosen(machine: dict[str, Any], rows: Rows) -> dict[str, Any]:
     return {machine["chip"]: {"tiles": found_tiles, "convolutions": dict(convolutions)}} if found_tiles else {}
 
 
+def complete(rows: Rows) -> Rows:
+    """Those of cases in which every contender of their kernel was timed: an interruption leaves others."""
+    contenders: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        contenders[row["extra_info"]["kernel"]].add(row["extra_info"]["whose"])
+    cases = by_case(rows).values()
+    whole = [case for case in cases if set(case) == contenders[next(iter(case.values()))["extra_info"]["kernel"]]]
+    return [row for case in whole for row in case.values()]
+
+
 def best_tile(rows: Rows) -> dict[str, int] | None:
-    """Among tiles that were timed in every case in which any was."""
+    """The fastest on the geometric mean, of complete cases."""
     cases = [{w: r for w, r in found.items() if w != VENDORS} for found in by_case(rows).values()]
-    everywhere = set.intersection(*(set(case) for case in cases)) if cases else set()
-    if not everywhere:
+    if not cases:
         return None
-    best = min(everywhere, key=lambda whose: math.fsum(math.log(microseconds(case[whose])) for case in cases))
+    best = min(cases[0], key=lambda whose: math.fsum(math.log(microseconds(case[whose])) for case in cases))
     return cases[0][best]["extra_info"]["tile"]
 
 
@@ -254,14 +274,18 @@ def text_of(machine: dict[str, Any], rows: Rows, refused: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--smoke", type=Path, help="what benchmarks/smoke.py --json wrote")
+    parser.add_argument("results", type=Path, nargs="+", help="a folder of records, or files of results")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
-    machine, rows = read(options.results)
-    smoke = json.loads(options.smoke.read_text()) if options.smoke is not None else []
-    rows, refused = published(rows, smoke)
     first = options.results[0]
+    smoke: Sequence[dict[str, Any]] = ()
+    if first.is_dir():
+        options.results, smoke = records(first)
+        if not options.results:
+            parser.error(f"{first}: no results are in it")
+        first = options.results[0]
+    machine, rows = read(options.results)
+    rows, refused = published(rows, smoke)
     first.with_name("speed.md").write_text(text_of(machine, rows, refused))
     table = chosen(machine, rows)
     if table:

@@ -7,7 +7,6 @@ others do. Exit status: 1 where an error is larger or an operation fails; all ot
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from benchmarks.gate import error
 from benchmarks.setting import DEVICE, SIZES, Size
-from fastmsflow.benchmarking import CONDITION
+from fastmsflow.benchmarking import CONDITION, tensors
+from fastmsflow.files import write_json
 from fastmsflow.kernels import tables
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED
@@ -164,7 +164,7 @@ def _weight(dtype: torch.dtype, inputs: int, outputs: int) -> Tensor:
 
 def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
     """Its outputs, and its gradients by all floating-point arguments."""
-    arithmetic = str(next(tensors_in(operation.arguments)).dtype)[6:]
+    arithmetic = str(next(tensors(operation.arguments)).dtype)[6:]
     bound = OPERATION[arithmetic] * (TRUNCATED if INTERPRETED and arithmetic == "bfloat16" else 1)
     gradients = bool(operation.backward)
     try:
@@ -187,21 +187,13 @@ def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
 def _results(function: Callable, arguments: Sequence[object], gradients: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients for the same random gradients of the outputs, whoever computes."""
     leaves = [a.detach().requires_grad_(gradients) if _differentiable(a) else a for a in arguments]
-    outputs = list(tensors_in(function(*leaves)))
+    outputs = list(tensors(function(*leaves)))
     if not gradients:
         return outputs, []
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(out.shape, generator=generator).to(out.device, torch.bfloat16) for out in outputs]
     torch.autograd.backward(outputs, [u.to(out.dtype) for u, out in zip(upstream, outputs, strict=True)])
     return [out.detach() for out in outputs], [a.grad for a in leaves if _differentiable(a)]
-
-
-def tensors_in(result: object) -> Iterator[Tensor]:
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, list | tuple):
-        for part in result:
-            yield from tensors_in(part)
 
 
 def _differentiable(a: object) -> bool:
@@ -241,9 +233,7 @@ def main() -> None:
                     findings.append(finding)
                     _print(finding)
                 if options.json is not None:
-                    aside = options.json.with_name(f".{options.json.name}")
-                    aside.write_text(json.dumps([asdict(f) | {"green": f.green} for f in findings], indent=1))
-                    aside.replace(options.json)
+                    write_json(options.json, [asdict(f) | {"green": f.green} for f in findings])
     red = [finding for finding in findings if not finding.green]
     print(f"{len(findings)} results, {len(red)} red")
     sys.exit(1 if red else 0)

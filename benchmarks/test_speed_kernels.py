@@ -114,6 +114,7 @@ def test_convolution(benchmark, size: Size, batch: int, nine: tuple[int, str, st
         return conv3x3.conv3x3(x[0], weight, None, "ieee")
 
     benchmark.extra_info |= {"case": f"level {level}, {which}"} | named("conv3x3", whose, batch)
+    benchmark.extra_info |= {"kind": "conv3x3", "pixels": batch * height * height, "outputs": outputs}
     benchmark.extra_info["flops"] = 18 * batch * height * height * inputs * outputs
     with torch.no_grad(), contender("conv3x3", "conv3x3", whose):
         x = image(torch.float16, *shape)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,17 +18,17 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import report
+from fastmsflow.files import written_aside
 
 TOTAL = 540.0  # seconds of a visit
-RESERVE = 20.0  # of which the last step, the report, is sure
+RESERVE = 30.0  # of which the report is sure
 SLOWER = 20.0  # may a rehearsal on a CPU be
 # xdist's workers finish their tests before they stop.
-GRACE = 30.0
+GRACE = 20.0
 PACKED_EVERY = 5.0
 LEAST = 5.0
 """A step is not begun in less."""
@@ -66,7 +67,7 @@ class Steps:
         shipped = self._timed("as-shipped", 40, FLOWS, SHIPPED, "inference")
         training = self._timed("training", 50, FLOWS, (OURS, *SHIPPED), "training_step")
         return [
-            Step("smoke", 60, self._python("benchmarks/smoke.py", *self._size, "--json", self._path("smoke.json"))),
+            self._smoke(),
             self._timed("kernels", 60, KERNELS, (), INFERENCE_KERNELS, first),
             self._timed("ours", 60, (*FLOWS, "benchmarks/test_speed_scoring.py"), (OURS,), "inference or test_scoring"),
             self._timed("compiled", 240, FLOWS, (COMPILED,), "inference or training_step", first),
@@ -86,20 +87,25 @@ class Steps:
         guard = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9"] if sanitizer else []
         table = {"FASTMSFLOW_TABLE": self._path("tuned-table.json")}
         return [
-            Step("parity", 150, parity),
+            Step("parity", 140, parity),
+            self._smoke(),
             self._timed("training-kernels", 60, KERNELS, (), f"{LIMITS} or gradient or bfloat16", first),
-            self._timed("compiled-other-batches", 100, FLOWS, (COMPILED,), "inference", rest),
-            self._timed("autotuned", 100, FLOWS, (AUTOTUNED,), "inference", first),
+            self._timed("compiled-other-batches", 70, FLOWS, (COMPILED,), "inference", rest),
+            self._timed("autotuned", 80, FLOWS, (AUTOTUNED,), "inference", first),
             Step("profile", 30, self._python("benchmarks/profile_model.py", *self._size)),
             Step(
                 "tune",
-                60,
+                40,
                 self._python("-m", "fastmsflow", "benchmark", "--tune"),
                 "it times kernels on a GPU" if self._rehearse else None,
                 table,
             ),
-            Step("sanitizer", 40, [*guard, *self._python("benchmarks/few_launches.py")]),
+            Step("sanitizer", 30, [*guard, *self._python("benchmarks/few_launches.py")]),
         ]
+
+    def _smoke(self) -> Step:
+        """The gate of every single kernel that is timed after it."""
+        return Step("smoke", 60, self._python("benchmarks/smoke.py", *self._size, "--json", self._path("smoke.json")))
 
     def _timed(
         self,
@@ -154,19 +160,20 @@ class Visit:
         self._end = time.monotonic() + slower * seconds
         self._lines: list[str] = []
 
-    def run(self, step: Step) -> None:
-        left = self._end - RESERVE - time.monotonic()
+    def run(self, step: Step, sure: bool = False) -> None:
+        """``sure``: the step has its whole limit, whatever time is left."""
+        left = math.inf if sure else self._end - RESERVE - time.monotonic()
         limit = min(self._slower * step.limit, left)
         if step.missing is not None:
-            self._say(f"{step.name}: not run, {step.missing}")
+            self.say(f"{step.name}: not run, {step.missing}")
         elif limit < LEAST:
-            self._say(f"{step.name}: not run, no time was left")
+            self.say(f"{step.name}: not run, no time was left")
         else:
             begin = time.monotonic()
-            self._say(f"{step.name}: running, at most {limit:.0f} s")
+            self.say(f"{step.name}: running, at most {limit:.0f} s")
             end = self._run(step, limit)
             self._lines.pop()
-            self._say(f"{step.name}: {end} after {time.monotonic() - begin:.0f} s")
+            self.say(f"{step.name}: {end} after {time.monotonic() - begin:.0f} s")
 
     def _run(self, step: Step, limit: float) -> str:
         """How it ended."""
@@ -187,7 +194,8 @@ class Visit:
             if status is None:
                 self._stop(process)
                 return f"interrupted at its limit of {limit:.0f} s"
-        if status < 0 or (status == 2 and "-m" in step.command):
+        # pytest exits with 2 for more than an interruption.
+        if status < 0 or b"KeyboardInterrupt" in tail(self._folder / f"{step.name}.log"):
             return f"interrupted (exit {status})"
         return "done" if status == 0 else f"failed (exit {status})"
 
@@ -210,17 +218,19 @@ class Visit:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def note(self, line: str) -> None:
-        self._say(line)
-
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         self._lines.append(line)
         print(line, flush=True)
         self.pack()
 
     def pack(self) -> None:
         """Each of the two files is whole at any time."""
-        (self._folder / "summary.txt").write_text(self._summarized())
+        try:
+            summary = self._summarized()
+        except (LookupError, TypeError, ValueError) as error:
+            # The record matters more than its summary.
+            summary = "\n".join(self._lines) + f"\n\nno summary: {error!r}\n"
+        (self._folder / "summary.txt").write_text(summary)
         with written_aside(self._summary) as aside:
             shutil.copyfile(self._folder / "summary.txt", aside)
         with written_aside(self._record) as aside, tarfile.open(aside, "w:gz") as tar:
@@ -230,14 +240,15 @@ class Visit:
 
     def _summarized(self) -> str:
         text = "\n".join(self._lines) + "\n"
-        smoke = read_json(self._folder / "smoke.json") or []
+        results, smoke = report.records(self._folder)
         red = [f"{f['arithmetic']} {f['what']}: {f['fault'] or f['error']}" for f in smoke if not f["green"]]
         if smoke:
             text += f"\nsmoke: {len(smoke)} results, {len(red)} red\n" + "".join(f"- {line}\n" for line in red)
-        parity = [test for test in read_json(self._folder / "parity.json") or [] if test.get("outcome") == "failed"]
+        errors = self._folder / "parity.json"
+        tests = json.loads(errors.read_text()) if errors.exists() else []
+        parity = [test for test in tests if test.get("outcome") == "failed"]
         if parity:
             text += "\nparity, red:\n" + "".join(f"- {test['test']}\n" for test in parity)
-        results = rows_files(self._folder)
         if results:
             machine, rows = report.read(results)
             text += "\n" + report.text_of(machine, *report.published(rows, smoke))
@@ -246,26 +257,8 @@ class Visit:
         return text
 
 
-def rows_files(folder: Path) -> list[Path]:
-    """Results of the suite, if they have a row."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        content = read_json(path)
-        if isinstance(content, dict) and content.get("benchmarks"):
-            found.append(path)
-    return found
-
-
-def read_json(path: Path) -> object:
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Only a whole file gets its name."""
-    aside = path.with_name(f".{path.name}")
-    yield aside
-    aside.replace(path)
+def tail(log: Path) -> bytes:
+    return log.read_bytes()[-2000:]
 
 
 def main() -> None:
@@ -290,13 +283,10 @@ def main() -> None:
     try:
         for step in steps.more() if options.more else steps.first():
             visit.run(step)
-        results = rows_files(folder)
-        if results:
-            smoke = ["--smoke", str(folder / "smoke.json")] if (folder / "smoke.json").exists() else []
-            command = [sys.executable, "benchmarks/report.py", *map(str, results), *smoke]
-            visit.run(Step("report", RESERVE, command))
+        if report.records(folder)[0]:
+            visit.run(Step("report", RESERVE, [sys.executable, "benchmarks/report.py", str(folder)]), sure=True)
     except KeyboardInterrupt:
-        visit.note("interrupted: the record holds what there is")
+        visit.say("interrupted: the record holds what there is")
         sys.exit(130)
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 from tolerances import CONTESTANT
+from torch._dynamo.testing import CompileCounterWithBackend
 from typer.testing import CliRunner
 
-from benchmarks import gate, report
-from benchmarks.contestants import AsShipped, Contestant, FastMSFlow
+from benchmarks import gate, report, visit
+from benchmarks.contestants import AsShipped, Compiled, Contestant, FastMSFlow
 from benchmarks.setting import SIZES
 from benchmarks.test_speed_flow import features, flops
 from fastmsflow import InputError, MSFlow
@@ -30,9 +31,9 @@ from fastmsflow.compat import load_official
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 FIRST = ("smoke", "kernels", "ours", "compiled", "as-shipped", "training", "kernels-other-batches")
-MORE = ("parity", "training-kernels", "compiled-other-batches", "autotuned", "profile", "tune", "sanitizer")
-# Seconds after which a step is interrupted, whether it has a row or not.
-PATIENCE = 15
+MORE = ("parity", "smoke", "training-kernels", "compiled-other-batches", "autotuned", "profile", "tune", "sanitizer")
+# Seconds after which a step is interrupted that has no row yet; the compiled one needs not have any.
+PATIENCE, COMPILING = 120, 10
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,17 @@ def test_a_number_that_is_none_has_a_red_gate() -> None:
     assert not gate.Gate({"first loss": float("nan")}, 1.0).green
 
 
+def test_the_compiled_peers_weights_are_constants_of_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, by_options = CompileCounterWithBackend("eager"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, fullgraph, options: by_options(f, fullgraph=True, backend=counter))
+    layer = torch.nn.Linear(3, 3).requires_grad_(False)
+    with torch.no_grad():
+        for frozen, inputs in ((True, 1), (False, 3)):
+            torch._dynamo.reset()
+            Compiled.compile(layer.forward, frozen)(torch.ones(1, 3))
+            assert len(counter.graphs[-1].graph.find_nodes(op="placeholder")) == inputs
+
+
 def test_the_truth_of_a_batch_is_computed_once() -> None:
     truth, given = gate.Truth(tiny_model()), features(SIZES["small"], 2)
     assert truth.likelihoods(given) is truth.likelihoods(given)
@@ -151,16 +163,21 @@ def test_a_row_whose_gate_is_red_is_named_and_not_published(tmp_path: Path, monk
     assert "not published: ours" in capsys.readouterr().out
 
 
-def test_kernels_that_are_red_in_the_smoke_test_are_not_published() -> None:
+def test_kernels_that_are_not_green_in_the_smoke_test_are_not_published() -> None:
+    each = [{"arithmetic": "float16"}, {"arithmetic": "bfloat16"}]
     smoke = [{"kernels": ["coupling"], "arithmetic": "float16", "green": False}]
     rows = [
         row(f"{kernel} {arithmetic}", "kernels", 1.0, kernel=kernel, arithmetic=arithmetic)
         for kernel in ("coupling", "layer_norm")
         for arithmetic in ("float16", "bfloat16")
     ]
-    fine, refused = report.published(rows, smoke)
-    assert len(fine) == 3
-    assert refused == ["coupling float16: red in the smoke test"]
+    fine, refused = report.published(rows, [*smoke, *({"kernels": ["coupling"], "green": True} | a for a in each)])
+    assert [row["name"] for row in fine] == ["coupling bfloat16"]
+    assert refused == [
+        "coupling float16: red in the smoke test",
+        "layer_norm float16: no smoke test",
+        "layer_norm bfloat16: no smoke test",
+    ]
 
 
 def test_without_a_contestant_there_is_a_report() -> None:
@@ -176,8 +193,9 @@ def test_the_fastest_tile_and_convolution_are_chosen() -> None:
         contest("level 1", "vendor's", 0.5, outputs=512),
         contest("level 1", "own 128", 0.9, 128, outputs=512),
         contest("level 1", "own 256", 1.0, 256, outputs=512),
-        # Fast, and timed at one level only.
-        contest("level 1", "own 64", 0.1, 64, outputs=512),
+        # Cut off before 256's turn.
+        contest("level 2", "vendor's", 0.5, outputs=1024),
+        contest("level 2", "own 128", 0.1, 128, outputs=1024),
     ]
     assert report.chosen(MACHINE, rows) == {
         "sm_90": {
@@ -330,6 +348,28 @@ def test_a_red_parity_test_is_named_and_costs_nothing_else(tmp_path: Path) -> No
     assert b"test_that_is_red" in files["summary.txt"]
 
 
+def test_the_report_has_its_time_whatever_steps_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visit, "LEAST", 0.5)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "scratch").mkdir()
+    run = visit.Visit(tmp_path / "out", tmp_path / "scratch", visit.RESERVE + 1)
+    for name, seconds in (("slow", 60), ("later", 0), ("report", 0)):
+        command = [sys.executable, "-c", f"import time; time.sleep({seconds})"]
+        run.run(visit.Step(name, 60, command), sure=name == "report")
+    found = endings(tmp_path / "out")
+    assert found["slow"].startswith("interrupted at its limit of 1 s")
+    assert found["later"] == "not run, no time was left"
+    assert found["report"].startswith("done")
+
+
+def test_a_result_that_cannot_be_read_costs_the_summary_alone(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('{"benchmarks": [1], "machine_info": {}}')
+    run = visit.Visit(tmp_path / "out", tmp_path, 60)
+    run.say("smoke: done")
+    assert "smoke: done\n\nno summary: " in (tmp_path / "out/summary.txt").read_text()
+    assert "rows.json" in record(tmp_path / "out")
+
+
 def wait_for(condition: Callable[[], object], seconds: float) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -354,7 +394,8 @@ def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(tmp_path: P
     try:
         for step in FIRST:
             assert wait_for(lambda step=step: (tmp_path / "summary.txt").exists() and running(tmp_path) == step, 120)
-            wait_for(lambda step=step: f"{step}.json" in record(tmp_path), PATIENCE)
+            patience = COMPILING if step == "compiled" else PATIENCE
+            wait_for(lambda step=step: f"{step}.json" in record(tmp_path), patience)
             if step == FIRST[-1]:
                 break
             (process,) = children(visit.pid)

@@ -42,11 +42,22 @@ def test_inference_of_the_flow_is_one_graph(choice: str, new_device: None) -> No
         torch.testing.assert_close(ours, flow.log_likelihood_maps(x), **FLOW_CLOSE)
 
 
-def test_the_inverse_is_one_graph() -> None:
-    flow, z = flow_and_features()
+@pytest.mark.parametrize("name", ["forward", "inverse"])
+@pytest.mark.parametrize("choice", ["torch", "triton"])
+def test_both_directions_are_one_graph(choice: str, name: str) -> None:
+    flow, x = flow_and_features()
+    flow.backend = choice
+    ours = torch.compile(getattr(flow, name), fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(ours, getattr(flow, name)(x), **FLOW_CLOSE)
+
+
+def test_a_training_step_is_one_graph() -> None:
+    """By PyTorch; by the kernels see test_backend.py."""
+    flow, x = flow_and_features()
     flow.backend = "torch"
-    ours = torch.compile(flow.inverse, fullgraph=True, backend="eager")(z)
-    torch.testing.assert_close(ours, flow.inverse(z), **FLOW_CLOSE)
+    losses = [call(x).mean() for call in (torch.compile(flow.nll, fullgraph=True, backend="aot_eager"), flow.nll)]
+    ours, theirs = (torch.autograd.grad(loss, list(flow.parameters())) for loss in losses)
+    torch.testing.assert_close(ours, theirs, **FLOW_CLOSE)
 
 
 def test_prediction_from_images_is_one_graph() -> None:
@@ -94,7 +105,7 @@ def test_no_use_outlives_its_threads() -> None:
             inside.set()
             leave.wait()
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     with backend.use("torch"):
         thread.start()
         inside.wait()

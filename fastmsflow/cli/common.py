@@ -76,7 +76,8 @@ Category = Annotated[
 ModelPath = Annotated[Path, typer.Argument(help="A checkpoint that `train` or `convert` wrote.", metavar="MODEL")]
 Workers = Annotated[int, typer.Option(help="Processes that read images; 0: none besides this one.")]
 Dtype = Annotated[
-    str, typer.Option(help="Of the weights: float32, float16 or auto, which is float16 on a GPU and float32 on a CPU.")
+    str,
+    typer.Option(help="The model computes in float32, float16, or auto: float16 on a GPU, float32 on a CPU."),
 ]
 Size = Annotated[
     int | None,

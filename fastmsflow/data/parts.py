@@ -225,8 +225,8 @@ def read_parts(
 
 
 def read_batches(batches: Iterable[Batch], count: int, reader: Reader, workers: int) -> Generator[Read, None, None]:
-    """The ``count`` batches, in order, read by ``workers`` processes ahead of whoever takes them; by this one where
-    ``workers`` is 0 or there is but one batch, so nothing to be ahead with.
+    """The ``count`` batches, in order, read by ``workers`` processes ahead of whoever takes them, no more of them than
+    there are processors; by this one where ``workers`` is 0 or there is but one batch, so nothing to be ahead with.
 
     Errors: RuntimeError, see fastmsflow.errors.in_one_line, where one of the processes is killed.
     """
@@ -237,10 +237,15 @@ def read_batches(batches: Iterable[Batch], count: int, reader: Reader, workers: 
         reader,
         batch_size=None,
         sampler=batches,
-        num_workers=min(workers, count - 1),
+        num_workers=min(workers, count - 1, processors()),
         collate_fn=_as_it_is,
         worker_init_fn=_leave_interruptions,
     )
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_interruptions(worker: int) -> None:

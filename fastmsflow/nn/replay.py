@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..ops.conv3x3 import rounds_to_tf32
 from .kept import in_use
 
 Outputs = tuple[Tensor, ...]
@@ -19,8 +20,9 @@ class Replay:
     """Calls ``function`` as it is wherever a graph cannot serve: off the GPU, in a compiled function, in a capture.
 
     A shape's first call is not recorded: most come once, and kernels compile in it. Its second is, with the
-    convolutions that cuDNN times to be the fastest; where that fails, it says so once and calls on. ``function`` must
-    do the same work for all tensors of a shape, and what it reads besides must stay where it is. One thread at a time.
+    convolutions that cuDNN times to be the fastest, which may be others in another process and so move last digits,
+    unless ``torch.backends.cudnn.deterministic``; where it fails, it says so once and calls on. ``function`` must do
+    the same work for all tensors of a shape, and what it reads besides must stay where it is. One thread at a time.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,8 @@ class Replay:
         if not inputs or not _serves(inputs[0]):
             return function(*inputs)
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        key = (autocast, state, *((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
+        arithmetic = (autocast, rounds_to_tf32(), torch.backends.cudnn.deterministic)
+        key = (arithmetic, state, *((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
         if key not in self._met or key in self._unfit:
             self._met.add(key)
             return function(*inputs)
@@ -82,7 +85,7 @@ class Replay:
 @contextmanager
 def _fastest_convolutions() -> Iterator[None]:
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
     try:
         yield
     finally:

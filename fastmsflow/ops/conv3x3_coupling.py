@@ -97,10 +97,10 @@ def _apply(
     parts: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """``affine``, ``options``: what ConvCoupling takes before ``likelihood``."""
-    whole = affine is NO_AFFINE
+    global_scale, global_offset, perm, inverse_perm = affine
+    whole = perm is None
     unfused.check_coupling(parts[-1], hidden.shape[0], len(weight), hidden.shape[2:], hidden.device, whole)
     convolution = (*in_autocast_dtype(hidden, weight), bias)
-    global_scale, global_offset, _, inverse_perm = affine
     if records_gradients(*convolution, global_scale, global_offset, *parts):
         return ConvCoupling.apply(*convolution, *affine, *options, likelihood, *parts)
     fixed = (global_scale, global_offset, inverse_perm)

@@ -114,8 +114,8 @@ def evaluate_all(
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
-        truth = Truth.of(images, first.image_size)
         ready = [prepare(model, dtype) for model in models]
+        truth = Truth.of(images, first.image_size)
     tallies = [
         Tally(truth, len(model.flow.channels), model.calibration is not None, maps if model is first else None)
         for model in models
