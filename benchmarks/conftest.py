@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     setting.rehearsing = config.getoption("--rehearse")
+    setting.hasten_interpreter()
     # For the eager contestants.
     torch.backends.cudnn.benchmark = True
 

@@ -1,13 +1,14 @@
 """A few launches at odd sizes, for ``compute-sanitizer``, under which all takes many times longer:
 ``compute-sanitizer --tool memcheck python benchmarks/few_launches.py``."""
 
-from benchmarks.setting import Size, synchronize
+from benchmarks.setting import Size, hasten_interpreter, synchronize
 from benchmarks.smoke import DTYPES, examined, operations
 
 ODD = Size((24, 40, 112), (1, 1, 1), "", 24, (1,), 1, ((24, 7), (40, 4), (112, 3)))
 
 
 def main() -> None:
+    hasten_interpreter()
     for operation in operations(ODD, DTYPES[0]):
         findings = list(examined(operation, DTYPES[0]))
         synchronize()

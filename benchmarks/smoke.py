@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gate import error
-from benchmarks.setting import DEVICE, SIZES, Size
+from benchmarks.setting import DEVICE, SIZES, Size, hasten_interpreter
 from fastmsflow.benchmarking import CONDITION, tensors
 from fastmsflow.files import write_json
 from fastmsflow.kernels import tables
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="default", help="small: for tests")
     parser.add_argument("--json", type=Path, help="a file for the findings so far, written anew after each operation")
     options = parser.parse_args()
+    hasten_interpreter()
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
     poison_buffers()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import setting
 from benchmarks.gate import Gate, error
 from benchmarks.setting import DEVICE, Size, measure, rotated
 from fastmsflow.backend import Backend
@@ -15,6 +16,10 @@ from fastmsflow.scoring import Scores, score_log_likelihoods
 from tests.tolerances import OPERATION
 
 MAPS = 50
+
+
+def rounds() -> int:
+    return 1 if setting.rehearsing else 3
 
 
 @pytest.mark.benchmark(group="scoring")
@@ -47,7 +52,7 @@ def test_metric(benchmark, size: Size, metric) -> None:
     masks[::2, : size.image // 4, : size.image // 3] = True
     benchmark.extra_info |= {"contestant": metric.__name__, "images": MAPS}
     given = (masks.ravel(), maps.ravel()) if metric is auroc else (masks, maps)
-    benchmark.pedantic(metric, given, rounds=3)
+    benchmark.pedantic(metric, given, rounds=rounds())
 
 
 @pytest.mark.benchmark(group="import")
@@ -55,4 +60,4 @@ def test_metric(benchmark, size: Size, metric) -> None:
 def test_import(benchmark, what: str) -> None:
     code = "import torch" if what == "torch" else "import fastmsflow; fastmsflow.MSFlow"
     benchmark.extra_info |= {"contestant": what}
-    benchmark.pedantic(subprocess.run, ([sys.executable, "-c", code],), {"check": True}, rounds=3)
+    benchmark.pedantic(subprocess.run, ([sys.executable, "-c", code],), {"check": True}, rounds=rounds())
