@@ -60,7 +60,7 @@ SIZES = {
         LEVELS,
     ),
     # For the suite's own tests.
-    "small": Size((24, 32, 48), (1, 1, 1), "test_efficientnet.r160_in1k", 64, (2, 1), 2, ((8, 4), (16, 2))),
+    "small": Size((24, 32, 48), (1, 1, 1), "test_efficientnet.r160_in1k", 64, (2, 1), 2, ((16, 3),)),
 }
 
 

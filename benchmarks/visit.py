@@ -24,25 +24,25 @@ from pathlib import Path
 from benchmarks import report
 from fastmsflow.files import written_aside
 
-TOTAL = 540.0  # seconds of a visit
-RESERVE = 30.0  # of which the report is sure
-SLOWER = 20.0  # may a rehearsal on a CPU be
-# xdist's workers finish their tests before they stop.
-GRACE = 20.0
-PACKED_EVERY = 5.0
-LEAST = 5.0
-"""A step is not begun in less."""
+TOTAL = 540.0  # seconds that a visit takes at most
+RESERVE = 30.0  # seconds that are kept for the report
+LEAST = 5.0  # a step is not begun with fewer seconds left
+GRACE = 20.0  # seconds that an interrupted step has to stop: xdist's workers finish their tests first
+PACKED_EVERY = 5.0  # seconds
+SLOWER = 20.0  # how many times longer a rehearsal on a CPU may take
 OURS, COMPILED, AUTOTUNED = "fastmsflow", "compiled bf16", "compiled bf16, autotuned"
 SHIPPED = ("as shipped", "as shipped, autocast fp16")
 FLOWS = ("benchmarks/test_speed_flow.py", "benchmarks/test_speed_end_to_end.py")
 KERNELS = ("benchmarks/test_speed_kernels.py",)
-# Of a kind that the first visit times; the second has the others.
+# The first visit times the kernels of inference, the second those that training has besides.
 INFERENCE_KERNELS = "not gradient and not bfloat16"
 LIMITS, NO_LIMITS = "matrix_product or copy", "not matrix_product and not copy"
 
 
 @dataclass(frozen=True)
 class Step:
+    """One command of a visit, with a log and a line in the summary."""
+
     name: str
     limit: float
     """Seconds; less where the visit has less left."""
@@ -137,7 +137,7 @@ class Steps:
 
 
 def parity_tests() -> list[str]:
-    """Those whose packages are there."""
+    """Names the parity tests whose packages are installed."""
     files = ["tests/test_gpu.py"]
     if importlib.util.find_spec("hypothesis"):
         files += sorted(str(path) for path in Path("tests").glob("test_ops_*.py"))
@@ -176,7 +176,7 @@ class Visit:
             self.say(f"{step.name}: {end} after {time.monotonic() - begin:.0f} s")
 
     def _run(self, step: Step, limit: float) -> str:
-        """How it ended."""
+        """Runs the step and says how it ended."""
         with (self._folder / f"{step.name}.log").open("wb") as log:
             process = subprocess.Popen(
                 step.command,
@@ -258,6 +258,7 @@ class Visit:
 
 
 def tail(log: Path) -> bytes:
+    """Returns the end of a log."""
     return log.read_bytes()[-2000:]
 
 
@@ -270,7 +271,6 @@ def main() -> None:
     out = Path(os.environ["OUT"])
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="visit-"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
