@@ -138,7 +138,7 @@ class AsShippedAutocast(AsShipped):
 
 
 class Compiled(Contestant):
-    """What one can do without this library's kernels: the cleaned-up flow in bfloat16, channels-last, compiled to one
+    """The best that PyTorch does without our kernels: the cleaned-up flow in bfloat16, channels-last, compiled to one
     graph and recorded in CUDA graphs. Convolutions are ATen's."""
 
     name = "compiled bf16"

@@ -73,7 +73,7 @@ def milliseconds(row: dict[str, Any]) -> float:
 
 
 def microseconds(row: dict[str, Any]) -> float:
-    """Of one launch."""
+    """The median time of one launch."""
     return 1e3 * milliseconds(row) / row["extra_info"]["launches"]
 
 

@@ -173,7 +173,7 @@ def contender(kind: str, kernel: str, whose: str) -> Iterator[None]:
 
 
 def named(kernel: str, whose: str, batch: int) -> dict[str, Any]:
-    """What a row of a contest says of its contender."""
+    """Describes the contender of a contest's row."""
     size = contenders(kernel)[whose]
     return {"whose": whose, "kernel": kernel, "tile": size and asdict(size), "batch": batch}
 

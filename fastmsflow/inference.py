@@ -1,4 +1,4 @@
-"""Which numbers a model predicts in, and the model made ready for that."""
+"""Chooses the dtype that a model predicts in, and makes the model ready for it."""
 
 import torch
 

@@ -126,7 +126,7 @@ def calibrate(
     from ..training.testing import scored
 
     network = load_model(model)
-    # What is saved is the model that it was made from.
+    # The copy cannot be saved; the model that it was made from is.
     ready = prepare(network, dtype)
     # An image given twice would count as two.
     files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))

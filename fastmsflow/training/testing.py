@@ -81,8 +81,8 @@ def evaluate(
 ) -> tuple[Evaluation, ImageScores]:
     """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
 
-    By a copy that ``for_inference`` makes. ``dtype``: its weights', float32, float16 or auto: float16 on a GPU, float32
-    on a CPU; None: no copy, ``model`` as it is, and so it is where ``for_inference`` made it.
+    A copy that ``for_inference`` makes computes the scores, in ``dtype``: float32, float16, or auto, which is float16 on
+    a GPU and float32 on a CPU. With None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
 
     Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512; of more, in constant memory, from histograms,
     and ``Evaluation.pixel_error`` tells their bound.

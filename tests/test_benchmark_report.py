@@ -1,0 +1,82 @@
+"""The report of the benchmark suite: wrong numbers are named and left out, the fastest tiles are chosen."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+
+
+def row(name: str, group: str, milliseconds: float, **info: Any) -> dict[str, Any]:
+    stats = dict.fromkeys(("median", "q1", "q3"), milliseconds / 1e3)
+    return {"name": name, "group": group, "stats": stats, "extra_info": info}
+
+
+def contest(case: str, whose: str, milliseconds: float, n: int | None = None, **info: Any) -> dict[str, Any]:
+    named = {"case": case, "whose": whose, "kernel": "conv3x3_coupling", "tile": n and {"m": 64, "n": n}, "batch": 8}
+    more = {"launches": 1, "kind": "conv3x3_coupling", "pixels": 100, "outputs": 256}
+    return row(f"{case} {whose}", report.CONVOLUTIONS[1], milliseconds, **named | more | info)
+
+
+MACHINE = {"device": "a chip", "chip": "sm_90", "threads": 1, "torch": "2", "rehearsal": False}
+
+
+def test_a_row_whose_gate_is_red_is_named_and_not_published(tmp_path: Path, monkeypatch, capsys) -> None:
+    red = {"green": False, "bound": 0.08, "errors": {"log-det": 0.5, "first loss": 0.01}}
+    rows = [
+        row("ours", "flow inference", 1.0, contestant="fastmsflow", images=8, gate=red),
+        row("peer", "flow inference", 2.0, contestant="as shipped", images=8, gate=red | {"green": True}),
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"machine_info": MACHINE, "benchmarks": rows}))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(path)])
+    report.main()
+    table = path.with_name("speed.md").read_text()
+    assert "| flow inference | 8 | 2 (2 to 2) |" in table
+    assert "ours: log-det 5.0e-01; at most 8.0e-02 is allowed" in table
+    assert "first loss" not in table
+    assert "not published: ours" in capsys.readouterr().out
+
+
+def test_kernels_that_are_not_green_in_the_smoke_test_are_not_published() -> None:
+    each = [{"arithmetic": "float16"}, {"arithmetic": "bfloat16"}]
+    smoke = [{"kernels": ["coupling"], "arithmetic": "float16", "green": False}]
+    rows = [
+        row(f"{kernel} {arithmetic}", "kernels", 1.0, kernel=kernel, arithmetic=arithmetic)
+        for kernel in ("coupling", "layer_norm")
+        for arithmetic in ("float16", "bfloat16")
+    ]
+    fine, refused = report.published(rows, [*smoke, *({"kernels": ["coupling"], "green": True} | a for a in each)])
+    assert [row["name"] for row in fine] == ["coupling bfloat16"]
+    assert refused == [
+        "coupling float16: red in the smoke test",
+        "layer_norm float16: no smoke test",
+        "layer_norm bfloat16: no smoke test",
+    ]
+
+
+def test_without_a_contestant_there_is_a_report() -> None:
+    assert "No contestant was timed" in report.text_of(MACHINE, [], [])
+    assert report.chosen(MACHINE, []) == {}
+
+
+def test_the_fastest_tile_and_convolution_are_chosen() -> None:
+    rows = [
+        contest("level 0", "vendor's", 2.0),
+        contest("level 0", "own 128", 3.0, 128),
+        contest("level 0", "own 256", 1.0, 256),
+        contest("level 1", "vendor's", 0.5, outputs=512),
+        contest("level 1", "own 128", 0.9, 128, outputs=512),
+        contest("level 1", "own 256", 1.0, 256, outputs=512),
+        # Cut off before 256's turn.
+        contest("level 2", "vendor's", 0.5, outputs=1024),
+        contest("level 2", "own 128", 0.1, 128, outputs=1024),
+    ]
+    assert report.chosen(MACHINE, rows) == {
+        "sm_90": {
+            "tiles": {"conv3x3_coupling": {"m": 64, "n": 256}},
+            "convolutions": {"conv3x3_coupling": [(100, 256, True), (100, 512, False)]},
+        }
+    }
+    assert "| level 0 | 8 | 1000 | 256 | 2000 | 0.50 |" in report.kernel_table(rows)
