@@ -81,8 +81,8 @@ def evaluate(
 ) -> tuple[Evaluation, ImageScores]:
     """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
 
-    A copy that ``for_inference`` makes computes the scores, in ``dtype``: float32, float16, or auto, which is float16 on
-    a GPU and float32 on a CPU. With None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
+    A copy that ``for_inference`` makes computes the scores, in ``dtype``: float32, float16, or auto, which is float16
+    on a GPU and float32 on a CPU. With None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
 
     Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512; of more, in constant memory, from histograms,
     and ``Evaluation.pixel_error`` tells their bound.
