@@ -336,14 +336,18 @@ def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(tmp_path: P
                     break
         # The visit itself is killed.
         before = record(tmp_path)
-        for process in (*children(visit.pid), visit.pid):
+        for process in (visit.pid, *children(visit.pid)):
             os.killpg(process, signal.SIGKILL)
     finally:
         visit.wait()
     files = record(tmp_path)
     assert files.keys() >= before.keys()
     found = endings(tmp_path)
-    assert {step for step, end in found.items() if end.startswith("interrupted")} == set(FIRST[:-1])
+    # Small as they are here, a step that was let measure may have ended before the signal came.
+    ends = {step: found[step].split()[0] for step in FIRST[:-1]}
+    assert {step: end for step, end in ends.items() if end != "interrupted"}.items() <= dict.fromkeys(
+        MEASURED, "done"
+    ).items()
     assert json.loads(files["smoke.json"])
     assert rows_of(files, "kernels")
     assert rows_of(files, "ours")
