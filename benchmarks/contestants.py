@@ -18,7 +18,7 @@ from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.nn.pool import pool_features
 from fastmsflow.nn.replay import Replay
 from fastmsflow.reference.likelihood import log_likelihood_maps
-from fastmsflow.scoring import additive_score_map, score_log_likelihoods
+from fastmsflow.scoring import score_log_likelihoods
 
 Grids = Sequence[tuple[int, int]]
 CLIP = 2.0
@@ -86,7 +86,7 @@ class Contestant(ABC):
 
 def scored(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, ...]:
     s = score_log_likelihoods(logp, image_size, backend="torch")
-    return s.score, s.log_score, additive_score_map(s.likelihood_add), s.score_map_mul, s.absolute_score
+    return s.score, s.log_score, s.score_map_add, s.score_map_mul, s.absolute_score
 
 
 class AsShipped(Contestant):

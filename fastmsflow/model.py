@@ -27,7 +27,7 @@ from .nn.replay import Outputs, Places, Replay
 from .nn.side_by_side import side_by_side
 from .reference.coupling import ClampForm
 from .reference.likelihood import negative_log_likelihood
-from .scoring import TOP_K, Scores, additive_score_map, score_log_likelihoods
+from .scoring import TOP_K, Scores, score_log_likelihoods
 
 
 class MultiScaleFlow(nn.Module):
@@ -173,7 +173,7 @@ class Prediction(NamedTuple):
     log_score: Tensor
     """(B,) the same in log space, in nats: does not saturate."""
     score_map_add: Tensor
-    """(B, H, W) for localisation; its zero is the most normal pixel of the batch."""
+    """(B, H, W) for localisation; 0: the image's most normal pixel. ``Scores.absolute_map`` compares images."""
     score_map_mul: Tensor
     """(B, H, W) for detection, in [0, 1]."""
     absolute_score: Tensor
@@ -314,7 +314,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
 
     def _predict(self, top_k: float, images: Tensor) -> Outputs:
         s = self._scores(top_k, images)
-        return s.score, s.log_score, additive_score_map(s.likelihood_add), s.score_map_mul, s.absolute_score
+        return s.score, s.log_score, s.score_map_add, s.score_map_mul, s.absolute_score
 
     def for_inference(self, dtype: torch.dtype = torch.float32) -> "MSFlow":
         """A copy that predicts faster and no longer trains: batch norms folded into the convolutions before them,

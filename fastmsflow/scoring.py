@@ -2,23 +2,62 @@
 
 With logp_l = -0.5 mean over channels of z_l^2, and up() the bilinear map to the image's size:
 L = sum_l up(logp_l) minus its maximum per image, peak; A = sum_l up(exp(logp_l - its maximum per image)) (arXiv
-2308.15300). Both are relative to the image's own likeliest pixel; L + peak is not.
+2308.15300). The published maps, 1 - exp(L) and max(A) - A with the maximum of each image, are relative to the image's
+own likeliest pixel. The absolute map -(L + peak) is not: its pixels are comparable between images.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from .backend import Backend
+from .errors import InputError
 from .ops.image_score import image_scores
 from .ops.likelihood import log_likelihood_maps
 from .ops.score_map import score_maps
 
-__all__ = ["TOP_K", "ImageScores", "Scores", "additive_score_map", "anomaly_scores", "score_log_likelihoods"]
+__all__ = [
+    "MAP_KINDS",
+    "TOP_K",
+    "ImageScores",
+    "MapKind",
+    "Scores",
+    "additive_score_map",
+    "anomaly_scores",
+    "check_map",
+    "score_log_likelihoods",
+    "shown_map",
+]
+
+MapKind = Literal["absolute", "additive", "multiplicative"]
+MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
+"""The score maps: see ``Scores``."""
+
 
 TOP_K = 0.03
 """The published share of the pixels, the least likely ones, that an image's scores average."""
+
+
+def check_map(name: str) -> MapKind:
+    """``name`` if it is one of MAP_KINDS. Errors: InputError otherwise."""
+    if name not in MAP_KINDS:
+        raise InputError(f"map {name!r} is not known; choose one of {', '.join(MAP_KINDS)}")
+    return name
+
+
+def shown_map(calibrated: bool, kind: MapKind | None = None) -> MapKind:
+    """The map to show of images: ``kind``; where that is None, the absolute one of a ``calibrated`` model, else the
+    additive one.
+
+    Errors: InputError where the absolute one, whose scale is that of good images, has no calibration.
+    """
+    if kind == "absolute" and not calibrated:
+        raise InputError(
+            "the absolute map has no scale, since this model is not calibrated: `fastmsflow calibrate MODEL"
+            " GOOD_IMAGES` first, or show the additive or the multiplicative map"
+        )
+    return kind or ("absolute" if calibrated else "additive")
 
 
 class Scores(NamedTuple):
@@ -48,14 +87,20 @@ class Scores(NamedTuple):
         return -(self.log_likelihood + self.peak[:, None, None])
 
     @property
+    def score_map_add(self) -> Tensor:
+        """(B, H, W) max(A) - A, the published map for localisation: see ``additive_score_map``."""
+        return additive_score_map(self.likelihood_add)
+
+    @property
     def score_map_mul(self) -> Tensor:
-        """(B, H, W) 1 - exp(L), in [0, 1]."""
+        """(B, H, W) 1 - exp(L), in [0, 1], the published map for detection: 0 is the image's likeliest pixel."""
         return 1 - self.log_likelihood.exp()
 
-    def shown_map(self, levels: int, calibrated: bool) -> Tensor:
-        """(B, H, W) what is shown of images, large where abnormal, comparable between them: the absolute map of a
-        calibrated model; else, since nothing is known of good images, ``levels`` - A, in [0, ``levels``]."""
-        return self.absolute_map if calibrated else levels - self.likelihood_add
+    def score_map(self, kind: MapKind) -> Tensor:
+        """(B, H, W) one of MAP_KINDS, large where an image is abnormal. Errors: InputError where it is another."""
+        if check_map(kind) == "absolute":
+            return self.absolute_map
+        return self.score_map_add if kind == "additive" else self.score_map_mul
 
 
 class ImageScores(NamedTuple):
@@ -84,9 +129,12 @@ def score_log_likelihoods(
 
 
 def additive_score_map(likelihood_add: Tensor) -> Tensor:
-    """``likelihood_add`` A (N, H, W) -> max(A) - A, its maximum over all the images given: their pixels are comparable
-    with each other, 0 is the most normal of them (arXiv 2308.15300)."""
-    return likelihood_add.max() - likelihood_add
+    """``likelihood_add`` A (N, H, W) -> max(A) - A, the maximum of each image by itself (arXiv 2308.15300).
+
+    0 is the most normal pixel of its image, so an image's map does not depend on what else is in the batch, and pixels
+    of two images are not comparable; those of ``Scores.absolute_map`` are.
+    """
+    return likelihood_add.amax(dim=(-2, -1), keepdim=True) - likelihood_add
 
 
 def anomaly_scores(
@@ -95,9 +143,9 @@ def anomaly_scores(
     """The published scores: (image_score (B,), score_map_add (B, H, W), score_map_mul (B, H, W)).
 
     ``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that
-    the image score averages. score_map_mul is for detection, score_map_add for localisation; the latter's maximum is
-    taken over the images given, so between two calls it differs by a constant.
+    the image score averages. score_map_mul is for detection, score_map_add for localisation; both are relative to the
+    image's own likeliest pixel.
     Errors: InputError where ``top_k`` is not in [0, 1].
     """
     scores = score_log_likelihoods(log_likelihood_maps(z), image_size, top_k)
-    return scores.score, additive_score_map(scores.likelihood_add), scores.score_map_mul
+    return scores.score, scores.score_map_add, scores.score_map_mul

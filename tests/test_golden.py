@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from ops_parity import DEVICE
 from parity import (
+    GOLDEN,
     NAMES,
     allowed,
     golden_errors,
@@ -18,11 +20,14 @@ from tolerances import (
     GOLDEN_FLOAT32,
     GOLDEN_FLOAT64,
     GOLDEN_LOG_DET_PER_ELEMENT,
+    GOLDEN_SCORES,
     GOLDEN_TRAJECTORY,
     ROUND_TRIP_FLOAT64,
 )
 
 from fastmsflow import backend
+from fastmsflow.metrics import aupro_published, auroc
+from fastmsflow.scoring import score_log_likelihoods
 from tests.error_log import assert_within
 
 TOLERANCE = {torch.float32: allowed(GOLDEN_FLOAT32), torch.float64: GOLDEN_FLOAT64}
@@ -66,3 +71,25 @@ def test_inverse_undoes_forward(name: str) -> None:
     back, log_det_back = flow.inverse(z)
     assert max(relative_error(a, b) for a, b in zip(back, x, strict=True)) < ROUND_TRIP_FLOAT64
     torch.testing.assert_close(log_det_back, -log_det, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", ["a", "b"])
+def test_the_recorded_evaluation_is_reproduced_maps_scores_and_metrics(part: str) -> None:
+    """Images whose highest likelihoods differ, so that a maximum over the set shows; None where the script fails."""
+    expected = torch.load(GOLDEN / "scores_expected.pt", weights_only=True)[part]
+    logp = [level.to(DEVICE) for level in expected["logp"]]
+    scores = score_log_likelihoods(logp, tuple(expected["image_size"]), expected["top_k"])
+    highest = scores.likelihood_add.amax(dim=(1, 2))
+    assert highest.max() - highest.min() > 0.1
+    for name in ("score", "score_map_add", "score_map_mul"):
+        torch.testing.assert_close(getattr(scores, name).cpu(), expected[name], rtol=0, atol=GOLDEN_SCORES, msg=name)
+    masks = expected["masks"]
+    metrics = {
+        "image_auroc": auroc(masks.amax(dim=(1, 2)), scores.score),
+        "pixel_auroc": auroc(masks, scores.score_map_add),
+        "pro_add": aupro_published(masks, scores.score_map_add),
+        "pro_mul": aupro_published(masks, scores.score_map_mul),
+    }
+    for name, value in metrics.items():
+        recorded = expected[name]
+        assert value == (None if recorded is None else pytest.approx(recorded, abs=GOLDEN_SCORES)), name

@@ -1,8 +1,10 @@
-"""AUPRO against brute force and an 800-threshold sweep, its curve, its errors, and its speed."""
+"""AUPRO against brute force and an 800-threshold sweep, the published PRO against its definition, the curve, errors,
+speed."""
 
 import itertools
 import time
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
+from skimage.measure import label
 from sklearn.metrics import auc
 
 from fastmsflow.errors import InputError
-from fastmsflow.metrics import aupro, binned_aupro, pro_curve
+from fastmsflow.metrics import aupro, aupro_published, pro_curve
 
 
 def regions_by_flood(masks: np.ndarray) -> list[list[tuple[int, int, int]]]:
@@ -107,40 +110,78 @@ def test_close_to_a_sweep_of_800_thresholds(regions: int, limit: float) -> None:
     assert aupro(masks, maps, limit) == pytest.approx(aupro_by_sweep(masks, maps, limit), abs=1e-3)
 
 
-def binned_by_hand(masks: np.ndarray, maps: np.ndarray, limit: float, steps: int) -> float:
-    """Threshold by threshold, with scikit-learn's area."""
-    numbered = [ndimage.label(mask, np.ones((3, 3)))[0] for mask in masks]
-    fprs, pros = [], []
-    for step in range(steps):
-        above = maps > maps.max() - step * (maps.max() - maps.min()) / steps
-        fprs.append(above[~masks].mean())
-        regions = [(n == r, a) for n, a in zip(numbered, above, strict=True) for r in range(1, n.max() + 1)]
-        pros.append(np.mean([a[region].mean() for region, a in regions]))
-    fpr, pro = np.array(fprs), np.array(pros)
-    within = fpr <= limit
-    stretched = (fpr[within] - fpr[within].min()) / (fpr[within].max() - fpr[within].min())
-    return auc(stretched, pro[within])
+def published_by_hand(masks: np.ndarray, maps: np.ndarray, limit: float, steps: int) -> float | None:
+    """The published script's PRO as its definition says it, threshold by threshold."""
+    low, high = maps.min(), maps.max()
+    if low == high:
+        return None
+    regions = [(n, numbered == r) for n, numbered in enumerate(map(label, masks)) for r in range(1, numbered.max() + 1)]
+    points = []
+    for threshold in np.arange(low, high, (high - low) / steps):
+        if threshold < high:
+            above = maps > threshold
+            points.append((above[~masks].mean(), np.mean([above[n][region].mean() for n, region in regions])))
+    kept = np.array([point for point in points if point[0] < limit]).reshape(-1, 2)
+    if len(kept) < 2 or kept[0, 0] == kept[-1, 0]:
+        return None
+    rates = (kept[:, 0] - kept[:, 0].min()) / (kept[:, 0].max() - kept[:, 0].min())
+    return auc(rates, kept[:, 1])
 
 
-@pytest.mark.parametrize("limit", [0.1, 0.3, 1.0])
-@pytest.mark.parametrize("steps", [25, 100])
-def test_the_binned_approximation_equals_its_definition_in_a_loop(limit: float, steps: int) -> None:
+# What a model's maps may be like: name -> noise in 0 to 1 that is higher in defects -> map.
+PUBLISHED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "continuous": lambda x: x,
+    "below 0 and above": lambda x: 3 * x - 1,
+    "20 levels": lambda x: (20 * x).round() / 20,
+    "saturated": lambda x: 1 - np.exp(-200 * x),
+    "one value": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("limit", "steps"), [(0.3, 800), (0.1, 800), (1.0, 100), (0.3, 4)])
+def test_the_published_pro_is_that_of_its_definition(name: str, dtype: type, limit: float, steps: int) -> None:
+    masks, noise = blobs(5)
+    maps = PUBLISHED[name]((noise - noise.min()) / np.ptp(noise)).astype(dtype)
+    expected = published_by_hand(masks, maps, limit, steps)
+    assert aupro_published(masks, maps, limit, steps) == (
+        None if expected is None else pytest.approx(expected, abs=1e-12)
+    )
+
+
+@given(MASKS, MAPS, st.sampled_from([0.05, 0.3, 1.0]), st.sampled_from([1, 2, 7, 800]))
+@settings(max_examples=150, deadline=None)
+def test_the_published_pro_of_few_pixels_is_that_of_its_definition(
+    masks: np.ndarray, maps: np.ndarray, limit: float, steps: int
+) -> None:
+    assume(masks.any() and not masks.all())
+    expected, found = published_by_hand(masks, maps, limit, steps), aupro_published(masks, maps, limit, steps)
+    assert found == (None if expected is None else pytest.approx(expected, abs=1e-12))
+
+
+def test_the_published_pro_is_not_defined_where_too_few_points_are_left() -> None:
     masks, maps = blobs(5)
-    assert binned_aupro(masks, maps, limit, steps) == pytest.approx(binned_by_hand(masks, maps, limit, steps), abs=1e-9)
+    assert aupro_published(masks, np.ones_like(maps)) is None
+    # More than 0.3 of the good pixels hold the highest value, so no threshold below it leaves fewer.
+    assert aupro_published(masks, (maps > np.quantile(maps, 0.5)).astype(np.float32)) is None
+    # Two values, so every threshold finds the same pixels: many points, all in one place.
+    assert aupro_published(masks, masks.astype(np.float32)) is None
+    assert aupro_published(masks, np.where(masks, np.inf, maps)) is None
 
 
-def test_the_binned_approximation_is_close_to_the_exact_area_on_smooth_maps_and_0_on_a_constant() -> None:
+def test_the_published_pro_is_close_to_the_exact_area_where_maps_spread_well_and_not_where_they_saturate() -> None:
     masks, maps = blobs(5)
-    assert binned_aupro(masks, maps) == pytest.approx(aupro(masks, maps), abs=0.01)
-    assert binned_aupro(masks, np.ones_like(maps)) == 0
+    assert aupro_published(masks, maps) == pytest.approx(aupro(masks, maps), abs=0.01)
+    saturated = PUBLISHED["saturated"]((maps - maps.min()) / np.ptp(maps))
+    assert abs((aupro_published(masks, saturated) or 0) - aupro(masks, saturated)) > 0.05
 
 
 def test_areas_are_plain_numbers_which_the_state_of_a_run_can_hold() -> None:
     masks = np.zeros((1, 4, 4), bool)
     masks[0, 0] = True
     maps = np.linspace(0, 1, 16).reshape(1, 4, 4)
-    assert binned_aupro(masks, maps, 0.5) >= 0
-    assert {type(area(masks, maps, 0.5)) for area in (aupro, binned_aupro)} == {float}
+    assert {type(area(masks, maps, 0.5)) for area in (aupro, aupro_published)} == {float}
 
 
 def test_perfect_inverted_constant() -> None:

@@ -428,7 +428,7 @@ def test_regions_in_one_box_have_outlines_of_their_own() -> None:
 
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) -> None:
-    heat = Heat(3, True, (0.0, 10.0), 5.0)
+    heat = Heat(3, "absolute", (0.0, 10.0), 5.0)
     painter = Painter(heat, (side, side))
     image = Image.new("RGB", (200, 100), (128, 128, 128))
     shown = painter.shrink(image)

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from fastmsflow.ops.likelihood import log_likelihood_maps
 from fastmsflow.reference.score_map import upsample
-from fastmsflow.scoring import Scores, additive_score_map, anomaly_scores, score_log_likelihoods
+from fastmsflow.scoring import MAP_KINDS, Scores, additive_score_map, anomaly_scores, score_log_likelihoods
 
 SIZE = (32, 48)
 
@@ -38,11 +38,38 @@ def test_maps_follow_their_formulas_on_one_level_at_its_own_size() -> None:
     torch.testing.assert_close(add, 1 - (logp - peak).exp())
 
 
-def test_additive_map_has_one_zero_over_the_images_given() -> None:
+def test_additive_map_is_0_at_the_most_normal_pixel_of_each_image() -> None:
     scores = scores_of(latents(), SIZE)
-    add = additive_score_map(scores.likelihood_add)
-    assert add.min() == 0
-    torch.testing.assert_close(add - add[0, 0, 0], scores.likelihood_add[0, 0, 0] - scores.likelihood_add)
+    assert scores.score_map_add.amin(dim=(1, 2)).tolist() == [0, 0, 0]
+    highest = scores.likelihood_add.amax(dim=(1, 2))
+    assert len(highest.unique()) == 3
+    for image, top in enumerate(highest):
+        torch.testing.assert_close(scores.score_map_add[image], top - scores.likelihood_add[image])
+
+
+def test_maps_and_scores_of_an_image_are_the_same_whatever_else_is_in_the_batch() -> None:
+    z = latents()
+    together, alone = anomaly_scores(z, SIZE), anomaly_scores([level[1:2] for level in z], SIZE)
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one[1:2], other)
+
+
+def test_an_image_of_nan_spoils_no_map_and_no_score_but_its_own() -> None:
+    z = latents()
+    spoilt = [level.clone() for level in z]
+    for level in spoilt:
+        level[1] = float("nan")
+    for one, other in zip(anomaly_scores(spoilt, SIZE), anomaly_scores(z, SIZE), strict=True):
+        assert one[1].isnan().all()
+        assert torch.equal(one[::2], other[::2])
+
+
+def test_a_map_is_had_by_its_name() -> None:
+    scores = scores_of(latents(), SIZE)
+    maps = {kind: scores.score_map(kind) for kind in MAP_KINDS}
+    assert torch.equal(maps["absolute"], -(scores.log_likelihood + scores.peak[:, None, None]))
+    assert torch.equal(maps["additive"], additive_score_map(scores.likelihood_add))
+    assert torch.equal(maps["multiplicative"], scores.score_map_mul)
 
 
 def test_published_score_saturates_on_a_bad_fit_and_the_log_score_does_not() -> None:

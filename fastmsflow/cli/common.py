@@ -50,9 +50,10 @@ METRIC_NAMES = {
     "image_auroc_log": "image AUROC (log)",
     "image_auroc_absolute": "image AUROC (absolute)",
     "pixel_auroc": "pixel AUROC",
+    "pixel_auroc_absolute": "pixel AUROC (absolute)",
     "pixel_f1": "pixel F1-max",
     "aupro": "AUPRO",
-    "aupro_binned": "AUPRO (800 steps)",
+    "aupro_published": "AUPRO (published)",
     "aupro_log": "AUPRO (log map)",
     "false_alarm_rate": "false-alarm rate",
     "recall": "recall",
@@ -78,6 +79,15 @@ Workers = Annotated[int, typer.Option(help="Processes that read images; 0: none 
 Dtype = Annotated[
     str,
     typer.Option(help="The model computes in float32, float16, or auto: float16 on a GPU, float32 on a CPU."),
+]
+ScoreMap = Annotated[
+    str | None,
+    typer.Option(
+        "--map",
+        help="What heat maps show: absolute, whose pixels are comparable between images, of a calibrated model;"
+        " additive or multiplicative, the published maps, relative to each image's most normal pixel."
+        " Default: absolute, or additive of a model that is not calibrated.",
+    ),
 ]
 Size = Annotated[
     int | None,
@@ -125,8 +135,13 @@ def refuse_class_of_shards(source: str) -> NoReturn:
 
 
 def named(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """By the names that people read, those that there are."""
-    return {METRIC_NAMES[key]: value for key, value in metrics.items() if value is not None}
+    """By the names that people read."""
+    return {METRIC_NAMES[key]: value for key, value in metrics.items()}
+
+
+def in_table(value: float | None) -> str:
+    """A metric; "-" where it is not defined."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def say_how_exact(table: Table, pixel_errors: Iterable[float | None]) -> None:

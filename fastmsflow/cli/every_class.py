@@ -13,7 +13,7 @@ from rich.table import Table
 from ..errors import InputError, UnavailableError, in_one_line
 from ..files import shown
 from ..world import World
-from .common import METRIC_NAMES, console, errors, every_class_of, print_json
+from .common import METRIC_NAMES, console, errors, every_class_of, in_table, print_json
 
 if TYPE_CHECKING:
     from ..data import ImageSet
@@ -176,7 +176,6 @@ def _lines(
         return [(name, instead, *("" for _ in metrics), seconds)]
     lines = []
     for i, row in enumerate(rows):
-        values = (getattr(row.evaluation, metric) for metric in metrics)
-        cells = ("" if value is None else f"{value:.4f}" for value in values)
+        cells = (in_table(getattr(row.evaluation, metric)) for metric in metrics)
         lines.append(("" if i else name, row.checkpoint, *cells, "" if i else seconds))
     return lines

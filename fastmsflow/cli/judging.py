@@ -17,11 +17,13 @@ from .common import (
     FalseAlarms,
     ModelPath,
     Quiet,
+    ScoreMap,
     Source,
     Workers,
     app,
     console,
     every_class_of,
+    in_table,
     is_every_class,
     load_model,
     named,
@@ -59,6 +61,7 @@ def evaluate(
     false_alarms: FalseAlarms = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
+    score_map: ScoreMap = None,
     config: Config = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -67,9 +70,11 @@ def evaluate(
     speak(quiet, as_json)
     console.print("loading torch and timm ...", style="dim")
     from ..report.run import write_test_report
+    from ..scoring import check_map
     from ..spill import Spill
     from ..training.comparison import checkpoints, judge, mean_of, write_metrics
 
+    kind = None if score_map is None else check_map(score_map)
     every = is_every_class(source, category)
     out = out or (model if model.is_dir() else model.parent) / "evaluation"
     judged: list[Judged] = []
@@ -81,13 +86,13 @@ def evaluate(
     for name in classes:
         where, folder = (model / name, out / name) if every and name else (model, out)
         with progress_bar("reading") as bar, Spill(folder) as maps:
-            found = judge(where, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps)
+            found = judge(where, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps, kind)
             judged += found.rows
             bar.stage("writing the report", len(found.images.test))
             with found.stopwatch("report"):
-                metrics = {row.checkpoint: named(row.evaluation.as_dict()) for row in found.rows}
+                metrics = {row.checkpoint: named(row.evaluation.as_shown()) for row in found.rows}
                 seen = (found.tested.scores, maps, found.tested.pro_curve())
-                write_test_report(folder, found.images, found.model, *seen, metrics, resolved(ctx), bar)
+                write_test_report(folder, found.images, found.model, *seen, metrics, resolved(ctx), bar, kind)
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)
     if every:
@@ -165,8 +170,6 @@ def _print_threshold(found: "Judgement") -> None:
 def _print_metrics(name: str, rows: list["Judged"]) -> None:
     table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
     say_how_exact(table, [row.evaluation.pixel_error for row in rows])
-    for metric, label in METRIC_NAMES.items():
-        values = [getattr(row.evaluation, metric) for row in rows]
-        if any(value is not None for value in values):
-            table.add_row(label, *("" if value is None else f"{value:.4f}" for value in values))
+    for metric in dict.fromkeys(metric for row in rows for metric in row.evaluation.as_shown()):
+        table.add_row(METRIC_NAMES[metric], *(in_table(getattr(row.evaluation, metric)) for row in rows))
     console.print(table)

@@ -18,6 +18,7 @@ from .common import (
     FalseAlarms,
     ModelPath,
     Quiet,
+    ScoreMap,
     app,
     console,
     errors,
@@ -71,6 +72,7 @@ def predict(
     heat_maps: Annotated[
         bool | None, typer.Option(help="Write a heat map of each image; the default, but with parquet.")
     ] = None,
+    score_map: ScoreMap = None,
     images_per_part: Annotated[
         int | None, typer.Option(help="parquet: of files, 1000 by default; of shards, each is a part.", min=1)
     ] = None,
@@ -96,6 +98,8 @@ def predict(
     stay: the same command, started again, goes on behind them. The processes of --devices and --nodes share out the
     parts; OUT must be the same folder for all. Read: pandas.read_parquet("OUT/parts"), or any other reader of Parquet.
     """
+    if score_map is not None and (table == "parquet" or heat_maps is False):
+        raise InputError("--map is of heat maps, and none are written here; leave it out")
     if table == "parquet":
         if heat_maps:
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
@@ -110,12 +114,14 @@ def predict(
     from ..data.sources import find_images
     from ..report.predictions import Interrupted, Predictor
     from ..report.scorer import Limit
+    from ..scoring import check_map
 
     speak(quiet, as_json)
+    kind = None if score_map is None else check_map(score_map)
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
     limit = Limit.of(network.calibration, false_alarms, threshold)
-    predictor = Predictor(network, out, table, limit, false_alarms, heat_maps, dtype)
+    predictor = Predictor(network, out, table, limit, false_alarms, heat_maps, dtype, kind)
     try:
         with progress_bar("scoring images", len(found.files)) as advance:
             predictor.run(found.files, batch_size, workers, advance)
@@ -125,7 +131,7 @@ def predict(
     faults = [*found.faults, *predictor.faults]
     if as_json:
         print_json(_summary(predictor, limit, out if heat_maps else None, faults))
-    _print_scores(predictor, limit, model, heat_maps)
+    _print_scores(predictor, limit, model, network.calibration is not None)
     for fault in faults:
         errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True, highlight=False)
     if faults:
@@ -147,7 +153,7 @@ def _refuse_parts(table: str, images: list[str], images_per_part: int | None, de
             raise InputError(f"{shown(what)}: scored in parts alone; give --format parquet")
 
 
-def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, heat_maps: bool) -> None:
+def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, calibrated: bool) -> None:
     scored = sorted(predictor.scored, key=lambda one: one.absolute_score, reverse=True)
     table = Table(
         Column("image", overflow="fold"),
@@ -163,7 +169,7 @@ def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, he
     if limit is None:
         remedy = (
             "calibrate it with `fastmsflow calibrate MODEL GOOD_IMAGES`"
-            if not predictor.heat.absolute
+            if not calibrated
             else ("calibrate it with more good images, or give --false-alarms")
         )
         line = f"no labels: {shown(model)} has no threshold; {remedy}, or give --threshold"
@@ -171,7 +177,7 @@ def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, he
         defective = sum(one.defective is True for one in scored)
         line = f"{defective} of {len(scored)} defective; threshold {limit.text}"
     console.print(escape(line), soft_wrap=True, highlight=False)
-    what = "heat maps and " if heat_maps else ""
+    what = f"heat maps ({predictor.heat.kind}) and " if predictor.paints else ""
     console.print(escape(f"{what}{predictor.table.name} in {shown(predictor.table.parent)}"), soft_wrap=True)
 
 

@@ -18,6 +18,7 @@ from .common import (
     METRIC_NAMES,
     console,
     errors,
+    in_table,
     named,
     print_json,
     progress_bar,
@@ -237,7 +238,9 @@ def _print_metrics(outcome: "Outcome") -> None:
     choices = outcome.by_choice()
     table = Table("metric", *choices)
     for metric, chosen in outcome.summary().items():
-        cells = (f"{chosen[how]['value']:.4f} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices)
+        cells = (
+            f"{in_table(chosen[how]['value'])} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices
+        )
         table.add_row(METRIC_NAMES[metric], *cells)
     say_how_exact(table, [m.evaluation.pixel_error for m in outcome.moments if m.evaluation is not None])
     console.print(table)

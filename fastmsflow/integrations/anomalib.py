@@ -54,8 +54,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
 
     Batches hold images in [0, 1]. ``pred_score`` is the absolute score of fastmsflow.scoring, comparable between images
     as a threshold for all of them needs; the published score is the same 1.0 for every image while the flow fits badly.
-    ``anomaly_map`` is the additive map counted from its highest possible likelihood, from 0 (normal)
-    to the number of levels: comparable between images too.
+    ``anomaly_map`` is the published additive map: from 0, the image's most normal pixel, up to the number of levels.
     Errors: InputError where options, sizes or the pre-processor do not fit, and where the loss is not finite.
     """
 
@@ -192,8 +191,7 @@ class _Inference(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Images (B, 3, H, W) in [0, 1] -> ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W); see Msflow."""
         scores = self.msflow.scores(images)
-        levels = len(self.msflow.flow.channels)
-        return InferenceBatch(pred_score=scores.absolute_score, anomaly_map=(levels - scores.likelihood_add)[:, None])
+        return InferenceBatch(pred_score=scores.absolute_score, anomaly_map=scores.score_map_add[:, None])
 
 
 def _check_transform(pre_processor: nn.Module | None) -> None:

@@ -132,10 +132,12 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def score_maps(self, X: Images) -> np.ndarray:
-        """(N, image_size, image_size) float32, from 0 (normal) to the number of levels: the additive map, comparable
-        between images. Large where the image is abnormal. Errors: as ``score_samples``'s."""
-        maps = [len(self.model_.flow.channels) - scores.likelihood_add for scores in self._scores(X)]
-        return torch.cat(maps).cpu().numpy()
+        """(N, image_size, image_size) float32, the published additive maps, from 0, the most normal pixel, to the
+        number of levels. ``model_.scores(images).absolute_map`` has pixels that are comparable between images.
+
+        Errors: as ``score_samples``'s.
+        """
+        return torch.cat([scores.score_map_add for scores in self._scores(X)]).cpu().numpy()
 
     def _scores(self, X: Images) -> Iterator[Scores]:
         check_is_fitted(self)

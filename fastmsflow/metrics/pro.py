@@ -75,25 +75,45 @@ def _sorted(masks: Any, maps: Any, fpr_limit: float) -> tuple[np.ndarray, np.nda
     return good, defective, np.concatenate([pixel_weights(mask) for mask in truth if mask.any()])[order]
 
 
-def binned_aupro(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: int = 800) -> float:
-    """The approximation that most published figures are, the reference implementation's among them: PRO at
-    ``thresholds`` evenly spaced values from the largest of the maps down, pixels strictly above being counted; of
-    these, the ones with a false-positive rate of at most ``fpr_limit``, their rates stretched to reach from 0 to 1.
+def aupro_published(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: int = 800) -> float | None:
+    """The area under PRO as the published script approximates it (arXiv 2308.15300), for comparison with its figures.
 
-    For comparison with the literature; ``aupro`` is exact. They differ by how far the last threshold within the limit
-    is from it, which is much where maps have few distinct values. Arguments and errors: as for ``aupro``.
+    The thresholds are min, min + d, ... below max of all maps, d = (max - min) / ``thresholds``, in the dtype of the
+    maps. At each of them PRO and the false-positive rate are those of the pixels strictly above it. The points of a
+    rate below ``fpr_limit`` are kept, (0, 0) is not added to them, and their rates are stretched to reach from 0 to 1.
+    So it is the mean height of that part of the curve, however short: of maps that saturate it may be far from
+    ``aupro``, which is exact.
+
+    Returns None where it is not defined: fewer than two points are kept, or all kept points have one rate.
+    Arguments and errors: as for ``aupro``.
     """
     good, defective, weights = _sorted(masks, maps, fpr_limit)
-    top = max(good[-1], defective[-1])
-    bottom = min(good[0], defective[0])
-    levels = top - np.arange(thresholds) * ((float(top) - float(bottom)) / thresholds)
-    fpr = 1 - np.searchsorted(good, levels, side="right") / good.size
+    low, high = min(good[0], defective[0]), max(good[-1], defective[-1])
+    if good.dtype.kind != "f":
+        low, high = np.float64(low), np.float64(high)
+    at = published_thresholds(low, high, thresholds)[::-1]
+    fpr = 1 - np.searchsorted(good, at, side="right") / good.size
     covered = np.append(np.cumsum(weights[::-1])[::-1], 0.0)
-    pro = covered[np.searchsorted(defective, levels, side="right")] / covered[0]
-    within = fpr <= fpr_limit
-    fpr, pro = fpr[within], pro[within]
-    width = float(fpr[-1] - fpr[0])
-    return _trapezoids(fpr, pro) / width if width > 0 else 0.0
+    pro = covered[np.searchsorted(defective, at, side="right")] / covered[0]
+    within = fpr < fpr_limit
+    return mean_height(fpr[within], pro[within])
+
+
+def published_thresholds(low: np.floating[Any], high: np.floating[Any], count: int) -> np.ndarray:
+    """``low``, ``low`` + d, ... below ``high``, d being their distance / ``count``; none where d is 0 or infinite. All
+    in their own dtype, as the script has them: its rounding decides where maps have few values."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = (high - low) / count
+    if not 0 < step < np.inf:
+        return np.empty(0)
+    at = np.arange(low, high, step)
+    return at[at < high]
+
+
+def mean_height(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The mean height of the curve (``x``, ``y``), ``x`` ascending; None where it is of no width."""
+    width = float(x[-1] - x[0]) if len(x) else 0.0
+    return _trapezoids(x, y) / width if width > 0 else None
 
 
 def _curve(good: np.ndarray, defective: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

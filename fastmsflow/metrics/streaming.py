@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import InputError
 from .arrays import as_scores
 from .bins import Bins, as_float32, reduced
-from .pro import checked_limit, spread_along
+from .pro import checked_limit, mean_height, published_thresholds, spread_along
 from .regions import Regions
 
 
@@ -111,17 +111,18 @@ class PixelHistogram:
         """See fastmsflow.metrics.aupro. Errors: InputError as ``auroc``, or where ``fpr_limit`` is not in (0, 1]."""
         return self._area(self._weight, checked_limit(fpr_limit))
 
-    def binned_aupro(self, fpr_limit: float = 0.3, thresholds: int = 800, shift: float = 0.0) -> Bounded:
-        """See fastmsflow.metrics.binned_aupro, of maps that were given less ``shift``, which spaces no threshold
+    def aupro_published(self, fpr_limit: float = 0.3, thresholds: int = 800, shift: float = 0.0) -> Bounded | None:
+        """See fastmsflow.metrics.aupro_published, of maps that were given less ``shift``, which spaces no threshold
         otherwise. A threshold's counts are open by the one bin that it falls into. Errors: as ``aupro``.
 
-        A threshold in a bin next to ``fpr_limit`` leaves open which threshold is the last, and the bound is wider.
+        A threshold in a bin next to ``fpr_limit`` leaves open which point is the last, and the bound is wider: from 0
+        to 1 where it leaves open whether two points are left. None where too few are left as far as can be told.
         """
         checked_limit(fpr_limit)
         good, weight = self._counted(self._good), self._counted(self._weight)
         seen = np.flatnonzero(self._good + self._defective)
         lowest, highest = (part[seen].astype(np.float64) + shift for part in (self._lowest, self._highest))
-        at = highest[-1] - np.arange(thresholds) * ((highest[-1] - lowest[0]) / thresholds)
+        at = published_thresholds(np.float32(lowest[0]), np.float32(highest[-1]), thresholds)[::-1].astype(np.float64)
         # From which bin on all values are above a threshold, and from which on any are.
         surely, perhaps = (np.searchsorted(part, at, side="right") for part in (lowest, highest))
         above_good = good.sum() - np.append(0, np.cumsum(good[seen]))
@@ -129,13 +130,16 @@ class PixelHistogram:
         below = above_good[0] - np.stack([above_good[surely], above_good[perhaps]])
         fpr = 1 - below / above_good[0]
         pro = np.stack([above_weight[surely], above_weight[perhaps]]) / above_weight[0]
-        bounds = _mean_height(fpr, pro, fpr_limit)
         # In between: as if a bin's values were evenly spread.
         inside = np.minimum(perhaps, len(seen) - 1)
         width = np.where(perhaps < surely, highest[inside] - lowest[inside], 1.0)
         part = np.where(perhaps < surely, (highest[inside] - at) / width, 0.0).clip(0, 1)
-        between = [np.stack([low + part * (high - low)] * 2) for low, high in (fpr, pro)]
-        return Bounded(float(np.clip(_mean_height(between[0], between[1], fpr_limit)[0], *bounds)), *bounds)
+        x, y = (low + part * (high - low) for low, high in (fpr, pro))
+        value = mean_height(x[x < fpr_limit], y[x < fpr_limit])
+        if value is None:
+            return None
+        low, high = _mean_heights(fpr, pro, fpr_limit)
+        return Bounded(min(max(value, low), high), low, high)
 
     def pro_curve(self, fpr_limit: float = 0.3, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
         """See fastmsflow.metrics.pro_curve: the same of the curve that ``aupro``'s value is the area under."""
@@ -183,16 +187,19 @@ def _from_the_top(counts: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(counts[::-1]))
 
 
-def _mean_height(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float, float]:
-    """The least and the most that the mean height may be of a curve from its first point to its last one within
-    ``limit``. ``fpr``, ``pro`` (2, K), ascending: the least and the most of each point's; the first ``fpr`` is 0.
+def _mean_heights(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float, float]:
+    """The least and the most that the mean height may be of a curve from its first point to its last one below
+    ``limit``. ``fpr``, ``pro`` (2, K), ascending: the least and the most of each point's.
 
-    The curve rises, so it is higher the further left its points are, and its mean the larger the further right it ends.
+    The curve rises, so its mean is the larger the further right its ends are and the further left its other points.
     """
-    found = []
-    for last in range(np.count_nonzero(fpr[1] <= limit) - 1, np.count_nonzero(fpr[0] <= limit)):
-        end = fpr[0, last], min(fpr[1, last], limit)
-        for x, y in ((np.minimum(fpr[1, : last + 1], end[0]), pro[0]), (np.append(fpr[0, :last], end[1]), pro[1])):
-            area = np.diff(x) @ (y[1 : last + 1] + y[:last]) / 2
-            found.append(float(area / x[-1]) if x[-1] > 0 else 0.0)
+    found: list[float] = []
+    for last in range(np.count_nonzero(fpr[1] < limit) - 1, np.count_nonzero(fpr[0] < limit)):
+        if last < 1:
+            return 0.0, 1.0
+        for ends, inner, height in ((0, 1, pro[0]), (1, 0, pro[1])):
+            first, end = fpr[ends, 0], min(fpr[ends, last], limit)
+            x = np.concatenate([[first], fpr[inner, 1:last].clip(first, end), [end]])
+            mean = mean_height(x, height[: last + 1])
+            found.append(float(height[0 if ends == 0 else last]) if mean is None else mean)
     return min(found), max(found)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..calibration import Calibration
 from ..errors import InputError
-from ..scoring import Scores
+from ..scoring import MapKind, Scores, shown_map
 
 # Good images take the first quarter of the scale, so that the rest tells slight defects from gross ones.
 REACH = 4
@@ -14,27 +14,35 @@ REACH = 4
 
 @dataclass(frozen=True)
 class Heat:
-    """The absolute map of a calibrated model; else, since nothing is known of good images, the additive map."""
+    """The score map that is shown of images, and its scale."""
 
     levels: int
     """Of the flow."""
-    absolute: bool
+    kind: MapKind
     scale: tuple[float, float]
     """Values of the first and the last colour."""
     region_threshold: float | None
-    """Where a region begins."""
+    """Where a region of the absolute map begins; None: there are no regions."""
 
     @classmethod
-    def of(cls, calibration: Calibration | None, levels: int, false_alarms: float | None = None) -> "Heat":
+    def of(
+        cls,
+        calibration: Calibration | None,
+        levels: int,
+        false_alarms: float | None = None,
+        kind: MapKind | None = None,
+    ) -> "Heat":
         """``false_alarms``: share of good images that may show a region; None: as calibrated, and no regions where
-        there are too few held-out images for that.
+        there are too few held-out images for that. ``kind``: see fastmsflow.scoring.shown_map.
 
-        Errors: InputError where ``false_alarms`` is given and cannot be had.
+        Errors: InputError where ``false_alarms`` is given and cannot be had; and that of ``shown_map``.
         """
+        kind = shown_map(calibration is not None, kind)
+        published = (0.0, 1.0 if kind == "multiplicative" else float(levels))
         if calibration is None:
             if false_alarms is not None:
                 raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
-            return cls(levels, False, (0.0, float(levels)), None)
+            return cls(levels, kind, published, None)
         try:
             region = calibration.region_threshold(false_alarms).value
         except InputError:
@@ -43,15 +51,23 @@ class Heat:
             region = None
         low = calibration.typical
         most_of_good = max(calibration.peaks) if region is None else region
-        return cls(levels, True, (low, low + REACH * (most_of_good - low)), region)
+        scale = (low, low + REACH * (most_of_good - low)) if kind == "absolute" else published
+        return cls(levels, kind, scale, region)
+
+    @property
+    def mark(self) -> float | None:
+        """The value on the scale where a region begins."""
+        return self.region_threshold if self.kind == "absolute" else None
 
     @property
     def caption(self) -> str:
-        if not self.absolute:
-            return f"additive score map (0: normal, {self.levels}: abnormal at every level)"
-        regions = "" if self.region_threshold is None else f"; a region begins at {self.region_threshold:.2f}"
+        if self.kind == "additive":
+            return f"additive score map (0: the image's most normal pixel, {self.levels}: abnormal at every level)"
+        if self.kind == "multiplicative":
+            return "multiplicative score map (0: the image's most normal pixel, 1: abnormal)"
+        regions = "" if self.mark is None else f"; a region begins at {self.mark:.2f}"
         return f"negative log-likelihood of a pixel, nats{regions}"
 
     def map(self, scores: Scores) -> np.ndarray:
         """(B, H, W) float32, larger where an image is abnormal."""
-        return scores.shown_map(self.levels, self.absolute).float().cpu().numpy()
+        return scores.score_map(self.kind).float().cpu().numpy()

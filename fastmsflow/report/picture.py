@@ -100,8 +100,8 @@ def _legend(heat: Heat, width: int, text: int) -> Image.Image:
         length = draw.textlength(value, font)
         draw.line([(x, bar), (x, bar + text // 4)], INK)
         draw.text((min(max(0, x - length / 2), width - length), bar + text // 3), value, INK, font)
-    if heat.region_threshold is not None:
-        x = round((heat.region_threshold - low) / max(high - low, 1e-12) * (width - 1))
+    if heat.mark is not None:
+        x = round((heat.mark - low) / max(high - low, 1e-12) * (width - 1))
         half = max(1, text // 10)
         draw.rectangle([x - 2 * half, 0, x + 2 * half, bar - 1], INK)
         draw.rectangle([x - half + 1, 0, x + half - 1, bar - 1], PAPER)

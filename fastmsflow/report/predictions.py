@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..files import LONGEST_NAME, shown, write_faults, written_aside
 from ..inference import AUTO
 from ..model import MSFlow
+from ..scoring import MapKind
 from .picture import Painter, Verdict
 from .regions import Region
 from .rows import Rows
@@ -56,10 +57,12 @@ class Predictor:
         false_alarms: float | None = None,
         pictures: bool = True,
         dtype: str = AUTO,
+        kind: MapKind | None = None,
     ) -> None:
         """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
-        a region; ``dtype``: see fastmsflow.inference.resolve_dtype. Errors: as ``Scorer``'s."""
-        self._scorer = Scorer(model, limit, false_alarms, dtype)
+        a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show. Errors: as
+        ``Scorer``'s."""
+        self._scorer = Scorer(model, limit, false_alarms, dtype, kind)
         self.heat = self._scorer.heat
         self.table = out / f"scores.{table}"
         self.scored: list[Scored] = []
@@ -69,6 +72,11 @@ class Predictor:
         self._limit = limit
         self._painter = Painter(self.heat, model.image_size) if pictures else None
         self._names: dict[str, str] = {}
+
+    @property
+    def paints(self) -> bool:
+        """Whether it makes pictures."""
+        return self._painter is not None
 
     def run(self, files: Sequence[Path], batch_size: int, workers: int, progress: Callable[[int], None]) -> None:
         """``files``: heat maps that lie in ``out`` are passed over, so that it can be in the folder that is scored.

@@ -12,7 +12,7 @@ from .._version import __version__
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..model import MSFlow
-from ..scoring import ImageScores
+from ..scoring import ImageScores, MapKind
 from ..spill import Spill
 from .heat import Heat
 from .heat_maps import Panel, gallery
@@ -37,15 +37,16 @@ def write_test_report(
     metrics: MetricsTable,
     settings: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
+    kind: MapKind | None = None,
 ) -> None:
     """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
     score) into ``out``.
 
-    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, what ``Heat`` shows;
+    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, of ``kind``, see Heat;
     ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
     ``settings``: shown with the report; ``progress``: called with the number of images done.
     """
-    heat = Heat.of(model.calibration, len(model.flow.channels))
+    heat = Heat.of(model.calibration, len(model.flow.channels), kind=kind)
     labels = np.array([sample.label for sample in images.test])
     absolute = scores.absolute_score.numpy()
     table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
@@ -83,7 +84,7 @@ def _page(
         heat_caption=heat.caption,
         threshold=threshold.value if threshold is not None else None,
         threshold_note=note,
-        region_threshold=heat.region_threshold,
+        region_threshold=heat.mark,
         pro=pro,
         metrics=metrics,
         settings=settings,

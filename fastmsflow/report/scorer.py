@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files import shown
 from ..inference import AUTO, prepare
 from ..model import MSFlow
+from ..scoring import MapKind
 from .heat import Heat
 from .regions import Region, find_regions
 
@@ -67,9 +68,9 @@ class Judged(NamedTuple):
 class Scorer:
     """Scores batches with the copy of a model that fastmsflow.inference.prepare makes; ``model`` is the original.
 
-    ``limit``: what labels are by; ``false_alarms``: share of good images that may show a region; ``dtype``: see
+    ``limit``: what labels are by; ``false_alarms``, ``kind``: see Heat.of; ``dtype``: see
     fastmsflow.inference.resolve_dtype.
-    Errors: InputError where ``false_alarms`` cannot be had, or ``dtype`` is not known.
+    Errors: InputError where ``false_alarms`` or ``kind`` cannot be had, or ``dtype`` is not known.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Scorer:
         limit: Limit | None = None,
         false_alarms: float | None = None,
         dtype: str = AUTO,
+        kind: MapKind | None = None,
     ) -> None:
-        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms)
+        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms, kind)
         self.limit = limit
         self.model = model
         self._ready = prepare(model, dtype)
@@ -103,15 +105,21 @@ class Scorer:
         score is not finite."""
         device = next(self._ready.parameters()).device
         scores = self._ready.scores(pixels.to(device, memory_format=torch.channels_last))
-        maps = self.heat.map(scores)
+        shown = self.heat.map(scores)
+        # Regions are of the absolute map, whichever is shown.
+        of_regions = shown
+        if self.heat.region_threshold is not None and self.heat.kind != "absolute":
+            of_regions = scores.absolute_map.float().cpu().numpy()
         table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
-        return [self._judged(*one) for one in zip(table, maps, sizes, strict=True)]
+        return [self._judged(*one) for one in zip(table, shown, of_regions, sizes, strict=True)]
 
-    def _judged(self, values: list[float], score_map: np.ndarray, size: tuple[int, int]) -> Judged | None:
+    def _judged(
+        self, values: list[float], score_map: np.ndarray, of_regions: np.ndarray, size: tuple[int, int]
+    ) -> Judged | None:
         if not np.isfinite(values).all():
             return None
         score, log_score, absolute = values
         defective = None if self.limit is None else absolute > self.limit.value
         above = self.heat.region_threshold
-        regions = None if above is None else find_regions(score_map, above, size)
+        regions = None if above is None else find_regions(of_regions, above, size)
         return Judged(score, log_score, absolute, defective, regions, score_map)

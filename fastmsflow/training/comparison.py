@@ -11,6 +11,7 @@ from ..data import ImageSet, open_image_set
 from ..errors import InputError
 from ..files import write_json, write_table
 from ..model import MSFlow
+from ..scoring import MapKind
 from ..spill import Spill
 from .evaluation import METRICS, Evaluation
 from .features import Progress
@@ -66,13 +67,15 @@ def judge(
     stage: Callable[[str, int], None],
     load: Callable[[Path], MSFlow],
     maps: Spill,
+    kind: MapKind | None = None,
 ) -> Judgement:
     """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
 
     ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``dtype``, ``progress``,
-    ``stage``: see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute. ``maps``: where
-    those of the first checkpoint go.
-    Errors: InputError where there is no checkpoint, or too few held-out images are behind it for the rate.
+    ``stage``: see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute. ``maps``,
+    ``kind``: see ``evaluate_all``.
+    Errors: InputError where there is no checkpoint, too few held-out images are behind it for the rate, or the
+    map of ``kind`` needs a calibration.
     """
     images = open_image_set(source, category)
     found = {name: load(path) for name, path in checkpoints(where).items()}
@@ -84,8 +87,9 @@ def judge(
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(
-        models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps, dtype=dtype
-    )
+        models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps, dtype=dtype,
+        kind=kind,
+    )  # fmt: skip
     rows = [
         Judged(images.name, name, result.evaluation, threshold_of(model.calibration))
         for (name, model), result in zip(found.items(), results, strict=True)

@@ -17,13 +17,16 @@ class Evaluation:
     image_auroc_absolute: float
     """Of the absolute image score."""
     pixel_auroc: float | None = None
-    """Of the additive maps."""
+    """Of the additive maps, as published: each is relative to its own image."""
+    pixel_auroc_absolute: float | None = None
+    """Of the absolute maps, whose pixels are comparable between images."""
     pixel_f1: float | None = None
-    """The highest F1 of the same maps at any threshold; optimistic, as the threshold is the best for these images."""
+    """The highest F1 of the additive maps at any threshold; optimistic, since it is the best for these images."""
     aupro: float | None = None
     """Exact, of the multiplicative maps 1 - exp(L), up to a false-positive rate of 0.3."""
-    aupro_binned: float | None = None
-    """Of the same maps as the reference implementation and most of the literature approximate it: 800 thresholds."""
+    aupro_published: float | None = None
+    """Of the same maps, by the published script's 800 thresholds, see fastmsflow.metrics.aupro_published. None also if
+    that is not defined."""
     aupro_log: float | None = None
     """Exact, of -L: the same order of pixels, without the ties where exp(L) underflows."""
     false_alarm_rate: float | None = None
@@ -39,6 +42,11 @@ class Evaluation:
     def as_dict(self) -> dict[str, float | None]:
         """Metric -> value."""
         return {name: getattr(self, name) for name in METRICS}
+
+    def as_shown(self) -> dict[str, float | None]:
+        """Metric -> value of those that the set and the model allow for; None where one is not defined all the same."""
+        undefined = {"aupro_published"} if self.aupro is not None else set()
+        return {name: value for name, value in self.as_dict().items() if value is not None or name in undefined}
 
 
 METRICS: tuple[str, ...] = tuple(field.name for field in fields(Evaluation) if field.name != "pixel_error")

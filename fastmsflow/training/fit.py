@@ -80,13 +80,11 @@ class Outcome:
         """The moment of the highest ``metric``: chosen on the test set, so an optimistic figure."""
         return best_on_test(self.moments, metric)
 
-    def summary(self) -> dict[str, dict[str, dict[str, float | int]]]:
+    def summary(self) -> dict[str, dict[str, dict[str, float | int | None]]]:
         """metric -> how its moment was chosen -> ``value`` and ``epoch``: after the last epoch, best on the test set
         (each metric its own epoch, as the literature reports them), chosen on held-out good images."""
-        table: dict[str, dict[str, dict[str, float | int]]] = {}
-        for metric, value in (self.last.as_dict() if self.last else {}).items():
-            if value is None:
-                continue
+        table: dict[str, dict[str, dict[str, float | int | None]]] = {}
+        for metric in self.last.as_shown() if self.last else {}:
             chosen = {LAST_EPOCH: self.moments[-1]}
             best = self.best(metric)
             if best is not None and metric in RANKING_METRICS:
@@ -98,7 +96,7 @@ class Outcome:
             }
         return table
 
-    def by_choice(self) -> dict[str, dict[str, float]]:
+    def by_choice(self) -> dict[str, dict[str, float | None]]:
         """How the moment was chosen -> metric -> value."""
         summary = self.summary()
         return {

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..errors import InputError
 from ..model import MSFlow
 from ..reference.likelihood import negative_log_likelihood
-from ..scoring import Scores, score_log_likelihoods
+from ..scoring import Scores, score_log_likelihoods, shown_map
 from ..spill import Spill
 from ..world import ALONE, World
 from .evaluation import Evaluation
@@ -148,8 +148,8 @@ class MSFlowModule(L.LightningModule):
         if HELD_OUT in self.evaluated:
             self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
         if self.truth is not None:
-            calibrated = self._calibrator is not None or self.model.calibration is not None
-            self._tally = Tally(self.truth, len(self.model.flow.channels), calibrated, self._spill(), self._world)
+            shown = shown_map(self._calibrator is not None or self.model.calibration is not None)
+            self._tally = Tally(self.truth, len(self.model.flow.channels), shown, self._spill(), self._world)
 
     def _spill(self) -> Spill | None:
         """Where this round may be the last."""

@@ -6,11 +6,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..metrics import Bins, PixelHistogram, Regions, aupro, binned_aupro, pro_curve
+from ..metrics import Bins, PixelHistogram, Regions, aupro, aupro_published, auroc, pro_curve
 from ..metrics.roc import auroc_and_f1_max
-from ..scoring import Scores, additive_score_map
+from ..scoring import Scores
 from ..world import World
 
+KINDS = 4
+"""Maps of an image that metrics are of."""
 Curve = tuple[np.ndarray, np.ndarray]
 SAMPLE_PIXELS = 2**23
 """Of so many pixels, 32 images of 512x512, each process keeps its first maps, for bins that suit them."""
@@ -20,9 +22,10 @@ class Figures(NamedTuple):
     """As fastmsflow.training.Evaluation has them."""
 
     pixel_auroc: float
+    pixel_auroc_absolute: float
     pixel_f1: float
     aupro: float
-    aupro_binned: float
+    aupro_published: float | None
     aupro_log: float
     pixel_error: float
 
@@ -31,14 +34,16 @@ class KeptPixels:
     """Exact: keeps two maps an image and its mask."""
 
     def __init__(self, images: int, size: tuple[int, int]) -> None:
-        self._likelihood_add = torch.empty(images, *size)
+        self._additive = torch.empty(images, *size)
+        self._peaks = torch.empty(images)
         self._log_likelihood = torch.empty(images, *size)
         self._masks = np.empty((images, *size), np.bool_)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray) -> None:
         """``scores``: of the images of ``numbers``, finite, float32 on the CPU; ``masks``: theirs, (B, H, W) bool."""
         numbers = list(numbers)
-        self._likelihood_add[numbers] = scores.likelihood_add
+        self._additive[numbers] = scores.score_map_add
+        self._peaks[numbers] = scores.peak
         self._log_likelihood[numbers] = scores.log_likelihood
         self._masks[numbers] = masks
 
@@ -48,10 +53,14 @@ class KeptPixels:
     def figures(self) -> Figures:
         """Errors: InputError as the metrics'."""
         multiplicative = self._multiplicative()
+        absolute = -(self._log_likelihood + self._peaks[:, None, None])
+        pixel_auroc, pixel_f1 = auroc_and_f1_max(self._masks, self._additive)
         return Figures(
-            *auroc_and_f1_max(self._masks, additive_score_map(self._likelihood_add)),
+            pixel_auroc,
+            auroc(self._masks, absolute),
+            pixel_f1,
             aupro(self._masks, multiplicative),
-            binned_aupro(self._masks, multiplicative),
+            aupro_published(self._masks, multiplicative),
             aupro(self._masks, -self._log_likelihood),
             0.0,
         )
@@ -98,16 +107,18 @@ class CountedPixels:
         if self._world.size > 1:
             for histogram in self._histograms:
                 histogram.all_reduce()
-        additive, multiplicative, log = self._histograms
+        additive, multiplicative, log, absolute = self._histograms
+        published = multiplicative.aupro_published(shift=1.0)
         found = {
             "pixel_auroc": additive.auroc(),
+            "pixel_auroc_absolute": absolute.auroc(),
             "pixel_f1": additive.f1_max(),
             "aupro": multiplicative.aupro(),
-            "aupro_binned": multiplicative.binned_aupro(shift=1.0),
             "aupro_log": log.aupro(),
         }
-        error = max(metric.error for metric in found.values())
-        return Figures(**{name: metric.value for name, metric in found.items()}, pixel_error=error)
+        error = max(metric.error for metric in (*found.values(), published) if metric is not None)
+        values = {name: metric.value for name, metric in found.items()}
+        return Figures(**values, aupro_published=published and published.value, pixel_error=error)
 
     def pro_curve(self) -> Curve:
         """After ``figures``. See KeptPixels."""
@@ -117,12 +128,17 @@ class CountedPixels:
         # In the order of pixels of the exact ones, but for how differences from 0 to ``levels`` are rounded. Less their
         # highest value, which rounds no further, maps of a model that fits badly crowd at 0, where bins are narrow;
         # pixels that their own rounding makes equal, where exp(L) is small, stay equal.
-        return [scores.shown_map(self._levels, False) - self._levels, scores.score_map_mul - 1, -scores.log_likelihood]
+        return [
+            scores.score_map_add - self._levels,
+            scores.score_map_mul - 1,
+            -scores.log_likelihood,
+            scores.absolute_map,
+        ]
 
     def _begin(self) -> None:
         nothing = np.empty((0, *self._size), np.float32)
         regions = Regions(np.concatenate([nothing.astype(bool), *(masks for masks, _ in self._first)]))
-        for kind in range(3):
+        for kind in range(KINDS):
             sample = np.concatenate([nothing, *(maps[kind] for _, maps in self._first)])
             bins = Bins.of(regions, sample, across_ranks=self._world.size > 1)
             self._histograms.append(PixelHistogram(bins))

@@ -11,7 +11,7 @@ from ..calibration import Calibration
 from ..checkpoint import summary
 from ..errors import InputError
 from ..metrics import auroc
-from ..scoring import ImageScores, Scores
+from ..scoring import ImageScores, MapKind, Scores
 from ..spill import Spill
 from ..world import ALONE, World
 from .evaluation import Evaluation
@@ -30,7 +30,7 @@ class Findings:
     scores: ImageScores
     """In the set's order."""
     maps: Spill | None
-    """What is shown of each image, see fastmsflow.scoring.Scores.shown_map; None: not kept, or with another process."""
+    """The map to show of each image; None: not kept, or with another process."""
     pixels: Pixels | None
 
     def pro_curve(self) -> Curve | None:
@@ -41,21 +41,20 @@ class Findings:
 class Tally:
     """Judges one model on a test set.
 
-    ``levels``: of its flow. ``maps``: where the maps to show go, of a calibrated model if ``calibrated``. Of several
-    processes each adds the images that it scored.
+    ``levels``: of its flow. ``maps``: where the maps to show go, of ``kind``. Of several processes each adds the images
+    that it scored.
     """
 
     def __init__(
         self,
         truth: Truth,
         levels: int,
-        calibrated: bool = False,
+        kind: MapKind = "additive",
         maps: Spill | None = None,
         world: World = ALONE,
     ) -> None:
         self._truth = truth
-        self._levels = levels
-        self._calibrated = calibrated
+        self._kind: MapKind = kind
         self._maps = maps
         self._images = ByNumber(world)
         self._pixels: Pixels | None = None
@@ -76,7 +75,7 @@ class Tally:
         if self._pixels is not None and masks is not None:
             self._pixels.add(numbers, scores, masks)
         if self._maps is not None:
-            self._maps.add(numbers, scores.shown_map(self._levels, self._calibrated).numpy())
+            self._maps.add(numbers, scores.score_map(self._kind).numpy())
 
     def complete(self) -> None:
         """When all images are in; for all processes to call, before anything else that they do together."""

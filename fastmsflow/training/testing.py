@@ -10,7 +10,7 @@ import torch
 from ..data import ImageSet, LooseImages
 from ..inference import AUTO, prepare
 from ..model import MSFlow
-from ..scoring import ImageScores, Scores
+from ..scoring import ImageScores, MapKind, Scores, shown_map
 from ..spill import Spill
 from .evaluation import Evaluation
 from .features import Images, Progress
@@ -104,22 +104,21 @@ def evaluate_all(
     stage: Callable[[str, int], None] = lambda what, total: None,
     maps: Spill | None = None,
     dtype: str | None = AUTO,
+    kind: MapKind | None = None,
 ) -> list[Findings]:
     """The same for models that differ in their flows only: the extractor runs once.
 
     ``stopwatch``: gets the wall time of load, extractor, flow and metrics. ``stage``: told what comes next, and
-    up to which number ``progress`` then counts. ``maps``: where the first model's maps to show go. ``dtype``: see
-    ``evaluate``.
+    up to which number ``progress`` then counts. ``maps``: where the first model's maps to show go, of
+    ``kind``, see fastmsflow.scoring.shown_map. ``dtype``: see ``evaluate``.
     """
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
         ready = [prepare(model, dtype) for model in models]
         truth = Truth.of(images, first.image_size)
-    tallies = [
-        Tally(truth, len(model.flow.channels), model.calibration is not None, maps if model is first else None)
-        for model in models
-    ]
+    kind = shown_map(first.calibration is not None, kind)
+    tallies = [Tally(truth, len(model.flow.channels), kind, maps if model is first else None) for model in models]
     # Without the masks, which the truth reads.
     files = LooseImages([sample.image for sample in images.test], first.image_size)
     for numbers, found in scored(ready, files, truth.order, batch_size, workers, progress, stopwatch):
