@@ -17,6 +17,9 @@ GOLDEN_TRAJECTORY = 1e-5
 FREIA_FLOAT64 = 1e-12
 # float32 on both sides: as GOLDEN_FLOAT32.
 FREIA_FLOAT32 = 1e-5
+# Det., Loc. and PRO of two trainings from one start, float32 both: rounding moves a pixel across a threshold or past
+# another one here and there, of some ten thousand.
+SCRIPT_METRICS = 1e-4
 # How many of the float32 bounds above are allowed on a GPU: there a convolution sums in one chain, or the vendor
 # chooses Winograd's algorithm (2e-6 to 4e-6 each time), and exp and log approximate to 2 ulp.
 ON_A_GPU = 10
