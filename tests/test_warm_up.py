@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -136,3 +137,15 @@ def test_a_run_goes_on_by_the_configuration_that_it_left(
     assert again["nll"] == first["nll"]
     config, recipe = yaml.safe_load((broken / "config.yaml").read_text()), first["recipe"]
     assert (config["warm-up"], config.get("warm-up-share")) == (recipe["warm_up"], recipe["warm_up_share"])
+
+
+@pytest.mark.parametrize(("rank", "count"), [(0, 1), (1, 0)])
+def test_processes_that_share_out_classes_say_it_once(
+    rank: int, count: int, command, monkeypatch, tmp_path: Path
+) -> None:
+    """Their runs print nothing."""
+    world = SimpleNamespace(size=2, rank=rank, first=rank == 0, join_apart=lambda: None)
+    monkeypatch.setattr("fastmsflow.cli.learning.launch", lambda devices, nodes: world)
+    monkeypatch.setattr("fastmsflow.cli.runs.train_every_class", lambda *args: None)
+    code, text = command("train", "textures", "--class", "all", "--out", tmp_path, *SHORT)
+    assert (code, text.count(LINE)) == (0, count)

@@ -91,7 +91,8 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
     warm_up: Annotated[
-        float, typer.Option(help="Passes in which the rate rises from a tenth to --lr, in a run of any length.", metavar="N")
+        float,
+        typer.Option(help="Passes in which the rate rises from a tenth to --lr, in a run of any length.", metavar="N"),
     ] = WARM_UP,
     warm_up_share: Annotated[
         float | None,
