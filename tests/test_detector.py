@@ -56,6 +56,21 @@ def test_defective_images_score_lower_than_good_ones(detector: MSFlowDetector, m
     assert roc_auc_score(~defective, detector.score_samples(images)) > 0.9
 
 
+def test_the_warm_up_takes_its_share_of_few_epochs(good: np.ndarray, monkeypatch) -> None:
+    from fastmsflow.training import trainer
+
+    recipes = []
+
+    def stopped(module, source, recipe, console):
+        recipes.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "run_trainer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        MSFlowDetector(**{**OPTIONS, "epochs": 25}).fit(good[:4])
+    assert [recipes[0].lr_factor(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.4, 0.7, 1.0])
+
+
 def test_scores_are_the_models_own_with_their_sign_turned(detector: MSFlowDetector, mixed) -> None:
     images = torch.from_numpy(mixed[0][:2]).float().div(255)[:, None].expand(-1, 3, -1, -1)
     expected = detector.model_.predict(images)

@@ -19,11 +19,14 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """noise/train of 6 images, and the same as shards; a configuration with an option that does nothing alone."""
+    """noise/train of 6 images, and the same as shards; configurations with an option that does nothing alone, with a
+    warm-up as older versions wrote it, and with one of two lengths."""
     root = tmp_path_factory.mktemp("options")
     noise_set(root / "noise", train=6)
     write_shards(list_images(root / "noise/train"), root / "shards", 2)
     (root / "idle.yaml").write_text("cache-dtype: float32\n")
+    (root / "older.yaml").write_text("warm-up: 0.12\n")
+    (root / "two.yaml").write_text("warm-up: 6\nwarm-up-share: 0.12\n")
     return root
 
 
@@ -32,6 +35,11 @@ NOT_KEPT = "images of shards are read in every pass, their features are not kept
 ONE_OF_TWO = "a feature cache is of images that are not streamed; leave one of the two out"
 NO_CLASSES = "shards have no classes; leave --class out"
 NO_CACHE = "--cache-dtype is of the features in --feature-cache; give that too, or leave it out"
+TWO_LENGTHS = "--warm-up 6 and --warm-up-share 0.12 are lengths of one warm-up; give one"
+COUNTS_PASSES = (
+    "--warm-up 0.12: it counts passes; give a whole number, or --warm-up-share 0.12 (in a file: 'warm-up-share: 0.12')"
+    " for a share of them"
+)
 NO_GPU = "precision 16-mixed needs a GPU; take bf16-mixed or 32-true"
 on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of machines without a GPU")
 
@@ -48,6 +56,13 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("noise/train", "--skip-faults faults.jsonl", SHARDS_ONLY),
         ("noise/train", "--start-from nothere", "nothere: no such file; give one of our checkpoints (.safetensors) or"),
         ("noise/train", "--start-from noise", "noise: a folder; give the checkpoint in it"),
+        ("noise/train", "--warm-up 6 --warm-up-share 0.12", TWO_LENGTHS),
+        ("noise/train", "--config two.yaml", "warm_up is 6 and warm_up_share 0.12; give one of the two"),
+        ("noise/train", "--warm-up 0.12", COUNTS_PASSES),
+        ("noise/train", "--config older.yaml", COUNTS_PASSES),
+        ("noise/train", "--warm-up -1", "warm_up is -1; it is a whole number of sub-epochs"),
+        ("noise/train", "--warm-up nan", "--warm-up nan: it counts passes"),
+        ("noise/train", "--warm-up-share 12", "warm_up_share: 12.0 is no share of the sub-epochs; it must be within"),
         pytest.param("noise/train", "--precision 16-mixed", NO_GPU, marks=on_a_cpu),
         ("shards", "--feature-cache kept", NOT_KEPT),
         ("shards", "--feature-cache kept --stream", NOT_KEPT),
@@ -55,6 +70,7 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("shards", "--class all", NO_CLASSES),
         ("s3://not/asked", "--class all", NO_CLASSES),
         # Once, and not of each class.
+        ("textures", "--class all --warm-up 6 --warm-up-share 0.12", TWO_LENGTHS),
         ("textures", "--class all --skip-faults faults.jsonl", SHARDS_ONLY),
         ("textures", "--class all --feature-cache kept --stream", ONE_OF_TWO),
         pytest.param("textures", "--class all --precision 16-mixed", NO_GPU, marks=on_a_cpu),

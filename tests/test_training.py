@@ -28,6 +28,7 @@ def small_model(**options) -> MSFlow:
 def test_learning_rate_follows_the_published_schedule() -> None:
     """As PyTorch's own schedulers: linear warm-up from 0.1 over 12 sub-epochs, x0.33 at 70 and at 90."""
     recipe = Recipe()
+    assert not recipe.ends_in_warm_up
     assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.clip_norm) == (100, 1e-4, 8, 2.0)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=12)
@@ -39,12 +40,52 @@ def test_learning_rate_follows_the_published_schedule() -> None:
         steps.step()
 
 
-def test_a_shorter_run_keeps_the_schedules_shape() -> None:
-    recipe = Recipe(meta_epochs=10)
+@pytest.mark.parametrize("meta_epochs", [25, 10, 2])
+def test_the_warm_up_is_12_sub_epochs_however_short_the_run(meta_epochs: int) -> None:
+    recipe = Recipe(meta_epochs=meta_epochs)
+    rate, factors, count = 0.1, [], 4 * meta_epochs
+    for sub_epoch in range(count):
+        if sub_epoch <= 12:
+            rate = 0.1 + 0.9 * sub_epoch / 12
+        elif sub_epoch in (0.7 * count, 0.9 * count):
+            rate *= 0.33
+        factors.append(rate)
+    assert [recipe.lr_factor(sub_epoch) for sub_epoch in range(recipe.epochs)] == pytest.approx(factors)
+
+
+def test_a_share_of_the_sub_epochs_keeps_the_warm_ups_shape() -> None:
+    recipe = Recipe(meta_epochs=10, warm_up_share=0.12)
     factors = [recipe.lr_factor(epoch) for epoch in range(recipe.epochs)]
     assert factors[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1.0])
     assert factors[27:29] == pytest.approx([1.0, 0.33])
     assert factors[35:37] == pytest.approx([0.33, 0.33**2])
+    published, shared = Recipe(), Recipe(warm_up_share=0.12)
+    assert all(shared.lr_factor(epoch) == published.lr_factor(epoch) for epoch in range(100))
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({"meta_epochs": 2}, True),
+        ({"meta_epochs": 3}, True),  # 12 passes: the 13th would be the first at the full rate
+        ({"meta_epochs": 13, "sub_epochs": 1}, False),
+        ({"meta_epochs": 2, "warm_up": 8}, True),
+        ({"meta_epochs": 2, "warm_up": 7}, False),
+        ({"meta_epochs": 1, "sub_epochs": 1, "warm_up": 0}, False),
+        ({"meta_epochs": 2, "warm_up_share": 0.12}, False),
+        ({"meta_epochs": 2, "warm_up_share": 1.0}, True),
+    ],
+    ids=str,
+)
+def test_a_run_that_ends_in_its_warm_up_says_so(options: dict, ends: bool) -> None:
+    recipe = Recipe(**options, milestones=())
+    assert recipe.ends_in_warm_up is ends
+    assert (max(map(recipe.lr_factor, range(recipe.epochs))) < 1) is ends
+
+
+def test_a_warm_up_of_two_lengths_is_refused() -> None:
+    with pytest.raises(InputError, match=r"warm_up is 6 and warm_up_share 0\.12; give one of the two"):
+        Recipe(warm_up=6, warm_up_share=0.12)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +98,9 @@ def test_a_shorter_run_keeps_the_schedules_shape() -> None:
         {"clip_norm": -1.0},
         {"lr": float("nan")},
         {"decay": 0.0},
-        {"warm_up": 1.5},
+        {"warm_up": -1},
+        {"warm_up_share": 1.5},
+        {"warm_up_share": float("nan")},
         {"milestones": (0.5, 2.0)},
     ],
     ids=str,
@@ -67,8 +110,14 @@ def test_a_recipe_that_cannot_be_is_refused(options: dict) -> None:
         Recipe(**options)
 
 
+@pytest.mark.parametrize("share", [0.12, 1.0])
+def test_a_share_for_the_sub_epochs_of_warm_up_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=rf"warm_up is {share}; it is a whole number of .*: give warm_up_share for a"):
+        Recipe(warm_up=share)
+
+
 def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
-    recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=0.5)
+    recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=2)
     model = small_model()
     outcome = train(model, images, recipe, tmp_path)
 

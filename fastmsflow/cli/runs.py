@@ -124,7 +124,7 @@ def train_all(job: Job, world: World) -> None:
         console.print("loading torch, timm and lightning ...", style="dim")
     from ..data.shard_set import is_shard_set
     from ..training.classes import FreshModels
-    from ..training.fit import settings_of
+    from ..training.fit import say_if_short, settings_of
     from ..training.loggers import check_loggers, close_loggers
     from ..training.plan import check_reading, description_of
     from ..training.readers import Readers
@@ -134,6 +134,9 @@ def train_all(job: Job, world: World) -> None:
     check_loggers(job.log_to)
     check_precision(job.recipe)
     check_reading(job.reading, is_shard_set(job.source))
+    if world.size > 1 and world.first:
+        # Then no run prints.
+        say_if_short(job.recipe, console)
 
     def settings(model: "MSFlow", images: "ImageSet") -> dict[str, Any]:
         return settings_of(model, description_of(images, job.reading), job.recipe, job.reading, started_from(job))

@@ -15,7 +15,7 @@ from .. import backend
 from ..errors import InputError, UnavailableError
 from ..model import MSFlow
 from ..nn.pool import Pool
-from ..training.recipe import Recipe
+from ..training.recipe import WARM_UP_SHARE, Recipe
 
 try:
     from anomalib import __version__
@@ -48,9 +48,9 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``: see fastmsflow.MSFlow. ``image_size``: (H, W); by
     default the given pre-processor's, without one 512x512. ``standardise``: features per channel by the mean and
     deviation of the training images, taken in a pass before the first epoch that keeps all features in memory.
-    ``lr``: of Adam, with the published schedule over the epochs of the Engine (see fastmsflow.training.Recipe); it is
-    constant where the Engine is given steps or time in place of ``max_epochs``. ``pre_processor``: may resize and crop,
-    not normalise. The others: see AnomalibModule.
+    ``lr``: of Adam, with the published schedule over the epochs of the Engine (see fastmsflow.training.Recipe), whose
+    warm-up takes 12% of them, however few they are; it is constant where the Engine is given steps or time in place of
+    ``max_epochs``. ``pre_processor``: may resize and crop, not normalise. The others: see AnomalibModule.
 
     Batches hold images in [0, 1]. ``pred_score`` is the absolute score of fastmsflow.scoring, comparable between images
     as a threshold for all of them needs; the published score is the same 1.0 for every image while the flow fits badly.
@@ -122,12 +122,12 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         return {"gradient_clip_val": Recipe.clip_norm, "num_sanity_val_steps": 0}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Adam on the flow; the published schedule, where the number of epochs is known."""
+        """Adam on the flow; the published schedule, its warm-up 12% of the epochs, where their number is known."""
         optimizer = Adam(self.msflow.flow.parameters(), lr=self.lr)
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             return {"optimizer": optimizer}
-        recipe = Recipe(lr=self.lr, meta_epochs=epochs, sub_epochs=1)
+        recipe = Recipe(lr=self.lr, meta_epochs=epochs, sub_epochs=1, warm_up_share=WARM_UP_SHARE)
         schedule = LambdaLR(optimizer, recipe.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 

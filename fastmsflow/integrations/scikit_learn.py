@@ -33,8 +33,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
 
     ``extractor``, ``extractor_weights``, ``pool``, ``standardise``: see fastmsflow.MSFlow. ``image_size``: images are
     resized to this square. ``epochs``, ``lr``, ``batch_size``, ``random_state``: see fastmsflow.training.Recipe, whose
-    published values are the defaults. ``contamination``: share of the training images that ``predict`` calls
-    abnormal, and so about the share of false alarms. ``verbose``: whether progress is shown.
+    published values are the defaults; the warm-up takes 12% of ``epochs``, however few they are. ``contamination``:
+    share of the training images that ``predict`` calls abnormal, and so about the share of false alarms. ``verbose``:
+    whether progress is shown.
 
     After ``fit``: ``model_``, the fastmsflow.MSFlow; ``offset_``, the score that divides normal from abnormal;
     ``losses_``, the mean nll of each epoch in nats per image.
@@ -81,6 +82,7 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
 
             from ..training import Recipe
             from ..training.module import MSFlowModule
+            from ..training.recipe import WARM_UP_SHARE
             from ..training.sources import TRAIN, FeatureSource
             from ..training.trainer import prepare, run_trainer
         except ImportError as error:
@@ -88,7 +90,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             raise UnavailableError(f"fit needs {package}: pip install 'fastmsflow[train]'") from error
         if not 0 < self.contamination < 0.5:
             raise InputError(f"contamination is {self.contamination}; it is a share above 0 and below 0.5")
-        recipe = Recipe(self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=self.random_state)
+        recipe = Recipe(
+            self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=self.random_state, warm_up_share=WARM_UP_SHARE
+        )
         torch.manual_seed(self.random_state)
         model = MSFlow(
             self.extractor,

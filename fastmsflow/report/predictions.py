@@ -10,17 +10,17 @@ from PIL import Image
 
 from ..data.parts import Batch, Item, Read, Reader, read_batches
 from ..errors import InputError
-from ..files import LONGEST_NAME, shown, write_faults, written_aside
+from ..files import shown, write_faults, written_aside
 from ..inference import AUTO
 from ..model import MSFlow
 from ..scoring import MapKind
+from .heat_map_names import HEAT_MAP, heat_map_names
 from .picture import Painter, Verdict
 from .regions import Region
 from .rows import Rows
 from .scorer import LABELS, Judged, Limit, Scorer
 
 UNFINISHED = "unfinished"
-HEAT_MAP = "_heatmap.png"
 # A fifth larger than at Pillow's 6, in a quarter of the time.
 COMPRESSION = 1
 COLUMNS = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
@@ -71,7 +71,9 @@ class Predictor:
         self._out = out
         self._limit = limit
         self._painter = Painter(self.heat, model.image_size) if pictures else None
-        self._names: dict[str, str] = {}
+        self._names: list[str] = []
+        """Of the heat map of each image."""
+        self._written: list[str] = []
 
     @property
     def paints(self) -> bool:
@@ -89,6 +91,8 @@ class Predictor:
         files = [file for file in files if not self._is_own(file)]
         if not files:
             raise InputError(f"{shown(self._out)}: nothing but heat maps to score; name a folder of images")
+        if self._painter is not None:
+            self._names = heat_map_names(files)
         with write_faults(apart):
             apart.mkdir(parents=True, exist_ok=True)
             # What an earlier run left there, half-written files of one that was killed among it.
@@ -141,13 +145,13 @@ class Predictor:
         regions = judged.regions
         name = None
         if self._painter is not None and item.shown is not None and item.size is not None:
-            name = self._unused(scored.image.stem)
+            name = self._names[item.number]
             verdict = self._verdict(scored, regions)
             small = Image.fromarray(item.shown)
             picture = self._painter.paint(small, judged.score_map, regions or (), item.size, verdict)
             with written_aside(folder / name) as aside:
                 picture.save(aside, format="PNG", compress_level=COMPRESSION)
-            self._names[name.casefold()] = name
+            self._written.append(name)
         row = {
             "image": str(scored.image),
             "score": scored.score,
@@ -174,7 +178,7 @@ class Predictor:
         return Verdict(shown(scored.image.name), text, scored.defective)
 
     def _finish(self, apart: Path, rows: Rows) -> None:
-        for name in self._names.values():
+        for name in self._written:
             with write_faults(self._out / name):
                 (apart / name).replace(self._out / name)
         rows.finish(self.table)
@@ -184,15 +188,3 @@ class Predictor:
         if not file.name.endswith(HEAT_MAP):
             return False
         return file.parent.resolve() in (self._out.resolve(), (self._out / UNFINISHED).resolve())
-
-    def _unused(self, stem: str) -> str:
-        """A name for the picture that no other has, on file systems that ignore case too; of printable characters,
-        and short enough."""
-        clean = "".join(c if c.isprintable() else "_" for c in stem)
-        copy = 1
-        while True:
-            end = HEAT_MAP if copy == 1 else f"_{copy}{HEAT_MAP}"
-            name = clean.encode()[: LONGEST_NAME - len(end)].decode(errors="ignore") + end
-            if name.casefold() not in self._names:
-                return name
-            copy += 1

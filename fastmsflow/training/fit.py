@@ -38,7 +38,7 @@ from .module import Moment, MSFlowModule
 from .plan import Reading, planned
 from .preemption import LAST_KEPT, Preemption
 from .readers import Readers
-from .recipe import Recipe
+from .recipe import WARM_UP_SHARE, Recipe
 from .state_file import StateFile
 from .tally import Findings
 from .telemetry import Profile, Telemetry
@@ -187,6 +187,7 @@ def train(
         state = world.once(lambda: stack.enter_context(claimed(out, resume, settings)))
         model.train().to(memory_format=torch.channels_last)
         model.calibration = None
+        say_if_short(recipe, console)
         started = time.perf_counter()
         prepare(plan.source, console)
         features_done = time.perf_counter()
@@ -256,6 +257,18 @@ def train(
             )
             finish(out)
     return outcome
+
+
+def say_if_short(recipe: Recipe, console: Console) -> None:
+    """Says on ``console`` where the run is over before the learning rate has risen to what was asked for."""
+    if not recipe.ends_in_warm_up:
+        return
+    reached = recipe.lr_factor(recipe.epochs - 1)
+    line = (
+        f"the run ends inside the warm-up, after {recipe.epochs} of its {recipe.warm_up_epochs} passes; the learning"
+        f" rate reaches {reached:.2f} of --lr; give a shorter --warm-up, or --warm-up-share {WARM_UP_SHARE}"
+    )
+    console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
 
 def settings_of(

@@ -11,6 +11,8 @@ from ..nn.low_memory import MEMORIES
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LEVELS = ("level0", "level1", "level2")
+# The published warm-up, 12 of 100 sub-epochs, as a share of them: for runs of a few.
+WARM_UP_SHARE = 0.12
 # Of a flow, by the names that they are frozen and given rates by: one parallel flow, all of them, the fusion flow.
 PARTS = (*LEVELS, "parallel", "fusion")
 
@@ -19,8 +21,9 @@ PARTS = (*LEVELS, "parallel", "fusion")
 class Recipe:
     """How a flow is trained by Adam; the defaults are the published recipe (arXiv 2308.15300).
 
-    A run of another length keeps the published schedule's shape. Errors: InputError where a number that must be above 0
-    is not, a share is none, a name is not known, or nothing is left to train.
+    In a run of another length the milestones keep their shares of it, and the warm-up its number of sub-epochs, unless
+    ``warm_up_share`` is given. Errors: InputError where a number that must be above 0 is not, a share is none, a name
+    is not known, the warm-up has two lengths, or nothing is left to train.
     """
 
     lr: float = 1e-4
@@ -31,8 +34,8 @@ class Recipe:
     """Rounds of training, an evaluation after each."""
     sub_epochs: int = 4
     """Passes over the training images in a round."""
-    warm_up: float = 0.12
-    """Share of the sub-epochs in which the rate rises linearly from a tenth of ``lr``: 12 of the published 100."""
+    warm_up: int = 12
+    """Sub-epochs in which the rate rises linearly from a tenth of ``lr``, however many there are in all."""
     milestones: tuple[float, ...] = (0.7, 0.9)
     """Shares of the sub-epochs after which the rate is multiplied by ``decay``: 70 and 90 of the published 100."""
     decay: float = 0.33
@@ -62,6 +65,8 @@ class Recipe:
     fastmsflow.nn.invertible), both for one more forward pass; None: they are not."""
     ema: float | None = None
     """Decay, each step, of the moving average of the weights that is evaluated and saved in their place; None: none."""
+    warm_up_share: float | None = None
+    """Takes the place of ``warm_up`` as a share of the sub-epochs: 0.12 is 12 of the published 100 and 5 of 40."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -69,8 +74,9 @@ class Recipe:
         for name in ("lr", "batch_size", "meta_epochs", "sub_epochs", "decay", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name, share in (("warm_up", self.warm_up), *(("milestones", share) for share in self.milestones)):
-            if not 0 <= share <= 1:
+        self._check_warm_up()
+        for name, share in (("warm_up_share", self.warm_up_share), *(("milestones", m) for m in self.milestones)):
+            if share is not None and not 0 <= share <= 1:
                 raise InputError(f"{name}: {share} is no share of the sub-epochs; it must be within 0 and 1")
         if not 0 <= self.hold_out <= 0.5:
             raise InputError(f"hold_out is {self.hold_out}; it is a share of the training images, at most 0.5")
@@ -86,6 +92,15 @@ class Recipe:
             raise InputError(f"memory {self.memory!r} is not known; choose one of {', '.join(MEMORIES)}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}; a decay lies between 0 and 1, e.g. 0.999")
+
+    def _check_warm_up(self) -> None:
+        # A float was a share once, and 1.0 would pass for one sub-epoch.
+        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise InputError(
+                f"warm_up is {self.warm_up}; it is a whole number of sub-epochs: give warm_up_share for a share of them"
+            )
+        if self.warm_up_share is not None and self.warm_up != Recipe.warm_up:
+            raise InputError(f"warm_up is {self.warm_up} and warm_up_share {self.warm_up_share}; give one of the two")
 
     def _check_parts(self) -> None:
         for name, parts in (("freeze", self.freeze), ("lr_of", self.lr_of)):
@@ -123,9 +138,18 @@ class Recipe:
         """All passes over the training images."""
         return self.meta_epochs * self.sub_epochs
 
+    @property
+    def warm_up_epochs(self) -> int:
+        """Sub-epochs of the warm-up, which may be more than there are in all."""
+        return self.warm_up if self.warm_up_share is None else round(self.warm_up_share * self.epochs)
+
+    @property
+    def ends_in_warm_up(self) -> bool:
+        """Whether the last sub-epoch is one of the warm-up, so that the rate never reaches ``lr``."""
+        return self.epochs <= self.warm_up_epochs
+
     def lr_factor(self, sub_epoch: int) -> float:
         """What ``lr`` is multiplied by in ``sub_epoch``, counted from 0."""
-        rising = round(self.warm_up * self.epochs)
-        if sub_epoch < rising:
-            return 0.1 + 0.9 * sub_epoch / rising
+        if sub_epoch < self.warm_up_epochs:
+            return 0.1 + 0.9 * sub_epoch / self.warm_up_epochs
         return self.decay ** sum(sub_epoch >= round(share * self.epochs) for share in self.milestones)

@@ -1,0 +1,74 @@
+"""Names of the heat maps that ``predict`` writes, all into one folder, of images from anywhere."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..files import LONGEST_NAME
+
+HEAT_MAP = "_heatmap.png"
+
+
+def heat_map_names(images: Sequence[Path]) -> list[str]:
+    """Names the heat map of each of ``images``, in their order: STEM_heatmap.png.
+
+    Images of one stem have as many of their folders in front as tell them apart, joined by ``_``; those that share a
+    folder too keep their suffix. What is still the same gets a number, whatever the order of ``images``. A name has
+    printable characters alone and at most LONGEST_NAME bytes, and no two differ by case alone.
+    """
+    # Without the ".." in them, which name no folder, and whatever links lead to.
+    paths = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100
+    same: dict[str, list[int]] = {}
+    for i, path in enumerate(paths):
+        same.setdefault(_fitted(path.stem).casefold(), []).append(i)
+    names, free = [""] * len(paths), _FreeNames()
+    # Those that are alone keep their name, whoever else would end up with it.
+    for key in sorted(same, key=lambda key: (len(same[key]) > 1, key)):
+        group = sorted(same[key], key=paths.__getitem__)
+        for i, wanted in zip(group, _told_apart([paths[i] for i in group]), strict=True):
+            names[i] = free.take(wanted)
+    return names
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """The stem of each with what tells it from the others of that stem in front and behind."""
+    if len(paths) == 1:
+        return [paths[0].stem]
+    # Each from the image upwards.
+    folders = [path.parts[-2:0:-1] for path in paths]
+    inside, depth = Counter(folders), 0
+    while len({parts[:depth] for parts in inside}) < len(inside):
+        depth += 1
+    return [
+        "_".join([*reversed(parts[:depth]), path.name if inside[parts] > 1 else path.stem])
+        for path, parts in zip(paths, folders, strict=True)
+    ]
+
+
+class _FreeNames:
+    """Gives each name once."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        # Where the next search for a number begins: a million images may want one name.
+        self._copies: dict[str, int] = {}
+
+    def take(self, wanted: str) -> str:
+        wanted = _fitted(wanted)
+        copy = self._copies.get(wanted.casefold(), 1)
+        while True:
+            end = HEAT_MAP if copy == 1 else f"_{copy}{HEAT_MAP}"
+            name = _fitted(wanted, end) + end
+            copy += 1
+            if name.casefold() not in self._taken:
+                self._taken.add(name.casefold())
+                self._copies[wanted.casefold()] = copy
+                return name
+
+
+def _fitted(text: str, end: str = HEAT_MAP) -> str:
+    """``text`` in printable characters, cut so that ``end`` fits behind it."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "_" for c in text)
+    return text.encode()[: LONGEST_NAME - len(end)].decode(errors="ignore")
