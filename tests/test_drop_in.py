@@ -31,6 +31,8 @@ from benchmarks.peers.freia import FreiaFusion
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
 from fastmsflow.compat.drop_in import shared_condition
+from fastmsflow.compat.keys import official_fusion, official_parallel
+from fastmsflow.errors import InputWarning
 from fastmsflow.nn.position import position_code
 
 
@@ -97,7 +99,8 @@ def test_files_of_both_variants_are_read_with_their_formula(dense: bool, tmp_pat
     torch.manual_seed(3)
     flow = MultiScaleFlow(CHANNELS, CONDITIONS, BLOCKS, clamp_form="tanh" if dense else "scaled_tanh").eval()
     save_official(flow, tmp_path / "official.pt")
-    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    variant = "auto" if dense else "master"
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS, variant)
     load_into(parallel, fusion, torch.load(tmp_path / "official.pt", weights_only=True))
     with torch.no_grad():
         z, log_det = run(parallel, fusion, features())
@@ -110,7 +113,40 @@ def test_files_of_both_variants_are_read_with_their_formula(dense: bool, tmp_pat
         "parallel_flows": [level.state_dict() for level in parallel],
     }
     torch.save(content, tmp_path / "again.pt")
-    assert torch.equal(load_official(tmp_path / "again.pt")(features())[1], flow(features())[1])
+    assert torch.equal(load_official(tmp_path / "again.pt", variant=variant)(features())[1], flow(features())[1])
+
+
+def index_content() -> dict:
+    """A file with index permutations."""
+    torch.manual_seed(3)
+    flow = MultiScaleFlow(CHANNELS, CONDITIONS, BLOCKS, clamp_form="scaled_tanh")
+    return {
+        "fusion_flow": official_fusion(flow),
+        "parallel_flows": [official_parallel(flow, level) for level in range(3)],
+    }
+
+
+def test_an_index_file_is_warned_of_once_and_computed_by_freia_0_2s_formula() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    with pytest.warns(InputWarning) as caught:
+        load_into(parallel, fusion, index_content())
+    (line,) = [str(warning.message) for warning in caught]
+    assert line.startswith("the checkpoint has index permutations") and "\n" not in line
+    assert "clamp tanh(r) is taken" in line and "variant='master'" in line and "fastmsflow verify FILE" in line
+    named = build_msflow_model(CONFIG, CHANNELS, "0.2")
+    load_into(*named, index_content())
+    masters = build_msflow_model(CONFIG, CHANNELS, "master")
+    load_into(*masters, index_content())
+    with torch.no_grad():
+        outputs = [run(*flows, features())[1] for flows in ((parallel, fusion), named, masters)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variant", ["0.2", "master"])
+def test_a_named_formula_takes_an_index_file_without_a_word(variant: str) -> None:
+    load_into(*build_msflow_model(CONFIG, CHANNELS, variant), index_content())
 
 
 def test_it_goes_backwards() -> None:

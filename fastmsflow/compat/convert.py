@@ -7,6 +7,7 @@ from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
 from ..nn.pool import check_pool
+from .formula import check_extractor
 from .keys import check_variant
 from .official import load_official, save_official
 
@@ -29,7 +30,7 @@ def official_to_own(
     """
     flow = load_official(source, clamp, check_variant(variant))
     backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
-    _check_extractor(source, flow, extractor, backbone)
+    check_extractor(flow, backbone, source)
     config = {
         "extractor": backbone.name,
         "image_size": list(image_size),
@@ -58,7 +59,20 @@ def official_model(
 
     Errors: as ``official_to_own``'s; UnavailableError where weights cannot be downloaded.
     """
-    flow = load_official(source, clamp, check_variant(variant))
+    return model_of(
+        load_official(source, clamp, check_variant(variant)), source, extractor, image_size, pool, extractor_weights
+    )
+
+
+def model_of(
+    flow: MultiScaleFlow,
+    source: str | Path,
+    extractor: str,
+    image_size: tuple[int, int],
+    pool: str,
+    extractor_weights: str | Path | None,
+) -> MSFlow:
+    """Puts an extractor in front of the ``flow`` that was read from ``source``; see ``official_model``."""
     model = MSFlow(
         extractor,
         image_size=image_size,
@@ -67,17 +81,9 @@ def official_model(
         blocks=flow.blocks,
         extractor_weights=extractor_weights,
     )
-    _check_extractor(source, flow, extractor, model.extractor)
+    check_extractor(flow, model.extractor, source)
     model.flow = flow
     return model.eval()
-
-
-def _check_extractor(source: str | Path, flow: MultiScaleFlow, name: str, backbone: Extractor) -> None:
-    if backbone.channels != flow.channels:
-        raise InputError(
-            f"{source}: its flow takes channels {flow.channels}, {name} yields {backbone.channels};"
-            " name the extractor it was trained with (--extractor)"
-        )
 
 
 def own_flow(source: str | Path) -> MultiScaleFlow:

@@ -42,7 +42,7 @@ class DropInBlock(CouplingBlock):
     """FrEIA's ``AllInOneBlock`` as MSFlow builds it.
 
     ``w_perm``, ``w_perm_inv``: FrEIA 0.2's dense (C, C, 1, 1) matrices or its git master's (C,) indices. ``variant``:
-    the formula of the soft clamp; ``"auto"`` follows the permutation's layout, as does a checkpoint that is loaded.
+    the formula of the soft clamp, whatever the permutations' layout; ``"auto"`` is 0.2's.
     """
 
     kept: int
@@ -75,10 +75,10 @@ class DropInBlock(CouplingBlock):
         self.register_load_state_dict_pre_hook(DropInBlock._take_layout)
 
     @property
-    def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows what is loaded
+    def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows ``variant``
         dense = self.w_perm.ndim == 4
         refuse_masters_formula(self.variant, dense, "w_perm")
-        return "tanh" if self.variant == "0.2" or dense else "scaled_tanh"
+        return "scaled_tanh" if self.variant == "master" else "tanh"
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:

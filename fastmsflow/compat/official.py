@@ -1,6 +1,7 @@
 """Reading and writing the reference implementation's checkpoints, strictly."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,14 +10,13 @@ import torch
 
 from ..backend import Backend
 from ..checkpoint import load_pickled, summary
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..files import written_aside
 from ..model import MultiScaleFlow
-from ..reference.coupling import ClampForm
+from ..nn.pool import check_pool
 from . import keys
+from .formula import CLAMP_FORMS, Formula, Images, compare_formulas, pooled_batches, use_formula, warn_of_either_formula
 from .keys import Variant
-
-_FORMS: dict[str, ClampForm] = {"0.2": "tanh", "master": "scaled_tanh"}
 
 
 def load_official(
@@ -25,17 +25,55 @@ def load_official(
     variant: Variant = "auto",
     device: torch.device | str | None = None,
     backend: Backend = "auto",
+    *,
+    images: Images | None = None,
+    extractor: str = "wide_resnet50_2.tv_in1k",
+    extractor_weights: str | Path | None = None,
+    image_size: tuple[int, int] = (512, 512),
+    pool: str = "avg",
 ) -> MultiScaleFlow:
-    """The flow of an official checkpoint, in eval mode.
+    """Reads the flow of an official checkpoint, in eval mode.
 
     Channels, condition channels and blocks are read off the tensors. ``clamp`` is not in the file: give what it was
-    trained with. ``variant``: FrEIA's formula for the soft clamp, ``"0.2"`` clamp tanh(r) or ``"master"``
-    clamp tanh(r / clamp); ``"auto"`` takes 0.2's for dense permutations and master's for index permutations (a file
-    written by a FrEIA of 2023-06-20 to 08-17 has indices and needs ``"0.2"``; dense ones never had master's).
-    ``device``: where the flow goes; the CPU if None.
-    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; or where
-    ``variant`` is a formula that no FrEIA computed with the file's permutations.
+    trained with. ``device``: where the flow goes; the CPU if None.
+
+    ``variant``: FrEIA's formula for the soft clamp, ``"0.2"`` clamp tanh(r) or ``"master"`` clamp tanh(r / clamp).
+    Dense permutations only ever had the first. A file with index permutations does not say which it had. Nearly all of
+    them had the first, since FrEIA's git master with the second fails on the published modules unless these are
+    patched. So ``"auto"`` takes the first and warns (InputWarning, a UserWarning) that the file may mean the other one.
+
+    ``images``: good images, which tell the formulas of such a file apart: a file, a folder or several of them; a tensor
+    (N, 3, H, W) in [0, 1]; or pooled features, one tensor (N, C_l, H_l, W_l) per level. Their mean nll, over at most 32
+    of them, is compared. With ``"auto"`` the formula of the lower mean is taken, or the first where the difference lies
+    below twice its standard error; a warning says which, and both means. A ``variant`` that is given stays, and a
+    warning says where the other one fits better. ``extractor``, ``extractor_weights``, ``image_size`` (H, W) and
+    ``pool`` describe the model that the features of images come from, as for ``fastmsflow.MSFlow``.
+
+    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; where
+    ``variant`` is a formula that no FrEIA computed with the file's permutations; where an image cannot be read or
+    features do not fit. UnavailableError where the extractor's weights cannot be downloaded.
     """
+    flow, dense = read_official(path, clamp, variant, backend)
+    flow = flow.to(device)
+    if dense:
+        return flow
+    if images is not None:
+        features = pooled_batches(images, flow, extractor, extractor_weights, image_size, check_pool(pool))
+        fit = compare_formulas(flow, features)
+        formula, line = fit.settle(variant)
+        use_formula(flow, formula)
+        if variant == "auto" or fit.contradicts(variant):
+            warnings.warn(f"{path}: {line}", InputWarning, stacklevel=2)
+    elif variant == "auto":
+        warn_of_either_formula(f"{path}:", str(path))
+    return flow
+
+
+def read_official(
+    path: str | Path, clamp: float, variant: Variant, backend: Backend = "auto"
+) -> tuple[MultiScaleFlow, bool]:
+    """Returns the flow on the CPU in eval mode, and whether the file's permutations are dense. ``"auto"`` takes clamp
+    tanh(r), without a word. Errors: InputError as ``load_official`` has it."""
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
     if (
@@ -48,13 +86,12 @@ def load_official(
             f"{path}: not an MSFlow checkpoint: it needs 'parallel_flows' (a list of state dicts) and 'fusion_flow'"
         )
     dense = any(v.ndim == 4 for state in parallel for k, v in state.items() if k.endswith(".w_perm"))
-    if keys.check_variant(variant) == "auto":
-        variant = "0.2" if dense else "master"
-    keys.refuse_masters_formula(variant, dense, str(path))
+    formula: Formula = "master" if keys.check_variant(variant) == "master" else "0.2"
+    keys.refuse_masters_formula(formula, dense, str(path))
 
     channels, conditions, blocks = keys.inferred_shape(parallel, path)
     try:
-        flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, _FORMS[variant])
+        flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, CLAMP_FORMS[formula])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     faults: list[str] = []
@@ -63,7 +100,7 @@ def load_official(
     if faults:
         raise InputError(f"{path}: does not fit an MSFlow of channels {tuple(channels)}: {summary(faults)}")
     flow.load_state_dict(state)
-    return flow.to(device).eval()
+    return flow.eval(), dense
 
 
 def save_official(
