@@ -43,11 +43,11 @@ def build_msflow_model(
 
     ``c_feats``: channels C_l of the levels, even. ``parallel_flow(x, [condition])`` -> (z, log_det) and
     ``fusion_flow([z0, z1, z2])`` -> ([z0, z1, z2], log_det), both with ``rev=True`` backwards; state dicts are the
-    original's. Convolutions' weights lie channels-last, so of safetensors' functions ``save_model`` takes the flows as
-    they are. New permutations are FrEIA 0.2's (dense) unless ``variant`` is ``"master"``; a checkpoint that is loaded
-    brings its own layout. ``variant``: FrEIA's formula for the soft clamp, see ``load_official``; where ``"auto"``
-    meets a file with index permutations, it takes clamp tanh(r) and warns (InputWarning) that the file may mean the
-    other one. ``backend``: see fastmsflow.backend.
+    original's; safetensors takes the flows by ``save_model``. New permutations are FrEIA 0.2's (dense) unless
+    ``variant`` is ``"master"``; a checkpoint that is loaded brings its own layout and order of permutations.
+    ``variant``: FrEIA's formula for the soft clamp, see ``load_official``; where ``"auto"`` meets a file with index
+    permutations, it takes clamp tanh(r) and warns (InputWarning) that the file may mean the other one. ``backend``: see
+    fastmsflow.backend.
     Errors: InputError where a setting is missing or the levels do not agree.
     """
     missing = [name for name in ("c_conds", "parallel_blocks", "clamp_alpha") if not hasattr(c, name)]
@@ -108,7 +108,7 @@ def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1).to(memory_format=torch.channels_last)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 def _frozen(perm: torch.Tensor, inverse: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:

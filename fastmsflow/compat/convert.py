@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from ..checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
+from ..checkpoint import OfficialLayout, read_checkpoint, refuse_misfit, write_checkpoint
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
 from ..nn.pool import check_pool
 from .formula import check_extractor
 from .keys import check_variant
-from .official import load_official, save_official
+from .official import load_official, read_pickle, save_official
 
 
 def official_to_own(
@@ -31,13 +31,15 @@ def official_to_own(
     flow = load_official(source, clamp, check_variant(variant))
     backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
     check_extractor(flow, backbone, source)
+    epoch = read_pickle(source).get("epoch")
     config = {
         "extractor": backbone.name,
         "image_size": list(image_size),
         "pool": check_pool(pool),
         "standardise": False,
         "flow": flow.config,
-        "notes": {"converted_from": Path(source).name},
+        "official_layout": flow.official_layout and flow.official_layout._asdict(),
+        "notes": {"converted_from": Path(source).name, "meta_epoch": epoch if isinstance(epoch, int) else 0},
     }
     tensors = {f"flow.{key}": value for key, value in flow.state_dict().items()}
     if extractor_weights is not None:
@@ -93,6 +95,7 @@ def own_flow(source: str | Path) -> MultiScaleFlow:
     """
     tensors, config = read_checkpoint(source)
     flow = MultiScaleFlow(**config["flow"])
+    flow.official_layout = OfficialLayout.from_config(config)
     state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
     refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
     flow.load_state_dict(state)
@@ -110,4 +113,4 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
             f"{source}: its features are standardised, which the official format cannot hold;"
             " train without --standardise"
         )
-    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("epoch", 0)))
+    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("meta_epoch", 0)))

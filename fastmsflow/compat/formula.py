@@ -96,6 +96,11 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     return FormulaFit({name: values.mean().item() for name, values in nll.items()}, images, trained_with)
 
 
+def has_one_formula(flow: MultiScaleFlow) -> bool:
+    """Whether there is nothing to tell apart: all but official files with index permutations say their formula."""
+    return flow.official_layout is None or flow.official_layout.dense
+
+
 def use_formula(flow: MultiScaleFlow, formula: Formula) -> None:
     """Makes ``flow`` compute ``formula``."""
     _use_form(flow, CLAMP_FORMS[formula])

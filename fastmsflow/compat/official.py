@@ -9,13 +9,22 @@ from typing import Any, TypeGuard
 import torch
 
 from ..backend import Backend
-from ..checkpoint import load_pickled, summary
+from ..checkpoint import OfficialLayout, load_pickled, summary
 from ..errors import InputError, InputWarning
 from ..files import written_aside
 from ..model import MultiScaleFlow
 from ..nn.pool import check_pool
 from . import keys
-from .formula import CLAMP_FORMS, Formula, Images, compare_formulas, pooled_batches, use_formula, warn_of_either_formula
+from .formula import (
+    CLAMP_FORMS,
+    Formula,
+    Images,
+    compare_formulas,
+    has_one_formula,
+    pooled_batches,
+    use_formula,
+    warn_of_either_formula,
+)
 from .keys import Variant
 
 
@@ -53,9 +62,8 @@ def load_official(
     ``variant`` is a formula that no FrEIA computed with the file's permutations; where an image cannot be read or
     features do not fit. UnavailableError where the extractor's weights cannot be downloaded.
     """
-    flow, dense = read_official(path, clamp, variant, backend)
-    flow = flow.to(device)
-    if dense:
+    flow = read_official(path, clamp, variant, backend).to(device)
+    if has_one_formula(flow):
         return flow
     if images is not None:
         features = pooled_batches(images, flow, extractor, extractor_weights, image_size, check_pool(pool))
@@ -69,11 +77,8 @@ def load_official(
     return flow
 
 
-def read_official(
-    path: str | Path, clamp: float, variant: Variant, backend: Backend = "auto"
-) -> tuple[MultiScaleFlow, bool]:
-    """Returns the flow on the CPU in eval mode, and whether the file's permutations are dense. ``"auto"`` takes clamp
-    tanh(r), without a word. Errors: InputError as ``load_official`` has it."""
+def read_official(path: str | Path, clamp: float, variant: Variant, backend: Backend = "auto") -> MultiScaleFlow:
+    """Reads the flow as ``load_official`` does, on the CPU; ``"auto"`` takes clamp tanh(r) without a word."""
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
     if (
@@ -96,11 +101,13 @@ def read_official(
         raise InputError(f"{path}: {error}") from error
     faults: list[str] = []
     state = {k: v for level, s in enumerate(parallel) for k, v in keys.own_parallel(s, flow, level, faults).items()}
-    state |= keys.own_fusion(fusion, flow, faults)
+    own_fusion, order = keys.own_fusion(fusion, flow, faults)
+    state |= own_fusion
     if faults:
         raise InputError(f"{path}: does not fit an MSFlow of channels {tuple(channels)}: {summary(faults)}")
     flow.load_state_dict(state)
-    return flow.eval(), dense
+    flow.official_layout = OfficialLayout(order, dense)
+    return flow.eval()
 
 
 def save_official(
@@ -109,8 +116,9 @@ def save_official(
     """Writes ``flow`` as the reference implementation's checkpoint, on the CPU, with the ``epoch`` it is from;
     ``optimizer``'s state goes in as it is.
 
-    Permutations are written in the layout whose formula the flow uses: FrEIA 0.2's for ``tanh``, its git master's for
-    ``scaled_tanh``. An earlier file stays until the new one is whole.
+    A flow that was read from such a file is written with that file's order and layout of permutations, any other one
+    in the layout of its formula: FrEIA 0.2's for ``tanh``, its git master's for ``scaled_tanh``. An earlier file stays
+    until the new one is whole.
     """
     content: dict[str, Any] = {
         "epoch": epoch,

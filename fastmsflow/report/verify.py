@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ..compat.certificate import Batches, noise
 from ..compat.convert import model_of, own_flow
-from ..compat.formula import BATCH, MOST_IMAGES, FormulaFit, compare_formulas, either_formula, use_formula
+from ..compat.formula import (
+    BATCH,
+    MOST_IMAGES,
+    FormulaFit,
+    compare_formulas,
+    either_formula,
+    has_one_formula,
+    use_formula,
+)
 from ..compat.keys import Variant
 from ..compat.official import read_official
 from ..data.images import load_image
@@ -62,28 +70,24 @@ def to_verify(
     """
     own = checkpoint.suffix == ".safetensors"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dense = True
     if not images:
-        if own:
-            flow = own_flow(checkpoint)
-        else:
-            flow, dense = read_official(checkpoint, official.clamp, official.variant)
+        flow = own_flow(checkpoint) if own else read_official(checkpoint, official.clamp, official.variant)
         flow, side = flow.to(device), image_size or NOISE_SIZE
-        line = None if dense or official.variant != "auto" else either_formula(f"{checkpoint}:", str(checkpoint))
+        told = own or has_one_formula(flow) or official.variant != "auto"
+        line = None if told else either_formula(f"{checkpoint}:", str(checkpoint))
         batches = noise(flow, side, NOISE_IMAGES)
         return ToVerify(flow, batches, (side, side), formula_line=line, formula_in_doubt=True)
     if own:
         model = MSFlow.load(checkpoint)
     else:
-        flow, dense = read_official(checkpoint, official.clamp, official.variant)
-        side = image_size or 512
+        flow, side = read_official(checkpoint, official.clamp, official.variant), image_size or 512
         model = model_of(flow, checkpoint, official.extractor, (side, side), official.pool, official.extractor_weights)
     if own and image_size is not None and model.image_size != (image_size, image_size):
         raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:most]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)
-    if dense:
+    if own or has_one_formula(model.flow):
         return ToVerify(model.flow, batches, model.image_size, faults)
     # Held, so that an image goes through the extractor once.
     first = list(islice(batches, MOST_IMAGES // BATCH))
