@@ -154,18 +154,6 @@ def test_index_layout_is_read_back_to_the_bit(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "again.pt", weights_only=True)["parallel_flows"][0]["module_list.0.w_perm"].ndim == 1
 
 
-def test_optimizer_state_travels_along(tmp_path: Path) -> None:
-    flow = load_official(GOLDEN / "tiny.pt")
-    optimizer = torch.optim.Adam(flow.parameters())
-    flow.nll(golden_inputs("tiny", torch.float32)).mean().backward()
-    optimizer.step()
-    save_official(flow, tmp_path / "run.pt", epoch=7, optimizer=optimizer)
-    content = torch.load(tmp_path / "run.pt", weights_only=True)
-    assert content["epoch"] == 7
-    torch.optim.Adam(flow.parameters()).load_state_dict(content["optimizer"])
-    assert same_state(flow, load_official(tmp_path / "run.pt"))
-
-
 def test_clamp_and_device_are_honoured() -> None:
     flow = load_official(GOLDEN / "tiny.pt", clamp=1.2, device="cpu", backend="torch")
     assert (flow.clamp, flow.backend, flow.training) == (1.2, "torch", False)

@@ -26,7 +26,11 @@ from .configuration import Config
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).", metavar="FROM")
+        Path,
+        typer.Argument(
+            help="An official checkpoint, one of ours (.safetensors), or an interrupted run's state.ckpt.",
+            metavar="FROM",
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Where the other kind goes.", metavar="TO")],
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
@@ -38,24 +42,40 @@ def convert(
     pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
     clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
     variant: Annotated[str, typer.Option(help="FrEIA's formula: auto, 0.2 or master.")] = "auto",
+    fusion_first: Annotated[
+        bool, typer.Option("--fusion-first", help="Of a state.ckpt: the script's Adam lists the fusion flow first.")
+    ] = False,
     config: Config = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Converts between the official checkpoint format and ours, whichever FROM is not.
 
-    The options describe an official FROM, which does not hold them.
+    --extractor to --variant describe an official FROM, which does not hold them. An interrupted run's state.ckpt
+    becomes an official checkpoint with the optimizer's state, which the published script can resume from.
     """
     speak(quiet, as_json)
     from ..compat.convert import official_to_own, own_to_official
 
+    note = None
     if source.suffix == ".safetensors":
         own_to_official(source, target)
+        note = (
+            "without an optimizer's state: the published script can load it to test or to start from, but not resume"
+            " from it; an interrupted run's state.ckpt has one"
+        )
+    elif source.suffix == ".ckpt":
+        from ..training.run_state import state_to_official
+
+        state_to_official(source, target, fusion_first)
+        note = "with the optimizer's state: the published script can resume from it"
     else:
         size = (image_size, image_size)
         with warnings_in_yellow():
             official_to_own(source, target, extractor, size, pool, clamp, variant, extractor_weights)
     console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
+    if note is not None:
+        console.print(note, soft_wrap=True)
     if as_json:
         print_json({"from": str(source), "to": str(target)})
 

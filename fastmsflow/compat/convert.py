@@ -1,8 +1,10 @@
 """Official checkpoints <-> our own."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..checkpoint import OfficialLayout, read_checkpoint, refuse_misfit, write_checkpoint
+from ..checkpoint import OfficialLayout, read_checkpoint, read_config, refuse_misfit, write_checkpoint
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
@@ -107,10 +109,15 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
 
     Errors: InputError where the model standardises its features, which the official format cannot say.
     """
-    _, config = read_checkpoint(source)
+    config = read_config(source)
+    refuse_standardised(source, config)
+    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("meta_epoch", 0)))
+
+
+def refuse_standardised(source: str | Path, config: Mapping[str, Any]) -> None:
+    """Errors: InputError where the model of ``source`` standardises its features, by its ``config``."""
     if config["standardise"]:
         raise InputError(
             f"{source}: its features are standardised, which the official format cannot hold;"
             " train without --standardise"
         )
-    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("meta_epoch", 0)))

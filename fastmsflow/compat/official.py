@@ -26,6 +26,7 @@ from .formula import (
     warn_of_either_formula,
 )
 from .keys import Variant
+from .optimizer import official_optimizer
 
 
 def load_official(
@@ -111,22 +112,34 @@ def read_official(path: str | Path, clamp: float, variant: Variant, backend: Bac
 
 
 def save_official(
-    flow: MultiScaleFlow, path: str | Path, epoch: int = 0, optimizer: torch.optim.Optimizer | None = None
+    flow: MultiScaleFlow,
+    path: str | Path,
+    epoch: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    fusion_first: bool = False,
 ) -> None:
-    """Writes ``flow`` as the reference implementation's checkpoint, on the CPU, with the ``epoch`` it is from;
-    ``optimizer``'s state goes in as it is.
+    """Writes ``flow`` as the reference implementation's checkpoint, with the number of the ``epoch`` it is from; all
+    tensors are on the CPU.
+
+    ``optimizer``: torch's Adam over the flow's parameters, in any groups of equal settings. Its state is written for
+    the published script's own Adam, which has one group, so that the script can resume from the file; without it the
+    script can load the file to test or to start from. The script's group lists the parameters of the parallel flows,
+    level by level, and then those of the fusion flow; ``fusion_first`` puts the fusion flow's before the others: look
+    at the line of the script that builds its Adam. The scheduler's and the gradient scaler's states have no place in
+    the file.
 
     A flow that was read from such a file is written with that file's order and layout of permutations, any other one
     in the layout of its formula: FrEIA 0.2's for ``tanh``, its git master's for ``scaled_tanh``. An earlier file stays
     until the new one is whole.
+
+    Errors: InputError where ``optimizer`` is not Adam, its groups have different settings, or its parameters are not
+    exactly the flow's (parts are frozen, say).
     """
-    content: dict[str, Any] = {
-        "epoch": epoch,
-        "fusion_flow": _cpu(keys.official_fusion(flow)),
-        "parallel_flows": [_cpu(keys.official_parallel(flow, level)) for level in range(len(flow.channels))],
-    }
+    fusion = _cpu(keys.official_fusion(flow))
+    parallel = [_cpu(keys.official_parallel(flow, level)) for level in range(len(flow.channels))]
+    content: dict[str, Any] = {"epoch": epoch, "fusion_flow": fusion, "parallel_flows": parallel}
     if optimizer is not None:
-        content["optimizer"] = optimizer.state_dict()
+        content["optimizer"] = official_optimizer(optimizer, flow, parallel, fusion, fusion_first)
     with written_aside(path) as aside:
         torch.save(content, aside)
 
