@@ -86,8 +86,8 @@ def built_from(path: str | Path) -> Iterator[None]:
         # Behind the semicolon are the remedies of those who make a model.
         fact = str(error).partition("; ")[0]
         raise UnavailableError(
-            f"{path}: does not hold its extractor's weights, and there are {fact};"
-            " convert the official file again with --extractor-weights FILE"
+            f"{path}: does not hold its extractor's weights ({fact}); convert the official file again with"
+            " --extractor-weights FILE"
         ) from error
 
 
