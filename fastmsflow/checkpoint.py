@@ -22,12 +22,12 @@ FORMAT = "fastmsflow-1"
 
 
 class OfficialLayout(NamedTuple):
-    """How the official file that a flow was read from lays out permutations, so that it is written again like that."""
+    """Keeps how an official file lays out permutations, so that a flow that was read from it is written like that."""
 
     order: tuple[int, ...]
     """The levels in the order in which their permutations stand in the fusion flow."""
     dense: bool
-    """Whether the blocks' permutations are matrices, as FrEIA 0.2 has them, or indices, as its git master."""
+    """True where the blocks' permutations are matrices, as FrEIA 0.2 has them; False for its git master's indices."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "OfficialLayout | None":

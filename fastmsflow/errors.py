@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class InputWarning(UserWarning):
-    """What was given can be used, but may mean something else: one line with the fact and the remedy."""
+    """Warns that something given can be used, but may mean something else: one line with the fact and the remedy."""
 
 
 class UnavailableError(RuntimeError):

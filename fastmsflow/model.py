@@ -51,7 +51,7 @@ class MultiScaleFlow(nn.Module):
     memory: Memory | None = None
     """How memory is saved where gradients are taken; set by a training for as long as it lasts."""
     official_layout: OfficialLayout | None = None
-    """The layout of the official file that it was read from, if it was."""
+    """The layout of the official file that the flow was read from; None for any other flow."""
 
     def __init__(
         self,

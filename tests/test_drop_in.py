@@ -70,7 +70,7 @@ def test_the_swap_reproduces_the_recording_from_the_official_file(name: str) -> 
 
 
 def as_bytes(states: list[dict[str, Tensor]]) -> bytes:
-    """As torch.save writes them, but for the version numbers that a module's state dict carries beside it."""
+    """The bytes that torch.save writes, but for the version numbers that a module's state dict carries beside it."""
     file = io.BytesIO()
     torch.save([dict(state) for state in states], file)
     return file.getvalue()

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.cli import app
+from fastmsflow.cli.common import warnings_in_yellow
+from fastmsflow.cli.fine_tuning import started_model
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.convert import own_flow
 from fastmsflow.compat.formula import FormulaFit, compare_formulas
@@ -219,3 +221,19 @@ def test_convert_names_the_alternative_in_one_yellow_line(tmp_path: Path) -> Non
     assert own_flow(tmp_path / "own.safetensors").clamp_form == "tanh"
     assert CliRunner().invoke(app, [*words, "--variant", "master"]).stderr == ""
     assert own_flow(tmp_path / "own.safetensors").clamp_form == "scaled_tanh"
+
+
+def test_train_names_the_alternative_in_one_yellow_line(weights: Path, tmp_path: Path, capsys) -> None:
+    options = {"extractor": "resnet18", "pool": "avg", "extractor_weights": weights, "standardise": False}
+    model = started_model(resnets_file(tmp_path), options, set(), (64, 64))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}/resnet.pt: has index permutations")
+    assert model.flow.clamp_form == "tanh"
+
+
+def test_other_warnings_stay_pythons_in_the_command_line(capsys) -> None:
+    with pytest.warns(DeprecationWarning, match="old"), warnings_in_yellow():
+        warnings.warn("new [red]", InputWarning, stacklevel=1)
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "new [red]\n"

@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back_to_the_bit(name: str, tmp_path: Path) -> N
 
 
 def as_bytes(content: dict) -> bytes:
-    """As torch.save writes the content, but for the version numbers that a module's state dict carries beside it."""
+    """The bytes that torch.save writes, but for the version numbers that a module's state dict carries beside it."""
     plain = {
         **content,
         "fusion_flow": dict(content["fusion_flow"]),

@@ -26,7 +26,7 @@ LR = 1e-3
 
 
 def by_part(flow: MultiScaleFlow) -> list[dict]:
-    """As a run's groups: one a part, each with a name."""
+    """Groups like a run's: one a part, each with a name."""
     parts = {**{f"level{i}": level for i, level in enumerate(flow.parallel_flows)}, "fusion": flow.fusion_flow}
     return [{"params": list(part.parameters()), "name": name} for name, part in reversed(parts.items())]
 
@@ -86,7 +86,7 @@ def test_freias_modules_resume_and_their_next_step_is_ours(
 
 
 def changes(flow: MultiScaleFlow, before: MultiScaleFlow, parallel: list[nn.Module], fusion: nn.Module) -> list[float]:
-    """How far the modules' last step is from the flow's, by parameter, relative to that step."""
+    """The difference of the modules' last step from the flow's, by parameter, relative to that step."""
     errors = []
     pairs = [(official_parallel(flow, i), official_parallel(before, i), m) for i, m in enumerate(parallel)]
     pairs.append((official_fusion(flow), official_fusion(before), fusion))

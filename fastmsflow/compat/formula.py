@@ -1,4 +1,4 @@
-"""Which formula of the soft clamp an index file was trained with: the one that makes good images likelier."""
+"""Finds the formula of the soft clamp that an index file was trained with: it makes good images likelier."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ SURE = 2.0
 
 @dataclass(frozen=True)
 class FormulaFit:
-    """How well each formula fits good images."""
+    """Tells how well each formula fits good images."""
 
     nll: dict[Formula, float]
     """The mean over the images, in nats."""
@@ -60,7 +60,7 @@ class FormulaFit:
         return variant, self.text + advice
 
     def contradicts(self, variant: Variant) -> bool:
-        """Whether the other formula than ``variant`` fits better."""
+        """Tells whether the images contradict ``variant``: the other formula fits them better."""
         return variant != "auto" and self.trained_with == _other(variant)
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
 
 
 def has_one_formula(flow: MultiScaleFlow) -> bool:
-    """Whether there is nothing to tell apart: all but official files with index permutations say their formula."""
+    """Tells whether the formula is certain: all but official files with index permutations say it."""
     return flow.official_layout is None or flow.official_layout.dense
 
 
@@ -124,7 +124,7 @@ def either_formula(what: str, command: str) -> str:
 
 
 def warn_of_either_formula(what: str, command: str) -> None:
-    """Says it as a warning."""
+    """Warns with that line, on behalf of the caller's caller."""
     warnings.warn(either_formula(what, command), InputWarning, stacklevel=3)
 
 

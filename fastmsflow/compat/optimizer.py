@@ -39,7 +39,7 @@ def official_optimizer(
 
 
 def _state(optimizer: Optimizer, parameter: nn.Parameter | None, like: Tensor) -> dict[str, Any]:
-    """What the optimizer keeps for ``parameter``, in the shape of ``like``; nothing before its first step."""
+    """Copies the optimizer's state of ``parameter`` in the shape of ``like``; there is none before the first step."""
     kept = {} if parameter is None else optimizer.state.get(parameter, {})
     return {
         # "step" is a tensor without dimensions.

@@ -1,4 +1,4 @@
-"""What `verify` compares on: a checkpoint's flow, and features of images or noise."""
+"""Makes ready what `verify` compares: a checkpoint's flow, and features of images or noise."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ NOISE_SIZE, NOISE_IMAGES = 128, 8
 
 @dataclass(frozen=True)
 class Described:
-    """What an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
+    """Describes what an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
 
     extractor: str
     extractor_weights: str | None
@@ -42,7 +42,7 @@ class Described:
 
 @dataclass(frozen=True)
 class ToVerify:
-    """What is certified, and on what."""
+    """Holds what is to be certified, and on what."""
 
     flow: MultiScaleFlow
     batches: Batches
@@ -52,11 +52,11 @@ class ToVerify:
     faults: list[str] = field(default_factory=list[str])
     """A line for each image that cannot be read, complete when the batches are through."""
     fit: FormulaFit | None = None
-    """How well either formula fits the images, where the file has index permutations."""
+    """The comparison of both formulas on the images, where the file has index permutations."""
     formula_line: str | None = None
-    """What there is to say about the formula of such a file."""
+    """A line about the formula of such a file."""
     formula_in_doubt: bool = False
-    """Whether that line is a warning."""
+    """True where that line is a warning."""
 
 
 def to_verify(

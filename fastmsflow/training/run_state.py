@@ -1,4 +1,4 @@
-"""What an interrupted run left to go on from, in hands that are not its own."""
+"""Reads the state of a run that has not finished: for going on by other means than the run's own."""
 
 import json
 from pathlib import Path
