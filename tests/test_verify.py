@@ -202,6 +202,15 @@ def test_a_formula_that_the_images_contradict_is_certified_with_a_warning(
     assert agreed.stderr == "" and "trained with clamp tanh(r):" in agreed.stdout
 
 
+def test_images_that_tell_nothing_leave_a_warning(
+    fitted: dict[str, Path], photographs: Path, resnet, torch_only: None
+) -> None:
+    result = run(fitted["master"], photographs, *resnet, "--most", 1)
+    (line,) = result.stderr.splitlines()
+    assert "the formulas are not told apart by 1 image:" in line and line.endswith("; clamp tanh(r) is taken")
+    assert "FrEIA 0.2: clamp tanh(r); 1 images" in result.stdout
+
+
 def test_dense_files_have_nothing_to_compare(photographs: Path, resnet, tmp_path: Path, torch_only: None) -> None:
     torch.manual_seed(0)
     save_official(MultiScaleFlow((64, 128, 256), (8, 8, 8), (1, 1, 1)), tmp_path / "dense.pt")

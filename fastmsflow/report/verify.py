@@ -94,7 +94,7 @@ def to_verify(
     fit = compare_formulas(model.flow, first)
     formula, line = fit.settle(official.variant)
     use_formula(model.flow, formula)
-    doubt = fit.contradicts(official.variant)
+    doubt = fit.contradicts(official.variant) or (official.variant == "auto" and fit.trained_with is None)
     return ToVerify(model.flow, chain(first, batches), model.image_size, faults, fit, f"{checkpoint}: {line}", doubt)
 
 
