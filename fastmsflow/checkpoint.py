@@ -5,19 +5,35 @@ One file, so that weights and configuration cannot part; safetensors, so that no
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, UnavailableError
 from .files import written_aside
 
 FORMAT = "fastmsflow-1"
+
+
+class OfficialLayout(NamedTuple):
+    """Keeps how an official file lays out permutations, so that a flow that was read from it is written like that."""
+
+    order: tuple[int, ...]
+    """The levels in the order in which their permutations stand in the fusion flow."""
+    dense: bool
+    """True where the blocks' permutations are matrices, as FrEIA 0.2 has them; False for its git master's indices."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "OfficialLayout | None":
+        """Reads what a checkpoint's ``config`` has of it: None for a model that was not read from an official file."""
+        kept = config.get("official_layout")
+        return kept and cls(tuple(kept["order"]), kept["dense"])
 
 
 def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -53,6 +69,26 @@ def _read(path: str | Path, whole: bool) -> tuple[dict[str, Tensor], dict[str, A
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: a safetensors file, but not a fastmsflow checkpoint (no '{FORMAT}' in its header)")
     return tensors, json.loads(metadata["config"])
+
+
+@contextmanager
+def built_from(path: str | Path) -> Iterator[None]:
+    """In the block a model is built as the checkpoint ``path`` describes it.
+
+    Errors: InputError where its configuration is damaged; UnavailableError where it lacks its extractor's weights and
+    they cannot be downloaded, naming what brings them in.
+    """
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: its configuration is damaged ({error!r}); write the checkpoint again") from error
+    except UnavailableError as error:
+        # Behind the semicolon are the remedies of those who make a model.
+        fact = str(error).partition("; ")[0]
+        raise UnavailableError(
+            f"{path}: does not hold its extractor's weights ({fact}); convert the official file again with"
+            " --extractor-weights FILE"
+        ) from error
 
 
 def load_pickled(path: str | Path) -> Any:

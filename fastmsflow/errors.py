@@ -8,6 +8,10 @@ class InputError(ValueError):
     """What was given cannot be used: a file, a key, a shape, an option."""
 
 
+class InputWarning(UserWarning):
+    """Warns that something given can be used, but may mean something else: one line with the fact and the remedy."""
+
+
 class UnavailableError(RuntimeError):
     """What was asked for cannot be had here: a download, an optional package, a backend."""
 

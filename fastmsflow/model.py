@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import backend as backends
 from .backend import Backend
 from .calibration import Calibration
-from .checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
+from .checkpoint import OfficialLayout, built_from, read_checkpoint, refuse_misfit, write_checkpoint
 from .errors import InputError
 from .hub import Shared
 from .nn.extractor import Extractor
@@ -50,6 +50,8 @@ class MultiScaleFlow(nn.Module):
     fusion_flow: FusionFlow
     memory: Memory | None = None
     """How memory is saved where gradients are taken; set by a training for as long as it lasts."""
+    official_layout: OfficialLayout | None = None
+    """The layout of the official file that the flow was read from; None for any other flow."""
 
     def __init__(
         self,
@@ -217,9 +219,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     ) -> None:
         super().__init__()
         if min(image_size) < 32:
-            raise InputError(
-                f"image_size {tuple(image_size)}: the coarsest grid has a stride of 32; give at least 32x32"
-            )
+            raise InputError(f"image_size {tuple(image_size)}: the coarsest stride is 32; give at least 32x32")
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.pool = check_pool(pool)
         self.extractor = Extractor(extractor, pretrained, extractor_weights, self.image_size)
@@ -239,6 +239,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             "pool": self.pool,
             "standardise": self.standardiser is not None,
             "flow": self.flow.config,
+            "official_layout": self.flow.official_layout and self.flow.official_layout._asdict(),
             "calibration": self.calibration and self.calibration.as_dict(),
         }
 
@@ -355,15 +356,13 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
     def load(cls, path: str | Path, backend: Backend = "auto") -> "MSFlow":
         """Reads what ``save`` or ``fastmsflow convert`` wrote, in eval mode on the CPU.
 
-        A converted official file holds flow weights only: its extractor's pretrained weights come from timm.
+        A converted official file holds flow weights only, unless it was given its extractor's: these come from timm.
         Errors: InputError naming the keys that do not fit, UnavailableError where weights cannot be downloaded.
         """
         tensors, config = read_checkpoint(path)
         whole = any(key.startswith("extractor.") for key in tensors)
-        try:
+        with built_from(path):
             model = cls.from_config(config, pretrained=not whole, backend=backend)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: its configuration is damaged ({error!r}); write the checkpoint again") from error
         own = model.state_dict()
         if not whole:
             tensors |= {key: value for key, value in own.items() if key.startswith("extractor.")}
@@ -394,6 +393,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             extractor_weights,
             config["standardise"],
         )
+        model.flow.official_layout = OfficialLayout.from_config(config)
         calibration = config.get("calibration")
         model.calibration = calibration and Calibration.from_dict(calibration)
         return model

@@ -1,6 +1,8 @@
 """In place of the reference implementation: its call, its files, its training loop; live FrEIA models."""
 
 import copy
+import io
+import itertools
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +27,14 @@ from ops_parity import DEVICE
 from parity import GOLDEN, allowed, recording, relative_error
 from safetensors.torch import load_model, save_model
 from tolerances import AUTOCAST, FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.peers.freia import FreiaFusion
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
 from fastmsflow.compat.drop_in import shared_condition
+from fastmsflow.compat.keys import official_fusion, official_parallel
+from fastmsflow.errors import InputWarning
 from fastmsflow.nn.position import position_code
 
 
@@ -65,21 +69,70 @@ def test_the_swap_reproduces_the_recording_from_the_official_file(name: str) -> 
     assert relative_error(log_det + fused, expected["logdet"]) < GOLDEN_FLOAT32
 
 
+def as_bytes(states: list[dict[str, Tensor]]) -> bytes:
+    """The bytes that torch.save writes, but for the version numbers that a module's state dict carries beside it."""
+    file = io.BytesIO()
+    torch.save([dict(state) for state in states], file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("name", ["tiny", "odd"])
-def test_a_loaded_official_file_is_written_again_to_the_bit(name: str) -> None:
+def test_a_loaded_official_file_is_written_again_to_the_bit(name: str, order: tuple[int, ...]) -> None:
     content = torch.load(GOLDEN / f"{name}.pt", weights_only=True)
+    state = content["fusion_flow"]
+    for key in ("perm", "perm_inv"):
+        entries = [state[f"module_list.{source}.{key}"] for source in order]
+        state.update({f"module_list.{i}.{key}": entry for i, entry in enumerate(entries)})
     parallel, fusion = build_msflow_model(*config_of(name))
+    before = set(map(id, parameters(parallel, fusion)))
     load_into(parallel, fusion, content)
-    for flow, state in zip(parallel, content["parallel_flows"], strict=True):
-        again = flow.state_dict()
-        assert list(again) == list(state)
-        assert all(torch.equal(again[key], value) for key, value in state.items())
-    again = fusion.state_dict()
-    assert list(again) == list(content["fusion_flow"])
-    perms = [{tuple(s[f"module_list.{i}.perm"].tolist()) for i in range(3)} for s in (again, content["fusion_flow"])]
-    assert perms[0] == perms[1]
+    assert set(map(id, parameters(parallel, fusion))) == before
+    states = [*content["parallel_flows"], state]
+    assert as_bytes([flow.state_dict() for flow in (*parallel, fusion)]) == as_bytes(states)
     # Its loader reads the order of the permutations off here.
-    assert [fusion.module_list[i].perm.shape[0] for i in range(3)] == list(config_of(name)[1])
+    lengths = [len(state[f"module_list.{i}.perm"]) for i in range(3)]
+    assert [fusion.module_list[i].perm.shape[0] for i in range(3)] == lengths
+
+
+def test_an_index_file_is_written_again_to_the_bit() -> None:
+    content = index_content()
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS, "0.2")
+    load_into(parallel, fusion, content)
+    states = [*content["parallel_flows"], content["fusion_flow"]]
+    assert as_bytes([flow.state_dict() for flow in (*parallel, fusion)]) == as_bytes(states)
+
+
+def test_levels_of_the_same_length_take_their_permutations_in_the_files_order() -> None:
+    config = SimpleNamespace(c_conds=(8, 8, 8), parallel_blocks=(1, 1, 1), clamp_alpha=1.9)
+    torch.manual_seed(0)
+    _, saved = build_msflow_model(config, (16, 24, 16))
+    state = saved.state_dict()
+    for key in ("perm", "perm_inv"):
+        entries = [state[f"module_list.{source}.{key}"] for source in (1, 2, 0)]
+        state.update({f"module_list.{i}.{key}": entry for i, entry in enumerate(entries)})
+    _, fusion = build_msflow_model(config, (16, 24, 16))
+    fusion.load_state_dict(state)
+    assert as_bytes([fusion.state_dict()]) == as_bytes([state])
+    x = [torch.randn(2, c, 4, 4) for c in (16, 24, 16)]
+    by_hand = [x[0][:, state["module_list.1.perm"]], x[1][:, state["module_list.0.perm"]]]
+    by_hand.append(x[2][:, state["module_list.2.perm"]])
+    with torch.no_grad():
+        z, expected = fusion(x)[0], fusion.module_list[3](by_hand)[0]
+    assert all(map(torch.equal, z, expected))
+
+
+def test_an_optimizer_that_was_built_before_a_file_was_loaded_trains_what_was_loaded() -> None:
+    parallel, fusion = build_msflow_model(*config_of("tiny"))
+    optimizer = torch.optim.Adam(parameters(parallel, fusion), lr=1e-2)
+    load_into(parallel, fusion, torch.load(GOLDEN / "tiny.pt", weights_only=True))
+    before = [p.detach().clone() for p in parameters(parallel, fusion)]
+    z, log_det = fusion([torch.randn(2, c, 4, 4) for c in config_of("tiny")[1]])
+    (sum(level.square().sum() for level in z) - log_det.sum()).backward()
+    optimizer.step()
+    changed = [not torch.equal(a, b) for a, b in zip(before, parameters(parallel, fusion), strict=True)]
+    ours = {id(p) for p in fusion.parameters() if p.requires_grad}
+    assert changed == [id(p) in ours for p in parameters(parallel, fusion)]
 
 
 def test_parameters_stand_in_freias_order_with_its_shapes() -> None:
@@ -97,7 +150,8 @@ def test_files_of_both_variants_are_read_with_their_formula(dense: bool, tmp_pat
     torch.manual_seed(3)
     flow = MultiScaleFlow(CHANNELS, CONDITIONS, BLOCKS, clamp_form="tanh" if dense else "scaled_tanh").eval()
     save_official(flow, tmp_path / "official.pt")
-    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    variant = "auto" if dense else "master"
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS, variant)
     load_into(parallel, fusion, torch.load(tmp_path / "official.pt", weights_only=True))
     with torch.no_grad():
         z, log_det = run(parallel, fusion, features())
@@ -110,7 +164,40 @@ def test_files_of_both_variants_are_read_with_their_formula(dense: bool, tmp_pat
         "parallel_flows": [level.state_dict() for level in parallel],
     }
     torch.save(content, tmp_path / "again.pt")
-    assert torch.equal(load_official(tmp_path / "again.pt")(features())[1], flow(features())[1])
+    assert torch.equal(load_official(tmp_path / "again.pt", variant=variant)(features())[1], flow(features())[1])
+
+
+def index_content() -> dict:
+    """A file with index permutations."""
+    torch.manual_seed(3)
+    flow = MultiScaleFlow(CHANNELS, CONDITIONS, BLOCKS, clamp_form="scaled_tanh")
+    return {
+        "fusion_flow": official_fusion(flow),
+        "parallel_flows": [official_parallel(flow, level) for level in range(3)],
+    }
+
+
+def test_an_index_file_is_warned_of_once_and_computed_by_freia_0_2s_formula() -> None:
+    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    with pytest.warns(InputWarning) as caught:
+        load_into(parallel, fusion, index_content())
+    (line,) = [str(warning.message) for warning in caught]
+    assert line.startswith("the checkpoint has index permutations") and "\n" not in line
+    assert "clamp tanh(r) is taken" in line and "variant='master'" in line and "fastmsflow verify FILE" in line
+    named = build_msflow_model(CONFIG, CHANNELS, "0.2")
+    load_into(*named, index_content())
+    masters = build_msflow_model(CONFIG, CHANNELS, "master")
+    load_into(*masters, index_content())
+    with torch.no_grad():
+        outputs = [run(*flows, features())[1] for flows in ((parallel, fusion), named, masters)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variant", ["0.2", "master"])
+def test_a_named_formula_takes_an_index_file_without_a_word(variant: str) -> None:
+    load_into(*build_msflow_model(CONFIG, CHANNELS, variant), index_content())
 
 
 def test_it_goes_backwards() -> None:

@@ -68,7 +68,8 @@ def pair(dtype: torch.dtype, as_variant: Callable[[list[nn.Module]], list[nn.Mod
     """On FrEIA's modules and on the swap."""
     parallel, fusion = live_flows()
     live = Script(as_variant(parallel), fusion, dtype)
-    fast = Script(*build_msflow_model(CONFIG, CHANNELS), dtype)
+    variant = "0.2" if live.parallel[0].module_list[0].w_perm.ndim == 4 else "master"
+    fast = Script(*build_msflow_model(CONFIG, CHANNELS, variant), dtype)
     for ours, theirs in zip((*fast.parallel, fast.fusion), (*live.parallel, live.fusion), strict=True):
         ours.load_state_dict(theirs.state_dict())
     return live, fast

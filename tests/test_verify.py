@@ -14,6 +14,7 @@ from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
 from fastmsflow.cli import app
 from fastmsflow.compat import certificate, save_official
 from fastmsflow.compat.certificate import certify, noise
+from fastmsflow.data.images import load_image
 from fastmsflow.data.texture_tiles import training_tiles
 from fastmsflow.nn.subnet import ConditionedSubnet
 
@@ -120,10 +121,102 @@ def test_the_command_names_the_variant_and_writes_json(tmp_path: Path, torch_onl
     assert result.exit_code == 0
 
 
-def test_the_other_variant_is_named(tmp_path: Path, torch_only: None) -> None:
+def test_noise_cannot_tell_the_formula_of_an_index_file_and_the_command_says_so(tmp_path, torch_only: None) -> None:
     torch.manual_seed(0)
-    save_official(MultiScaleFlow((16, 24, 40), (8, 16, 8), (1, 1, 1), clamp_form="scaled_tanh"), tmp_path / "master.pt")
-    assert "git master" in run(tmp_path / "master.pt", "--image-size", 32).output
+    path = tmp_path / "master.pt"
+    save_official(MultiScaleFlow((16, 24, 40), (8, 16, 8), (1, 1, 1), clamp_form="scaled_tanh"), path)
+    result = run(path, "--image-size", 32, "--out", tmp_path / "certificate.json")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{path}: has index permutations") and f"fastmsflow verify {path} GOOD_IMAGES" in line
+    assert "FrEIA 0.2: clamp tanh(r);" in result.stdout
+    assert json.loads((tmp_path / "certificate.json").read_text())["formula_fit"] is None
+    named = run(path, "--image-size", 32, "--variant", "master")
+    assert "git master: clamp tanh(r / clamp);" in named.stdout
+    assert named.stderr == ""
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> tuple[object, ...]:
+    """The options of a small extractor, and its weights' file."""
+    import timm
+
+    torch.manual_seed(1)
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pth")
+    return "--extractor", "resnet18", "--extractor-weights", tmp_path / "weights.pth", "--image-size", 64
+
+
+@pytest.fixture
+def fitted(photographs: Path, resnet: tuple[object, ...], tmp_path: Path) -> dict[str, Path]:
+    """Index files whose flows learned the photographs, by the formula that they learned with."""
+    torch.manual_seed(2)
+    model = MSFlow("resnet18", image_size=(64, 64), extractor_weights=resnet[3])
+    images = torch.stack([load_image(file, (64, 64)) for file in sorted(photographs.iterdir())])
+    features = model.features(images)
+    paths = {}
+    for formula, form in (("0.2", "tanh"), ("master", "scaled_tanh")):
+        flow = MultiScaleFlow((64, 128, 256), (8, 8, 8), (1, 1, 1), clamp_form=form, backend="torch")
+        optimizer = torch.optim.Adam(flow.parameters(), lr=3e-3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            flow.nll(features).mean().backward()
+            optimizer.step()
+        masters = MultiScaleFlow((64, 128, 256), (8, 8, 8), (1, 1, 1), clamp_form="scaled_tanh")
+        masters.load_state_dict(flow.state_dict())
+        paths[formula] = tmp_path / f"{formula}.pt"
+        save_official(masters, paths[formula])
+    return paths
+
+
+def test_good_images_tell_the_formula_and_it_is_certified(
+    fitted: dict[str, Path], photographs: Path, resnet, tmp_path: Path, torch_only: None, monkeypatch
+) -> None:
+    through_the_extractor = []
+    features = MSFlow.features
+    monkeypatch.setattr(
+        MSFlow, "features", lambda *given: through_the_extractor.append(len(given[1])) or features(*given)
+    )
+    written = {"0.2": "clamp tanh(r)", "master": "clamp tanh(r / clamp)"}
+    for formula, path in fitted.items():
+        through_the_extractor.clear()
+        result = run(path, photographs, *resnet, "--out", tmp_path / "certificate.json")
+        assert result.exit_code == 0, result.output
+        first, second = result.stdout.splitlines()[:2]
+        assert first.startswith(f"{path}: trained with {written[formula]}: mean nll")
+        assert f": {written[formula]}; 5 images" in second
+        assert result.stderr == ""
+        assert sum(through_the_extractor) == 5
+        fit = json.loads((tmp_path / "certificate.json").read_text())["formula_fit"]
+        assert (fit["trained_with"], fit["images"]) == (formula, 5)
+        assert (fit["nll"]["0.2"] < fit["nll"]["master"]) == (formula == "0.2")
+        assert first.endswith(fit["text"])
+
+
+def test_a_formula_that_the_images_contradict_is_certified_with_a_warning(
+    fitted: dict[str, Path], photographs: Path, resnet, torch_only: None
+) -> None:
+    result = run(fitted["0.2"], photographs, *resnet, "--variant", "master")
+    (line,) = result.stderr.splitlines()
+    assert "trained with clamp tanh(r):" in line and line.endswith("variant 'master' was asked for: leave it out")
+    assert "git master: clamp tanh(r / clamp); 5 images" in result.stdout
+    agreed = run(fitted["0.2"], photographs, *resnet, "--variant", "0.2")
+    assert agreed.stderr == "" and "trained with clamp tanh(r):" in agreed.stdout
+
+
+def test_images_that_tell_nothing_leave_a_warning(
+    fitted: dict[str, Path], photographs: Path, resnet, torch_only: None
+) -> None:
+    result = run(fitted["master"], photographs, *resnet, "--most", 1)
+    (line,) = result.stderr.splitlines()
+    assert "the formulas are not told apart by 1 image:" in line and line.endswith("; clamp tanh(r) is taken")
+    assert "FrEIA 0.2: clamp tanh(r); 1 images" in result.stdout
+
+
+def test_dense_files_have_nothing_to_compare(photographs: Path, resnet, tmp_path: Path, torch_only: None) -> None:
+    torch.manual_seed(0)
+    save_official(MultiScaleFlow((64, 128, 256), (8, 8, 8), (1, 1, 1)), tmp_path / "dense.pt")
+    result = run(tmp_path / "dense.pt", photographs, *resnet, "--json")
+    assert json.loads(result.stdout)["formula_fit"] is None
+    assert result.stderr == ""
 
 
 def test_images_go_through_the_models_own_extractor(photographs: Path, tmp_path: Path, torch_only: None) -> None:

@@ -25,6 +25,9 @@ SCRIPT_METRICS = 1e-4
 ON_A_GPU = 10
 # x -> z -> x in float64: rounding times the flow's condition number.
 ROUND_TRIP_FLOAT64 = 1e-12
+# A resumed optimizer's next step, relative to the largest part of that step: Adam divides gradients by their usual
+# size, and where both are of rounding's size, so is what is left. An Adam that begins anew is off by more than 0.1.
+RESUMED_STEP = 0.02
 # log-det against autograd's Jacobian in float64: a determinant of a few hundred rows.
 JACOBIAN_FLOAT64 = 1e-9
 # bf16 keeps 8 bits, fp16 11; autocast rounds the input and output of every convolution, 3 to 8 blocks deep.

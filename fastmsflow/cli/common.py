@@ -1,19 +1,21 @@
 """What the verbs share: the application, options, the console."""
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
 from .._version import __version__
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 
 if TYPE_CHECKING:
     from ..model import MSFlow
@@ -162,6 +164,30 @@ def speak(quiet: bool, as_json: bool) -> None:
 def print_json(result: object) -> None:
     """On standard output, whatever the console does."""
     typer.echo(json.dumps(result, indent=2, default=str))
+
+
+@contextmanager
+def warnings_in_yellow() -> Iterator[None]:
+    """In the block the library's own warnings are a yellow line each on standard error, not Python's two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        by_python = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, InputWarning):
+                errors.print(f"[yellow]{escape(str(message))}[/yellow]", soft_wrap=True)
+            else:
+                by_python(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def load_model(path: Path) -> "MSFlow":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
+from .common import warnings_in_yellow
 
 if TYPE_CHECKING:
     from ..model import MSFlow
@@ -89,7 +90,8 @@ def started_model(checkpoint: Path, options: Mapping[str, Any], given: set[str],
                 " --start-from"
             )
         described = {key: options[key] for key in ("extractor", "pool", "extractor_weights")}
-        return official_model(checkpoint, image_size=size, **described)
+        with warnings_in_yellow():
+            return official_model(checkpoint, image_size=size, **described)
     model = MSFlow.load(checkpoint)
     if "extractor_weights" in given:
         raise InputError(f"{checkpoint}: brings its extractor's weights; leave --extractor-weights out")

@@ -7,14 +7,30 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .common import AsJson, Extractor, ExtractorWeights, Quiet, app, console, errors, print_json, progress_bar, speak
+from .common import (
+    AsJson,
+    Extractor,
+    ExtractorWeights,
+    Quiet,
+    app,
+    console,
+    errors,
+    print_json,
+    progress_bar,
+    speak,
+    warnings_in_yellow,
+)
 from .configuration import Config
 
 
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).", metavar="FROM")
+        Path,
+        typer.Argument(
+            help="An official checkpoint, one of ours (.safetensors), or an interrupted run's state.ckpt.",
+            metavar="FROM",
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Where the other kind goes.", metavar="TO")],
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
@@ -26,22 +42,40 @@ def convert(
     pool: Annotated[str, typer.Option(help="Its pool: avg, max or none.")] = "avg",
     clamp: Annotated[float, typer.Option(help="Its clamp_alpha.")] = 1.9,
     variant: Annotated[str, typer.Option(help="FrEIA's formula: auto, 0.2 or master.")] = "auto",
+    fusion_first: Annotated[
+        bool, typer.Option("--fusion-first", help="Of a state.ckpt: the script's Adam lists the fusion flow first.")
+    ] = False,
     config: Config = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Converts between the official checkpoint format and ours, whichever FROM is not.
 
-    The options describe an official FROM, which does not hold them.
+    --extractor to --variant describe an official FROM, which does not hold them. An interrupted run's state.ckpt
+    becomes an official checkpoint with the optimizer's state, which the published script can resume from.
     """
     speak(quiet, as_json)
     from ..compat.convert import official_to_own, own_to_official
 
+    note = None
     if source.suffix == ".safetensors":
         own_to_official(source, target)
+        note = (
+            "without an optimizer's state: the published script can load it to test or to start from, but not resume"
+            " from it; an interrupted run's state.ckpt has one"
+        )
+    elif source.suffix == ".ckpt":
+        from ..training.run_state import state_to_official
+
+        state_to_official(source, target, fusion_first)
+        note = "with the optimizer's state: the published script can resume from it"
     else:
-        official_to_own(source, target, extractor, (image_size, image_size), pool, clamp, variant, extractor_weights)
+        size = (image_size, image_size)
+        with warnings_in_yellow():
+            official_to_own(source, target, extractor, size, pool, clamp, variant, extractor_weights)
     console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
+    if note is not None:
+        console.print(note, soft_wrap=True)
     if as_json:
         print_json({"from": str(source), "to": str(target)})
 
@@ -67,18 +101,24 @@ def verify(
 ) -> None:
     """Certifies that nothing changes but the time: every backend and dtype against float64, on a flow and its images.
 
+    Good IMAGES also tell which formula an official CHECKPOINT with index permutations was trained with.
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
     speak(quiet, as_json)
     from ..compat.certificate import certify
+    from ..compat.keys import check_variant
     from ..files import write_json
-    from ..report.verify import to_verify
+    from ..report.verify import Described, to_verify
 
-    official = {"pool": pool, "clamp": clamp, "variant": variant}
-    weights = {"extractor": extractor, "extractor_weights": extractor_weights}
-    flow, batches, size, faults = to_verify(checkpoint, images or [], most, image_size, **official, **weights)
+    official = Described(extractor, extractor_weights, pool, clamp, check_variant(variant))
+    given = to_verify(checkpoint, images or [], most, image_size, official)
+    if given.formula_line is not None:
+        if given.formula_in_doubt:
+            errors.print(f"[yellow]{escape(given.formula_line)}[/yellow]", soft_wrap=True)
+        else:
+            console.print(escape(given.formula_line), soft_wrap=True)
     with progress_bar("comparing") as advance:
-        certificate = certify(flow, batches, size, advance)
+        certificate = certify(given.flow, given.batches, given.image_size, advance)
     source = f"{certificate.images} images" if images else f"{certificate.images} times noise"
     console.print(f"{escape(str(checkpoint))}: {certificate.formula}; {source}, {certificate.device}", soft_wrap=True)
     headings = ("backend", "dtype", "|dz|", "|dlog-det|", "|dscore|", "ranks", "ms", "error", "limit")
@@ -92,9 +132,10 @@ def verify(
     console.print("largest differences over the images; ranks: Spearman's, by log score; ms an image", style="dim")
     for fault in certificate.unavailable.values():
         console.print(f"not compared: {escape(fault)}", soft_wrap=True)
-    for fault in faults:
+    for fault in given.faults:
         errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True)
-    content = {"checkpoint": str(checkpoint), **certificate.as_dict()}
+    fit = given.fit and given.fit.as_dict()
+    content = {"checkpoint": str(checkpoint), **certificate.as_dict(), "formula_fit": fit}
     if out is not None:
         write_json(out, content)
     if as_json:
@@ -102,5 +143,5 @@ def verify(
     beyond = [f"{row.backend} {row.dtype}" for row in certificate.rows if not row.within]
     if beyond:
         errors.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")
-    if beyond or faults:
+    if beyond or given.faults:
         raise typer.Exit(1)

@@ -1,7 +1,7 @@
 """New flows with the reference implementation's call and state dict."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from .drop_in import (
     DropInPermutation,
     DropInSubnet,
 )
+from .formula import warn_of_either_formula
 from .keys import Variant, check_variant, written_permutation
 
 
@@ -42,9 +43,11 @@ def build_msflow_model(
 
     ``c_feats``: channels C_l of the levels, even. ``parallel_flow(x, [condition])`` -> (z, log_det) and
     ``fusion_flow([z0, z1, z2])`` -> ([z0, z1, z2], log_det), both with ``rev=True`` backwards; state dicts are the
-    original's. Convolutions' weights lie channels-last, so of safetensors' functions ``save_model`` takes the flows as
-    they are. New permutations are FrEIA 0.2's (dense); a checkpoint of its git master brings its own layout and
-    formula, unless ``variant`` names the formula. ``backend``: see fastmsflow.backend.
+    original's; safetensors takes the flows by ``save_model``. New permutations are FrEIA 0.2's (dense) unless
+    ``variant`` is ``"master"``; a checkpoint that is loaded brings its own layout and order of permutations.
+    ``variant``: FrEIA's formula for the soft clamp, see ``load_official``; where ``"auto"`` meets a file with index
+    permutations, it takes clamp tanh(r) and warns (InputWarning) that the file may mean the other one. ``backend``: see
+    fastmsflow.backend.
     Errors: InputError where a setting is missing or the levels do not agree.
     """
     missing = [name for name in ("c_conds", "parallel_blocks", "clamp_alpha") if not hasattr(c, name)]
@@ -64,6 +67,9 @@ def build_msflow_model(
         DropInParallelFlow([_block(channels, d, c.clamp_alpha, variant) for _ in range(n)], backend)
         for channels, d, n in zip(c_feats, c.c_conds, c.parallel_blocks, strict=True)
     ]
+    if variant == "auto":
+        # The first level's alone, so that a file is warned of once.
+        parallel[0].register_load_state_dict_pre_hook(_warn_of_indices)
     halves = [channels // 2 for channels in c_feats]
     permutations = [
         DropInPermutation(*_frozen(perm, invert_permutation(perm))) for perm in map(torch.randperm, c_feats)
@@ -86,6 +92,12 @@ def _block(channels: int, condition_channels: int, clamp: float, variant: Varian
     )
 
 
+def _warn_of_indices(_: nn.Module, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
+    perm = state.get(f"{prefix}module_list.0.w_perm")
+    if perm is not None and perm.ndim == 1:
+        warn_of_either_formula("the checkpoint", "FILE")
+
+
 def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
     total = sum(channels)
     mixing = DropInCrossConvolutions(
@@ -96,7 +108,7 @@ def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
 
 
 def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1).to(memory_format=torch.channels_last)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 def _frozen(perm: torch.Tensor, inverse: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:

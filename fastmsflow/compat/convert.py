@@ -1,14 +1,17 @@
 """Official checkpoints <-> our own."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..checkpoint import read_checkpoint, refuse_misfit, write_checkpoint
+from ..checkpoint import OfficialLayout, read_checkpoint, read_config, refuse_misfit, write_checkpoint
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
 from ..nn.pool import check_pool
+from .formula import check_extractor
 from .keys import check_variant
-from .official import load_official, save_official
+from .official import load_official, read_pickle, save_official
 
 
 def official_to_own(
@@ -29,14 +32,16 @@ def official_to_own(
     """
     flow = load_official(source, clamp, check_variant(variant))
     backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
-    _check_extractor(source, flow, extractor, backbone)
+    check_extractor(flow, backbone, source)
+    epoch = read_pickle(source).get("epoch")
     config = {
         "extractor": backbone.name,
         "image_size": list(image_size),
         "pool": check_pool(pool),
         "standardise": False,
         "flow": flow.config,
-        "notes": {"converted_from": Path(source).name},
+        "official_layout": flow.official_layout and flow.official_layout._asdict(),
+        "notes": {"converted_from": Path(source).name, "meta_epoch": epoch if isinstance(epoch, int) else 0},
     }
     tensors = {f"flow.{key}": value for key, value in flow.state_dict().items()}
     if extractor_weights is not None:
@@ -58,7 +63,20 @@ def official_model(
 
     Errors: as ``official_to_own``'s; UnavailableError where weights cannot be downloaded.
     """
-    flow = load_official(source, clamp, check_variant(variant))
+    return model_of(
+        load_official(source, clamp, check_variant(variant)), source, extractor, image_size, pool, extractor_weights
+    )
+
+
+def model_of(
+    flow: MultiScaleFlow,
+    source: str | Path,
+    extractor: str,
+    image_size: tuple[int, int],
+    pool: str,
+    extractor_weights: str | Path | None,
+) -> MSFlow:
+    """Puts an extractor in front of the ``flow`` that was read from ``source``; see ``official_model``."""
     model = MSFlow(
         extractor,
         image_size=image_size,
@@ -67,17 +85,9 @@ def official_model(
         blocks=flow.blocks,
         extractor_weights=extractor_weights,
     )
-    _check_extractor(source, flow, extractor, model.extractor)
+    check_extractor(flow, model.extractor, source)
     model.flow = flow
     return model.eval()
-
-
-def _check_extractor(source: str | Path, flow: MultiScaleFlow, name: str, backbone: Extractor) -> None:
-    if backbone.channels != flow.channels:
-        raise InputError(
-            f"{source}: its flow takes channels {flow.channels}, {name} yields {backbone.channels};"
-            " name the extractor it was trained with (--extractor)"
-        )
 
 
 def own_flow(source: str | Path) -> MultiScaleFlow:
@@ -87,6 +97,7 @@ def own_flow(source: str | Path) -> MultiScaleFlow:
     """
     tensors, config = read_checkpoint(source)
     flow = MultiScaleFlow(**config["flow"])
+    flow.official_layout = OfficialLayout.from_config(config)
     state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
     refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
     flow.load_state_dict(state)
@@ -98,10 +109,15 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
 
     Errors: InputError where the model standardises its features, which the official format cannot say.
     """
-    _, config = read_checkpoint(source)
+    config = read_config(source)
+    refuse_standardised(source, config)
+    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("meta_epoch", 0)))
+
+
+def refuse_standardised(source: str | Path, config: Mapping[str, Any]) -> None:
+    """Errors: InputError where the model of ``source`` standardises its features, by its ``config``."""
     if config["standardise"]:
         raise InputError(
             f"{source}: its features are standardised, which the official format cannot hold;"
             " train without --standardise"
         )
-    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("epoch", 0)))

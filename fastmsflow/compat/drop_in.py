@@ -42,7 +42,7 @@ class DropInBlock(CouplingBlock):
     """FrEIA's ``AllInOneBlock`` as MSFlow builds it.
 
     ``w_perm``, ``w_perm_inv``: FrEIA 0.2's dense (C, C, 1, 1) matrices or its git master's (C,) indices. ``variant``:
-    the formula of the soft clamp; ``"auto"`` follows the permutation's layout, as does a checkpoint that is loaded.
+    the formula of the soft clamp, whatever the permutations' layout; ``"auto"`` is 0.2's.
     """
 
     kept: int
@@ -75,10 +75,10 @@ class DropInBlock(CouplingBlock):
         self.register_load_state_dict_pre_hook(DropInBlock._take_layout)
 
     @property
-    def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows what is loaded
+    def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows ``variant``
         dense = self.w_perm.ndim == 4
         refuse_masters_formula(self.variant, dense, "w_perm")
-        return "tanh" if self.variant == "0.2" or dense else "scaled_tanh"
+        return "scaled_tanh" if self.variant == "master" else "tanh"
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class DropInBlock(CouplingBlock):
         new = state.get(f"{prefix}w_perm")
         if new is not None and new.ndim != self.w_perm.ndim:
             for name in ("w_perm", "w_perm_inv"):
-                room = torch.zeros(state[prefix + name].shape, dtype=new.dtype, device=self.w_perm.device)
+                room = torch.empty_like(state[prefix + name], device=self.w_perm.device)
                 setattr(self, name, nn.Parameter(room, requires_grad=False))
 
 
@@ -196,7 +196,8 @@ class DropInCoupling(FusionFlow):
 class DropInFusionFlow(nn.Module):
     """``fusion([x0, x1, x2], rev=False)`` -> ([z0, z1, z2], log_det (B,)).
 
-    ``permutations`` stand in any order; a level takes the one of its length, as the original's loader does.
+    ``permutations`` stand in any order; a level takes the one of its length, as the original's loader does. The order
+    of a checkpoint that is loaded becomes this flow's own, so that it is saved as it was.
     """
 
     module_list: nn.ModuleList
@@ -208,7 +209,7 @@ class DropInFusionFlow(nn.Module):
         super().__init__()
         self.module_list = nn.ModuleList([*permutations, coupling])
         self.backend = backend
-        self.register_load_state_dict_pre_hook(DropInFusionFlow._order_permutations)
+        self.register_load_state_dict_pre_hook(DropInFusionFlow._take_order)
 
     def forward(
         self, x_or_z: Sequence[Tensor], c: object = None, rev: bool = False, jac: bool = True
@@ -231,19 +232,15 @@ class DropInFusionFlow(nn.Module):
         """As the original's, but what does not fit raises though ``strict`` be False: it would load silently."""
         return super().load_state_dict(state_dict, True, assign)
 
-    def _order_permutations(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        """A file has its permutations in an order of its own."""
-        mine = _lengths(self._parts()[0])
-        names = [f"{prefix}module_list.{i}." for i in range(len(mine))]
-        if not all(f"{name}{key}" in state for name in names for key in ("perm", "perm_inv")):
-            return
-        theirs = [state[f"{name}perm"].numel() for name in names]
-        if sorted(mine) != sorted(theirs):
-            return
-        places = _matched(mine, theirs)
-        for key in ("perm", "perm_inv"):
-            taken = [state[f"{names[place]}{key}"] for place in places]
-            state.update({f"{name}{key}": value for name, value in zip(names, taken, strict=True)})
+    def _take_order(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Puts the permutations into the places that those of their lengths have in the file."""
+        permutations, _coupling = self._parts()
+        entries = [state.get(f"{prefix}module_list.{i}.perm") for i in range(len(permutations))]
+        mine, theirs = _lengths(permutations), [entry.numel() for entry in entries if entry is not None]
+        # What does not fit is named when it is loaded.
+        if sorted(mine) == sorted(theirs):
+            for place, source in enumerate(_matched(theirs, mine)):
+                self.module_list[place] = permutations[source]
 
 
 def shared_condition(condition: Tensor) -> Tensor:

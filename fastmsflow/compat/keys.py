@@ -52,33 +52,42 @@ def fusion_key(ours: str, levels: int) -> str:
 
 
 def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
-    """State dict of one parallel flow as FrEIA writes it: 0.2's dense permutations for the ``tanh`` form, its git
-    master's indices for ``scaled_tanh``."""
+    """State dict of one parallel flow as FrEIA writes it. Permutations have the layout of the official file that the
+    flow was read from, or else 0.2's (dense) for the ``tanh`` form and its git master's (indices) for ``scaled_tanh``.
+    """
+    dense = flow.clamp_form == "tanh" if flow.official_layout is None else flow.official_layout.dense
     result: StateDict = {}
     for key, value in flow.parallel_flows[level].state_dict().items():
         theirs = parallel_key(key)
         if key.endswith(".perm"):
-            perm, inverse = written_permutation(value, dense=flow.clamp_form == "tanh")
+            perm, inverse = written_permutation(value, dense)
             result[theirs.replace(".perm", ".w_perm")] = perm
             result[theirs.replace(".perm", ".w_perm_inv")] = inverse
         elif key.endswith((".global_scale", ".global_offset")):
             result[theirs] = rearrange(value, "c -> 1 c 1 1").clone()
         else:
-            result[theirs] = value.clone()
+            result[theirs] = _plain(value)
     return result
 
 
 def official_fusion(flow: MultiScaleFlow) -> StateDict:
-    """State dict of the fusion flow; its permutations stand in the order of the levels."""
+    """State dict of the fusion flow. Its permutations stand in the order of the official file that the flow was read
+    from, or else in that of the levels."""
+    order = range(len(flow.channels)) if flow.official_layout is None else flow.official_layout.order
     result: StateDict = {}
-    for level in range(len(flow.channels)):
+    for place, level in enumerate(order):
         perm = flow.fusion_flow.get_buffer(f"perm{level}")
-        result[f"module_list.{level}.perm"] = perm.clone()
-        result[f"module_list.{level}.perm_inv"] = invert_permutation(perm)
+        result[f"module_list.{place}.perm"] = perm.clone()
+        result[f"module_list.{place}.perm_inv"] = invert_permutation(perm)
     for key, value in flow.fusion_flow.state_dict().items():
         if not key.startswith("perm"):
-            result[fusion_key(key, len(flow.channels))] = value.clone()
+            result[fusion_key(key, len(flow.channels))] = _plain(value)
     return result
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A copy that does not show in a file whether the flow's memory was channels-last."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def own_parallel(official: StateDict, flow: MultiScaleFlow, level: int, faults: list[str]) -> StateDict:
@@ -107,13 +116,15 @@ def own_parallel(official: StateDict, flow: MultiScaleFlow, level: int, faults: 
     return {f"parallel_flows.{level}.{key}": value for key, value in result.items()}
 
 
-def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> StateDict:
-    """The inverse of ``official_fusion``. The permutations stand in any order and are matched by their length."""
+def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> tuple[StateDict, tuple[int, ...]]:
+    """The inverse of ``official_fusion``. The permutations stand in any order, which is returned as well, and are
+    matched by their length."""
     where = "fusion_flow: "
     levels = len(flow.channels)
     result: StateDict = {}
     used: set[str] = set()
     free = [f"module_list.{i}.perm" for i in range(levels)]
+    levels_at = dict.fromkeys(free, -1)
     for level, channels in enumerate(flow.channels):
         match = next((key for key in free if key in official and official[key].numel() == channels), None)
         if match is None:
@@ -121,6 +132,7 @@ def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> 
             faults.append(f"missing {where}a permutation of {channels} channels (of {levels}; left over: {there})")
             continue
         free.remove(match)
+        levels_at[match] = level
         inverse = _take(official, f"{match}_inv", (channels,), where, faults)
         used.update((match, f"{match}_inv"))
         if inverse is not None:
@@ -133,7 +145,7 @@ def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> 
             if value is not None:
                 result[key] = value
     faults += [f"unexpected {where}{key}" for key in official if key not in used]
-    return {f"fusion_flow.{key}": value for key, value in result.items()}
+    return {f"fusion_flow.{key}": value for key, value in result.items()}, tuple(levels_at.values())
 
 
 def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], list[int], list[int]]:
@@ -172,9 +184,10 @@ def _take(official: StateDict, key: str, shape: tuple[int, ...], where: str, fau
 def written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
     if not dense:
         return perm.clone(), invert_permutation(perm)
-    matrix = torch.zeros(len(perm), len(perm), 1, 1, device=perm.device)
+    matrix = torch.zeros(len(perm), len(perm), device=perm.device)
     matrix[torch.arange(len(perm)), perm] = 1.0
-    return matrix, rearrange(matrix, "i j 1 1 -> j i 1 1").contiguous()
+    # The inverse lies transposed in memory, as in FrEIA 0.2's files.
+    return rearrange(matrix, "i j -> i j 1 1"), rearrange(matrix.T.clone(), "i j -> i j 1 1")
 
 
 def read_permutation(perm: Tensor, inverse: Tensor, where: str, faults: list[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """Reading and writing the reference implementation's checkpoints, strictly."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -8,15 +9,24 @@ from typing import Any, TypeGuard
 import torch
 
 from ..backend import Backend
-from ..checkpoint import load_pickled, summary
-from ..errors import InputError
+from ..checkpoint import OfficialLayout, load_pickled, summary
+from ..errors import InputError, InputWarning
 from ..files import written_aside
 from ..model import MultiScaleFlow
-from ..reference.coupling import ClampForm
+from ..nn.pool import check_pool
 from . import keys
+from .formula import (
+    CLAMP_FORMS,
+    Formula,
+    Images,
+    compare_formulas,
+    has_one_formula,
+    pooled_batches,
+    use_formula,
+    warn_of_either_formula,
+)
 from .keys import Variant
-
-_FORMS: dict[str, ClampForm] = {"0.2": "tanh", "master": "scaled_tanh"}
+from .optimizer import official_optimizer
 
 
 def load_official(
@@ -25,17 +35,51 @@ def load_official(
     variant: Variant = "auto",
     device: torch.device | str | None = None,
     backend: Backend = "auto",
+    *,
+    images: Images | None = None,
+    extractor: str = "wide_resnet50_2.tv_in1k",
+    extractor_weights: str | Path | None = None,
+    image_size: tuple[int, int] = (512, 512),
+    pool: str = "avg",
 ) -> MultiScaleFlow:
-    """The flow of an official checkpoint, in eval mode.
+    """Reads the flow of an official checkpoint, in eval mode.
 
     Channels, condition channels and blocks are read off the tensors. ``clamp`` is not in the file: give what it was
-    trained with. ``variant``: FrEIA's formula for the soft clamp, ``"0.2"`` clamp tanh(r) or ``"master"``
-    clamp tanh(r / clamp); ``"auto"`` takes 0.2's for dense permutations and master's for index permutations (a file
-    written by a FrEIA of 2023-06-20 to 08-17 has indices and needs ``"0.2"``; dense ones never had master's).
-    ``device``: where the flow goes; the CPU if None.
-    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; or where
-    ``variant`` is a formula that no FrEIA computed with the file's permutations.
+    trained with. ``device``: where the flow goes; the CPU if None.
+
+    ``variant``: FrEIA's formula for the soft clamp, ``"0.2"`` clamp tanh(r) or ``"master"`` clamp tanh(r / clamp).
+    Dense permutations only ever had the first. A file with index permutations does not say which it had. Nearly all of
+    them had the first, since FrEIA's git master with the second fails on the published modules unless these are
+    patched. So ``"auto"`` takes the first and warns (InputWarning, a UserWarning) that the file may mean the other one.
+
+    ``images``: good images, which tell the formulas of such a file apart: a file, a folder or several of them; a tensor
+    (N, 3, H, W) in [0, 1]; or pooled features, one tensor (N, C_l, H_l, W_l) per level. Their mean nll, over at most 32
+    of them, is compared. With ``"auto"`` the formula of the lower mean is taken, or the first where the difference lies
+    below twice its standard error; a warning says which, and both means. A ``variant`` that is given stays, and a
+    warning says where the other one fits better. ``extractor``, ``extractor_weights``, ``image_size`` (H, W) and
+    ``pool`` describe the model that the features of images come from, as for ``fastmsflow.MSFlow``.
+
+    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; where
+    ``variant`` is a formula that no FrEIA computed with the file's permutations; where an image cannot be read or
+    features do not fit. UnavailableError where the extractor's weights cannot be downloaded.
     """
+    flow = read_official(path, clamp, variant, backend).to(device)
+    if has_one_formula(flow):
+        return flow
+    if images is not None:
+        features = pooled_batches(images, flow, extractor, extractor_weights, image_size, check_pool(pool))
+        fit = compare_formulas(flow, features)
+        formula, line = fit.settle(variant)
+        use_formula(flow, formula)
+        if variant == "auto" or fit.contradicts(variant):
+            warnings.warn(f"{path}: {line}", InputWarning, stacklevel=2)
+    elif variant == "auto":
+        warn_of_either_formula(f"{path}:", str(path))
+    return flow
+
+
+def read_official(path: str | Path, clamp: float, variant: Variant, backend: Backend = "auto") -> MultiScaleFlow:
+    """Reads the flow as ``load_official`` does, on the CPU; ``"auto"`` takes clamp tanh(r) without a word."""
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
     if (
@@ -48,40 +92,54 @@ def load_official(
             f"{path}: not an MSFlow checkpoint: it needs 'parallel_flows' (a list of state dicts) and 'fusion_flow'"
         )
     dense = any(v.ndim == 4 for state in parallel for k, v in state.items() if k.endswith(".w_perm"))
-    if keys.check_variant(variant) == "auto":
-        variant = "0.2" if dense else "master"
-    keys.refuse_masters_formula(variant, dense, str(path))
+    formula: Formula = "master" if keys.check_variant(variant) == "master" else "0.2"
+    keys.refuse_masters_formula(formula, dense, str(path))
 
     channels, conditions, blocks = keys.inferred_shape(parallel, path)
     try:
-        flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, _FORMS[variant])
+        flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, CLAMP_FORMS[formula])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     faults: list[str] = []
     state = {k: v for level, s in enumerate(parallel) for k, v in keys.own_parallel(s, flow, level, faults).items()}
-    state |= keys.own_fusion(fusion, flow, faults)
+    own_fusion, order = keys.own_fusion(fusion, flow, faults)
+    state |= own_fusion
     if faults:
         raise InputError(f"{path}: does not fit an MSFlow of channels {tuple(channels)}: {summary(faults)}")
     flow.load_state_dict(state)
-    return flow.to(device).eval()
+    flow.official_layout = OfficialLayout(order, dense)
+    return flow.eval()
 
 
 def save_official(
-    flow: MultiScaleFlow, path: str | Path, epoch: int = 0, optimizer: torch.optim.Optimizer | None = None
+    flow: MultiScaleFlow,
+    path: str | Path,
+    epoch: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    fusion_first: bool = False,
 ) -> None:
-    """Writes ``flow`` as the reference implementation's checkpoint, on the CPU, with the ``epoch`` it is from;
-    ``optimizer``'s state goes in as it is.
+    """Writes ``flow`` as the reference implementation's checkpoint, with the number of the ``epoch`` it is from; all
+    tensors are on the CPU.
 
-    Permutations are written in the layout whose formula the flow uses: FrEIA 0.2's for ``tanh``, its git master's for
-    ``scaled_tanh``. An earlier file stays until the new one is whole.
+    ``optimizer``: torch's Adam over the flow's parameters, in any groups of equal settings. Its state is written for
+    the published script's own Adam, which has one group, so that the script can resume from the file; without it the
+    script can load the file to test or to start from. The script's group lists the parameters of the parallel flows,
+    level by level, and then those of the fusion flow; ``fusion_first`` puts the fusion flow's before the others: look
+    at the line of the script that builds its Adam. The scheduler's and the gradient scaler's states have no place in
+    the file.
+
+    A flow that was read from such a file is written with that file's order and layout of permutations, any other one
+    in the layout of its formula: FrEIA 0.2's for ``tanh``, its git master's for ``scaled_tanh``. An earlier file stays
+    until the new one is whole.
+
+    Errors: InputError where ``optimizer`` is not Adam, its groups have different settings, or its parameters are not
+    exactly the flow's (parts are frozen, say).
     """
-    content: dict[str, Any] = {
-        "epoch": epoch,
-        "fusion_flow": _cpu(keys.official_fusion(flow)),
-        "parallel_flows": [_cpu(keys.official_parallel(flow, level)) for level in range(len(flow.channels))],
-    }
+    fusion = _cpu(keys.official_fusion(flow))
+    parallel = [_cpu(keys.official_parallel(flow, level)) for level in range(len(flow.channels))]
+    content: dict[str, Any] = {"epoch": epoch, "fusion_flow": fusion, "parallel_flows": parallel}
     if optimizer is not None:
-        content["optimizer"] = optimizer.state_dict()
+        content["optimizer"] = official_optimizer(optimizer, flow, parallel, fusion, fusion_first)
     with written_aside(path) as aside:
         torch.save(content, aside)
 

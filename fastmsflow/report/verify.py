@@ -1,53 +1,101 @@
-"""What `verify` compares on: a checkpoint's flow, and features of images or noise."""
+"""Makes ready what `verify` compares: a checkpoint's flow, and features of images or noise."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..compat.certificate import Batches, noise
-from ..compat.convert import official_to_own, own_flow
-from ..compat.official import load_official
+from ..compat.convert import model_of, own_flow
+from ..compat.formula import (
+    BATCH,
+    MOST_IMAGES,
+    FormulaFit,
+    compare_formulas,
+    either_formula,
+    has_one_formula,
+    use_formula,
+)
+from ..compat.keys import Variant
+from ..compat.official import read_official
 from ..data.images import load_image
 from ..data.listing import list_images
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 
-NOISE_SIZE, NOISE_IMAGES, BATCH = 128, 8, 4
+NOISE_SIZE, NOISE_IMAGES = 128, 8
+
+
+@dataclass(frozen=True)
+class Described:
+    """Describes what an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
+
+    extractor: str
+    extractor_weights: str | None
+    pool: str
+    clamp: float
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class ToVerify:
+    """Holds what is to be certified, and on what."""
+
+    flow: MultiScaleFlow
+    batches: Batches
+    """Features, (B, C_l, H_l, W_l) per level."""
+    image_size: tuple[int, int]
+    """(H, W) of the score maps."""
+    faults: list[str] = field(default_factory=list[str])
+    """A line for each image that cannot be read, complete when the batches are through."""
+    fit: FormulaFit | None = None
+    """The comparison of both formulas on the images, where the file has index permutations."""
+    formula_line: str | None = None
+    """A line about the formula of such a file."""
+    formula_in_doubt: bool = False
+    """True where that line is a warning."""
 
 
 def to_verify(
-    checkpoint: Path, images: Sequence[Path], most: int, image_size: int | None, **official: Any
-) -> tuple[MultiScaleFlow, Batches, tuple[int, int], list[str]]:
-    """-> (flow, features in batches, (H, W) of the score maps, faults: one line for each image that cannot be read,
-    complete when the batches are through).
+    checkpoint: Path, images: Sequence[Path], most: int, image_size: int | None, official: Described
+) -> ToVerify:
+    """Reads the checkpoint, and makes the features of its images.
 
-    ``images``: files and folders, of which ``most`` are taken; noise if none. ``official``: what an official file does
-    not hold, see fastmsflow.compat.convert.official_to_own. Errors: InputError where the checkpoint does not fit.
+    ``images``: files and folders, of which ``most`` are taken; noise if none. Where an official file has index
+    permutations, the formula that fits its first images better is certified, unless ``official`` names one.
+    Errors: InputError where the checkpoint does not fit, or an image size is not that of one of ours.
     """
     own = checkpoint.suffix == ".safetensors"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    faults: list[str] = []
     if not images:
-        flow = own_flow(checkpoint) if own else load_official(checkpoint, official["clamp"], official["variant"])
-        side = image_size or NOISE_SIZE
-        flow = flow.to(device)
-        return flow, noise(flow, side, NOISE_IMAGES), (side, side), faults
-    model = (MSFlow.load(checkpoint) if own else _official_model(checkpoint, image_size or 512, official)).to(device)
+        flow = own_flow(checkpoint) if own else read_official(checkpoint, official.clamp, official.variant)
+        flow, side = flow.to(device), image_size or NOISE_SIZE
+        told = own or has_one_formula(flow) or official.variant != "auto"
+        line = None if told else either_formula(f"{checkpoint}:", str(checkpoint))
+        batches = noise(flow, side, NOISE_IMAGES)
+        return ToVerify(flow, batches, (side, side), formula_line=line, formula_in_doubt=True)
+    if own:
+        model = MSFlow.load(checkpoint)
+    else:
+        flow, side = read_official(checkpoint, official.clamp, official.variant), image_size or 512
+        model = model_of(flow, checkpoint, official.extractor, (side, side), official.pool, official.extractor_weights)
     if own and image_size is not None and model.image_size != (image_size, image_size):
         raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:most]
-    return model.flow, _features(model, files, faults), model.image_size, faults
-
-
-def _official_model(checkpoint: Path, side: int, official: dict[str, Any]) -> MSFlow:
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "model.safetensors"
-        official_to_own(checkpoint, whole, image_size=(side, side), **official)
-        return MSFlow.load(whole)
+    faults: list[str] = []
+    batches = _features(model.to(device), files, faults)
+    if own or has_one_formula(model.flow):
+        return ToVerify(model.flow, batches, model.image_size, faults)
+    # Held, so that an image goes through the extractor once.
+    first = list(islice(batches, MOST_IMAGES // BATCH))
+    fit = compare_formulas(model.flow, first)
+    formula, line = fit.settle(official.variant)
+    use_formula(model.flow, formula)
+    doubt = fit.contradicts(official.variant) or (official.variant == "auto" and fit.trained_with is None)
+    return ToVerify(model.flow, chain(first, batches), model.image_size, faults, fit, f"{checkpoint}: {line}", doubt)
 
 
 @torch.no_grad()

@@ -297,15 +297,16 @@ def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console,
     """After each meta epoch: a line of figures, and the model as it is, by what it is the best so far."""
     now = module.moments[-1]
     line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
-    module.model.save(out / LAST, epoch=now.epoch, **notes)
+    notes = {"epoch": now.epoch, "meta_epoch": now.epoch // module.recipe.sub_epochs, **notes}
+    module.model.save(out / LAST, **notes)
     if now.held_out_nll is not None:
         line += f"  held-out nll {now.held_out_nll:.1f}"
         if now is best_on_held_out(module.moments):
             chosen_by = f"lowest nll of {held_out} good images held out of training"
-            module.model.save(out / BEST, epoch=now.epoch, chosen_by=chosen_by, **notes)
+            module.model.save(out / BEST, chosen_by=chosen_by, **notes)
     if now.evaluation is not None:
         shown = {name: getattr(now.evaluation, name) for name in ("image_auroc_absolute", "pixel_auroc", "aupro")}
         line += "".join(f"  {name} {value:.4f}" for name, value in shown.items() if value is not None)
         if now is best_on_test(module.moments, "image_auroc"):
-            module.model.save(out / BEST_ON_TEST, epoch=now.epoch, chosen_by="image AUROC on the test set", **notes)
+            module.model.save(out / BEST_ON_TEST, chosen_by="image AUROC on the test set", **notes)
     console.print(line, soft_wrap=True)

@@ -1,0 +1,175 @@
+"""Finds the formula of the soft clamp that an index file was trained with: it makes good images likelier."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, InputWarning
+from ..model import MultiScaleFlow
+from ..nn.coupling_block import CouplingBlock
+from ..nn.extractor import Extractor
+from ..nn.pool import Pool, pool_features
+from ..reference.coupling import ClampForm
+from .keys import Variant
+
+Formula = Literal["0.2", "master"]
+Images: TypeAlias = str | Path | Tensor | Sequence[str | Path] | Sequence[Tensor]
+
+CLAMP_FORMS: dict[Formula, ClampForm] = {"0.2": "tanh", "master": "scaled_tanh"}
+WRITTEN: dict[Formula, str] = {"0.2": "clamp tanh(r)", "master": "clamp tanh(r / clamp)"}
+MOST_IMAGES, BATCH = 32, 4
+# Of the mean difference, in its standard errors: below that the images do not tell the formulas apart.
+SURE = 2.0
+
+
+@dataclass(frozen=True)
+class FormulaFit:
+    """Tells how well each formula fits good images."""
+
+    nll: dict[Formula, float]
+    """The mean over the images, in nats."""
+    images: int
+    trained_with: Formula | None
+    """The formula of the lower mean, None where the images do not tell the two apart."""
+
+    @property
+    def text(self) -> str:
+        """The finding in one line."""
+        if self.trained_with is None:
+            means = " and ".join(f"{self.nll[name]:.1f} by {WRITTEN[name]}" for name in self.nll)
+            count = "1 image" if self.images == 1 else f"{self.images} images"
+            return f"the formulas are not told apart by {count}: mean nll {means}"
+        other = _other(self.trained_with)
+        return (
+            f"trained with {WRITTEN[self.trained_with]}: mean nll {self.nll[self.trained_with]:.1f} over {self.images}"
+            f" images, {self.nll[other]:.1f} by {WRITTEN[other]}"
+        )
+
+    def settle(self, variant: Variant) -> tuple[Formula, str]:
+        """Returns the formula to take and the line that says why; ``variant``: as asked for."""
+        if variant == "auto":
+            taken = self.trained_with or "0.2"
+            return taken, self.text if self.trained_with else f"{self.text}; {WRITTEN[taken]} is taken"
+        advice = f"; variant {variant!r} was asked for: leave it out" if self.contradicts(variant) else ""
+        return variant, self.text + advice
+
+    def contradicts(self, variant: Variant) -> bool:
+        """Tells whether the images contradict ``variant``: the other formula fits them better."""
+        return variant != "auto" and self.trained_with == _other(variant)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON-able values, with None for a mean that is not finite."""
+        nll = {name: value if math.isfinite(value) else None for name, value in self.nll.items()}
+        return {"nll": nll, "images": self.images, "trained_with": self.trained_with, "text": self.text}
+
+
+@torch.no_grad()
+def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) -> FormulaFit:
+    """Compares the nll of good images under both formulas of the soft clamp.
+
+    ``batches``: pooled features, (B, C_l, H_l, W_l) per level, on the flow's device. The flow keeps its own formula.
+    Errors: InputError where there is no image.
+    """
+    own, found = flow.clamp_form, {name: list[Tensor]() for name in get_args(Formula)}
+    try:
+        for levels in batches:
+            for name, values in found.items():
+                use_formula(flow, name)
+                values.append(flow.nll(levels).double().cpu())
+    finally:
+        _use_form(flow, own)
+    if not found["0.2"]:
+        raise InputError("no image to compare the formulas on; give good images that can be read")
+    nll = {name: torch.cat(values) for name, values in found.items()}
+    difference = nll["0.2"] - nll["master"]
+    mean, images = difference.mean().item(), len(difference)
+    # A single image has no standard error: NaN, which tells nothing apart.
+    error = difference.std().item() / math.sqrt(images) if images > 1 else math.nan
+    sure = mean != 0 and abs(mean) >= SURE * error
+    trained_with: Formula | None = ("master" if mean > 0 else "0.2") if sure else None
+    return FormulaFit({name: values.mean().item() for name, values in nll.items()}, images, trained_with)
+
+
+def has_one_formula(flow: MultiScaleFlow) -> bool:
+    """Tells whether the formula is certain: all but official files with index permutations say it."""
+    return flow.official_layout is None or flow.official_layout.dense
+
+
+def use_formula(flow: MultiScaleFlow, formula: Formula) -> None:
+    """Makes ``flow`` compute ``formula``."""
+    _use_form(flow, CLAMP_FORMS[formula])
+
+
+def _use_form(flow: MultiScaleFlow, form: ClampForm) -> None:
+    flow.clamp_form = form
+    for block in flow.modules():
+        if isinstance(block, CouplingBlock):
+            block.clamp_form = form
+
+
+def either_formula(what: str, command: str) -> str:
+    """The line for an index file whose formula nobody has named. ``what``: what has the permutations; ``command``: the
+    file as `fastmsflow verify` takes it."""
+    return (
+        f"{what} has index permutations, so either formula may be its own: {WRITTEN['0.2']} is taken; if it comes from"
+        " a script that was patched for FrEIA's git master, give variant='master' (--variant master); `fastmsflow"
+        f" verify {command} GOOD_IMAGES` tells which"
+    )
+
+
+def warn_of_either_formula(what: str, command: str) -> None:
+    """Warns with that line, on behalf of the caller's caller."""
+    warnings.warn(either_formula(what, command), InputWarning, stacklevel=3)
+
+
+def pooled_batches(
+    images: Images, flow: MultiScaleFlow, extractor: str, weights: str | Path | None, size: tuple[int, int], pool: Pool
+) -> Iterator[list[Tensor]]:
+    """The features that ``flow`` takes, of at most MOST_IMAGES images, on its device; the arguments are those of
+    ``load_official``. Errors: InputError where an image cannot be read, or a level does not fit the flow."""
+    device = next(flow.parameters()).device
+    if not isinstance(images, (str, Path, Tensor)):
+        levels = [level.to(device) for level in images if isinstance(level, Tensor)]
+        if levels:
+            for start in range(0, min(MOST_IMAGES, len(levels[0])), BATCH):
+                yield [level[start : min(MOST_IMAGES, start + BATCH)] for level in levels]
+            return
+    backbone = Extractor(extractor, weights=weights, image_size=size).to(device)
+    check_extractor(flow, backbone, "the checkpoint")
+    for pixels in _pixels(images, size):
+        yield pool_features(backbone(pixels.to(device)), pool)
+
+
+def check_extractor(flow: MultiScaleFlow, backbone: Extractor, source: str | Path) -> None:
+    """Errors: InputError where ``backbone`` does not yield the channels that the flow of ``source`` takes."""
+    if backbone.channels != flow.channels:
+        raise InputError(
+            f"{source}: its flow takes channels {flow.channels}, {backbone.name} yields {backbone.channels};"
+            " name the extractor it was trained with (--extractor)"
+        )
+
+
+def _pixels(images: Images, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Yields batches (B, 3, H, W) in [0, 1]."""
+    if isinstance(images, Tensor):
+        yield from images[:MOST_IMAGES].split(BATCH)
+        return
+    # Pillow comes with the train extra, and tensors do without it.
+    from ..data.images import load_image
+    from ..data.listing import list_images
+
+    listed = [images] if isinstance(images, (str, Path)) else images
+    paths = [Path(path) for path in listed if not isinstance(path, Tensor)]
+    files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])][:MOST_IMAGES]
+    for start in range(0, len(files), BATCH):
+        yield torch.stack([load_image(file, size) for file in files[start : start + BATCH]])
+
+
+def _other(formula: Formula) -> Formula:
+    return "master" if formula == "0.2" else "0.2"
