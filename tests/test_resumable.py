@@ -153,7 +153,7 @@ def test_an_optimizer_that_the_script_cannot_have_is_refused(make, message: str,
 
 
 # Three steps to a sub-epoch; the state is saved after the sixteenth step, before the last evaluation's own.
-RECIPE = Recipe(lr=LR, batch_size=4, meta_epochs=3, sub_epochs=2, warm_up=0.0)
+RECIPE = Recipe(lr=LR, batch_size=4, meta_epochs=3, sub_epochs=2, warm_up=0)
 
 
 @pytest.fixture(scope="module")
