@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 MapKind = Literal["absolute", "additive", "multiplicative"]
+"""The name of a score map."""
 MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 """The score maps: see ``Scores``."""
 
