@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
-# Commands that take seconds on the files below; the others train, download or need a GPU. Those of docs/migration.md run
-# in test_migration.py.
+# Commands that take seconds on the files below; the others train, download or need a GPU, or are docs/migration.md's,
+# which run in test_migration.py.
 RUN = ("predict runs/mine/best.safetensors", "convert official.pt own.safetensors")
 
 
