@@ -18,8 +18,8 @@ import pytest
 import torch
 import typer
 from few_tiles import few_tiles
+from live_freia import live_flows
 from PIL import Image
-from test_drop_in import live_flows
 
 from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.calibration import Calibration
