@@ -31,9 +31,17 @@ class OfficialLayout(NamedTuple):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "OfficialLayout | None":
-        """Reads what a checkpoint's ``config`` has of it: None for a model that was not read from an official file."""
+        """Reads what a checkpoint's ``config`` has of it: None for a model that was not read from an official file.
+
+        Errors: TypeError or KeyError where it is damaged.
+        """
         kept = config.get("official_layout")
-        return kept and cls(tuple(kept["order"]), kept["dense"])
+        if kept is None:
+            return None
+        order, dense = kept["order"], kept["dense"]
+        if sorted(order) != list(range(len(config["flow"]["channels"]))) or not isinstance(dense, bool):
+            raise TypeError(f"official_layout is {kept}")
+        return cls(tuple(order), dense)
 
 
 def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -73,7 +81,7 @@ def _read(path: str | Path, whole: bool) -> tuple[dict[str, Tensor], dict[str, A
 
 @contextmanager
 def built_from(path: str | Path) -> Iterator[None]:
-    """In the block a model is built as the checkpoint ``path`` describes it.
+    """Names the checkpoint ``path`` in errors of the block, which builds a model as its configuration describes it.
 
     Errors: InputError where its configuration is damaged; UnavailableError where it lacks its extractor's weights and
     they cannot be downloaded, naming what brings them in.

@@ -194,7 +194,7 @@ def per_region_overlap(masks: np.ndarray, maps: np.ndarray, steps: int = 800, li
     regions = [(n, numbered == r) for n, numbered in enumerate(map(label, masks)) for r in range(1, numbered.max() + 1)]
     low, high = maps.min(), maps.max()
     points = []
-    for threshold in np.arange(low, high, (high - low) / steps):
+    for threshold in (t for t in np.arange(low, high, (high - low) / steps) if t < high):
         above = maps > threshold
         points.append((above[~masks].mean(), np.mean([above[n][region].mean() for n, region in regions])))
     rates, overlaps = np.array([point for point in points if point[0] < limit]).reshape(-1, 2).T

@@ -93,8 +93,42 @@ def test_no_image_is_refused() -> None:
 )
 def test_a_difference_decides_from_twice_its_standard_error_on(master, formula, monkeypatch) -> None:
     nll = {"tanh": [1.0, 2.0, 3.0, 4.0], "scaled_tanh": master}
-    monkeypatch.setattr(MultiScaleFlow, "nll", lambda flow, _: torch.tensor(nll[flow.clamp_form]))
-    assert compare_formulas(trained_flow("tanh"), [[]]).trained_with == formula
+    levels = [torch.zeros(4, c, 1, 1) for c in CHANNELS]
+    monkeypatch.setattr(
+        MultiScaleFlow,
+        "log_likelihood_maps",
+        lambda flow, _: ([level.sum(dim=1) for level in levels], -torch.tensor(nll[flow.clamp_form])),
+    )
+    assert compare_formulas(trained_flow("tanh"), [levels]).trained_with == formula
+
+
+def test_images_that_neither_formula_fits_decide_nothing() -> None:
+    """A flow that knows eight images by heart: to others the formula that is not its own may seem the better one."""
+    torch.manual_seed(5)
+    flow = MultiScaleFlow(CHANNELS, (8, 16, 8), (2, 3, 3), backend="torch").train()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    known, others = correlated(8, seed=1), correlated(8, seed=2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        flow.nll(known).mean().backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 100.0)
+        optimizer.step()
+    assert compare_formulas(flow.eval(), [known]).trained_with == "0.2"
+    fit = compare_formulas(flow, [others])
+    assert fit.nll["master"] < fit.nll["0.2"], "these images do not mislead; the test shows nothing"
+    assert (fit.trained_with, fit.settle("auto")[0]) == (None, "0.2")
+    assert re.search(r"neither fits them \(mean z\^2 \d+\.\d\), so give images that it was trained on", fit.text)
+
+
+def test_files_may_come_from_a_generator_and_not_be_mixed_with_features(weights: Path, tmp_path: Path) -> None:
+    path = index_file("tanh", tmp_path / "index.pt")
+    with pytest.raises(InputError, match="tensors and files"):
+        load_official(path, images=[tmp_path, *correlated(2, seed=1)])
+    doubles = (level.double() for level in correlated(8, seed=3))
+    with pytest.warns(InputWarning, match="trained with clamp tanh"):
+        load_official(path, images=doubles)
+    with pytest.raises(InputError, match="no image"):
+        load_official(path, images=[level[:0] for level in correlated(1, seed=1)])
 
 
 def test_auto_takes_tanh_for_indices_and_names_the_alternative_once(tmp_path: Path) -> None:
@@ -105,7 +139,7 @@ def test_auto_takes_tanh_for_indices_and_names_the_alternative_once(tmp_path: Pa
     (line,) = [str(warning.message) for warning in caught]
     assert line.startswith(f"{path}: has index permutations") and "\n" not in line
     assert "clamp tanh(r) is taken" in line and "variant='master'" in line
-    assert f"`fastmsflow verify {path} GOOD_IMAGES` tells which" in line
+    assert f"`fastmsflow verify {path} TRAINING_IMAGES` tells which" in line
     assert caught[0].filename == __file__
 
 
@@ -202,7 +236,7 @@ def test_an_extractor_of_other_channels_is_refused(weights: Path, tmp_path: Path
 
 
 def test_the_text_names_both_means() -> None:
-    fit = FormulaFit({"0.2": 12.34, "master": 5.06}, 7, "master")
+    fit = FormulaFit({"0.2": 12.34, "master": 5.06}, 7, "master", 1.0)
     assert fit.text == "trained with clamp tanh(r / clamp): mean nll 5.1 over 7 images, 12.3 by clamp tanh(r)"
     assert fit.settle("auto") == ("master", fit.text)
     assert fit.settle("master") == ("master", fit.text)

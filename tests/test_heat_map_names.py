@@ -40,6 +40,7 @@ def names_of(*images: str) -> list[str]:
         (["a/0.png", "b/0.png", "c/a_0_2.png", "d/a_0.png"], ["a_0_3", "b_0", "a_0_2", "a_0"]),
         (["a/x\n0.png", "b/x\r0.png"], ["a_x_0", "b_x_0"]),
         (["a/0.png", "a/0.png"], ["0.png", "0.png_2"]),
+        (["a/\u00e9.png", "b/e\u0301.png"], ["a_\u00e9", "b_e\u0301"]),
     ],
     ids=str,
 )

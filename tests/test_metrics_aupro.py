@@ -170,6 +170,13 @@ def test_the_published_pro_is_not_defined_where_too_few_points_are_left() -> Non
     assert aupro_published(masks, np.where(masks, np.inf, maps)) is None
 
 
+def test_the_published_pro_needs_a_threshold() -> None:
+    masks, maps = blobs(5)
+    for thresholds in (0, -1):
+        with pytest.raises(InputError, match=f"thresholds is {thresholds}; give at least 1"):
+            aupro_published(masks, maps, thresholds=thresholds)
+
+
 def test_the_published_pro_is_close_to_the_exact_area_where_maps_spread_well_and_not_where_they_saturate() -> None:
     masks, maps = blobs(5)
     assert aupro_published(masks, maps) == pytest.approx(aupro(masks, maps), abs=0.01)

@@ -132,6 +132,16 @@ def test_ties_cost_no_accuracy() -> None:
         assert exact == pytest.approx(found.value, abs=ROUNDING), metric
 
 
+def test_a_point_at_the_very_limit_is_not_kept() -> None:
+    masks = np.zeros((1, 1, 12), bool)
+    masks[..., 10:] = True
+    # At its thresholds 0, 1, ... 7 of ten good pixels are above, so that one rate is 0.3 itself.
+    maps = np.array([[[*range(10), 9.5, 4.5]]])
+    for thresholds in (10, 100, 800):
+        exact, found = aupro_published(masks, maps, 0.3, thresholds), histogram_of(masks, maps)
+        assert found.aupro_published(0.3, thresholds).value == pytest.approx(exact, abs=ROUNDING)
+
+
 def test_maps_given_less_a_number_are_judged_at_the_thresholds_of_the_whole_ones() -> None:
     """Values on the very thresholds, where the smallest rounding would count."""
     masks = masks_of(4, 64)

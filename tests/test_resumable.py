@@ -141,8 +141,12 @@ def test_the_written_state_has_the_official_shapes_and_none_for_permutations(tmp
             ),
             r"groups differ in lr, .*\(train without --lr-of\)",
         ),
+        (
+            lambda flow: torch.optim.Adam(flow.parameters(), weight_decay=1e-2, decoupled_weight_decay=True),
+            "the optimizer is AdamW",
+        ),
     ],
-    ids=["SGD", "AdamW", "frozen parts", "others' parameters", "rates"],
+    ids=["SGD", "AdamW", "frozen parts", "others' parameters", "rates", "AdamW by another name"],
 )
 def test_an_optimizer_that_the_script_cannot_have_is_refused(make, message: str, tmp_path: Path) -> None:
     flow, _ = trained(steps=0)
@@ -150,6 +154,19 @@ def test_an_optimizer_that_the_script_cannot_have_is_refused(make, message: str,
         save_official(flow, tmp_path / "run.pt", optimizer=make(flow))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run.pt").exists()
+
+
+def test_what_schedulers_and_names_put_into_groups_stays_out_of_the_file(tmp_path: Path) -> None:
+    flow, _ = trained(steps=0)
+    first, second = flow.parallel_flows.named_parameters(), flow.fusion_flow.named_parameters()
+    optimizer = torch.optim.Adam([{"params": list(first), "betas": [0.9, 0.999], "note": "mine"}])
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    optimizer.add_param_group({"params": list(second)})
+    save_official(flow, tmp_path / "run.pt", optimizer=optimizer)
+    (group,) = torch.load(tmp_path / "run.pt", weights_only=True)["optimizer"]["param_groups"]
+    (plain,) = torch.optim.Adam(flow.parameters()).state_dict()["param_groups"]
+    assert group.keys() == plain.keys()
+    assert group["betas"] == (0.9, 0.999)
 
 
 # Three steps to a sub-epoch; the state is saved after the sixteenth step, before the last evaluation's own.
@@ -243,7 +260,25 @@ def test_a_state_that_is_not_there_or_not_whole_is_one_line(run: Path, tmp_path:
     del content["optimizer_states"]
     torch.save(content, state)
     refused("not a run's state; give state.ckpt of a run's folder")
+    for damage in (
+        lambda c: c["optimizer_states"][0]["param_groups"].pop(),
+        lambda c: c["optimizer_states"][0]["param_groups"][0]["params"].pop(),
+        lambda c: next(iter(c["optimizer_states"][0]["state"].values())).update(exp_avg=torch.zeros(3, 1)),
+        lambda c: c.update(state_dict=[]),
+        lambda c: c.update(state_dict={1: 2}),
+        lambda c: c.update(fastmsflow=None),
+    ):
+        content = torch.load(run / "state.ckpt", weights_only=True)
+        damage(content)
+        torch.save(content, state)
+        refused("not a run's state|does not fit")
     state.write_bytes(whole)
+    written = json.loads(settings.read_text())
+    for damaged in ([], {}, {**written, "model": {**written["model"], "official_layout": {"order": [0, 0, 7]}}}):
+        settings.write_text(json.dumps(damaged))
+        refused("not a run's state")
+    settings.write_text(json.dumps({**written, "recipe": {**written["recipe"], "warm_up": 0.12}}))
+    refused("warm_up is 0.12")
     settings.write_text("{")
     refused("missing or damaged; a run's state is read with this file beside it")
     state.unlink()

@@ -106,7 +106,10 @@ def test_the_line_counts_the_warm_up_that_was_given() -> None:
     assert "after 1 of its 12 passes; the learning rate reaches 0.10 of --lr" in said(meta_epochs=1)
     assert "after 12 of its 12 passes; the learning rate reaches 0.93 of --lr" in said(meta_epochs=12)
     assert "after 10 of its 10 passes; the learning rate reaches 0.91" in said(meta_epochs=10, warm_up_share=1.0)
-    assert said(meta_epochs=13) == said(meta_epochs=8, warm_up_share=0.12) == ""
+    # A milestone may cut the warm-up short.
+    early = "the first milestone comes before the warm-up's end; the learning rate reaches 0.93 of --lr"
+    assert early in said(meta_epochs=13) and early in said(meta_epochs=17)
+    assert said(meta_epochs=19) == said(meta_epochs=8, warm_up_share=0.12) == ""
 
 
 @pytest.mark.parametrize("warm_up", [(), ("--warm-up", 2), SHARE], ids=str)

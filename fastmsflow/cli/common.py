@@ -137,7 +137,7 @@ def refuse_class_of_shards(source: str) -> NoReturn:
 
 
 def named(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """By the names that people read."""
+    """Gives the metrics the names that people read."""
     return {METRIC_NAMES[key]: value for key, value in metrics.items()}
 
 
@@ -168,7 +168,7 @@ def print_json(result: object) -> None:
 
 @contextmanager
 def warnings_in_yellow() -> Iterator[None]:
-    """In the block the library's own warnings are a yellow line each on standard error, not Python's two."""
+    """Prints the library's own warnings in the block as a yellow line each on standard error, not as Python's two."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)
         by_python = warnings.showwarning

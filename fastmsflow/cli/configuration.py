@@ -70,7 +70,7 @@ def resolved(ctx: typer.Context) -> dict[str, Any]:
 
 
 def source_of(ctx: typer.Context, name: str) -> str:
-    """Where the value of the parameter ``name`` is from: COMMANDLINE, DEFAULT_MAP (a file) or DEFAULT."""
+    """Tells the source of the parameter ``name``: COMMANDLINE, DEFAULT_MAP (a file) or DEFAULT."""
     return getattr(ctx.get_parameter_source(name), "name", "DEFAULT")
 
 

@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..errors import InputError
 from .common import (
     AsJson,
     Extractor,
@@ -58,6 +59,8 @@ def convert(
     from ..compat.convert import official_to_own, own_to_official
 
     note = None
+    if fusion_first and source.suffix != ".ckpt":
+        raise InputError("--fusion-first is of a run's state.ckpt, which has an optimizer; leave it out")
     if source.suffix == ".safetensors":
         own_to_official(source, target)
         note = (
@@ -101,7 +104,7 @@ def verify(
 ) -> None:
     """Certifies that nothing changes but the time: every backend and dtype against float64, on a flow and its images.
 
-    Good IMAGES also tell which formula an official CHECKPOINT with index permutations was trained with.
+    Good IMAGES that it was trained on also tell which formula an official CHECKPOINT with index permutations has.
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
     speak(quiet, as_json)

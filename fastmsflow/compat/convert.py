@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import OfficialLayout, read_checkpoint, read_config, refuse_misfit, write_checkpoint
+from ..checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, refuse_misfit, write_checkpoint
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
@@ -96,8 +96,9 @@ def own_flow(source: str | Path) -> MultiScaleFlow:
     Errors: InputError where it does not fit.
     """
     tensors, config = read_checkpoint(source)
-    flow = MultiScaleFlow(**config["flow"])
-    flow.official_layout = OfficialLayout.from_config(config)
+    with built_from(source):
+        flow = MultiScaleFlow(**config["flow"])
+        flow.official_layout = OfficialLayout.from_config(config)
     state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
     refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
     flow.load_state_dict(state)
@@ -111,7 +112,7 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
     """
     config = read_config(source)
     refuse_standardised(source, config)
-    save_official(own_flow(source), target, epoch=int(config.get("notes", {}).get("meta_epoch", 0)))
+    save_official(own_flow(source), target, epoch=config.get("notes", {}).get("meta_epoch") or 0)
 
 
 def refuse_standardised(source: str | Path, config: Mapping[str, Any]) -> None:

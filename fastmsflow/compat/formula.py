@@ -16,16 +16,20 @@ from ..nn.coupling_block import CouplingBlock
 from ..nn.extractor import Extractor
 from ..nn.pool import Pool, pool_features
 from ..reference.coupling import ClampForm
+from ..reference.likelihood import negative_log_likelihood
 from .keys import Variant
 
 Formula = Literal["0.2", "master"]
-Images: TypeAlias = str | Path | Tensor | Sequence[str | Path] | Sequence[Tensor]
+Images: TypeAlias = str | Path | Tensor | Iterable[str | Path] | Iterable[Tensor]
 
 CLAMP_FORMS: dict[Formula, ClampForm] = {"0.2": "tanh", "master": "scaled_tanh"}
 WRITTEN: dict[Formula, str] = {"0.2": "clamp tanh(r)", "master": "clamp tanh(r / clamp)"}
 MOST_IMAGES, BATCH = 32, 4
 # Of the mean difference, in its standard errors: below that the images do not tell the formulas apart.
 SURE = 2.0
+# Of the mean square of the latents, which is 1 where a flow fits. Above that neither formula fits the images, say since
+# the flow knows its training images by heart and these are others. Then the likelier formula need not be its own.
+FITS = 4.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class FormulaFit:
     images: int
     trained_with: Formula | None
     """The formula of the lower mean, None where the images do not tell the two apart."""
+    square: float
+    """The mean square of the latents under the formula of the lower mean: about 1 where the flow fits the images."""
 
     @property
     def text(self) -> str:
@@ -44,7 +50,8 @@ class FormulaFit:
         if self.trained_with is None:
             means = " and ".join(f"{self.nll[name]:.1f} by {WRITTEN[name]}" for name in self.nll)
             count = "1 image" if self.images == 1 else f"{self.images} images"
-            return f"the formulas are not told apart by {count}: mean nll {means}"
+            ill = f"; neither fits them (mean z^2 {self.square:.1f}), so give images that it was trained on"
+            return f"the formulas are not told apart by {count}: mean nll {means}{ill if self.square > FITS else ''}"
         other = _other(self.trained_with)
         return (
             f"trained with {WRITTEN[self.trained_with]}: mean nll {self.nll[self.trained_with]:.1f} over {self.images}"
@@ -66,34 +73,43 @@ class FormulaFit:
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON-able values, with None for a mean that is not finite."""
         nll = {name: value if math.isfinite(value) else None for name, value in self.nll.items()}
-        return {"nll": nll, "images": self.images, "trained_with": self.trained_with, "text": self.text}
+        square = self.square if math.isfinite(self.square) else None
+        found = {"nll": nll, "images": self.images, "mean_square": square, "trained_with": self.trained_with}
+        return {**found, "text": self.text}
 
 
 @torch.no_grad()
 def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) -> FormulaFit:
-    """Compares the nll of good images under both formulas of the soft clamp.
+    """Compares the nll of good images, best of those that the flow was trained on, under both formulas.
 
     ``batches``: pooled features, (B, C_l, H_l, W_l) per level, on the flow's device. The flow keeps its own formula.
     Errors: InputError where there is no image.
     """
     own, found = flow.clamp_form, {name: list[Tensor]() for name in get_args(Formula)}
+    squares: dict[Formula, list[Tensor]] = {name: [] for name in found}
     try:
         for levels in batches:
             for name, values in found.items():
                 use_formula(flow, name)
-                values.append(flow.nll(levels).double().cpu())
+                maps, log_det = flow.log_likelihood_maps(levels)
+                nll = negative_log_likelihood(maps, flow.channels, log_det)
+                values.append(nll.double().cpu())
+                elements = sum(level[0].numel() for level in levels)
+                squares[name].append(2 * (nll + log_det).double().cpu() / elements)
     finally:
         _use_form(flow, own)
-    if not found["0.2"]:
+    if not sum(map(len, found["0.2"])):
         raise InputError("no image to compare the formulas on; give good images that can be read")
-    nll = {name: torch.cat(values) for name, values in found.items()}
-    difference = nll["0.2"] - nll["master"]
+    of_images = {name: torch.cat(values) for name, values in found.items()}
+    difference = of_images["0.2"] - of_images["master"]
     mean, images = difference.mean().item(), len(difference)
     # A single image has no standard error: NaN, which tells nothing apart.
     error = difference.std().item() / math.sqrt(images) if images > 1 else math.nan
-    sure = mean != 0 and abs(mean) >= SURE * error
-    trained_with: Formula | None = ("master" if mean > 0 else "0.2") if sure else None
-    return FormulaFit({name: values.mean().item() for name, values in nll.items()}, images, trained_with)
+    better: Formula = "master" if mean > 0 else "0.2"
+    square = torch.cat(squares[better]).mean().item()
+    sure = mean != 0 and abs(mean) >= SURE * error and square <= FITS
+    means = {name: values.mean().item() for name, values in of_images.items()}
+    return FormulaFit(means, images, better if sure else None, square)
 
 
 def has_one_formula(flow: MultiScaleFlow) -> bool:
@@ -119,7 +135,7 @@ def either_formula(what: str, command: str) -> str:
     return (
         f"{what} has index permutations, so either formula may be its own: {WRITTEN['0.2']} is taken; if it comes from"
         " a script that was patched for FrEIA's git master, give variant='master' (--variant master); `fastmsflow"
-        f" verify {command} GOOD_IMAGES` tells which"
+        f" verify {command} TRAINING_IMAGES` tells which"
     )
 
 
@@ -135,8 +151,12 @@ def pooled_batches(
     ``load_official``. Errors: InputError where an image cannot be read, or a level does not fit the flow."""
     device = next(flow.parameters()).device
     if not isinstance(images, (str, Path, Tensor)):
-        levels = [level.to(device) for level in images if isinstance(level, Tensor)]
+        listed = list(images)
+        levels = [level.to(device, flow.dtype) for level in listed if isinstance(level, Tensor)]
+        images = [Path(path) for path in listed if not isinstance(path, Tensor)]
         if levels:
+            if images:
+                raise InputError("images holds tensors and files; give either pooled features or files")
             for start in range(0, min(MOST_IMAGES, len(levels[0])), BATCH):
                 yield [level[start : min(MOST_IMAGES, start + BATCH)] for level in levels]
             return

@@ -50,10 +50,12 @@ def _state(optimizer: Optimizer, parameter: nn.Parameter | None, like: Tensor) -
 
 def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
     """The settings that all groups have. Errors: InputError, see ``official_optimizer``."""
-    if not isinstance(optimizer, Adam) or isinstance(optimizer, AdamW):
+    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    if not isinstance(optimizer, Adam) or isinstance(optimizer, AdamW) or decoupled:
+        kind = "AdamW" if decoupled else type(optimizer).__name__
         raise InputError(
-            f"the optimizer is {type(optimizer).__name__}, and the published script's is Adam; train with"
-            " torch.optim.Adam, or leave the optimizer out"
+            f"the optimizer is {kind}, and the published script's is Adam;"
+            " train with torch.optim.Adam, or leave the optimizer out"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {id(p) for p in flow.parameters()}
@@ -63,10 +65,8 @@ def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
             f"the optimizer holds {len(held & wanted)} of the flow's {len(wanted)} parameters{others}, and the"
             " published script trains exactly these; train without frozen parts, or leave the optimizer out"
         )
-    first, *rest = [
-        {key: value for key, value in group.items() if key not in ("params", "name")}
-        for group in optimizer.param_groups
-    ]
+    # Adam's own settings: schedulers and callers put others beside them.
+    first, *rest = [{key: _plain(group[key]) for key in optimizer.defaults} for group in optimizer.param_groups]
     differing = sorted({key for group in rest for key in first if group[key] != first[key]})
     if differing:
         raise InputError(
@@ -74,3 +74,10 @@ def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
             " parts the same (train without --lr-of), or leave the optimizer out"
         )
     return first
+
+
+def _plain(setting: Any) -> Any:
+    """The same as numbers: they may be a list or a tensor."""
+    if isinstance(setting, Tensor):
+        return setting.item()
+    return tuple(map(_plain, setting)) if isinstance(setting, (list, tuple)) else setting

@@ -78,14 +78,14 @@ def _sorted(masks: Any, maps: Any, fpr_limit: float) -> tuple[np.ndarray, np.nda
 def aupro_published(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: int = 800) -> float | None:
     """The area under PRO as the published script approximates it (arXiv 2308.15300), for comparison with its figures.
 
-    The thresholds are min, min + d, ... below max of all maps, d = (max - min) / ``thresholds``, in the dtype of the
-    maps. At each of them PRO and the false-positive rate are those of the pixels strictly above it. The points of a
+    The thresholds are min, min + d, ... below max of all maps, d = (max - min) / ``thresholds`` in float32 for maps in
+    float32. At each of them PRO and the false-positive rate are those of the pixels strictly above it. The points of a
     rate below ``fpr_limit`` are kept, (0, 0) is not added to them, and their rates are stretched to reach from 0 to 1.
     So it is the mean height of that part of the curve, however short: of maps that saturate it may be far from
     ``aupro``, which is exact.
 
     Returns None where it is not defined: fewer than two points are kept, or all kept points have one rate.
-    Arguments and errors: as for ``aupro``.
+    Arguments and errors: as for ``aupro``; InputError also where ``thresholds`` is less than 1.
     """
     good, defective, weights = _sorted(masks, maps, fpr_limit)
     low, high = min(good[0], defective[0]), max(good[-1], defective[-1])
@@ -100,8 +100,13 @@ def aupro_published(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: i
 
 
 def published_thresholds(low: np.floating[Any], high: np.floating[Any], count: int) -> np.ndarray:
-    """``low``, ``low`` + d, ... below ``high``, d being their distance / ``count``; none where d is 0 or infinite. All
-    in their own dtype, as the script has them: its rounding decides where maps have few values."""
+    """``low``, ``low`` + d, ... below ``high``, d being their distance / ``count``; none where d is 0 or infinite. d
+    is in their own dtype, as the script has it: its rounding decides where maps have few values.
+
+    Errors: InputError where ``count`` is less than 1.
+    """
+    if count < 1:
+        raise InputError(f"thresholds is {count}; give at least 1")
     with np.errstate(over="ignore", invalid="ignore"):
         step = (high - low) / count
     if not 0 < step < np.inf:

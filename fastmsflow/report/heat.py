@@ -1,4 +1,4 @@
-"""Which score map is shown, and on what scale: the same for every image of a model."""
+"""The score map that is shown, and its scale: the same for every image of a model."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Heat:
     scale: tuple[float, float]
     """Values of the first and the last colour."""
     region_threshold: float | None
-    """Where a region of the absolute map begins; None: there are no regions."""
+    """The value of the absolute map at which a region begins; None: there are no regions."""
 
     @classmethod
     def of(

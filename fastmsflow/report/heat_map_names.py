@@ -1,6 +1,7 @@
 """Names of the heat maps that ``predict`` writes, all into one folder, of images from anywhere."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,14 @@ def heat_map_names(images: Sequence[Path]) -> list[str]:
 
     Images of one stem have as many of their folders in front as tell them apart, joined by ``_``; those that share a
     folder too keep their suffix. What is still the same gets a number, whatever the order of ``images``. A name has
-    printable characters alone and at most LONGEST_NAME bytes, and no two differ by case alone.
+    printable characters alone and at most LONGEST_NAME bytes, and no two are one to a file system that ignores case, or
+    how an accent is composed.
     """
     # Without the ".." in them, which name no folder, and whatever links lead to.
     paths = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100
     same: dict[str, list[int]] = {}
     for i, path in enumerate(paths):
-        same.setdefault(_fitted(path.stem).casefold(), []).append(i)
+        same.setdefault(_key(_fitted(path.stem)), []).append(i)
     names, free = [""] * len(paths), _FreeNames()
     # Those that are alone keep their name, whoever else would end up with it.
     for key in sorted(same, key=lambda key: (len(same[key]) > 1, key)):
@@ -56,15 +58,20 @@ class _FreeNames:
 
     def take(self, wanted: str) -> str:
         wanted = _fitted(wanted)
-        copy = self._copies.get(wanted.casefold(), 1)
+        copy = self._copies.get(_key(wanted), 1)
         while True:
             end = HEAT_MAP if copy == 1 else f"_{copy}{HEAT_MAP}"
             name = _fitted(wanted, end) + end
             copy += 1
-            if name.casefold() not in self._taken:
-                self._taken.add(name.casefold())
-                self._copies[wanted.casefold()] = copy
+            if _key(name) not in self._taken:
+                self._taken.add(_key(name))
+                self._copies[_key(wanted)] = copy
                 return name
+
+
+def _key(name: str) -> str:
+    """What is equal for names that some file system takes for one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _fitted(text: str, end: str = HEAT_MAP) -> str:

@@ -72,7 +72,7 @@ class Predictor:
         self._limit = limit
         self._painter = Painter(self.heat, model.image_size) if pictures else None
         self._names: list[str] = []
-        """Of the heat map of each image."""
+        """The name of each image's heat map."""
         self._written: list[str] = []
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint import summary
 from ..compat.certificate import Batches, noise
 from ..compat.convert import model_of, own_flow
 from ..compat.formula import (
@@ -91,6 +92,8 @@ def to_verify(
         return ToVerify(model.flow, batches, model.image_size, faults)
     # Held, so that an image goes through the extractor once.
     first = list(islice(batches, MOST_IMAGES // BATCH))
+    if not first:
+        raise InputError(f"no image to compare the formulas on: {summary(faults)}")
     fit = compare_formulas(model.flow, first)
     formula, line = fit.settle(official.variant)
     use_formula(model.flow, formula)

@@ -152,7 +152,7 @@ def results_of(folder: Path) -> tuple[list[Judged], float]:
             moment = rounds[config["notes"]["epoch"]]
             if METRICS[0] not in moment:
                 continue
-            evaluation = Evaluation(**{key: moment.get(key) for key in (*METRICS, "pixel_error")})
+            evaluation = Evaluation.from_dict(moment)
             calibration = config["calibration"] and Calibration.from_dict(config["calibration"])
             rows.append(Judged(results["images"]["name"], how, evaluation, threshold_of(calibration)))
         return rows, sum(results["seconds"].values())

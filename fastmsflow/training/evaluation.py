@@ -1,5 +1,6 @@
 """The metrics of a model on a test set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 STATED = 1e-4
@@ -38,6 +39,11 @@ class Evaluation:
 
     pixel_error: float | None = None
     """No metric: the exact pixel metrics differ from these by at most this; 0 where these are the exact ones."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float | None]) -> "Evaluation":
+        """Takes the metrics that are known here from what another version may have written; what lacks is None."""
+        return cls(**{name: values.get(name) for name in (*METRICS, "pixel_error")})  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, float | None]:
         """Metric -> value."""

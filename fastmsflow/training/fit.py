@@ -261,12 +261,15 @@ def train(
 
 def say_if_short(recipe: Recipe, console: Console) -> None:
     """Says on ``console`` where the run is over before the learning rate has risen to what was asked for."""
-    if not recipe.ends_in_warm_up:
+    reached = max(map(recipe.lr_factor, range(recipe.epochs)))
+    if reached == 1:
         return
-    reached = recipe.lr_factor(recipe.epochs - 1)
+    fact = "the first milestone comes before the warm-up's end"
+    if recipe.ends_in_warm_up:
+        fact = f"the run ends inside the warm-up, after {recipe.epochs} of its {recipe.warm_up_epochs} passes"
     line = (
-        f"the run ends inside the warm-up, after {recipe.epochs} of its {recipe.warm_up_epochs} passes; the learning"
-        f" rate reaches {reached:.2f} of --lr; give a shorter --warm-up, or --warm-up-share {WARM_UP_SHARE}"
+        f"{fact}; the learning rate reaches {reached:.2f} of --lr; give a shorter --warm-up, or --warm-up-share"
+        f" {WARM_UP_SHARE}"
     )
     console.print(line, style="yellow", soft_wrap=True, highlight=False)
 

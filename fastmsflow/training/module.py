@@ -212,7 +212,7 @@ class MSFlowModule(L.LightningModule):
         self.epoch_losses = list(state["epoch_losses"])
         self._losses.load(state["losses"])
         self.moments = [
-            Moment(m["epoch"], m["evaluation"] and Evaluation(**m["evaluation"]), m["held_out_nll"])
+            Moment(m["epoch"], m["evaluation"] and Evaluation.from_dict(m["evaluation"]), m["held_out_nll"])
             for m in state["moments"]
         ]
         torch.set_rng_state(state["random"])

@@ -44,8 +44,8 @@ def state_to_official(source: str | Path, target: str | Path, fusion_first: bool
     and InputError where the features are standardised, which the official format cannot hold.
     """
     settings = _settings(source)
-    refuse_standardised(source, settings["model"])
     flow, optimizer, epoch = _load(source, settings)
+    refuse_standardised(source, settings["model"])
     save_official(flow, target, epoch, optimizer, fusion_first)
 
 
@@ -62,8 +62,11 @@ def _load(path: str | Path, settings: dict[str, Any]) -> RunState:
         refuse_misfit("the flow that the run's settings describe", path, flow.state_dict(), state)
         flow.load_state_dict(state)
         optimizer.load_state_dict(content["optimizer_states"][0])
+        _check_shapes(optimizer)
         sub_epochs = len(content[STATE]["epoch_losses"])
-    except (KeyError, IndexError, TypeError) as error:
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a run's state; give state.ckpt of a run's folder") from error
     return RunState(flow.eval(), optimizer, sub_epochs // recipe.sub_epochs)
 
@@ -78,4 +81,15 @@ def _settings(path: str | Path) -> dict[str, Any]:
     try:
         return json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{beside}: missing or damaged; a run's state is read with this file beside it") from error
+        raise InputError(
+            f"{beside}: missing or damaged; a run's state is read with this file beside it (an official checkpoint has"
+            " another ending than .ckpt: rename it)"
+        ) from error
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Errors: ValueError where a parameter's state has not its shape."""
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"a state of {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
