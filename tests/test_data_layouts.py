@@ -237,3 +237,8 @@ def test_the_dataset_goes_through_loader_workers(tmp_path: Path) -> None:
         assert batch["label"].tolist() == [1, 0, 1]
         assert batch["index"].tolist() == [0, 1, 2]
     assert np.isclose(batch["image"].mean(), 100 / 255)
+
+
+def test_a_folder_that_is_one_class_says_so_where_a_class_is_named(mvtec: Path) -> None:
+    with pytest.raises(InputError, match=r"no class 'tile' .*; it is one class itself: leave the class out"):
+        open_image_set(mvtec / "tile", "tile")

@@ -120,6 +120,22 @@ def test_images_that_neither_formula_fits_decide_nothing() -> None:
     assert re.search(r"neither fits them \(mean z\^2 \d+\.\d\), so give images that it was trained on", fit.text)
 
 
+def test_that_a_flow_has_hardly_been_trained_is_said_where_0_2s_formula_is_found() -> None:
+    """Small features far from standard normal: larger log-scales alone make them likelier."""
+    torch.manual_seed(5)
+    flow = MultiScaleFlow(CHANNELS, (8, 16, 8), (2, 3, 3), clamp_form="scaled_tanh", backend="torch").train()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    small = [0.1 * level for level in correlated(8, seed=1)]
+    for _ in range(15):
+        optimizer.zero_grad()
+        flow.nll(small).mean().backward()
+        optimizer.step()
+    fit = compare_formulas(flow.eval(), [small])
+    assert fit.nll["0.2"] < fit.nll["master"], "these images do not mislead; the test shows nothing"
+    assert (fit.trained_with, fit.is_doubtful) == ("0.2", True)
+    assert re.search(r"; no proof, since mean z\^2 is 0\.\d\d: it has hardly been trained$", fit.text)
+
+
 def test_files_may_come_from_a_generator_and_not_be_mixed_with_features(weights: Path, tmp_path: Path) -> None:
     path = index_file("tanh", tmp_path / "index.pt")
     with pytest.raises(InputError, match="tensors and files"):

@@ -36,6 +36,27 @@ def with_index_permutations(content: dict) -> dict:
     return content
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "ending"),
+    [
+        ("a.pt", "b.pt", ".safetensors"),
+        ("a.safetensors", "b.safetensors", ".pt"),
+        ("a.ckpt", "b.safetensors", ".pt"),
+        ("a.pt", "b", ".safetensors"),
+    ],
+)
+def test_convert_refuses_a_target_of_the_wrong_ending(source: str, target: str, ending: str, command, tmp_path) -> None:
+    (tmp_path / source).write_text("not looked at")
+    code, text = command("convert", tmp_path / source, tmp_path / target)
+    assert code == 1 and f"what {source} is converted to ends in {ending}" in text
+    assert [path.name for path in tmp_path.iterdir()] == [source]
+
+
+def test_fusion_first_without_an_optimizer_is_refused(command, tmp_path: Path) -> None:
+    code, text = command("convert", GOLDEN / "tiny.pt", tmp_path / "own.safetensors", "--fusion-first")
+    assert code == 1 and "--fusion-first is of a run's state.ckpt" in text
+
+
 def same_state(a: MultiScaleFlow, b: MultiScaleFlow) -> bool:
     left, right = a.state_dict(), b.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)

@@ -127,7 +127,7 @@ def test_noise_cannot_tell_the_formula_of_an_index_file_and_the_command_says_so(
     save_official(MultiScaleFlow((16, 24, 40), (8, 16, 8), (1, 1, 1), clamp_form="scaled_tanh"), path)
     result = run(path, "--image-size", 32, "--out", tmp_path / "certificate.json")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"{path}: has index permutations") and f"fastmsflow verify {path} GOOD_IMAGES" in line
+    assert line.startswith(f"{path}: has index permutations") and f"fastmsflow verify {path} TRAINING_IMAGES" in line
     assert "FrEIA 0.2: clamp tanh(r);" in result.stdout
     assert json.loads((tmp_path / "certificate.json").read_text())["formula_fit"] is None
     named = run(path, "--image-size", 32, "--variant", "master")

@@ -61,6 +61,9 @@ def convert(
     note = None
     if fusion_first and source.suffix != ".ckpt":
         raise InputError("--fusion-first is of a run's state.ckpt, which has an optimizer; leave it out")
+    if (target.suffix == ".safetensors") == (source.suffix in (".safetensors", ".ckpt")):
+        ending = ".pt" if target.suffix == ".safetensors" else ".safetensors"
+        raise InputError(f"{target}: what {source.name} is converted to ends in {ending}; give such a name")
     if source.suffix == ".safetensors":
         own_to_official(source, target)
         note = (

@@ -30,6 +30,9 @@ SURE = 2.0
 # Of the mean square of the latents, which is 1 where a flow fits. Above that neither formula fits the images, say since
 # the flow knows its training images by heart and these are others. Then the likelier formula need not be its own.
 FITS = 4.0
+# Below that the flow is far from the end of its training, where larger log-scales make any image likelier: 0.2's are up
+# to clamp times as large, so that it seems the better one whichever was trained with.
+TRAINED = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,18 @@ class FormulaFit:
             ill = f"; neither fits them (mean z^2 {self.square:.1f}), so give images that it was trained on"
             return f"the formulas are not told apart by {count}: mean nll {means}{ill if self.square > FITS else ''}"
         other = _other(self.trained_with)
+        doubt = (
+            f"; no proof, since mean z^2 is {self.square:.2f}: it has hardly been trained" if self.is_doubtful else ""
+        )
         return (
             f"trained with {WRITTEN[self.trained_with]}: mean nll {self.nll[self.trained_with]:.1f} over {self.images}"
-            f" images, {self.nll[other]:.1f} by {WRITTEN[other]}"
+            f" images, {self.nll[other]:.1f} by {WRITTEN[other]}{doubt}"
         )
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Tells whether the finding is 0.2's formula of a flow that has hardly been trained."""
+        return self.trained_with == "0.2" and self.square < TRAINED
 
     def settle(self, variant: Variant) -> tuple[Formula, str]:
         """Returns the formula to take and the line that says why; ``variant``: as asked for."""
@@ -134,7 +145,8 @@ def either_formula(what: str, command: str) -> str:
     file as `fastmsflow verify` takes it."""
     return (
         f"{what} has index permutations, so either formula may be its own: {WRITTEN['0.2']} is taken; if it comes from"
-        " a script that was patched for FrEIA's git master, give variant='master' (--variant master); `fastmsflow"
+        " a script that was patched for FrEIA's git master, give variant='master' (or `fastmsflow convert --variant"
+        " master`, for a file that all commands take); `fastmsflow"
         f" verify {command} TRAINING_IMAGES` tells which"
     )
 
@@ -160,8 +172,9 @@ def pooled_batches(
             for start in range(0, min(MOST_IMAGES, len(levels[0])), BATCH):
                 yield [level[start : min(MOST_IMAGES, start + BATCH)] for level in levels]
             return
+    # Before weights are downloaded.
+    check_extractor(flow, Extractor(extractor, pretrained=False, image_size=size), "the checkpoint")
     backbone = Extractor(extractor, weights=weights, image_size=size).to(device)
-    check_extractor(flow, backbone, "the checkpoint")
     for pixels in _pixels(images, size):
         yield pool_features(backbone(pixels.to(device)), pool)
 

@@ -55,10 +55,11 @@ def load_official(
     ``images``: good images, best of those that the flow was trained on, which tell the formulas of such a file apart: a
     file, a folder or several of them; a tensor (N, 3, H, W) in [0, 1]; or pooled features, one tensor (N, C_l, H_l,
     W_l) per level. Their mean nll, over at most 32 of them, is compared. With ``"auto"`` the formula of the lower mean
-    is taken, or the first where the difference lies below twice its standard error, or where neither formula fits the
-    images; a warning says which, and both means. A ``variant`` that is given stays, and a
-    warning says where the other one fits better. ``extractor``, ``extractor_weights``, ``image_size`` (H, W) and
-    ``pool`` describe the model that the features of images come from, as for ``fastmsflow.MSFlow``.
+    is taken, or the first where the difference lies below twice its standard error or neither formula fits the images;
+    a warning says which, and both means, and where it is doubtful, since the flow has hardly been trained. A
+    ``variant`` that is given stays, and a warning says where the other one fits better. ``extractor``,
+    ``extractor_weights``, ``image_size`` (H, W) and ``pool`` describe the model that the features of images come from,
+    as for ``fastmsflow.MSFlow``.
 
     Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; where
     ``variant`` is a formula that no FrEIA computed with the file's permutations; where an image cannot be read or

@@ -155,6 +155,8 @@ def _known(root: Path, category: str) -> None:
     if category not in there:
         close = difflib.get_close_matches(category, there, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
+        if not there and (root / "train").is_dir():
+            hint = "; it is one class itself: leave the class out"
         raise InputError(f"{root}: no class {category!r} (there: {', '.join(there) or 'none'}){hint}")
 
 

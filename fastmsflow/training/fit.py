@@ -54,7 +54,7 @@ class Outcome:
     """What a run came to."""
 
     losses: list[float]
-    """Mean nll of each sub-epoch, nats per image."""
+    """Mean over the batches of each sub-epoch of their mean nll, nats per image."""
     moments: list[Moment]
     """After each meta epoch."""
     tested: Findings | None

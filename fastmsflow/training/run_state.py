@@ -46,7 +46,10 @@ def state_to_official(source: str | Path, target: str | Path, fusion_first: bool
     settings = _settings(source)
     flow, optimizer, epoch = _load(source, settings)
     refuse_standardised(source, settings["model"])
-    save_official(flow, target, epoch, optimizer, fusion_first)
+    try:
+        save_official(flow, target, epoch, optimizer, fusion_first)
+    except InputError as error:
+        raise InputError(f"{source}: {error} (convert the run's last.safetensors, which has none)") from error
 
 
 def _load(path: str | Path, settings: dict[str, Any]) -> RunState:
