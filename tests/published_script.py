@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass
 class Record:
-    """What the script prints, and more of it."""
+    """Keeps what the script prints, and more."""
 
     nll: list[float] = field(default_factory=list)
     """Mean of each sub-epoch."""

@@ -121,7 +121,7 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
     exact = judged(Truth.of(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
     assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
-    # Where the model does not fit, most pixels are the same highest value, and the published PRO is not defined.
+    # A model that does not fit gives most pixels the same highest value, and the published PRO is not defined.
     assert (exact.evaluation.aupro_published is None) == (times > 1)
     assert found.evaluation.pixel_error <= STATED
     for one, other in zip(found.scores, exact.scores, strict=True):

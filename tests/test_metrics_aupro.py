@@ -128,7 +128,7 @@ def published_by_hand(masks: np.ndarray, maps: np.ndarray, limit: float, steps: 
     return auc(rates, kept[:, 1])
 
 
-# What a model's maps may be like: name -> noise in 0 to 1 that is higher in defects -> map.
+# Maps as models may make them: name -> noise in 0 to 1 that is higher in defects -> map.
 PUBLISHED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "continuous": lambda x: x,
     "below 0 and above": lambda x: 3 * x - 1,

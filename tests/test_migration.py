@@ -24,7 +24,7 @@ from fastmsflow.training import Recipe, state_file, train
 
 SIDE = 64
 CONDITIONS, BLOCKS = (64, 64, 64), (2, 5, 8)
-# What makes a command of the page cheap, and spares it downloads: another backbone, smaller images, fewer passes.
+# These make a command of the page cheap, and spare it downloads: another backbone, smaller images, fewer passes.
 SMALLER = {"wide_resnet50_2": "resnet18", "512": str(SIDE)}
 FOR_TRAINING = ("--extractor", "resnet18", "--image-size", SIDE, "--meta-epochs", 1, "--sub-epochs", 2)
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def script(folder: Path) -> Record:
-    """What a script of the published kind printed, whose checkpoint is official.pt."""
+    """Runs a script of the published kind, whose checkpoint is official.pt."""
     backbone = Extractor("resnet18", weights=folder / "weights.pth", image_size=(SIDE, SIDE)).eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

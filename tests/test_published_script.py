@@ -81,7 +81,7 @@ def test_losses_are_the_same(scripts: tuple[Script, Script]) -> None:
     theirs, ours = (script.record for script in scripts)
     assert theirs.nll[-1] < theirs.nll[0] - 100
     np.testing.assert_allclose(ours.nll, theirs.nll, rtol=0, atol=FREIA_FLOAT32 * max(map(abs, theirs.nll)))
-    # What the script prints is not the mean nll, but that divided by the batch size, or nearly.
+    # The script does not print the mean nll, but that divided by the batch size, or nearly.
     np.testing.assert_allclose(theirs.printed, np.array(theirs.nll) / SETTINGS.batch_size, rtol=1e-5)
 
 

@@ -237,7 +237,7 @@ class DropInFusionFlow(nn.Module):
         permutations, _coupling = self._parts()
         entries = [state.get(f"{prefix}module_list.{i}.perm") for i in range(len(permutations))]
         mine, theirs = _lengths(permutations), [entry.numel() for entry in entries if entry is not None]
-        # What does not fit is named when it is loaded.
+        # Entries that do not fit are named when they are loaded.
         if sorted(mine) == sorted(theirs):
             for place, source in enumerate(_matched(theirs, mine)):
                 self.module_list[place] = permutations[source]

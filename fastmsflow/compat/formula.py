@@ -25,13 +25,13 @@ Images: TypeAlias = str | Path | Tensor | Iterable[str | Path] | Iterable[Tensor
 CLAMP_FORMS: dict[Formula, ClampForm] = {"0.2": "tanh", "master": "scaled_tanh"}
 WRITTEN: dict[Formula, str] = {"0.2": "clamp tanh(r)", "master": "clamp tanh(r / clamp)"}
 MOST_IMAGES, BATCH = 32, 4
-# Of the mean difference, in its standard errors: below that the images do not tell the formulas apart.
+# The images tell the formulas apart if the mean difference is at least so many of its standard errors.
 SURE = 2.0
-# Of the mean square of the latents, which is 1 where a flow fits. Above that neither formula fits the images, say since
-# the flow knows its training images by heart and these are others. Then the likelier formula need not be its own.
+# The mean square of the latents is 1 where a flow fits. If it is larger than this, neither formula fits the images, say
+# since the flow knows its training images by heart and these are others. Then the likelier formula need not be its own.
 FITS = 4.0
-# Below that the flow is far from the end of its training, where larger log-scales make any image likelier: 0.2's are up
-# to clamp times as large, so that it seems the better one whichever was trained with.
+# If it is smaller than this, the flow is far from the end of its training, and larger log-scales make any image
+# likelier: 0.2's are up to clamp times as large, so that it seems the better one whichever was trained with.
 TRAINED = 0.5
 
 

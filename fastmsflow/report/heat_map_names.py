@@ -53,7 +53,7 @@ class _FreeNames:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
-        # Where the next search for a number begins: a million images may want one name.
+        # The number that the next search begins with: a million images may want one name.
         self._copies: dict[str, int] = {}
 
     def take(self, wanted: str) -> str:
@@ -70,7 +70,7 @@ class _FreeNames:
 
 
 def _key(name: str) -> str:
-    """What is equal for names that some file system takes for one."""
+    """Gives names that some file system takes for one the same key."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

@@ -77,7 +77,7 @@ class Predictor:
 
     @property
     def paints(self) -> bool:
-        """Whether it makes pictures."""
+        """True where it makes pictures."""
         return self._painter is not None
 
     def run(self, files: Sequence[Path], batch_size: int, workers: int, progress: Callable[[int], None]) -> None:

@@ -18,16 +18,16 @@ class Evaluation:
     image_auroc_absolute: float
     """Of the absolute image score."""
     pixel_auroc: float | None = None
-    """Of the additive maps, as published: each is relative to its own image."""
+    """Computed from the additive maps, as published: each is relative to its own image."""
     pixel_auroc_absolute: float | None = None
-    """Of the absolute maps, whose pixels are comparable between images."""
+    """Computed from the absolute maps, whose pixels are comparable between images."""
     pixel_f1: float | None = None
     """The highest F1 of the additive maps at any threshold; optimistic, since it is the best for these images."""
     aupro: float | None = None
     """Exact, of the multiplicative maps 1 - exp(L), up to a false-positive rate of 0.3."""
     aupro_published: float | None = None
-    """Of the same maps, by the published script's 800 thresholds, see fastmsflow.metrics.aupro_published. None also if
-    that is not defined."""
+    """The published script's approximation of it, by 800 thresholds: see fastmsflow.metrics.aupro_published. None also
+    where that is not defined."""
     aupro_log: float | None = None
     """Exact, of -L: the same order of pixels, without the ties where exp(L) underflows."""
     false_alarm_rate: float | None = None

@@ -145,7 +145,7 @@ class Recipe:
 
     @property
     def ends_in_warm_up(self) -> bool:
-        """Whether the last sub-epoch is one of the warm-up, so that the rate never reaches ``lr``."""
+        """True where the last sub-epoch is one of the warm-up, so that the rate never reaches ``lr``."""
         return self.epochs <= self.warm_up_epochs
 
     def lr_factor(self, sub_epoch: int) -> float:
