@@ -4,6 +4,7 @@ blocks, as its users run it; and our own plain PyTorch, compiled.
 Modules and parameters are named as in official checkpoints, so those load with ``load_state_dict``.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -134,9 +135,12 @@ class FreiaMSFlow(nn.Module):
             for c, d, n, grid in zip(flow.channels, flow.condition_channels, flow.blocks, grids, strict=True)
         )
         self.fusion_flow = FreiaFusion(flow.channels, flow.clamp)
+        # The modules above stand in the levels' order and have dense permutations, whatever file the flow is from.
+        as_built = copy.copy(flow)
+        as_built.official_layout = None
         for level, parallel in enumerate(self.parallel_flows):
-            parallel.load_state_dict(official_parallel(flow, level))
-        self.fusion_flow.load_state_dict(official_fusion(flow))
+            parallel.load_state_dict(official_parallel(as_built, level))
+        self.fusion_flow.load_state_dict(official_fusion(as_built))
 
     def forward(self, x: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         levels, log_dets = zip(
