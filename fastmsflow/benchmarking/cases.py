@@ -102,6 +102,7 @@ def _couplings(
     )
     gains, perm, name = scale.add(10), permutation(channels, device), f"{channels} channels"
     x, fixed = (half, half, raw, offset), (0.1, 1.9, "tanh", None)
+    across = (None, None, None, 1.0, 1.9, "atan", 1e6, False)
     for inverse in (False, True):
         tag = f"{name}, inverse" if inverse else name
         forward = partial(coupling.coupling, *x, gains, offset, perm, *fixed, inverse, "halves", True)
@@ -115,9 +116,9 @@ def _couplings(
     permuting = partial(coupling.coupling, half, half, None, None, gains, offset, perm, *fixed, False, "halves", False)
     yield Case("coupling", f"{name}, permutation alone", permuting, _name(dtype), level)
     for result, grad in (("whole", raw), ("likelihood", logp)):
-        tag, across = f"{name}, across levels{_SCORED * (result == 'likelihood')}", (1.0, 1.9, "atan", 1e6, False)
-        forward = partial(coupling.coupling, *x, None, None, None, *across, result, True)
-        backward = partial(coupling.coupling_backward, [grad], log_det, *x, None, None, *across, result)
+        tag = f"{name}, across levels{_SCORED * (result == 'likelihood')}"
+        forward = partial(coupling.coupling, half, half, raw, offset, *across, result, True)
+        backward = partial(coupling.coupling_backward, [grad], log_det, half, half, raw, offset, *across[1:], result)
         yield Case("coupling", tag, forward, _name(dtype), level)
         yield Case("coupling_backward", tag, backward, _name(dtype), level)
 

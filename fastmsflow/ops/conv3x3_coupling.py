@@ -127,7 +127,7 @@ def _convolve_and_couple(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Returns what fastmsflow.ops.coupling.couple does, by one kernel or by the vendor's convolution and another."""
     check_convolution(hidden, weight, bias)
-    unfused.check_coupling(x2, hidden.shape[0], len(weight), hidden.shape[2:], hidden.device)
+    unfused.check_coupling(x1, x2, hidden, len(weight))
     if not uses_triton_convolution("conv3x3_coupling", backend, hidden, len(weight)):
         # The coupling, which reads the convolution's output anyway, adds the bias: the vendor's would in a pass more.
         raw = conv3x3(hidden, weight, None, backend)
@@ -154,16 +154,15 @@ def _fused(
     global_scale, global_offset, perm, _ = affine
     within_level = perm is not None
     first, wanted = (None, "whole") if within_level else (x1, result)
-    found = _conv_coupling(*convolution, first, x2, *options, wanted, with_log_det, with_raw)
-    raw = found.pop() if with_raw else None
-    log_det = found.pop() if with_log_det else None
+    out, *more = _conv_coupling(*convolution, first, x2, *options, wanted, with_log_det, with_raw)
+    log_det, raw = more[0] if with_log_det else None, more[-1] if with_raw else None
     if not within_level:
-        return *found, log_det, raw
+        return out, log_det, raw
     permutation = (global_scale, global_offset, perm, *options, False, result, with_log_det)
-    found = unfused._coupling(x1, found[0], None, None, *permutation)
-    if log_det is not None:
-        log_det = log_det + found.pop()
-    return *found, log_det, raw
+    results = unfused._coupling(x1, out, None, None, *permutation)
+    if log_det is None:
+        return *results, None, raw
+    return *results[:-1], log_det + results[-1], raw
 
 
 class ConvCoupling(torch.autograd.Function):

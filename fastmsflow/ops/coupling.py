@@ -40,7 +40,7 @@ def coupling(
 
     ``whole``: z comes as [z], (B, C, H, W), in place of its halves.
     """
-    check_coupling(x2, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device)
+    check_coupling(x1, x2, raw, raw.shape[1])
     affine = (global_scale, global_offset, perm, inverse_perm)
     if not uses_triton(backend, x2):
         z, log_det = reference.coupling(x1, x2, raw, bias, *affine, clamp, form, with_log_det)
@@ -61,18 +61,19 @@ def coupling_inverse(
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.coupling_inverse. Differentiable by z, raw, global_scale and global_offset."""
-    check_coupling(z, raw.shape[0], 2 * raw.shape[1], raw.shape[2:], raw.device)
+    check_coupling(None, z, raw, 2 * raw.shape[1])
     affine = (global_scale, global_offset, perm, inverse_perm)
     if not uses_triton(backend, z):
         return reference.coupling_inverse(z, raw, *affine, clamp, form)
-    return _invert(*z.chunk(2, dim=1), raw, affine, (SUBNET_SCALE, clamp, form, None))
+    z1, z2 = z.chunk(2, dim=1)
+    return _invert(z1, z2, raw, affine, (SUBNET_SCALE, clamp, form, None))
 
 
 def cross_coupling(
     x: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor | None]:
     """See fastmsflow.reference.coupling.cross_coupling. Differentiable by x, raw and bias."""
-    check_coupling(x, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device)
+    check_coupling(None, x, raw, raw.shape[1])
     if not uses_triton(backend, x):
         return reference.cross_coupling(x, raw, bias, clamp, with_log_det)
     (y,), log_det = couple(None, x, raw, bias, NO_AFFINE, (1.0, clamp, "atan", None), "whole", with_log_det)
@@ -81,7 +82,7 @@ def cross_coupling(
 
 def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """See fastmsflow.reference.coupling.cross_coupling_inverse. Differentiable by y and raw."""
-    check_coupling(y, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device)
+    check_coupling(None, y, raw, raw.shape[1])
     if not uses_triton(backend, y):
         return reference.cross_coupling_inverse(y, raw, clamp)
     return _invert(None, y, raw, NO_AFFINE, (1.0, clamp, "atan", None))
@@ -97,7 +98,7 @@ def joining_cross_coupling(
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """See fastmsflow.reference.coupling.joining_cross_coupling. Differentiable by x1, x2, raw and bias."""
-    check_coupling(x2, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device)
+    check_coupling(x1, x2, raw, raw.shape[1])
     if not uses_triton(backend, x2):
         return reference.joining_cross_coupling(x1, x2, raw, bias, clamp, with_log_det)
     options = (1.0, clamp, "atan", output_limit(x2.dtype))
@@ -118,7 +119,7 @@ def joining_cross_coupling_likelihood(
 
     By Triton the latents are never written, forward or backward.
     """
-    check_coupling(x2, raw.shape[0], raw.shape[1], raw.shape[2:], raw.device)
+    check_coupling(x1, x2, raw, raw.shape[1])
     if not uses_triton(backend, x2):
         return reference.joining_cross_coupling_likelihood(x1, x2, raw, bias, clamp, with_log_det)
     options = (1.0, clamp, "atan", output_limit(x2.dtype))
@@ -126,14 +127,18 @@ def joining_cross_coupling_likelihood(
     return logp, log_det
 
 
-def check_coupling(x: Tensor, batch: int, outputs: int, grid: torch.Size, device: torch.device) -> None:
-    """Errors: InputError where a subnet's output does not fit x, whose channels are all transformed."""
-    if x.ndim != 4 or x.shape[0] != batch or x.shape[2:] != grid:
-        raise InputError(f"x is {tuple(x.shape)}; the subnet's output has a batch of {batch}, a grid {tuple(grid)}")
-    if outputs != 2 * x.shape[1]:
-        raise InputError(f"the subnet puts out {outputs} channels; all {x.shape[1]} of x need two each")
-    if device != x.device:
-        raise InputError(f"x is on {x.device}, the subnet's output on {device}; move them to one device")
+def check_coupling(x1: Tensor | None, x2: Tensor, subnet: Tensor, outputs: int) -> None:
+    """``subnet``: a map on the grid of the subnet's ``outputs`` channels. Errors: InputError where they do not fit the
+    halves x1 and x2, or these each other."""
+    batch, grid = subnet.shape[0], tuple(subnet.shape[2:])
+    if x2.ndim != 4 or x2.shape[0] != batch or x2.shape[2:] != grid:
+        raise InputError(f"x is {tuple(x2.shape)}; the subnet's output has a batch of {batch}, a grid {grid}")
+    if outputs != 2 * x2.shape[1]:
+        raise InputError(f"the subnet puts out {outputs} channels; all {x2.shape[1]} of x need two each")
+    if x1 is not None and x1.shape != x2.shape:
+        raise InputError(f"the halves of x are {tuple(x1.shape)} and {tuple(x2.shape)}; they need to be of one shape")
+    if subnet.device != x2.device:
+        raise InputError(f"x is on {x2.device}, the subnet's output on {subnet.device}; move them to one device")
 
 
 def couple(
@@ -149,8 +154,8 @@ def couple(
     """Runs the kernel, forward, whose arguments fastmsflow.kernels.coupling.coupling explains."""
     global_scale, global_offset, perm, _ = affine
     if records_gradients(x1, x2, raw, bias, global_scale, global_offset):
-        *results, log_det = Coupling.apply(x1, x2, raw, bias, *affine, *options, False, result)
-        return results, log_det
+        *outputs, log_det = Coupling.apply(x1, x2, raw, bias, *affine, *options, False, result)
+        return outputs, log_det
     fixed = (global_scale, global_offset, perm)
     results = _coupling(x1, x2, raw, bias, *fixed, *options, False, result, with_log_det)
     return (results[:-1], results[-1]) if with_log_det else (results, None)
@@ -185,7 +190,8 @@ class Coupling(torch.autograd.Function):
         result: str,
     ) -> tuple[Tensor, ...]:
         options = (raw_scale, clamp, form, limit, inverse, result)
-        results = _coupling(x1, x2, raw, bias, global_scale, global_offset, index, *options, True)
+        affine = (global_scale, global_offset, index)
+        results = _coupling(x1, x2, raw, bias, *affine, *options, True)
         ctx.options = options
         ctx.joined = inverse and x1 is not None
         halves = (None, results[0]) if inverse else (x1, x2)
@@ -200,9 +206,9 @@ class Coupling(torch.autograd.Function):
         affine = (global_scale, global_offset, inverse_index)
         found = coupling_gradients(grads, x1, x2, raw, bias, affine, *ctx.options)
         grad_x1, grad_x2, grad_raw, grad_bias, grad_scale, grad_offset = found
-        grad_bias = None if bias is None else grad_bias.to(bias.dtype)
+        of_bias = None if bias is None else grad_bias.to(bias.dtype)
         indices_and_options = (None,) * 8
-        return grad_x1, grad_x2, grad_raw, grad_bias, grad_scale, grad_offset, *indices_and_options
+        return grad_x1, grad_x2, grad_raw, of_bias, grad_scale, grad_offset, *indices_and_options
 
 
 def coupling_gradients(
@@ -227,8 +233,8 @@ def coupling_gradients(
     *grad_results, grad_log_det = grads
     options = (raw_scale, clamp, form, limit, inverse, result)
     found = _coupling_backward(grad_results, grad_log_det, x1, x2, raw, bias, global_scale, index, *options)
-    grad_x1 = None if x1 is None else found[0]
-    grad_x2, grad_raw, sums = found[-3:]
+    first, (grad_x2, grad_raw, sums) = found[:-3], found[-3:]
+    grad_x1 = first[0] if first else None
     channels = raw.shape[1]
     if global_scale is None or global_offset is None:
         return grad_x1, grad_x2, grad_raw, sums, None, None
@@ -262,8 +268,8 @@ def _coupling(
 ) -> list[Tensor]:
     from ..kernels import coupling as kernels
 
-    affine, options = (global_scale, global_offset, index), (raw_scale, clamp, form, limit, inverse, result)
-    return kernels.coupling(x1, x2, raw, bias, *affine, *options, with_log_det)
+    options = (raw_scale, clamp, form, limit, inverse, result, with_log_det)
+    return kernels.coupling(x1, x2, raw, bias, global_scale, global_offset, index, *options)
 
 
 @_coupling.register_fake
