@@ -1,0 +1,137 @@
+"""Counts the launches and the bytes of what users run on a GPU, on a CPU.
+
+``python benchmarks/count_work.py`` prints, for flow inference, end-to-end inference and a training step of the default
+model, launches and megabytes a call (1 MB: 10^6 bytes) by batch, in three modes: ``auto``, the vendor's convolutions
+and this library's other kernels, as users get them; ``fused``, the kernels' own convolutions; ``torch``, plain
+PyTorch. ``--breakdown`` adds them by operator; ``--json`` prints {work: {mode: {batch: {"launches", "megabytes"}}}}.
+
+What is counted and what is not is written in benchmarks/recorded_work.py. Settings are those of the suite
+(benchmarks/contestants.py): inference in float16, the training step, of features computed before, in bfloat16 under
+autocast. What is kept of the weights is computed before, as are the optimizer's states. The step is recorded under a
+CPU's autocast, which widens fewer operators to float32 than a GPU's does: in mode ``torch`` a GPU has to copy more for
+LayerNorm, softplus and exponentials; the kernels' modes have no such operator on maps.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.contestants import FastMSFlow
+from benchmarks.recorded_work import CPU, Tally, fake, on_a_gpu, recording, taken_for_a_gpus
+from benchmarks.setting import SIZES, Size
+from fastmsflow import MSFlow, backend
+from fastmsflow.kernels import tables
+
+MODES = ("auto", "fused", "torch")
+BATCHES = (1, 8, 32)
+Counts = dict[str, dict[str, dict[int, Tally]]]
+"""What is recorded, by the work's name, the mode and the batch."""
+
+
+def count(size: Size) -> Counts:
+    """Records every work in every mode with every batch."""
+    contestant, tensors = _contestant(size), FakeTensorMode()
+    for module in (contestant.flow, contestant._inference, contestant.fast):
+        fake(module, tensors)
+    works: dict[str, Callable[[int], Callable[[], object]]] = {
+        "flow_inference": lambda batch: partial(contestant.likelihoods, _features(size, batch, contestant.adapt)),
+        "end_to_end_inference": lambda batch: partial(contestant.predict, _images(size, batch)),
+        "training_step": lambda batch: partial(contestant.step, _features(size, batch, contestant.adapt_training)),
+    }
+    counts: Counts = {name: {} for name in works}
+    for mode in MODES:
+        with on_a_gpu(tensors), computing(mode):
+            for name, work in works.items():
+                work(BATCHES[0])()
+                counts[name][mode] = {batch: _recorded(work(batch)) for batch in BATCHES}
+    return counts
+
+
+def _contestant(size: Size) -> FastMSFlow:
+    """Its extractor has weights, without which no batch norm can be folded; its flow needs none."""
+    model = MSFlow(size.extractor, pretrained=False, image_size=(size.image, size.image), blocks=size.blocks).eval()
+    model.flow.to("meta")
+    with taken_for_a_gpus():
+        return FastMSFlow(model.flow, size.grids, model)
+
+
+def _features(size: Size, batch: int, adapt: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return [adapt(torch.empty(batch, c, *grid)) for c, grid in zip(size.channels, size.grids, strict=True)]
+
+
+def _images(size: Size, batch: int) -> Tensor:
+    return torch.empty(batch, 3, size.image, size.image).contiguous(memory_format=FastMSFlow.layout)
+
+
+@contextmanager
+def computing(mode: str) -> Iterator[None]:
+    """In the block computes who ``mode`` says, whatever has been timed on this machine."""
+    with ExitStack() as stack:
+        for kind in tables.KINDS:
+            stack.enter_context(tables.deciding(kind, mode == "fused", CPU))
+        if mode == "torch":
+            stack.enter_context(backend.use("torch"))
+        yield
+
+
+def _recorded(call: Callable[[], object]) -> Tally:
+    with recording() as tally:
+        call()
+    return tally
+
+
+def totals(tally: Tally) -> dict[str, float]:
+    megabytes = sum(work.bytes for work in tally.values()) / 1e6
+    return {"launches": sum(work.launches for work in tally.values()), "megabytes": round(megabytes, 1)}
+
+
+def table(counts: Counts) -> Iterator[str]:
+    """Markdown: a row per work and mode."""
+    batches = " / ".join(map(str, BATCHES))
+    yield f"| work | mode | launches | MB at batch {batches} |\n|---|---|---|---|"
+    for name, by_mode in counts.items():
+        for mode, by_batch in by_mode.items():
+            found = [totals(tally) for tally in by_batch.values()]
+            launches = " / ".join(sorted({str(total["launches"]) for total in found}))
+            yield f"| {name} | {mode} | {launches} | {' / '.join(str(total['megabytes']) for total in found)} |"
+
+
+def breakdown(counts: Counts) -> Iterator[str]:
+    """Markdown: per work and mode a table with a row per operator."""
+    for name, by_mode in counts.items():
+        for mode, by_batch in by_mode.items():
+            yield f"\n## {name}, {mode}\n\n| operator | launches | MB at batch {' / '.join(map(str, BATCHES))} |"
+            yield "|---|---|---|"
+            *_, largest = by_batch.values()
+            for operator, work in sorted(largest.items(), key=lambda item: -item[1].bytes):
+                moved = " / ".join(f"{tally[operator].bytes / 1e6:.2f}" for tally in by_batch.values())
+                yield f"| {operator} | {work.launches} | {moved} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--breakdown", action="store_true", help="print those of each operator, too")
+    parser.add_argument("--size", choices=SIZES, default="default", help="default: the published model; small: for tests")
+    options = parser.parse_args()
+    counts = count(SIZES[options.size])
+    if options.json:
+        found = {
+            name: {mode: {str(batch): totals(tally) for batch, tally in by.items()} for mode, by in by_mode.items()}
+            for name, by_mode in counts.items()
+        }
+        print(json.dumps(found))
+        return
+    print("\n".join(table(counts)))
+    if options.breakdown:
+        print("\n".join(breakdown(counts)))
+
+
+if __name__ == "__main__":
+    main()
