@@ -147,13 +147,20 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Asks a fake tensor for its device.
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
         name = func._schema.name
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         if name in RULES:
             return RULES[name](self._tally, given, func)
-        if name.startswith("fastmsflow::"):
-            with self:
+        with self:
+            if name.startswith("fastmsflow::"):
                 return OPDEFS[name]._init_fn(*args, **kwargs)
+            # Below autograd, as in a launcher, an operator comes as it was called, "contiguous" say.
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         out = func(*args, **kwargs)
         if not (func.is_view or name in NOTHING):
             self._count(name, func._schema, given, out)
