@@ -14,16 +14,19 @@ LayerNorm, softplus and exponentials; the kernels' modes have no such operator o
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.contestants import FastMSFlow
-from benchmarks.recorded_work import CPU, Tally, fake, on_a_gpu, recording, taken_for_a_gpus
+from benchmarks.recorded_work import CPU, Tally, Work, make_fake, on_a_gpu, recording, taken_for_a_gpus
 from benchmarks.setting import SIZES, Size
 from fastmsflow import MSFlow, backend
 from fastmsflow.kernels import tables
@@ -34,11 +37,11 @@ Counts = dict[str, dict[str, dict[int, Tally]]]
 """What is recorded, by the work's name, the mode and the batch."""
 
 
-def count(size: Size) -> Counts:
+def count(size: Size, batches: Sequence[int] = BATCHES) -> Counts:
     """Records every work in every mode with every batch."""
     contestant, tensors = _contestant(size), FakeTensorMode()
     for module in (contestant.flow, contestant._inference, contestant.fast):
-        fake(module, tensors)
+        make_fake(module, tensors)
     works: dict[str, Callable[[int], Callable[[], object]]] = {
         "flow_inference": lambda batch: partial(contestant.likelihoods, _features(size, batch, contestant.adapt)),
         "end_to_end_inference": lambda batch: partial(contestant.predict, _images(size, batch)),
@@ -48,8 +51,8 @@ def count(size: Size) -> Counts:
     for mode in MODES:
         with on_a_gpu(tensors), computing(mode):
             for name, work in works.items():
-                work(BATCHES[0])()
-                counts[name][mode] = {batch: _recorded(work(batch)) for batch in BATCHES}
+                work(batches[0])()
+                counts[name][mode] = {batch: _recorded(work(batch)) for batch in batches}
     return counts
 
 
@@ -87,38 +90,47 @@ def _recorded(call: Callable[[], object]) -> Tally:
 
 
 def totals(tally: Tally) -> dict[str, float]:
-    megabytes = sum(work.bytes for work in tally.values()) / 1e6
-    return {"launches": sum(work.launches for work in tally.values()), "megabytes": round(megabytes, 1)}
+    """What all operators together come to."""
+    moved = sum(work.bytes for work in tally.values())
+    return {"launches": sum(work.launches for work in tally.values()), "megabytes": round(moved / 1e6, 1)}
 
 
 def table(counts: Counts) -> Iterator[str]:
     """Markdown: a row per work and mode."""
-    batches = " / ".join(map(str, BATCHES))
+    batches = _each(counts["flow_inference"]["auto"])
     yield f"| work | mode | launches | MB at batch {batches} |\n|---|---|---|---|"
     for name, by_mode in counts.items():
         for mode, by_batch in by_mode.items():
             found = [totals(tally) for tally in by_batch.values()]
-            launches = " / ".join(sorted({str(total["launches"]) for total in found}))
-            yield f"| {name} | {mode} | {launches} | {' / '.join(str(total['megabytes']) for total in found)} |"
+            launches = _each(dict.fromkeys(total["launches"] for total in found))
+            yield f"| {name} | {mode} | {launches} | {_each(total['megabytes'] for total in found)} |"
 
 
 def breakdown(counts: Counts) -> Iterator[str]:
     """Markdown: per work and mode a table with a row per operator."""
     for name, by_mode in counts.items():
         for mode, by_batch in by_mode.items():
-            yield f"\n## {name}, {mode}\n\n| operator | launches | MB at batch {' / '.join(map(str, BATCHES))} |"
-            yield "|---|---|---|"
-            *_, largest = by_batch.values()
-            for operator, work in sorted(largest.items(), key=lambda item: -item[1].bytes):
-                moved = " / ".join(f"{tally[operator].bytes / 1e6:.2f}" for tally in by_batch.values())
-                yield f"| {operator} | {work.launches} | {moved} |"
+            yield f"\n## {name}, {mode}\n\n| operator | launches | MB at batch {_each(by_batch)} |\n|---|---|---|"
+            rows = {
+                operator: [tally.get(operator, Work()) for tally in by_batch.values()]
+                for operator in dict.fromkeys(operator for tally in by_batch.values() for operator in tally)
+            }
+            for operator, works in sorted(rows.items(), key=lambda row: -row[1][-1].bytes):
+                launches = _each(dict.fromkeys(work.launches for work in works))
+                yield f"| {operator} | {launches} | {_each(f'{work.bytes / 1e6:.2f}' for work in works)} |"
+
+
+def _each(values: Iterable[object]) -> str:
+    return " / ".join(map(str, values))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--breakdown", action="store_true", help="print those of each operator, too")
-    parser.add_argument("--size", choices=SIZES, default="default", help="default: the published model; small: for tests")
+    parser.add_argument(
+        "--size", choices=SIZES, default="default", help="default: the published model; small: for tests"
+    )
     options = parser.parse_args()
     counts = count(SIZES[options.size])
     if options.json:

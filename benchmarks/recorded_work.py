@@ -1,14 +1,14 @@
 """Records what a GPU would be given to do, on a CPU: each operator's launches and bytes, from tensors without data.
 
-Inside ``on_a_gpu`` tensors are fake ones of the CPU, because autograd's backward pass works on those where there is no
-GPU; the library takes them for a GPU's, and its kernels are not launched. ``recording`` notes the work in a block:
+Inside ``on_a_gpu`` tensors are fake ones of the CPU, because autograd's backward pass needs a real GPU for another
+device's; the library takes them for a GPU's, and its kernels are not launched. ``recording`` notes a block's work:
 
 * An operator of PyTorch is one launch, and a view or an empty tensor is none. It moves each of its operands once, an
   operand that is changed in place twice: it is read and written. The bytes of an operand are those of its elements, not
   of the storage that it views; an element that ``expand`` shows many times counts once.
 * An operator of this library is opened: each launch of a kernel is one, which moves each of its tensors once.
-* ``RULES`` holds what PyTorch does on a GPU otherwise than on a CPU. (Source: PyTorch 2.11's aten/src/ATen/native,
-  Convolution.cpp, cudnn/ConvShared.cpp, cuda/ReflectionPad.cu, TensorShape.cpp.)
+* ``RULES`` has the operators that do on a GPU what a CPU's recording does not show. Source: PyTorch 2.11's
+  aten/src/ATen/native, files Convolution.cpp, cudnn/ConvShared.cpp, cuda/ReflectionPad.cu, TensorShape.cpp.
 
 An operator for which CUDA needs several kernels (sums in two steps, the sort of a gradient through an index, the k
 largest values, operators on lists of tensors) counts as one, so that plain PyTorch's launches are a lower bound.
@@ -17,7 +17,7 @@ largest values, operators on lists of tensors) counts as one, so that plain PyTo
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,12 +29,12 @@ from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime import JITFunction
+from triton.runtime.jit import KernelInterface
 
 from fastmsflow import backend
 from fastmsflow.benchmarking import tensors
 from fastmsflow.kernels import tables
-from fastmsflow.nn.replay import Outputs, Replay
+from fastmsflow.nn.replay import Replay
 
 CPU = torch.device("cpu")
 # Operators that run nothing, though they are no views by their schema.
@@ -52,6 +52,8 @@ MOVED_ONCE = {
 
 @dataclass
 class Work:
+    """What an operator or a kernel comes to."""
+
     launches: int = 0
     bytes: int = 0
 
@@ -60,7 +62,7 @@ Tally = dict[str, Work]
 """Work by the name of the operator or kernel."""
 
 
-def fake(module: nn.Module, mode: FakeTensorMode) -> None:
+def make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
     """Puts fake tensors of the CPU in the place of all weights and buffers, which may lie on the device "meta"."""
     with mode:
         for layer in module.modules():
@@ -76,55 +78,51 @@ def _like(x: Tensor) -> Tensor:
 
 @contextmanager
 def taken_for_a_gpus() -> Iterator[None]:
-    """In the block every tensor says that it is on a GPU, though its device is another."""
-    # Of the class torch.Tensor itself, which so hides that of its base.
-    with mock.patch.object(Tensor, "is_cuda", True, create=True):
+    """In the block every tensor says that it is on a GPU, whatever its device is."""
+    # Set on the class torch.Tensor, whose base has the true one.
+    with mock.patch.object(Tensor, "is_cuda", True):
         yield
 
 
 @contextmanager
-def on_a_gpu(mode: FakeTensorMode) -> Iterator[None]:
-    """In the block new tensors are fake ones, taken for a GPU's, and no kernel is launched."""
+def on_a_gpu(mode: AbstractContextManager[object]) -> Iterator[None]:
+    """In the block new tensors are fake ones by ``mode``, taken for a GPU's, and no kernel is launched. A comparison of
+    their values, which they lack, counts as true: where the library tries an operator, the operator agrees."""
     foreach = [*_foreach_utils._foreach_supported_types, FakeTensor]
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        stack.enter_context(mock.patch.dict(backend._faults, {CPU: None}))
-        stack.enter_context(mock.patch.dict(tables._chips, {CPU: "sm_90"}))
-        stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", foreach))
-        stack.enter_context(mock.patch.object(JITFunction, "__getitem__", lambda kernel, grid: _launch_nothing))
-        stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
-        stack.enter_context(mock.patch.object(Replay, "__call__", _not_replayed))
-        stack.enter_context(taken_for_a_gpus())
-        stack.enter_context(mode)
+        for patched in (
+            mock.patch.dict(backend._faults, {CPU: None}),
+            mock.patch.dict(tables._chips, {CPU: "sm_90"}),
+            mock.patch.object(Replay, "__call__", lambda replay, function, inputs, *state: function(*inputs)),
+            mock.patch.object(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None),
+            mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
+            mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda x: True),
+            mock.patch.object(FakeTensor, "__bool__", lambda x: True),
+            mock.patch.object(_foreach_utils, "_foreach_supported_types", foreach),
+            taken_for_a_gpus(),
+            mode,
+        ):
+            stack.enter_context(patched)
         yield
-
-
-def _launch_nothing(*args: object, **options: object) -> None: ...
-
-
-def _not_replayed(
-    replay: Replay, function: Callable[..., Outputs], inputs: Sequence[Tensor], state: object = None
-) -> Outputs:
-    return function(*inputs)
 
 
 @contextmanager
 def recording() -> Iterator[Tally]:
-    """Yields what the block's work comes to. A graph replays the same; the copies of inputs and outputs around it are
-    left out."""
+    """Yields what the block's work comes to, in ``on_a_gpu``.
+
+    A CUDA graph replays the same; the copies of its inputs and outputs are left out.
+    """
     tally: Tally = defaultdict(Work)
 
-    def launched(kernel: JITFunction, grid: object) -> Callable[..., None]:
+    def launched(kernel: Any, grid: object) -> Callable[..., None]:
         def note(*args: object, **options: object) -> None:
             _count(tally, kernel.fn.__name__, [args, list(options.values())])
 
         return note
 
-    with (
-        mock.patch.object(JITFunction, "__getitem__", launched),
-        _Recorder(tally),
-    ):
+    with mock.patch.object(KernelInterface, "__getitem__", launched), _Recorder(tally):
         yield tally
 
 
@@ -157,7 +155,7 @@ class _Recorder(TorchDispatchMode):
         with self:
             if name.startswith("fastmsflow::"):
                 return OPDEFS[name]._init_fn(*args, **kwargs)
-            # Below autograd, as in a launcher, an operator comes as it was called, "contiguous" say.
+            # Below autograd, where launchers run, an operator such as "contiguous" comes whole.
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
@@ -236,8 +234,8 @@ def _convolution_backward(tally: Tally, given: dict[str, Any], func: Any) -> tup
 
 
 def _convolution_relu(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
-    """Bias, ReLU and what is added before it are the convolution's own. PyTorch knows its output's shape on a GPU
-    only."""
+    """Bias, ReLU and what is added before it are the convolution's own. Without a GPU PyTorch cannot tell the output's
+    shape, which is a plain convolution's."""
     given["input"] = given.pop("self")
     steps = (given["stride"], given["padding"], given["dilation"])
     plain = torch.ops.aten.convolution(given["input"], given["weight"], None, *steps, False, [0, 0], given["groups"])
