@@ -1,4 +1,4 @@
-"""Counts the launches and the bytes of what users run on a GPU, on a CPU.
+"""Counts on a CPU the launches and the bytes of what users run on a GPU.
 
 ``python benchmarks/count_work.py`` prints, for flow inference, end-to-end inference and a training step of the default
 model, launches and megabytes a call (1 MB: 10^6 bytes) by batch, in three modes: ``auto``, the vendor's convolutions
@@ -8,8 +8,8 @@ PyTorch. ``--breakdown`` adds them by operator; ``--json`` prints {work: {mode: 
 What is counted and what is not is written in benchmarks/recorded_work.py. Settings are those of the suite
 (benchmarks/contestants.py): inference in float16, the training step, of features computed before, in bfloat16 under
 autocast. What is kept of the weights is computed before, as are the optimizer's states. The step is recorded under a
-CPU's autocast, which widens fewer operators to float32 than a GPU's does: in mode ``torch`` a GPU has to copy more for
-LayerNorm, softplus and exponentials; the kernels' modes have no such operator on maps.
+CPU's autocast, which leaves LayerNorm in bfloat16: in mode ``torch`` a GPU converts its input to float32 and moves more
+than is counted. The other modes have kernels for that.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _images(size: Size, batch: int) -> Tensor:
 
 @contextmanager
 def computing(mode: str) -> Iterator[None]:
-    """In the block computes who ``mode`` says, whatever has been timed on this machine."""
+    """In the block ``mode`` says who computes, whatever has been timed on this machine."""
     with ExitStack() as stack:
         for kind in tables.KINDS:
             stack.enter_context(tables.deciding(kind, mode == "fused", CPU))

@@ -1,13 +1,13 @@
-"""Records what a GPU would be given to do, on a CPU: each operator's launches and bytes, from tensors without data.
+"""Records on a CPU what a GPU would do: each operator's launches and bytes, from tensors without data.
 
-Inside ``on_a_gpu`` tensors are fake ones of the CPU, because autograd's backward pass needs a real GPU for another
-device's; the library takes them for a GPU's, and its kernels are not launched. ``recording`` notes a block's work:
+Inside ``on_a_gpu`` tensors are fake ones of the CPU, since of a GPU's the backward pass needs a GPU; the library takes
+them for a GPU's, and its kernels are not launched. ``recording`` notes the work of a block:
 
 * An operator of PyTorch is one launch, and a view or an empty tensor is none. It moves each of its operands once, an
   operand that is changed in place twice: it is read and written. The bytes of an operand are those of its elements, not
   of the storage that it views; an element that ``expand`` shows many times counts once.
 * An operator of this library is opened: each launch of a kernel is one, which moves each of its tensors once.
-* ``RULES`` has the operators that do on a GPU what a CPU's recording does not show. Source: PyTorch 2.11's
+* ``RULES`` has the operators that do on a GPU what a CPU's recording does not show. Source: PyTorch's
   aten/src/ATen/native, files Convolution.cpp, cudnn/ConvShared.cpp, cuda/ReflectionPad.cu, TensorShape.cpp.
 
 An operator for which CUDA needs several kernels (sums in two steps, the sort of a gradient through an index, the k
@@ -133,7 +133,8 @@ def _count(tally: Tally, name: str, operands: object) -> None:
 
 
 def _bytes(x: Tensor) -> int:
-    return prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.itemsize if x.numel() else 0
+    """Dimensions of stride 0 show the same elements again."""
+    return prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 0) * x.itemsize
 
 
 class _Recorder(TorchDispatchMode):
@@ -197,7 +198,7 @@ def _copied(tally: Tally, whose: str, x: Tensor, layout: torch.memory_format) ->
 
 
 def _convolution(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
-    """Copies of input and weight where they are not in cuDNN's layout; then the bias in a pass of its own, in place."""
+    """PyTorch copies input and weight where they are not in cuDNN's layout, and adds the bias in a pass of its own."""
     out, x, weight = _convolve(tally, given, func(**given))
     _count(tally, "vendor's convolution", [x, weight, out])
     bias = given["bias"]
@@ -207,7 +208,7 @@ def _convolution(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
 
 
 def _convolve(tally: Tally, given: dict[str, Any], out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``out``, of which only the shape counts, in cuDNN's layout; input and weight in it, too."""
+    """Returns the output, of ``out``'s shape, the input and the weight, all three in cuDNN's layout."""
     x, weight = given["input"], given["weight"]
     layout = _layout(x, weight)
     x, weight = _copied(tally, "a convolution's input", x, layout), _copied(tally, "a weight", weight, layout)
@@ -215,7 +216,7 @@ def _convolve(tally: Tally, given: dict[str, Any], out: Tensor) -> tuple[Tensor,
 
 
 def _convolution_backward(tally: Tally, given: dict[str, Any], func: Any) -> tuple[Tensor | None, ...]:
-    """A launch for each gradient that is wanted; copies of what is not in cuDNN's layout; the bias's is a sum."""
+    """Each gradient that is wanted is a launch, the bias's a sum; what is not in cuDNN's layout is copied."""
     grads = list(func(**given))
     of_input, of_weight, of_bias = given["output_mask"]
     layout = _layout(given["input"], given["weight"])
@@ -234,8 +235,8 @@ def _convolution_backward(tally: Tally, given: dict[str, Any], func: Any) -> tup
 
 
 def _convolution_relu(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
-    """Bias, ReLU and what is added before it are the convolution's own. Without a GPU PyTorch cannot tell the output's
-    shape, which is a plain convolution's."""
+    """The convolution's launch adds bias and residual, too. Without a GPU PyTorch cannot tell the output's shape, which
+    is a plain convolution's."""
     given["input"] = given.pop("self")
     steps = (given["stride"], given["padding"], given["dilation"])
     plain = torch.ops.aten.convolution(given["input"], given["weight"], None, *steps, False, [0, 0], given["groups"])
@@ -245,7 +246,7 @@ def _convolution_relu(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
 
 
 def _reflection_pad(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
-    """Contiguous in, contiguous out: to channels-last memory a convolution copies it."""
+    """The kernel takes and yields contiguous memory; the convolution that follows makes it channels-last again."""
     x = _copied(tally, "what is padded", given["self"], torch.contiguous_format)
     out = torch.empty(func(**given).shape, dtype=x.dtype, device=x.device)
     _count(tally, "aten::reflection_pad2d", [x, out])
@@ -253,7 +254,7 @@ def _reflection_pad(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
 
 
 def _slice_backward(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
-    """Zeros, into which the gradient is copied."""
+    """The gradient is copied into zeros."""
     out, grad = func(**given), given["grad_output"]
     _count(tally, "aten::zeros", [out])
     _count(tally, "aten::copy_", [grad, torch.empty_like(grad)])
