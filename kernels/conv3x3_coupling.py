@@ -71,10 +71,11 @@ def conv3x3_coupling_kernel(
         acc, None, inputs, weight, output, None, 2 * half, row, m, y, x, valid, height, width, channels, stride,
         1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
     )  # fmt: skip
-    acc += tl.load(bias + output, mask=output < 2 * half, other=0.0).to(tl.float32)[None, :]
     raw_s, t = tl.split(tl.reshape(acc, (BLOCK_M, PAIRS, 2)))
     c = tl.program_id(1) * PAIRS + tl.arange(0, PAIRS)
     mask = valid[:, None] & (c < half)[None, :]
+    raw_s += tl.load(bias + c, mask=c < half, other=0.0).to(tl.float32)[None, :]
+    t += tl.load(bias + half + c, mask=c < half, other=0.0).to(tl.float32)[None, :]
     if raw is not None:
         at = raw + row * 2 * half + m[:, None] * 2 * half + c[None, :]
         tl.store(at, raw_s.to(raw.dtype.element_ty), mask=mask)

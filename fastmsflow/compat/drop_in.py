@@ -31,7 +31,7 @@ class DropInSubnet(ConditionedSubnet):
         nn.Module.__init__(self)
         self.in_channels = conv2.out_channels // 2
         self.conv1, self.ln, self.conv2 = conv1, ln, conv2
-        self._kept = Kept()
+        self._kept, self._wide = Kept(), Kept()
 
     @property
     def norm(self) -> nn.LayerNorm:  # type: ignore[override]  # the original's has another name

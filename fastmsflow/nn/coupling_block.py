@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.coupling import coupling, coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
-from .kept import Kept
-from .subnet import ConditionedSubnet, weight_and_bias
+from .kept import Kept, wide
+from .subnet import ConditionedSubnet
 
 
 class CouplingBlock(nn.Module):
@@ -43,6 +43,7 @@ class CouplingBlock(nn.Module):
         self.register_load_state_dict_post_hook(CouplingBlock._invert)
         self.subnet = ConditionedSubnet(self.kept, condition_channels, 2 * self.kept)
         self._ordered: Kept[tuple[Tensor, Tensor]] = Kept()
+        self._wide: Kept[list[Tensor]] = Kept()
 
     def forward(
         self, x: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
@@ -69,7 +70,7 @@ class CouplingBlock(nn.Module):
         ``whole``: z comes as [z]. ``with_log_det``: without it log_det is None.
         """
         x1, x2 = x
-        hidden, (weight, bias) = self.subnet.hidden(x1, condition, backend), weight_and_bias(self.subnet.conv2)
+        hidden, (weight, bias) = self.subnet.hidden(x1, condition, backend), self.subnet.head()
         fixed = (*self._affine, *self._perms(order), self.clamp, self.clamp_form)
         return conv3x3_coupling(hidden, weight, bias, x1, x2, *fixed, with_log_det, whole, backend)
 
@@ -104,7 +105,8 @@ class CouplingBlock(nn.Module):
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
-        return self.global_scale, self.global_offset
+        scale, offset = wide(self._wide, self.global_scale, self.global_offset)
+        return scale, offset
 
     def _invert(self, *_: object) -> None:
         """A loaded permutation has another inverse."""

@@ -94,5 +94,12 @@ class Kept(Generic[T]):
         return type(self), ()
 
 
+def wide(kept: Kept[list[Tensor]], *weights: Tensor) -> list[Tensor]:
+    """``weights`` in float32 or better, converted once: of half precision a kernel would read 2 bytes at a time."""
+    if all(w.dtype.itemsize >= 4 for w in weights):
+        return list(weights)
+    return kept.get(lambda: [w.float() for w in weights], weights)
+
+
 def _same(sources: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return len(sources) == len(others) and all(a is b for a, b in zip(sources, others, strict=True))

@@ -11,8 +11,9 @@ from ..ops.conv3x3 import conv3x3
 from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
 from ..ops.fusion import conv3x3_split_and_upsample, pool_and_concat
 from ..ops.layer_norm import layer_norm_relu
+from ..reference.dtypes import accumulation_dtype
 from ..reference.layer_norm import LAYER_NORM_EPS
-from .kept import Kept
+from .kept import Kept, wide
 from .lists import all_of
 
 
@@ -48,6 +49,7 @@ class ConditionedSubnet(nn.Module):
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
         self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
+        self._wide: Kept[list[Tensor]] = Kept()
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
@@ -60,6 +62,11 @@ class ConditionedSubnet(nn.Module):
         if condition.shape[0] == 1:
             return conv3x3_layer_norm_relu(x, weight, *norm, condition_map, backend)
         return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """The second convolution's weight and, in float32 or better, its bias."""
+        weight, bias = weight_and_bias(self.conv2)
+        return weight, wide(self._wide, bias)[0]
 
     def _first_convolution(self, condition: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
         """x's share of the weight, and the condition's share of the output with the bias."""
@@ -105,11 +112,14 @@ class FusionSubnet(nn.Module):
         return conv3x3_split_and_upsample(joint, *weight_and_bias(self.conv2), maps, backend)
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
-        """Per level weight and bias of the convolution that puts out its log-scales, then its shifts."""
+        """Per level weight and, in float32 or better, bias of the convolution that puts out log-scales, then shifts."""
         scales, shifts = (map(weight_and_bias, all_of(nn.Conv2d, convs)) for convs in (self.conv_s, self.conv_t))
         pairs = list(zip(scales, shifts, strict=True))
         sources = [parameter for pair in pairs for head in pair for parameter in head]
-        return self._kept.get(lambda: [(torch.cat((s[0], t[0])), torch.cat((s[1], t[1]))) for s, t in pairs], sources)
+        wider = accumulation_dtype(sources[0].dtype)
+        return self._kept.get(
+            lambda: [(torch.cat((s[0], t[0])), torch.cat((s[1], t[1])).to(wider)) for s, t in pairs], sources
+        )
 
     def train(self, mode: bool = True) -> "FusionSubnet":
         self._kept.clear()

@@ -17,8 +17,8 @@ from .layer_norm import layer_norm_relu
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (B, I, H, W), weight (O, I, 3, 3), bias (O,) -> (B, O, H, W)."""
-    return F.conv2d(x, weight, bias, padding=1)
+    """x (B, I, H, W), weight (O, I, 3, 3), bias (O,), which may be in float32, -> (B, O, H, W)."""
+    return F.conv2d(x, weight, None if bias is None else bias.to(weight.dtype), padding=1)
 
 
 def conv3x3_layer_norm_relu(
