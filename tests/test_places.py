@@ -116,7 +116,7 @@ def test_a_copy_of_a_model_has_places_of_its_own() -> None:
     assert copied._places.of(copied) == first
 
 
-def test_unchanged_places_cost_less_than_a_walk_over_the_weights() -> None:
+def test_unchanged_places_cost_far_less_than_a_walk_over_the_weights() -> None:
     original, places = model(), Places()
 
     def walk() -> list[int]:
@@ -125,5 +125,5 @@ def test_unchanged_places_cost_less_than_a_walk_over_the_weights() -> None:
     def fastest(function: Callable[[], object]) -> float:
         return min(timeit.repeat(function, number=20, repeat=20))
 
-    # It takes a fifth of it.
-    assert fastest(lambda: places.of(original)) < 0.5 * fastest(walk)
+    # It takes a seventeenth of it; with two calls of Python for each tensor it took a quarter.
+    assert fastest(lambda: places.of(original)) < 0.15 * fastest(walk)
