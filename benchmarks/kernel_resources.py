@@ -137,14 +137,18 @@ def _resources(name: str, case: str, target: str, kernel: Any) -> Resources:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, bytes of stack) of a thread, by cuobjdump, which comes inside Triton."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """(registers, bytes of stack) of a thread."""
+    text = inspected(cubin, "cuobjdump", "--dump-resource-usage")
+    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
+
+
+def inspected(cubin: bytes, tool: str, option: str) -> str:
+    """Returns what ``tool``, one of NVIDIA's that come inside Triton, prints of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
+        command = [Path(triton.__file__).parent / "backends/nvidia/bin" / tool, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def section(results: list[Resources]) -> str:

@@ -1,7 +1,7 @@
 """The model: extractor, pool and flow."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,10 +153,11 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         call = partial(function, *options)
         if self.training or torch.compiler.is_compiling():
             return call(*inputs)
-        # A graph reads weights where they lay when it was recorded, and what was kept of them (nn.kept) as it was.
-        places = self._places.of(self, (self.extractor.net, self.standardiser, self.flow))
-        state = (function.__name__, options, places, given_up(), backends.override(), self.flow.backend)
-        return self._replay(call, inputs, state)
+        return self._replay(call, inputs, lambda: (function.__name__, options, *self._read_by_graphs()))
+
+    def _read_by_graphs(self) -> tuple[Hashable, ...]:
+        # Weights where they lie, what was kept of them (nn.kept) as it was, and kernels of the backend.
+        return self._places.of(self), given_up(), backends.override(), self.flow.backend
 
     def _features(self, images: Tensor) -> Outputs:
         pooled = self.pooled(images)

@@ -214,13 +214,29 @@ def test_the_second_call_of_a_shape_is_recorded_and_later_ones_replayed(graphs: 
         assert [r.tolist() for r in results] == [[2.0 * i] * 2 for i in range(5)]
         assert calls == ["eager", "eager", "recorded"]
         play(double, [torch.ones(3)])
-        play(double, [torch.ones(2)], "another state")
+        play(double, [torch.ones(2)], lambda: "another state")
         assert calls == ["eager", "eager", "recorded", "eager", "eager"]
         play.clear()
         play(double, [torch.ones(2)])
     assert calls[-1] == "eager"
     play(double, [torch.ones(2)])
     assert calls[-1] == "eager"
+
+
+def test_a_recording_reads_no_weights_that_autocast_rounded_before(graphs: None) -> None:
+    cached: list[bool] = []
+
+    def look(x: Tensor) -> tuple[Tensor]:
+        cached.append(torch.is_autocast_cache_enabled())
+        return (x.clone(),)
+
+    play = Replay()
+    with torch.no_grad():
+        for _ in range(2):
+            play(look, [torch.ones(2)])
+    # A plain call; one that warms up and one that is recorded.
+    assert cached == [True, False, False]
+    assert torch.is_autocast_cache_enabled()
 
 
 def test_what_cannot_be_recorded_runs_without_and_says_so_once(graphs: None) -> None:
@@ -301,21 +317,37 @@ def test_no_features_at_all_are_refused_where_graphs_are_replayed(graphs: None) 
         model().scores_of_features([])
 
 
-def test_new_weights_are_met_by_a_new_graph(graphs: None) -> None:
-    original = model()
-    states = []
-    original._replay = lambda function, inputs, state: states.append(state) or function(*inputs)
-    original.predict(images())
+@pytest.mark.parametrize(
+    ("name", "calls_after"),
+    [
+        ("extractor.net.conv1.weight", []),
+        ("flow.parallel_flows.0.blocks.0.subnet.conv2.weight", []),
+        ("flow.parallel_flows.0.blocks.0.global_offset", []),
+        # What is kept of it is computed in the next call and counted as given up in the one after it, and both are made
+        # as they are; the third warms up and is recorded.
+        ("flow.parallel_flows.0.blocks.0.subnet.conv1.weight", ["eager", "eager", "eager", "recorded"]),
+    ],
+)
+def test_weights_changed_in_place_are_read_by_the_graph_or_met_by_a_new_one(
+    graphs: None, name: str, calls_after: list[str], monkeypatch
+) -> None:
+    original = model("resnet18")
+    calls = let_a_graph_repeat("_predict", monkeypatch)
     with torch.no_grad():
-        original.flow.parallel_flows[0].blocks[0].global_offset.add_(1)
-    original.predict(images())
-    assert states[0] != states[1]
+        before, *_ = [original.predict(images()) for _ in range(3)]
+        assert calls == ["eager", "eager", "recorded"]
+        original.get_parameter(name).mul_(1.5).add_(0.1)
+        found = [original.predict(images()) for _ in range(4)]
+    assert calls[3:] == calls_after
+    expected = copy.deepcopy(original).predict(images()).log_score
+    assert not torch.equal(before.log_score, expected)
+    assert all(torch.equal(prediction.log_score, expected) for prediction in found)
 
 
 def predictions_state(original: MSFlow) -> object:
     """What tells whether a graph may be replayed."""
     states = []
-    original._replay = lambda function, inputs, state: states.append(state) or function(*inputs)
+    original._replay = lambda function, inputs, state: states.append(state()) or function(*inputs)
     original.predict(images())
     return states[0]
 
@@ -348,9 +380,9 @@ def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
     with torch.no_grad():
         for _ in range(2):
             play(lambda *x: (flow.log_likelihood_maps(x)[1],), x)
-    ((*_, read),) = play._recorded.values()
+    (recorded,) = play._recorded.values()
     condition_maps, heads, orders = sum(flow.blocks), 2, len(flow.channels)
-    assert len(read) == condition_maps + heads + orders
+    assert len(recorded.kept) == condition_maps + heads + orders
 
 
 def test_images_that_share_memory_and_inference_mode_are_taken(graphs: None) -> None:

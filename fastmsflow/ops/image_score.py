@@ -11,17 +11,17 @@ def image_scores(log_likelihood: Tensor, fraction: float, backend: Backend = "au
     """See fastmsflow.reference.image_score.image_scores. By Triton, not differentiable."""
     if not uses_triton(backend, log_likelihood):
         return reference.image_scores(log_likelihood, fraction)
-    return _image_scores(log_likelihood, reference.pixels_scored(log_likelihood, fraction))
+    score, log_score = _image_scores(log_likelihood, reference.pixels_scored(log_likelihood, fraction))
+    return score, log_score
 
 
 @library.custom_op("fastmsflow::image_scores", mutates_args=())
-def _image_scores(log_likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _image_scores(log_likelihood: Tensor, count: int) -> Tensor:
     from ..kernels import image_score as kernels
 
     return kernels.image_scores(log_likelihood, count)
 
 
 @_image_scores.register_fake
-def _(log_likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    score, log_score = (log_likelihood.new_empty(log_likelihood.shape[0], dtype=torch.float32) for _ in range(2))
-    return score, log_score
+def _(log_likelihood: Tensor, count: int) -> Tensor:
+    return log_likelihood.new_empty((2, log_likelihood.shape[0]), dtype=torch.float32)
