@@ -250,7 +250,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
-        return pool_features(self.extractor(images), self.pool)
+        return pool_features(self.extractor(images, self.flow.backend), self.pool)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient.
@@ -327,6 +327,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         """
         result = copy.deepcopy(self).eval().requires_grad_(False)
         result.extractor.fold_batch_norms(self.image_size)
+        result.extractor.fuse_convolutions(self.image_size)
         result.made_for_inference = True
         result.to(dtype=dtype).to(memory_format=torch.channels_last)
         if dtype == torch.bfloat16:
