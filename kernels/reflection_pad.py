@@ -59,11 +59,14 @@ def reflection_pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     source, stride = as_rows(x)
     out_height, out_width = top + height + bottom, left + width + right
     out = torch.empty((b, out_height, out_width, channels), dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
-    size = tile("reflection_pad", x.device).within(out_height * out_width, channels)
-    grid = (b * triton.cdiv(out_height * out_width, size.pixels), triton.cdiv(channels, size.channels))
+    size = tile("reflection_pad", x.device)
+    columns = min(size.channels, triton.next_power_of_2(channels))
+    # Short rows, as an image's three channels, are taken many at a time.
+    pixels = size.pixels * size.channels // columns
+    grid = (b * triton.cdiv(out_height * out_width, pixels), triton.cdiv(channels, columns))
     with on(x.device):
         launched(reflection_pad_kernel)[grid](
             source, out, height, width, out_height, out_width, channels, stride, left, top,
-            BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
+            BLOCK_P=pixels, BLOCK_C=columns, **size.options,
         )  # fmt: skip
     return out

@@ -62,9 +62,8 @@ def cases(
         yield from _of_all_levels(levels, batch, dtype, device)
         # The extractor's first convolution, then its others.
         for channels, size, border in ((3, image_size, 3), *((c // 2, n, 1) for c, n in levels)):
-            padded = partial(
-                reflection_pad.reflection_pad, new(dtype, device, batch, channels, size, size), (border,) * 4
-            )
+            x = new(dtype, device, batch, channels, size, size)
+            padded = partial(reflection_pad.reflection_pad, x, (border, border, border, border))
             yield Case("reflection_pad", f"{channels} channels", padded, _name(dtype))
     logp = [new(torch.float32, device, batch, size, size).square().neg() for _, size in levels]
     image = new(torch.float32, device, batch, image_size, image_size).square().neg()

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from .. import backend as backends
 from ..backend import Backend
 from ..ops.conv3x3 import rounds_to_tf32
-from ..ops.convolution_relu import convolution_relu, uses_cudnn
+from ..ops.convolution_relu import convolution_relu, cudnn_may_serve, uses_cudnn
 from ..ops.reflection_pad import reflection_pad
 from ..reference import convolution_relu as reference
 from .fold import computes_the_same
@@ -65,7 +65,7 @@ class FusedConvolution(nn.Module):
 
     def _agrees(self, x: Tensor, residual: Tensor | None) -> bool:
         """Tries the operator at its first call; not while a graph is traced or recorded, which cannot wait for it."""
-        if self.agrees is None and not torch.compiler.is_compiling() and not _is_recorded(x):
+        if self.agrees is None and not torch.compiler.is_compiling() and cudnn_may_serve(x) and not _is_recorded(x):
             self.agrees = self._try(x, residual)
         return self.agrees is True
 
@@ -73,10 +73,8 @@ class FusedConvolution(nn.Module):
     def _try(self, x: Tensor, residual: Tensor | None) -> bool:
         """Compares the operator with its twin on noise, since an image of one color would hide a wrong stride."""
         noise = torch.Generator(x.device).manual_seed(0)
-        x, residual = (
-            like if like is None else torch.empty_like(like).normal_(generator=noise) for like in (x, residual)
-        )
-        operands = (x, self.weight, self.bias, self.geometry)
+        added = None if residual is None else torch.empty_like(residual).normal_(generator=noise)
+        operands = (torch.empty_like(x).normal_(generator=noise), self.weight, self.bias, self.geometry)
         try:
             ours = convolution_relu(*operands, residual=added).float()
         except RuntimeError:  # cuDNN has no such operator for these shapes

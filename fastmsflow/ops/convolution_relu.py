@@ -46,7 +46,7 @@ def _convolution_relu(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    if not _cudnn_may_serve(x):
+    if not cudnn_may_serve(x):
         geometry = Geometry((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
         return reference.convolution_relu(x, weight, bias, geometry, residual=residual)
     if residual is None:
@@ -68,10 +68,11 @@ def _(
     return torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
 
 
-def _cudnn_may_serve(x: Tensor) -> bool:
-    """Read at each call, inside the operator, since a compiled graph does not follow these switches.
+def cudnn_may_serve(x: Tensor) -> bool:
+    """Tells whether cuDNN is there for ``x``, enabled, and free to take any algorithm.
 
-    The fused operators take cuDNN's algorithms as they come, deterministic or not.
+    Its fused operators do not heed a wish for deterministic ones. What computes asks at each call, since a compiled
+    graph does not follow these switches.
     """
     deterministic = torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
     return not deterministic and torch.backends.cudnn.is_acceptable(x)
