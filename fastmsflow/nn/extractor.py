@@ -118,8 +118,8 @@ class Extractor(nn.Module):
         """The features by ``fuse_convolutions``'s net."""
         *levels, last = self.net(normalised, backend)
         if uses_cudnn(backend, normalised):
-            # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf must not look like a good one.
-            last = last + 0 * normalised.sum(dim=(1, 2, 3), keepdim=True, dtype=self.mean.dtype).to(last.dtype)
+            # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.
+            last = last.add(normalised.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
         return [*levels, last]
 
     @property
