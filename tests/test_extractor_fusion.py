@@ -1,6 +1,7 @@
 """Convolutions fused with what follows them: where they are found, what they compute, when they are not used."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from ops_parity import error_in_the_norm
 from tolerances import FOLDED, FUSED
 from torch import Tensor, fx, nn
+from torch._dynamo.testing import EagerAndRecordGraphs
 
 from fastmsflow import MSFlow, backend
 from fastmsflow.nn import fuse_conv_relu
@@ -329,6 +331,35 @@ def test_an_image_with_nan_does_not_pass_for_a_good_one(cudnn: list[tuple], monk
 def test_plain_pytorch_serves_on_a_cpu_and_where_it_is_asked_for(chosen) -> None:
     with backend.use(chosen) if chosen else nullcontext():
         assert not ops.uses_cudnn("auto", torch.zeros(1))
+
+
+def test_a_fused_extractor_compiles_to_one_graph_that_keeps_the_operators(cudnn: list[tuple]) -> None:
+    result, graphs = fused(folded("resnet18")), EagerAndRecordGraphs()
+    given = images(1)
+    expected = result(given, "triton")
+    torch._dynamo.reset()
+    ours = torch.compile(result, fullgraph=True, backend=graphs)(given, "triton")
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    called = Counter(str(node.target) for node in graphs.graphs[0].graph.nodes)
+    names = ("fastmsflow.convolution_relu.default", "fastmsflow.reflection_pad.default")
+    assert [called[name] for name in names] == [13, 13]
+
+
+def test_an_exported_graph_holds_no_fused_operator(cudnn: list[tuple]) -> None:
+    result, given = fused(folded("resnet18")), images(2)
+    expected = result(given)
+    assert all(module.agrees for module in found(result))
+    program = torch.export.export(result, (given,))
+    assert not [node for node in program.graph.nodes if "fastmsflow" in str(node.target)]
+    features = program.module()(given)
+    assert max(error_in_the_norm(*pair) for pair in zip(features, expected, strict=True)) < FUSED["float32"]
+
+
+def test_a_model_that_is_made_for_inference_twice_stays_as_it_is() -> None:
+    fast = MSFlow("resnetv2_50", pretrained=False, image_size=SIZE, blocks=(1, 1, 1)).for_inference()
+    again = fast.for_inference()
+    assert len(found(again)) == len(found(fast)) > 0
+    assert all(torch.equal(a, b) for a, b in zip(again.predict(images()), fast.predict(images()), strict=True))
 
 
 def test_the_operator_is_well_registered() -> None:
