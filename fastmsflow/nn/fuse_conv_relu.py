@@ -58,7 +58,7 @@ class FusedConvolution(nn.Module):
         """x (B, I, H, W), residual (B, O, H', W') or None -> (B, O, H', W')."""
         if self.reflection is not None:
             x = reflection_pad(x, self.reflection, backend)
-        # An exported graph is to run without this library.
+        # An exported graph is to run without this library. Dynamo of torch 2.11 takes every graph for one.
         if not torch.compiler.is_exporting() and uses_cudnn(backend, x) and self._agrees(x, residual):
             return convolution_relu(x, self.weight, self.bias, self.geometry, residual=residual, backend=backend)
         return reference.convolution_relu(x, self.weight, self.bias, self.geometry, residual=residual)
