@@ -180,7 +180,7 @@ class Compiled(Contestant):
 
     @staticmethod
     def _scores(model: MSFlow, images: Tensor) -> tuple[Tensor, ...]:
-        maps, _ = model.flow.log_likelihood_maps(model.features(images))
+        maps = model.flow.log_likelihoods(model.features(images))
         return scored(maps, model.image_size)
 
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:

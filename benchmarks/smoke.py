@@ -85,8 +85,9 @@ def operations(size: Size, dtype: torch.dtype) -> Iterator[Operation]:
     )  # fmt: skip
     yield Operation(
         "upsample across levels", "upsample", ("upsample",),
-        lambda joint, *maps, backend: fusion.split_and_upsample(joint, maps, backend),
-        lambda joint, *maps: fusion_twin.split_and_upsample(joint, maps), [joint, *halves],
+        lambda joint, bias, *maps, backend: fusion.split_and_upsample(joint, bias, maps, backend),
+        lambda joint, bias, *maps: fusion_twin.split_and_upsample(joint, bias, maps),
+        [joint, _vector(joint.shape[1]), *halves],
     )  # fmt: skip
     yield Operation(
         "likelihood", "likelihood", ("likelihood",), _listed(likelihood.log_likelihood_maps),
@@ -108,15 +109,15 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
     x, raw, hidden = (_tensor(dtype, BATCH, c, height, height) for c in (channels, channels, width))
     kept, changed = x[:, :half], _tensor(dtype, BATCH, half, height, height)
     scale = coupling_twin.initial_global_scale() + _vector(channels)
-    offset, perm = _vector(channels), torch.randperm(channels).to(DEVICE)
-    fixed = [scale, offset, perm]
-    for name in ("coupling", "coupling_inverse"):
+    bias, perm = _vector(channels), torch.randperm(channels).to(DEVICE)
+    fixed = [scale, _vector(channels), perm, perm.argsort(), CLAMP, "tanh"]
+    for name, given in (("coupling", [kept, changed, raw * 8, bias]), ("coupling_inverse", [x, raw * 8])):
         ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
-        arguments = [x, raw * 8, *fixed, CLAMP, "tanh"]
+        arguments = [*given, *fixed]
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
     for name in ("joining_cross_coupling", "joining_cross_coupling_likelihood"):
         ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
-        arguments = [kept, changed, raw * 3, CLAMP]
+        arguments = [kept, changed, raw * 3, bias, CLAMP]
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
     norm = [_vector(width), _vector(width), _tensor(dtype, 1, width, height, height)]
     yield Operation(
@@ -124,7 +125,7 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
         layer_norm.layer_norm_relu, layer_norm_twin.layer_norm_relu, [hidden, *norm],
     )  # fmt: skip
     first, second, heads = (_weight(dtype, *io) for io in ((half, width), (width, channels), (half, channels)))
-    bias = _vector(channels).to(dtype)
+    bias = bias.to(dtype)
     gradients = ("conv3x3", "conv3x3_weight")
     yield Operation(
         f"convolution, {at}", "conv3x3", gradients, conv3x3.conv3x3, conv3x3_twin.conv3x3, [hidden, second, bias]
@@ -137,7 +138,7 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
     yield Operation(
         f"convolution and coupling, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
         conv3x3_coupling.conv3x3_coupling, conv3x3_twin.conv3x3_coupling,
-        [hidden, second * 8, bias, x, *fixed, perm.argsort(), CLAMP, "tanh"],
+        [hidden, second * 8, bias, kept, changed, *fixed],
     )  # fmt: skip
     name = "conv3x3_joining_cross_coupling_likelihood"
     yield Operation(

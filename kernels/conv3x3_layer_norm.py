@@ -14,9 +14,9 @@ WIDEST = 320
 
 
 @triton.jit
-def _add_condition(acc, condition, m, row, image, n, outputs, pixels, valid):
-    """The condition's map is the same for every image: its rows are the image's pixels."""
-    pixel = (row - image.to(tl.int64) * pixels).to(tl.int32) + m
+def _add_condition(acc, condition, m, row, n, outputs, pixels, valid):
+    """The condition's map is the same for every image; a bias, of one pixel, for every row."""
+    pixel = ((row + m) % pixels).to(tl.int32)
     mask = valid[:, None] & (n < outputs)[None, :]
     return acc + tl.load(condition + pixel[:, None] * outputs + n[None, :], mask=mask, other=0.0).to(tl.float32)
 
@@ -38,7 +38,7 @@ def _finish(acc, mean, scale, norm_weight, norm_bias, out, hidden, row, m, n, ou
 def conv3x3_layer_norm_relu_kernel(
     inputs,  # (rows, stride)
     weight,
-    condition,  # (pixels, outputs), added to every image
+    condition,  # (pixels, outputs), added to every image; one pixel: to every row
     norm_weight,  # (outputs,)
     norm_bias,  # (outputs,)
     out,  # (rows, outputs)
@@ -49,6 +49,7 @@ def conv3x3_layer_norm_relu_kernel(
     width,
     channels,
     outputs,
+    pixels,
     stride,
     weight_out,
     weight_tap,
@@ -59,7 +60,7 @@ def conv3x3_layer_norm_relu_kernel(
     REST_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    image, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
+    _, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if REST_N > 0:
@@ -73,10 +74,10 @@ def conv3x3_layer_norm_relu_kernel(
             acc, None, inputs, weight, n, None, outputs, row, m, y, x, valid,
             height, width, channels, stride, 1, weight_out, weight_tap, False, PRECISION, BLOCK_K,
         )  # fmt: skip
-    acc = _add_condition(acc, condition, m, row, image, n, outputs, height * width, valid)
+    acc = _add_condition(acc, condition, m, row, n, outputs, pixels, valid)
     total = tl.sum(acc, axis=1)
     if REST_N > 0:
-        rest = _add_condition(rest, condition, m, row, image, rest_n, outputs, height * width, valid)
+        rest = _add_condition(rest, condition, m, row, rest_n, outputs, pixels, valid)
         total += tl.sum(rest, axis=1)
     average = total / outputs
     centred = tl.where((n < outputs)[None, :], acc - average[:, None], 0.0)
@@ -103,7 +104,8 @@ def conv3x3_layer_norm_relu(
     precision: str,
     keep: bool,
 ) -> list[Tensor]:
-    """x (B, I, H, W), weight (O, I, 3, 3), condition (1, O, H, W) -> relu(layer_norm(conv(x) + condition)).
+    """x (B, I, H, W), weight (O, I, 3, 3), condition (1, O, H, W), or a bias (1, O, 1, 1) ->
+    relu(layer_norm(conv(x) + condition)).
 
     Where ``keep``, what backward needs follows: what went into the norm (B, O, H, W), its mean and 1 / std (B H W,).
     """
@@ -121,7 +123,7 @@ def conv3x3_layer_norm_relu(
     with on(x.device):
         launched(conv3x3_layer_norm_relu_kernel)[(b * triton.cdiv(height * width, size.m),)](
             x_rows, weight, condition, norm_weight, norm_bias, out, *(kept or (None, None, None)),
-            height, width, channels, outputs, stride, step_out, step_tap, eps,
+            height, width, channels, outputs, condition.shape[2] * condition.shape[3], stride, step_out, step_tap, eps,
             PRECISION=precision, REST_N=rest, **options,
         )  # fmt: skip
     return [out, *kept]

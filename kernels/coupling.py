@@ -1,12 +1,11 @@
 """Affine coupling: soft clamp, exp, affine, global affine, channel permutation and log-det, in one pass.
 
-Both kernels run over the channels of the flow's output side (z), which the permutation ties to those of its input side:
-z[i] belongs to x[perm[i]]. So one index array serves all directions; reads through it are cached, and forward writes in
-whole runs. Where no permutation is given, z[i] belongs to x[i].
-
-A row of x: ``kept`` channels that pass, then ``changed`` channels that are transformed. A row of raw, the subnet's
-output: ``changed`` log-scales, then as many shifts.
+A program holds whole rows, so every row is read and written as it lies. A row of x is a pair of halves, each compact in
+a tensor of its own or a slice of a wider one: x1 passes, x2 is transformed. A row of raw, the subnet's output, holds
+the log-scales of x2's channels, then as many shifts. The permutation of channels takes place in shared memory.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -15,65 +14,98 @@ from torch import Tensor
 
 from .functions import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
 from .launch import launched, on
-from .rows import MaybeRows, Rows, as_rows, new_rows
+from .rows import MaybeRows, as_rows, new_results, new_rows
 from .tables import tile
 
 FORMS = {"tanh": TANH.value, "scaled_tanh": SCALED_TANH.value, "atan": ATAN.value}
+# Programs of the backward pass: enough for a large chip, few enough that their partial sums stay a small share of what
+# is read. Fixed, so that the order of the sums is too.
+BACKWARD_PROGRAMS = 512
+NO_ROWS: MaybeRows = (None, 0)
 
 
 @triton.jit
-def _tile(program, pixels, channels, perm, kept, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """-> first row (int64), row offsets, channels i of z and j of x, mask of the tile, mask of the changed channels."""
+def _tile(program, pixels, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """-> image, first row (int64), row offsets, channels of a half, mask of the rows, mask of the tile."""
     tiles = tl.cdiv(pixels, BLOCK_P)
     image, tile = program // tiles, program % tiles
-    row = image.to(tl.int64) * pixels + tile * BLOCK_P
     p = tl.arange(0, BLOCK_P)
-    i = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    j = i
-    if perm is not None:
-        j = tl.load(perm + i, mask=i < channels, other=0).to(tl.int32)
-    mask = (tile * BLOCK_P + p < pixels)[:, None] & (i < channels)[None, :]
-    return row, image, p[:, None], i, j, mask, mask & (j >= kept)[None, :]
+    c = tl.arange(0, BLOCK_C)
+    valid = tile * BLOCK_P + p < pixels
+    return image, image.to(tl.int64) * pixels + tile * BLOCK_P, p, c, valid, valid[:, None] & (c < half)[None, :]
 
 
 @triton.jit
-def _load_x(kept_x, changed_x, row, p, j, mask, is_changed, kept, kept_stride, changed_stride):
-    """x[:, j], of which the first ``kept`` channels lie in one tensor and the others in another."""
-    x = tl.load(changed_x + row * changed_stride + p * changed_stride + (j - kept)[None, :], mask=is_changed, other=0.0)
-    x1 = tl.load(kept_x + row * kept_stride + p * kept_stride + j[None, :], mask=mask & ~is_changed, other=0.0)
-    return tl.where(is_changed, x.to(tl.float32), x1.to(tl.float32))
+def _load(pointer, row, p, c, stride, mask):
+    return tl.load(pointer + row * stride + p[:, None] * stride + c[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale, clamp, FORM: tl.constexpr):
-    """-> s, ds / draw, t of the changed channels, 0 elsewhere."""
-    offset = row * raw_stride + p * raw_stride + (j - kept)[None, :]
-    raw_s = tl.load(raw + offset, mask=is_changed, other=0.0).to(tl.float32) * raw_scale
-    t = tl.load(raw + offset + changed, mask=is_changed, other=0.0).to(tl.float32) * raw_scale
-    s, slope = soft_clamp(raw_s, clamp, FORM)
-    return s, slope * raw_scale, t
+def _store(pointer, value, row, p, c, stride, mask):
+    at = pointer + row * stride + p[:, None] * stride + c[None, :]
+    tl.store(at, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load_channels(pointer, c, half):
+    return tl.load(pointer + c, mask=c < half, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _clamped(raw, bias, row, p, c, half, mask, raw_stride, raw_scale, clamp, FORM: tl.constexpr):
+    """-> s, ds / draw, t of x2's channels, 0 elsewhere."""
+    raw_s = _load(raw, row, p, c, raw_stride, mask).to(tl.float32)
+    t = _load(raw + half, row, p, c, raw_stride, mask).to(tl.float32)
+    if bias is not None:
+        raw_s += _load_channels(bias, c, half)
+        t += _load_channels(bias + half, c, half)
+    s, slope = soft_clamp(raw_s * raw_scale, clamp, FORM)
+    return s, slope * raw_scale, t * raw_scale
+
+
+@triton.jit
+def _slots(index, c, half):
+    """Where the channels that ``index`` names stand among interleaved halves."""
+    j = tl.load(index + c, mask=c < half, other=0).to(tl.int32)
+    return tl.where(j < half, 2 * j, 2 * (j - half) + 1)[None, :]
+
+
+@triton.jit
+def _permuted(first, second, index, p, c, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The halves of a row whose channel i is channel index[i] of (first, second)."""
+    # A gather along one of two axes would be by shuffles, as many as a row has channels for every 32 of them; along
+    # the only axis it goes through shared memory.
+    rows = tl.reshape(tl.join(first, second), (BLOCK_P * 2 * BLOCK_C,))
+    slots = tl.join(_slots(index, c, half), _slots(index + half, c, half)) + p[:, None, None] * 2 * BLOCK_C
+    permuted = tl.gather(rows, tl.reshape(slots, (BLOCK_P * 2 * BLOCK_C,)), 0)
+    return tl.split(tl.reshape(permuted, (BLOCK_P, BLOCK_C, 2)))
+
+
+@triton.jit
+def _bounded(v, limit):
+    return tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
 
 
 @triton.jit
 def coupling_kernel(
-    kept_x,  # forward: (rows, kept_stride) x's kept channels; inverse: not read
-    changed_x,  # forward: (rows, changed_stride) x's changed channels; inverse: not read
-    z,  # (rows, z_stride): written forward, read inverse; None where only its likelihood is wanted
-    x,  # (rows, x_stride): written inverse
-    raw,  # (rows, raw_stride)
-    global_scale,  # (kept + changed,), by x's channel
+    x1,  # (rows, x1_stride) or None: x's first half; inverse: z's
+    x2,  # (rows, x2_stride)
+    raw,  # (rows, raw_stride); or None: x2 passes, too
+    bias,  # (2 half,) of raw; or None
+    global_scale,  # (2 half,), by x's channel; or None
     global_offset,  # likewise
-    perm,  # (kept + changed,) int64
-    partial,  # (programs of dimension 0, programs of dimension 1) float32: log-det
-    squares,  # (rows, programs of dimension 1) float32: sum of z^2; or None
+    index,  # (2 half,) int64: channel i of what comes out is channel index[i]; or None
+    z1,  # (rows, z1_stride): written, as x1 is read; or None
+    z2,  # (rows, z2_stride); or None
+    logp,  # (rows,) float32: written in place of z; or None
+    partial,  # (programs,) float32: log-det; or None
     pixels,
-    kept,
-    changed,
-    kept_stride,
-    changed_stride,
-    z_stride,
-    x_stride,
+    half,
+    x1_stride,
+    x2_stride,
     raw_stride,
+    z1_stride,
+    z2_stride,
     raw_scale,
     clamp,
     limit,
@@ -82,64 +114,77 @@ def coupling_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    channels = kept + changed
-    row, image, p, i, j, mask, is_changed = _tile(tl.program_id(0), pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
-    s, _, t = _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale, clamp, FORM)
-    log_det = tl.where(is_changed, s, 0.0)
+    _, row, p, c, valid, mask = _tile(tl.program_id(0), pixels, half, BLOCK_P, BLOCK_C)
+    v2 = _load(x2, row, p, c, x2_stride, mask)
+    if x1 is not None:
+        v1 = _load(x1, row, p, c, x1_stride, mask)
+        if INVERSE:
+            v1, v2 = _permuted(v1, v2, index, p, c, half, BLOCK_P, BLOCK_C)
+        v1 = v1.to(tl.float32)
+    v2 = v2.to(tl.float32)
+    log_det = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    if raw is not None:
+        s, _, t = _clamped(raw, bias, row, p, c, half, mask, raw_stride, raw_scale, clamp, FORM)
+        log_det += tl.where(mask, s, 0.0)
     if global_scale is not None:
-        gain = global_gain(tl.load(global_scale + j, mask=i < channels, other=0.0).to(tl.float32))[None, :]
-        offset = tl.load(global_offset + j, mask=i < channels, other=0.0).to(tl.float32)[None, :]
-        log_det += tl.where(mask, tl.log(gain), 0.0)
+        gain1 = global_gain(_load_channels(global_scale, c, half))
+        gain2 = global_gain(_load_channels(global_scale + half, c, half))
+        offset1, offset2 = _load_channels(global_offset, c, half), _load_channels(global_offset + half, c, half)
+        if partial is not None:
+            log_det += tl.where(mask, tl.log(gain1) + tl.log(gain2), 0.0)
     if INVERSE:
-        z_at = z + row * z_stride + p * z_stride + i[None, :]
-        v = tl.load(z_at, mask=mask, other=0.0).to(tl.float32)
         if global_scale is not None:
-            v = (v - offset) / gain
-        v = tl.where(is_changed, (v - t) * tl.exp(-s), v)
-        x_at = x + row * x_stride + p * x_stride + j[None, :]
-        tl.store(x_at, v.to(x.dtype.element_ty), mask=mask)
+            v1 = (v1 - offset1) / gain1
+            v2 = (v2 - offset2) / gain2
+        v2 = (v2 - t) * tl.exp(-s)
         log_det = -log_det
     else:
-        v = _load_x(kept_x, changed_x, row, p, j, mask, is_changed, kept, kept_stride, changed_stride)
-        v = tl.where(is_changed, v * tl.exp(s) + t, v)
+        if raw is not None:
+            v2 = v2 * tl.exp(s) + t
         if global_scale is not None:
-            v = v * gain + offset
+            v1 = v1 * gain1 + offset1
+            v2 = v2 * gain2 + offset2
         if limit is not None:
-            v = tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
-        if squares is not None:
-            total = tl.sum(tl.where(mask, v * v, 0.0), axis=1, keep_dims=True)
-            squares_at = squares + (row + p) * tl.num_programs(1) + tl.program_id(1)
-            tl.store(squares_at, total, mask=row + p < (image.to(tl.int64) + 1) * pixels)
-        else:
-            z_at = z + row * z_stride + p * z_stride + i[None, :]
-            tl.store(z_at, v.to(z.dtype.element_ty), mask=mask)
-    tl.store(partial + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(log_det))
+            v1, v2 = _bounded(v1, limit), _bounded(v2, limit)
+    if logp is not None:
+        square = tl.sum(tl.where(mask, v1 * v1 + v2 * v2, 0.0), axis=1)
+        tl.store(logp + row + p, -0.25 * square / half, mask=valid)
+    else:
+        if x1 is not None:
+            v1, v2 = v1.to(z1.dtype.element_ty), v2.to(z2.dtype.element_ty)
+            if (index is not None) and (not INVERSE):
+                v1, v2 = _permuted(v1, v2, index, p, c, half, BLOCK_P, BLOCK_C)
+            _store(z1, v1, row, p, c, z1_stride, mask)
+        _store(z2, v2, row, p, c, z2_stride, mask)
+    if partial is not None:
+        tl.store(partial + tl.program_id(0), tl.sum(log_det))
 
 
 @triton.jit
 def coupling_backward_kernel(
-    kept_x,  # as for coupling_kernel: x, the input of forward or the output of inverse
-    changed_x,
-    grad_kept_x,  # (rows, grad_kept_stride): written forward, read inverse (gradient of inverse's output)
-    grad_changed_x,  # (rows, grad_changed_stride): likewise
-    grad_z,  # (rows, grad_z_stride): read forward, written inverse; or None
-    grad_logp,  # (rows,) float32: in place of grad_z where only z's likelihood went on; or None
-    grad_log_det,  # (B,) float32
+    x1,  # as for coupling_kernel: x, the input of forward or the output of inverse
+    x2,
     raw,
-    grad_raw,  # (rows, 2 changed): written
+    bias,
     global_scale,
-    perm,
-    partial_gain,  # (programs of dimension 0, kept + changed) float32: gradient of g, log-det's share not included
-    partial_offset,  # likewise, of o
+    index,  # where the gradient of channel i comes from: the inverse of coupling_kernel's
+    grad_in1,  # (rows, in1_stride) or None: the gradient of what came out
+    grad_in2,  # (rows, in2_stride); or None
+    grad_logp,  # (rows,) float32: in its place where only z's likelihood went on; or None
+    grad_log_det,  # (B,) float32
+    grad_out1,  # (rows, half): written, the gradient of what went in; or None
+    grad_out2,  # (rows, half): written
+    grad_raw,  # (rows, 2 half): written
+    partial,  # (programs, sums) float32: gradients of g and o, 2 half each, if there are any, then of bias, 2 half
+    rows,
     pixels,
-    kept,
-    changed,
-    kept_stride,
-    changed_stride,
-    grad_kept_stride,
-    grad_changed_stride,
-    grad_z_stride,
+    half,
+    steps,  # tiles of rows in a program
+    x1_stride,
+    x2_stride,
     raw_stride,
+    in1_stride,
+    in2_stride,
     raw_scale,
     clamp,
     limit,
@@ -148,177 +193,189 @@ def coupling_backward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    channels = kept + changed
-    row, image, p, i, j, mask, is_changed = _tile(tl.program_id(0), pixels, channels, perm, kept, BLOCK_P, BLOCK_C)
-    s, slope, t = _log_scale(raw, row, p, j, is_changed, kept, changed, raw_stride, raw_scale, clamp, FORM)
-    x = _load_x(kept_x, changed_x, row, p, j, mask, is_changed, kept, kept_stride, changed_stride)
-    # y: x after the coupling, before the global affine.
-    y = tl.where(is_changed, x * tl.exp(s) + t, x)
-    grad_s = tl.load(grad_log_det + image)
-    grad_kept_at = grad_kept_x + row * grad_kept_stride + p * grad_kept_stride + j[None, :]
-    grad_changed_at = grad_changed_x + row * grad_changed_stride + p * grad_changed_stride + (j - kept)[None, :]
+    p = tl.arange(0, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    sum_s = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    sum_v2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     if global_scale is not None:
-        gain = global_gain(tl.load(global_scale + j, mask=i < channels, other=0.0).to(tl.float32))[None, :]
-    if INVERSE:
-        grad_x = _load_x(
-            grad_kept_x, grad_changed_x, row, p, j, mask, is_changed, kept, grad_kept_stride, grad_changed_stride
-        )
-        grad_y = tl.where(is_changed, grad_x * tl.exp(-s), grad_x)
-        grad_s = -grad_x * x - grad_s
-        grad_t = -grad_y
-        grad_v = grad_y
-        if global_scale is not None:
-            grad_v = grad_y / gain
-        grad_z_at = grad_z + row * grad_z_stride + p * grad_z_stride + i[None, :]
-        tl.store(grad_z_at, grad_v.to(grad_z.dtype.element_ty), mask=mask)
-        grad_offset = -grad_v
-        grad_gain = -grad_v * y
-    else:
+        gain1 = global_gain(_load_channels(global_scale, c, half))
+        gain2 = global_gain(_load_channels(global_scale + half, c, half))
+        sum_v1 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_gain1 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        sum_gain2 = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for step in range(steps):
+        row = (tl.program_id(0).to(tl.int64) * steps + step) * BLOCK_P
+        valid = row + p < rows
+        mask = valid[:, None] & (c < half)[None, :]
+        s, slope, t = _clamped(raw, bias, row, p, c, half, mask, raw_stride, raw_scale, clamp, FORM)
+        value2 = _load(x2, row, p, c, x2_stride, mask).to(tl.float32)
+        # y: x after the coupling, before the global affine.
+        y2 = value2 * tl.exp(s) + t
+        if x1 is not None:
+            y1 = _load(x1, row, p, c, x1_stride, mask).to(tl.float32)
+        grad_s = tl.load(grad_log_det + (row + p) // pixels, mask=valid, other=0.0)[:, None]
         if grad_logp is not None:
             # The couplings across levels, which alone are followed by the likelihood, have no global affine: z = y.
-            valid = row + p < (image.to(tl.int64) + 1) * pixels
-            grad_v = -tl.load(grad_logp + row + p, mask=valid, other=0.0) / channels * y
+            grad = -0.5 / half * tl.load(grad_logp + row + p, mask=valid, other=0.0)[:, None]
+            grad1, grad2 = grad * y1, grad * y2
         else:
-            grad_z_at = grad_z + row * grad_z_stride + p * grad_z_stride + i[None, :]
-            grad_v = tl.load(grad_z_at, mask=mask, other=0.0).to(tl.float32)
-        if limit is not None:
-            grad_v = tl.where(tl.abs(y) <= limit, grad_v, 0.0)
-        grad_offset = grad_v
-        grad_gain = grad_v * y
-        grad_y = grad_v
-        if global_scale is not None:
-            grad_y = grad_v * gain
-        grad_t = grad_y
-        grad_x = tl.where(is_changed, grad_y * tl.exp(s), grad_y)
-        grad_s = grad_x * x + grad_s
-        tl.store(grad_kept_at, grad_x.to(grad_kept_x.dtype.element_ty), mask=mask & ~is_changed)
-        tl.store(grad_changed_at, grad_x.to(grad_changed_x.dtype.element_ty), mask=is_changed)
-    grad_raw_at = grad_raw + row * 2 * changed + p * 2 * changed + (j - kept)[None, :]
-    tl.store(grad_raw_at, (grad_s * slope).to(grad_raw.dtype.element_ty), mask=is_changed)
-    tl.store(grad_raw_at + changed, (grad_t * raw_scale).to(grad_raw.dtype.element_ty), mask=is_changed)
+            grad2 = _load(grad_in2, row, p, c, in2_stride, mask)
+            if x1 is not None:
+                grad1 = _load(grad_in1, row, p, c, in1_stride, mask)
+                if (index is not None) and (not INVERSE):
+                    grad1, grad2 = _permuted(grad1, grad2, index, p, c, half, BLOCK_P, BLOCK_C)
+                grad1 = grad1.to(tl.float32)
+            grad2 = grad2.to(tl.float32)
+        if INVERSE:
+            # From the gradients of x to those of y = (z - o) / g, in x's order.
+            grad_s = -grad2 * value2 - grad_s
+            grad2 = grad2 * tl.exp(-s)
+            grad_t = -grad2
+            if global_scale is not None:
+                grad1, grad2 = grad1 / gain1, grad2 / gain2
+                sum_gain1 -= grad1 * y1
+                sum_gain2 -= grad2 * y2
+                sum_v1 -= grad1
+            sum_v2 -= grad2
+        else:
+            if limit is not None:
+                grad1 = tl.where(tl.abs(y1) <= limit, grad1, 0.0)
+                grad2 = tl.where(tl.abs(y2) <= limit, grad2, 0.0)
+            sum_v2 += grad2
+            if global_scale is not None:
+                sum_v1 += grad1
+                sum_gain1 += grad1 * y1
+                sum_gain2 += grad2 * y2
+                grad1, grad2 = grad1 * gain1, grad2 * gain2
+            grad_t = grad2
+            grad2 = grad2 * tl.exp(s)
+            grad_s = grad2 * value2 + grad_s
+        grad_s = grad_s * slope
+        sum_s += grad_s
+        _store(grad_raw, grad_s, row, p, c, 2 * half, mask)
+        _store(grad_raw + half, grad_t * raw_scale, row, p, c, 2 * half, mask)
+        if x1 is not None:
+            grad1, grad2 = grad1.to(grad_out1.dtype.element_ty), grad2.to(grad_out2.dtype.element_ty)
+            if INVERSE:
+                grad1, grad2 = _permuted(grad1, grad2, index, p, c, half, BLOCK_P, BLOCK_C)
+            _store(grad_out1, grad1, row, p, c, half, mask)
+        _store(grad_out2, grad2, row, p, c, half, mask)
+    sums = partial + tl.program_id(0).to(tl.int64) * ((6 if global_scale is not None else 2) * half) + c
+    through = c < half
+    total2 = tl.sum(sum_v2, axis=0)
     if global_scale is not None:
-        at = tl.program_id(0).to(tl.int64) * channels + j
-        tl.store(partial_gain + at, tl.sum(tl.where(mask, grad_gain, 0.0), axis=0), mask=i < channels)
-        tl.store(partial_offset + at, tl.sum(tl.where(mask, grad_offset, 0.0), axis=0), mask=i < channels)
+        tl.store(sums, tl.sum(sum_gain1, axis=0), mask=through)
+        tl.store(sums + half, tl.sum(sum_gain2, axis=0), mask=through)
+        tl.store(sums + 2 * half, tl.sum(sum_v1, axis=0), mask=through)
+        tl.store(sums + 3 * half, total2, mask=through)
+        sums += 4 * half
+        total2 = total2 * tl.reshape(gain2, (BLOCK_C,))
+    # t's gradient is that of y2, which is the gain times that of what comes out.
+    tl.store(sums, tl.sum(sum_s, axis=0), mask=through)
+    tl.store(sums + half, total2 * raw_scale, mask=through)
 
 
 def coupling(
-    parts: list[Tensor],
-    raw: Tensor,
+    x1: Tensor | None,
+    x2: Tensor,
+    raw: Tensor | None,
+    bias: Tensor | None,
     global_scale: Tensor | None,
     global_offset: Tensor | None,
-    perm: Tensor | None,
+    index: Tensor | None,
     raw_scale: float,
     clamp: float,
     form: str,
     limit: float | None,
     inverse: bool,
-    likelihood: bool,
-) -> tuple[Tensor, Tensor]:
-    """-> (z, or x where ``inverse``: (B, C, H, W) of the dtype of ``parts``; log_det (B,) float32 of this direction).
+    result: str,
+    with_log_det: bool,
+) -> list[Tensor]:
+    """Halves x1, x2 (B, C / 2, H, W) of x, or, where ``inverse``, of z; x1 is None where x2 is all there is.
+    raw, bias: (B, C, H, W) and (C,), log-scales, then shifts; without raw nothing is transformed. The global affine and
+    the permutation take part where they are given: channel i of what comes out is channel index[i].
 
-    ``parts``: [x], or [kept channels, changed channels] of x; where ``inverse``, [z]. ``raw``: (B, 2 changed, H, W).
-    The global affine and the permutation take part where they are given; ``limit`` bounds z. Where ``likelihood``, z is
-    not written: -0.5 mean over channels of z^2, (B, H, W) float32, stands in its place.
+    -> what ``result`` says, of x2's dtype: "halves": two tensors; "whole": one, (B, C, H, W), or x2's alone;
+    "likelihood": -0.5 mean over channels of z^2, (B, H, W) float32, in place of z, which is not written. Then, where
+    ``with_log_det``, the log_det (B,) float32 of this direction.
     """
-    changed = raw.shape[1] // 2
-    channels = sum(part.shape[1] for part in parts)
-    grid, meta = _grid("coupling", raw, channels)
-    partial = torch.empty(grid, dtype=torch.float32, device=raw.device)
-    out = new_squares(raw, grid[1]) if likelihood else new_rows(raw, channels, parts[0].dtype)
-    squares = out if likelihood else None
-    none: MaybeRows = (None, 0)
-    out_rows: MaybeRows = none if likelihood else as_rows(out)
-    kept_x, changed_x, z, x = none, none, out_rows, none
-    if inverse:
-        z, x = as_rows(parts[0]), out_rows
-    else:
-        kept_x, changed_x = halves(parts, channels - changed)
-    raw_rows = as_rows(raw)
-    with on(raw.device):
-        launched(coupling_kernel)[grid](
-            kept_x[0], changed_x[0], z[0], x[0], raw_rows[0], global_scale, global_offset, perm, partial, squares,
-            raw.shape[2] * raw.shape[3], channels - changed, changed,
-            kept_x[1], changed_x[1], z[1], x[1], raw_rows[1], raw_scale, clamp, limit,
-            FORM=FORMS[form], INVERSE=inverse, **meta,
+    b, half, h, w = x2.shape
+    size = tile("coupling", x2.device).rows_of(half)
+    programs = b * triton.cdiv(h * w, size.pixels)
+    results = new_results(x1, x2, result)
+    z1, z2 = NO_ROWS, NO_ROWS
+    if result != "likelihood":
+        z1, z2 = _rows_of_halves(x1, results)
+    logp = results[0] if result == "likelihood" else None
+    partial = torch.empty(programs, dtype=torch.float32, device=x2.device) if with_log_det else None
+    in1, in2, raw_rows = _maybe_rows(x1), as_rows(x2), _maybe_rows(raw)
+    with on(x2.device):
+        launched(coupling_kernel)[(programs,)](
+            in1[0], in2[0], raw_rows[0], bias, global_scale, global_offset, index, z1[0], z2[0], logp, partial,
+            h * w, half, in1[1], in2[1], raw_rows[1], z1[1], z2[1], raw_scale, clamp, limit,
+            FORM=FORMS[form], INVERSE=inverse, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
-    result = log_likelihood_map(out, channels) if likelihood else out
-    return result, partial.view(raw.shape[0], -1).sum(dim=1)
+    return results if partial is None else [*results, partial.view(b, -1).sum(dim=1)]
 
 
 def coupling_backward(
-    grad_out: Tensor,
+    grads: Sequence[Tensor],
     grad_log_det: Tensor,
-    parts: list[Tensor],
+    x1: Tensor | None,
+    x2: Tensor,
     raw: Tensor,
+    bias: Tensor | None,
     global_scale: Tensor | None,
-    perm: Tensor | None,
+    index: Tensor | None,
     raw_scale: float,
     clamp: float,
     form: str,
     limit: float | None,
     inverse: bool,
-    likelihood: bool,
+    result: str,
 ) -> list[Tensor]:
-    """Gradients of ``parts`` and raw, then, where there is a global affine, of its gain g and its offset, (C,) float32.
+    """Gradients of x1, if there is one, x2, raw and, in one float32 vector of sums over all pixels, of the gain g and
+    the offset, (C,) each, if there is a global affine, and of bias (C,).
 
-    ``parts``: x as for ``coupling``; where ``inverse``, [x] as it came out, and the first gradient is z's. Where
-    ``likelihood``, ``grad_out`` is the log-likelihood map's. The gain's gradient lacks what comes through log_det's
-    H W sum_c log g_c.
+    ``grads``: of ``coupling``'s results. x1, x2: x; where ``inverse``, as it came out, and the first gradients are z's.
+    ``index``: the inverse of ``coupling``'s. The gain's gradient lacks what comes through log_det's H W sum_c log g_c.
     """
-    changed = raw.shape[1] // 2
-    channels = sum(part.shape[1] for part in parts)
-    grads = [new_rows(part, part.shape[1]) for part in parts]
-    x, raw_rows = halves(parts, channels - changed), as_rows(raw)
-    grad_logp = grad_out.contiguous() if likelihood else None
-    grad_z: MaybeRows
-    if inverse:
-        grad_x, grad_z = halves([grad_out], channels - changed), as_rows(grads[0])
+    b, half, h, w = x2.shape
+    rows = b * h * w
+    size = tile("coupling_backward", x2.device).rows_of(half)
+    steps = triton.cdiv(triton.cdiv(rows, size.pixels), BACKWARD_PROGRAMS)
+    programs = triton.cdiv(rows, size.pixels * steps)
+    grad_x1 = None if x1 is None else new_rows(x1, half)
+    grad_x2, grad_raw = new_rows(x2, half), new_rows(raw, 2 * half)
+    sums = 2 * half if global_scale is None else 6 * half
+    partial = torch.empty((programs, sums), dtype=torch.float32, device=x2.device)
+    grad1, grad2, grad_logp = NO_ROWS, NO_ROWS, None
+    if result == "likelihood":
+        grad_logp = grads[0].contiguous()
     else:
-        grad_x, grad_z = halves(grads, channels - changed), (None, 0) if likelihood else as_rows(grad_out)
-    grad_raw = new_rows(raw, raw.shape[1])
-    grid, meta = _grid("coupling_backward", raw, channels)
-    partial_gain, partial_offset = (
-        (torch.empty((grid[0], channels), dtype=torch.float32, device=raw.device) for _ in range(2))
-        if global_scale is not None
-        else (None, None)
-    )
-    with on(raw.device):
-        launched(coupling_backward_kernel)[grid](
-            x[0][0], x[1][0], grad_x[0][0], grad_x[1][0], grad_z[0], grad_logp, grad_log_det.contiguous(),
-            raw_rows[0], grad_raw, global_scale, perm, partial_gain, partial_offset,
-            raw.shape[2] * raw.shape[3], channels - changed, changed,
-            x[0][1], x[1][1], grad_x[0][1], grad_x[1][1], grad_z[1], raw_rows[1], raw_scale, clamp, limit,
-            FORM=FORMS[form], INVERSE=inverse, **meta,
+        grad1, grad2 = _rows_of_halves(x1, grads)
+    in1, in2, raw_rows = _maybe_rows(x1), as_rows(x2), as_rows(raw)
+    with on(x2.device):
+        launched(coupling_backward_kernel)[(programs,)](
+            in1[0], in2[0], raw_rows[0], bias, global_scale, index, grad1[0], grad2[0], grad_logp,
+            grad_log_det.contiguous(), grad_x1, grad_x2, grad_raw, partial, rows, h * w, half, steps,
+            in1[1], in2[1], raw_rows[1], grad1[1], grad2[1], raw_scale, clamp, limit,
+            FORM=FORMS[form], INVERSE=inverse, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
-    if partial_gain is None or partial_offset is None:
-        return [*grads, grad_raw]
-    return [*grads, grad_raw, partial_gain.sum(dim=0), partial_offset.sum(dim=0)]
+    first = [] if grad_x1 is None else [grad_x1]
+    return [*first, grad_x2, grad_raw, partial.sum(dim=0)]
 
 
-def new_squares(like: Tensor, programs: int) -> Tensor:
-    """(B, H, W, programs) float32 on ``like``'s grid: each program's share of a pixel's sum of squares."""
-    b, _, h, w = like.shape
-    return torch.empty((b, h, w, programs), dtype=torch.float32, device=like.device)
+def _maybe_rows(x: Tensor | None) -> MaybeRows:
+    return NO_ROWS if x is None else as_rows(x)
 
 
-def log_likelihood_map(squares: Tensor, channels: int) -> Tensor:
-    """What ``new_squares`` holds -> -0.5 mean over channels of z^2, (B, H, W)."""
-    return squares.sum(dim=3) * (-0.5 / channels)
-
-
-def halves(parts: list[Tensor], kept: int) -> tuple[Rows, Rows]:
-    """Rows of the kept and of the changed channels."""
-    if len(parts) == 2:
-        return as_rows(parts[0]), as_rows(parts[1])
-    if kept == 0:
-        return as_rows(parts[0]), as_rows(parts[0])
-    x, stride = as_rows(parts[0])
-    return (x[:, :kept], stride), (x[:, kept:], stride)
-
-
-def _grid(kernel: str, raw: Tensor, channels: int) -> tuple[tuple[int, int], dict[str, int]]:
-    b, _, h, w = raw.shape
-    size = tile(kernel, raw.device).within(h * w, channels)
-    grid = (b * triton.cdiv(h * w, size.pixels), triton.cdiv(channels, size.channels))
-    return grid, {"BLOCK_P": size.pixels, "BLOCK_C": size.channels, **size.options}
+def _rows_of_halves(x1: Tensor | None, tensors: Sequence[Tensor]) -> tuple[MaybeRows, MaybeRows]:
+    """Rows of both halves: of two tensors, of the channels of one, or, without an x1, of the second alone."""
+    if x1 is None:
+        return NO_ROWS, as_rows(tensors[0])
+    if len(tensors) == 2:
+        return as_rows(tensors[0]), as_rows(tensors[1])
+    whole, stride = as_rows(tensors[0])
+    half = x1.shape[1]
+    return (whole[:, :half], stride), (whole[:, half:], stride)

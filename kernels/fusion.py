@@ -1,7 +1,10 @@
-"""How the fusion subnet carries information between the levels: adaptive average pool to one grid, bilinear back up.
+"""How the fusion subnet carries information between the levels: adaptive average pool to one grid; bias, ReLU and
+bilinear back up.
 
 Gradients are gathered, each pixel collecting what it was spread to, so that no sum's order is left to chance.
 """
+
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -70,8 +73,18 @@ def pool_kernel(
 
 
 @triton.jit
+def _activated(at, bias, c, channels, mask):
+    """relu(source + bias)."""
+    value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if bias is not None:
+        value += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+    return tl.where(value < 0, 0.0, value)
+
+
+@triton.jit
 def upsample_kernel(
     source,  # (images, source pixels, source_stride)
+    bias,  # (channels,), or None
     residual,  # (images, pixels, residual_stride)
     out,  # (images, pixels, channels)
     height,
@@ -86,7 +99,7 @@ def upsample_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out = bilinear(source), align_corners, + residual."""
+    """out = bilinear(relu(source + bias)), align_corners, + residual."""
     image, p, y, x, valid = _pixels(tl.program_id(0), height, width, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = valid[:, None] & (c < channels)[None, :]
@@ -100,7 +113,7 @@ def upsample_kernel(
         wy = py - y0.to(tl.float32) if corner // 2 else 1.0 - (py - y0.to(tl.float32))
         wx = px - x0.to(tl.float32) if corner % 2 else 1.0 - (px - x0.to(tl.float32))
         at = base + (sy * source_width + sx)[:, None] * source_stride + c[None, :]
-        acc += (wy * wx)[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        acc += (wy * wx)[:, None] * _activated(at, bias, c, channels, mask)
     out_at = out + image * height * width * channels + p[:, None] * channels + c[None, :]
     tl.store(out_at, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -108,7 +121,9 @@ def upsample_kernel(
 @triton.jit
 def upsample_backward_kernel(
     grad_out,  # (images, out pixels, grad_stride)
-    grad_source,  # (images, pixels, source_stride)
+    source,  # (images, pixels, source_stride)
+    bias,  # (channels,), or None
+    grad_source,  # (images, pixels, grad_source_stride)
     height,  # of source
     width,
     out_height,
@@ -116,6 +131,7 @@ def upsample_backward_kernel(
     channels,
     grad_stride,
     source_stride,
+    grad_source_stride,
     scale_y,  # source pixels in a pixel of out
     scale_x,
     inverse_y,  # pixels of out in one of source
@@ -140,8 +156,12 @@ def upsample_backward_kernel(
         at = base + (oy * out_width + ox)[:, None] * grad_stride + c[None, :]
         value = tl.load(at, mask=inside[:, None] & (c < channels)[None, :], other=0.0).to(tl.float32)
         acc += tl.where(inside, wy * wx, 0.0)[:, None] * value
-    at = grad_source + image * height * width * source_stride + p[:, None] * source_stride + c[None, :]
-    tl.store(at, acc.to(grad_source.dtype.element_ty), mask=valid[:, None] & (c < channels)[None, :])
+    mask = valid[:, None] & (c < channels)[None, :]
+    at = source + image * height * width * source_stride + p[:, None] * source_stride + c[None, :]
+    acc = tl.where(_activated(at, bias, c, channels, mask) > 0, acc, 0.0)
+    first = image * height * width * grad_source_stride
+    at = grad_source + first + p[:, None] * grad_source_stride + c[None, :]
+    tl.store(at, acc.to(grad_source.dtype.element_ty), mask=mask)
 
 
 def pool_and_concat(maps: list[Tensor]) -> Tensor:
@@ -160,37 +180,44 @@ def pool_and_concat_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tenso
     return grads
 
 
-def split_and_upsample(joint: Tensor, maps: list[Tensor]) -> list[Tensor]:
-    """joint (B, sum C_l, H, W), maps (B, C_l, H_l, W_l) -> per level bilinear(its part of joint) + its map."""
+def split_and_upsample(joint: Tensor, bias: Tensor | None, maps: list[Tensor]) -> list[Tensor]:
+    """joint (B, sum C_l, H, W), bias (sum C_l,), maps (B, C_l, H_l, W_l) -> per level bilinear(relu of its part of
+    joint + bias) + its map."""
     outs = [new_rows(level, level.shape[1]) for level in maps]
-    for level, part, out in zip(maps, _parts(joint, maps), outs, strict=True):
+    for level, part, part_bias, out in zip(maps, _parts(joint, maps), _biases(bias, maps), outs, strict=True):
         (source, source_stride), (residual, residual_stride) = as_rows(part), as_rows(level)
         grid, meta = _grid("upsample", out)
         with on(out.device):
             launched(upsample_kernel)[grid](
-                source, residual, out, *out.shape[2:], *part.shape[2:], out.shape[1], source_stride, residual_stride,
+                source, part_bias, residual, out, *out.shape[2:], *part.shape[2:], out.shape[1],
+                source_stride, residual_stride,
                 *(_scale(inner, outer) for inner, outer in zip(part.shape[2:], out.shape[2:], strict=True)), **meta,
             )  # fmt: skip
     return outs
 
 
-def split_and_upsample_backward(grad_outs: list[Tensor], joint: Tensor) -> Tensor:
-    """-> gradient of joint, of which only the shape and dtype count. The maps' gradients are ``grad_outs``."""
+def split_and_upsample_backward(grad_outs: list[Tensor], joint: Tensor, bias: Tensor | None) -> Tensor:
+    """-> gradient of joint; bias's is its sum over all pixels. The maps' gradients are ``grad_outs``."""
     grad = new_rows(joint, joint.shape[1])
-    for grad_out, part in zip(grad_outs, _parts(grad, grad_outs), strict=True):
-        (rows, stride), (source, source_stride) = as_rows(grad_out), as_rows(part)
+    parts = (_parts(joint, grad_outs), _biases(bias, grad_outs), _parts(grad, grad_outs))
+    for grad_out, part, part_bias, grad_part in zip(grad_outs, *parts, strict=True):
+        (rows, stride), (source, source_stride), (out, out_stride) = map(as_rows, (grad_out, part, grad_part))
         sizes = list(zip(part.shape[2:], grad_out.shape[2:], strict=True))
         # An only source pixel is spread to all.
         inverses = [(outer - 1) / (inner - 1) if inner > 1 else float(outer) for inner, outer in sizes]
         grid, meta = _grid("upsample", part)
         with on(grad.device):
             launched(upsample_backward_kernel)[grid](
-                rows, source, *part.shape[2:], *grad_out.shape[2:], part.shape[1], stride, source_stride,
-                *(_scale(*pair) for pair in sizes), *inverses,
+                rows, source, part_bias, out, *part.shape[2:], *grad_out.shape[2:], part.shape[1],
+                stride, source_stride, out_stride, *(_scale(*pair) for pair in sizes), *inverses,
                 *(min(outer, int(2 * inverse) + 5) for (_, outer), inverse in zip(sizes, inverses, strict=True)),
                 **meta,
             )  # fmt: skip
     return grad
+
+
+def _biases(bias: Tensor | None, maps: list[Tensor]) -> Sequence[Tensor | None]:
+    return [None] * len(maps) if bias is None else bias.split([level.shape[1] for level in maps])
 
 
 def _pool(source: Tensor, out: Tensor, backward: bool) -> None:

@@ -1,4 +1,5 @@
-"""LayerNorm over the channels of each pixel, then ReLU; before it, optionally, the addition of the condition's map.
+"""LayerNorm over the channels of each pixel, then ReLU; before it, optionally, the addition of the condition's map,
+of which one pixel serves all where it has no more: a convolution's bias.
 
 A program holds whole rows in registers. Backward, a program takes LOOP tiles of rows one after the other and writes one
 partial sum of the parameters' gradients, so that the sum's order never changes.
@@ -39,7 +40,7 @@ def _load(x, condition, row, p, c, mask, pixels, channels, x_stride):
 @triton.jit
 def layer_norm_relu_kernel(
     x,  # (rows, x_stride)
-    condition,  # (pixels, channels), added to every image, or None
+    condition,  # (pixels, channels), added to every image; one pixel: to every row; or None
     weight,  # (channels,)
     bias,  # (channels,)
     y,  # (rows, channels)
@@ -118,7 +119,8 @@ def layer_norm_relu_backward_kernel(
 def layer_norm_relu(
     x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x (B, C, H, W), condition (1, C, H, W) -> relu(layer_norm(x + condition)), x's dtype; mean, 1 / std (B H W,)."""
+    """x (B, C, H, W), condition (1, C, H, W) or (1, C, 1, 1) -> relu(layer_norm(x + condition)), of x's dtype; mean,
+    1 / std (B H W,)."""
     b, channels, h, w = x.shape
     size = tile("layer_norm", x.device).rows_of(channels)
     x_rows, stride = as_rows(x)
@@ -126,7 +128,7 @@ def layer_norm_relu(
     mean, rstd = (torch.empty(b * h * w, dtype=torch.float32, device=x.device) for _ in range(2))
     with on(x.device):
         launched(layer_norm_relu_kernel)[(triton.cdiv(b * h * w, size.pixels),)](
-            x_rows, _map(condition), weight, bias, y, mean, rstd, b * h * w, h * w, channels, stride, eps,
+            x_rows, _map(condition), weight, bias, y, mean, rstd, b * h * w, _pixels(condition), channels, stride, eps,
             BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
     return y, mean, rstd
@@ -154,7 +156,7 @@ def layer_norm_relu_backward(
     with on(x.device):
         launched(layer_norm_relu_backward_kernel)[(programs,)](
             grad_rows, x_rows, _map(condition), weight, bias, mean, rstd, grad_x, partial_weight, partial_bias,
-            b * h * w, h * w, channels, stride, grad_stride,
+            b * h * w, _pixels(condition), channels, stride, grad_stride,
             LOOP=LOOP, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
     return grad_x, partial_weight.sum(dim=0), partial_bias.sum(dim=0)
@@ -162,3 +164,7 @@ def layer_norm_relu_backward(
 
 def _map(condition: Tensor | None) -> Tensor | None:
     return None if condition is None else condition.contiguous(memory_format=torch.channels_last)
+
+
+def _pixels(condition: Tensor | None) -> int:
+    return 1 if condition is None else condition.shape[2] * condition.shape[3]

@@ -25,3 +25,16 @@ def new_rows(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> T
     """An uninitialised (B, channels, H, W) on ``like``'s grid and device, in channels-last memory."""
     b, _, h, w = like.shape
     return torch.empty((b, h, w, channels), dtype=dtype or like.dtype, device=like.device).permute(0, 3, 1, 2)
+
+
+def new_results(x1: Tensor | None, x2: Tensor, result: str) -> list[Tensor]:
+    """What a coupling of halves x1, x2 (B, C / 2, H, W) puts out before its log_det, uninitialised.
+
+    ``result``: see kernels.coupling.
+    """
+    b, half, h, w = x2.shape
+    if result == "likelihood":
+        return [torch.empty((b, h, w), dtype=torch.float32, device=x2.device)]
+    if result == "halves":
+        return [new_rows(x2, half), new_rows(x2, half)]
+    return [new_rows(x2, half if x1 is None else 2 * half)]

@@ -140,21 +140,34 @@ def test_forward_and_backward_compile_to_one_graph() -> None:
 def samples() -> dict[str, tuple]:
     torch.manual_seed(0)
     x, raw, vector = (torch.randn(s, device=DEVICE) for s in ((2, 8, 3, 5), (2, 8, 3, 5), (8,)))
-    fixed = (vector + 10, vector, torch.randperm(8).to(DEVICE))
+    perm = torch.randperm(8).to(DEVICE)
     pixels, logp = torch.rand(30, device=DEVICE), [torch.randn(2, 3, 5, device=DEVICE)]
-    options = (0.1, 1.9, "tanh", None, False, False)
-    across = (None, None, None, 1.0, 1.9, "atan", 1e6)
+    halves, log_det = (x[:, :4], x[:, 4:], raw), x[:, 0, 0, 0]
+    within, options = (vector, vector + 10, vector, perm), (0.1, 1.9, "tanh", None)
+    across = (None, None, None, 1.0, 1.9, "atan", 1e6, False)
     weight = torch.randn(8, 8, 3, 3, device=DEVICE)
+    backward = coupling._coupling_backward
     return {
-        "coupling": (coupling._coupling, ([x], raw, *fixed, *options)),
-        "coupling, inverse": (coupling._coupling, ([x], raw, *fixed, 0.1, 1.9, "tanh", None, True, False)),
-        "coupling, across": (coupling._coupling, ([x, x[:, :4]], raw, *across, False, False)),
-        "coupling, likelihood": (coupling._coupling, ([x, x[:, :4]], raw, *across, False, True)),
-        "coupling, likelihood, backward": (
-            coupling._coupling_backward,
-            (logp[0], x[:, 0, 0, 0], [x, x[:, :4]], raw, *across[1:], False, True),
+        "coupling": (coupling._coupling, (*halves, *within, *options, False, "halves", True)),
+        "coupling, whole": (coupling._coupling, (*halves, *within, *options, False, "whole", False)),
+        "coupling, permutation alone": (
+            coupling._coupling,
+            (x[:, :4], x[:, 4:], None, None, *within[1:], *options, False, "halves", True),
         ),
-        "coupling, backward": (coupling._coupling_backward, (x, x[:, 0, 0, 0], [x], raw, fixed[0], fixed[2], *options)),
+        "coupling, inverse": (coupling._coupling, (*halves, *within, *options, True, "whole", True)),
+        "coupling, across": (
+            coupling._coupling,
+            (None, *halves[1:], vector, *across[:-2], None, False, "whole", True),
+        ),
+        "coupling, likelihood": (coupling._coupling, (*halves, vector, *across, "likelihood", True)),
+        "coupling, likelihood, backward": (
+            backward,
+            (logp, log_det, *halves, vector, *across[1:], "likelihood"),
+        ),
+        "coupling, backward": (
+            backward,
+            (list(halves[:2]), log_det, *halves, vector, vector + 10, perm, *options, False, "halves"),
+        ),
         "layer norm": (layer_norm._layer_norm_relu, (x, x[:1], vector, vector, 1e-5)),
         "layer norm, backward": (
             layer_norm._layer_norm_relu_backward,
@@ -171,16 +184,16 @@ def samples() -> dict[str, tuple]:
         ),
         "convolution and coupling": (
             conv3x3_coupling._conv_coupling,
-            (x, weight, vector, [x], *fixed, 0.1, 1.9, "tanh", None, True, False),
+            (x, weight, vector, None, x[:, 4:], *options, "whole", True, False),
         ),
         "convolution, coupling and likelihood": (
             conv3x3_coupling._conv_coupling,
-            (x, weight, vector, [x[:, :4], x[:, 4:]], *across, True, True),
+            (x, weight, vector, *halves[:2], 1.0, 1.9, "atan", 1e6, "likelihood", True, True),
         ),
         "pool": (fusion._pool, ([x, x[:, :, :2, :3]],)),
         "pool, backward": (fusion._pool_backward, (torch.cat((x, x), dim=1)[:, :, :2, :3], [x, x[:, :, :2, :3]])),
-        "upsample": (fusion._upsample, (x[:, :, :2, :3], [x])),
-        "upsample, backward": (fusion._upsample_backward, ([x], x[:, :, :2, :3])),
+        "upsample": (fusion._upsample, (x[:, :, :2, :3], vector, [x])),
+        "upsample, backward": (fusion._upsample_backward, ([x], x[:, :, :2, :3], vector)),
         "reflection": (reflection_pad._reflection_pad, (x, [3, 1, 0, 2])),
         "score maps": (score_map._score_maps, (logp, [6, 10])),
         "image scores": (image_score._image_scores, (-logp[0].abs(), 2)),
@@ -199,6 +212,14 @@ def test_scores_by_the_kernels_equal_the_references() -> None:
         logp, _ = flow.log_likelihood_maps(x)
     ours, theirs = (score_log_likelihoods(logp, (24, 40), backend=b) for b in ("triton", "torch"))
     torch.testing.assert_close(ours, theirs, **OPERATION_CLOSE)
+
+
+def test_scores_log_likelihoods_are_those_that_come_with_a_log_det() -> None:
+    for name in ("triton", "torch"):
+        flow, x = small(name)
+        with torch.no_grad():
+            maps, _ = flow.log_likelihood_maps(x)
+            torch.testing.assert_close(flow.log_likelihoods(x), maps, **SAME_SUMS)
 
 
 def test_likelihoods_without_latents_equal_those_of_the_latents() -> None:

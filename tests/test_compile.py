@@ -74,7 +74,7 @@ def test_operations_on_any_number_of_levels_are_one_graph_without_gradients(leve
 
     def operations(maps: list[Tensor]) -> list[Tensor]:
         joint = pool_and_concat(maps, "triton")
-        return [*split_and_upsample(joint, maps, "triton"), *log_likelihood_maps(maps, "triton")]
+        return [*split_and_upsample(joint, None, maps, "triton"), *log_likelihood_maps(maps, "triton")]
 
     ours = torch.compile(operations, fullgraph=True, backend="eager")(maps)
     torch.testing.assert_close(ours, operations(maps), **FLOW_CLOSE)

@@ -24,7 +24,7 @@ _padding_tile = reflection_pad._tile
 def offset_kernel(out, program, images, size, channels, HELPER: tl.constexpr, BLOCK: tl.constexpr):
     """The first element of a program's tile, reckoned as the kernels of the file do."""
     if HELPER == "coupling":
-        row, _, p, _, _, _, _ = _coupling_tile(program, size * size, channels, None, 0, BLOCK, BLOCK)
+        _, row, p, _, _, _ = _coupling_tile(program, size * size, channels, BLOCK, BLOCK)
         offset = row * channels + tl.min(p) * channels
     elif HELPER == "layer_norm":
         row, p, _, _, _ = _layer_norm_rows(program, images * size * size, channels, BLOCK, BLOCK)

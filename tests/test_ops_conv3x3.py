@@ -64,9 +64,9 @@ def coupled(shape, dtype=torch.float32, layout="channels_last") -> list:
     hidden, weight, bias = convolution(shape, dtype, layout)
     global_scale, global_offset = vectors(2, o)
     perm = torch.randperm(o).to(DEVICE)
-    x = tensor((b, o, h, w), dtype, layout)
+    x = [tensor((b, o // 2, h, w), dtype, layout) for _ in range(2)]
     affine = (global_scale + initial_global_scale(), global_offset)
-    return [hidden, weight * 8, bias, x, *affine, perm, perm.argsort(), 1.9, "tanh"]
+    return [hidden, weight * 8, bias, *x, *affine, perm, perm.argsort(), 1.9, "tanh"]
 
 
 def crossed(shape, dtype=torch.float32) -> list:
@@ -153,14 +153,31 @@ def test_nan_and_inf_reach_what_they_reach_in_the_reference(name: str, bad: floa
     assert_not_finite_alike(ours, twin, given)
 
 
-def test_more_kept_than_changed_channels_are_all_written() -> None:
-    hidden, weight, bias, x, *rest = coupled((2, 12, 24, 6, 10))
-    arguments = [hidden, weight[:8], bias[:8], x, *rest]
-    assert_twins(coupling.conv3x3_coupling, reference.conv3x3_coupling, arguments)
+def test_a_bias_in_place_of_the_conditions_map() -> None:
+    for shape in ((2, 12, 24, 6, 10), (1, 4, 352, 2, 3)):
+        *given, condition = normed(shape)
+        bias = condition[:, :, :1, :1].clone()
+        assert_twins(layer_norm.conv3x3_layer_norm_relu, reference.conv3x3_layer_norm_relu, [*given, bias])
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
+@pytest.mark.parametrize("name", ["coupling", "cross", *JOINING])
+def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, name: str, own: bool) -> None:
+    monkeypatch.setattr(tables, "convolves", lambda *_: own)
+    if name in JOINING:
+        hidden, weight, bias, x, clamp = crossed((2, 12, 24, 6, 10))
+        ours, given = getattr(coupling, name), [hidden, weight, bias, x.flip(1), x, clamp]
+    else:
+        (ours, _, arguments) = OPERATIONS[name]
+        given = arguments((2, 12, 24, 6, 10))
+    (expected, log_det), (out, none) = (ours(*given, wanted, backend="triton") for wanted in (True, False))
+    assert none is None
+    assert log_det is not None
+    torch.testing.assert_close(out, expected, **SAME_SUMS)
+
+
+def test_outputs_that_do_not_fit_the_halves_are_refused() -> None:
     hidden, weight, bias, x, clamp = crossed((2, 12, 8, 6, 10))
-    arguments = [hidden, weight, bias, tensor((2, 6, 6, 10), torch.float32), x, clamp]
-    for name in JOINING:
-        assert_twins(getattr(coupling, name), getattr(reference, name), arguments)
     with pytest.raises(InputError, match="two each"):
         coupling.conv3x3_cross_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
+from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, flatten, tensor
 from tolerances import OPERATION_CLOSE
 
 from fastmsflow import InputError
@@ -17,88 +17,132 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def block(shape, dtype=torch.float32, layout="channels_last") -> list:
+def affine(channels: int) -> list:
+    """Global scale and offset, a permutation and its inverse."""
+    global_scale = reference.initial_global_scale() + torch.randn(channels, device=DEVICE)
+    perm = torch.randperm(channels).to(DEVICE)
+    return [global_scale, torch.randn(channels, device=DEVICE), perm, perm.argsort()]
+
+
+def block(shape, dtype=torch.float32, layout="channels_last", bias: bool = True) -> list:
     torch.manual_seed(0)
-    c = shape[1]
-    global_scale = reference.initial_global_scale() + torch.randn(c, device=DEVICE)
-    return [
-        tensor(shape, dtype, layout),
-        tensor(shape, dtype, layout, scale=8.0),
-        global_scale,
-        torch.randn(c, device=DEVICE),
-        torch.randperm(c).to(DEVICE),
-    ]
+    b, c, h, w = shape
+    halves = [tensor((b, c // 2, h, w), dtype, layout) for _ in range(2)]
+    raw = tensor(shape, dtype, layout, scale=8.0)
+    return [*halves, raw, torch.randn(c, device=DEVICE) if bias else None, *affine(c)]
+
+
+def inverse_block(shape, dtype=torch.float32, layout="channels_last") -> list:
+    torch.manual_seed(0)
+    return [tensor(shape, dtype, layout), tensor(shape, dtype, layout, scale=8.0), *affine(shape[1])]
+
+
+BLOCKS = {"coupling": block, "coupling_inverse": inverse_block}
 
 
 def cross(shape, dtype=torch.float32, layout="channels_last") -> list:
     torch.manual_seed(0)
     b, c, h, w = shape
-    return [tensor((b, c // 2, h, w), dtype, layout), tensor(shape, dtype, layout, scale=3.0)]
+    x = tensor((b, c // 2, h, w), dtype, layout)
+    return [x, tensor(shape, dtype, layout, scale=3.0), torch.randn(c, device=DEVICE)]
+
+
+def cross_inverse(shape) -> list:
+    return cross(shape)[:2]
+
+
+CROSSES = {"cross_coupling": cross, "cross_coupling_inverse": cross_inverse}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", ["tanh", "scaled_tanh"])
-@pytest.mark.parametrize("name", ["coupling", "coupling_inverse"])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_block_equals_float64(name: str, form: str, shape) -> None:
-    assert_twins(getattr(ops, name), getattr(reference, name), [*block(shape), 1.9, form])
+    assert_twins(getattr(ops, name), getattr(reference, name), [*BLOCKS[name](shape), 1.9, form])
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["halves", "whole"])
+def test_without_log_det_the_same_comes_out_whole_or_in_halves(whole: bool) -> None:
+    given = [*block((2, 40, 6, 10), bias=False), 1.9, "tanh"]
+    expected, log_det = ops.coupling(*given, backend="triton")
+    z, none = ops.coupling(*given, False, whole, "triton")
+    assert none is None
+    assert log_det is not None
+    # Equal to the bit: it is the same kernel, which stores to other places.
+    assert all(map(torch.equal, z[0].chunk(2, dim=1) if whole else z, expected))
+    assert len(z) == (1 if whole else 2)
+
+
+def test_halves_are_compact_for_the_next_convolution() -> None:
+    z, _ = ops.coupling(*block((2, 40, 6, 10)), 1.9, "tanh", backend="triton")
+    assert all(half.is_contiguous(memory_format=torch.channels_last) for half in z)
+
+
+def test_halves_of_one_tensor_are_read_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, *rest = block((2, 40, 6, 10))
+    x1, x2 = tensor((2, 40, 6, 10), torch.float32).chunk(2, dim=1)
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    assert_twins(ops.coupling, reference.coupling, [x1, x2, *rest, 1.9, "tanh"], gradients=False)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["cross_coupling", "cross_coupling_inverse"])
+@pytest.mark.parametrize("name", CROSSES)
 def test_cross_coupling_equals_float64(name: str, shape) -> None:
-    assert_twins(getattr(ops, name), getattr(reference, name), [*cross(shape), 1.9])
+    assert_twins(getattr(ops, name), getattr(reference, name), [*CROSSES[name](shape), 1.9])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", JOINING)
 def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
-    x, raw = cross(shape)
-    assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, raw, 1.9])
+    x, *rest = cross(shape)
+    assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, *rest, 1.9])
+    assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, rest[0], None, 1.9])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("name", ["coupling", "coupling_inverse"])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_half_precision_rounds_only_what_is_stored(name: str, dtype: torch.dtype) -> None:
-    assert_twins(getattr(ops, name), getattr(reference, name), [*block((2, 24, 6, 10), dtype), 1.9, "tanh"])
+    assert_twins(getattr(ops, name), getattr(reference, name), [*BLOCKS[name]((2, 24, 6, 10), dtype), 1.9, "tanh"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["coupling", "coupling_inverse"])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_any_memory_layout(name: str, layout: str) -> None:
-    arguments = [*block((2, 24, 6, 10), layout=layout), 1.9, "tanh"]
+    arguments = [*BLOCKS[name]((2, 24, 6, 10), layout=layout), 1.9, "tanh"]
     assert_twins(getattr(ops, name), getattr(reference, name), arguments)
 
 
 def test_mixed_precision_of_autocast() -> None:
-    x, raw, *fixed = block((2, 24, 6, 10))
-    z, _ = ops.coupling(x, raw.bfloat16(), *fixed, 1.9, "tanh", backend="triton")
-    truth, _ = reference.coupling(x.double(), raw.bfloat16().double(), *fixed, 1.9, "tanh")
-    assert z.dtype == torch.float32
-    torch.testing.assert_close(z.double(), truth, **OPERATION_CLOSE)
+    x1, x2, raw, *fixed = block((2, 24, 6, 10))
+    z, _ = ops.coupling(x1, x2, raw.bfloat16(), *fixed, 1.9, "tanh", backend="triton")
+    truth, _ = reference.coupling(x1.double(), x2.double(), raw.bfloat16().double(), *fixed, 1.9, "tanh")
+    assert [half.dtype for half in z] == [torch.float32, torch.float32]
+    torch.testing.assert_close([half.double() for half in z], truth, **OPERATION_CLOSE)
 
 
 def test_output_is_bounded_to_a_million_and_passes_no_gradient_there() -> None:
-    x, raw = cross((1, 16, 3, 5))
+    x, *rest = cross((1, 16, 3, 5))
     x[:, ::2] *= 1e7
     for name in JOINING:
-        assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, raw, 1.9])
+        assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, *rest, 1.9])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
-@pytest.mark.parametrize("place", [0, 1], ids=["x", "raw"])
-@pytest.mark.parametrize("name", ["coupling", "coupling_inverse"])
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["x1", "x2", "raw"])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_nan_and_inf_come_out_where_the_reference_has_them(name: str, place: int, bad: float) -> None:
-    arguments = block((2, 24, 3, 5))
-    arguments[place][1, 3, 2, 4] = arguments[place][0, 20, 0, 1] = bad
-    ours, log_det = getattr(ops, name)(*arguments, 1.9, "tanh", backend="triton")
-    theirs, log_det_theirs = getattr(reference, name)(*arguments, 1.9, "tanh")
-    assert torch.equal(ours.isnan(), theirs.isnan())
-    assert torch.equal(ours.isinf(), theirs.isinf())
-    assert torch.equal(log_det.isnan(), log_det_theirs.isnan())
-    kept, raw = cross((2, 24, 3, 5))
+    arguments = BLOCKS[name]((2, 24, 3, 5))
+    place = min(place, 1) if name == "coupling_inverse" else place
+    arguments[place][1, 3, 2, 4] = arguments[place][0, 10, 0, 1] = bad
+    ours = getattr(ops, name)(*arguments, 1.9, "tanh", backend="triton")
+    theirs = getattr(reference, name)(*arguments, 1.9, "tanh")
+    for a, b in zip(flatten(ours), flatten(theirs), strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.isinf(), b.isinf())
+    kept, *rest = cross((2, 24, 3, 5))
     kept[0, 1, 1, 1] = bad
     for joining in JOINING:
-        assert_not_finite_alike(getattr(ops, joining), getattr(reference, joining), [kept, kept, raw, 1.9])
+        assert_not_finite_alike(getattr(ops, joining), getattr(reference, joining), [kept, kept, *rest, 1.9])
 
 
 @examples(25)
@@ -115,15 +159,15 @@ def test_any_shape_equals_float64(batch: int, half: int, height: int, width: int
 
 
 @pytest.mark.parametrize(
-    ("x", "raw", "message"),
+    ("x1", "x2", "raw", "message"),
     [
-        ((2, 8, 3, 5), (2, 8, 3, 4), "a grid"),
-        ((2, 8, 3, 5), (1, 8, 3, 5), "a batch of 1"),
-        ((2, 8, 3, 5), (2, 7, 3, 5), "7 channels"),
-        ((2, 8, 3, 5), (2, 18, 3, 5), "18 channels"),
+        ((2, 4, 3, 5), (2, 4, 3, 5), (2, 8, 3, 4), "a grid"),
+        ((2, 4, 3, 5), (2, 4, 3, 5), (1, 8, 3, 5), "a batch of 1"),
+        ((2, 4, 3, 5), (2, 4, 3, 5), (2, 7, 3, 5), "7 channels"),
+        ((2, 3, 3, 5), (2, 4, 3, 5), (2, 8, 3, 5), "halves"),
     ],
 )
-def test_what_does_not_fit_is_refused(x, raw, message: str) -> None:
-    fixed = block((1, 8, 3, 5))[2:]
+def test_what_does_not_fit_is_refused(x1, x2, raw, message: str) -> None:
+    tensors = (torch.zeros(shape, device=DEVICE) for shape in (x1, x2, raw))
     with pytest.raises(InputError, match=message):
-        ops.coupling(*(torch.zeros(shape, device=DEVICE) for shape in (x, raw)), *fixed, 1.9, "tanh", backend="torch")
+        ops.coupling(*tensors, None, *affine(8), 1.9, "tanh", backend="torch")

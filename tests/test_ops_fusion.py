@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
+from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
 from fastmsflow import InputError
+from fastmsflow.kernels import tables
 from fastmsflow.ops import fusion as ops
+from fastmsflow.reference import conv3x3
 from fastmsflow.reference import fusion as reference
 
 LEVELS = [
@@ -25,16 +27,16 @@ def pool(*maps, backend):
     return ops.pool_and_concat(maps, backend)
 
 
-def upsample(joint, *maps, backend):
-    return ops.split_and_upsample(joint, maps, backend)
+def upsample(joint, bias, *maps, backend):
+    return ops.split_and_upsample(joint, bias, maps, backend)
 
 
 def pool_twin(*maps):
     return reference.pool_and_concat(maps)
 
 
-def upsample_twin(joint, *maps):
-    return reference.split_and_upsample(joint, maps)
+def upsample_twin(joint, bias, *maps):
+    return reference.split_and_upsample(joint, bias, maps)
 
 
 def levels(shapes, dtype=torch.float32, layout="channels_last") -> list:
@@ -44,7 +46,32 @@ def levels(shapes, dtype=torch.float32, layout="channels_last") -> list:
 
 def with_joint(shapes, dtype=torch.float32, layout="channels_last") -> list:
     b, _, h, w = shapes[-1]
-    return [*levels([(b, sum(shape[1] for shape in shapes), h, w), *shapes], dtype, layout)]
+    channels = sum(shape[1] for shape in shapes)
+    joint, *maps = levels([(b, channels, h, w), *shapes], dtype, layout)
+    return [joint, torch.randn(channels, device=DEVICE), *maps]
+
+
+def test_without_a_bias_relu_is_all_that_comes_before() -> None:
+    joint, _, *maps = with_joint(LEVELS[1])
+    assert_twins(
+        lambda joint, *maps, backend: ops.split_and_upsample(joint, None, maps, backend),
+        lambda joint, *maps: reference.split_and_upsample(joint, None, maps),
+        [joint, *maps],
+    )
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
+def test_behind_its_convolution_equals_float64(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    monkeypatch.setattr(tables, "convolves", lambda *_: own)
+    joint, bias, *maps = with_joint(LEVELS[1])
+    weight = torch.randn(88, 88, 3, 3, device=DEVICE) / 28
+    assert_twins(
+        lambda hidden, weight, bias, *maps, backend: ops.conv3x3_split_and_upsample(
+            hidden, weight, bias, maps, backend
+        ),
+        lambda hidden, weight, bias, *maps: conv3x3.conv3x3_split_and_upsample(hidden, weight, bias, maps),
+        [joint, weight, bias, *maps],
+    )
 
 
 @each_pyramid
@@ -78,13 +105,13 @@ def test_any_grid_equals_float64(height: int, width: int, h: int, w: int) -> Non
 
 
 def test_nan_reaches_what_it_reaches_in_the_reference() -> None:
-    joint, *maps = with_joint(LEVELS[1])
+    joint, bias, *maps = with_joint(LEVELS[1])
     joint[1, 3, 1, 2] = maps[0][0, 1, 5, 7] = float("nan")
     assert_not_finite_alike(pool, pool_twin, maps)
-    assert_not_finite_alike(upsample, upsample_twin, [joint, *maps])
+    assert_not_finite_alike(upsample, upsample_twin, [joint, bias, *maps])
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    joint, *maps = with_joint(LEVELS[1])
+    joint, bias, *maps = with_joint(LEVELS[1])
     with pytest.raises(InputError, match="joint has 87 channels"):
-        ops.split_and_upsample(joint[:, 1:], maps, "torch")
+        ops.split_and_upsample(joint[:, 1:], bias, maps, "torch")

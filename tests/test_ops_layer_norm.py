@@ -27,6 +27,11 @@ def test_equals_float64(shape, condition: bool) -> None:
     assert_twins(layer_norm_relu, reference.layer_norm_relu, arguments(shape, condition=condition))
 
 
+def test_a_bias_is_added_to_every_row() -> None:
+    *given, condition = arguments((3, 24, 6, 10))
+    assert_twins(layer_norm_relu, reference.layer_norm_relu, [*given, condition[:, :, :1, :1].clone()])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_rounds_only_what_is_stored(dtype: torch.dtype) -> None:
     assert_twins(layer_norm_relu, reference.layer_norm_relu, arguments((2, 88, 6, 10), dtype))

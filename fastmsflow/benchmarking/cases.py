@@ -102,22 +102,29 @@ def _name(dtype: torch.dtype) -> str:
 def _couplings(
     level: int, channels: int, size: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Case]:
-    x, half, raw = (new(dtype, device, batch, c, size, size) for c in (channels, channels // 2, channels))
+    half, raw = (new(dtype, device, batch, c, size, size) for c in (channels // 2, channels))
     log_det, logp, scale, offset = (
         new(torch.float32, device, *shape) for shape in ((batch,), (batch, size, size), (channels,), (channels,))
     )
     gains, perm, name = scale.add(10), permutation(channels, device), f"{channels} channels"
-    options: tuple[float, float, str, float | None, bool, bool]
+    x, fixed = (half, half, raw, offset), (0.1, 1.9, "tanh", None)
+    across = (None, None, None, 1.0, 1.9, "atan", 1e6, False)
     for inverse in (False, True):
-        tag, options = f"{name}, inverse" if inverse else name, (0.1, 1.9, "tanh", None, inverse, False)
-        forward = partial(coupling.coupling, [x], raw, gains, offset, perm, *options)
-        backward = partial(coupling.coupling_backward, x, log_det, [x], raw, gains, perm, *options)
+        tag = f"{name}, inverse" if inverse else name
+        forward = partial(coupling.coupling, *x, gains, offset, perm, *fixed, inverse, "halves", True)
+        backward = partial(
+            coupling.coupling_backward, [half, half], log_det, *x, gains, perm, *fixed, inverse, "halves"
+        )
         yield Case("coupling", tag, forward, _name(dtype), level)
         yield Case("coupling_backward", tag, backward, _name(dtype), level)
-    for scored, grad in ((False, x), (True, logp)):
-        tag, options = f"{name}, across levels{_SCORED * scored}", (1.0, 1.9, "atan", 1e6, False, scored)
-        forward = partial(coupling.coupling, [half, half], raw, None, None, None, *options)
-        backward = partial(coupling.coupling_backward, grad, log_det, [half, half], raw, None, None, *options)
+    predicting = partial(coupling.coupling, *x, gains, offset, perm, *fixed, False, "halves", False)
+    yield Case("coupling", f"{name}, no log-det", predicting, _name(dtype), level)
+    permuting = partial(coupling.coupling, half, half, None, None, gains, offset, perm, *fixed, False, "halves", False)
+    yield Case("coupling", f"{name}, permutation alone", permuting, _name(dtype), level)
+    for result, grad in (("whole", raw), ("likelihood", logp)):
+        tag = f"{name}, across levels{_SCORED * (result == 'likelihood')}"
+        forward = partial(coupling.coupling, half, half, raw, offset, *across, result, True)
+        backward = partial(coupling.coupling_backward, [grad], log_det, half, half, raw, offset, *across[1:], result)
         yield Case("coupling", tag, forward, _name(dtype), level)
         yield Case("coupling_backward", tag, backward, _name(dtype), level)
 
@@ -145,7 +152,7 @@ def _convolutions(
         new(dtype, device, outputs, inputs, 3, 3).div(3 * inputs**0.5)
         for outputs, inputs in ((width, channels // 2), (channels, width), (channels, channels // 2))
     )
-    scale, bias, weight = (new(torch.float32, device, n) for n in (channels, channels, width))
+    bias, weight = (new(torch.float32, device, n) for n in (channels, width))
     condition = new(dtype, device, 1, width, size, size)
 
     def case(tiles: str, name: str, launch: partial[Any], inputs: int, outputs: int) -> Case:
@@ -158,16 +165,16 @@ def _convolutions(
     yield case("conv3x3_weight", name, gradient, width, channels)
     for keep in (False, True):
         tag = f"{name}, training" if keep else name
-        fixed = (scale.add(10), bias, permutation(channels, device), 0.1, 1.9, "tanh", None, precision, keep, False)
-        within = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, [x], *fixed)
-        yield case("conv3x3_coupling", tag, within, width, channels)
-        options = (None, None, None, 1.0, 1.9, "atan", 1e6, precision, keep, True)
-        across = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, [half, half], *options)
-        yield case("conv3x3_coupling", f"{tag}, across levels{_SCORED}", across, channels // 2, channels)
+        within = (0.1, 1.9, "tanh", None, precision, "whole", keep, keep)
+        fused = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, None, half, *within)
+        yield case("conv3x3_coupling", tag, fused, width, channels)
+        across = (1.0, 1.9, "atan", 1e6, precision, "likelihood", keep, keep)
+        fused = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, half, half, *across)
+        yield case("conv3x3_coupling", f"{tag}, across levels{_SCORED}", fused, channels // 2, channels)
         if fuses_layer_norm(width):
             norm = (condition, weight, weight, 1e-5, precision, keep)
-            fused = partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
-            yield case("conv3x3_layer_norm", tag, fused, channels // 2, width)
+            normed = partial(conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, *norm)
+            yield case("conv3x3_layer_norm", tag, normed, channels // 2, width)
 
 
 def _of_all_levels(
@@ -176,11 +183,12 @@ def _of_all_levels(
     z, halves = ([new(dtype, device, batch, c // n, size, size) for c, size in levels] for n in (1, 2))
     joint = new(dtype, device, batch, sum(level.shape[1] for level in halves), *z[-1].shape[2:])
     logp = [new(torch.float32, device, batch, size, size) for _, size in levels]
+    bias = new(torch.float32, device, joint.shape[1])
     for tiles, name, launch in (
         ("pool", "forward", partial(fusion.pool_and_concat, halves)),
         ("pool", "backward", partial(fusion.pool_and_concat_backward, joint, halves)),
-        ("upsample", "forward", partial(fusion.split_and_upsample, joint, halves)),
-        ("upsample", "backward", partial(fusion.split_and_upsample_backward, halves, joint)),
+        ("upsample", "forward", partial(fusion.split_and_upsample, joint, bias, halves)),
+        ("upsample", "backward", partial(fusion.split_and_upsample_backward, halves, joint, bias)),
         ("likelihood", "forward", partial(likelihood.log_likelihood_maps, z)),
         ("likelihood", "backward", partial(likelihood.log_likelihood_maps_backward, logp, z)),
     ):

@@ -198,7 +198,8 @@ def operation(
         norm, condition = (make(width), make(width)), make(1, width, size, size)
         return lambda: conv3x3_layer_norm_relu(half, first, *norm, condition, "triton")
     if kind == "conv3x3_coupling":
+        x1, x2 = (make(batch, channels // 2, size, size) for _ in range(2))
         perm = permutation(channels, device)
         fixed = (make(channels).float() + 10, make(channels).float(), perm, perm.argsort(), 1.9)
-        return lambda: conv3x3_coupling(hidden, weight, bias, x, *fixed, "tanh", "triton")
+        return lambda: conv3x3_coupling(hidden, weight, bias, x1, x2, *fixed, "tanh", backend="triton")
     return lambda: convolution_gradients(x, hidden, weight, kind == "conv3x3_input_gradient")

@@ -149,7 +149,7 @@ def _outputs(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[i
 
 
 def _scores(flow: MultiScaleFlow, x: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    maps, _ = flow.log_likelihood_maps(x)
+    maps = flow.log_likelihoods(x)
     scores = score_log_likelihoods(maps, image_size, backend=flow.backend)
     return scores.score, scores.log_score
 

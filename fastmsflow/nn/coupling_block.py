@@ -1,5 +1,8 @@
 """One step of a parallel flow: affine coupling, global affine, fixed channel permutation."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -48,32 +51,50 @@ class CouplingBlock(nn.Module):
 
         ``order``: a permutation of z's channels that is applied in the same store.
         """
-        hidden, head = self.subnet.hidden(x[:, : self.kept], condition, backend), weight_and_bias(self.subnet.conv2)
-        return conv3x3_coupling(
-            hidden, *head, x, *self._affine, *self._perms(order), self.clamp, self.clamp_form, backend
-        )
+        (z,), log_det = self.couple(x.chunk(2, dim=1), condition, backend, order, whole=True)
+        return z, cast(Tensor, log_det)
+
+    def couple(
+        self,
+        x: Sequence[Tensor],
+        condition: Tensor,
+        backend: Backend = "auto",
+        order: Tensor | None = None,
+        *,
+        whole: bool = False,
+        with_log_det: bool = True,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """``forward`` from halves (B, C / 2, H, W) to halves, which the next block takes as they are.
+
+        ``whole``: z comes as [z]. ``with_log_det``: without it log_det is None.
+        """
+        x1, x2 = x
+        hidden, (weight, bias) = self.subnet.hidden(x1, condition, backend), weight_and_bias(self.subnet.conv2)
+        fixed = (*self._affine, *self._perms(order), self.clamp, self.clamp_form)
+        return conv3x3_coupling(hidden, weight, bias, x1, x2, *fixed, with_log_det, whole, backend)
 
     def inverse(
         self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z (B, C, H, W), in ``order`` -> x, and the log_det (B,) of this direction."""
-        perm, inverse_perm = self._perms(order)
-        raw = self.subnet(kept_channels(z, *self._affine, inverse_perm, self.kept), condition, backend)
-        return coupling_inverse(z, raw, *self._affine, perm, self.clamp, self.clamp_form, backend)
+        perms = self._perms(order)
+        raw = self.subnet(kept_channels(z, *self._affine, perms[1], self.kept), condition, backend)
+        return coupling_inverse(z, raw, *self._affine, *perms, self.clamp, self.clamp_form, backend)
 
     def recomputed(
         self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For a backward pass that has only z (B, C, H, W), in ``order``: x, and its first half once more, both leaves
         of the graph that leads from them to z and log_det (B,); the subnet runs once. Needs gradients enabled."""
-        perm, inverse_perm = self._perms(order)
+        fixed = (*self._affine, *self._perms(order), self.clamp, self.clamp_form)
         with torch.no_grad():
-            driver = kept_channels(z, *self._affine, inverse_perm, self.kept)
+            driver = kept_channels(z, *self._affine, self._perms(order)[1], self.kept)
         raw = self.subnet(driver.requires_grad_(), condition, backend)
         with torch.no_grad():
-            x, _ = coupling_inverse(z, raw.detach(), *self._affine, perm, self.clamp, self.clamp_form, backend)
-        x.requires_grad_()
-        return x, driver, *coupling(x, raw, *self._affine, perm, self.clamp, self.clamp_form, backend)
+            x, _ = coupling_inverse(z, raw.detach(), *fixed, backend)
+        x1, x2 = x.requires_grad_().chunk(2, dim=1)
+        (z,), log_det = coupling(x1, x2, raw, None, *fixed, whole=True, backend=backend)
+        return x, driver, z, cast(Tensor, log_det)
 
     def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
         """perm and its inverse; followed by ``order``."""

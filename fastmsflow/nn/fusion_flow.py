@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,22 @@ from ..ops.conv3x3_coupling import (
     conv3x3_joining_cross_coupling_likelihood,
 )
 from ..ops.coupling import cross_coupling_inverse
+from ..reference.coupling import add_log_dets
 from .low_memory import Memory, recomputed
 from .side_by_side import side_by_side
 from .subnet import FusionSubnet
 
-# Hidden maps, the head's weight and bias, a level's parts, the clamp and the backend -> what becomes of the level, and
-# its log_det.
-Couple = Callable[..., tuple[Tensor, Tensor]]
+# Hidden maps, the head's weight and bias, a level's parts, the clamp, whether the log_det is wanted and the backend ->
+# what becomes of the level, and its log_det.
+Couple = Callable[..., tuple[Tensor, Tensor | None]]
+# Both halves of each level's channels.
+Levels = Sequence[Sequence[Tensor]]
 
 
 class FusionFlow(nn.Module):
     """Couples the halves of all levels with each other (arXiv 2308.15300).
 
-    The levels come permuted, by the buffer ``perm{l}`` each: the parallel flows' last store does it in passing.
+    The levels come as halves, permuted by the buffer ``perm{l}`` each: the parallel flows' last store does both.
     """
 
     clamp: float
@@ -47,35 +51,40 @@ class FusionFlow(nn.Module):
         """The permutation of channels in which each level comes."""
         return [self.get_buffer(f"perm{level}") for level in range(len(self.subnet_1.conv_s))]
 
-    def forward(
-        self, x: Sequence[Tensor], backend: Backend = "auto", memory: Memory | None = None
+    def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
+        """x (B, C_l, H_l, W_l) per level, permuted -> z of the same shapes, log_det (B,)."""
+        return self.latents([level.chunk(2, dim=1) for level in x], backend)
+
+    def latents(
+        self, x: Levels, backend: Backend = "auto", memory: Memory | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """x (B, C_l, H_l, W_l) per level, permuted -> z of the same shapes, log_det (B,).
+        """Halves (B, C_l / 2, H_l, W_l) of x per level, permuted -> z per level, (B, C_l, H_l, W_l), log_det (B,).
 
         ``memory``: if given, of each of the two couplings only the inputs are kept where gradients are taken.
         """
-        return self._couple(x, conv3x3_joining_cross_coupling, backend, memory)
+        z, log_det = self._couple(x, conv3x3_joining_cross_coupling, backend, memory, True)
+        return z, cast(Tensor, log_det)
 
     def log_likelihood_maps(
-        self, x: Sequence[Tensor], backend: Backend = "auto", memory: Memory | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """x per level, permuted -> -0.5 mean over channels of z^2, (B, H_l, W_l) each, log_det (B,); z is not kept.
+        self, x: Levels, backend: Backend = "auto", memory: Memory | None = None, with_log_det: bool = True
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """As ``latents``, but with -0.5 mean over channels of z^2, (B, H_l, W_l), in place of z, which is not kept.
 
-        ``memory``: as ``forward``'s.
+        log_det is None where it is not wanted.
         """
-        return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend, memory)
+        return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend, memory, with_log_det)
 
     def _couple(
-        self, x: Sequence[Tensor], join: Couple, backend: Backend, memory: Memory | None
-    ) -> tuple[list[Tensor], Tensor]:
+        self, x: Levels, join: Couple, backend: Backend, memory: Memory | None, with_log_det: bool
+    ) -> tuple[list[Tensor], Tensor | None]:
         """``join``: the coupling of the second halves, which yields what is returned per level."""
-        h1, h2 = zip(*(level.chunk(2, dim=1) for level in x), strict=True)
-        drive: Callable[..., tuple[list[Tensor], Tensor]] = self._drive
+        h1, h2 = zip(*x, strict=True)
+        drive: Callable[..., tuple[list[Tensor], Tensor | None]] = self._drive
         if memory is not None and torch.is_grad_enabled():
             drive = partial(recomputed, drive)
-        y1, log_det_2 = drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], backend=backend)
-        joined, log_det_1 = drive(join, self.subnet_1, y1, [y1, h2], backend=backend)
-        return joined, log_det_1 + log_det_2
+        y1, log_det_2 = drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], with_log_det, backend=backend)
+        joined, log_det_1 = drive(join, self.subnet_1, y1, [y1, h2], with_log_det, backend=backend)
+        return joined, add_log_dets([log_det_1, log_det_2])
 
     def _drive(
         self,
@@ -83,16 +92,17 @@ class FusionFlow(nn.Module):
         subnet: FusionSubnet,
         driver: Sequence[Tensor],
         parts: Sequence[Sequence[Tensor]],
+        with_log_det: bool,
         backend: Backend,
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Couples each level's ``parts`` by what ``subnet`` makes of ``driver``."""
         hidden = subnet(driver, backend)
         tasks = [
-            partial(couple, *level, self.clamp, backend)
+            partial(couple, *level, self.clamp, with_log_det, backend)
             for level in zip(hidden, *zip(*subnet.heads(), strict=True), *parts, strict=True)
         ]
         y, log_dets = zip(*side_by_side(tasks, driver[0].device), strict=True)
-        return list(y), reduce(torch.add, log_dets)
+        return list(y), add_log_dets(log_dets)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """z -> x, permuted, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""

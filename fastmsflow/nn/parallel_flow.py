@@ -1,13 +1,14 @@
 """The flow of one level: coupling blocks one after the other."""
 
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..backend import Backend
-from ..reference.coupling import ClampForm
-from ..reference.dtypes import accumulation_dtype
+from ..reference.coupling import ClampForm, add_log_dets
 from .coupling_block import CouplingBlock
 from .invertible import invertible
 from .lists import all_of
@@ -38,33 +39,59 @@ class ParallelFlow(nn.Module):
         ``order``: a permutation of z's channels, for what comes next; the last block's store applies it.
         ``memory``: how it is saved where gradients are taken.
         """
-        if memory is not None and torch.is_grad_enabled():
-            return self._forward_in_low_memory(x, condition, backend, order, memory)
-        log_det = torch.zeros(x.shape[0], dtype=accumulation_dtype(x.dtype), device=x.device)
-        for block in self.blocks:
-            x, block_log_det = block(x, condition, backend, order if block is self.blocks[-1] else None)
-            log_det = log_det + block_log_det
-        return x, log_det
+        (z,), log_det = self._couple(x, condition, backend, order, memory=memory, whole=True)
+        return z, cast(Tensor, log_det)
 
-    def _forward_in_low_memory(
-        self, x: Tensor, condition: Tensor, backend: Backend, order: Tensor | None, memory: Memory
-    ) -> tuple[Tensor, Tensor]:
+    def halves(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        backend: Backend = "auto",
+        order: Tensor | None = None,
+        *,
+        memory: Memory | None = None,
+        with_log_det: bool = True,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """As ``forward``, but z comes as its halves, (B, C / 2, H, W) each; log_det is None where it is not wanted."""
+        z, log_det = self._couple(x, condition, backend, order, memory=memory, with_log_det=with_log_det)
+        return z if len(z) == 2 else list(z[0].chunk(2, dim=1)), log_det
+
+    def _couple(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        backend: Backend,
+        order: Tensor | None,
+        *,
+        memory: Memory | None,
+        whole: bool = False,
+        with_log_det: bool = True,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Yields [z] where ``whole``, its halves elsewhere; by inverted blocks [z] in any case."""
         blocks = all_of(CouplingBlock, self.blocks)
-        if memory == "invertible":
-            return invertible(blocks, x, condition, backend, order)
-        log_dets = []
+        saving = memory if torch.is_grad_enabled() else None
+        if saving == "invertible":
+            z, log_det = invertible(blocks, x, condition, backend, order)
+            return [z], log_det
+        parts: Sequence[Tensor] = x.chunk(2, dim=1)
+        log_dets: list[Tensor | None] = []
         for block in blocks:
-            run = partial(block, order=order if block is blocks[-1] else None)
-            x, log_det = recomputed(run, x, condition, backend=backend)
-            log_dets.append(log_det)
-        return x, reduce(torch.add, log_dets)
+            last = block is blocks[-1]
+            run: Callable[..., tuple[list[Tensor], Tensor | None]] = partial(
+                block.couple, order=order if last else None, whole=whole and last, with_log_det=with_log_det
+            )
+            if saving == "recompute":
+                run = partial(recomputed, run)
+            parts, block_log_det = run(parts, condition, backend=backend)
+            log_dets.append(block_log_det)
+        return list(parts), add_log_dets(log_dets)
 
     def inverse(
         self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """z, in ``order`` -> x, and the log_det (B,) of this direction."""
-        log_det = torch.zeros(z.shape[0], dtype=accumulation_dtype(z.dtype), device=z.device)
+        log_dets = []
         for block in reversed(all_of(CouplingBlock, self.blocks)):
-            z, block_log_det = block.inverse(z, condition, backend, order if block is self.blocks[-1] else None)
-            log_det = log_det + block_log_det
-        return z, log_det
+            z, log_det = block.inverse(z, condition, backend, order if block is self.blocks[-1] else None)
+            log_dets.append(log_det)
+        return z, reduce(torch.add, log_dets)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..backend import Backend
 from ..ops.conv3x3 import conv3x3
 from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
-from ..ops.fusion import pool_and_concat, split_and_upsample
+from ..ops.fusion import conv3x3_split_and_upsample, pool_and_concat
 from ..ops.layer_norm import layer_norm_relu
 from ..reference.layer_norm import LAYER_NORM_EPS
 from .kept import Kept
@@ -19,6 +19,13 @@ from .lists import all_of
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """All convolutions of these networks have a bias."""
     return convolution.weight, cast(Tensor, convolution.bias)
+
+
+def _split_inputs(weight: Tensor, inputs: int) -> list[Tensor]:
+    """The weights of the first ``inputs`` and of the others, contiguous: convolutions copy slices in every call."""
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return [part.contiguous(memory_format=layout) for part in weight.split([inputs, weight.shape[1] - inputs], dim=1)]
 
 
 class ConditionedSubnet(nn.Module):
@@ -40,7 +47,7 @@ class ConditionedSubnet(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
-        self._kept: Kept[Tensor] = Kept()
+        self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
@@ -48,17 +55,21 @@ class ConditionedSubnet(nn.Module):
 
     def hidden(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """What the second convolution takes, (B, width, H, W)."""
-        weight, norm = self.conv1.weight[:, : self.in_channels], (self.norm.weight, self.norm.bias)
-        condition_map = self._condition_map(condition, backend)
+        norm = (self.norm.weight, self.norm.bias)
+        weight, condition_map = self._first_convolution(condition, backend)
         if condition.shape[0] == 1:
             return conv3x3_layer_norm_relu(x, weight, *norm, condition_map, backend)
         return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
 
-    def _condition_map(self, condition: Tensor, backend: Backend) -> Tensor:
+    def _first_convolution(self, condition: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+        """x's share of the weight, and the condition's share of the output with the bias."""
         weight, bias = weight_and_bias(self.conv1)
-        return self._kept.get(
-            lambda: conv3x3(condition, weight[:, self.in_channels :], bias, backend), (weight, bias, condition)
-        )
+
+        def split() -> tuple[Tensor, Tensor]:
+            x_weight, condition_weight = _split_inputs(weight, self.in_channels)
+            return x_weight, conv3x3(condition, condition_weight, bias, backend)
+
+        return self._kept.get(split, (weight, bias, condition))
 
     def train(self, mode: bool = True) -> "ConditionedSubnet":
         self._kept.clear()
@@ -89,10 +100,9 @@ class FusionSubnet(nn.Module):
         """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""
         pooled = pool_and_concat(maps, backend)
         weight, bias = weight_and_bias(self.conv1)
-        bias_map = bias[None, :, None, None].expand(-1, -1, *pooled.shape[2:])
-        joint = conv3x3_layer_norm_relu(pooled, weight, self.norm.weight, self.norm.bias, bias_map, backend)
-        joint = conv3x3(joint, self.conv2.weight, self.conv2.bias, backend).relu()
-        return split_and_upsample(joint, maps, backend)
+        norm = (self.norm.weight, self.norm.bias)
+        joint = conv3x3_layer_norm_relu(pooled, weight, *norm, bias[None, :, None, None], backend)
+        return conv3x3_split_and_upsample(joint, *weight_and_bias(self.conv2), maps, backend)
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
         """Per level weight and bias of the convolution that puts out its log-scales, then its shifts."""

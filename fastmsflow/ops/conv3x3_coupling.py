@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from ..backend import Backend
-from ..kernels.rows import new_rows
+from ..backend import Backend, uses_triton
+from ..kernels.rows import new_results, new_rows
+from ..reference import conv3x3 as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
 from . import coupling as unfused
 from . import records_gradients
 from .conv3x3 import (
-    bias_gradient,
     check_convolution,
     conv3x3,
     convolution_gradients,
@@ -20,104 +20,160 @@ from .conv3x3 import (
     precision,
     uses_triton_convolution,
 )
-
-# Global scale and offset, permutation and its inverse.
-Affine = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-# Couplings across levels have none, and transform every channel they are given.
-NO_AFFINE: Affine = (None, None, None, None)
+from .coupling import NO_AFFINE, Affine, Options
 
 
 def conv3x3_coupling(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
-    x: Tensor,
+    x1: Tensor,
+    x2: Tensor,
     global_scale: Tensor,
     global_offset: Tensor,
     perm: Tensor,
     inverse_perm: Tensor,
     clamp: float,
     form: ClampForm,
+    with_log_det: bool = True,
+    whole: bool = False,
     backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
-    """See fastmsflow.reference.conv3x3.conv3x3_coupling. Differentiable by all tensors but the two of int64."""
-    # The fused kernel writes as many kept channels as changed ones.
-    if not _fuses(hidden, weight, bias, backend) or x.shape[1] > len(weight):
-        raw = conv3x3(hidden, weight, bias, backend)
-        return unfused.coupling(x, raw, global_scale, global_offset, perm, clamp, form, backend)
+) -> tuple[list[Tensor], Tensor | None]:
+    """See fastmsflow.reference.conv3x3.conv3x3_coupling. Differentiable by all tensors but the two of int64.
+
+    ``whole``: z comes as [z], (B, C, H, W), in place of its halves.
+    """
     affine = (global_scale, global_offset, perm, inverse_perm)
-    return _apply(hidden, weight, bias, affine, (SUBNET_SCALE, clamp, form, None), False, [x])
+    if not uses_triton(backend, hidden):
+        raw = conv3x3(hidden, weight, bias, backend)
+        return unfused.coupling(x1, x2, raw, None, *affine, clamp, form, with_log_det, whole, backend)
+    options, result = (SUBNET_SCALE, clamp, form, None), "whole" if whole else "halves"
+    return _convolve_and_couple(hidden, weight, bias, x1, x2, affine, options, result, with_log_det, backend)
 
 
 def conv3x3_cross_coupling(
-    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    clamp: float,
+    with_log_det: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor | None]:
     """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
-    if not _fuses(hidden, weight, bias, backend):
-        return unfused.cross_coupling(x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    return _apply(hidden, weight, bias, NO_AFFINE, (1.0, clamp, "atan", None), False, [x])
+    if not uses_triton(backend, hidden):
+        return reference.conv3x3_cross_coupling(hidden, weight, bias, x, clamp, with_log_det)
+    options = (1.0, clamp, "atan", None)
+    (y,), log_det = _convolve_and_couple(
+        hidden, weight, bias, None, x, NO_AFFINE, options, "whole", with_log_det, backend
+    )
+    return y, log_det
 
 
 def conv3x3_joining_cross_coupling(
-    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x1: Tensor,
+    x2: Tensor,
+    clamp: float,
+    with_log_det: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor | None]:
     """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling. Differentiable by all its tensors."""
-    if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
-        return unfused.joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias, backend), clamp, backend)
-    limit = output_limit(x.dtype)
-    return _apply(hidden, weight, bias, NO_AFFINE, (1.0, clamp, "atan", limit), False, [kept, x])
+    if not uses_triton(backend, hidden):
+        return reference.conv3x3_joining_cross_coupling(hidden, weight, bias, x1, x2, clamp, with_log_det)
+    options = (1.0, clamp, "atan", output_limit(x2.dtype))
+    (z,), log_det = _convolve_and_couple(
+        hidden, weight, bias, x1, x2, NO_AFFINE, options, "whole", with_log_det, backend
+    )
+    return z, log_det
 
 
 def conv3x3_joining_cross_coupling_likelihood(
-    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float, backend: Backend = "auto"
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x1: Tensor,
+    x2: Tensor,
+    clamp: float,
+    with_log_det: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor | None]:
     """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling_likelihood. Differentiable by all its tensors.
 
     By Triton the latents are never written, forward or backward.
     """
-    if not _fuses(hidden, weight, bias, backend) or kept.shape[1] > x.shape[1]:
-        raw = conv3x3(hidden, weight, bias, backend)
-        return unfused.joining_cross_coupling_likelihood(kept, x, raw, clamp, backend)
-    limit = output_limit(x.dtype)
-    return _apply(hidden, weight, bias, NO_AFFINE, (1.0, clamp, "atan", limit), True, [kept, x])
+    if not uses_triton(backend, hidden):
+        return reference.conv3x3_joining_cross_coupling_likelihood(hidden, weight, bias, x1, x2, clamp, with_log_det)
+    options = (1.0, clamp, "atan", output_limit(x2.dtype))
+    (logp,), log_det = _convolve_and_couple(
+        hidden, weight, bias, x1, x2, NO_AFFINE, options, "likelihood", with_log_det, backend
+    )
+    return logp, log_det
 
 
-def _fuses(hidden: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> bool:
-    check_convolution(hidden, weight, bias)
-    return uses_triton_convolution("conv3x3_coupling", backend, hidden, len(weight))
-
-
-def _apply(
+def _convolve_and_couple(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
+    x1: Tensor | None,
+    x2: Tensor,
     affine: Affine,
-    options: tuple[float, float, str, float | None],
-    likelihood: bool,
-    parts: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """``affine``, ``options``: what ConvCoupling takes before ``likelihood``."""
-    global_scale, global_offset, perm, inverse_perm = affine
-    whole = perm is None
-    unfused.check_coupling(parts[-1], hidden.shape[0], len(weight), hidden.shape[2:], hidden.device, whole)
+    options: Options,
+    result: str,
+    with_log_det: bool,
+    backend: Backend,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Returns what fastmsflow.ops.coupling.couple does, by one kernel or by the vendor's convolution and another."""
+    check_convolution(hidden, weight, bias)
+    unfused.check_coupling(x1, x2, hidden, len(weight))
+    if not uses_triton_convolution("conv3x3_coupling", backend, hidden, len(weight)):
+        # The coupling, which reads the convolution's output anyway, adds the bias: the vendor's would in a pass more.
+        raw = conv3x3(hidden, weight, None, backend)
+        return unfused.couple(x1, x2, raw, bias, affine, options, result, with_log_det)
     convolution = (*in_autocast_dtype(hidden, weight), bias)
-    if records_gradients(*convolution, global_scale, global_offset, *parts):
-        return ConvCoupling.apply(*convolution, *affine, *options, likelihood, *parts)
-    fixed = (global_scale, global_offset, inverse_perm)
-    z, log_det = _conv_coupling(*convolution, parts, *fixed, *options, False, likelihood)
-    return z, log_det
+    if records_gradients(*convolution, x1, x2, *affine[:2]):
+        *results, log_det = ConvCoupling.apply(*convolution, x1, x2, *affine, *options, result)
+        return results, log_det
+    *results, log_det, _ = _fused(convolution, x1, x2, affine, options, result, with_log_det, False)
+    return results, log_det
+
+
+def _fused(
+    convolution: tuple[Tensor, Tensor, Tensor],
+    x1: Tensor | None,
+    x2: Tensor,
+    affine: Affine,
+    options: Options,
+    result: str,
+    with_log_det: bool,
+    with_raw: bool,
+) -> tuple[Any, ...]:
+    """-> the results, log_det and the convolution, None each where it is not wanted."""
+    global_scale, global_offset, perm, _ = affine
+    within_level = perm is not None
+    first, wanted = (None, "whole") if within_level else (x1, result)
+    out, *more = _conv_coupling(*convolution, first, x2, *options, wanted, with_log_det, with_raw)
+    log_det, raw = more[0] if with_log_det else None, more[-1] if with_raw else None
+    if not within_level:
+        return out, log_det, raw
+    permutation = (global_scale, global_offset, perm, *options, False, result, with_log_det)
+    results = unfused._coupling(x1, out, None, None, *permutation)
+    if log_det is None:
+        return *results, None, raw
+    return *results[:-1], log_det + results[-1], raw
 
 
 class ConvCoupling(torch.autograd.Function):
-    """``parts``: x, or its kept and its transformed channels. Where ``likelihood``, the log-likelihood map of z comes
-    out in its place."""
-
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor,
+        x1: Tensor | None,
+        x2: Tensor,
         global_scale: Tensor | None,
         global_offset: Tensor | None,
         perm: Tensor | None,
@@ -126,27 +182,28 @@ class ConvCoupling(torch.autograd.Function):
         clamp: float,
         form: str,
         limit: float | None,
-        likelihood: bool,
-        *parts: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        options = (raw_scale, clamp, form, limit)
-        fixed = (global_scale, global_offset, inverse_perm)
-        z, log_det, raw = _conv_coupling(hidden, weight, bias, list(parts), *fixed, *options, True, likelihood)
-        ctx.options = (*options, False, likelihood)
+        result: str,
+    ) -> tuple[Tensor, ...]:
+        affine, options = (global_scale, global_offset, perm, inverse_perm), (raw_scale, clamp, form, limit)
+        *results, raw = _fused((hidden, weight, bias), x1, x2, affine, options, result, True, True)
+        ctx.options = (*options, False, result)
         ctx.bias_dtype = bias.dtype
-        ctx.save_for_backward(hidden, weight, global_scale, global_offset, perm, raw, *parts)
-        return z, log_det
+        ctx.save_for_backward(hidden, weight, x1, x2, global_scale, global_offset, inverse_perm, raw)
+        return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, global_scale, global_offset, perm, raw, *parts = ctx.saved_tensors
-        grad_parts, grad_raw, grad_scale, grad_offset = unfused.coupling_gradients(
-            grad_z, grad_log_det, parts, raw, global_scale, global_offset, perm, *ctx.options
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, x1, x2, global_scale, global_offset, inverse_perm, raw = ctx.saved_tensors
+        affine = (global_scale, global_offset, inverse_perm)
+        grad_x1, grad_x2, grad_raw, grad_bias, grad_scale, grad_offset = unfused.coupling_gradients(
+            grads, x1, x2, raw, None, affine, *ctx.options
         )
         grad_hidden, grad_weight = convolution_gradients(grad_raw, hidden, weight, ctx.needs_input_grad[0])
-        grad_bias = bias_gradient(grad_raw, ctx.bias_dtype)
         perms_and_options = (None,) * 7
-        return grad_hidden, grad_weight, grad_bias, grad_scale, grad_offset, *perms_and_options, *grad_parts
+        return (
+            grad_hidden, grad_weight, grad_bias.to(ctx.bias_dtype), grad_x1, grad_x2, grad_scale, grad_offset,
+            *perms_and_options,
+        )  # fmt: skip
 
 
 @library.custom_op("fastmsflow::conv3x3_coupling", mutates_args=())
@@ -154,35 +211,20 @@ def _conv_coupling(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
-    parts: list[Tensor],
-    global_scale: Tensor | None,
-    global_offset: Tensor | None,
-    inverse_perm: Tensor | None,
+    x1: Tensor | None,
+    x2: Tensor,
     raw_scale: float,
     clamp: float,
     form: str,
     limit: float | None,
-    keep: bool,
-    likelihood: bool,
+    result: str,
+    with_log_det: bool,
+    with_raw: bool,
 ) -> list[Tensor]:
     from ..kernels import conv3x3_coupling as kernels
 
-    return kernels.conv3x3_coupling(
-        hidden,
-        weight,
-        bias,
-        parts,
-        global_scale,
-        global_offset,
-        inverse_perm,
-        raw_scale,
-        clamp,
-        form,
-        limit,
-        precision(hidden),
-        keep,
-        likelihood,
-    )
+    options = (raw_scale, clamp, form, limit, precision(hidden), result, with_log_det, with_raw)
+    return kernels.conv3x3_coupling(hidden, weight, bias, x1, x2, *options)
 
 
 @_conv_coupling.register_fake
@@ -190,16 +232,16 @@ def _(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
-    parts: list[Tensor],
-    global_scale: Tensor | None,
-    global_offset: Tensor | None,
-    inverse_perm: Tensor | None,
+    x1: Tensor | None,
+    x2: Tensor,
     raw_scale: float,
     clamp: float,
     form: str,
     limit: float | None,
-    keep: bool,
-    likelihood: bool,
+    result: str,
+    with_log_det: bool,
+    with_raw: bool,
 ) -> list[Tensor]:
-    raw = [new_rows(hidden, len(weight))] if keep else []
-    return [unfused.new_result(parts, likelihood), hidden.new_empty(hidden.shape[0], dtype=torch.float32), *raw]
+    log_det = [hidden.new_empty(hidden.shape[0], dtype=torch.float32)] if with_log_det else []
+    raw = [new_rows(hidden, len(weight))] if with_raw else []
+    return [*new_results(x1, x2, result), *log_det, *raw]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend
-from ..errors import InputError
 from ..kernels.rows import new_rows
 from ..reference.layer_norm import LAYER_NORM_EPS
 from .conv3x3 import (
@@ -17,7 +16,7 @@ from .conv3x3 import (
     precision,
     uses_triton_convolution,
 )
-from .layer_norm import layer_norm_gradients, layer_norm_relu
+from .layer_norm import check_condition, layer_norm_gradients, layer_norm_relu
 
 
 def conv3x3_layer_norm_relu(
@@ -30,8 +29,7 @@ def conv3x3_layer_norm_relu(
 ) -> Tensor:
     """See fastmsflow.reference.conv3x3.conv3x3_layer_norm_relu. Differentiable by all its tensors."""
     check_convolution(x, weight, None)
-    if condition.shape != (1, len(weight), *x.shape[2:]):
-        raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
+    check_condition(condition, len(weight), x)
     outputs = len(weight)
     if not uses_triton_convolution("conv3x3_layer_norm", backend, x, outputs) or not _fuses(outputs):
         return layer_norm_relu(conv3x3(x, weight, None, backend), norm_weight, norm_bias, condition, backend)
@@ -52,14 +50,14 @@ class ConvLayerNormReLU(torch.autograd.Function):
     ) -> Tensor:
         out, *kept = _conv_layer_norm_relu(x, weight, condition, norm_weight, norm_bias, LAYER_NORM_EPS, keep)
         ctx.save_for_backward(x, weight, norm_weight, norm_bias, *kept)
-        ctx.condition_dtype = condition.dtype
+        ctx.condition = condition.dtype, condition.shape[2:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, norm_weight, norm_bias, hidden, mean, rstd = ctx.saved_tensors
         grad_hidden, *grad_norm, grad_condition = layer_norm_gradients(
-            grad_out, hidden, None, norm_weight, norm_bias, mean, rstd, ctx.condition_dtype
+            grad_out, hidden, None, norm_weight, norm_bias, mean, rstd, ctx.condition
         )
         grads = convolution_gradients(grad_hidden, x, weight, ctx.needs_input_grad[0])
         return *grads, *grad_norm, grad_condition, None

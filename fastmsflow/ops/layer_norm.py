@@ -21,11 +21,17 @@ def layer_norm_relu(
             f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)};"
             " they need to be (B, C, H, W), (C,) and (C,)"
         )
-    if condition is not None and condition.shape != (1, *x.shape[1:]):
-        raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
+    if condition is not None:
+        check_condition(condition, x.shape[1], x)
     if not uses_triton(backend, x):
         return reference.layer_norm_relu(x, weight, bias, condition)
     return LayerNormReLU.apply(x, weight, bias, condition)
+
+
+def check_condition(condition: Tensor, channels: int, x: Tensor) -> None:
+    """Errors: InputError where it is neither a map for x (B, I, H, W)'s grid nor a bias of ``channels``."""
+    if condition.shape not in ((1, channels, *x.shape[2:]), (1, channels, 1, 1)):
+        raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
 
 
 class LayerNormReLU(torch.autograd.Function):
@@ -38,8 +44,8 @@ class LayerNormReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         x, condition, weight, bias, mean, rstd = ctx.saved_tensors
-        condition_dtype = None if condition is None else condition.dtype
-        return layer_norm_gradients(grad_y, x, condition, weight, bias, mean, rstd, condition_dtype)
+        wanted = None if condition is None else (condition.dtype, condition.shape[2:])
+        return layer_norm_gradients(grad_y, x, condition, weight, bias, mean, rstd, wanted)
 
 
 def layer_norm_gradients(
@@ -50,13 +56,15 @@ def layer_norm_gradients(
     bias: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    condition_dtype: torch.dtype | None,
+    of_condition: tuple[torch.dtype, torch.Size] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and, where it has a dtype, of the condition's map."""
+    """Gradients of x, weight, bias and, where its dtype and grid are given, of the condition's map."""
     grad_x, grad_weight, grad_bias = _layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
     grad_condition = None
-    if condition_dtype is not None:
-        grad_condition = grad_x.sum(dim=0, keepdim=True, dtype=torch.float32).to(condition_dtype)
+    if of_condition is not None:
+        dtype, grid = of_condition
+        over = 0 if grid == x.shape[2:] else (0, 2, 3)
+        grad_condition = grad_x.sum(dim=over, keepdim=True, dtype=torch.float32).to(dtype)
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_condition
 
 

@@ -1,5 +1,7 @@
 """The 3x3 convolutions of the subnets, stride 1, zero padding 1; alone, and with what follows them."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from .coupling import (
     joining_cross_coupling,
     joining_cross_coupling_likelihood,
 )
+from .fusion import split_and_upsample
 from .layer_norm import layer_norm_relu
 
 
@@ -21,45 +24,51 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def conv3x3_layer_norm_relu(
     x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, condition: Tensor
 ) -> Tensor:
-    """relu(layer_norm(conv3x3(x, weight) + condition)); condition (1, O, H, W)."""
+    """relu(layer_norm(conv3x3(x, weight) + condition)); condition (1, O, H, W), or a bias (1, O, 1, 1)."""
     return layer_norm_relu(conv3x3(x, weight), norm_weight, norm_bias, condition)
+
+
+def conv3x3_split_and_upsample(hidden: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """``split_and_upsample`` of relu(conv3x3(hidden, weight, bias))."""
+    return split_and_upsample(conv3x3(hidden, weight, bias), None, maps)
 
 
 def conv3x3_coupling(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
-    x: Tensor,
+    x1: Tensor,
+    x2: Tensor,
     global_scale: Tensor,
     global_offset: Tensor,
     perm: Tensor,
     inverse_perm: Tensor,
     clamp: float,
     form: ClampForm,
-) -> tuple[Tensor, Tensor]:
-    """``coupling`` of x (B, C, H, W), driven by conv3x3(hidden, weight, bias): (B, 2 b, H, W), 2 b <= C.
-
-    ``inverse_perm``: argsort(perm), which the kernel needs as well; here it has no part.
-    """
-    return coupling(x, conv3x3(hidden, weight, bias), global_scale, global_offset, perm, clamp, form)
+    with_log_det: bool = True,
+) -> tuple[list[Tensor], Tensor | None]:
+    """``coupling`` of halves x1, x2 (B, C / 2, H, W), driven by conv3x3(hidden, weight, bias): (B, C, H, W)."""
+    raw = conv3x3(hidden, weight, bias)
+    affine = (global_scale, global_offset, perm, inverse_perm)
+    return coupling(x1, x2, raw, None, *affine, clamp, form, with_log_det)
 
 
 def conv3x3_cross_coupling(
-    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, clamp: float
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, clamp: float, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """``cross_coupling`` of x (B, b, H, W), driven by conv3x3(hidden, weight, bias)."""
-    return cross_coupling(x, conv3x3(hidden, weight, bias), clamp)
+    return cross_coupling(x, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
 
 
 def conv3x3_joining_cross_coupling(
-    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float
-) -> tuple[Tensor, Tensor]:
-    """``joining_cross_coupling`` of kept and x, driven by conv3x3(hidden, weight, bias)."""
-    return joining_cross_coupling(kept, x, conv3x3(hidden, weight, bias), clamp)
+    hidden: Tensor, weight: Tensor, bias: Tensor, x1: Tensor, x2: Tensor, clamp: float, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """``joining_cross_coupling`` of x1 and x2, driven by conv3x3(hidden, weight, bias)."""
+    return joining_cross_coupling(x1, x2, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
 
 
 def conv3x3_joining_cross_coupling_likelihood(
-    hidden: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, x: Tensor, clamp: float
-) -> tuple[Tensor, Tensor]:
-    """``joining_cross_coupling_likelihood`` of kept and x, driven by conv3x3(hidden, weight, bias)."""
-    return joining_cross_coupling_likelihood(kept, x, conv3x3(hidden, weight, bias), clamp)
+    hidden: Tensor, weight: Tensor, bias: Tensor, x1: Tensor, x2: Tensor, clamp: float, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """``joining_cross_coupling_likelihood`` of x1 and x2, driven by conv3x3(hidden, weight, bias)."""
+    return joining_cross_coupling_likelihood(x1, x2, conv3x3(hidden, weight, bias), None, clamp, with_log_det)

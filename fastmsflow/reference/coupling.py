@@ -2,6 +2,8 @@
 Glow coupling as FrEIA's ``AllInOneBlock`` lays it out)."""
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -33,11 +35,16 @@ def soft_clamp(raw: Tensor, clamp: float, form: ClampForm) -> Tensor:
     return ATAN_GAIN * clamp * torch.atan(raw / clamp)
 
 
-def affine_forward(x: Tensor, raw_s: Tensor, t: Tensor, clamp: float, form: ClampForm) -> tuple[Tensor, Tensor]:
-    """y = x exp(s) + t with s = soft_clamp(raw_s); returns y (dtype of x) and log_det (B,) = the sum of s."""
+def affine_forward(
+    x: Tensor, raw_s: Tensor, t: Tensor, clamp: float, form: ClampForm, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """y = x exp(s) + t with s = soft_clamp(raw_s); returns y (dtype of x) and log_det (B,) = the sum of s.
+
+    The log_det is None where it is not wanted, as in all that follows.
+    """
     wide = accumulation_dtype(x.dtype)
     s = soft_clamp(raw_s.to(wide), clamp, form)
-    log_det = s.sum(dim=(1, 2, 3))
+    log_det = s.sum(dim=(1, 2, 3)) if with_log_det else None
     y = torch.addcmul(t.to(wide), x.to(wide), s.exp_())
     return y.to(x.dtype), log_det
 
@@ -60,11 +67,13 @@ def initial_global_scale(gain: float = 1.0) -> float:
     return 2.0 * math.log(math.expm1(5.0 * gain))
 
 
-def global_affine_forward(x: Tensor, global_scale: Tensor, global_offset: Tensor) -> tuple[Tensor, Tensor]:
+def global_affine_forward(
+    x: Tensor, global_scale: Tensor, global_offset: Tensor, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """x g + o per channel; returns it (dtype of x) and log_det () = H W sum_c log g_c."""
     gain = global_gain(global_scale)
     y = torch.addcmul(global_offset.to(gain.dtype)[:, None, None], x.to(gain.dtype), gain[:, None, None])
-    return y.to(x.dtype), x.shape[2] * x.shape[3] * gain.log().sum()
+    return y.to(x.dtype), x.shape[2] * x.shape[3] * gain.log().sum() if with_log_det else None
 
 
 def global_affine_inverse(y: Tensor, global_scale: Tensor, global_offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,23 +94,28 @@ def invert_permutation(perm: Tensor) -> Tensor:
 
 
 def coupling(
-    x: Tensor,
+    x1: Tensor,
+    x2: Tensor,
     raw: Tensor,
+    bias: Tensor | None,
     global_scale: Tensor,
     global_offset: Tensor,
     perm: Tensor,
+    inverse_perm: Tensor,
     clamp: float,
     form: ClampForm,
-) -> tuple[Tensor, Tensor]:
-    """One block of a parallel flow, its subnet's output being ``raw``.
+    with_log_det: bool = True,
+) -> tuple[list[Tensor], Tensor | None]:
+    """One block of a parallel flow, its subnet's output being ``raw``, and ``bias`` where the convolution left it out.
 
-    x (B, C, H, W); raw (B, 2 b, H, W): log-scales and shifts of x's last b channels; global_scale, global_offset (C,);
-    perm int64 (C,) -> z of x's shape and dtype, log_det (B,) in float32 or better.
+    Halves x1, x2 (B, C / 2, H, W) of x; raw (B, C, H, W) and bias (C,): log-scales, then shifts, of x2's channels;
+    global_scale, global_offset (C,); perm int64 (C,), with z[:, i] = y[:, perm[i]]; inverse_perm: argsort(perm), which
+    the kernel needs, here without a part -> [z1, z2], halves of z, of x's dtype, log_det (B,) in float32 or better.
     """
-    kept, changed, raw_s, t = _split(x, raw)
-    y, log_det = affine_forward(changed, raw_s, t, clamp, form)
-    y, log_det_global = global_affine_forward(torch.cat((kept, y), dim=1), global_scale, global_offset)
-    return permute_channels(y, perm), log_det + log_det_global
+    raw_s, t = _split(raw, bias)
+    y, log_det = affine_forward(x2, raw_s, t, clamp, form, with_log_det)
+    y, log_det_global = global_affine_forward(torch.cat((x1, y), dim=1), global_scale, global_offset, with_log_det)
+    return list(permute_channels(y, perm).chunk(2, dim=1)), add_log_dets([log_det, log_det_global])
 
 
 def coupling_inverse(
@@ -110,15 +124,22 @@ def coupling_inverse(
     global_scale: Tensor,
     global_offset: Tensor,
     perm: Tensor,
+    inverse_perm: Tensor,
     clamp: float,
     form: ClampForm,
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of ``coupling``: z -> x, and the log_det (B,) of this direction."""
-    y = permute_channels(z, invert_permutation(perm))
+    """The inverse of ``coupling``: z (B, C, H, W) -> x, and the log_det (B,) of this direction."""
+    y = permute_channels(z, inverse_perm)
     y, log_det_global = global_affine_inverse(y, global_scale, global_offset)
-    kept, changed, raw_s, t = _split(y, raw)
-    x, log_det = affine_inverse(changed, raw_s, t, clamp, form)
-    return torch.cat((kept, x), dim=1), log_det + log_det_global
+    y1, y2 = y.chunk(2, dim=1)
+    x2, log_det = affine_inverse(y2, *_split(raw), clamp, form)
+    return torch.cat((y1, x2), dim=1), log_det + log_det_global
+
+
+def add_log_dets(log_dets: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of log_dets, or None where they were not wanted."""
+    wanted = [log_det for log_det in log_dets if log_det is not None]
+    return reduce(torch.add, wanted) if wanted else None
 
 
 def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, inverse_perm: Tensor, kept: int) -> Tensor:
@@ -127,32 +148,39 @@ def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, invers
     return global_affine_inverse(y, global_scale[:kept], global_offset[:kept])[0]
 
 
-def cross_coupling(x: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """The fusion flow's coupling of a level: x (B, b, H, W), raw (B, 2 b, H, W) -> y of x's shape, log_det (B,)."""
-    _, changed, raw_s, t = _split(x, raw, scale=1.0)
-    return affine_forward(changed, raw_s, t, clamp, "atan")
+def cross_coupling(
+    x: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The fusion flow's coupling of a level: x (B, b, H, W), raw (B, 2 b, H, W), and bias (2 b,) where the convolution
+    left it out -> y of x's shape, log_det (B,)."""
+    return affine_forward(x, *_split(raw, bias, scale=1.0), clamp, "atan", with_log_det)
 
 
 def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
     """The inverse of ``cross_coupling``: y -> x, and the log_det (B,) of this direction."""
-    _, changed, raw_s, t = _split(y, raw, scale=1.0)
-    return affine_inverse(changed, raw_s, t, clamp, "atan")
+    return affine_inverse(y, *_split(raw, scale=1.0), clamp, "atan")
 
 
-def joining_cross_coupling(kept: Tensor, x: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """``cross_coupling`` of x, behind the kept channels, bounded to +-1e6: (B, a + b, H, W), log_det (B,)."""
-    y, log_det = cross_coupling(x, raw, clamp)
-    return clamp_output(torch.cat((kept, y), dim=1)), log_det
+def joining_cross_coupling(
+    x1: Tensor, x2: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """``cross_coupling`` of x2, behind x1, bounded to +-1e6: (B, 2 b, H, W), log_det (B,)."""
+    y, log_det = cross_coupling(x2, raw, bias, clamp, with_log_det)
+    return clamp_output(torch.cat((x1, y), dim=1)), log_det
 
 
-def joining_cross_coupling_likelihood(kept: Tensor, x: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+def joining_cross_coupling_likelihood(
+    x1: Tensor, x2: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """The log-likelihood map of what ``joining_cross_coupling`` returns, (B, H, W), in its place; log_det (B,)."""
-    z, log_det = joining_cross_coupling(kept, x, raw, clamp)
+    z, log_det = joining_cross_coupling(x1, x2, raw, bias, clamp, with_log_det)
     return log_likelihood_map(z), log_det
 
 
-def _split(x: Tensor, raw: Tensor, scale: float = SUBNET_SCALE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> kept and changed channels of x, log-scales, shifts."""
-    changed = raw.shape[1] // 2
-    scaled = raw.to(accumulation_dtype(raw.dtype)) * scale
-    return x[:, : x.shape[1] - changed], x[:, x.shape[1] - changed :], scaled[:, :changed], scaled[:, changed:]
+def _split(raw: Tensor, bias: Tensor | None = None, scale: float = SUBNET_SCALE) -> tuple[Tensor, Tensor]:
+    """-> log-scales, shifts."""
+    wide = raw.to(accumulation_dtype(raw.dtype))
+    if bias is not None:
+        wide = wide + bias.to(wide.dtype)[:, None, None]
+    raw_s, t = (wide * scale).chunk(2, dim=1)
+    return raw_s, t

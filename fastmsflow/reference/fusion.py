@@ -25,10 +25,12 @@ def pool_and_concat(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(m, (height, width)) for m in maps], dim=1)
 
 
-def split_and_upsample(joint: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse journey: ``joint`` (B, sum C_l, H, W) split by level, bilinear (align_corners) to each level's grid,
-    plus the level's own map."""
-    parts = joint.split([m.shape[1] for m in maps], dim=1)
+def split_and_upsample(joint: Tensor, bias: Tensor | None, maps: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse journey: relu(joint + bias) split by level, bilinear (align_corners) to each level's grid, plus the
+    level's own map. ``bias`` (sum C_l,): where the convolution left it out."""
+    if bias is not None:
+        joint = joint + bias.to(joint.dtype)[:, None, None]
+    parts = joint.relu().split([m.shape[1] for m in maps], dim=1)
     return [
         F.interpolate(part, size=m.shape[-2:], mode="bilinear", align_corners=True) + m
         for part, m in zip(parts, maps, strict=True)
