@@ -115,7 +115,7 @@ class Extractor(nn.Module):
         return list(features)
 
     def _fused(self, normalised: Tensor, backend: Backend) -> list[Tensor]:
-        """The features by ``fuse_convolutions``'s net."""
+        """Computes the features by the net of ``fuse_convolutions``."""
         *levels, last = self.net(normalised, backend)
         if uses_cudnn(backend, normalised):
             # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.

@@ -90,12 +90,12 @@ class FusedConvolution(nn.Module):
 
 
 def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of ``net`` (float32, eval mode, norms folded) in which FusedConvolutions add and cut off at 0 themselves.
+    """Returns a copy of ``net`` (float32, eval mode, norms folded) whose convolutions add and take the ReLU themselves.
 
-    A convolution is fused where it is called once, nothing else uses its output, and a ReLU follows, or an addition and
-    then a ReLU. Where the other summand is such a convolution too, the fused one takes over its bias.
+    A convolution becomes a FusedConvolution where it is called once, nothing else uses its output, and a ReLU follows,
+    or an addition and then a ReLU. Where the other summand is such a convolution too, the fused one takes over its bias.
     The copy takes a backend as its second argument. ``example``: images (B, 3, H, W), normalised.
-    Returns ``net`` itself where it cannot be traced, has no such convolution, or would compute something else.
+    The result is ``net`` itself where it cannot be traced, has no such convolution, or would compute something else.
     """
     fused = copy.deepcopy(net)
     try:
@@ -162,7 +162,7 @@ class _Rewriter:
         return True
 
     def _convolution(self, node: object) -> nn.Conv2d | None:
-        """The convolution that ``node`` calls, if it can be fused and one other node alone reads its output."""
+        """Returns the convolution that ``node`` calls, if it can be fused and one other node alone reads its output."""
         found = self._module(node)
         if not isinstance(node, fx.Node) or type(found) is not nn.Conv2d:
             return None
@@ -171,7 +171,7 @@ class _Rewriter:
         return found if once and known else None
 
     def _summands(self, node: object) -> tuple[fx.Node, ...]:
-        """The two different tensors that ``node`` adds, if one other node alone reads the sum."""
+        """Returns the two different tensors that ``node`` adds, if one other node alone reads the sum."""
         if not isinstance(node, fx.Node) or len(node.users) != 1 or not _calls(node, _ADDITIONS) or node.kwargs:
             return ()
         found = tuple(each for each in node.args if isinstance(each, fx.Node))
@@ -186,7 +186,7 @@ class _Rewriter:
 
 
 def _calls(node: fx.Node, names: tuple[object, ...]) -> bool:
-    """Whether ``node`` calls one of these functions, or a method of one of these names."""
+    """Tells whether ``node`` calls one of these functions, or a method of one of these names."""
     return node.op in ("call_function", "call_method") and node.target in names
 
 
