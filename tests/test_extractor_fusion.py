@@ -15,7 +15,7 @@ from torch._dynamo.testing import EagerAndRecordGraphs
 
 from fastmsflow import MSFlow, backend
 from fastmsflow.nn import fuse_conv_relu
-from fastmsflow.nn.extractor import Extractor
+from fastmsflow.nn.extractor import FOLDED_SIDE, Extractor
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution, fuse_convolutions
 from fastmsflow.ops import convolution_relu as ops
 from fastmsflow.reference import convolution_relu as twin
@@ -115,6 +115,14 @@ def test_a_net_that_cannot_be_traced_stays_as_it_is() -> None:
 
     net = Branching(nn.Conv2d(3, 4, 3), nn.ReLU())
     assert fuse_convolutions(net, torch.rand(1, 3, 8, 8)) is net
+
+
+def test_a_net_that_takes_no_small_image_is_fused_all_the_same() -> None:
+    extractor = folded("resnet18")
+    extractor.net = Net(lambda net, x: [F.relu(net.a(x))])
+    extractor.net.a = nn.Conv2d(3, 4, FOLDED_SIDE + 6)
+    extractor.fuse_convolutions((96, 96))
+    assert len(found(extractor)) == 1
 
 
 class Net(nn.Module):

@@ -93,10 +93,13 @@ def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
     """Returns a copy of ``net`` (float32, eval mode, norms folded) whose convolutions add and take the ReLU themselves.
 
     A convolution becomes a FusedConvolution where it is called once, nothing else uses its output, and a ReLU follows,
-    or an addition and then a ReLU. Where the other summand is such a convolution too, the fused one takes over its bias.
+    or an addition and then a ReLU. Where the other summand is such a convolution too, its bias moves to the fused one.
     The copy takes a backend as its second argument. ``example``: images (B, 3, H, W), normalised.
     The result is ``net`` itself where it cannot be traced, has no such convolution, or would compute something else.
     """
+    # Where the images are too small for it, that shows here, and not in the copy.
+    with torch.no_grad():
+        net(example)
     fused = copy.deepcopy(net)
     try:
         graph = _Tracer().trace(fused)
