@@ -109,7 +109,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
-        return pool_features(self.extractor(images), self.pool)
+        return pool_features(self.extractor(images, self.flow.backend), self.pool)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient.
@@ -178,15 +178,16 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         return s.score, s.log_score, s.score_map_add, s.score_map_mul, s.absolute_score
 
     def for_inference(self, dtype: torch.dtype = torch.float32) -> "MSFlow":
-        """A copy that predicts faster and no longer trains: batch norms folded into the convolutions before them,
-        weights in ``dtype`` and in channels-last memory, no gradients.
+        """A copy that predicts faster and no longer trains: batch norms folded into convolutions, these fused with
+        their ReLUs and residuals, weights in ``dtype`` and in channels-last memory, no gradients.
 
         Half precisions are for GPUs; sums are in float32 all the same. float16 keeps scores nearest (measured in
-        benchmarks/NOTES.md); what exceeds its range, 65504, becomes inf and the image's score inf or NaN. With bfloat16
-        the extractor still is in float16: a deep network in bfloat16 moves its features by a tenth.
+        benchmarks/NOTES.md); what exceeds its range, 65504, becomes inf and the score inf or NaN, unless cuDNN's ReLU
+        takes a NaN for 0. With bfloat16 the extractor still is in float16: else its features move by a tenth.
         """
         result = copy.deepcopy(self).eval().requires_grad_(False)
         result.extractor.fold_batch_norms(self.image_size)
+        result.extractor.fuse_convolutions(self.image_size)
         result.made_for_inference = True
         result.to(dtype=dtype).to(memory_format=torch.channels_last)
         if dtype == torch.bfloat16:

@@ -28,6 +28,7 @@ TILES: dict[str, dict[str, Tile]] = {
     "pool": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "upsample": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "likelihood": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
+    "reflection_pad": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "score_map": {"any": Tile(1024, 1), "interpreter": Tile(16384, 1)},
     "image_score": {"any": Tile(1024, 1), "interpreter": Tile(16384, 1)},
 }

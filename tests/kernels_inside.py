@@ -25,6 +25,8 @@ with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True, shape_env=Shape
     for module in predictor.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
                 there = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
                 tensors[name] = torch.nn.Parameter(there, False) if tensors is module._parameters else there
     images = torch.empty(2, 3, 64, 96, device=DEVICE)

@@ -32,6 +32,7 @@ from fastmsflow.ops import (
     image_score,
     layer_norm,
     likelihood,
+    reflection_pad,
     score_map,
 )
 from fastmsflow.scoring import score_log_likelihoods
@@ -193,6 +194,7 @@ def samples() -> dict[str, tuple]:
         "pool, backward": (fusion._pool_backward, (torch.cat((x, x), dim=1)[:, :, :2, :3], [x, x[:, :, :2, :3]])),
         "upsample": (fusion._upsample, (x[:, :, :2, :3], vector, [x])),
         "upsample, backward": (fusion._upsample_backward, ([x], x[:, :, :2, :3], vector)),
+        "reflection": (reflection_pad._reflection_pad, (x, [3, 1, 0, 2])),
         "score maps": (score_map._score_maps, (logp, [6, 10])),
         "image scores": (image_score._image_scores, (-logp[0].abs(), 2)),
     }

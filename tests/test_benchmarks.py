@@ -247,7 +247,7 @@ def test_kernels_are_timed_in_float16_at_every_batch(first: Path) -> None:
     assert {info["batch"] for info in kernels} == {1, 2}
     assert {info["arithmetic"] for info in kernels} == {"float16", "float32"}
     names = {"coupling", "layer_norm", "conv3x3", "conv3x3_layer_norm", "conv3x3_coupling", "pool", "upsample"}
-    assert {info["kernel"] for info in kernels} == {*names, "likelihood", "score_map", "image_score"}
+    assert {info["kernel"] for info in kernels} == {*names, "likelihood", "reflection_pad", "score_map", "image_score"}
 
 
 def test_our_rows_come_batch_by_batch_and_the_flow_first(first: Path) -> None:

@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from ops_parity import DEVICE
 
-from fastmsflow.kernels import conv3x3, coupling, fusion, layer_norm
+from fastmsflow.kernels import conv3x3, coupling, fusion, layer_norm, reflection_pad
 
 BATCH, SIZE, CHANNELS, BLOCK = 64, 256, 1024, 16
-HELPERS = ("coupling", "layer_norm", "conv3x3", "fusion")
+HELPERS = ("coupling", "layer_norm", "conv3x3", "reflection_pad", "fusion")
 
 _coupling_tile, _layer_norm_rows = coupling._tile, layer_norm._rows
 _convolution_tile, _fusion_pixels = conv3x3.image_tile, fusion._pixels
+_padding_tile = reflection_pad._tile
 
 
 @triton.jit
@@ -31,6 +32,9 @@ def offset_kernel(out, program, images, size, channels, HELPER: tl.constexpr, BL
     elif HELPER == "conv3x3":
         _, row, m, _, _, _ = _convolution_tile(program, size, size, BLOCK)
         offset = row * channels + tl.min(m) * channels
+    elif HELPER == "reflection_pad":
+        image, p, _ = _padding_tile(program, size * size, BLOCK)
+        offset = image * size * size * channels + tl.min(p) * channels
     else:
         image, p, _, _, _ = _fusion_pixels(program, size, size, BLOCK)
         offset = image * size * size * channels + tl.min(p) * channels

@@ -17,6 +17,7 @@ from ..kernels import (
     image_score,
     layer_norm,
     likelihood,
+    reflection_pad,
     score_map,
 )
 from ..kernels.conv3x3_layer_norm import fuses_layer_norm
@@ -59,6 +60,11 @@ def cases(
             for arithmetic in ("tf32", "float32") if dtype == torch.float32 else (_name(dtype),):
                 yield from _convolutions(level, channels, size, batch, arithmetic, dtype, device)
         yield from _of_all_levels(levels, batch, dtype, device)
+        # The extractor's first convolution, then its others.
+        for channels, size, border in ((3, image_size, 3), *((c // 2, n, 1) for c, n in levels)):
+            x = new(dtype, device, batch, channels, size, size)
+            padded = partial(reflection_pad.reflection_pad, x, (border, border, border, border))
+            yield Case("reflection_pad", f"{channels} channels", padded, _name(dtype))
     logp = [new(torch.float32, device, batch, size, size).square().neg() for _, size in levels]
     image = new(torch.float32, device, batch, image_size, image_size).square().neg()
     name = f"{image_size}x{image_size}"

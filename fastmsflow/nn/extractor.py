@@ -1,18 +1,21 @@
 """The frozen backbone in front of the flows: images -> features at three scales."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from ..backend import Backend
 from ..checkpoint import load_pickled, summary
 from ..errors import InputError, UnavailableError
 from ..hub import hub_answers, hub_offline
+from ..ops.convolution_relu import uses_cudnn
 from .fold import folded
+from .fuse_conv_relu import fuse_convolutions
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -97,17 +100,27 @@ class Extractor(nn.Module):
 
     # Not inference_mode: the features feed modules that train.
     @torch.no_grad()
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, backend: Backend = "auto") -> list[Tensor]:
         """Images (B, 3, H, W), floating, in [0, 1] -> (B, C_l, H_l, W_l) per level, not pooled, in the module's dtype.
 
+        ``backend``: which implementation pads and fuses, after ``fuse_convolutions``; see fastmsflow.backend.
         Errors: InputError on another shape or dtype, sides below 32 pixels, or not the one size that the model takes.
         """
         self._check(images)
-        normalised = (images.to(self.mean.dtype) - self.mean) / self.std
-        features = self.net(normalised.to(self.dtype))
+        normalised = ((images.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
+        fused = isinstance(self.net, fx.GraphModule)
+        features = self._fused(normalised, backend) if fused else self.net(normalised)
         if self._channels_come_last:
             return [level.permute(0, 3, 1, 2) for level in features]
         return list(features)
+
+    def _fused(self, normalised: Tensor, backend: Backend) -> list[Tensor]:
+        """Computes the features by the net of ``fuse_convolutions``."""
+        *levels, last = self.net(normalised, backend)
+        if uses_cudnn(backend, normalised):
+            # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.
+            last = last.add(normalised.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
+        return [*levels, last]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,13 +132,24 @@ class Extractor(nn.Module):
 
         ``image_size``: (H, W) of images that the network takes.
         """
+        self._replace_net(folded, image_size)
+
+    def fuse_convolutions(self, image_size: tuple[int, int]) -> None:
+        """Fuses convolutions with the ReLUs behind them, where that changes no output; see nn.fuse_conv_relu.
+
+        Call ``fold_batch_norms`` first: a norm between the two keeps them apart.
+        ``image_size``: (H, W) of images that the network takes.
+        """
+        self._replace_net(fuse_convolutions, image_size)
+
+    def _replace_net(self, rewritten: Callable[[nn.Module, Tensor], nn.Module], image_size: tuple[int, int]) -> None:
         # What follows what is the same at every size, and seen in a fraction of the time in a small image.
         small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
         try:
-            self.net = folded(self.net, self._example(small))
+            self.net = rewritten(self.net, self._example(small))
         except (AssertionError, RuntimeError):
             # Some networks take no image as small as that.
-            self.net = folded(self.net, self._example(image_size))
+            self.net = rewritten(self.net, self._example(image_size))
 
     def _example(self, size: tuple[int, int]) -> Tensor:
         return torch.rand(1, 3, *size, device=self.mean.device)

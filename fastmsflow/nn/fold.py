@@ -32,11 +32,16 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module:
         # What timm's BatchNormAct2d does besides stays.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         _replace(result, norm, nn.Sequential(*rest))
+    return result if computes_the_same(result, net, example) else copy.deepcopy(net)
+
+
+@torch.no_grad()
+def computes_the_same(ours: nn.Module, theirs: nn.Module, example: Tensor) -> bool:
+    """Tells whether two networks yield the same maps of ``example``, in float64 and up to AGREEMENT."""
     with _one_thread():
-        before, after = (copy.deepcopy(each).double()(example.double()) for each in (net, result))
+        after, before = (copy.deepcopy(each).double()(example.double()) for each in (ours, theirs))
     pairs = zip(after, before, strict=True)
-    same = all((ours - theirs).abs().max() <= AGREEMENT * theirs.abs().max() for ours, theirs in pairs)
-    return result if same else copy.deepcopy(net)
+    return all(bool((a - b).abs().max() <= AGREEMENT * b.abs().max()) for a, b in pairs)
 
 
 @contextmanager

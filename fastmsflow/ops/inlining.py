@@ -8,7 +8,17 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from ..reference import score_map as reference
-from . import conv3x3, conv3x3_coupling, conv3x3_layer_norm, coupling, fusion, image_score, layer_norm, score_map
+from . import (
+    conv3x3,
+    conv3x3_coupling,
+    conv3x3_layer_norm,
+    coupling,
+    fusion,
+    image_score,
+    layer_norm,
+    reflection_pad,
+    score_map,
+)
 
 _inlining = False
 
@@ -52,6 +62,7 @@ for _operator in (
     fusion._upsample,
     image_score._image_scores,
     layer_norm._layer_norm_relu,
+    reflection_pad._reflection_pad,
 ):
     _register(_operator, _operator._init_fn)
 _register(score_map._score_maps, _score_maps)
