@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .functions import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
 from .launch import launched, on
+from .permutation import permuted
 from .rows import MaybeRows, as_rows, new_results, new_rows
 from .tables import tile
 
@@ -64,24 +65,6 @@ def _clamped(raw, bias, row, p, c, half, mask, raw_stride, raw_scale, clamp, FOR
 
 
 @triton.jit
-def _slots(index, c, half):
-    """Where the channels that ``index`` names stand among interleaved halves."""
-    j = tl.load(index + c, mask=c < half, other=0).to(tl.int32)
-    return tl.where(j < half, 2 * j, 2 * (j - half) + 1)[None, :]
-
-
-@triton.jit
-def _permuted(first, second, index, p, c, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The halves of a row whose channel i is channel index[i] of (first, second)."""
-    # A gather along one of two axes would be by shuffles, as many as a row has channels for every 32 of them; along
-    # the only axis it goes through shared memory.
-    rows = tl.reshape(tl.join(first, second), (BLOCK_P * 2 * BLOCK_C,))
-    slots = tl.join(_slots(index, c, half), _slots(index + half, c, half)) + p[:, None, None] * 2 * BLOCK_C
-    permuted = tl.gather(rows, tl.reshape(slots, (BLOCK_P * 2 * BLOCK_C,)), 0)
-    return tl.split(tl.reshape(permuted, (BLOCK_P, BLOCK_C, 2)))
-
-
-@triton.jit
 def _bounded(v, limit):
     return tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
 
@@ -119,7 +102,7 @@ def coupling_kernel(
     if x1 is not None:
         v1 = _load(x1, row, p, c, x1_stride, mask)
         if INVERSE:
-            v1, v2 = _permuted(v1, v2, index, p, c, half, BLOCK_P, BLOCK_C)
+            v1, v2 = permuted(v1, v2, index, c, half, BLOCK_P, BLOCK_C)
         v1 = v1.to(tl.float32)
     v2 = v2.to(tl.float32)
     log_det = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -153,7 +136,7 @@ def coupling_kernel(
         if x1 is not None:
             v1, v2 = v1.to(z1.dtype.element_ty), v2.to(z2.dtype.element_ty)
             if (index is not None) and (not INVERSE):
-                v1, v2 = _permuted(v1, v2, index, p, c, half, BLOCK_P, BLOCK_C)
+                v1, v2 = permuted(v1, v2, index, c, half, BLOCK_P, BLOCK_C)
             _store(z1, v1, row, p, c, z1_stride, mask)
         _store(z2, v2, row, p, c, z2_stride, mask)
     if partial is not None:
@@ -223,7 +206,7 @@ def coupling_backward_kernel(
             if x1 is not None:
                 grad1 = _load(grad_in1, row, p, c, in1_stride, mask)
                 if (index is not None) and (not INVERSE):
-                    grad1, grad2 = _permuted(grad1, grad2, index, p, c, half, BLOCK_P, BLOCK_C)
+                    grad1, grad2 = permuted(grad1, grad2, index, c, half, BLOCK_P, BLOCK_C)
                 grad1 = grad1.to(tl.float32)
             grad2 = grad2.to(tl.float32)
         if INVERSE:
@@ -257,7 +240,7 @@ def coupling_backward_kernel(
         if x1 is not None:
             grad1, grad2 = grad1.to(grad_out1.dtype.element_ty), grad2.to(grad_out2.dtype.element_ty)
             if INVERSE:
-                grad1, grad2 = _permuted(grad1, grad2, index, p, c, half, BLOCK_P, BLOCK_C)
+                grad1, grad2 = permuted(grad1, grad2, index, c, half, BLOCK_P, BLOCK_C)
             _store(grad_out1, grad1, row, p, c, half, mask)
         _store(grad_out2, grad2, row, p, c, half, mask)
     sums = partial + tl.program_id(0).to(tl.int64) * ((6 if global_scale is not None else 2) * half) + c
