@@ -26,14 +26,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.contestants import FastMSFlow
-from benchmarks.recorded_work import CPU, Tally, Work, make_fake, on_a_gpu, recording, taken_for_a_gpus
+from benchmarks.recorded_work import CPU, Work, WorkByName, make_fake, on_a_gpu, recording, taken_for_a_gpus
 from benchmarks.setting import SIZES, Size
 from fastmsflow import MSFlow, backend
 from fastmsflow.kernels import tables
 
 MODES = ("auto", "fused", "torch")
 BATCHES = (1, 8, 32)
-Counts = dict[str, dict[str, dict[int, Tally]]]
+Counts = dict[str, dict[str, dict[int, WorkByName]]]
 """What is recorded, by the work's name, the mode and the batch."""
 
 
@@ -89,16 +89,16 @@ def computing(mode: str) -> Iterator[None]:
         yield
 
 
-def _recorded(call: Callable[[], object]) -> Tally:
-    with recording() as tally:
+def _recorded(call: Callable[[], object]) -> WorkByName:
+    with recording() as recorded_work:
         call()
-    return tally
+    return recorded_work
 
 
-def totals(tally: Tally) -> dict[str, float]:
+def totals(recorded_work: WorkByName) -> dict[str, float]:
     """What all operators together come to."""
-    moved = sum(work.bytes for work in tally.values())
-    return {"launches": sum(work.launches for work in tally.values()), "megabytes": round(moved / 1e6, 1)}
+    moved = sum(work.bytes for work in recorded_work.values())
+    return {"launches": sum(work.launches for work in recorded_work.values()), "megabytes": round(moved / 1e6, 1)}
 
 
 def table(counts: Counts) -> Iterator[str]:
@@ -107,7 +107,7 @@ def table(counts: Counts) -> Iterator[str]:
     yield f"| work | mode | launches | MB at batch {batches} |\n|---|---|---|---|"
     for name, by_mode in counts.items():
         for mode, by_batch in by_mode.items():
-            found = [totals(tally) for tally in by_batch.values()]
+            found = [totals(recorded_work) for recorded_work in by_batch.values()]
             launches = _each(dict.fromkeys(total["launches"] for total in found))
             yield f"| {name} | {mode} | {launches} | {_each(total['megabytes'] for total in found)} |"
 
@@ -118,8 +118,10 @@ def breakdown(counts: Counts) -> Iterator[str]:
         for mode, by_batch in by_mode.items():
             yield f"\n## {name}, {mode}\n\n| operator | launches | MB at batch {_each(by_batch)} |\n|---|---|---|"
             rows = {
-                operator: [tally.get(operator, Work()) for tally in by_batch.values()]
-                for operator in dict.fromkeys(operator for tally in by_batch.values() for operator in tally)
+                operator: [recorded_work.get(operator, Work()) for recorded_work in by_batch.values()]
+                for operator in dict.fromkeys(
+                    operator for recorded_work in by_batch.values() for operator in recorded_work
+                )
             }
             for operator, works in sorted(rows.items(), key=lambda row: -row[1][-1].bytes):
                 launches = _each(dict.fromkeys(work.launches for work in works))
@@ -141,7 +143,10 @@ def main() -> None:
     counts = count(SIZES[options.size])
     if options.json:
         found = {
-            name: {mode: {str(batch): totals(tally) for batch, tally in by.items()} for mode, by in by_mode.items()}
+            name: {
+                mode: {str(batch): totals(recorded_work) for batch, recorded_work in by.items()}
+                for mode, by in by_mode.items()
+            }
             for name, by_mode in counts.items()
         }
         print(json.dumps(found))

@@ -58,7 +58,7 @@ class Work:
     bytes: int = 0
 
 
-Tally = dict[str, Work]
+WorkByName = dict[str, Work]
 """Work by the name of the operator or kernel."""
 
 
@@ -109,27 +109,27 @@ def on_a_gpu(mode: AbstractContextManager[object]) -> Iterator[None]:
 
 
 @contextmanager
-def recording() -> Iterator[Tally]:
+def recording() -> Iterator[WorkByName]:
     """Yields what the block's work comes to, in ``on_a_gpu``.
 
     A CUDA graph replays the same; the copies of its inputs and outputs are left out.
     """
-    tally: Tally = defaultdict(Work)
+    recorded_work: WorkByName = defaultdict(Work)
 
     def launched(kernel: Any, grid: object) -> Callable[..., None]:
         def note(*args: object, **options: object) -> None:
-            _count(tally, kernel.fn.__name__, [args, list(options.values())])
+            _count(recorded_work, kernel.fn.__name__, [args, list(options.values())])
 
         return note
 
-    with mock.patch.object(KernelInterface, "__getitem__", launched), _Recorder(tally):
-        yield tally
+    with mock.patch.object(KernelInterface, "__getitem__", launched), _Recorder(recorded_work):
+        yield recorded_work
 
 
-def _count(tally: Tally, name: str, operands: object) -> None:
+def _count(recorded_work: WorkByName, name: str, operands: object) -> None:
     """One launch that moves each of ``operands`` once."""
-    tally[name].launches += 1
-    tally[name].bytes += sum(_bytes(x) for x in {id(x): x for x in tensors(operands)}.values())
+    recorded_work[name].launches += 1
+    recorded_work[name].bytes += sum(_bytes(x) for x in {id(x): x for x in tensors(operands)}.values())
 
 
 def _bytes(x: Tensor) -> int:
@@ -138,9 +138,9 @@ def _bytes(x: Tensor) -> int:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, recorded_work: WorkByName) -> None:
         super().__init__()
-        self._tally = tally
+        self._recorded_work = recorded_work
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -152,7 +152,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         if name in RULES:
-            return RULES[name](self._tally, given, func)
+            return RULES[name](self._recorded_work, given, func)
         with self:
             if name.startswith("fastmsflow::"):
                 return OPDEFS[name]._init_fn(*args, **kwargs)
@@ -178,8 +178,8 @@ class _Recorder(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write
             if argument.name in given and argument.name != MOVED_ONCE.get(name)
         ]
-        _count(self._tally, name, operands)
-        self._tally[name].bytes += sum(map(_bytes, tensors(changed)))
+        _count(self._recorded_work, name, operands)
+        self._recorded_work[name].bytes += sum(map(_bytes, tensors(changed)))
 
 
 def _layout(*operands: Tensor) -> torch.memory_format:
@@ -188,80 +188,83 @@ def _layout(*operands: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _copied(tally: Tally, whose: str, x: Tensor, layout: torch.memory_format) -> Tensor:
+def _copied(recorded_work: WorkByName, whose: str, x: Tensor, layout: torch.memory_format) -> Tensor:
     """``x`` in ``layout``: where it is not, a launch that reads it and writes a copy."""
     if x.is_contiguous(memory_format=layout):
         return x
     copy = torch.empty_like(x, memory_format=layout)
-    _count(tally, f"copy of {whose}", [x, copy])
+    _count(recorded_work, f"copy of {whose}", [x, copy])
     return copy
 
 
-def _convolution(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
+def _convolution(recorded_work: WorkByName, given: dict[str, Any], func: Any) -> Tensor:
     """PyTorch copies input and weight where they are not in cuDNN's layout, and adds the bias in a pass of its own."""
-    out, x, weight = _convolve(tally, given, func(**given))
-    _count(tally, "vendor's convolution", [x, weight, out])
+    out, x, weight = _convolve(recorded_work, given, func(**given))
+    _count(recorded_work, "vendor's convolution", [x, weight, out])
     bias = given["bias"]
     if bias is not None:
-        _count(tally, "bias of a convolution", [out, out[:], bias])
+        _count(recorded_work, "bias of a convolution", [out, out[:], bias])
     return out
 
 
-def _convolve(tally: Tally, given: dict[str, Any], out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _convolve(recorded_work: WorkByName, given: dict[str, Any], out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the output, of ``out``'s shape, the input and the weight, all three in cuDNN's layout."""
     x, weight = given["input"], given["weight"]
     layout = _layout(x, weight)
-    x, weight = _copied(tally, "a convolution's input", x, layout), _copied(tally, "a weight", weight, layout)
+    x, weight = (
+        _copied(recorded_work, "a convolution's input", x, layout),
+        _copied(recorded_work, "a weight", weight, layout),
+    )
     return torch.empty_like(out, memory_format=layout), x, weight
 
 
-def _convolution_backward(tally: Tally, given: dict[str, Any], func: Any) -> tuple[Tensor | None, ...]:
+def _convolution_backward(recorded_work: WorkByName, given: dict[str, Any], func: Any) -> tuple[Tensor | None, ...]:
     """Each gradient that is wanted is a launch, the bias's a sum; what is not in cuDNN's layout is copied."""
     grads = list(func(**given))
     of_input, of_weight, of_bias = given["output_mask"]
     layout = _layout(given["input"], given["weight"])
-    grad = _copied(tally, "a gradient", given["grad_output"], layout)
+    grad = _copied(recorded_work, "a gradient", given["grad_output"], layout)
     if of_input:
-        weight = _copied(tally, "a weight", given["weight"], layout)
+        weight = _copied(recorded_work, "a weight", given["weight"], layout)
         grads[0] = torch.empty_like(grads[0], memory_format=layout)
-        _count(tally, "vendor's convolution: input's gradient", [grad, weight, grads[0]])
+        _count(recorded_work, "vendor's convolution: input's gradient", [grad, weight, grads[0]])
     if of_weight:
-        x = _copied(tally, "a convolution's input", given["input"], layout)
+        x = _copied(recorded_work, "a convolution's input", given["input"], layout)
         grads[1] = torch.empty_like(grads[1], memory_format=layout)
-        _count(tally, "vendor's convolution: weight's gradient", [grad, x, grads[1]])
+        _count(recorded_work, "vendor's convolution: weight's gradient", [grad, x, grads[1]])
     if of_bias:
-        _count(tally, "aten::sum", [given["grad_output"], grads[2]])
+        _count(recorded_work, "aten::sum", [given["grad_output"], grads[2]])
     return tuple(grads)
 
 
-def _convolution_relu(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
+def _convolution_relu(recorded_work: WorkByName, given: dict[str, Any], func: Any) -> Tensor:
     """The convolution's launch adds bias and residual, too. Without a GPU PyTorch cannot tell the output's shape, which
     is a plain convolution's."""
     given["input"] = given.pop("self")
     steps = (given["stride"], given["padding"], given["dilation"])
     plain = torch.ops.aten.convolution(given["input"], given["weight"], None, *steps, False, [0, 0], given["groups"])
-    out, x, weight = _convolve(tally, given, plain)
-    _count(tally, "vendor's convolution with ReLU", [x, weight, out, given["bias"], given.get("z")])
+    out, x, weight = _convolve(recorded_work, given, plain)
+    _count(recorded_work, "vendor's convolution with ReLU", [x, weight, out, given["bias"], given.get("z")])
     return out
 
 
-def _reflection_pad(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
+def _reflection_pad(recorded_work: WorkByName, given: dict[str, Any], func: Any) -> Tensor:
     """The kernel takes and yields contiguous memory; the convolution that follows makes it channels-last again."""
-    x = _copied(tally, "what is padded", given["self"], torch.contiguous_format)
+    x = _copied(recorded_work, "what is padded", given["self"], torch.contiguous_format)
     out = torch.empty(func(**given).shape, dtype=x.dtype, device=x.device)
-    _count(tally, "aten::reflection_pad2d", [x, out])
+    _count(recorded_work, "aten::reflection_pad2d", [x, out])
     return out
 
 
-def _slice_backward(tally: Tally, given: dict[str, Any], func: Any) -> Tensor:
+def _slice_backward(recorded_work: WorkByName, given: dict[str, Any], func: Any) -> Tensor:
     """The gradient is copied into zeros."""
     out, grad = func(**given), given["grad_output"]
-    _count(tally, "aten::zeros", [out])
-    _count(tally, "aten::copy_", [grad, torch.empty_like(grad)])
+    _count(recorded_work, "aten::zeros", [out])
+    _count(recorded_work, "aten::copy_", [grad, torch.empty_like(grad)])
     return out
 
 
-RULES: dict[str, Callable[[Tally, dict[str, Any], Any], Any]] = {
+RULES: dict[str, Callable[[WorkByName, dict[str, Any], Any], Any]] = {
     "aten::convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
     "aten::cudnn_convolution_relu": _convolution_relu,

@@ -25,6 +25,7 @@ from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED
 from fastmsflow.ops import conv3x3, conv3x3_coupling, conv3x3_layer_norm, coupling, fusion, layer_norm, likelihood
 from fastmsflow.ops.image_score import image_scores
+from fastmsflow.ops.reflection_pad import reflection_pad
 from fastmsflow.ops.score_map import score_maps
 from fastmsflow.reference import conv3x3 as conv3x3_twin
 from fastmsflow.reference import coupling as coupling_twin
@@ -32,6 +33,7 @@ from fastmsflow.reference import fusion as fusion_twin
 from fastmsflow.reference import image_score as image_score_twin
 from fastmsflow.reference import layer_norm as layer_norm_twin
 from fastmsflow.reference import likelihood as likelihood_twin
+from fastmsflow.reference import reflection_pad as reflection_pad_twin
 from fastmsflow.reference import score_map as score_map_twin
 from tests.tolerances import OPERATION
 
@@ -92,6 +94,10 @@ def operations(size: Size, dtype: torch.dtype) -> Iterator[Operation]:
     yield Operation(
         "likelihood", "likelihood", ("likelihood",), _listed(likelihood.log_likelihood_maps),
         lambda *z: likelihood_twin.log_likelihood_maps(z), levels,
+    )  # fmt: skip
+    yield Operation(
+        "padding by reflection", "reflection_pad", (), lambda x, backend: reflection_pad(x, (1, 1, 1, 1), backend),
+        lambda x: reflection_pad_twin.reflection_pad(x, (1, 1, 1, 1)), [levels[0]],
     )  # fmt: skip
     logp = [-0.5 * level.float().square().mean(dim=1) for level in levels]
     image_size = (size.image, size.image)

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from benchmarks import count_work
 from benchmarks.count_work import MODES, Counts, breakdown, count
-from benchmarks.recorded_work import Tally, Work, on_a_gpu, recording
+from benchmarks.recorded_work import Work, WorkByName, on_a_gpu, recording
 from benchmarks.setting import SIZES
 from fastmsflow.ops.likelihood import log_likelihood_maps
 
@@ -44,17 +44,17 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def launches(tally: Tally, part: str = "") -> int:
+def launches(recorded_work: WorkByName, part: str = "") -> int:
     """Of what has ``part`` in its name."""
-    return sum(work.launches for name, work in tally.items() if part in name)
+    return sum(work.launches for name, work in recorded_work.items() if part in name)
 
 
 @contextmanager
 def recorded(**expected: tuple[int, int]) -> Iterator[None]:
     """The block comes to ``expected`` launches and bytes, by the operator's name in aten, and to nothing else."""
-    with recording() as tally:
+    with recording() as recorded_work:
         yield
-    assert dict(tally) == {f"aten::{name}": Work(*work) for name, work in expected.items()}
+    assert dict(recorded_work) == {f"aten::{name}": Work(*work) for name, work in expected.items()}
 
 
 @pytest.mark.usefixtures("pretended")
@@ -84,28 +84,28 @@ def test_views_and_new_memory_are_no_work_and_a_views_bytes_are_its_own() -> Non
 def test_the_vendors_convolution_copies_slices_and_adds_the_bias_in_a_pass_of_its_own() -> None:
     x, weight, bias = last(half(2, 6, 4, 5))[:, :3], last(half(8, 6, 3, 3))[:, :3], half(8)
     taken, weights, out = (2 * n for n in (2 * 3 * 20, 8 * 3 * 9, 2 * 8 * 20))
-    with recording() as tally:
+    with recording() as recorded_work:
         y = torch.nn.functional.conv2d(x, weight, bias, padding=1)
-    assert dict(tally) == {
+    assert dict(recorded_work) == {
         "copy of a convolution's input": Work(1, 2 * taken),
         "copy of a weight": Work(1, 2 * weights),
         "vendor's convolution": Work(1, taken + weights + out),
         "bias of a convolution": Work(1, 2 * out + 16),
     }
     assert y.is_contiguous(memory_format=torch.channels_last)
-    with recording() as tally:
+    with recording() as recorded_work:
         torch.nn.functional.conv2d(last(x), last(weight))
-    assert launches(tally, "copy of") == 0 and launches(tally, "bias") == 0
+    assert launches(recorded_work, "copy of") == 0 and launches(recorded_work, "bias") == 0
 
 
 @pytest.mark.usefixtures("pretended")
 def test_a_convolutions_backward_pass_is_a_launch_a_gradient_and_the_bias_a_sum() -> None:
     x, weight, bias = last(half(2, 3, 4, 5)), last(half(8, 3, 3, 3)), half(8)
     y = torch.nn.functional.conv2d(x, weight.requires_grad_(), bias.requires_grad_(), padding=1)
-    with recording() as tally:
+    with recording() as recorded_work:
         torch.autograd.grad(y, (weight, bias), half(2, 8, 4, 5))
     grad = 2 * y.numel()
-    assert dict(tally) == {
+    assert dict(recorded_work) == {
         "copy of a gradient": Work(1, 2 * grad),
         "vendor's convolution: weight's gradient": Work(1, grad + 2 * (x.numel() + weight.numel())),
         "aten::sum": Work(1, grad + 16),
@@ -115,27 +115,27 @@ def test_a_convolutions_backward_pass_is_a_launch_a_gradient_and_the_bias_a_sum(
 @pytest.mark.usefixtures("pretended")
 def test_padding_by_reflection_copies_channels_last_memory_there_and_back() -> None:
     x, weight = last(half(2, 3, 4, 5)), last(half(8, 3, 3, 3))
-    with recording() as tally:
+    with recording() as recorded_work:
         torch.nn.functional.conv2d(torch.nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), weight)
     small, large = 2 * x.numel(), 2 * 2 * 3 * 6 * 7
-    assert tally["copy of what is padded"] == Work(1, 2 * small)
-    assert tally["aten::reflection_pad2d"] == Work(1, small + large)
-    assert tally["copy of a convolution's input"] == Work(1, 2 * large)
-    assert launches(tally) == 4
+    assert recorded_work["copy of what is padded"] == Work(1, 2 * small)
+    assert recorded_work["aten::reflection_pad2d"] == Work(1, small + large)
+    assert recorded_work["copy of a convolution's input"] == Work(1, 2 * large)
+    assert launches(recorded_work) == 4
 
 
 @pytest.mark.usefixtures("pretended")
 def test_cudnns_fused_convolutions_are_one_launch() -> None:
     x, weight, bias, z = last(half(2, 3, 4, 5)), last(half(8, 3, 3, 3)), half(8), last(half(2, 8, 2, 3))
     steps = ((2, 2), (1, 1), (1, 1), 1)
-    with recording() as tally:
+    with recording() as recorded_work:
         y = torch.ops.aten.cudnn_convolution_relu(x, weight, bias, *steps)
     own = 2 * (x.numel() + weight.numel() + z.numel()) + 16
     assert y.shape == z.shape and y.is_contiguous(memory_format=torch.channels_last)
-    assert dict(tally) == {"vendor's convolution with ReLU": Work(1, own)}
-    with recording() as tally:
+    assert dict(recorded_work) == {"vendor's convolution with ReLU": Work(1, own)}
+    with recording() as recorded_work:
         torch.ops.aten.cudnn_convolution_add_relu(x, weight, z, 1.0, bias, *steps)
-    assert dict(tally) == {"vendor's convolution with ReLU": Work(1, own + 2 * z.numel())}
+    assert dict(recorded_work) == {"vendor's convolution with ReLU": Work(1, own + 2 * z.numel())}
 
 
 @pytest.mark.usefixtures("pretended")
@@ -149,11 +149,11 @@ def test_a_slices_gradient_is_zeros_and_a_copy() -> None:
 @pytest.mark.usefixtures("pretended")
 def test_kernels_are_counted_inside_our_operators() -> None:
     z = [last(half(2, 8, 4, 5)), last(half(2, 16, 2, 3))]
-    with recording() as tally:
+    with recording() as recorded_work:
         maps = log_likelihood_maps(z, "triton")
     assert [level.shape for level in maps] == [(2, 4, 5), (2, 2, 3)]
     # Both levels in one launch, half precision in and float32 out.
-    assert dict(tally) == {"log_likelihood_kernel": Work(1, 2 * (320 + 192) + 4 * (40 + 12))}
+    assert dict(recorded_work) == {"log_likelihood_kernel": Work(1, 2 * (320 + 192) + 4 * (40 + 12))}
 
 
 def test_the_librarys_own_convolutions_leave_none_to_the_vendor(counts: Counts) -> None:
@@ -182,7 +182,7 @@ def test_plain_pytorch_launches_no_kernel_of_ours(counts: Counts) -> None:
 def test_launches_do_not_depend_on_the_batch_and_bytes_do(counts: Counts, work: str, mode: str) -> None:
     two, three = (counts[work][mode][batch] for batch in BATCHES)
     assert {name: each.launches for name, each in two.items()} == {name: each.launches for name, each in three.items()}
-    moved = [sum(each.bytes for each in tally.values()) for tally in (two, three)]
+    moved = [sum(each.bytes for each in recorded_work.values()) for recorded_work in (two, three)]
     assert moved[0] < moved[1] < 1.5 * moved[0]
 
 
@@ -210,10 +210,10 @@ def printed(counts: Counts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_the_json_has_launches_and_megabytes_by_work_mode_and_batch(counts: Counts, printed) -> None:
     found = json.loads(printed("--json"))
     assert set(found) == set(WORKS) and {tuple(by_mode) for by_mode in found.values()} == {MODES}
-    tally = counts["flow_inference"]["auto"][3]
-    megabytes = sum(each.bytes for each in tally.values()) / 1e6
+    recorded_work = counts["flow_inference"]["auto"][3]
+    megabytes = sum(each.bytes for each in recorded_work.values()) / 1e6
     assert found["flow_inference"]["auto"]["3"] == {
-        "launches": launches(tally),
+        "launches": launches(recorded_work),
         "megabytes": pytest.approx(megabytes, abs=0.06),
     }
 
