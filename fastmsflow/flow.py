@@ -111,7 +111,7 @@ class MultiScaleFlow(nn.Module):
         return maps, cast(Tensor, log_det)
 
     def log_likelihoods(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps alone of ``log_likelihood_maps``: scores need no log_det, and it is not computed.
+        """Computes the maps of ``log_likelihood_maps`` without the log_det, which scores do not need.
 
         Errors: as ``forward``'s.
         """

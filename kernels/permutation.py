@@ -11,14 +11,14 @@ import triton.language as tl
 
 @triton.jit
 def _slots(index, c, half):
-    """Where the channels that ``index`` names stand among interleaved halves."""
+    """-> the places that the channels named by ``index`` have among interleaved halves."""
     j = tl.load(index + c, mask=c < half, other=0).to(tl.int32)
     return tl.where(j < half, 2 * j, 2 * (j - half) + 1)[None, :]
 
 
 @triton.jit
 def permuted(first, second, index, c, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The halves of a row whose channel i is channel index[i] of (first, second)."""
+    """-> the halves of a row whose channel i is channel index[i] of (first, second)."""
     # Two values of half precision, of two rows, move as one word.
     PAIRED: tl.constexpr = (first.dtype.primitive_bitwidth == 16) and (BLOCK_P > 1)
     ROWS: tl.constexpr = BLOCK_P // 2 if PAIRED else BLOCK_P
@@ -40,7 +40,7 @@ def permuted(first, second, index, c, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.c
 
 @triton.jit
 def _paired(x, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Words of a value in the upper half of the tile's rows and the one below it in the lower half."""
+    """Packs each value of the upper half of the tile's rows and the one below it, in the lower half, into a word."""
     bits = tl.reshape(x.to(tl.uint16, bitcast=True), (2, BLOCK_P // 2, BLOCK_C))
     low, high = tl.split(tl.permute(bits, (1, 2, 0)))
     return low.to(tl.uint32) | (high.to(tl.uint32) << 16)
@@ -48,7 +48,7 @@ def _paired(x, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _parted(words, dtype: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What ``_paired`` was given."""
+    """Unpacks what ``_paired`` packed."""
     low, high = (words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)
     bits = tl.permute(tl.join(low, high), (2, 0, 1))
     return tl.reshape(bits, (BLOCK_P, BLOCK_C)).to(dtype, bitcast=True)

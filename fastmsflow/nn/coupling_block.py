@@ -65,7 +65,7 @@ class CouplingBlock(nn.Module):
         whole: bool = False,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """``forward`` from halves (B, C / 2, H, W) to halves, which the next block takes as they are.
+        """Computes ``forward`` from halves (B, C / 2, H, W) to halves, which the next block takes as they are.
 
         ``whole``: z comes as [z]. ``with_log_det``: without it log_det is None.
         """

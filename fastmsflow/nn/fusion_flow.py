@@ -58,7 +58,7 @@ class FusionFlow(nn.Module):
     def latents(
         self, x: Levels, backend: Backend = "auto", memory: Memory | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Halves (B, C_l / 2, H_l, W_l) of x per level, permuted -> z per level, (B, C_l, H_l, W_l), log_det (B,).
+        """Computes z per level, (B, C_l, H_l, W_l), and log_det (B,) from halves (B, C_l / 2, H_l, W_l) of x, permuted.
 
         ``memory``: if given, of each of the two couplings only the inputs are kept where gradients are taken.
         """
@@ -68,7 +68,7 @@ class FusionFlow(nn.Module):
     def log_likelihood_maps(
         self, x: Levels, backend: Backend = "auto", memory: Memory | None = None, with_log_det: bool = True
     ) -> tuple[list[Tensor], Tensor | None]:
-        """As ``latents``, but with -0.5 mean over channels of z^2, (B, H_l, W_l), in place of z, which is not kept.
+        """Computes what ``latents`` does, with -0.5 mean over channels of z^2, (B, H_l, W_l), in place of z, which is not kept.
 
         log_det is None where it is not wanted.
         """

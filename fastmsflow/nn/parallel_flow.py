@@ -52,7 +52,8 @@ class ParallelFlow(nn.Module):
         memory: Memory | None = None,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """As ``forward``, but z comes as its halves, (B, C / 2, H, W) each; log_det is None where it is not wanted."""
+        """Computes ``forward`` and returns z as its halves, (B, C / 2, H, W) each; log_det is None where it is not
+        wanted."""
         z, log_det = self._couple(x, condition, backend, order, memory=memory, with_log_det=with_log_det)
         return z if len(z) == 2 else list(z[0].chunk(2, dim=1)), log_det
 
@@ -67,7 +68,7 @@ class ParallelFlow(nn.Module):
         whole: bool = False,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Yields [z] where ``whole``, its halves elsewhere; by inverted blocks [z] in any case."""
+        """Returns [z] where ``whole``, elsewhere its halves; inverted blocks return [z] in any case."""
         blocks = all_of(CouplingBlock, self.blocks)
         saving = memory if torch.is_grad_enabled() else None
         if saving == "invertible":

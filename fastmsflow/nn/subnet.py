@@ -23,7 +23,8 @@ def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 def _split_inputs(weight: Tensor, inputs: int) -> list[Tensor]:
-    """The weights of the first ``inputs`` and of the others, contiguous: convolutions copy slices in every call."""
+    """Returns the weights of the first ``inputs`` and of the others, contiguous: a convolution copies a slice in every
+    call."""
     channels_last = weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return [part.contiguous(memory_format=layout) for part in weight.split([inputs, weight.shape[1] - inputs], dim=1)]
@@ -64,12 +65,12 @@ class ConditionedSubnet(nn.Module):
         return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """The second convolution's weight and, in float32 or better, its bias."""
+        """Returns the second convolution's weight and, in float32 or better, its bias."""
         weight, bias = weight_and_bias(self.conv2)
         return weight, wide(self._wide, bias)[0]
 
     def _first_convolution(self, condition: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-        """x's share of the weight, and the condition's share of the output with the bias."""
+        """Returns x's share of the weight, and the condition's share of the output with the bias."""
         weight, bias = weight_and_bias(self.conv1)
 
         def split() -> tuple[Tensor, Tensor]:

@@ -151,7 +151,7 @@ def couple(
     result: str,
     with_log_det: bool,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Runs the kernel, forward, whose arguments fastmsflow.kernels.coupling.coupling explains."""
+    """Runs the kernel forward; fastmsflow.kernels.coupling.coupling explains its arguments."""
     global_scale, global_offset, perm, _ = affine
     if records_gradients(x1, x2, raw, bias, global_scale, global_offset):
         *outputs, log_det = Coupling.apply(x1, x2, raw, bias, *affine, *options, False, result)

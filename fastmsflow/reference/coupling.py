@@ -137,7 +137,7 @@ def coupling_inverse(
 
 
 def add_log_dets(log_dets: Sequence[Tensor | None]) -> Tensor | None:
-    """The sum of log_dets, or None where they were not wanted."""
+    """Adds log_dets up; the sum is None where none was wanted."""
     wanted = [log_det for log_det in log_dets if log_det is not None]
     return reduce(torch.add, wanted) if wanted else None
 
