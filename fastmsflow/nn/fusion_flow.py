@@ -68,7 +68,7 @@ class FusionFlow(nn.Module):
     def log_likelihood_maps(
         self, x: Levels, backend: Backend = "auto", memory: Memory | None = None, with_log_det: bool = True
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Computes what ``latents`` does, with -0.5 mean over channels of z^2, (B, H_l, W_l), in place of z, which is not kept.
+        """Computes what ``latents`` does, but for z -0.5 mean over channels of z^2, (B, H_l, W_l); z is not kept.
 
         log_det is None where it is not wanted.
         """
