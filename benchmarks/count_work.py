@@ -34,7 +34,7 @@ from fastmsflow.kernels import tables
 MODES = ("auto", "fused", "torch")
 BATCHES = (1, 8, 32)
 Counts = dict[str, dict[str, dict[int, WorkByName]]]
-"""What is recorded, by the work's name, the mode and the batch."""
+"""Recorded work by its name, the mode and the batch."""
 
 
 def count(size: Size, batches: Sequence[int] = BATCHES) -> Counts:
@@ -96,7 +96,7 @@ def _recorded(call: Callable[[], object]) -> WorkByName:
 
 
 def totals(recorded_work: WorkByName) -> dict[str, float]:
-    """What all operators together come to."""
+    """Adds up the work of all operators."""
     moved = sum(work.bytes for work in recorded_work.values())
     return {"launches": sum(work.launches for work in recorded_work.values()), "megabytes": round(moved / 1e6, 1)}
 

@@ -52,7 +52,7 @@ MOVED_ONCE = {
 
 @dataclass
 class Work:
-    """What an operator or a kernel comes to."""
+    """Launches and bytes of an operator or a kernel."""
 
     launches: int = 0
     bytes: int = 0

@@ -37,8 +37,8 @@ class FusedConvolution(nn.Module):
     reflection: tuple[int, int, int, int] | None
     geometry: reference.Geometry
     agrees: bool | None
-    """Whether the fused operator computes what the twin does, on the device and in the dtype where the weights are now;
-    None before that was tried."""
+    """True where the fused operator computes what the twin does, on the device and in the dtype where the weights are
+    now; None before that was tried."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
