@@ -1,6 +1,6 @@
 """Counts how wide the kernels' loads and stores of memory are, by compiling ahead of time: no GPU is needed.
 
-``python -m benchmarks.access_width --kernel coupling`` compiles the kernels as their launchers launch them at the
+``python benchmarks/access_width.py --kernel coupling`` compiles the kernels as their launchers launch them at the
 default model's shapes in half precision (bfloat16; those of scores in float32), reads the machine code (SASS) and
 prints a Markdown table; ``--json`` prints the counts. The counts are of instructions in the code: one in a loop counts
 once.
@@ -9,13 +9,16 @@ once.
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import triton
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.kernel_resources import BATCH, TARGETS, compiling_for, inspected
 from fastmsflow.benchmarking import LEVELS, Case, cases
 

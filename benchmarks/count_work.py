@@ -32,6 +32,10 @@ from fastmsflow import MSFlow, backend
 from fastmsflow.kernels import tables
 
 MODES = ("auto", "fused", "torch")
+LEGEND = """Counted on a CPU, not measured: launches and megabytes (10^6 bytes, each operand once) of one call on a GPU.
+auto: the vendor's convolutions and this library's other kernels, as users get them; fused: the kernels' convolutions,
+whose gradients are summed in parts, which small batches pay for; torch: plain PyTorch. Two figures in place of one:
+PyTorch launches more for a larger batch."""
 BATCHES = (1, 8, 32)
 Counts = dict[str, dict[str, dict[int, WorkByName]]]
 """Recorded work by its name, the mode and the batch."""
@@ -134,8 +138,9 @@ def _each(values: Iterable[object]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--breakdown", action="store_true", help="print those of each operator, too")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the figures as JSON")
+    form.add_argument("--breakdown", action="store_true", help="print those of each operator, too")
     parser.add_argument(
         "--size", choices=SIZES, default="default", help="default: the published model; small: for tests"
     )
@@ -151,6 +156,7 @@ def main() -> None:
         }
         print(json.dumps(found))
         return
+    print(f"{LEGEND}\n")
     print("\n".join(table(counts)))
     if options.breakdown:
         print("\n".join(breakdown(counts)))

@@ -183,7 +183,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _layout(*operands: Tensor) -> torch.memory_format:
-    """cuDNN's: channels-last where an operand is, its slices too."""
+    """Returns the layout that cuDNN computes in: channels-last where an operand, or what it is a slice of, is."""
     last = any(torch._prims_common.suggest_memory_format(x) == torch.channels_last for x in operands)
     return torch.channels_last if last else torch.contiguous_format
 

@@ -196,7 +196,6 @@ def coupling_backward_kernel(
         y2 = value2 * tl.exp(s) + t
         if x1 is not None:
             y1 = _load(x1, row, p, c, x1_stride, mask).to(tl.float32)
-        grad_s = tl.load(grad_log_det + (row + p) // pixels, mask=valid, other=0.0)[:, None]
         if grad_logp is not None:
             # The couplings across levels, which alone are followed by the likelihood, have no global affine: z = y.
             grad = -0.5 / half * tl.load(grad_logp + row + p, mask=valid, other=0.0)[:, None]
@@ -209,6 +208,7 @@ def coupling_backward_kernel(
                     grad1, grad2 = permuted(grad1, grad2, index, c, half, BLOCK_P, BLOCK_C)
                 grad1 = grad1.to(tl.float32)
             grad2 = grad2.to(tl.float32)
+        grad_s = tl.load(grad_log_det + (row + p) // pixels, mask=valid, other=0.0)[:, None]
         if INVERSE:
             # From the gradients of x to those of y = (z - o) / g, in x's order.
             grad_s = -grad2 * value2 - grad_s

@@ -36,9 +36,9 @@ class Tile:
         )
 
     def rows_of(self, channels: int) -> "Tile":
-        """Whole rows: as many pixels as keep the program's size."""
-        wide = triton.next_power_of_2(channels)
-        return Tile(max(1, self.pixels * self.channels // wide), wide, self.warps)
+        """Whole rows: as many pixels as keep the program's size, and more warps for a row that is wider than it."""
+        wide, size = triton.next_power_of_2(channels), self.pixels * self.channels
+        return Tile(max(1, size // wide), wide, min(16, self.warps * max(1, wide // size)))
 
 
 @dataclass(frozen=True)

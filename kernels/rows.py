@@ -28,7 +28,7 @@ def new_rows(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> T
 
 
 def new_results(x1: Tensor | None, x2: Tensor, result: str) -> list[Tensor]:
-    """Makes the tensors, uninitialised, that a coupling of halves x1, x2 (B, C / 2, H, W) puts out before its log_det.
+    """Makes the tensors, uninitialized, that a coupling of halves x1, x2 (B, C / 2, H, W) puts out before its log_det.
 
     ``result``: see kernels.coupling.
     """

@@ -20,7 +20,7 @@ from .launch import INTERPRETED, ProductTile, Tile
 # By kernel: any chip's first, then those known to want another. The interpreter pays for each program, not for its
 # size.
 TILES: dict[str, dict[str, Tile]] = {
-    "coupling": {"any": Tile(16, 256, warps=8), "interpreter": Tile(64, 128)},
+    "coupling": {"any": Tile(16, 256), "interpreter": Tile(64, 128)},
     # Five sums a channel stay in registers: larger tiles spill.
     "coupling_backward": {"any": Tile(4, 256), "interpreter": Tile(64, 128)},
     "layer_norm": {"any": Tile(16, 256), "interpreter": Tile(64, 256)},

@@ -104,6 +104,12 @@ def test_gradients_through_the_inverse_equal_the_references() -> None:
     torch.testing.assert_close(*results, **FLOW_CLOSE)
 
 
+def test_gradients_around_the_vendors_convolutions_equal_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "convolves", lambda *_: False)
+    ours, theirs = (gradients(*small(name)) for name in ("triton", "torch"))
+    torch.testing.assert_close(ours, theirs, **FLOW_CLOSE)
+
+
 def test_two_runs_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
     monkeypatch.setattr(tables, "convolves", lambda *_: True)

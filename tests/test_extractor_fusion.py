@@ -311,6 +311,56 @@ def test_an_operator_is_tried_anew_on_another_device_or_in_another_dtype(cudnn: 
     assert (len(cudnn), cudnn[-1][0].dtype, result.a.agrees) == (5, torch.bfloat16, True)
 
 
+def test_an_operator_is_tried_at_every_shape_before_it_serves(
+    cudnn: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x = strided(), torch.randn(2, 4, 8, 9)
+    result = fuse_convolutions(net, x)
+    run(result, x)
+    calls = len(cudnn)
+    run(result, x[:, :, :6])
+    run(result, x[:, :, :6])
+    assert len(cudnn) == calls + 3
+    # A shape that cuDNN has no engine for costs no prediction.
+    monkeypatch.setattr(torch.ops.aten, "cudnn_convolution_add_relu", without_engine)
+    assert error_in_the_norm(run(result, x[:1]), run(net, x[:1])) < FUSED["float32"]
+    assert result.a.agrees is False
+
+
+def test_a_lack_of_memory_does_not_turn_the_operator_off(cudnn: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*_: object) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    result, x = fuse_convolutions(strided(), torch.randn(2, 4, 8, 9)), torch.randn(2, 4, 8, 9)
+    good = torch.ops.aten.cudnn_convolution_add_relu
+    monkeypatch.setattr(torch.ops.aten, "cudnn_convolution_add_relu", without_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run(result, x)
+    monkeypatch.setattr(torch.ops.aten, "cudnn_convolution_add_relu", good)
+    run(result, x)
+    assert result.a.agrees is True
+
+
+@pytest.mark.parametrize("name", ["legacy_xception", "xception41"])
+def test_a_network_that_collects_features_by_hooks_stays_as_it_is(name: str) -> None:
+    extractor = Extractor(name, pretrained=False)
+    images = torch.rand(1, 3, 96, 96)
+    extractor.fold_batch_norms((96, 96))
+    before = extractor(images)
+    extractor.fuse_convolutions((96, 96))
+    assert all(map(torch.equal, extractor(images), before))
+
+
+def test_a_users_hook_goes_on_being_called() -> None:
+    extractor, calls = Extractor("resnet18", pretrained=False), []
+    extractor.net.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
+    extractor.fold_batch_norms((64, 64))
+    extractor.fuse_convolutions((64, 64))
+    calls.clear()
+    extractor(torch.rand(1, 3, 64, 64))
+    assert calls == ["layer2"]
+
+
 @pytest.mark.parametrize("switch", ["deterministic", "enabled"])
 def test_cudnns_switches_are_heeded(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda x: switch != "enabled")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ops_parity import DEVICE
 from small_model import SIZE, images, model
 from tolerances import AUTOCAST, FOLDED
 from torch import Tensor, nn
 
-from fastmsflow import InputError, MSFlow
+from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.nn.fold import folded
 from fastmsflow.nn.kept import Kept
@@ -123,6 +124,21 @@ def test_kept_values_follow_their_sources() -> None:
     kept.get(compute, [weight])
     kept.get(compute, [weight])
     assert len(calls) == count + 4
+
+
+def test_eval_gives_up_what_was_kept_of_half_precision() -> None:
+    torch.manual_seed(0)
+    flow = MultiScaleFlow((8, 16), (8, 8), (1, 1), backend="triton").to(DEVICE).half().eval().requires_grad_(False)
+    x = [torch.randn(2, c, 4, 4, device=DEVICE).half() for c in flow.channels]
+    with torch.no_grad():
+        before = flow.log_likelihoods(x)
+        # Nothing tells of writes through ``.data``; eval() is to be called after them.
+        for name, parameter in flow.named_parameters():
+            if name.endswith(("conv2.bias", "global_scale", "global_offset")):
+                parameter.data.add_(1)
+        after, truth = flow.eval().log_likelihoods(x), copy.deepcopy(flow).log_likelihoods(x)
+    assert not torch.equal(before[0], truth[0])
+    assert all(map(torch.equal, after, truth))
 
 
 def test_a_kept_value_that_another_thread_gives_up_is_still_handed_out(monkeypatch) -> None:

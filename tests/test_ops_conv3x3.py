@@ -172,6 +172,8 @@ def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, nam
         given = arguments((2, 12, 24, 6, 10))
     (expected, log_det), (out, none) = (ours(*given, wanted, backend="triton") for wanted in (True, False))
     assert none is None
+    given[0].requires_grad_()
+    assert ours(*given, False, backend="triton")[1] is None
     assert log_det is not None
     torch.testing.assert_close(out, expected, **SAME_SUMS)
 

@@ -71,6 +71,7 @@ class DropInBlock(CouplingBlock):
         self.global_scale, self.global_offset = global_scale, global_offset
         self.w_perm, self.w_perm_inv = w_perm, w_perm_inv
         self.subnet = subnet
+        self._wide = Kept()
         self._read: tuple[object, Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(DropInBlock._take_layout)
 

@@ -108,6 +108,10 @@ class CouplingBlock(nn.Module):
         scale, offset = wide(self._wide, self.global_scale, self.global_offset)
         return scale, offset
 
+    def train(self, mode: bool = True) -> "CouplingBlock":
+        self._wide.clear()
+        return super().train(mode)
+
     def _invert(self, *_: object) -> None:
         """A loaded permutation has another inverse."""
         self.inverse_perm = invert_permutation(self.perm)

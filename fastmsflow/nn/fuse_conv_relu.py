@@ -37,8 +37,8 @@ class FusedConvolution(nn.Module):
     reflection: tuple[int, int, int, int] | None
     geometry: reference.Geometry
     agrees: bool | None
-    """True where the fused operator computes what the twin does, on the device and in the dtype where the weights are
-    now; None before that was tried."""
+    """True where the fused operator computed what the twin does with every shape so far, on the device and in the dtype
+    where the weights are now; None before it was tried."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -53,6 +53,7 @@ class FusedConvolution(nn.Module):
             convolution.groups,
         )
         self.agrees = None
+        self._tried: set[torch.Size] = set()
 
     def forward(self, x: Tensor, residual: Tensor | None = None, backend: Backend = "auto") -> Tensor:
         """x (B, I, H, W), residual (B, O, H', W') or None -> (B, O, H', W')."""
@@ -64,10 +65,13 @@ class FusedConvolution(nn.Module):
         return reference.convolution_relu(x, self.weight, self.bias, self.geometry, residual=residual)
 
     def _agrees(self, x: Tensor, residual: Tensor | None) -> bool:
-        """Tries the operator at its first call; not while a graph is traced or recorded, which cannot wait for it."""
-        if self.agrees is None and not torch.compiler.is_compiling() and cudnn_may_serve(x) and not _is_recorded(x):
+        """Tries the operator at a shape's first call; not while a graph is traced or recorded, which cannot wait."""
+        if torch.compiler.is_compiling():
+            return self.agrees is True
+        if self.agrees is not False and x.shape not in self._tried and cudnn_may_serve(x) and not _is_recorded(x):
             self.agrees = self._try(x, residual)
-        return self.agrees is True
+            self._tried.add(x.shape)
+        return self.agrees is True and x.shape in self._tried
 
     @torch.no_grad()
     def _try(self, x: Tensor, residual: Tensor | None) -> bool:
@@ -77,6 +81,8 @@ class FusedConvolution(nn.Module):
         operands = (torch.empty_like(x).normal_(generator=noise), self.weight, self.bias, self.geometry)
         try:
             ours = convolution_relu(*operands, residual=added).float()
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError:  # cuDNN has no such operator for these shapes
             return False
         theirs = reference.convolution_relu(*operands, residual=added).float()
@@ -86,6 +92,7 @@ class FusedConvolution(nn.Module):
     def _apply(self, *args: Any, **options: Any) -> "FusedConvolution":
         """Moves to a device or dtype, where the operator is tried anew."""
         self.agrees = None
+        self._tried.clear()
         return super()._apply(*args, **options)
 
 
@@ -94,9 +101,12 @@ def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
 
     A convolution becomes a FusedConvolution where it is called once, nothing else uses its output, and a ReLU follows,
     or an addition and then a ReLU. Where the other summand is such a convolution too, its bias moves to the fused one.
-    The copy takes a backend as its second argument. ``example``: images (B, 3, H, W), normalised.
-    The result is ``net`` itself where it cannot be traced, has no such convolution, or would compute something else.
+    The copy takes a backend as its second argument. ``example``: images (B, 3, H, W), normalized.
+    The result is ``net`` itself where it cannot be traced, has no such convolution, would compute otherwise, or has
+    hooks, which a trace does not call: some of timm's networks collect their features by them.
     """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        return net
     # Where the images are too small for it, that shows here, and not in the copy.
     with torch.no_grad():
         net(example)

@@ -97,6 +97,7 @@ class Kept(Generic[T]):
 def wide(kept: Kept[list[Tensor]], *weights: Tensor) -> list[Tensor]:
     """``weights`` in float32 or better, converted once: of half precision a kernel would read 2 bytes at a time."""
     if all(w.dtype.itemsize >= 4 for w in weights):
+        kept.clear()
         return list(weights)
     return kept.get(lambda: [w.float() for w in weights], weights)
 

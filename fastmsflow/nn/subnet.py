@@ -81,6 +81,7 @@ class ConditionedSubnet(nn.Module):
 
     def train(self, mode: bool = True) -> "ConditionedSubnet":
         self._kept.clear()
+        self._wide.clear()
         return super().train(mode)
 
 

@@ -135,7 +135,7 @@ def _convolve_and_couple(
     convolution = (*in_autocast_dtype(hidden, weight), bias)
     if records_gradients(*convolution, x1, x2, *affine[:2]):
         *results, log_det = ConvCoupling.apply(*convolution, x1, x2, *affine, *options, result)
-        return results, log_det
+        return results, log_det if with_log_det else None
     *results, log_det, _ = _fused(convolution, x1, x2, affine, options, result, with_log_det, False)
     return results, log_det
 

@@ -155,7 +155,7 @@ def couple(
     global_scale, global_offset, perm, _ = affine
     if records_gradients(x1, x2, raw, bias, global_scale, global_offset):
         *outputs, log_det = Coupling.apply(x1, x2, raw, bias, *affine, *options, False, result)
-        return outputs, log_det
+        return outputs, log_det if with_log_det else None
     fixed = (global_scale, global_offset, perm)
     results = _coupling(x1, x2, raw, bias, *fixed, *options, False, result, with_log_det)
     return (results[:-1], results[-1]) if with_log_det else (results, None)
