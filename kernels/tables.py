@@ -26,7 +26,7 @@ TILES: dict[str, dict[str, Tile]] = {
     "layer_norm": {"any": Tile(16, 256), "interpreter": Tile(64, 256)},
     "layer_norm_backward": {"any": Tile(8, 256), "interpreter": Tile(16, 256)},
     "pool": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
-    "upsample": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
+    "upsample": {"any": Tile(16, 128, warps=8), "interpreter": Tile(64, 256)},
     "likelihood": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "reflection_pad": {"any": Tile(16, 128), "interpreter": Tile(64, 256)},
     "score_map": {"any": Tile(1024, 1), "interpreter": Tile(16384, 1)},
