@@ -109,7 +109,10 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
         """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
-        return pool_features(self.extractor(images, self.flow.backend), self.pool)
+        backend = self.flow.backend
+        # An extractor of the caller's own takes images alone.
+        features = self.extractor(images) if backend == "auto" else self.extractor(images, backend)
+        return pool_features(features, self.pool)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient.

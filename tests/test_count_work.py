@@ -219,7 +219,8 @@ def test_the_json_has_launches_and_megabytes_by_work_mode_and_batch(counts: Coun
 
 
 def test_the_breakdowns_rows_add_up_to_the_table(counts: Counts, printed) -> None:
-    table, _, parts = printed("--breakdown").partition("\n\n")
+    legend, table, parts = printed("--breakdown").split("\n\n", 2)
+    assert legend == count_work.LEGEND
     rows = [line.split(" | ") for line in table.splitlines()[2:]]
     assert len(rows) == len(WORKS) * len(MODES)
     assert parts.rstrip("\n") == "\n".join(breakdown(counts)).lstrip("\n")
