@@ -43,7 +43,7 @@ PRODUCT_TILES: dict[str, dict[str, ProductTile]] = {
         "gfx942": ProductTile(64, 16, 32, warps=8, stages=2),
         "interpreter": ProductTile(256, 16, 128),
     },
-    # Of float32 128 by 128 spills on some chips.
+    # A tile of 128 by 128 spills on some chips where operands are float32.
     "conv3x3_coupling": {"any": ProductTile(64, 128, 32, warps=8), "interpreter": ProductTile(256, 128, 128)},
     "conv3x3_weight": {"any": ProductTile(128, 128, 32, warps=8), "interpreter": ProductTile(128, 128, 256)},
 }

@@ -21,7 +21,7 @@ from fastmsflow.ops.likelihood import log_likelihood_maps
 
 WORKS = ("flow_inference", "end_to_end_inference", "training_step")
 BATCHES = (2, 3)
-# Of the small flow: two in each level's block; in each fusion subnet two, and a head a level.
+# The small flow has two in each level's block; in each fusion subnet two, and a head a level.
 CONVOLUTIONS = 3 * 2 + 2 * (2 + 3)
 
 

@@ -107,7 +107,7 @@ def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return net
-    # Where the images are too small for it, that shows here, and not in the copy.
+    # Images that are too small for the network fail here, and not in the copy.
     with torch.no_grad():
         net(example)
     fused = copy.deepcopy(net)

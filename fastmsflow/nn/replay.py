@@ -27,7 +27,7 @@ class _Recorded:
     inputs: list[Tensor]
     outputs: Outputs
     kept: list[object]
-    """What was kept of weights and is read by the graph, with the weights."""
+    """Values kept of weights that the graph reads, with the weights."""
 
     def __post_init__(self) -> None:
         self._weights = [w for _, weights in cast(list[tuple[object, Sequence[Tensor]]], self.kept) for w in weights]
