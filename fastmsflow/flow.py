@@ -78,12 +78,12 @@ class MultiScaleFlow(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return next(self.parameters()).dtype
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the constructor needs to build this flow again, JSON-able."""
+        """The arguments with which the constructor builds this flow again, JSON-able."""
         return {
             "channels": list(self.channels),
             "condition_channels": list(self.condition_channels),

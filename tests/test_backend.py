@@ -27,6 +27,7 @@ from fastmsflow.ops import (
     conv3x3,
     conv3x3_coupling,
     conv3x3_layer_norm,
+    convolution_relu,
     coupling,
     fusion,
     image_score,
@@ -152,6 +153,7 @@ def samples() -> dict[str, tuple]:
     within, options = (vector, vector + 10, vector, perm), (0.1, 1.9, "tanh", None)
     across = (None, None, None, 1.0, 1.9, "atan", 1e6, False)
     weight = torch.randn(8, 8, 3, 3, device=DEVICE)
+    window = ([2, 1], [1, 1], [1, 1], 2)
     backward = coupling._coupling_backward
     return {
         "coupling": (coupling._coupling, (*halves, *within, *options, False, "halves", True)),
@@ -201,6 +203,11 @@ def samples() -> dict[str, tuple]:
         "upsample": (fusion._upsample, (x[:, :, :2, :3], vector, [x])),
         "upsample, backward": (fusion._upsample_backward, ([x], x[:, :, :2, :3], vector)),
         "reflection": (reflection_pad._reflection_pad, (x, [3, 1, 0, 2])),
+        "convolution and ReLU": (convolution_relu._convolution_relu, (x, weight[:, :4], vector, None, *window)),
+        "convolution, addition and ReLU": (
+            convolution_relu._convolution_relu,
+            (x, weight[:, :4], None, x[:, :, :2].contiguous(), *window),
+        ),
         "score maps": (score_map._score_maps, (logp, [6, 10])),
         "image scores": (image_score._image_scores, (-logp[0].abs(), 2)),
     }

@@ -45,7 +45,7 @@ def last(x: Tensor) -> Tensor:
 
 
 def launches(recorded_work: WorkByName, part: str = "") -> int:
-    """Of what has ``part`` in its name."""
+    """Counts the launches of operators with ``part`` in their names."""
     return sum(work.launches for name, work in recorded_work.items() if part in name)
 
 
@@ -196,7 +196,7 @@ def test_a_step_updates_all_weights_in_one_launch_and_differentiates_each_convol
 
 @pytest.fixture
 def printed(counts: Counts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What the script prints, given the options."""
+    """Returns what the script prints, given the options."""
 
     def run(*options: str) -> str:
         monkeypatch.setattr(count_work, "count", lambda size: counts)

@@ -195,3 +195,23 @@ def test_a_model_that_serves_no_features(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_importing_it_does_not_import_timm() -> None:
     code = "import sys, fastmsflow.nn.extractor; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["legacy_xception", "xception41"])
+def test_a_network_that_collects_features_by_hooks_stays_as_it_is(name: str) -> None:
+    extractor = Extractor(name, pretrained=False)
+    images = torch.rand(1, 3, 96, 96)
+    extractor.fold_batch_norms((96, 96))
+    before = extractor(images)
+    extractor.fuse_convolutions((96, 96))
+    assert all(map(torch.equal, extractor(images), before))
+
+
+def test_a_users_hook_goes_on_being_called() -> None:
+    extractor, calls = Extractor("resnet18", pretrained=False), []
+    extractor.net.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
+    extractor.fold_batch_norms((64, 64))
+    extractor.fuse_convolutions((64, 64))
+    calls.clear()
+    extractor(torch.rand(1, 3, 64, 64))
+    assert calls == ["layer2"]

@@ -341,26 +341,6 @@ def test_a_lack_of_memory_does_not_turn_the_operator_off(cudnn: list[tuple], mon
     assert result.a.agrees is True
 
 
-@pytest.mark.parametrize("name", ["legacy_xception", "xception41"])
-def test_a_network_that_collects_features_by_hooks_stays_as_it_is(name: str) -> None:
-    extractor = Extractor(name, pretrained=False)
-    images = torch.rand(1, 3, 96, 96)
-    extractor.fold_batch_norms((96, 96))
-    before = extractor(images)
-    extractor.fuse_convolutions((96, 96))
-    assert all(map(torch.equal, extractor(images), before))
-
-
-def test_a_users_hook_goes_on_being_called() -> None:
-    extractor, calls = Extractor("resnet18", pretrained=False), []
-    extractor.net.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
-    extractor.fold_batch_norms((64, 64))
-    extractor.fuse_convolutions((64, 64))
-    calls.clear()
-    extractor(torch.rand(1, 3, 64, 64))
-    assert calls == ["layer2"]
-
-
 @pytest.mark.parametrize("switch", ["deterministic", "enabled"])
 def test_cudnns_switches_are_heeded(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda x: switch != "enabled")
@@ -392,7 +372,7 @@ def test_plain_pytorch_serves_on_a_cpu_and_where_it_is_asked_for(chosen) -> None
 
 
 def compiled_is_taken_for_exported() -> bool:
-    """Whether Dynamo, as torch 2.11's does, says of every graph that it is exported: then none has the operators."""
+    """Tells whether Dynamo takes every graph for an exported one, as torch 2.11's does: then none has the operators."""
     probe = torch.compile(lambda x: x + int(torch.compiler.is_exporting()), fullgraph=True, backend="eager")
     return bool(probe(torch.zeros(1)))
 
@@ -417,17 +397,3 @@ def test_an_exported_graph_holds_no_fused_operator(cudnn: list[tuple]) -> None:
     assert not [node for node in program.graph.nodes if "fastmsflow" in str(node.target)]
     features = program.module()(given)
     assert max(error_in_the_norm(*pair) for pair in zip(features, expected, strict=True)) < FUSED["float32"]
-
-
-def test_a_model_that_is_made_for_inference_twice_stays_as_it_is() -> None:
-    fast = MSFlow("resnetv2_50", pretrained=False, image_size=SIZE, blocks=(1, 1, 1)).for_inference()
-    again = fast.for_inference()
-    assert len(found(again)) == len(found(fast)) > 0
-    assert all(torch.equal(a, b) for a, b in zip(again.predict(images()), fast.predict(images()), strict=True))
-
-
-def test_the_operator_is_well_registered() -> None:
-    x, weight, bias = torch.randn(2, 4, 5, 7), torch.randn(6, 2, 3, 3), torch.randn(6)
-    window = ([2, 1], [1, 1], [1, 1], 2)
-    torch.library.opcheck(ops._convolution_relu, (x, weight, bias, None, *window))
-    torch.library.opcheck(ops._convolution_relu, (x, weight, None, torch.randn(2, 6, 3, 7), *window))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.nn.fold import folded
+from fastmsflow.nn.fuse_conv_relu import FusedConvolution
 from fastmsflow.nn.kept import Kept
 
 
@@ -95,6 +96,14 @@ def test_batch_norms_of_a_network_that_takes_no_small_image_are_folded_all_the_s
     assert norms(extractor) > 5
     extractor.fold_batch_norms((96, 96))
     assert norms(extractor) == 0
+
+
+def test_a_model_that_is_made_for_inference_twice_stays_as_it_is() -> None:
+    fast = MSFlow("resnetv2_50", pretrained=False, image_size=SIZE, blocks=(1, 1, 1)).for_inference()
+    again = fast.for_inference()
+    counts = [sum(isinstance(m, FusedConvolution) for m in each.modules()) for each in (fast, again)]
+    assert counts[0] == counts[1] > 0
+    assert all(torch.equal(a, b) for a, b in zip(again.predict(images()), fast.predict(images()), strict=True))
 
 
 def test_a_model_for_inference_is_not_saved(tmp_path: Path) -> None:

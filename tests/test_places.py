@@ -1,4 +1,4 @@
-"""Whether recorded graphs still read a model's weights: every move and replacement is noticed, at little cost."""
+"""Every move and replacement of a weight that a recorded graph reads is noticed, at little cost."""
 
 import copy
 import timeit
