@@ -71,6 +71,11 @@ def shown(path: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def absolute(path: str | Path) -> str:
+    """``path`` from the root on, without dots; links stay what they are."""
+    return os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links
+
+
 def _write_fault(path: Path, error: Exception) -> str | None:
     file, folder = shown(path), shown(path.parent)
     number = _errno(error)
