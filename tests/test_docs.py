@@ -131,6 +131,29 @@ def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: 
         names["run"].append(block)
 
 
+@pytest.mark.parametrize("engine", ["ray", "spark", "daft"])
+def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engine: str, folder: Path) -> None:
+    """By its example above."""
+    parts = sorted((folder / f"results_{engine}").glob("*.parquet"))
+    if not parts:
+        pytest.skip(f"the example of {engine} did not run")
+    import pyarrow
+    from pyarrow import parquet
+    from same_rows import assert_same_row
+
+    from fastmsflow.inference import BatchScorer
+
+    rows = [row for part in parts for row in parquet.read_table(part).to_pylist()]
+    rows.sort(key=lambda row: row["path"])
+    # Some call a file file:/...
+    rows = [row | {"path": Path(row["path"]).name} for row in rows]
+    files = sorted(str(file) for file in (folder / "new_images").iterdir())
+    scored = BatchScorer(folder / "runs/mine/best.safetensors")(pyarrow.table({"path": files})).to_pylist()
+    for row, one in zip(rows, scored, strict=True):
+        assert row.keys() == one.keys()
+        assert_same_row(row, one | {"path": Path(one["path"]).name})
+
+
 def missing(example: Block) -> str | None:
     """What the example needs and is not here."""
     for module in imported_modules(example):

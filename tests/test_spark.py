@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from parts_predicted import images, model, network
+from same_rows import assert_same_row
 
 from fastmsflow import UnavailableError
 from fastmsflow.inference import BatchScorer
@@ -69,17 +70,12 @@ def expected(files: list[str], model: Path) -> list[dict]:
     return BatchScorer(model)(pa.table({"path": files})).to_pylist()
 
 
-def same(row, expected: dict) -> None:
-    for name, value in row.asDict().items():
-        assert value == (pytest.approx(expected[name], rel=1e-6) if isinstance(value, float) else expected[name]), name
-
-
 def test_paths_come_back_in_their_order_with_the_scores_of_the_scorer(spark, scorer_udf, files, model, expected):
     rows = spark.createDataFrame([(f,) for f in files], "path string").coalesce(1)
     scored = rows.withColumn("result", scorer_udf(model)("path")).collect()
     assert [row.path for row in scored] == files
     for row, one in zip(scored, expected, strict=True):
-        same(row.result, one)
+        assert_same_row(row.result.asDict(), one)
     # Both labels and regions are among them, or their columns would show nothing.
     assert {row.result.defective for row in scored} == {True, False}
     assert all(row.result.largest_region > 0 and row.result.fault is None for row in scored)
@@ -94,8 +90,8 @@ def test_files_as_spark_reads_them_score_alike_by_content_and_by_path(
     by_name = {Path(file).name: one for file, one in zip(files, expected, strict=True)}
     assert sorted(Path(row.path).name for row in scored) == sorted(by_name)
     for row in scored:
-        same(row.of_bytes, by_name[Path(row.path).name])
-        same(row.of_path, by_name[Path(row.path).name])
+        assert_same_row(row.of_bytes.asDict(), by_name[Path(row.path).name])
+        assert_same_row(row.of_path.asDict(), by_name[Path(row.path).name])
 
 
 def test_a_fault_stands_in_its_row_and_calls_the_image_by_its_name(spark, scorer_udf, files, model, expected):
@@ -110,8 +106,8 @@ def test_a_fault_stands_in_its_row_and_calls_the_image_by_its_name(spark, scorer
     assert faults[3].startswith("d: damaged or truncated")
     for row in scored[1:4]:
         assert {value for name, value in row.result.asDict().items() if name != "fault"} == {None}
-    same(scored[0].result, expected[0])
-    same(scored[4].result, expected[0])
+    assert_same_row(scored[0].result.asDict(), expected[0])
+    assert_same_row(scored[4].result.asDict(), expected[0])
 
 
 def test_a_file_that_is_not_there_and_a_null_among_paths_are_faults(spark, scorer_udf, files, model):

@@ -131,3 +131,5 @@ ACCUMULATED = {"rtol": 1e-7, "atol": 1e-10}
 # EfficientNet-Lite0 at 256x256 and 16 solar cells: 0.006 and 0.022 would do for both numbers.
 FLOAT16_SCORES = {"rtol": 1e-2, "atol": 1e-2}
 FLOAT16_MAPS = {"rtol": 4e-2, "atol": 4e-2}
+# Scores of the same images in batches of other sizes, float32, relative: sums in another order.
+OTHER_BATCHES = 1e-6
