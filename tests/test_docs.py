@@ -224,6 +224,7 @@ def test_every_public_name_is_in_the_reference_with_a_docstring(reference) -> No
     root, page = reference.package(), reference.PAGE.read_text()
     public = [
         "",
+        "inference",
         "nn.extractor",
         "calibration",
         "training",

@@ -6,7 +6,9 @@ from ..errors import InputError
 from ..model import MSFlow
 
 AUTO = "auto"
+"""float16 on a GPU, float32 on a CPU."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+"""The dtypes that a model predicts in, by name."""
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -55,7 +55,9 @@ def scorer_udf(
         for batch in batches:
             yield _results(scorer, batch)
 
-    return pandas_udf(score, from_arrow_schema(RESULTS))
+    # Its overloads know nothing of functions with annotations.
+    make: Any = pandas_udf
+    return make(score, from_arrow_schema(RESULTS))
 
 
 # A worker goes on to the next task, which brings the UDF anew. Two: rows may be scored by two models.
