@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from ..errors import UnavailableError
 from .columns import BOX, MAP, SCORES, Columns
-
-try:
-    import pyarrow as pa
-except ImportError as missing:
-    raise UnavailableError("Arrow needs pyarrow: pip install 'fastmsflow[shards]'") from missing
 
 # Scores in float64, the values that the other formats print to the last bit and that thresholds are compared with; what
 # float32 leaves empty of it compresses well.

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ..data.remote import is_url
+from ..data.shard_set import is_shard_set
 from ..errors import InputError
 from ..files import absolute, claimed_folder, shown, write_faults, write_json, written_aside
 
-FORMAT = "fastmsflow predictions 2"
+FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
 ELSEWHERE = "choose another folder"
 PATH = "path"
@@ -63,9 +64,14 @@ class PredictionFolder:
         """The folder of the Parquet files, as its file system ``files`` calls it."""
         return f"{self._root}/{PARTS}"
 
-    def claimed(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
         """Keeps other processes of this machine out, in a with block; an object store has no such lock."""
-        return nullcontext() if self._local is None else claimed_folder(self._local)
+        if self._local is None:
+            yield
+            return
+        with claimed_folder(self._local), claimed_folder(self._local / PARTS):
+            yield
 
     def begin(self, setting: dict[str, Any]) -> None:
         """Begins results of ``setting``, or goes on with them: parts that a killed process left cut off are removed.
@@ -74,8 +80,12 @@ class PredictionFolder:
         """
         found = self._json()
         if found is None:
+            if self._local is not None and is_shard_set(self.out):
+                raise InputError(f"{shown(self.out)}: holds a set of shards; {ELSEWHERE}")
             if self._names():
                 raise InputError(f"{shown(self.out)}: holds parts, and no {RUN} that says of what; {ELSEWHERE}")
+        elif found.get("format") == EARLIER:
+            raise InputError(f"{shown(self.out)}: holds results of an earlier version, in other columns; {ELSEWHERE}")
         elif found.get("format") != FORMAT:
             raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
         else:

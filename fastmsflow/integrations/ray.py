@@ -44,7 +44,7 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
     # Each actor's start would be a line of it; Ray Data starts actors again from what its driver keeps.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        import ray
+        import ray.data
     except ImportError as error:
         raise UnavailableError("a cluster needs Ray: pip install 'fastmsflow[ray]'") from error
     try:
