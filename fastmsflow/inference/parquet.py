@@ -1,7 +1,7 @@
 """A folder of results as Parquet: written by one machine or by a cluster, and gone on with where it stopped.
 
 - ``predictions.json``, first of all: the model, thresholds and dtype that its results are of;
-- ``parts/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
+- ``parts/**/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
   there is done: the next start leaves it out.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,11 +59,17 @@ class PredictionFolder:
         self._root: str = root
         self._local = None if is_url(out) else Path(out)
         self._next: int | None = None
+        self._run = uuid4().hex
+        self._before: frozenset[str] = frozenset()
 
     @property
-    def parts(self) -> str:
-        """The folder of the Parquet files, as its file system ``files`` calls it."""
+    def _parts(self) -> str:
         return f"{self._root}/{PARTS}"
+
+    @property
+    def run(self) -> str:
+        """A folder for what a cluster writes in this run, as the file system ``files`` calls it."""
+        return f"{self._parts}/{self._run}"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -103,7 +110,9 @@ class PredictionFolder:
 
     def scored(self) -> pa.ChunkedArray:
         """Returns the paths of all rows that are written."""
-        columns = [self._read(name, [PATH])[PATH] for name in self._names()]
+        names = self._names()
+        self._before = frozenset(names)
+        columns = [self._read(name, [PATH])[PATH] for name in names]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
@@ -122,6 +131,13 @@ class PredictionFolder:
             if self._read(name, [PATH])[PATH].null_count:
                 self.files.delete_file(name)
 
+    def remove_late(self) -> None:
+        """Removes what an earlier run's cluster, whose driver was killed, wrote after ``scored`` had been asked: this
+        run has scored those images."""
+        for name in self._names():
+            if name not in self._before and not name.startswith(f"{self.run}/"):
+                self.files.delete_file(name)
+
     def write(self, table: pa.Table) -> None:
         """Writes ``table`` as the next part, whole or not at all."""
         content = io.BytesIO()
@@ -132,7 +148,7 @@ class PredictionFolder:
         name = f"part-{self._next:06}.parquet"
         self._next += 1
         if self._local is None:
-            self._put(f"{self.parts}/{name}", content.getvalue())
+            self._put(f"{self._parts}/{name}", content.getvalue())
         else:
             with written_aside(self._local / PARTS / name) as aside:
                 aside.write_bytes(content.getbuffer())
@@ -161,7 +177,7 @@ class PredictionFolder:
 
     def _names(self) -> list[str]:
         try:
-            found = self.files.get_file_info(fs.FileSelector(self.parts, allow_not_found=True))
+            found = self.files.get_file_info(fs.FileSelector(self._parts, recursive=True, allow_not_found=True))
         except OSError as error:
             raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
         names = [info.path for info in found if info.type == fs.FileType.File and info.extension == "parquet"]
