@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
@@ -131,8 +132,7 @@ def _shards(images: Shards, batch_size: int, readers: int) -> Any:
         if len(done[i]) < shard.images
     ]
     return ray.data.from_arrow(waiting).map_batches(
-        _read_shard,
-        fn_kwargs={"where": images.where, "size": batch_size},
+        partial(_read_shard, where=images.where, size=batch_size),
         batch_size=1,
         # Reading is waiting, and the actors have all processors; a few tasks are ahead of them.
         num_cpus=0,
