@@ -1,6 +1,8 @@
 """Rows and batches that cannot be scored: a fault in the row between good ones, or one line."""
 
 import struct
+import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from batches_scored import (
     scorer,
 )
 from PIL import Image
+from web_servers import send, web_server
 
 from fastmsflow import InputError
 from fastmsflow.inference import BatchScorer
@@ -196,3 +199,28 @@ def test_columns_that_share_a_name_are_kept_or_dropped_together(scorer: BatchSco
     found = scorer(twice)
     assert found.column_names == arrow.RESULTS.names
     assert found["score"].to_pylist() == scorer({"bytes": contents[1:2]})["score"].tolist()
+
+
+def test_urls_that_fail_are_faults_and_wait_side_by_side(
+    scorer: BatchScorer, contents: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    monkeypatch.setattr("fastmsflow.data.remote.TIMEOUT", 1.0)
+    ended = threading.Event()
+
+    def answer(request: Any) -> None:
+        if request.path == "/silent":
+            ended.wait(20)
+        elif request.path == "/500":
+            send(request, b"", 500)
+        else:
+            send(request, contents[int(request.path[1:])])
+
+    begin = time.monotonic()
+    with web_server(answer) as server:
+        results = scorer({"path": [f"{server}/{path}" for path in (0, *["silent"] * 6, 500, 1)]})
+        ended.set()
+    assert time.monotonic() - begin < 5
+    assert_same(scorer({"bytes": contents[:2]}), results, [0, -1])
+    assert [fault.partition(": ")[2][:26] for fault in results["fault"][1:7]] == ["no answer within 1 s; look"] * 6
+    assert results["fault"][7].startswith(f"{server}/500: the server answers with status 500")
