@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,13 @@ def write_faults(path: Path) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """A file's name as one line of printable text: newlines and bytes that are not UTF-8 are escaped."""
+    """A file's name as one line of printable text: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
     text = os.fspath(path)
     if text.isprintable():
         return text
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    # No file has a name with lone surrogates, but a table's text may.
+    with suppress(UnicodeEncodeError):
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

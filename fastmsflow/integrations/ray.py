@@ -93,6 +93,7 @@ def score_on_ray(
     A worker that is killed is replaced and its images are scored again. Errors: InputError with the worker's line.
     """
     import ray
+    from ray.exceptions import RayError
 
     resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -107,7 +108,7 @@ def score_on_ray(
             **resources,
             # The actors have all processors; writing takes little.
         ).write_parquet(folder.run, filesystem=folder.files, mode="append", ray_remote_args={"num_cpus": 0})
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
     folder.remove_late()
 
