@@ -113,7 +113,7 @@ BFLOAT16_CACHE = 2**-8
 BFLOAT16_CACHE_RANKS = 0.999
 # Training by several processes beside one, all in float64: sums over a batch in another order, over some steps of Adam.
 DISTRIBUTED = {"rtol": 1e-9, "atol": 1e-9}
-# JPEG files by torchvision's decoder beside Pillow's, in [0, 1]: versions of libjpeg may round a colour conversion each
+# JPEG files by TorchCodec's decoder beside Pillow's, in [0, 1]: versions of libjpeg may round a colour conversion each
 # its own way (measured on a CPU: 0). Resized by antialiased bicubic interpolation beside Lanczos, on the mean: other
 # pixels, not rounding (measured 0.004).
 JPEG_DECODERS = {"decoded": 2 / 255, "mean of resized": 0.01}
