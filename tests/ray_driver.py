@@ -66,7 +66,7 @@ def main(model: str, tars: str, parquet: str, files: str, out: str) -> None:
         try:
             ray.data.from_arrow(pa.table({column: ["x"]})).map_batches(BatchScorer, **constructed).materialize()
         except Exception as error:
-            print(f"{name}:", next(line for line in str(error).splitlines() if "InputError" in line))
+            print(f"{name}:", next(line for line in str(error).splitlines() if "InputError: " in line))
 
 
 if __name__ == "__main__":
