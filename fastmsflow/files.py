@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,13 @@ def write_faults(path: Path) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """A file's name as one line of printable text: newlines and bytes that are not UTF-8 are escaped."""
+    """A file's name as one line of printable text: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
     text = os.fspath(path)
     if text.isprintable():
         return text
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    # No file has a name with lone surrogates, but a table's text may.
+    with suppress(UnicodeEncodeError):
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -112,46 +114,56 @@ class Busy(InputError):
 
 
 @contextmanager
-def claimed_folder(folder: Path) -> Iterator[None]:
-    """In the block ``folder`` is there and no other process that asks writes into it; what a killed one was writing
-    aside is gone. If it was made here and nothing is in it, it goes again. Needs the ``train`` extra.
+def locked(path: Path) -> Iterator[bool]:
+    """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits. Needs the
+    ``train`` extra.
 
-    Errors: Busy where another process is at work; InputError as ``write_faults`` has it.
+    The file stays when the block ends: a process that had opened it would lock a file that is gone, and another one the
+    new file of that name. Errors: InputError as ``write_faults`` has it.
     """
     from filelock import FileLock, Timeout
 
-    created, path = not folder.exists(), folder / LOCK_FILE
     lock = FileLock(path)
+    # The folder is not there where another process's claim, which left it empty, ended in this very moment.
+    with suppress(Timeout, FileNotFoundError), write_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
     try:
-        with write_faults(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Busy(
-            f"{shown(folder)}: another process is writing there; choose another folder, or wait for it"
-        ) from error
-    try:
-        _remove_asides(folder)
-        yield
+        yield lock.is_locked
     finally:
-        path.unlink(missing_ok=True)
         lock.release()
-        if created and not any(folder.iterdir()):
-            folder.rmdir()
+
+
+@contextmanager
+def claimed_folder(folder: Path) -> Iterator[None]:
+    """In the block ``folder`` is there and no other process that asks writes into it; what a killed one was writing
+    aside is gone. If it was made here and nothing but the LOCK_FILE is in it, it goes again. Needs the ``train`` extra.
+
+    Errors: Busy where another process is at work; InputError as ``write_faults`` has it.
+    """
+    created, path = not folder.exists(), folder / LOCK_FILE
+    with locked(path) as is_ours:
+        if not is_ours:
+            raise Busy(f"{shown(folder)}: another process is writing there; choose another folder, or wait for it")
+        try:
+            _remove_asides(folder)
+            yield
+        finally:
+            if created and list(folder.iterdir()) == [path]:
+                # filelock 4 refuses a lock file that was unlinked between its opening and its locking. Where another
+                # process makes a new one before the folder is gone, the folder stays. Windows unlinks no open file.
+                with suppress(OSError):
+                    path.unlink()
+                    folder.rmdir()
 
 
 def is_claimed(folder: Path) -> bool:
     """Whether another process is at work in ``folder``, as ``claimed_folder`` would find."""
-    from filelock import FileLock, Timeout
-
     path = folder / LOCK_FILE
     if not path.exists():
         return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
+    with locked(path) as is_ours:
+        return not is_ours
 
 
 def _remove_asides(folder: Path) -> None:

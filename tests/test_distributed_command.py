@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from disks import small_disk
 from few_tiles import few_tiles
+from listing import names_in
 
 from fastmsflow.data import list_images, write_shards
 from fastmsflow.training.preemption import KEPT
@@ -88,7 +89,7 @@ def test_torchrun_and_one_process_come_to_the_same(undisturbed: tuple[Path, Path
     assert two["rounds"][-1]["held_out_nll"] == pytest.approx(one["rounds"][-1]["held_out_nll"], rel=1e-4)
     assert two["rounds"][-1]["pixel_auroc"] == pytest.approx(one["rounds"][-1]["pixel_auroc"], abs=1e-2)
     # What is shown of a run comes from the maps of both.
-    ours, theirs = ({path.name for path in out.iterdir()} for out in undisturbed)
+    ours, theirs = map(names_in, undisturbed)
     assert ours == theirs
 
 

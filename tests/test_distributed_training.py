@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listing import names_in
 from noise_images import noise_set
 from safetensors.torch import load_file
 from tolerances import DISTRIBUTED
@@ -119,7 +120,7 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     ours, theirs = (load_file(out / "last.safetensors") for out in (tmp_path / "run", of_one))
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, **DISTRIBUTED)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in of_one.iterdir()}
+    assert names_in(tmp_path / "run") == names_in(of_one)
 
 
 def test_two_processes_fine_tune_parts_to_the_weights_of_one(images: ImageSet, tmp_path: Path, monkeypatch) -> None:

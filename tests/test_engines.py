@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parts_predicted import images, model, network, pq, table
+from parquet_predicted import images, model, network, pq, table
 from same_rows import assert_same_row
 
 from fastmsflow.inference import BatchScorer

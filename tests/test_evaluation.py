@@ -1,7 +1,6 @@
 """Test sets judged in constant memory, by one process and by several, against all maps at once; maps kept on disk."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
+from listing import names_in
 from PIL import Image
 from scipy import ndimage
 from torch import multiprocessing
@@ -311,7 +311,7 @@ def test_maps_of_a_killed_process_are_gone_when_the_folder_is_next_used(processe
     assert len(list(tmp_path.iterdir())) == processes - 1
     with claimed_folder(tmp_path):
         pass
-    assert not os.listdir(tmp_path)  # noqa: PTH208
+    assert not names_in(tmp_path)
 
 
 def small_model() -> MSFlow:
@@ -346,7 +346,7 @@ def test_training_validates_in_constant_memory_where_the_set_is_large(mvtec: Pat
         assert np.array_equal(found.tested.maps[number], exact.tested.maps[number])
     rounds = json.loads((tmp_path / "counted/results.json").read_text())["rounds"]
     assert [of_one["pixel_error"] for of_one in rounds] == [m.evaluation.pixel_error for m in found.moments]
-    assert {path.name for path in (tmp_path / "counted").iterdir()} == {
+    assert names_in(tmp_path / "counted") == {
         "best.safetensors", "best_on_test.safetensors", "last.safetensors", "results.json",
     }  # fmt: skip
 

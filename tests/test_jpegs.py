@@ -3,22 +3,26 @@
 import io
 import json
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torchvision
+import torchcodec.decoders
 from PIL import Image
 from skimage import data as photographs
 from tolerances import JPEG_DECODERS
 
-from fastmsflow import InputError
+from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import LooseImages, ShardedImages, write_shards
 from fastmsflow.data.images import as_tensor, decode_image
-from fastmsflow.data.jpegs import decoded, decoded_or_not, is_plain_jpeg
+from fastmsflow.data.jpegs import check_decoder, decoded, decoded_or_not, is_plain_jpeg
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.order import InTurn
+from fastmsflow.training.plan import Reading, _decoder
 from fastmsflow.training.readers import Readers
 from fastmsflow.world import ALONE
 
@@ -35,6 +39,7 @@ PHOTOGRAPH = photographs.astronaut()[:300, 100:420]
 PLAIN = jpeg(PHOTOGRAPH)
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")
 def test_jpeg_files_decode_as_by_pillow() -> None:
     """At their own size, where no filter differs; one of another size among them, and a grey one."""
     files = [PLAIN, jpeg(photographs.camera()[:300, :320], "L"), jpeg(photographs.astronaut()[:200, :200])]
@@ -109,14 +114,14 @@ def test_damage_that_decoders_only_warn_of_gives_the_pixels_that_pillow_gives() 
 
 def test_what_the_devices_decoder_refuses_and_pillow_takes_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a GPU's decoder may refuse what libjpeg reads."""
-    refused, decode = jpeg(PHOTOGRAPH[::-1].copy()), torchvision.io.decode_jpeg
+    refused, decode = jpeg(PHOTOGRAPH[::-1].copy()), torchcodec.decoders.decode_jpeg
 
     def some(files: list[torch.Tensor], *args: object, **options: object) -> object:
         if any(bytes(file.numpy()) == refused for file in files):
             raise RuntimeError("nvjpegDecodeBatched failed: 2")
         return decode(files, *args, **options)
 
-    monkeypatch.setattr(torchvision.io, "decode_jpeg", some)
+    monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", some)
     files = [decoded_or_not(file, "a", (64, 64)) for file in (PLAIN, refused)]
     pixels, faults = decoded(files, ["a", "b"], (64, 64), CPU)
     assert not faults
@@ -127,9 +132,36 @@ def test_memory_that_runs_out_is_no_fault_of_the_files(monkeypatch: pytest.Monke
     def full(*args: object, **options: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torchvision.io, "decode_jpeg", full)
+    monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", full)
     with pytest.raises(torch.OutOfMemoryError):
         decoded([decoded_or_not(PLAIN, "a", (64, 64))], ["a"], (64, 64), CPU)
+
+
+class OnAGpu:
+    """A model as far as a decoder knows it."""
+
+    image_size = (64, 64)
+
+    def parameters(self) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(device=torch.device("cuda"))
+
+
+def test_without_torchcodec_a_run_says_what_to_install_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(UnavailableError, match=r"need TorchCodec: pip install 'fastmsflow\[jpeg\]'$"):
+        _decoder(OnAGpu(), Reading(stream=True, decode_on_gpu=True), False)
+
+
+def test_a_torchcodec_without_nvjpeg_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyPI's wheels for Windows are."""
+    check_decoder(CPU)
+
+    def refuse(*args: object, **options: object) -> object:
+        raise RuntimeError("torchcodec was not compiled with nvJPEG support\nand more")
+
+    monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", refuse)
+    with pytest.raises(UnavailableError, match=r"no JPEG files on cuda here \(.* nvJPEG support\); leave .* out$"):
+        check_decoder(torch.device("cuda"))
 
 
 def test_files_are_handed_on_encoded(tmp_path: Path) -> None:

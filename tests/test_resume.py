@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listing import names_in
 from noise_images import noise_set
 from safetensors.torch import load_file
 
@@ -99,7 +100,7 @@ def end(images: ImageSet, out: Path, expected: Path) -> None:
 
 def assert_the_same(expected: Path, out: Path) -> None:
     assert results_of(out) == results_of(expected)
-    assert {p.name for p in out.iterdir()} == {p.name for p in expected.iterdir()}
+    assert names_in(out) == names_in(expected)
     for path in expected.glob("[!.]*.safetensors"):
         given = load_file(out / path.name)
         assert all(torch.equal(given[key], value) for key, value in load_file(path).items()), path.name

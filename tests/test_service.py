@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from parts_predicted import images, model, network
+from parquet_predicted import images, model, network
 from PIL import Image
 from same_rows import assert_same_row
 

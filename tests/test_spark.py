@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from parts_predicted import images, model, network
+from parquet_predicted import images, model, network
 from same_rows import assert_same_row
 
 from fastmsflow import UnavailableError

@@ -113,7 +113,7 @@ BFLOAT16_CACHE = 2**-8
 BFLOAT16_CACHE_RANKS = 0.999
 # Training by several processes beside one, all in float64: sums over a batch in another order, over some steps of Adam.
 DISTRIBUTED = {"rtol": 1e-9, "atol": 1e-9}
-# JPEG files by torchvision's decoder beside Pillow's, in [0, 1]: versions of libjpeg may round a colour conversion each
+# JPEG files by TorchCodec's decoder beside Pillow's, in [0, 1]: versions of libjpeg may round a colour conversion each
 # its own way (measured on a CPU: 0). Resized by antialiased bicubic interpolation beside Lanczos, on the mean: other
 # pixels, not rounding (measured 0.004).
 JPEG_DECODERS = {"decoded": 2 / 255, "mean of resized": 0.01}
@@ -131,5 +131,8 @@ ACCUMULATED = {"rtol": 1e-7, "atol": 1e-10}
 # EfficientNet-Lite0 at 256x256 and 16 solar cells: 0.006 and 0.022 would do for both numbers.
 FLOAT16_SCORES = {"rtol": 1e-2, "atol": 1e-2}
 FLOAT16_MAPS = {"rtol": 4e-2, "atol": 4e-2}
-# Scores of the same images in batches of other sizes, float32, relative: sums in another order.
-OTHER_BATCHES = 1e-6
+# Scores of one image in batches of other sizes, float32 both, relative: sums of convolutions in another order.
+OTHER_BATCH = 1e-6
+# Pixels in [0, 1] resized in floating point beside 8 bits: Lanczos rounds to 8 bits after each of its two passes, half
+# a step each, and the second one weighs the first one's roundings with weights whose absolute values add up to 1.3.
+RESIZED_FLOAT = 1.2 / 255

@@ -4,13 +4,14 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 
-from ..errors import InputError
+from ..errors import InputError, UnavailableError
 from ..files import absolute, shown
 from .common import console, errors, load_model, print_json, progress_bar
 
@@ -43,6 +44,8 @@ class ParquetOptions:
 
 def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
     """Scores what has no rows yet, and tells of all rows."""
+    if find_spec("pyarrow") is None:
+        raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
     from ..inference.parquet import PredictionFolder
     from ..inference.predict_parquet import setting_of
 

@@ -76,8 +76,11 @@ class ShardBatches:
                 read.append(named)
         except InputError as error:
             fault = str(error)
-        if read or fault:
-            yield Batch(first, read, shard.images - seen, fault)
+        if fault:
+            # Of a wrong checksum alone no image is lost, but one of them may be wrong: that has a row too.
+            yield Batch(first, read, max(1, shard.images - seen), fault)
+        elif read:
+            yield Batch(first, read)
 
 
 class Item(NamedTuple):

@@ -9,10 +9,30 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..errors import InputError
+from ..errors import InputError, UnavailableError
 from .images import ORIENTATION, SMALLEST, as_tensor, decode_image
 
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+def check_decoder(device: torch.device) -> None:
+    """Decodes a small image, so that what is missing is told before any file is read.
+
+    Errors: UnavailableError where TorchCodec is not installed, or decodes no JPEG files on ``device``.
+    """
+    content = io.BytesIO()
+    Image.new("RGB", (SMALLEST, SMALLEST)).save(content, "JPEG")
+    try:
+        from torchcodec.decoders import decode_jpeg
+
+        decode_jpeg([content.getvalue()], device=device)
+    except ImportError as error:
+        raise UnavailableError("JPEG files on a GPU need TorchCodec: pip install 'fastmsflow[jpeg]'") from error
+    except (OSError, RuntimeError) as error:  # a library that is missing, or a build without nvJPEG
+        reason = str(error).partition("\n")[0]
+        raise UnavailableError(
+            f"TorchCodec decodes no JPEG files on {device} here ({reason}); leave decoding on the GPU out"
+        ) from error
 
 
 def is_plain_jpeg(content: bytes) -> bool:
@@ -42,7 +62,7 @@ def decoded(
     """Each what ``decoded_or_not`` made -> float32 (B, 3, H, W) in [0, 1] on ``device``, without those that cannot be
     decoded; and what is wrong with these, by their place in ``images``. ``names``: what errors call them.
 
-    JPEG files are decoded there by torchvision and resized there by antialiased bicubic interpolation: no Lanczos
+    JPEG files are decoded there by TorchCodec and resized there by antialiased bicubic interpolation: no Lanczos
     filter is to be had on a GPU. What that does to scores is measured by benchmarks/resize_filter.py. A file that the
     decoder there refuses goes Pillow's way, as one that is no JPEG.
     """
@@ -71,10 +91,10 @@ def decoded(
 
 def _of_jpegs(files: list[Tensor], device: torch.device) -> Sequence[Tensor | None]:
     """uint8 (3, H, W) of each, None for one that is refused: the decoder does not say which of many it was."""
-    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchcodec.decoders import decode_jpeg
 
     try:
-        return decode_jpeg(files, ImageReadMode.RGB, device=device) if files else []
+        return decode_jpeg(files, mode="RGB", device=device) if files else []
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:

@@ -6,22 +6,25 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..calibration import check_rate
 from ..data.batches import processors
-from ..data.remote import is_url
-from ..errors import InputError, in_one_line
+from ..data.locations import NO_FILE, Location
+from ..data.remote import is_there, is_url
+from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..model import MSFlow
-from .columns import BYTES, FAULT, IMAGE, PATH, Columns, Rows, result_columns
+from .columns import BYTES, IMAGE, Columns, Rows, result_columns
 from .precision import AUTO, check_dtype
 from .scorer import NOT_FINITE, Judged, Limit, Scorer, region_threshold
 
@@ -43,7 +46,8 @@ class BatchScorer:
     size. ``device``: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
     It can be pickled, before and after it has loaded; a copy loads for itself. Threads may share it: they decode side
-    by side, and one of them at a time uses the model.
+    by side, and one of them at a time uses the model. A process that is forked after it has loaded computes in one
+    thread.
 
     Errors: InputError where an argument cannot be had.
     """
@@ -69,7 +73,7 @@ class BatchScorer:
             raise InputError(f"tile {tile}: images are scored whole, resized to the model's size; leave tile out")
         check_dtype(dtype)
         _check_device(device)
-        self._model = model if isinstance(model, MSFlow) else os.fspath(model)
+        self._model = model if isinstance(model, MSFlow) else os.fsdecode(model)
         self._threshold, self._false_alarms = threshold, false_alarms
         self._dtype, self._maps, self._device = dtype, maps, device
         self._begin()
@@ -112,17 +116,17 @@ class BatchScorer:
 
         Errors: InputError where the batch has no column of images, or columns of several lengths; ``load``'s.
         """
-        arrow = _arrow_of(batch)
-        if arrow is not None:
-            table = arrow.as_table(batch)
-            columns = {name: arrow.values(table[name]) if name in _READ else table[name] for name in table.column_names}
-            results = self._results(Rows.of(columns))
-            kept = table.drop_columns([name for name in (BYTES, IMAGE) if name in table.column_names])
-            return arrow.with_results(kept, results)
-        if not isinstance(batch, Mapping):
+        arrow = None if find_spec("pyarrow") is None else _arrow()
+        is_arrow = arrow is not None and arrow.is_arrow(batch)
+        columns = arrow.columns_of(batch) if arrow and is_arrow else batch
+        if not isinstance(columns, Mapping):
             raise InputError(f"the batch is a {type(batch).__name__}; give a dict of columns, or an Arrow table")
-        results = self._results(Rows.of(batch))
-        kept = {name: column for name, column in batch.items() if name not in (BYTES, IMAGE)}
+        rows = Rows.of({name: arrow.values(column) if arrow else column for name, column in columns.items()})
+        results = self._results(rows)
+        if arrow and is_arrow:
+            table = arrow.as_table(batch)
+            return arrow.with_results(arrow.without(table, (BYTES, IMAGE)), results)
+        kept = {name: column for name, column in columns.items() if name not in (BYTES, IMAGE, *results)}
         return {**kept, **results}
 
     def _results(self, rows: Rows) -> Columns:
@@ -132,22 +136,26 @@ class BatchScorer:
         def read(start: int) -> list["Future[_Read]"]:
             return [ready.readers.submit(_read, rows, row, image_size) for row in rows.numbers[start : start + AT_ONCE]]
 
-        results: list[Judged | str] = []
+        results: list[Columns] = []
         ahead = read(0)
-        for start in range(0, len(rows.numbers), AT_ONCE):
+        # Once where there are no rows: they have columns too.
+        for start in range(0, max(1, len(rows.numbers)), AT_ONCE):
             # The next images are decoded while the model is at these.
             current, ahead = ahead, read(start + AT_ONCE)
-            results += self._judged(ready.scorer, [future.result() for future in current], rows.names[start:])
-        return result_columns(results, image_size if self._maps else None)
+            judged = self._judged(ready.scorer, [future.result() for future in current], rows, start)
+            # Columns at once: each image's map would be kept otherwise.
+            results.append(result_columns(judged, image_size if self._maps else None))
+        return {name: np.concatenate([some[name] for some in results]) for name in results[0]}
 
-    def _judged(self, scorer: Scorer, read: "list[_Read]", names: Sequence[str]) -> list[Judged | str]:
-        pixels = [one.pixels for one in read if one.pixels is not None]
+    def _judged(self, scorer: Scorer, read: "list[_Read]", rows: Rows, start: int) -> list[Judged | str]:
+        whole = [one for one in read if not isinstance(one, str)]
+        sizes = [size for _, size in whole]
         with self._scoring:
-            judged = iter(scorer(torch.stack(pixels), [one.size for one in read if not one.fault]) if pixels else [])
-        results: list[Judged | str] = []
-        for one, name in zip(read, names, strict=False):
-            results.append(one.fault or next(judged) or f"{shown(name)}: {NOT_FINITE}")
-        return results
+            judged = iter(scorer(torch.stack([pixels for pixels, _ in whole]), sizes) if whole else [])
+        return [
+            one if isinstance(one, str) else next(judged) or f"{rows.name(row)}: {NOT_FINITE}"
+            for row, one in enumerate(read, start)
+        ]
 
     def _ready(self) -> "_Loaded":
         with self._loading:
@@ -156,38 +164,43 @@ class BatchScorer:
                 limit = Limit.of(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
                 scorer = Scorer(model, limit=limit, region_threshold=regions, dtype=self._dtype)
-                self._loaded = _Loaded(scorer, ThreadPoolExecutor(READERS, "fastmsflow-read"))
+                self._loaded = _Loaded(scorer, _readers(), os.getpid())
+            elif self._loaded.process != os.getpid():
+                # Threads stay behind in the process that this one was forked from; torch would wait for its own.
+                torch.set_num_threads(1)
+                self._loaded = self._loaded._replace(readers=_readers(), process=os.getpid())
             return self._loaded
-
-
-_READ = frozenset({BYTES, IMAGE, PATH, FAULT})
 
 
 class _Loaded(NamedTuple):
     scorer: Scorer
     readers: ThreadPoolExecutor
+    process: int
+    """The process that the readers are threads of."""
 
 
-class _Read(NamedTuple):
-    pixels: Tensor | None
-    size: tuple[int, int]
-    fault: str | None
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(READERS, "fastmsflow-read")
+
+
+_Read: TypeAlias = tuple[Tensor, tuple[int, int]] | str
+"""An image at the model's size and its own (width, height), or its fault."""
 
 
 def _read(rows: Rows, row: int, image_size: tuple[int, int]) -> _Read:
     try:
-        return _Read(*rows.read(row, image_size), None)
+        return rows.fault(row) or rows.read(row, image_size)
+    except (InputError, UnavailableError) as error:
+        fault = str(error)
     except Exception as error:  # one row never ends a job
-        return _Read(None, (0, 0), in_one_line(error))
+        fault = f"{rows.name(row)}: {type(error).__name__}: {error}"
+    return " ".join(fault.split())
 
 
-def _arrow_of(batch: Any) -> Any:
-    """The module that knows Arrow, where the batch is of it."""
-    if find_spec("pyarrow") is None:
-        return None
+def _arrow() -> ModuleType:
     from . import arrow
 
-    return arrow if arrow.is_arrow(batch) else None
+    return arrow
 
 
 def _load(model: str | MSFlow) -> MSFlow:
@@ -196,6 +209,8 @@ def _load(model: str | MSFlow) -> MSFlow:
         return copy.deepcopy(model)
     if not is_url(model):
         return MSFlow.from_pretrained(model) if Path(model).is_dir() else MSFlow.load(model)
+    if not is_there(model):
+        raise InputError(f"{shown(model)}: {NO_FILE}; give the URL of a fastmsflow checkpoint (.safetensors)")
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "model.safetensors"
         try:
@@ -204,19 +219,22 @@ def _load(model: str | MSFlow) -> MSFlow:
             with fsspec.open(model, "rb") as there, local.open("wb") as here:
                 shutil.copyfileobj(there, here)
         except Exception as error:  # every kind of storage has its own
-            raise InputError(f"{shown(model)}: the model cannot be read ({error})") from error
+            raise InputError(f"{shown(model)}: {Location.why(error)}") from error
         try:
             return MSFlow.load(local)
-        except InputError as error:
-            raise InputError(str(error).replace(str(local), shown(model))) from error
+        except (InputError, UnavailableError) as error:
+            raise type(error)(str(error).replace(str(local), shown(model))) from error
 
 
 def _check_device(device: str) -> None:
-    if device != AUTO:
-        try:
-            torch.device(device)
-        except RuntimeError as error:
-            raise InputError(f"device {device!r} is not known; give auto, cpu, cuda or cuda:N") from error
+    if device == AUTO:
+        return
+    try:
+        known = torch.device(device).type in ("cpu", "cuda")
+    except (RuntimeError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"device {device!r} is not known; give auto, cpu, cuda or cuda:N")
 
 
 def _torch_device(device: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Columns of a batch -> images, and results -> columns, as NumPy arrays or Arrow arrays."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,67 +30,92 @@ class Rows(NamedTuple):
     kind: str
     """The column that holds them: the first there is of bytes, image and path."""
     values: Sequence[Any]
-    names: list[str]
-    """What errors call each row: its path if there is one."""
+    paths: Sequence[Any]
     faults: Sequence[Any]
-    """Of each row, the text that says why it is not to be scored, or None."""
+    """Of each row, the text that says why it is not to be scored, if there is one."""
 
     @classmethod
-    def of(cls, columns: Mapping[str, Any]) -> "Rows":
+    def of(cls, columns: Mapping[Any, Any]) -> "Rows":
         """Errors: InputError where no column holds images, or columns are not of one length."""
         kind = next((name for name in (BYTES, IMAGE, PATH) if name in columns), None)
         if kind is None:
             raise InputError(
-                f"the batch has columns {', '.join(columns) or '(none)'}; one of {BYTES}, {IMAGE} and {PATH} must hold"
-                " the images: rename it"
+                f"the batch has columns {', '.join(map(str, columns)) or '(none)'}; one of {BYTES}, {IMAGE} and {PATH}"
+                " must hold the images: rename it"
             )
-        lengths = {name: len(values) for name, values in columns.items()}
+        lengths = {name: _length(name, values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise InputError(f"the batch's columns differ in their number of rows ({told}); give each row a value")
         empty = [None] * lengths[kind]
-        paths = columns.get(PATH, empty)
-        names = [path if isinstance(path, str) and path else f"row {i}" for i, path in enumerate(paths)]
-        return cls(kind, columns[kind], names, columns.get(FAULT, empty))
+        return cls(kind, *(_by_place(columns.get(name, empty)) for name in (kind, PATH, FAULT)))
 
     @property
     def numbers(self) -> range:
         """The rows by number."""
-        return range(len(self.names))
+        return range(len(self.values))
+
+    def name(self, row: int) -> str:
+        """Returns what errors call a row: its path if there is one."""
+        path = self.paths[row]
+        return shown(path) if isinstance(path, (str, Path)) and path else f"row {row}"
+
+    def fault(self, row: int) -> str | None:
+        """Returns the text that says why a row is not to be scored; None where there is none or it is empty."""
+        fault = self.faults[row]
+        return (isinstance(fault, str) and fault) or None
 
     def read(self, row: int, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Decodes one image -> (float32 (3, H, W) in [0, 1] at ``image_size``, its own (width, height)).
 
         Errors: InputError that names the row.
         """
-        value, name, kind = self.values[row], self.names[row], self.kind
-        if isinstance(self.faults[row], str):
-            raise InputError(self.faults[row])
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            raise InputError(f"{shown(name)}: the column {kind} is empty here")
+        value, name, kind = self.values[row], self.name(row), self.kind
+        if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value):
+            raise InputError(f"{name}: the column {kind} is empty here")
         if kind == IMAGE:
             return _of_array(value, name, image_size)
-        expected = str if kind == PATH else (bytes, bytearray, memoryview)
-        if not isinstance(value, expected):
+        if kind == PATH and isinstance(value, (str, Path)):
+            image = open_image(str(value))
+        elif kind == BYTES and isinstance(value, (bytes, bytearray, memoryview)):
+            image = decode_image(bytes(value), name)
+        else:
             what = "paths or URLs as text" if kind == PATH else "files' bytes"
-            raise InputError(f"{shown(name)}: the column {kind} holds {_type(value)}; give {what}")
-        image = open_image(value) if isinstance(value, str) else decode_image(bytes(value), name)
+            raise InputError(f"{name}: the column {kind} holds {_type(value)}; give {what}")
         return as_tensor(image, image_size), image.size
 
 
+def _length(name: str, column: Any) -> int:
+    try:
+        if not isinstance(column, (str, bytes)):
+            return len(column)
+    except TypeError:  # an array without dimensions has no length either
+        pass
+    raise InputError(f"the batch's column {name} is {_type(column)}; give an array or a list, a value for each row")
+
+
+def _by_place(column: Any) -> Sequence[Any]:
+    """Rows by their place; a pandas.Series has them by its index."""
+    return column if isinstance(column, Sequence) else list(column)
+
+
 def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    if isinstance(value, Image.Image):
+        # As an array, a palette's numbers would be grey, and CMYK colour with transparency.
+        raise InputError(f"{name}: the column {IMAGE} holds {_type(value)}; give np.asarray(image.convert('RGB'))")
     try:
         array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{shown(name)}: the column {IMAGE} holds no array ({error})") from error
+    except Exception as error:  # tensors on a GPU, ragged lists, whatever calls itself an array
+        raise InputError(f"{name}: the column {IMAGE} holds no array ({error})") from error
     if np.issubdtype(array.dtype, np.floating):
-        return _float_tensor(array, shown(name), image_size), (array.shape[1], array.shape[0])
-    image = image_of(array, shown(name))
+        return _float_tensor(array, name, image_size), (array.shape[1], array.shape[0])
+    image = image_of(array, name)
     return as_tensor(image, image_size), image.size
 
 
 def _float_tensor(array: np.ndarray, name: str, image_size: tuple[int, int]) -> Tensor:
-    """(H, W, 3) in [0, 1] -> (3, H, W) at ``image_size``, resized by Lanczos as 8-bit images are, without rounding."""
+    """(H, W, 3) in [0, 1] -> (3, H, W) at ``image_size``, resized by Lanczos. 8-bit images are rounded, and clipped,
+    between its two passes too."""
     if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < SMALLEST:
         raise InputError(
             f"{name}: {array.dtype} of shape {array.shape}; give (H, W, 3), at least {SMALLEST} pixels on a side"
@@ -98,13 +124,13 @@ def _float_tensor(array: np.ndarray, name: str, image_size: tuple[int, int]) -> 
         raise InputError(f"{name}: floating-point pixels from {array.min():g} to {array.max():g}; give [0, 1]")
     planes = np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
     if array.shape[:2] != image_size:
-        size = image_size[::-1]
+        size = (image_size[1], image_size[0])
         planes = np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in planes])
     return torch.from_numpy(planes.clip(0, 1))
 
 
 def _type(value: Any) -> str:
-    return f"{value.dtype} arrays" if isinstance(value, np.ndarray) else type(value).__name__
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a value of type {type(value).__name__}"
 
 
 def result_columns(results: Sequence[Judged | str], map_size: tuple[int, int] | None) -> Columns:

@@ -1,7 +1,7 @@
 """A folder of results as Parquet: written by one machine or by a cluster, and gone on with where it stopped.
 
 - ``predictions.json``, first of all: the model, thresholds and dtype that its results are of;
-- ``parts/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
+- ``parts/**/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
   there is done: the next start leaves it out.
 """
 
@@ -9,11 +9,12 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,10 +22,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ..data.remote import is_url
+from ..data.shard_set import is_shard_set
 from ..errors import InputError
 from ..files import absolute, claimed_folder, shown, write_faults, write_json, written_aside
 
-FORMAT = "fastmsflow predictions 2"
+FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
 ELSEWHERE = "choose another folder"
 PATH = "path"
@@ -57,15 +59,26 @@ class PredictionFolder:
         self._root: str = root
         self._local = None if is_url(out) else Path(out)
         self._next: int | None = None
+        self._run = uuid4().hex
+        self._before: frozenset[str] = frozenset()
 
     @property
-    def parts(self) -> str:
-        """The folder of the Parquet files, as its file system ``files`` calls it."""
+    def _parts(self) -> str:
         return f"{self._root}/{PARTS}"
 
-    def claimed(self) -> AbstractContextManager[None]:
+    @property
+    def run(self) -> str:
+        """A folder for what a cluster writes in this run, as the file system ``files`` calls it."""
+        return f"{self._parts}/{self._run}"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
         """Keeps other processes of this machine out, in a with block; an object store has no such lock."""
-        return nullcontext() if self._local is None else claimed_folder(self._local)
+        if self._local is None:
+            yield
+            return
+        with claimed_folder(self._local), claimed_folder(self._local / PARTS):
+            yield
 
     def begin(self, setting: dict[str, Any]) -> None:
         """Begins results of ``setting``, or goes on with them: parts that a killed process left cut off are removed.
@@ -74,8 +87,12 @@ class PredictionFolder:
         """
         found = self._json()
         if found is None:
+            if self._local is not None and is_shard_set(self.out):
+                raise InputError(f"{shown(self.out)}: holds a set of shards; {ELSEWHERE}")
             if self._names():
                 raise InputError(f"{shown(self.out)}: holds parts, and no {RUN} that says of what; {ELSEWHERE}")
+        elif found.get("format") == EARLIER:
+            raise InputError(f"{shown(self.out)}: holds results of an earlier version, in other columns; {ELSEWHERE}")
         elif found.get("format") != FORMAT:
             raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
         else:
@@ -93,7 +110,9 @@ class PredictionFolder:
 
     def scored(self) -> pa.ChunkedArray:
         """Returns the paths of all rows that are written."""
-        columns = [self._read(name, [PATH])[PATH] for name in self._names()]
+        names = self._names()
+        self._before = frozenset(names)
+        columns = [self._read(name, [PATH])[PATH] for name in names]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
@@ -112,6 +131,13 @@ class PredictionFolder:
             if self._read(name, [PATH])[PATH].null_count:
                 self.files.delete_file(name)
 
+    def remove_late(self) -> None:
+        """Removes what an earlier run's cluster, whose driver was killed, wrote after ``scored`` had been asked: this
+        run has scored those images."""
+        for name in self._names():
+            if name not in self._before and not name.startswith(f"{self.run}/"):
+                self.files.delete_file(name)
+
     def write(self, table: pa.Table) -> None:
         """Writes ``table`` as the next part, whole or not at all."""
         content = io.BytesIO()
@@ -122,7 +148,7 @@ class PredictionFolder:
         name = f"part-{self._next:06}.parquet"
         self._next += 1
         if self._local is None:
-            self._put(f"{self.parts}/{name}", content.getvalue())
+            self._put(f"{self._parts}/{name}", content.getvalue())
         else:
             with written_aside(self._local / PARTS / name) as aside:
                 aside.write_bytes(content.getbuffer())
@@ -151,7 +177,7 @@ class PredictionFolder:
 
     def _names(self) -> list[str]:
         try:
-            found = self.files.get_file_info(fs.FileSelector(self.parts, allow_not_found=True))
+            found = self.files.get_file_info(fs.FileSelector(self._parts, recursive=True, allow_not_found=True))
         except OSError as error:
             raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
         names = [info.path for info in found if info.type == fs.FileType.File and info.extension == "parquet"]

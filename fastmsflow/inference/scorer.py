@@ -101,7 +101,7 @@ class Scorer:
     ) -> None:
         self.limit = limit
         self.region_threshold = region_threshold
-        self.kind = kind
+        self.kind: MapKind = kind
         self.model = model
         self._ready = prepare(model, dtype)
 

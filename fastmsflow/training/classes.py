@@ -4,17 +4,16 @@ import copy
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from ..calibration import Calibration
 from ..checkpoint import read_config
 from ..errors import InputError, in_one_line
-from ..files import LOCK_FILE, Busy, is_claimed, write_faults, write_json
+from ..files import LOCK_FILE, Busy, is_claimed, locked, write_json
 from ..model import MSFlow
 from .comparison import Judged, checkpoints, threshold_of
 from .evaluation import METRICS, Evaluation
@@ -72,7 +71,8 @@ def train_each(
         before = len(left)
         for name in list(left):
             folder = out / name
-            with _taken(out, name) as is_ours:
+            # A run claims its folder itself, but not before its images are read, and against everybody.
+            with locked(out / f".{name}{LOCK_FILE}") as is_ours:
                 if not is_ours or is_claimed(folder):
                     continue
                 try:
@@ -87,23 +87,6 @@ def train_each(
                 break
             time.sleep(WAIT_SECONDS)
     return reasons
-
-
-@contextmanager
-def _taken(out: Path, name: str) -> Iterator[bool]:
-    """Whether this process is the one to look after a class, until the block ends. Its run claims its folder itself,
-    but not before its images are read, and against everybody."""
-    path = out / f".{name}{LOCK_FILE}"
-    lock = FileLock(path)
-    with suppress(Timeout), write_faults(path):
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    try:
-        yield lock.is_locked
-    finally:
-        if lock.is_locked:
-            path.unlink(missing_ok=True)
-            lock.release()
 
 
 def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Callable[[str, str], None]) -> str | None:

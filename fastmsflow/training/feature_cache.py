@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..data import ImageDataset
 from ..data.fingerprint import digest
 from ..errors import InputError
-from ..files import ASIDE, shown, write_faults, write_json, written_aside
+from ..files import ASIDE, locked, shown, write_json, written_aside
 from ..model import MSFlow
 from ..world import ALONE, World
 from .features import BATCH, Images, Joined, Progress
@@ -180,21 +179,13 @@ class FeatureCache:
 
     @contextmanager
     def _claimed(self, rank: int, world_size: int) -> Iterator[None]:
-        path = self.folder / f".lock-{rank}-of-{world_size}"
-        lock = FileLock(path)
-        try:
-            with write_faults(path):
-                lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"{shown(self.folder)}: another process is building this feature cache; wait for it, or choose"
-                " another folder"
-            ) from error
-        try:
+        with locked(self.folder / f".lock-{rank}-of-{world_size}") as is_ours:
+            if not is_ours:
+                raise InputError(
+                    f"{shown(self.folder)}: another process is building this feature cache; wait for it, or choose"
+                    " another folder"
+                )
             yield
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release()
 
     @torch.no_grad()
     def _compute(self, images: Tensor, into: Sequence[Tensor]) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
 from ..data.fingerprint import listing
-from ..data.jpegs import decoded
+from ..data.jpegs import check_decoder, decoded
 from ..data.names import Names
 from ..errors import InputError
 from ..files import shown
@@ -65,7 +65,8 @@ def planned(
 ) -> Plan:
     """``readers``: who reads images that are files.
 
-    Errors: InputError where images, ``reading`` and the processes do not go together.
+    Errors: InputError where images, ``reading`` and the processes do not go together; UnavailableError as
+    ``check_decoder`` has it.
     """
     with world.together():
         check_reading(reading, isinstance(images, ShardSet))
@@ -141,6 +142,7 @@ def _decoder(model: MSFlow, reading: Reading, of_shards: bool) -> Decode:
     device = next(model.parameters()).device
     if device.type != "cuda" or not (reading.stream or of_shards):
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
+    check_decoder(device)
     return partial(decoded, image_size=model.image_size, device=device)
 
 

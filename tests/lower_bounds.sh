@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The oldest versions that pyproject.toml allows, in a fresh virtual environment of their own, and a part of the tests
+# on them; prints what was installed. Needs 8 GB of disk while it runs, and no GPU.
+#     bash tests/lower_bounds.sh [PYTEST'S ARGUMENTS, in place of the part of the tests]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$(mktemp -d)
+trap 'rm -rf "$venv"' EXIT
+python3 -m venv "$venv"
+. "$venv/bin/activate"
+pip install --quiet uv
+uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,onnx,jpeg]' \
+    'pytest>=8.0' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
+python --version
+uv pip freeze
+if [ $# = 0 ]; then
+    set -- tests/test_{backend,claims,cli,data_images,detector,export,extractor,files,hub,import,jpegs}.py \
+        tests/test_{metrics_aupro,metrics_auroc,model,plots,predict,report_file,runs,score_maps,shards,training}.py
+fi
+pytest -n auto --dist loadfile "$@"
