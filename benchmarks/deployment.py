@@ -81,7 +81,7 @@ def openvino(path: Path, precision: str | None = None) -> Contestant:
 
 
 def predicted(graph: Graph, images: Tensor) -> Prediction:
-    """Of all images, in the larger of ``BATCHES``."""
+    """Scores all images, in the larger of ``BATCHES``."""
     parts = [graph(part) for part in images.split(BATCHES[-1])]
     return Prediction(*(torch.cat(outputs) for outputs in zip(*parts, strict=True)))
 

@@ -29,11 +29,11 @@ WAYS = {
 }
 
 
-def measured(arguments: list[str], folder: str | None = None) -> tuple[float, float]:
-    """Runs ``python -m fastmsflow ARGUMENTS`` in ``folder`` -> (seconds, MiB at the peak)."""
+def measured(arguments: list[str]) -> tuple[float, float]:
+    """Runs ``python -m fastmsflow ARGUMENTS`` -> (seconds, MiB at the peak)."""
     call = [sys.executable, "-m", "fastmsflow", *arguments]
     begin, peak = time.perf_counter(), 0.0
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder)
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
         peak = max(peak, sum(map(memory, family(process.pid))))
         time.sleep(0.25)
@@ -77,8 +77,8 @@ def made(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "m.safetensors", folder / "few", folder / "many"
 
 
-def row(name: str, options: tuple[str, ...], folder: Path, tree: str | None = None) -> str:
-    """A line of the table. ``tree``: a folder with another version of this library."""
+def row(name: str, options: tuple[str, ...], folder: Path) -> str:
+    """A line of the table."""
     taken = {}
     for images in ("few", "many"):
         out = str(folder / f"{name} {images}")
@@ -91,7 +91,7 @@ def row(name: str, options: tuple[str, ...], folder: Path, tree: str | None = No
             "--format",
             "parquet",
         ]
-        taken[images] = measured([*arguments, *options, "--quiet"], tree)
+        taken[images] = measured([*arguments, *options, "--quiet"])
     (few, _), (many, peak) = taken["few"], taken["many"]
     rate = (MANY - FEW) / (many - few)
     return f"| {name} | {rate:.1f} | {few - FEW / rate:.0f} s | {peak:.0f} MiB |"

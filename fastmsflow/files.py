@@ -73,6 +73,11 @@ def shown(path: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def as_utf8(name: str) -> str:
+    """``name`` as text that Parquet takes: UTF-8, which a file's name need not be; its other bytes become \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def absolute(path: str | Path) -> str:
     """``path`` from the root on, without dots; links stay what they are."""
     return os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links

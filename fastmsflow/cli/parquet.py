@@ -60,11 +60,12 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         images, skipped = _images(options)
         folder = PredictionFolder(options.out)
         stack.enter_context(folder.claimed())
-        folder.begin(setting_of(scorer))
+        folder.begin(setting_of(scorer), on_cluster=gpus is not None)
         waiting = images.waiting(folder)
         try:
             if len(waiting):
                 _score(options, folder, waiting, scorer, gpus)
+                folder.remove_late()
         except KeyboardInterrupt as interrupt:
             line = f"interrupted: {folder.totals().rows} images have rows in {shown(options.out)}"
             errors.print(escape(f"{line}; the same command goes on"), soft_wrap=True, highlight=False)
@@ -106,16 +107,23 @@ def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
         return Shards(sources[0] if _is_remote(sources[0]) else absolute(sources[0])), []
     urls = [url for source in sources if is_url(source) for url in images_below_url(source)]
     here = [source for source in sources if not is_url(source)]
-    found = find_images(here, sys.stdin.buffer, options.null) if here else None
-    files = [] if found is None else [absolute(file) for file in found.files]
-    return Files([*files, *dict.fromkeys(urls)]), [] if found is None else found.faults
+    if not here:
+        return Files(list(dict.fromkeys(urls))), []
+    found = find_images(here, sys.stdin.buffer, options.null, urls=True)
+    return Files([*map(absolute, found.files), *dict.fromkeys([*found.urls, *urls])]), found.faults
 
 
 def _is_folder_of_images(source: str) -> bool:
     from ..data.locations import MANIFEST
-    from ..data.remote import is_there, is_url
+    from ..data.remote import is_image, is_there, is_url
 
-    return is_url(source) and not source.endswith(MANIFEST) and not is_there(f"{source.rstrip('/')}/{MANIFEST}")
+    if not is_url(source) or source.endswith(MANIFEST):
+        return False
+    try:
+        return is_image(source) or not is_there(f"{source.rstrip('/')}/{MANIFEST}")
+    except InputError:
+        # Some servers refuse what is not there; whether this one does, listing its images says.
+        return True
 
 
 def _is_remote(source: str) -> bool:

@@ -77,7 +77,7 @@ def predict(
     images_per_part: Annotated[
         int | None, typer.Option(help="parquet: rows of a file of results. Default: 1000.", min=1)
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read images; as many as there is work for.", min=0)] = 2,
+    workers: Annotated[int, typer.Option(help="Processes that read images; a cluster has its own.", min=0)] = 2,
     dtype: Dtype = "auto",
     cluster: Annotated[
         str | None,

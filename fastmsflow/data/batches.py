@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError, UnavailableError
+from ..files import as_utf8
 from .images import as_tensor, decode_image
 from .locations import Location
 from .manifest import Manifest, Shard
@@ -60,14 +61,14 @@ class ShardBatches:
         return self.location.name(shard.name)
 
     def batches(self, shard: Shard, size: int, done: Container[str] = ()) -> Iterator[Batch]:
-        """Yields the images of ``shard``, ``size`` at once, but for those whose names are ``done``."""
+        """Yields the images of ``shard``, ``size`` at once, but for those whose names, as UTF-8, are ``done``."""
         tar = self.name(shard)
         first, read, seen, fault = shard.first, list[Encoded](), 0, None
         try:
             for encoded in read_shard(self.location, shard):
                 seen += 1
                 named = replace(encoded, name=f"{tar}/{encoded.name}")
-                if named.name in done:
+                if as_utf8(named.name) in done:
                     continue
                 # Kept back until there are more: that a shard is damaged may show at its very end.
                 if len(read) == size:

@@ -19,6 +19,8 @@ LARGEST = 2**29
 """Bytes of the largest file that is read."""
 # fsspec takes several protocols chained by this; a name from a stranger's table must not open archives or caches.
 CHAIN = "::"
+MOST_LINKS = 1_000_000
+"""Files and folders that a web server's pages may name."""
 WEB = ("http", "https")
 GONE = (404, 410)
 REFUSED = (401, 403)
@@ -75,7 +77,7 @@ def images_below_url(url: str) -> list[str]:
     A web server's pages are followed where they link to what is below. Errors: InputError where there are none or they
     cannot be listed, UnavailableError where a package is missing.
     """
-    if _is_image(url):
+    if is_image(url):
         return [url]
     with _faults_told(url):
         system, path = _filesystem(url)
@@ -86,13 +88,14 @@ def images_below_url(url: str) -> list[str]:
                 # A store that does not answer shows here; a long listing may take its time.
                 _in_time(_exists, system, path)
             names = system.find(path)
-    found = sorted(system.unstrip_protocol(name) for name in names if _is_image(name))
+    found = sorted(system.unstrip_protocol(name) for name in names if is_image(name))
     if not found:
         raise InputError(f"{shown(url)}: holds no images ({', '.join(sorted(SUFFIXES))})")
     return found
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Returns whether a URL has an image's suffix."""
     # Behind the question mark stands what a signed URL is signed with.
     return any(part.lower().endswith(tuple(SUFFIXES)) for part in (name, name.partition("?")[0]))
 
@@ -187,6 +190,8 @@ def _linked_below(system: Any, url: str) -> list[str]:
     root = f"{str(URL(url)).rstrip('/')}/"
     found, waiting, seen = list[str](), [url], set[str]()
     while waiting:
+        if len(seen) > MOST_LINKS:
+            raise InputError(f"{shown(url)}: more than {MOST_LINKS} links; give a list of the images' URLs instead")
         page = waiting.pop()
         try:
             links = _in_time(_links, system, page)

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..files import absolute, shown
 from .images import SUFFIXES
 from .listing import images_below
+from .remote import is_url
 
 
 class Found:
@@ -17,6 +18,8 @@ class Found:
 
     def __init__(self) -> None:
         self.faults: list[str] = []
+        self.urls: list[str] = []
+        """Those that were listed."""
         self._files: dict[str, Path] = {}
 
     @property
@@ -50,9 +53,10 @@ class Found:
             self._files.setdefault(absolute(file), file)
 
 
-def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False) -> Found:
+def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls: bool = False) -> Found:
     """``names``: files, folders, patterns and ``-``: files and folders listed on ``stdin``, one a line, with ``null``
     each before a NUL, so that names with newlines can be listed too. Bytes that are not UTF-8 stay what they are.
+    ``urls``: URLs may be listed among them.
 
     Errors: InputError where ``null`` is given without ``-``, or nothing at all was found.
     """
@@ -67,8 +71,13 @@ def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False) -> Fo
         if not listed:
             found.faults.append("standard input: holds no names; list one a line")
         for listed_name in listed:
-            found.add(Path(listed_name))
-    if not found.files:
+            if not is_url(listed_name):
+                found.add(Path(listed_name))
+            elif urls:
+                found.urls.append(listed_name)
+            else:
+                found.faults.append(f"{shown(listed_name)}: a URL; they are for predict --format parquet alone")
+    if not found.files and not found.urls:
         raise InputError(found.faults[0])
     return found
 

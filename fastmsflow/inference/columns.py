@@ -57,13 +57,16 @@ class Rows(NamedTuple):
 
     def name(self, row: int) -> str:
         """Returns what errors call a row: its path if there is one."""
-        path = self.paths[row]
-        return shown(path) if isinstance(path, (str, Path)) and path else f"row {row}"
+        try:
+            path = self.paths[row]
+            return shown(path) if isinstance(path, (str, Path)) and path else f"row {row}"
+        except Exception:  # text that is no UTF-8, in whatever column it comes
+            return f"row {row}"
 
     def fault(self, row: int) -> str | None:
         """Returns the text that says why a row is not to be scored; None where there is none or it is empty."""
         fault = self.faults[row]
-        return (isinstance(fault, str) and fault) or None
+        return (isinstance(fault, str) and " ".join(fault.split())) or None
 
     def read(self, row: int, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Decodes one image -> (float32 (3, H, W) in [0, 1] at ``image_size``, its own (width, height)).

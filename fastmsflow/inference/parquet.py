@@ -8,7 +8,8 @@
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,12 +25,20 @@ from pyarrow import fs
 from ..data.remote import is_url
 from ..data.shard_set import is_shard_set
 from ..errors import InputError
-from ..files import absolute, claimed_folder, shown, write_faults, write_json, written_aside
+from ..files import absolute, as_utf8, claimed_folder, shown, write_faults, write_json, written_aside
 
 FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
 ELSEWHERE = "choose another folder"
 PATH = "path"
+# The end of a Parquet file.
+END = b"PAR1"
+# Names that this command gives: of parts, and of the folder that a cluster writes in.
+OWN, RUN_FOLDER = re.compile(r"part-\d{6,}\.parquet"), re.compile(r"[0-9a-f]{32}")
+LARGEST = 2**20
+"""Bytes of predictions.json that are read."""
+# Engines have their own kinds of text.
+TYPES = {PATH: pa.large_string(), "fault": pa.large_string(), "defective": pa.bool_()}
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class PredictionFolder:
         self._local = None if is_url(out) else Path(out)
         self._next: int | None = None
         self._run = uuid4().hex
+        self._earlier: list[str] = []
         self._before: frozenset[str] = frozenset()
 
     @property
@@ -80,7 +90,7 @@ class PredictionFolder:
         with claimed_folder(self._local), claimed_folder(self._local / PARTS):
             yield
 
-    def begin(self, setting: dict[str, Any]) -> None:
+    def begin(self, setting: dict[str, Any], on_cluster: bool = False) -> None:
         """Begins results of ``setting``, or goes on with them: parts that a killed process left cut off are removed.
 
         Errors: InputError where the folder holds something else, or results of another setting.
@@ -99,8 +109,11 @@ class PredictionFolder:
             _refuse_changes(self.out, found, setting)
             for name in self._names():
                 if not self._is_whole(name):
-                    self.files.delete_file(name)
-        content = {"format": FORMAT, **setting}
+                    self._delete(name)
+        runs = (found or {}).get("runs")
+        self._earlier = [str(run) for run in runs] if isinstance(runs, list) else []
+        runs = [*self._earlier, self._run] if on_cluster else self._earlier
+        content = {"format": FORMAT, **setting, "runs": runs}
         if self._local is not None:
             write_json(self._local / RUN, content)
             with write_faults(self._local / PARTS):
@@ -113,44 +126,52 @@ class PredictionFolder:
         names = self._names()
         self._before = frozenset(names)
         columns = [self._read(name, [PATH])[PATH] for name in names]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
         """Returns those of ``paths`` that no row is of, in their order: an anti-join with what is written."""
         scored = self.scored()
         if not len(scored):
             return list(paths)
-        names = pa.array(map(utf8, paths), pa.string())
+        names = pa.array(map(as_utf8, paths), pa.large_string())
         waiting = pc.invert(pc.is_in(names, value_set=scored.combine_chunks())).to_pylist()
         return [path for path, waits in zip(paths, waiting, strict=True) if waits]
 
-    def remove_damaged(self) -> None:
-        """Removes the parts with images that were lost with their shard, so that they are scored again: it may have
-        been mended since."""
+    def drop_lost(self, shards: Collection[str]) -> None:
+        """Drops the rows of images that were lost with one of ``shards``: these are read again, and may be mended."""
         for name in self._names():
-            if self._read(name, [PATH])[PATH].null_count:
-                self.files.delete_file(name)
+            table = self._read(name, None)
+            lost = [
+                path is None and any(fault.startswith(f"{shard}: ") for shard in shards)
+                for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True)
+            ]
+            if all(lost):
+                self._delete(name)
+            elif any(lost):
+                self._write_part(name, table.filter(pc.invert(pa.array(lost))))
 
     def remove_late(self) -> None:
-        """Removes what an earlier run's cluster, whose driver was killed, wrote after ``scored`` had been asked: this
-        run has scored those images."""
-        for name in self._names():
-            if name not in self._before and not name.startswith(f"{self.run}/"):
-                self.files.delete_file(name)
+        """Removes what the cluster of an earlier run, whose driver was killed, wrote after ``scored`` had been asked:
+        this run has scored those images."""
+        for name in set(self._names()) - self._before:
+            if Path(name).parent.name in self._earlier:
+                self._delete(name)
 
     def write(self, table: pa.Table) -> None:
         """Writes ``table`` as the next part, whole or not at all."""
-        content = io.BytesIO()
-        pq.write_table(table, content, compression="zstd")
         if self._next is None:
             numbers = [Path(name).stem.removeprefix("part-") for name in self._names()]
             self._next = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-        name = f"part-{self._next:06}.parquet"
+        self._write_part(f"{self._parts}/part-{self._next:06}.parquet", table)
         self._next += 1
+
+    def _write_part(self, name: str, table: pa.Table) -> None:
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
         if self._local is None:
-            self._put(f"{self._parts}/{name}", content.getvalue())
+            self._put(name, content.getvalue())
         else:
-            with written_aside(self._local / PARTS / name) as aside:
+            with written_aside(name) as aside:
                 aside.write_bytes(content.getbuffer())
 
     def totals(self) -> Totals:
@@ -176,30 +197,46 @@ class PredictionFolder:
                     yield fault
 
     def _names(self) -> list[str]:
-        try:
-            found = self.files.get_file_info(fs.FileSelector(self._parts, recursive=True, allow_not_found=True))
-        except OSError as error:
-            raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
-        names = [info.path for info in found if info.type == fs.FileType.File and info.extension == "parquet"]
+        """The files of results, sorted; what a link leads to is not of this folder."""
+        if self._local is not None:
+            walked = os.walk(self._local / PARTS)
+            paths = [Path(folder) / name for folder, _, names in walked for name in names]
+            found = [absolute(path) for path in paths if not path.is_symlink()]
+        else:
+            try:
+                listed = self.files.get_file_info(fs.FileSelector(self._parts, recursive=True, allow_not_found=True))
+            except OSError as error:
+                raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
+            found = [info.path for info in listed if info.type == fs.FileType.File]
         # What is being written aside begins with a dot.
-        return sorted(name for name in names if not Path(name).name.startswith("."))
+        return sorted(name for name in found if name.endswith(".parquet") and not Path(name).name.startswith("."))
 
-    def _read(self, name: str, columns: list[str]) -> pa.Table:
+    def _read(self, name: str, columns: list[str] | None) -> pa.Table:
         try:
             with self.files.open_input_file(name) as file:
-                return pq.read_table(file, columns=columns)
+                table = pq.read_table(file, columns=columns)
+            return table.cast(pa.schema([field.with_type(TYPES.get(field.name, field.type)) for field in table.schema]))
         except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{shown(name)}: not a whole part any more ({error}); remove it and start again"
-            ) from error
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{shown(name)}: no results that can be read ({why}); move it elsewhere") from error
 
     def _is_whole(self, name: str) -> bool:
+        """Whether a file ends as Parquet does: what a killed process left does not."""
         try:
             with self.files.open_input_file(name) as file:
-                pq.read_metadata(file)
-        except (OSError, pa.ArrowException):
-            return False
-        return True
+                file.seek(max(0, file.size() - len(END)))
+                return file.read() == END
+        except OSError as error:
+            raise InputError(f"{shown(name)}: cannot be read ({error})") from error
+
+    def _delete(self, name: str) -> None:
+        """Errors: InputError for what this command has not written."""
+        if not (OWN.fullmatch(Path(name).name) or RUN_FOLDER.fullmatch(Path(name).parent.name)):
+            raise InputError(f"{shown(name)}: not whole, and not written by this command; move it elsewhere")
+        try:
+            self.files.delete_file(name)
+        except OSError as error:
+            raise InputError(f"{shown(name)}: cannot be removed ({error})") from error
 
     def _put(self, name: str, content: bytes) -> None:
         try:
@@ -215,17 +252,12 @@ class PredictionFolder:
             if self.files.get_file_info(name).type == fs.FileType.NotFound:
                 return None
             with self.files.open_input_file(name) as file:
-                content = json.loads(file.read())
+                content = json.loads(file.read(LARGEST))
         except OSError as error:
             raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
-
-
-def utf8(path: str | None) -> str | None:
-    """``path`` as Parquet's text: it is UTF-8, which a file's name need not be: its other bytes become \\xNN."""
-    return path and os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _refuse_changes(out: str, found: dict[str, Any], setting: dict[str, Any]) -> None:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import torch
 
 from ..data.batches import Batch, Reader, ShardBatches, file_batches, read_batches
+from ..files import as_utf8
 from ..model import MSFlow
 from .arrow import RESULTS, with_results
 from .columns import result_columns
-from .parquet import PATH, PredictionFolder, utf8
+from .parquet import PATH, PredictionFolder
 from .scorer import Judged, Scorer
 
 RESULTS_OF_FILES = pa.schema([(PATH, pa.string()), *RESULTS])
@@ -51,8 +52,8 @@ class Shards:
 
     def waiting(self, folder: PredictionFolder) -> "Shards":
         """Returns those that ``folder`` has no rows of; what was lost with a damaged shard is tried again."""
-        folder.remove_damaged()
         names = {self.set.name(shard): shard.name for shard in self.set.manifest.shards}
+        folder.drop_lost(names)
         scored = sorted(path for path in folder.scored().to_pylist() if path is not None)
         # A path is its shard's and the image's own, which may have slashes of its own.
         by_tar = groupby(scored, lambda path: next((tar for tar in _parents(path) if tar in names), None))
@@ -104,21 +105,27 @@ def score_into(
     """
     rows, done = RESULTS_OF_FILES.empty_table(), 0
     reader = Reader(scorer.model.image_size)
-    for read in read_batches(images.batches(batch_size), -(-len(images) // batch_size), reader, workers):
-        judged = [(item.name, result or str(fault)) for item, result, fault in scorer.items(read)]
-        rows = pa.concat_tables([rows, _table(judged)])
-        while rows.num_rows >= images_per_part:
-            folder.write(rows.slice(0, images_per_part))
-            rows = rows.slice(images_per_part)
-        done += len(judged)
-        progress(done)
+    try:
+        for read in read_batches(images.batches(batch_size), -(-len(images) // batch_size), reader, workers):
+            judged = [(item.name, result or str(fault)) for item, result, fault in scorer.items(read)]
+            rows = pa.concat_tables([rows, _table(judged)])
+            while rows.num_rows >= images_per_part:
+                folder.write(rows.slice(0, images_per_part))
+                rows = rows.slice(images_per_part)
+            done += len(judged)
+            progress(done)
+    except (KeyboardInterrupt, RuntimeError):
+        # What is scored is not scored again.
+        if rows.num_rows:
+            folder.write(rows)
+        raise
     if rows.num_rows:
         folder.write(rows)
 
 
 def _table(judged: Iterable[tuple[str | None, Judged | str]]) -> pa.Table:
     paths, results = zip(*judged, strict=True)
-    table = pa.table({PATH: pa.array(map(utf8, paths), pa.string())})
+    table = pa.table({PATH: pa.array([path and as_utf8(path) for path in paths], pa.string())})
     return with_results(table, result_columns(results, None))
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ..data.batches import ShardBatches
 from ..data.tars import Encoded
 from ..errors import InputError, UnavailableError, in_one_line
+from ..files import as_utf8
 from ..inference import BatchScorer
 from ..inference.parquet import PATH, PredictionFolder
 from ..inference.predict_parquet import Files, Shards
@@ -106,11 +107,17 @@ def score_on_ray(
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
             **resources,
+        ).write_parquet(
+            folder.run,
+            filesystem=folder.files,
+            mode="append",
+            # Shards' blocks are of bytes; names are in blocks of this size already.
+            min_rows_per_file=None if isinstance(images, Files) else images_per_part,
             # The actors have all processors; writing takes little.
-        ).write_parquet(folder.run, filesystem=folder.files, mode="append", ray_remote_args={"num_cpus": 0})
+            ray_remote_args={"num_cpus": 0},
+        )
     except RayError as error:
         raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
-    folder.remove_late()
 
 
 def _files(images: Files, images_per_part: int) -> Any:
@@ -118,8 +125,15 @@ def _files(images: Files, images_per_part: int) -> Any:
     import ray
 
     starts = range(0, len(images), images_per_part)
-    blocks = [pa.table({PATH: images.paths[start : start + images_per_part]}) for start in starts]
-    return ray.data.from_arrow(blocks)
+    return ray.data.from_arrow([_named(images.paths[start : start + images_per_part]) for start in starts])
+
+
+def _named(paths: list[str]) -> pa.Table:
+    """Paths, which a table has as UTF-8; a file by another name has its fault."""
+    names = [as_utf8(path) for path in paths]
+    fault = "its name is not UTF-8; rename it, or score it without --cluster"
+    faults = [None if name == path else f"{name}: {fault}" for name, path in zip(names, paths, strict=True)]
+    return pa.table({PATH: pa.array(names, pa.string()), "fault": pa.array(faults, pa.string())})
 
 
 def _shards(images: Shards, batch_size: int, readers: int) -> Any:
@@ -149,7 +163,7 @@ def _read_shard(row: dict[str, Any], where: str, size: int) -> Iterator[pa.Table
         images = cast(list[Encoded], batch.images)
         lost = [None] * batch.lost
         rows = {
-            PATH: [*(image.name for image in images), *lost],
+            PATH: [*(as_utf8(image.name) for image in images), *lost],
             "bytes": [*(image.content for image in images), *lost],
             "fault": [*(None for _ in images), *([batch.fault] * batch.lost)],
         }
