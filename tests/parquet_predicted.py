@@ -15,6 +15,7 @@ from PIL import Image
 from fastmsflow import MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import load_image, write_shards
+from fastmsflow.files import LOCK_FILE
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 pytest.importorskip("webdataset", reason="needs webdataset: pip install 'fastmsflow[shards]'")
@@ -94,4 +95,6 @@ def times(out: Path) -> dict[str, int]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    """All files but those that are locked."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != LOCK_FILE)
+    return {path.name: path.read_bytes() for path in files}

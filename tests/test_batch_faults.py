@@ -174,7 +174,7 @@ def test_arrow_columns_of_every_type_are_scored_or_faults(kind: str, column: Any
         (None, "the batch is a NoneType; give a dict of columns, or an Arrow table"),
         ("a.png", "the batch is a str; give a dict of columns, or an Arrow table"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_what_is_no_batch_is_told_in_one_line(batch: Any, line: str, scorer: BatchScorer) -> None:
     with pytest.raises(InputError) as refused:

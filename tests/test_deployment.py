@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_docs import ROOT, blocks, imported_packages
+from test_docs import ROOT, blocks, missing
 from tolerances import EXPORTED
 
 from benchmarks import deployment
@@ -130,7 +130,7 @@ def test_the_pages_python_gives_the_models_scores(folder: Path, model: MSFlow, m
     names: dict[str, Any] = {}
     compared = []
     for block in blocks(PAGE):
-        if block.language != "python" or not all(map(find_spec, imported_packages(block))):
+        if block.language != "python" or missing(block):
             continue
         exec(compile(block.text, str(block), "exec"), names)
         assigned = {node.id for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Name)}

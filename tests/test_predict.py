@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from disks import small_disk
-from fastmsflow.report.regions import find_regions
 from PIL import Image
 from skimage import data as photographs
 
@@ -21,6 +20,7 @@ from fastmsflow import InputError, MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.data.images import load_image
 from fastmsflow.data.sources import find_images
+from fastmsflow.inference.regions import find_regions
 from fastmsflow.report.heat import Heat
 from fastmsflow.report.picture import Painter, Verdict
 from fastmsflow.report.rows import Rows

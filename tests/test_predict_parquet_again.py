@@ -10,6 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from parquet_predicted import (
     IMAGES,
@@ -21,11 +22,14 @@ from parquet_predicted import (
     images,
     model,
     network,
+    pq,
     rows,
     shards,
+    table,
     times,
     written,
 )
+from pyarrow.fs import LocalFileSystem
 
 from fastmsflow import MSFlow
 from fastmsflow.data import write_shards
@@ -228,3 +232,115 @@ def test_memory_does_not_grow_with_the_number_of_images(model: Path, images: Pat
     peaks = [int(value) for value in printed[1::2]]
     assert len(peaks) == 20
     assert peaks[-1] < 1.05 * peaks[1], f"peak RSS {peaks[1]} KiB after 200 images, {peaks[-1]} KiB after 2,000"
+
+
+# What is not of this command
+
+
+def test_what_a_link_leads_to_is_neither_read_nor_removed(
+    model: Path, images: Path, command: Command, tmp_path: Path
+) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    command(model, images, "--out", out, "--workers", 0)
+    outside.mkdir()
+    (outside / "part-000009.parquet").write_bytes(b"not Parquet")
+    (out / "parts/link").symlink_to(outside)
+    (out / "parts/part-000008.parquet").symlink_to(outside / "part-000009.parquet")
+    code, printed, _ = command(model, images, "--out", out, "--workers", 0, "--json")
+    assert (code, json.loads(printed)["images"]) == (0, IMAGES)
+    assert (outside / "part-000009.parquet").read_bytes() == b"not Parquet"
+
+
+def test_a_foreign_file_is_named_and_stays(model: Path, images: Path, command: Command, tmp_path: Path) -> None:
+    command(model, images, "--out", tmp_path, "--workers", 0)
+    for content, fault in (
+        (b"no Parquet", "not whole, and not written by this command"),
+        (None, "no results that can"),
+    ):
+        foreign = tmp_path / "parts/foreign.parquet"
+        if content is None:
+            pq.write_table(pa.table({"number": [1]}), foreign)
+        else:
+            foreign.write_bytes(content)
+        code, _, err = command(model, images, "--out", tmp_path, "--workers", 0)
+        assert (code, err.startswith(f"fastmsflow: {foreign}: {fault}"), len(err.splitlines())) == (1, True, 1), err
+        assert foreign.exists()
+
+
+def test_a_part_that_cannot_be_opened_is_not_taken_for_one_that_is_cut_off(
+    model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+) -> None:
+    command(model, images, "--out", tmp_path, "--workers", 0)
+    before = contents(tmp_path)
+
+    class Refuses:
+        def open_input_file(self, name: str) -> Any:
+            if name.endswith(".json"):
+                return open(name, "rb")  # noqa: PTH123 - as a file system does
+            raise OSError(110, "Connection timed out")
+
+        def get_file_info(self, name: str) -> Any:
+            return LocalFileSystem().get_file_info(name)
+
+    monkeypatch.setattr("fastmsflow.inference.parquet.fs.LocalFileSystem", Refuses)
+    code, _, err = command(model, images, "--out", tmp_path, "--workers", 0)
+    assert (code, err.endswith("cannot be read ([Errno 110] Connection timed out)")) == (1, True), err
+    assert contents(tmp_path) == before
+
+
+def test_other_engines_kinds_of_text_are_read(model: Path, images: Path, command: Command, tmp_path: Path) -> None:
+    command(model, images, "--out", tmp_path, "--workers", 0)
+    part = tmp_path / "parts/part-000000.parquet"
+    rows = table(part)
+    pq.write_table(rows.set_column(0, "path", rows["path"].cast(pa.large_string()).dictionary_encode()), part)
+    code, printed, _ = command(model, images, "--out", tmp_path, "--workers", 0, "--json")
+    assert (code, json.loads(printed)["images"], json.loads(printed)["scored_now"]) == (0, IMAGES, 0)
+
+
+def test_rows_that_another_set_of_shards_has_lost_stay(
+    model: Path, images: Path, shards: Path, command: Command, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    (shards / "000002.tar").write_bytes((shards / "000002.tar").read_bytes()[:9000])
+    write_shards(sorted(images.iterdir())[:5], other, 5)
+    command(model, shards, "--out", out, "--workers", 0)
+    before = len(rows(out))
+    assert command(model, other, "--out", out, "--workers", 0)[0] == 1
+    assert len(rows(out)) == before + 5
+
+
+def test_images_of_shards_are_not_repeated_whatever_bytes_their_names_have(
+    model: Path, images: Path, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate((b"a.png", b"b \xff.png", b"c\n.png", b"d.png")):
+        shutil.copy(images / f"{i:02}.png", tmp_path / "in" / os.fsdecode(name))
+    write_shards(sorted((tmp_path / "in").iterdir()), tmp_path / "set", 4)
+    out, given = tmp_path / "out", ("--workers", 0, "--images-per-part", 1, "--batch-size", 2)
+    command(model, tmp_path / "set", "--out", out, *given)
+    (out / "parts/part-000003.parquet").unlink()
+    code, printed, _ = command(model, tmp_path / "set", "--out", out, *given, "--json")
+    summary = json.loads(printed)
+    assert (code, summary["images"], summary["scored_now"]) == (0, 4, 1)
+
+
+def test_what_a_killed_cluster_writes_late_is_removed(
+    model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+) -> None:
+    """Its run is named in predictions.json; the file comes while this run scores the same images."""
+    first, *others = sorted(images.iterdir())
+    command(model, first, "--out", tmp_path, "--workers", 0)
+    head = json.loads((tmp_path / "predictions.json").read_text())
+    dead = "0" * 32
+    (tmp_path / "predictions.json").write_text(json.dumps({**head, "runs": [dead]}))
+    write = PredictionFolder.write
+
+    def late(folder: PredictionFolder, rows: Any) -> None:
+        write(folder, rows)
+        (tmp_path / "parts" / dead).mkdir()
+        pq.write_table(rows, tmp_path / "parts" / dead / "late.parquet")
+
+    monkeypatch.setattr(PredictionFolder, "write", late)
+    code, printed, _ = command(model, *others, "--out", tmp_path, "--workers", 0, "--json")
+    assert (code, json.loads(printed)["images"]) == (0, IMAGES)
+    assert not list((tmp_path / "parts" / dead).iterdir())

@@ -57,6 +57,30 @@ def test_a_set_of_shards_behind_a_url_is_known_by_its_manifest(
     assert rows(tmp_path / "out")[0]["path"] == f"{url}/shards/000000.tar/00.png"
 
 
+def test_a_list_may_name_urls_and_images_are_taken_where_a_server_refuses_all_else(
+    served: tuple[str, Path], model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, root = served
+    get = Quiet.do_GET
+
+    def refuses(handler: Quiet) -> None:
+        if ".png" in handler.path:
+            get(handler)
+        else:
+            handler.send_error(403)
+
+    monkeypatch.setattr(Quiet, "do_GET", refuses)
+    listed = f"{url}/images/00.png\n{root}/images/01.png\n".encode()
+    assert command(model, "-", "--out", tmp_path / "listed", "--workers", 0, stdin=listed)[0] == 0
+    assert [row["path"] for row in rows(tmp_path / "listed")] == [f"{root}/images/01.png", f"{url}/images/00.png"]
+    for name in ("00.png", "00.png?signed=by/somebody"):
+        assert command(model, f"{url}/images/{name}", "--out", tmp_path / name[:3], "--workers", 0)[0] == 0
+    code, _, err = command(model, f"{url}/images", "--out", tmp_path / "all", "--workers", 0)
+    assert (code, "status 403; give a signed URL" in err, len(err.splitlines())) == (1, True, 1), err
+    code, _, err = command(model, "-", "--out", tmp_path / "csv", "--workers", 0, form="csv", stdin=listed)
+    assert (code, f"{url}/images/00.png: a URL; they are for predict --format parquet alone" in err) == (1, True)
+
+
 def test_an_image_that_does_not_arrive_has_a_fault_and_the_others_have_scores(
     served: tuple[str, Path], model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
