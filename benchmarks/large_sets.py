@@ -1,5 +1,4 @@
-"""Large image sets on this machine: shards streamed in bounded memory, folders looked up instead of listed, and shards
-scored by one process and by two.
+"""Large image sets on this machine: shards streamed in bounded memory, and folders looked up instead of listed.
 
 ``python benchmarks/large_sets.py [FOLDER] [--images N]`` writes N small JPEGs (100,000: 260 MB of shards) below FOLDER,
 by default a temporary one, and prints times, rates and peak memory. It leaves nothing behind.
@@ -7,7 +6,6 @@ by default a temporary one, and prints times, rates and peak memory. It leaves n
 
 import argparse
 import io
-import json
 import os
 import subprocess
 import sys
@@ -18,11 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmsflow import MSFlow
 from fastmsflow.data import ShardedImages, list_images, listing, write_shards
 
 FOLDERS = 100
-SCORED, PER_SHARD = 1_000, 50
 
 
 def peak_mib() -> float:
@@ -39,23 +35,6 @@ def stream(shards: Path, early: int) -> None:
     print(f"streamed {count} images in {seconds:.1f} s, {count / seconds:.0f}/s, one process")
     growth = 100 * (after / before - 1)
     print(f"peak memory {before:.1f} MiB after {early}, {after:.1f} MiB after {count}: {growth:+.2f} %")
-
-
-def score(files: list[Path], root: Path) -> None:
-    write_shards(files, root / "scored", PER_SHARD)
-    model = MSFlow("tf_efficientnet_lite0", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
-    model.save(root / "model.safetensors")
-    command = [sys.executable, "-m", "fastmsflow", "predict", root / "model.safetensors", root / "scored", "--json"]
-    # So that a process is a core, besides the one that reads.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    rates = []
-    for devices in (1, 2):
-        options = ["--format", "parquet", "--workers", "1", "--devices", str(devices), "--out", root / f"by {devices}"]
-        printed = subprocess.run([*command, *options], capture_output=True, check=True, env=one_thread).stdout
-        done = json.loads(printed)
-        rates.append(done["scored_now"] / done["seconds"])
-        print(f"scored {done['scored_now']} images by {devices} of one thread each: {rates[-1]:.0f}/s")
-    print(f"two processes are {rates[1] / rates[0]:.2f} times as fast as one, on {os.cpu_count()} cores")
 
 
 def timed_listing(root: Path) -> tuple[float, list[Path]]:
@@ -106,7 +85,6 @@ def main() -> None:
         subprocess.run(
             [sys.executable, __file__, root / "shards", "--stream", "--images", str(options.images)], check=True
         )
-        score(files[:SCORED], root)
 
 
 if __name__ == "__main__":

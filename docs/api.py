@@ -8,7 +8,18 @@ from griffe2md import ConfigDict, render_object_docs
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
-MODULES = ("", "scoring", "metrics", "data", "compat", "backend", "nn.extractor", "calibration", "training")
+MODULES = (
+    "",
+    "scoring",
+    "inference",
+    "metrics",
+    "data",
+    "compat",
+    "backend",
+    "nn.extractor",
+    "calibration",
+    "training",
+)
 HEADER = """\
 # Reference
 
@@ -27,6 +38,7 @@ LAYOUT: ConfigDict = {
     "summary": False,
     # Their links would lead nowhere; of what is inherited, only our own is shown.
     "show_bases": False,
+    "filters": ["!^_(?!_call__$)"],
     "inherited_members": ["save_pretrained", "from_pretrained"],
 }
 

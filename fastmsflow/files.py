@@ -63,12 +63,19 @@ def write_faults(path: Path) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """A file's name as one line of printable text: newlines and bytes that are not UTF-8 are escaped."""
+    """A file's name as one line of printable text: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
     text = os.fspath(path)
     if text.isprintable():
         return text
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    # No file has a name with lone surrogates, but a table's text may.
+    with suppress(UnicodeEncodeError):
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def absolute(path: str | Path) -> str:
+    """``path`` from the root on, without dots; links stay what they are."""
+    return os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links
 
 
 def _write_fault(path: Path, error: Exception) -> str | None:

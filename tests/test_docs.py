@@ -3,8 +3,10 @@ docstrings say."""
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -108,8 +110,11 @@ def namespaces() -> dict[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in imported_packages(example):
-        pytest.importorskip(package, reason=f"needs {package}")
+    if lacking := missing(example):
+        pytest.skip(f"needs {lacking}")
+    # The workers of Spark and Ray are this Python, and import this package.
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
     if importlib.util.find_spec("anomalib"):
@@ -119,20 +124,52 @@ def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: 
     names = namespaces[example.page]
     # A page's examples build on each other; this one may be run alone.
     for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):
-        if block in names["run"] or (
-            block != example and not all(map(importlib.util.find_spec, imported_packages(block)))
-        ):
+        if block in names["run"] or missing(block):
             continue
         # The empty lines make a traceback show the page's own.
         exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
         names["run"].append(block)
 
 
-def imported_packages(example: Block) -> set[str]:
+@pytest.mark.parametrize("engine", ["ray", "spark", "daft"])
+def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engine: str, folder: Path) -> None:
+    """By its example above."""
+    parts = sorted((folder / f"results_{engine}").glob("*.parquet"))
+    if not parts:
+        pytest.skip(f"the example of {engine} did not run")
+    import pyarrow
+    from pyarrow import parquet
+    from same_rows import assert_same_row
+
+    from fastmsflow.inference import BatchScorer
+
+    rows = [row for part in parts for row in parquet.read_table(part).to_pylist()]
+    rows.sort(key=lambda row: row["path"])
+    # Some call a file file:/...
+    rows = [row | {"path": Path(row["path"]).name} for row in rows]
+    files = sorted(str(file) for file in (folder / "new_images").iterdir())
+    scored = BatchScorer(folder / "runs/mine/best.safetensors")(pyarrow.table({"path": files})).to_pylist()
+    for row, one in zip(rows, scored, strict=True):
+        assert row.keys() == one.keys()
+        assert_same_row(row, one | {"path": Path(one["path"]).name})
+
+
+def missing(example: Block) -> str | None:
+    """What the example needs and is not here."""
+    for module in imported_modules(example):
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return module
+    return "a JVM" if "pyspark" in example.text and shutil.which("java") is None else None
+
+
+def imported_modules(example: Block) -> set[str]:
+    """Those of others."""
     nodes = list(ast.walk(ast.parse(example.text)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.partition(".")[0] for name in names}
+    return {name for name in names if name.partition(".")[0] != "fastmsflow"}
 
 
 @pytest.mark.parametrize("args", COMMANDS)
@@ -187,6 +224,7 @@ def test_every_public_name_is_in_the_reference_with_a_docstring(reference) -> No
     root, page = reference.package(), reference.PAGE.read_text()
     public = [
         "",
+        "inference",
         "nn.extractor",
         "calibration",
         "training",

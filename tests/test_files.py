@@ -97,3 +97,4 @@ def test_a_folder_without_permission_is_named() -> None:
 def test_names_are_shown_on_one_line() -> None:
     assert shown("dir/a é.png") == "dir/a é.png"
     assert shown(os.fsdecode(b"a\nb\x1b[31m\xff.png")) == "a\\nb\\x1b[31m\\xff.png"
+    assert shown("no name of a file \ud800\n") == "no name of a file \\ud800\\n"

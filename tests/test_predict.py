@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from disks import small_disk
+from fastmsflow.report.regions import find_regions
 from PIL import Image
 from skimage import data as photographs
 
@@ -22,7 +23,6 @@ from fastmsflow.data.images import load_image
 from fastmsflow.data.sources import find_images
 from fastmsflow.report.heat import Heat
 from fastmsflow.report.picture import Painter, Verdict
-from fastmsflow.report.regions import find_regions
 from fastmsflow.report.rows import Rows
 
 Command = Callable[..., tuple[int, str, str]]

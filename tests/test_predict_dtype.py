@@ -1,22 +1,18 @@
 """``predict``, ``evaluate`` and ``calibrate`` score with the copy of ``for_inference``, in the dtype asked for."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parts_predicted import SCORES, Command, contents, images, manifest, model, network, rows, times, written
-from parts_predicted import command as predict_command
+from parquet_predicted import SCORES, Command, images, model, network, rows, setting, times, written
+from parquet_predicted import command as predict_command
 from tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.cli.common import load_model
 from fastmsflow.data import load_image, open_image_set
-from fastmsflow.data.parts import ListedParts
 from fastmsflow.inference import prepare, resolve_dtype
-from fastmsflow.report.parts import Run
-from fastmsflow.report.scorer import Scorer
+from fastmsflow.inference.scorer import Scorer
 from fastmsflow.training import evaluate
 
 CLOSE = {"float32": FOLDED, "float16": FLOAT16_SCORES}
@@ -77,7 +73,7 @@ def test_predict_scores_with_a_model_made_for_inference(
     assert predict_command(*given, form=form)[0] == 0
     assert asked == [dtype]
     if form == "parquet":
-        assert manifest(tmp_path)["dtype"] == str(dtype).removeprefix("torch.")
+        assert setting(tmp_path)["dtype"] == str(dtype).removeprefix("torch.")
         with torch.no_grad():
             slow = network.scores(torch.stack([load_image(file, (32, 32)) for file in sorted(images.iterdir())]))
         found = [[row[name] for row in rows(tmp_path)] for name in SCORES]
@@ -90,7 +86,7 @@ def test_the_values_of_heat_maps_are_those_of_the_slow_path(dtype: str, network:
     pixels = torch.stack([load_image(file, (32, 32)) for file in sorted(images.iterdir())])
     scorer = Scorer(network, dtype=dtype)
     with torch.no_grad():
-        expected = scorer.heat.map(network.scores(pixels))
+        expected = network.scores(pixels).absolute_map.numpy()
     found = [one.score_map for one in scorer(pixels, [(36, 40)] * len(pixels))]
     np.testing.assert_allclose(found, expected, **MAPS_CLOSE[dtype])
 
@@ -149,47 +145,12 @@ def test_a_dtype_that_is_not_known_is_refused_in_one_line(
 # Parquet
 
 
-SETTING = {
-    "model": "0123456789abcdef",
-    "threshold": 0.5,
-    "region_threshold": None,
-    "source": "files 0123456789abcdef",
-    "images_per_part": 1000,
-}
-# What the last version without --dtype made of it.
-KEY = "38d7cb8d7a11a02a"
-
-
-def test_keys_of_float32_are_those_of_before_there_was_a_choice() -> None:
-    source = ListedParts(Path("images.list"), 1000, [1000], "0123456789abcdef")
-    keys = [Run(Path("out"), source, {**SETTING, "dtype": dtype}).key for dtype in CLOSE]
-    assert keys[0] == KEY
-    assert keys[1] != KEY
-
-
-def test_a_folder_of_before_there_was_a_choice_is_gone_on_with_in_float32_alone(
+def test_a_folder_of_results_is_gone_on_with_in_its_dtype_alone(
     model: Path, written: Path, predict_command: Command, tmp_path: Path
 ) -> None:
     given = (model, written, "--out", tmp_path, "--workers", 0)
     predict_command(*given)
-    whole = contents(tmp_path)
-    (tmp_path / "manifest.json").unlink()
-    head = json.loads((tmp_path / "predictions.json").read_text())
-    assert head.pop("dtype") == "float32"
-    (tmp_path / "predictions.json").write_text(json.dumps(head))
-    (tmp_path / "parts/part-000003.parquet").unlink()
     before = times(tmp_path)
-
     code, _, err = predict_command(*given, "--dtype", "float16")
     assert (code, "holds results of another run (dtype was float32, is float16); set that back" in err) == (1, True)
     assert times(tmp_path) == before
-    assert predict_command(*given)[0] == 0
-    assert before.items() <= times(tmp_path).items()
-    assert contents(tmp_path) == whole
-
-
-def test_processes_for_which_auto_is_not_the_same_do_not_share_a_run(model: Path, images: Path, tmp_path: Path) -> None:
-    listed = ListedParts.of(sorted(images.iterdir()), 4, tmp_path / "images.list")
-    run = Run.of(tmp_path, listed, Scorer(load_model(model), dtype="float16"))
-    with pytest.raises(InputError, match="--dtype auto is float32 in this process and float16 in the first; name one"):
-        run.score(Scorer(load_model(model)), [0], 4, 0, lambda done: None)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from parts_predicted import ROOT, Command, command, contents, images, model, network
+from parquet_predicted import ROOT, Command, command, contents, images, model, network
 
-from fastmsflow.data import parts
-from fastmsflow.data.parts import Batch, Reader, read_batches
+from fastmsflow.data import batches
+from fastmsflow.data.batches import Batch, Reader, read_batches
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -47,10 +47,10 @@ def test_no_more_workers_start_than_there_is_to_read_ahead(
 ) -> None:
     begun = []
     monkeypatch.setattr(
-        parts, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
+        batches, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
     )
     count = -(-images // size)
-    list(read_batches((Batch(0, 0, [], True) for _ in range(count)), count, Reader((32, 32)), asked))
+    list(read_batches((Batch(0, []) for _ in range(count)), count, Reader((32, 32)), asked))
     assert begun == [started]
 
 

@@ -131,3 +131,8 @@ ACCUMULATED = {"rtol": 1e-7, "atol": 1e-10}
 # EfficientNet-Lite0 at 256x256 and 16 solar cells: 0.006 and 0.022 would do for both numbers.
 FLOAT16_SCORES = {"rtol": 1e-2, "atol": 1e-2}
 FLOAT16_MAPS = {"rtol": 4e-2, "atol": 4e-2}
+# Scores of one image in batches of other sizes, float32 both, relative: sums of convolutions in another order.
+OTHER_BATCH = 1e-6
+# Pixels in [0, 1] resized in floating point beside 8 bits: Lanczos rounds to 8 bits after each of its two passes, half
+# a step each, and the second one weighs the first one's roundings with weights whose absolute values add up to 1.3.
+RESIZED_FLOAT = 1.2 / 255

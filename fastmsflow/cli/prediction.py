@@ -11,7 +11,6 @@ from rich.table import Column, Table
 
 from ..errors import InputError
 from ..files import shown
-from ..world import World
 from .common import (
     AsJson,
     Dtype,
@@ -28,12 +27,11 @@ from .common import (
     speak,
 )
 from .configuration import Config
-from .launch import Devices, Nodes, launch
-from .parts import Options, predict_in_parts
+from .parquet import ParquetOptions, predict_parquet
 
 if TYPE_CHECKING:
+    from ..inference.scorer import Limit
     from ..report.predictions import Predictor
-    from ..report.scorer import Limit
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
@@ -47,14 +45,17 @@ def predict(
         list[str],
         typer.Argument(
             help="Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
-            " files and folders on standard input, one a line. For parquet also a set of shards: its folder, a URL, or"
-            " 'pipe:COMMAND' with {} for a file's name.",
+            " files and folders on standard input, one a line. For parquet also URLs of images or of folders of them,"
+            " and a set of shards: its folder, a URL, or 'pipe:COMMAND' with {} for a file's name.",
             metavar="IMAGES...",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the scores, and for a heat map of each image.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder for the scores, and for a heat map of each image; for parquet also a URL: s3://, gs://."
+        ),
+    ] = "predictions",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
     false_alarms: FalseAlarms = None,
     threshold: Annotated[
@@ -74,14 +75,18 @@ def predict(
     ] = None,
     score_map: ScoreMap = None,
     images_per_part: Annotated[
-        int | None, typer.Option(help="parquet: of files, 1000 by default; of shards, each is a part.", min=1)
+        int | None, typer.Option(help="parquet: rows of a file of results. Default: 1000.", min=1)
     ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes that read images, for each that scores; as many as there is work for.", min=0)
-    ] = 2,
+    workers: Annotated[int, typer.Option(help="Processes that read images; as many as there is work for.", min=0)] = 2,
     dtype: Dtype = "auto",
-    devices: Devices = 1,
-    nodes: Nodes = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="parquet: score by Ray. ray: on all GPUs, or processors, of this machine, or of the cluster that it"
+            " has joined; ray://ADDRESS:10001: on that one. MODEL, IMAGES and OUT must be the same for all machines.",
+            metavar="CLUSTER",
+        ),
+    ] = None,
     null: Annotated[
         bool, typer.Option("--null", "-0", help="Names on standard input end with NUL: find -print0.")
     ] = False,
@@ -94,9 +99,9 @@ def predict(
     Images that cannot be read are named and left out. Exit code: 0 if all were scored, 1 if any was not, 130 if
     interrupted. Until all are through, results are in OUT/unfinished, and earlier ones in OUT stay as they were.
 
-    With --format parquet every image has a row, in its order; one that cannot be read, with its fault. Finished parts
-    stay: the same command, started again, goes on behind them. The processes of --devices and --nodes share out the
-    parts; OUT must be the same folder for all. Read: pandas.read_parquet("OUT/parts"), or any other reader of Parquet.
+    With --format parquet every image has a row; one that cannot be read, with its fault. Images that have a row are
+    left out: the same command, started again, goes on. Read: pandas.read_parquet("OUT/parts"), or any other reader of
+    Parquet.
     """
     if score_map is not None and (table == "parquet" or heat_maps is False):
         raise InputError("--map is of heat maps, and none are written here; leave it out")
@@ -104,16 +109,27 @@ def predict(
         if heat_maps:
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
         speak(quiet, as_json)
-        options = Options(
-            model, images, null, out, batch_size, false_alarms, threshold, images_per_part, workers, dtype
+        options = ParquetOptions(
+            model=str(model),
+            sources=images,
+            null=null,
+            out=out,
+            batch_size=batch_size,
+            false_alarms=false_alarms,
+            threshold=threshold,
+            images_per_part=images_per_part,
+            workers=workers,
+            dtype=dtype,
+            cluster=cluster,
         )
-        predict_in_parts(options, launch(devices, nodes), as_json)
+        predict_parquet(options, as_json)
         return
-    _refuse_parts(table, images, images_per_part, devices, nodes)
+    _refuse_parquet_options(table, [*images, out], images_per_part, cluster)
+    folder = Path(out)
     heat_maps = heat_maps is not False
     from ..data.sources import find_images
+    from ..inference.scorer import Limit
     from ..report.predictions import Interrupted, Predictor
-    from ..report.scorer import Limit
     from ..scoring import check_map
 
     speak(quiet, as_json)
@@ -121,7 +137,7 @@ def predict(
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
     limit = Limit.of(network.calibration, false_alarms, threshold)
-    predictor = Predictor(network, out, table, limit, false_alarms, heat_maps, dtype, kind)
+    predictor = Predictor(network, folder, table, limit, false_alarms, heat_maps, dtype, kind)
     try:
         with progress_bar("scoring images", len(found.files)) as advance:
             predictor.run(found.files, batch_size, workers, advance)
@@ -130,7 +146,7 @@ def predict(
         raise typer.Exit(130) from interrupted
     faults = [*found.faults, *predictor.faults]
     if as_json:
-        print_json(_summary(predictor, limit, out if heat_maps else None, faults))
+        print_json(_summary(predictor, limit, folder if heat_maps else None, faults))
     _print_scores(predictor, limit, model, network.calibration is not None)
     for fault in faults:
         errors.print(f"[red]skipped[/red] {escape(fault)}", soft_wrap=True, highlight=False)
@@ -138,19 +154,20 @@ def predict(
         raise typer.Exit(1)
 
 
-def _refuse_parts(table: str, images: list[str], images_per_part: int | None, devices: int, nodes: int) -> None:
+def _refuse_parquet_options(table: str, places: list[str], images_per_part: int | None, cluster: str | None) -> None:
+    """``places``: the images and the folder of results."""
     if table not in ("csv", "jsonl"):
         raise InputError(f"format {table}: give csv, jsonl or parquet")
     from ..data.shard_set import is_shard_set
 
     given = {
         "--images-per-part": images_per_part is not None,
-        "several processes": max(devices, nodes, World.here().size) > 1,
-        **{source: is_shard_set(source) for source in images},
+        "--cluster": cluster is not None,
+        **{place: is_shard_set(place) for place in places},
     }
     for what, is_given in given.items():
         if is_given:
-            raise InputError(f"{shown(what)}: scored in parts alone; give --format parquet")
+            raise InputError(f"{shown(what)}: for --format parquet alone")
 
 
 def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, calibrated: bool) -> None:

@@ -3,6 +3,7 @@
 import errno
 import io
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,33 @@ ONE_IMAGE = frozenset({"MPO"})
 ORIENTATION = 0x0112  # in EXIF
 # The coarsest grid (stride 16, then the pool) has a pixel for every 32 of the image.
 SMALLEST = 32
+
+
+class _Quiet:
+    """Silences warnings while at least one thread is inside; ``warnings.catch_warnings`` alone would leave the filters
+    of one thread's block to the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._caught is not None:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -129,9 +157,8 @@ def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
     if image.mode == "F":
         _check_finite(np.asarray(image), name)
         raise InputError(f"{shown(name)}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
-    with warnings.catch_warnings():
-        # Of transparency that is dropped.
-        warnings.simplefilter("ignore", UserWarning)
+    # Pillow warns of transparency that is dropped.
+    with _QUIET:
         return image.convert("RGB")
 
 
@@ -202,10 +229,9 @@ def _identified(file: BinaryIO, name: str | Path) -> Iterator[Image.Image]:
 def _faults_named(path: str | Path) -> Iterator[None]:
     name = shown(path)
     try:
-        with warnings.catch_warnings():
-            # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays. Of metadata
-            # that is damaged nothing is needed.
-            warnings.simplefilter("ignore")
+        # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays. Of metadata
+        # that is damaged nothing is needed.
+        with _QUIET:
             yield
     except InputError:
         raise

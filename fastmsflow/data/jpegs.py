@@ -3,6 +3,7 @@
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from PIL import Image
@@ -23,9 +24,7 @@ def check_decoder(device: torch.device) -> None:
     content = io.BytesIO()
     Image.new("RGB", (SMALLEST, SMALLEST)).save(content, "JPEG")
     try:
-        from torchcodec.decoders import decode_jpeg
-
-        decode_jpeg([content.getvalue()], device=device)
+        _decode([torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8)], device)
     except ImportError as error:
         raise UnavailableError("JPEG files on a GPU need TorchCodec: pip install 'fastmsflow[jpeg]'") from error
     except (OSError, RuntimeError) as error:  # a library that is missing, or a build without nvJPEG
@@ -91,11 +90,15 @@ def decoded(
 
 def _of_jpegs(files: list[Tensor], device: torch.device) -> Sequence[Tensor | None]:
     """uint8 (3, H, W) of each, None for one that is refused: the decoder does not say which of many it was."""
-    from torchcodec.decoders import decode_jpeg
-
     try:
-        return decode_jpeg(files, mode="RGB", device=device) if files else []
+        return _decode(files, device) if files else []
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
         return [None] if len(files) == 1 else [_of_jpegs([file], device)[0] for file in files]
+
+
+def _decode(files: list[Tensor], device: torch.device) -> Sequence[Tensor]:
+    from torchcodec.decoders import decode_jpeg  # pyright: ignore[reportPrivateImportUsage]
+
+    return cast(list[Tensor], decode_jpeg(files, mode="RGB", device=device))

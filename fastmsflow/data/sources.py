@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError
-from ..files import shown
+from ..files import absolute, shown
 from .images import SUFFIXES
 from .listing import images_below
 
@@ -40,14 +40,14 @@ class Found:
     def add(self, path: Path) -> None:
         """A file, or all image files below a folder. Whether a file is there and an image, reading it will tell."""
         if not path.is_dir():
-            self._files.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - links stay what they are
+            self._files.setdefault(absolute(path), path)
             return
         before = len(self.faults)
         files = images_below(path, self.faults.append)
         if not files and len(self.faults) == before:
             self.faults.append(f"{shown(path)}: holds no images ({', '.join(sorted(SUFFIXES))})")
         for file in files:
-            self._files.setdefault(os.path.abspath(file), file)  # noqa: PTH100
+            self._files.setdefault(absolute(file), file)
 
 
 def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False) -> Found:

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..calibration import Calibration
-from ..errors import InputError
-from ..scoring import MapKind, Scores, shown_map
+from ..inference.scorer import region_threshold
+from ..scoring import MapKind, shown_map
 
 # Good images take the first quarter of the scale, so that the rest tells slight defects from gross ones.
 REACH = 4
@@ -39,16 +37,9 @@ class Heat:
         """
         kind = shown_map(calibration is not None, kind)
         published = (0.0, 1.0 if kind == "multiplicative" else float(levels))
+        region = region_threshold(calibration, false_alarms)
         if calibration is None:
-            if false_alarms is not None:
-                raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
             return cls(levels, kind, published, None)
-        try:
-            region = calibration.region_threshold(false_alarms).value
-        except InputError:
-            if false_alarms is not None:
-                raise
-            region = None
         low = calibration.typical
         most_of_good = max(calibration.peaks) if region is None else region
         scale = (low, low + REACH * (most_of_good - low)) if kind == "absolute" else published
@@ -67,7 +58,3 @@ class Heat:
             return "multiplicative score map (0: the image's most normal pixel, 1: abnormal)"
         regions = "" if self.mark is None else f"; a region begins at {self.mark:.2f}"
         return f"negative log-likelihood of a pixel, nats{regions}"
-
-    def map(self, scores: Scores) -> np.ndarray:
-        """(B, H, W) float32, larger where an image is abnormal."""
-        return scores.score_map(self.kind).float().cpu().numpy()

@@ -9,9 +9,9 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..inference.regions import Region
 from .heat import Heat
 from .heat_maps import COLOURS, overlay
-from .regions import Region
 
 SMALLEST_SIDE = 256
 BAR_STEPS = 512

@@ -8,17 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.parts import Batch, Item, Read, Reader, read_batches
+from ..data.batches import Item, Read, Reader, file_batches, read_batches
 from ..errors import InputError
 from ..files import shown, write_faults, written_aside
 from ..inference import AUTO
+from ..inference.regions import Region
+from ..inference.scorer import LABELS, Judged, Limit, Scorer
 from ..model import MSFlow
 from ..scoring import MapKind
+from .heat import Heat
 from .heat_map_names import HEAT_MAP, heat_map_names
 from .picture import Painter, Verdict
-from .regions import Region
 from .rows import Rows
-from .scorer import LABELS, Judged, Limit, Scorer
 
 UNFINISHED = "unfinished"
 # A fifth larger than at Pillow's 6, in a quarter of the time.
@@ -60,10 +61,11 @@ class Predictor:
         kind: MapKind | None = None,
     ) -> None:
         """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
-        a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show. Errors: as
-        ``Scorer``'s."""
-        self._scorer = Scorer(model, limit, false_alarms, dtype, kind)
-        self.heat = self._scorer.heat
+        a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show. Errors: those
+        of ``Heat.of`` and ``Scorer``."""
+        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms, kind)
+        region_threshold = self.heat.region_threshold
+        self._scorer = Scorer(model, limit=limit, region_threshold=region_threshold, dtype=dtype, kind=self.heat.kind)
         self.table = out / f"scores.{table}"
         self.scored: list[Scored] = []
         self.faults: list[str] = []
@@ -82,7 +84,7 @@ class Predictor:
 
     def run(self, files: Sequence[Path], batch_size: int, workers: int, progress: Callable[[int], None]) -> None:
         """``files``: heat maps that lie in ``out`` are passed over, so that it can be in the folder that is scored.
-        ``workers``: processes that read them, see fastmsflow.data.parts.read_batches.
+        ``workers``: processes that read them, see fastmsflow.data.batches.read_batches.
 
         Errors: InputError where not one of ``files`` can be scored, or results cannot be written; Interrupted;
         RuntimeError where a process that reads is killed.
@@ -126,11 +128,9 @@ class Predictor:
                     apart.rmdir()
 
     def _read(self, files: Sequence[Path], size: int, workers: int) -> Generator[Read, None, None]:
-        starts = range(0, len(files), size)
-        names = [str(file) for file in files]
-        batches = (Batch(0, start, names[start : start + size], last=start == starts[-1]) for start in starts)
         reader = Reader(self._scorer.model.image_size, None if self._painter is None else self._painter.shrink)
-        return read_batches(batches, len(starts), reader, workers)
+        batches = file_batches([str(file) for file in files], size)
+        return read_batches(batches, -(-len(files) // size), reader, workers)
 
     def _score(self, read: Read, rows: Rows) -> None:
         for item, judged, fault in self._scorer.items(read):

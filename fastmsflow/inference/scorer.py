@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, Threshold
-from ..data.parts import Item, Read
+from ..data.batches import Item, Read
 from ..errors import InputError
 from ..files import shown
-from ..inference import AUTO, prepare
 from ..model import MSFlow
 from ..scoring import MapKind
-from .heat import Heat
+from .precision import AUTO, prepare
 from .regions import Region, find_regions
 
 LABELS = {True: "defective", False: "good", None: None}
@@ -51,6 +50,24 @@ class Limit:
         return cls(found.value, str(found))
 
 
+def region_threshold(calibration: Calibration | None, false_alarms: float | None) -> float | None:
+    """The value of the absolute map, in nats, above which a region begins; ``false_alarms``: share of good images that
+    may show one, None for the calibrated one. None where there is none.
+
+    Errors: InputError where ``false_alarms`` is given and cannot be had.
+    """
+    if calibration is None:
+        if false_alarms is not None:
+            raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
+        return None
+    try:
+        return calibration.region_threshold(false_alarms).value
+    except InputError:
+        if false_alarms is not None:
+            raise
+        return None
+
+
 class Judged(NamedTuple):
     """One image."""
 
@@ -62,27 +79,29 @@ class Judged(NamedTuple):
     regions: list[Region] | None
     """None where the model has no threshold of regions."""
     score_map: np.ndarray
-    """(H, W) float32, as fastmsflow.report.heat.Heat has it."""
+    """(H, W) float32, the map that is shown."""
 
 
 class Scorer:
     """Scores batches with the copy of a model that fastmsflow.inference.prepare makes; ``model`` is the original.
 
-    ``limit``: what labels are by; ``false_alarms``, ``kind``: see Heat.of; ``dtype``: see
-    fastmsflow.inference.resolve_dtype.
-    Errors: InputError where ``false_alarms`` or ``kind`` cannot be had, or ``dtype`` is not known.
+    ``limit``: labels are by it; ``region_threshold``: regions are where the absolute map is above it, None for no
+    regions; ``dtype``: see ``resolve_dtype``; ``kind``: the map that results carry.
+    Errors: InputError where ``dtype`` is not known.
     """
 
     def __init__(
         self,
         model: MSFlow,
+        *,
         limit: Limit | None = None,
-        false_alarms: float | None = None,
+        region_threshold: float | None = None,
         dtype: str = AUTO,
-        kind: MapKind | None = None,
+        kind: MapKind = "absolute",
     ) -> None:
-        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms, kind)
         self.limit = limit
+        self.region_threshold = region_threshold
+        self.kind: MapKind = kind
         self.model = model
         self._ready = prepare(model, dtype)
 
@@ -105,11 +124,11 @@ class Scorer:
         score is not finite."""
         device = next(self._ready.parameters()).device
         scores = self._ready.scores(pixels.to(device, memory_format=torch.channels_last))
-        shown = self.heat.map(scores)
+        shown = _as_array(scores.score_map(self.kind))
         # Regions are of the absolute map, whichever is shown.
         of_regions = shown
-        if self.heat.region_threshold is not None and self.heat.kind != "absolute":
-            of_regions = scores.absolute_map.float().cpu().numpy()
+        if self.region_threshold is not None and self.kind != "absolute":
+            of_regions = _as_array(scores.absolute_map)
         table = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
         return [self._judged(*one) for one in zip(table, shown, of_regions, sizes, strict=True)]
 
@@ -120,6 +139,10 @@ class Scorer:
             return None
         score, log_score, absolute = values
         defective = None if self.limit is None else absolute > self.limit.value
-        above = self.heat.region_threshold
+        above = self.region_threshold
         regions = None if above is None else find_regions(of_regions, above, size)
         return Judged(score, log_score, absolute, defective, regions, score_map)
+
+
+def _as_array(score_map: Tensor) -> np.ndarray:
+    return score_map.float().cpu().numpy()

@@ -2,11 +2,13 @@
 
 import torch
 
-from .errors import InputError
-from .model import MSFlow
+from ..errors import InputError
+from ..model import MSFlow
 
 AUTO = "auto"
+"""float16 on a GPU, float32 on a CPU."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+"""The dtypes that a model predicts in, by name."""
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -14,11 +16,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Errors: InputError where ``name`` is none of these.
     """
+    check_dtype(name)
     if name == AUTO:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise InputError(f"dtype {name}: give {', '.join(DTYPES)} or {AUTO}")
     return DTYPES[name]
+
+
+def check_dtype(name: str) -> None:
+    """Errors: InputError where ``name`` is none that ``resolve_dtype`` takes."""
+    if name != AUTO and name not in DTYPES:
+        raise InputError(f"dtype {name}: give {', '.join(DTYPES)} or {AUTO}")
 
 
 def prepare(model: MSFlow, dtype: str | None = AUTO) -> MSFlow:

@@ -1,4 +1,4 @@
-"""A model, images and shards of them, for the tests of predicting in parts; and what came of it."""
+"""A model, images and shards of them, for the tests of predicting into Parquet; and what came of it."""
 
 import io
 import json
@@ -85,8 +85,8 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(out.glob("parts/part-*.parquet")) for row in table(path).to_pylist()]
 
 
-def manifest(out: Path) -> dict[str, Any]:
-    return json.loads((out / "manifest.json").read_text())
+def setting(out: Path) -> dict[str, Any]:
+    return json.loads((out / "predictions.json").read_text())
 
 
 def times(out: Path) -> dict[str, int]:

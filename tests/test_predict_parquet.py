@@ -1,7 +1,6 @@
-"""``fastmsflow predict --format parquet``: parts written once, by several processes, and nothing lost on the way."""
+"""``fastmsflow predict --format parquet``: a row for each image, and nothing lost on the way."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from disks import small_disk
-from parts_predicted import (
+from parquet_predicted import (
     IMAGES,
     PER_PART,
     SCORES,
@@ -21,10 +20,10 @@ from parts_predicted import (
     Command,
     command,
     images,
-    manifest,
     model,
     network,
     rows,
+    setting,
     shards,
     table,
     times,
@@ -59,27 +58,29 @@ def test_the_rows_of_files_are_those_of_the_csv_in_the_order_of_the_images(
     assert [
         pq.read_metadata(path).num_rows for path in sorted((tmp_path / "parts").glob("parts/part-*.parquet"))
     ] == SIZES
-    assert [row["image"] for row in found] == sorted(map(str, images.iterdir()))
-    assert [row["index"] for row in found] == list(range(IMAGES))
+    assert [row["path"] for row in found] == sorted(map(str, images.iterdir()))
     for row in found:
-        of_csv = expected[row["image"]]
+        of_csv = expected[row["path"]]
         assert [row[name] for name in SCORES] == [float(of_csv[name]) for name in SCORES]
-        assert (row["label"], row["threshold"]) == (of_csv["label"], float(of_csv["threshold"]))
-        assert len(row["regions"]) == int(of_csv["regions"]) >= 1
-        assert row["regions"][0]["area"] == int(of_csv["largest_region"])
-        assert 0 <= row["regions"][0]["left"] < row["regions"][0]["right"] <= 36
+        assert row["defective"] == (of_csv["label"] == "defective")
+        assert row["largest_region"] == int(of_csv["largest_region"]) > 0
+        assert 0 <= row["largest_region_left"] < row["largest_region_right"] <= 36
         assert row["fault"] is None
-    assert {row["label"] for row in found} == {"good", "defective"}
+    assert {row["defective"] for row in found} == {True, False}
 
 
-def test_each_shard_is_a_part_of_the_same_rows_as_its_files(
+def test_shards_have_the_rows_of_their_files(
     model: Path, images: Path, written: Path, command: Command, tmp_path: Path
 ) -> None:
-    command(model, images, "--out", tmp_path / "files", "--images-per-part", PER_PART, "--workers", 0)
-    code, _, err = command(model, written, "--out", tmp_path / "shards", "--workers", 2)
+    given = ("--images-per-part", PER_PART, "--batch-size", PER_PART)
+    command(model, images, "--out", tmp_path / "files", *given, "--workers", 0)
+    code, _, err = command(model, written, "--out", tmp_path / "shards", *given, "--workers", 2)
     assert (code, err) == (0, "")
-    of_files = [{**row, "image": Path(row["image"]).name} for row in rows(tmp_path / "files")]
-    assert rows(tmp_path / "shards") == of_files
+    expected = [
+        {**row, "path": f"{written}/{i // PER_PART:06}.tar/{Path(row['path']).name}"}
+        for i, row in enumerate(rows(tmp_path / "files"))
+    ]
+    assert rows(tmp_path / "shards") == expected
 
 
 @pytest.mark.parametrize("kind", ["manifest", "file://", "pipe:"])
@@ -92,7 +93,7 @@ def test_shards_are_read_wherever_they_lie(
         "pipe:": f"pipe:cat {written}/{{}}",
     }
     assert command(model, where[kind], "--out", tmp_path, "--workers", 0)[0] == 0
-    assert [row["index"] for row in rows(tmp_path)] == list(range(IMAGES))
+    assert [Path(row["path"]).name for row in rows(tmp_path)] == [f"{i:02}.png" for i in range(IMAGES)]
 
 
 def test_only_shards_are_taken_for_shards(written: Path, images: Path, tmp_path: Path) -> None:
@@ -111,25 +112,18 @@ def test_the_parts_read_as_one_table(model: Path, written: Path, command: Comman
     command(model, written, "--out", tmp_path, "--workers", 0)
     table = dataset.dataset(tmp_path / "parts", format="parquet").to_table()
     assert table.num_rows == IMAGES
-    frame = pandas.read_parquet(tmp_path / "parts").sort_values("index")
-    assert frame["image"].tolist() == [f"{i:02}.png" for i in range(IMAGES)]
-    assert ((frame["absolute_score"] > frame["threshold"]) == (frame["label"] == "defective")).all()
+    frame = pandas.read_parquet(tmp_path / "parts")
+    assert [Path(path).name for path in frame["path"]] == [f"{i:02}.png" for i in range(IMAGES)]
+    threshold = setting(tmp_path)["threshold"]
+    assert ((frame["absolute_score"] > threshold) == frame["defective"]).all()
 
 
-def test_the_manifest_has_totals_and_checksums_and_the_summary_is_json(
-    model: Path, written: Path, command: Command, tmp_path: Path
-) -> None:
+def test_the_summary_is_json(model: Path, written: Path, command: Command, tmp_path: Path) -> None:
     code, out, _ = command(model, written, "--out", tmp_path, "--workers", 0, "--json")
-    summary, whole = json.loads(out), manifest(tmp_path)
+    summary = json.loads(out)
     assert code == 0
     assert (summary["images"], summary["good"], summary["defective"], summary["faults"]) == (IMAGES, 9, 9, 0)
-    assert [part["rows"] for part in whole["parts"]] == SIZES
-    assert (whole["images"], whole["defective"], whole["damaged"]) == (IMAGES, 9, [])
-    assert {part["name"] for part in whole["parts"]} == set(times(tmp_path))
-    for part in whole["parts"]:
-        content = (tmp_path / "parts" / part["name"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (part["bytes"], part["sha256"])
-    assert json.loads((tmp_path / "predictions.json").read_text())["key"] == whole["key"]
+    assert (summary["scored_now"], summary["parts"]) == (IMAGES, f"{tmp_path}/parts")
 
 
 def test_without_a_threshold_there_are_no_labels(
@@ -140,7 +134,7 @@ def test_without_a_threshold_there_are_no_labels(
     network.calibration = calibration
     code, out, _ = command(tmp_path / "m.safetensors", images, "--out", tmp_path / "out", "--workers", 0)
     assert (code, "no labels" in out) == (0, True)
-    assert {(row["label"], row["threshold"], row["regions"]) for row in rows(tmp_path / "out")} == {(None, None, None)}
+    assert {(row["defective"], row["largest_region"]) for row in rows(tmp_path / "out")} == {(None, None)}
 
 
 # Faults
@@ -159,17 +153,16 @@ def test_an_image_that_cannot_be_read_is_a_row_with_its_fault(
     assert f"skipped {folder}/05.png: damaged or truncated" in err
     assert "none*.png: no file matches this pattern" in err
     found = rows(out)
-    assert [row["index"] for row in found] == list(range(IMAGES + 1))
+    assert len(found) == IMAGES + 1
     bad = [row for row in found if row["fault"]]
-    assert [row["image"] for row in bad] == [f"{folder}/05 \\xff.png", f"{folder}/05.png"]
+    assert [row["path"] for row in bad] == [f"{folder}/05 \\xff.png", f"{folder}/05.png"]
     assert "empty (0 bytes)" in bad[0]["fault"]
     assert "damaged or truncated" in bad[1]["fault"]
-    assert all(row[name] is None for row in bad for name in (*SCORES, "label", "regions"))
-    assert (manifest(out)["faults"], manifest(out)["damaged"]) == (2, [])
+    assert all(row[name] is None for row in bad for name in (*SCORES, "defective", "largest_region"))
 
     before = times(out)
     assert command(model, folder, "--out", out, "--images-per-part", 5, "--workers", 0)[0] == 1
-    assert times(out) == before, "an image that cannot be read is tried again"
+    assert times(out) == before, "an image that cannot be read was tried again"
 
 
 def test_of_many_images_that_cannot_be_read_the_first_are_named(
@@ -217,34 +210,35 @@ def flipped(shard: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "lost"),
-    [(cut, 3), (padded, 0), (flipped, 0), (Path.unlink, 4)],
+    ("damage", "lost", "scored"),
+    [(cut, 3, 1), (padded, 1, 4), (flipped, 1, 4), (Path.unlink, 4, 0)],
     ids=["cut", "padded", "a bit flipped", "missing"],
 )
 def test_a_damaged_shard_is_named_and_tried_again_when_it_is_mended(
-    damage: Callable[[Path], None], lost: int, model: Path, shards: Path, command: Command, tmp_path: Path
+    damage: Callable[[Path], None], lost: int, scored: int, model: Path, shards: Path, command: Command, tmp_path: Path
 ) -> None:
-    out, shard = tmp_path / "out", shards / "000002.tar"
+    """Of a wrong checksum alone no image is lost; a row says that one may be wrong."""
+    shard = shards / "000002.tar"
+    options = ("--out", tmp_path / "out", "--workers", 0, "--batch-size", 2, "--images-per-part", PER_PART)
     whole = shard.read_bytes()
     damage(shard)
-    code, _, err = command(model, shards, "--out", out, "--workers", 0, "--batch-size", 2)
+    code, _, err = command(model, shards, *options)
     assert code == 1
-    assert err.startswith(f"skipped {lost} images lost: {shard}: " if lost else f"damaged {shard}: ")
+    assert err.startswith(f"skipped {shard}: ")
     assert len(err.splitlines()) == 1
-    found = rows(out)
-    assert [row["index"] for row in found] == list(range(IMAGES))
-    gone = [row["index"] for row in found if row["score"] is None]
-    assert gone == list(range(12 - lost, 12))
-    assert all(str(shard) in found[i]["fault"] and found[i]["image"] is None for i in gone)
-    assert (manifest(out)["lost"], manifest(out)["damaged"]) == (lost, ["part-000002.parquet"])
+    found = rows(tmp_path / "out")
+    gone = [row for row in found if row["path"] is None]
+    assert len(gone) == lost
+    assert len(found) - lost == IMAGES - PER_PART + scored
+    assert all(str(shard) in row["fault"] and row["score"] is None for row in gone)
 
-    before = times(out)
     shard.write_bytes(whole)
-    assert command(model, shards, "--out", out, "--workers", 0, "--batch-size", 2)[0] == 0
-    changed = {name for name, time in times(out).items() if time != before[name]}
-    assert changed == {"part-000002.parquet"}
-    assert (manifest(out)["faults"], manifest(out)["damaged"]) == (0, [])
-    assert all(row["score"] is not None for row in rows(out))
+    code, printed, _ = command(model, shards, *options, "--json")
+    summary = json.loads(printed)
+    assert (code, summary["images"], summary["faults"]) == (0, IMAGES, 0)
+    assert summary["scored_now"] < IMAGES, "undamaged shards were scored again"
+    names = [Path(row["path"]).name for row in rows(tmp_path / "out")]
+    assert sorted(names) == [f"{i:02}.png" for i in range(IMAGES)]
 
 
 def test_an_image_that_cannot_be_read_is_named_beside_those_that_are_lost_with_its_shard(
@@ -261,15 +255,16 @@ def test_an_image_that_cannot_be_read_is_named_beside_those_that_are_lost_with_i
     assert code == 1
     unread, lost = err.splitlines()
     assert unread.startswith(f"skipped {shard}: 08.png: damaged or truncated")
-    assert lost.startswith(f"skipped 2 images lost: {shard}: ")
+    assert lost.startswith(f"skipped {shard}: ")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 def test_a_full_disk_is_named_and_finished_parts_stay(
     model: Path, written: Path, command: Command, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk", "32k") as disk:
-        code, _, err = command(model, written, "--out", disk / "out", "--workers", 0)
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        given = ("--workers", 0, "--images-per-part", PER_PART, "--batch-size", PER_PART)
+        code, _, err = command(model, written, "--out", disk / "out", *given)
         assert code == 1
         assert err.endswith("cannot be written, the disk is full; free some space or choose another folder")
         assert len(err.splitlines()) == 1
@@ -281,28 +276,30 @@ def test_a_full_disk_is_named_and_finished_parts_stay(
 # The command line
 
 
-def test_options_of_parts_without_parts_are_refused(
+def test_options_of_parquet_without_parquet_are_refused(
     model: Path, images: Path, written: Path, command: Command, tmp_path: Path
 ) -> None:
-    for extra in (("--images-per-part", 5), ("--devices", 2)):
+    for extra in (("--images-per-part", 5), ("--cluster", "ray")):
         code, _, err = command(model, images, "--out", tmp_path / "out", *extra, form="csv")
-        assert (code, "scored in parts alone; give --format parquet" in err) == (1, True), extra
-    code, _, err = command(model, written, "--out", tmp_path / "out", form="jsonl")
-    assert (code, err) == (1, f"fastmsflow: {written}: scored in parts alone; give --format parquet")
+        assert (code, err) == (1, f"fastmsflow: {extra[0]}: for --format parquet alone"), extra
+    for place in (written, "http://127.0.0.1:9/images"):
+        code, _, err = command(model, place, "--out", tmp_path / "out", form="jsonl")
+        assert (code, err) == (1, f"fastmsflow: {place}: for --format parquet alone")
     code, _, err = command(model, images, "--out", tmp_path / "out", "--heat-maps")
     assert (code, "--format parquet writes none" in err) == (1, True)
     code, _, err = command(model, written, images, "--out", tmp_path / "out")
     assert (code, "a set of shards is scored alone" in err) == (1, True)
-    code, _, err = command(model, written, "--out", tmp_path / "out", "--images-per-part", 5)
-    assert (code, "leave out --images-per-part" in err) == (1, True)
+    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "slurm")
+    assert (code, err) == (
+        1,
+        "fastmsflow: cluster 'slurm' is not known; give ray for this machine's, or ray://ADDRESS:10001",
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_package_that_is_missing_is_named(
     model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("fastmsflow.report.par")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     code, _, err = command(model, images, "--out", tmp_path / "out")
     assert (code, err) == (1, "fastmsflow: Parquet needs pyarrow: pip install 'fastmsflow[shards]'")

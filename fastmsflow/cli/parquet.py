@@ -1,0 +1,200 @@
+"""predict --format parquet: on this machine, or on a cluster."""
+
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.markup import escape
+
+from ..errors import InputError, UnavailableError
+from ..files import absolute, shown
+from .common import console, errors, load_model, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from ..inference.parquet import PredictionFolder
+    from ..inference.predict_parquet import Files, Shards
+    from ..inference.scorer import Scorer
+
+PER_PART = 1000
+# Images that cannot be read are named up to so many.
+NAMED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetOptions:
+    """The options of `predict` that hold for Parquet."""
+
+    model: str
+    sources: list[str]
+    null: bool
+    out: str
+    batch_size: int
+    false_alarms: float | None
+    threshold: float | None
+    images_per_part: int | None
+    workers: int
+    dtype: str
+    cluster: str | None
+
+
+def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
+    """Scores what has no rows yet, and tells of all rows."""
+    if find_spec("pyarrow") is None:
+        raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
+    from ..inference.parquet import PredictionFolder
+    from ..inference.predict_parquet import setting_of
+
+    begin = time.perf_counter()
+    with ExitStack() as stack:
+        gpus = None
+        if options.cluster is not None:
+            from ..integrations.ray import connected
+
+            gpus = stack.enter_context(connected(options.cluster, quiet=not console.is_terminal or console.quiet))
+        scorer = _scorer(options, gpus)
+        images, skipped = _images(options)
+        folder = PredictionFolder(options.out)
+        stack.enter_context(folder.claimed())
+        folder.begin(setting_of(scorer))
+        waiting = images.waiting(folder)
+        try:
+            if len(waiting):
+                _score(options, folder, waiting, scorer, gpus)
+        except KeyboardInterrupt as interrupt:
+            line = f"interrupted: {folder.totals().rows} images have rows in {shown(options.out)}"
+            errors.print(escape(f"{line}; the same command goes on"), soft_wrap=True, highlight=False)
+            raise typer.Exit(130) from interrupt
+        _tell(options, scorer, folder, skipped, len(waiting), time.perf_counter() - begin, as_json)
+
+
+def _scorer(options: ParquetOptions, gpus: int | None) -> "Scorer":
+    """``gpus``: of the cluster; there the model of this process scores nothing and stays on the CPU."""
+    import torch
+
+    from ..inference import resolve_dtype
+    from ..inference.scorer import Limit, Scorer, region_threshold
+    from ..model import MSFlow
+
+    model = load_model(Path(options.model)) if gpus is None else MSFlow.load(options.model)
+    limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
+    regions = region_threshold(model.calibration, options.false_alarms)
+    dtype = options.dtype
+    if gpus is not None:
+        device = torch.device("cuda" if gpus else "cpu")
+        dtype = str(resolve_dtype(dtype, device)).removeprefix("torch.")
+    return Scorer(model, limit=limit, region_threshold=regions, dtype=dtype)
+
+
+def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
+    """Finds what is to be scored -> it, and a line for each name that led to no images."""
+    from ..data.remote import images_below_url, is_url
+    from ..data.shard_set import is_shard_set
+    from ..data.sources import find_images
+    from ..inference.predict_parquet import Files, Shards
+
+    sources = options.sources
+    if any(is_shard_set(source) and not _is_folder_of_images(source) for source in sources):
+        if len(sources) > 1:
+            raise InputError("a set of shards is scored alone; give each set a command, and an --out, of its own")
+        if options.null:
+            raise InputError(f"{shown(sources[0])}: a set of shards; leave out --null")
+        return Shards(sources[0] if _is_remote(sources[0]) else absolute(sources[0])), []
+    urls = [url for source in sources if is_url(source) for url in images_below_url(source)]
+    here = [source for source in sources if not is_url(source)]
+    found = find_images(here, sys.stdin.buffer, options.null) if here else None
+    files = [] if found is None else [absolute(file) for file in found.files]
+    return Files([*files, *dict.fromkeys(urls)]), [] if found is None else found.faults
+
+
+def _is_folder_of_images(source: str) -> bool:
+    from ..data.locations import MANIFEST
+    from ..data.remote import is_there, is_url
+
+    return is_url(source) and not source.endswith(MANIFEST) and not is_there(f"{source.rstrip('/')}/{MANIFEST}")
+
+
+def _is_remote(source: str) -> bool:
+    from ..data.locations import PIPE
+    from ..data.remote import is_url
+
+    return is_url(source) or source.startswith(PIPE)
+
+
+def _score(
+    options: ParquetOptions,
+    folder: "PredictionFolder",
+    images: "Files | Shards",
+    scorer: "Scorer",
+    gpus: int | None,
+) -> None:
+    per_part = options.images_per_part or PER_PART
+    if gpus is not None:
+        from ..integrations.ray import score_on_ray
+
+        arguments = {
+            "model": absolute(options.model),
+            "threshold": options.threshold,
+            "false_alarms": options.false_alarms,
+            "dtype": scorer.dtype,
+        }
+        score_on_ray(folder, images, arguments, batch_size=options.batch_size, images_per_part=per_part, gpus=gpus)
+        return
+    from ..inference.predict_parquet import score_into
+
+    with progress_bar("scoring images", len(images), unit="images") as progress:
+        score_into(
+            folder,
+            images,
+            scorer,
+            batch_size=options.batch_size,
+            images_per_part=per_part,
+            workers=options.workers,
+            progress=progress,
+        )
+
+
+def _tell(
+    options: ParquetOptions,
+    scorer: "Scorer",
+    folder: "PredictionFolder",
+    skipped: list[str],
+    scored: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    totals, limit = folder.totals(), scorer.limit
+    if as_json:
+        result = {
+            "images": totals.rows,
+            "good": totals.rows - totals.faults - totals.defective if limit else None,
+            "defective": totals.defective if limit else None,
+            "faults": totals.faults,
+            "lost": totals.lost,
+            "skipped": skipped,
+            "threshold": limit and limit.value,
+            "region_threshold": scorer.region_threshold,
+            "parts": f"{options.out}/parts",
+            "scored_now": scored,
+            "seconds": round(seconds, 3),
+        }
+        print_json(result)
+    rate = f"; {scored} now, {scored / seconds:.1f} images/s" if scored else "; all were there already"
+    labels = f"{totals.defective} defective; threshold {limit.text}" if limit else "no labels: no threshold"
+    console.print(
+        f"{totals.rows - totals.faults} of {totals.rows} images scored{rate}", highlight=False, soft_wrap=True
+    )
+    console.print(escape(labels), highlight=False, soft_wrap=True)
+    console.print(escape(f"results in {shown(options.out)}/parts"), soft_wrap=True)
+    lines = [*skipped, *(folder.faults(NAMED) if totals.faults else [])]
+    if totals.faults > totals.lost + NAMED:
+        more = totals.faults - totals.lost - NAMED
+        lines.append(f"{more} more images that cannot be read or scored; their rows have the fault")
+    for line in lines:
+        errors.print(f"[red]skipped[/red] {escape(line)}", soft_wrap=True, highlight=False)
+    if lines:
+        raise typer.Exit(1)

@@ -1,0 +1,120 @@
+"""Batches as Arrow tables: their columns as the scorer reads them, and its results as columns of a table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .columns import BOX, MAP, SCORES, Columns
+
+# Scores in float64, the values that the other formats print to the last bit and that thresholds are compared with; what
+# float32 leaves empty of it compresses well.
+RESULTS = pa.schema(
+    [
+        *((name, pa.float64()) for name in SCORES),
+        ("defective", pa.bool_()),
+        ("largest_region", pa.int64()),
+        *((name, pa.float32()) for name in BOX),
+        ("fault", pa.string()),
+    ]
+)
+"""The columns of results: scores in nats (``score`` in [0, 1]), the largest region's area and box in pixels."""
+
+
+def is_arrow(batch: Any) -> bool:
+    """Whether ``batch`` is a table, or a dict of columns, of Arrow."""
+    if isinstance(batch, Mapping):
+        return bool(batch) and all(isinstance(column, (pa.Array, pa.ChunkedArray)) for column in batch.values())
+    return isinstance(batch, (pa.Table, pa.RecordBatch))
+
+
+def columns_of(batch: Any) -> Mapping[str, Any]:
+    """The columns of a batch of Arrow by name; of several with one name, the last."""
+    return batch if isinstance(batch, Mapping) else dict(zip(batch.schema.names, batch.columns, strict=True))
+
+
+def as_table(batch: Any) -> Any:
+    """``batch`` as a pyarrow.Table."""
+    return pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else pa.table(batch)
+
+
+class Values(Sequence[Any]):
+    """A column's values, each made when it is asked for: a row at a time is in memory twice, not the batch.
+
+    Tensors and nested lists of numbers are arrays; everything else is what Python has for it, and null is None.
+    """
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, row: Any) -> Any:
+        value = self._column[row]
+        if not value.is_valid:
+            return None
+        if isinstance(value, pa.StringScalar):
+            # Arrow does not look whether text is UTF-8; names of files need not be.
+            return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+        if isinstance(value.type, pa.FixedShapeTensorType):
+            return value.to_numpy()
+        return _array(value) if _is_list(value.type) else value.as_py()
+
+
+def values(column: Any) -> Any:
+    """A column as the scorer reads it: of Arrow, its Values; everything else as it is."""
+    return Values(column) if isinstance(column, (pa.Array, pa.ChunkedArray)) else column
+
+
+def _is_list(kind: Any) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _array(value: Any) -> Any:
+    """Lists in lists -> an array of as many dimensions; Python's lists where they are ragged or hold no numbers."""
+    flat, shape = value.values, [len(value.values)]
+    while _is_list(flat.type):
+        lengths = pc.unique(pc.list_value_length(flat)).to_pylist()
+        if len(lengths) != 1 or lengths[0] is None:
+            return value.as_py()
+        shape.append(lengths[0])
+        flat = flat.flatten()
+    if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)):
+        return value.as_py()
+    return flat.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def with_results(table: Any, results: Columns) -> Any:
+    """``table`` with ``results`` as its last columns, in the types of RESULTS; NaN becomes null."""
+    for field in RESULTS:
+        found = results[field.name]
+        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+            column = pa.array(found, mask=np.isnan(found), type=pa.float64()).cast(field.type, safe=False)
+        else:
+            column = pa.array([_utf8(value) for value in found], type=field.type)
+        table = _put(table, field, column)
+    if MAP in results:
+        maps = results[MAP]
+        kind = pa.fixed_shape_tensor(pa.float32(), maps.shape[1:])
+        storage = pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), int(np.prod(maps.shape[1:])))
+        table = _put(table, pa.field(MAP, kind), pa.ExtensionArray.from_storage(kind, storage))
+    return table
+
+
+def _utf8(value: Any) -> Any:
+    """A fault that came as text that is no UTF-8 goes as such a text."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def without(table: Any, names: Sequence[str]) -> Any:
+    """``table`` but for its columns of these names, however many there are of each; no rows go with the last."""
+    for place in reversed([i for i, name in enumerate(table.column_names) if name in names]):
+        table = table.remove_column(place)
+    return table
+
+
+def _put(table: Any, field: Any, column: Any) -> Any:
+    return without(table, (field.name,)).append_column(field, column)

@@ -1,0 +1,246 @@
+"""A callable that scores batches of images in whatever engine holds them: Ray Data, Spark, Daft, a web service."""
+
+import copy
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..calibration import check_rate
+from ..data.batches import processors
+from ..data.locations import NO_FILE, Location
+from ..data.remote import is_there, is_url
+from ..errors import InputError, UnavailableError
+from ..files import shown
+from ..model import MSFlow
+from .columns import BYTES, IMAGE, Columns, Rows, result_columns
+from .precision import AUTO, check_dtype
+from .scorer import NOT_FINITE, Judged, Limit, Scorer, region_threshold
+
+ENGINES = ("torch",)
+# Engines hand over thousands of rows at once; so many images are in memory, and go through the model, together.
+AT_ONCE = 32
+# Reading from a server is waiting.
+READERS = max(8, processors())
+
+
+class BatchScorer:
+    """Scores batches of images; loads its model once, at the first batch or by ``load``.
+
+    ``model``: a checkpoint's path or URL, a folder that ``MSFlow.save_pretrained`` wrote, or a model; every process
+    that scores reads it there. ``threshold``: absolute scores above it, in nats, are defective; by default the
+    calibrated threshold for ``false_alarms``, the share of good images that may be called so (None: as calibrated).
+    ``dtype``: float32, float16 or auto, which is float16 on a GPU. ``engine``: torch. ``tile``: None, images are
+    resized to the model's size. ``maps``: results have a column ``score_map`` too, the absolute map at the model's
+    size. ``device``: auto (a GPU if there is one), cpu, cuda or cuda:N.
+
+    It can be pickled, before and after it has loaded; a copy loads for itself. Threads may share it: they decode side
+    by side, and one of them at a time uses the model. A process that is forked after it has loaded computes in one
+    thread.
+
+    Errors: InputError where an argument cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | MSFlow,
+        threshold: float | None = None,
+        false_alarms: float | None = None,
+        dtype: str = AUTO,
+        engine: str = "torch",
+        tile: int | None = None,
+        maps: bool = False,
+        device: str = "auto",
+    ) -> None:
+        if threshold is not None and not math.isfinite(threshold):
+            raise InputError(f"the threshold is {threshold}; give a number of nats")
+        if false_alarms is not None:
+            check_rate(false_alarms)
+        if engine not in ENGINES:
+            raise InputError(f"engine {engine!r} is not known; there is {', '.join(ENGINES)}")
+        if tile is not None:
+            raise InputError(f"tile {tile}: images are scored whole, resized to the model's size; leave tile out")
+        check_dtype(dtype)
+        _check_device(device)
+        self._model = model if isinstance(model, MSFlow) else os.fsdecode(model)
+        self._threshold, self._false_alarms = threshold, false_alarms
+        self._dtype, self._maps, self._device = dtype, maps, device
+        self._begin()
+
+    def _begin(self) -> None:
+        self._loading, self._scoring = threading.Lock(), threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was given; not the loaded model, the threads and the locks."""
+        return {name: value for name, value in vars(self).items() if name not in ("_loading", "_scoring", "_loaded")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+    def load(self) -> "BatchScorer":
+        """Loads the model now, so that the first batch does not wait for it -> itself.
+
+        Errors: InputError or UnavailableError, one line, where the checkpoint cannot be read, has no such threshold, or
+        the device is not there.
+        """
+        self._ready()
+        return self
+
+    def __call__(self, batch: Any) -> Any:
+        """Scores a batch -> the same rows, in their order, without the columns ``bytes`` and ``image``, with those of
+        the results.
+
+        ``batch``: a dict of columns, each a NumPy array, a list or an Arrow array, or an Arrow table. One column holds
+        the images, the first there is of: ``bytes``, files' bytes; ``image``, arrays (H, W, 3), (H, W, 4) or (H, W) of
+        uint8, (H, W) of uint16, or (H, W, 3) of floats in [0, 1], of one size or several; ``path``, paths and URLs. A
+        row with a text in the column ``fault`` keeps it and is not scored.
+
+        Results: ``score`` (published, in [0, 1]), ``log_score`` and ``absolute_score`` in nats, float64; ``defective``,
+        bool, null without a threshold; ``largest_region``, the area in pixels of the image, 0 if there is none above
+        the model's threshold, null if it has no threshold; ``largest_region_left``, ``_top``, ``_right``, ``_bottom``,
+        its box in pixels; ``fault``, one line where the image could not be read or scored, null elsewhere; with
+        ``maps``, ``score_map`` (H, W) float32. Null is None or, of numbers in NumPy, NaN.
+
+        Errors: InputError where the batch has no column of images, or columns of several lengths; ``load``'s.
+        """
+        arrow = None if find_spec("pyarrow") is None else _arrow()
+        is_arrow = arrow is not None and arrow.is_arrow(batch)
+        columns = arrow.columns_of(batch) if arrow and is_arrow else batch
+        if not isinstance(columns, Mapping):
+            raise InputError(f"the batch is a {type(batch).__name__}; give a dict of columns, or an Arrow table")
+        rows = Rows.of({name: arrow.values(column) if arrow else column for name, column in columns.items()})
+        results = self._results(rows)
+        if arrow and is_arrow:
+            table = arrow.as_table(batch)
+            return arrow.with_results(arrow.without(table, (BYTES, IMAGE)), results)
+        kept = {name: column for name, column in columns.items() if name not in (BYTES, IMAGE, *results)}
+        return {**kept, **results}
+
+    def _results(self, rows: Rows) -> Columns:
+        ready = self._ready()
+        image_size = ready.scorer.model.image_size
+
+        def read(start: int) -> list["Future[_Read]"]:
+            return [ready.readers.submit(_read, rows, row, image_size) for row in rows.numbers[start : start + AT_ONCE]]
+
+        results: list[Columns] = []
+        ahead = read(0)
+        # Once where there are no rows: they have columns too.
+        for start in range(0, max(1, len(rows.numbers)), AT_ONCE):
+            # The next images are decoded while the model is at these.
+            current, ahead = ahead, read(start + AT_ONCE)
+            judged = self._judged(ready.scorer, [future.result() for future in current], rows, start)
+            # Columns at once: each image's map would be kept otherwise.
+            results.append(result_columns(judged, image_size if self._maps else None))
+        return {name: np.concatenate([some[name] for some in results]) for name in results[0]}
+
+    def _judged(self, scorer: Scorer, read: "list[_Read]", rows: Rows, start: int) -> list[Judged | str]:
+        whole = [one for one in read if not isinstance(one, str)]
+        sizes = [size for _, size in whole]
+        with self._scoring:
+            judged = iter(scorer(torch.stack([pixels for pixels, _ in whole]), sizes) if whole else [])
+        return [
+            one if isinstance(one, str) else next(judged) or f"{rows.name(row)}: {NOT_FINITE}"
+            for row, one in enumerate(read, start)
+        ]
+
+    def _ready(self) -> "_Loaded":
+        with self._loading:
+            if self._loaded is None:
+                model = _load(self._model).to(_torch_device(self._device)).to(memory_format=torch.channels_last)
+                limit = Limit.of(model.calibration, self._false_alarms, self._threshold)
+                regions = region_threshold(model.calibration, self._false_alarms)
+                scorer = Scorer(model, limit=limit, region_threshold=regions, dtype=self._dtype)
+                self._loaded = _Loaded(scorer, _readers(), os.getpid())
+            elif self._loaded.process != os.getpid():
+                # Threads stay behind in the process that this one was forked from; torch would wait for its own.
+                torch.set_num_threads(1)
+                self._loaded = self._loaded._replace(readers=_readers(), process=os.getpid())
+            return self._loaded
+
+
+class _Loaded(NamedTuple):
+    scorer: Scorer
+    readers: ThreadPoolExecutor
+    process: int
+    """The process that the readers are threads of."""
+
+
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(READERS, "fastmsflow-read")
+
+
+_Read: TypeAlias = tuple[Tensor, tuple[int, int]] | str
+"""An image at the model's size and its own (width, height), or its fault."""
+
+
+def _read(rows: Rows, row: int, image_size: tuple[int, int]) -> _Read:
+    try:
+        return rows.fault(row) or rows.read(row, image_size)
+    except (InputError, UnavailableError) as error:
+        fault = str(error)
+    except Exception as error:  # one row never ends a job
+        fault = f"{rows.name(row)}: {type(error).__name__}: {error}"
+    return " ".join(fault.split())
+
+
+def _arrow() -> ModuleType:
+    from . import arrow
+
+    return arrow
+
+
+def _load(model: str | MSFlow) -> MSFlow:
+    if isinstance(model, MSFlow):
+        # It is moved to the device; the caller's stays where it is.
+        return copy.deepcopy(model)
+    if not is_url(model):
+        return MSFlow.from_pretrained(model) if Path(model).is_dir() else MSFlow.load(model)
+    if not is_there(model):
+        raise InputError(f"{shown(model)}: {NO_FILE}; give the URL of a fastmsflow checkpoint (.safetensors)")
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "model.safetensors"
+        try:
+            import fsspec
+
+            with fsspec.open(model, "rb") as there, local.open("wb") as here:
+                shutil.copyfileobj(there, here)
+        except Exception as error:  # every kind of storage has its own
+            raise InputError(f"{shown(model)}: {Location.why(error)}") from error
+        try:
+            return MSFlow.load(local)
+        except (InputError, UnavailableError) as error:
+            raise type(error)(str(error).replace(str(local), shown(model))) from error
+
+
+def _check_device(device: str) -> None:
+    if device == AUTO:
+        return
+    try:
+        known = torch.device(device).type in ("cpu", "cuda")
+    except (RuntimeError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"device {device!r} is not known; give auto, cpu, cuda or cuda:N")
+
+
+def _torch_device(device: str) -> torch.device:
+    if device == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device}: this process sees {torch.cuda.device_count()} GPUs; give auto or cpu")
+    return chosen

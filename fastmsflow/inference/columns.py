@@ -1,0 +1,156 @@
+"""Columns of a batch -> images, and results -> columns, as NumPy arrays or Arrow arrays."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import SMALLEST, as_tensor, decode_image, image_of
+from ..data.remote import open_image
+from ..errors import InputError
+from ..files import shown
+from .scorer import Judged
+
+BYTES, IMAGE, PATH, FAULT = "bytes", "image", "path", "fault"
+SCORES = ("score", "log_score", "absolute_score")
+BOX = ("largest_region_left", "largest_region_top", "largest_region_right", "largest_region_bottom")
+NUMBERS = (*SCORES, "largest_region", *BOX)
+MAP = "score_map"
+Columns: TypeAlias = dict[str, Any]
+"""Each column's values: a NumPy array of any shape with the rows first, or a list."""
+
+
+class Rows(NamedTuple):
+    """The images of a batch."""
+
+    kind: str
+    """The column that holds them: the first there is of bytes, image and path."""
+    values: Sequence[Any]
+    paths: Sequence[Any]
+    faults: Sequence[Any]
+    """Of each row, the text that says why it is not to be scored, if there is one."""
+
+    @classmethod
+    def of(cls, columns: Mapping[Any, Any]) -> "Rows":
+        """Errors: InputError where no column holds images, or columns are not of one length."""
+        kind = next((name for name in (BYTES, IMAGE, PATH) if name in columns), None)
+        if kind is None:
+            raise InputError(
+                f"the batch has columns {', '.join(map(str, columns)) or '(none)'}; one of {BYTES}, {IMAGE} and {PATH}"
+                " must hold the images: rename it"
+            )
+        lengths = {name: _length(name, values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"the batch's columns differ in their number of rows ({told}); give each row a value")
+        empty = [None] * lengths[kind]
+        return cls(kind, *(_by_place(columns.get(name, empty)) for name in (kind, PATH, FAULT)))
+
+    @property
+    def numbers(self) -> range:
+        """The rows by number."""
+        return range(len(self.values))
+
+    def name(self, row: int) -> str:
+        """Returns what errors call a row: its path if there is one."""
+        path = self.paths[row]
+        return shown(path) if isinstance(path, (str, Path)) and path else f"row {row}"
+
+    def fault(self, row: int) -> str | None:
+        """Returns the text that says why a row is not to be scored; None where there is none or it is empty."""
+        fault = self.faults[row]
+        return (isinstance(fault, str) and fault) or None
+
+    def read(self, row: int, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Decodes one image -> (float32 (3, H, W) in [0, 1] at ``image_size``, its own (width, height)).
+
+        Errors: InputError that names the row.
+        """
+        value, name, kind = self.values[row], self.name(row), self.kind
+        if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value):
+            raise InputError(f"{name}: the column {kind} is empty here")
+        if kind == IMAGE:
+            return _of_array(value, name, image_size)
+        if kind == PATH and isinstance(value, (str, Path)):
+            image = open_image(str(value))
+        elif kind == BYTES and isinstance(value, (bytes, bytearray, memoryview)):
+            image = decode_image(bytes(value), name)
+        else:
+            what = "paths or URLs as text" if kind == PATH else "files' bytes"
+            raise InputError(f"{name}: the column {kind} holds {_type(value)}; give {what}")
+        return as_tensor(image, image_size), image.size
+
+
+def _length(name: str, column: Any) -> int:
+    try:
+        if not isinstance(column, (str, bytes)):
+            return len(column)
+    except TypeError:  # an array without dimensions has no length either
+        pass
+    raise InputError(f"the batch's column {name} is {_type(column)}; give an array or a list, a value for each row")
+
+
+def _by_place(column: Any) -> Sequence[Any]:
+    """Rows by their place; a pandas.Series has them by its index."""
+    return column if isinstance(column, Sequence) else list(column)
+
+
+def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    if isinstance(value, Image.Image):
+        # As an array, a palette's numbers would be grey, and CMYK colour with transparency.
+        raise InputError(f"{name}: the column {IMAGE} holds {_type(value)}; give np.asarray(image.convert('RGB'))")
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # tensors on a GPU, ragged lists, whatever calls itself an array
+        raise InputError(f"{name}: the column {IMAGE} holds no array ({error})") from error
+    if np.issubdtype(array.dtype, np.floating):
+        return _float_tensor(array, name, image_size), (array.shape[1], array.shape[0])
+    image = image_of(array, name)
+    return as_tensor(image, image_size), image.size
+
+
+def _float_tensor(array: np.ndarray, name: str, image_size: tuple[int, int]) -> Tensor:
+    """(H, W, 3) in [0, 1] -> (3, H, W) at ``image_size``, resized by Lanczos. 8-bit images are rounded, and clipped,
+    between its two passes too."""
+    if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < SMALLEST:
+        raise InputError(
+            f"{name}: {array.dtype} of shape {array.shape}; give (H, W, 3), at least {SMALLEST} pixels on a side"
+        )
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise InputError(f"{name}: floating-point pixels from {array.min():g} to {array.max():g}; give [0, 1]")
+    planes = np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
+    if array.shape[:2] != image_size:
+        size = (image_size[1], image_size[0])
+        planes = np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in planes])
+    return torch.from_numpy(planes.clip(0, 1))
+
+
+def _type(value: Any) -> str:
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a value of type {type(value).__name__}"
+
+
+def result_columns(results: Sequence[Judged | str], map_size: tuple[int, int] | None) -> Columns:
+    """Columns of ``results``, one for each row: what the model says, or its fault. Numbers are float64, NaN where
+    there is none; ``defective`` and ``fault`` hold None there. ``map_size``: (H, W) of the column of maps, if any."""
+    numbers = np.full((len(NUMBERS), len(results)), np.nan)
+    defective, fault = np.full(len(results), None, object), np.full(len(results), None, object)
+    maps = None if map_size is None else np.full((len(results), *map_size), np.nan, np.float32)
+    for row, result in enumerate(results):
+        if isinstance(result, str):
+            fault[row] = result
+            continue
+        numbers[: len(SCORES), row] = result.score, result.log_score, result.absolute_score
+        if result.regions is not None:
+            numbers[len(SCORES), row] = result.regions[0].area if result.regions else 0
+            if result.regions:
+                numbers[len(SCORES) + 1 :, row] = result.regions[0].box
+        defective[row] = result.defective
+        if maps is not None:
+            maps[row] = result.score_map
+    columns: Columns = {name: numbers[i] for i, name in enumerate(NUMBERS)}
+    columns |= {"defective": defective, "fault": fault}
+    return columns if maps is None else columns | {MAP: maps}

@@ -1,0 +1,240 @@
+"""A folder of results as Parquet: written by one machine or by a cluster, and gone on with where it stopped.
+
+- ``predictions.json``, first of all: the model, thresholds and dtype that its results are of;
+- ``parts/**/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
+  there is done: the next start leaves it out.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from ..data.remote import is_url
+from ..data.shard_set import is_shard_set
+from ..errors import InputError
+from ..files import absolute, claimed_folder, shown, write_faults, write_json, written_aside
+
+FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
+RUN, PARTS = "predictions.json", "parts"
+ELSEWHERE = "choose another folder"
+PATH = "path"
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all parts hold."""
+
+    rows: int
+    faults: int
+    """Rows without scores, those of lost images among them."""
+    lost: int
+    """Images that went with their damaged shard; their rows have no path."""
+    defective: int
+
+
+class PredictionFolder:
+    """The folder ``out``, or the URL of one in an object store that Arrow reaches (s3://, gs://).
+
+    Errors, of all methods: InputError, one line, where it cannot be reached, read or written.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out = out
+        try:
+            self.files, root = fs.FileSystem.from_uri(out) if is_url(out) else (fs.LocalFileSystem(), absolute(out))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{shown(out)}: cannot be reached ({error})") from error
+        self._root: str = root
+        self._local = None if is_url(out) else Path(out)
+        self._next: int | None = None
+        self._run = uuid4().hex
+        self._before: frozenset[str] = frozenset()
+
+    @property
+    def _parts(self) -> str:
+        return f"{self._root}/{PARTS}"
+
+    @property
+    def run(self) -> str:
+        """A folder for what a cluster writes in this run, as the file system ``files`` calls it."""
+        return f"{self._parts}/{self._run}"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps other processes of this machine out, in a with block; an object store has no such lock."""
+        if self._local is None:
+            yield
+            return
+        with claimed_folder(self._local), claimed_folder(self._local / PARTS):
+            yield
+
+    def begin(self, setting: dict[str, Any]) -> None:
+        """Begins results of ``setting``, or goes on with them: parts that a killed process left cut off are removed.
+
+        Errors: InputError where the folder holds something else, or results of another setting.
+        """
+        found = self._json()
+        if found is None:
+            if self._local is not None and is_shard_set(self.out):
+                raise InputError(f"{shown(self.out)}: holds a set of shards; {ELSEWHERE}")
+            if self._names():
+                raise InputError(f"{shown(self.out)}: holds parts, and no {RUN} that says of what; {ELSEWHERE}")
+        elif found.get("format") == EARLIER:
+            raise InputError(f"{shown(self.out)}: holds results of an earlier version, in other columns; {ELSEWHERE}")
+        elif found.get("format") != FORMAT:
+            raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
+        else:
+            _refuse_changes(self.out, found, setting)
+            for name in self._names():
+                if not self._is_whole(name):
+                    self.files.delete_file(name)
+        content = {"format": FORMAT, **setting}
+        if self._local is not None:
+            write_json(self._local / RUN, content)
+            with write_faults(self._local / PARTS):
+                (self._local / PARTS).mkdir(exist_ok=True)
+        else:
+            self._put(f"{self._root}/{RUN}", json.dumps(content, indent=2).encode())
+
+    def scored(self) -> pa.ChunkedArray:
+        """Returns the paths of all rows that are written."""
+        names = self._names()
+        self._before = frozenset(names)
+        columns = [self._read(name, [PATH])[PATH] for name in names]
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+
+    def remaining(self, paths: Sequence[str]) -> list[str]:
+        """Returns those of ``paths`` that no row is of, in their order: an anti-join with what is written."""
+        scored = self.scored()
+        if not len(scored):
+            return list(paths)
+        names = pa.array(map(utf8, paths), pa.string())
+        waiting = pc.invert(pc.is_in(names, value_set=scored.combine_chunks())).to_pylist()
+        return [path for path, waits in zip(paths, waiting, strict=True) if waits]
+
+    def remove_damaged(self) -> None:
+        """Removes the parts with images that were lost with their shard, so that they are scored again: it may have
+        been mended since."""
+        for name in self._names():
+            if self._read(name, [PATH])[PATH].null_count:
+                self.files.delete_file(name)
+
+    def remove_late(self) -> None:
+        """Removes what an earlier run's cluster, whose driver was killed, wrote after ``scored`` had been asked: this
+        run has scored those images."""
+        for name in self._names():
+            if name not in self._before and not name.startswith(f"{self.run}/"):
+                self.files.delete_file(name)
+
+    def write(self, table: pa.Table) -> None:
+        """Writes ``table`` as the next part, whole or not at all."""
+        content = io.BytesIO()
+        pq.write_table(table, content, compression="zstd")
+        if self._next is None:
+            numbers = [Path(name).stem.removeprefix("part-") for name in self._names()]
+            self._next = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+        name = f"part-{self._next:06}.parquet"
+        self._next += 1
+        if self._local is None:
+            self._put(f"{self._parts}/{name}", content.getvalue())
+        else:
+            with written_aside(self._local / PARTS / name) as aside:
+                aside.write_bytes(content.getbuffer())
+
+    def totals(self) -> Totals:
+        """Counts the rows of all parts."""
+        rows = faults = lost = defective = 0
+        for name in self._names():
+            table = self._read(name, [PATH, "fault", "defective"])
+            rows += table.num_rows
+            faults += table.num_rows - table["fault"].null_count
+            lost += table[PATH].null_count
+            defective += pc.sum(table["defective"]).as_py() or 0
+        return Totals(rows, faults, lost, defective)
+
+    def faults(self, most: int) -> list[str]:
+        """Returns the lines of the first ``most`` images that could not be scored, and of each damaged shard one."""
+        return [*islice(self._faults(lost=False), most), *dict.fromkeys(self._faults(lost=True))]
+
+    def _faults(self, lost: bool) -> Iterator[str]:
+        for name in self._names():
+            table = self._read(name, [PATH, "fault"])
+            for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True):
+                if fault is not None and (path is None) == lost:
+                    yield fault
+
+    def _names(self) -> list[str]:
+        try:
+            found = self.files.get_file_info(fs.FileSelector(self._parts, recursive=True, allow_not_found=True))
+        except OSError as error:
+            raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
+        names = [info.path for info in found if info.type == fs.FileType.File and info.extension == "parquet"]
+        # What is being written aside begins with a dot.
+        return sorted(name for name in names if not Path(name).name.startswith("."))
+
+    def _read(self, name: str, columns: list[str]) -> pa.Table:
+        try:
+            with self.files.open_input_file(name) as file:
+                return pq.read_table(file, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"{shown(name)}: not a whole part any more ({error}); remove it and start again"
+            ) from error
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            with self.files.open_input_file(name) as file:
+                pq.read_metadata(file)
+        except (OSError, pa.ArrowException):
+            return False
+        return True
+
+    def _put(self, name: str, content: bytes) -> None:
+        try:
+            with self.files.open_output_stream(name) as file:
+                file.write(content)
+        except OSError as error:
+            raise InputError(f"{shown(name)}: cannot be written ({error})") from error
+
+    def _json(self) -> dict[str, Any] | None:
+        """Reads ``predictions.json``: None where there is none, {} where it is no JSON object."""
+        name = f"{self._root}/{RUN}"
+        try:
+            if self.files.get_file_info(name).type == fs.FileType.NotFound:
+                return None
+            with self.files.open_input_file(name) as file:
+                content = json.loads(file.read())
+        except OSError as error:
+            raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def utf8(path: str | None) -> str | None:
+    """``path`` as Parquet's text: it is UTF-8, which a file's name need not be: its other bytes become \\xNN."""
+    return path and os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _refuse_changes(out: str, found: dict[str, Any], setting: dict[str, Any]) -> None:
+    changes = [
+        f"{name.replace('_', ' ')} was {found.get(name)}, is {value}"
+        for name, value in setting.items()
+        if found.get(name) != value
+    ]
+    if changes:
+        raise InputError(
+            f"{shown(out)}: holds results of another run ({'; '.join(changes)}); set that back, or {ELSEWHERE}"
+        )

@@ -1,0 +1,163 @@
+"""Scoring on a Ray cluster, or on all GPUs of one machine by a local Ray. Needs the ``ray`` extra.
+
+Ray reads, shares out and starts again; ``BatchScorer`` scores, and ``PredictionFolder`` says what is left to do.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import pyarrow as pa
+
+from ..data.batches import ShardBatches
+from ..data.tars import Encoded
+from ..errors import InputError, UnavailableError, in_one_line
+from ..inference import BatchScorer
+from ..inference.parquet import PATH, PredictionFolder
+from ..inference.predict_parquet import Files, Shards
+
+__all__ = ["check_cluster", "connected", "score_on_ray"]
+
+LOCAL = "ray"
+REMOTE = "ray://"
+CONNECT_SECONDS = 10
+
+
+def check_cluster(cluster: str) -> str:
+    """``cluster`` if it names one. Errors: InputError otherwise."""
+    if cluster != LOCAL and not cluster.startswith(REMOTE):
+        raise InputError(f"cluster {cluster!r} is not known; give ray for this machine's, or ray://ADDRESS:10001")
+    return cluster
+
+
+@contextmanager
+def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
+    """Connects to ``cluster`` in a with block -> the number of its GPUs: to the one at ``ray://ADDRESS``, or, by
+    ``ray``, to the one that RAY_ADDRESS names or this machine has started, else to a new one of this machine.
+
+    ``quiet``: no progress bars. Errors: UnavailableError where Ray is not installed or nothing answers.
+    """
+    check_cluster(cluster)
+    # Reports of use are sent only where somebody has asked for them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Each actor's start would be a line of it; Ray Data starts actors again from what its driver keeps.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray.data
+    except ImportError as error:
+        raise UnavailableError("a cluster needs Ray: pip install 'fastmsflow[ray]'") from error
+    address = os.environ.get("RAY_ADDRESS", "") if cluster == LOCAL else cluster
+    _check_answers(address)
+    try:
+        ray.init(None if cluster == LOCAL else cluster, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UnavailableError(f"{address or cluster}: no Ray cluster answers there ({in_one_line(error)})") from error
+    try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = not quiet
+        yield int(ray.cluster_resources().get("GPU", 0))
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes. Errors: UnavailableError where nothing answers at ``address``, if it names a
+    host and a port."""
+    host, _, port = address.removeprefix(REMOTE).partition("/")[0].rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UnavailableError(
+            f"{address}: no Ray cluster answers there ({error}); look whether it has been started and can be reached"
+        ) from error
+
+
+def score_on_ray(
+    folder: PredictionFolder,
+    images: Files | Shards,
+    scorer: dict[str, Any],
+    *,
+    batch_size: int,
+    images_per_part: int,
+    gpus: int,
+) -> None:
+    """Scores ``images`` into ``folder`` by as many actors as the connected cluster has GPUs, or processors if it has
+    none. ``scorer``: arguments of BatchScorer; its model, the images and the folder must be to be had on every machine.
+
+    A worker that is killed is replaced and its images are scored again. Errors: InputError with the worker's line.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    dataset = _files(images, images_per_part) if isinstance(images, Files) else _shards(images, batch_size, actors)
+    try:
+        dataset.map_batches(
+            BatchScorer,
+            fn_constructor_kwargs=scorer,
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+            **resources,
+            # The actors have all processors; writing takes little.
+        ).write_parquet(folder.run, filesystem=folder.files, mode="append", ray_remote_args={"num_cpus": 0})
+    except RayError as error:
+        raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
+    folder.remove_late()
+
+
+def _files(images: Files, images_per_part: int) -> Any:
+    """Names alone; a block of them becomes a file of results."""
+    import ray
+
+    starts = range(0, len(images), images_per_part)
+    blocks = [pa.table({PATH: images.paths[start : start + images_per_part]}) for start in starts]
+    return ray.data.from_arrow(blocks)
+
+
+def _shards(images: Shards, batch_size: int, readers: int) -> Any:
+    import ray
+
+    shards = images.set.manifest.shards
+    done = [images.done.get(shard.name, frozenset()) for shard in shards]
+    waiting = [
+        pa.table({"number": [i], "done": pa.array([list(done[i])], pa.list_(pa.string()))})
+        for i, shard in enumerate(shards)
+        if len(done[i]) < shard.images
+    ]
+    return ray.data.from_arrow(waiting).map_batches(
+        partial(_read_shard, where=images.where, size=batch_size),
+        batch_size=1,
+        # Reading is waiting, and the actors have all processors; a few tasks are ahead of them.
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=readers),
+    )
+
+
+def _read_shard(row: dict[str, Any], where: str, size: int) -> Iterator[pa.Table]:
+    """Yields the images of a shard with their paths, ``size`` at once; of those that are lost, the fault."""
+    shards = ShardBatches(where)
+    shard = shards.manifest.shards[int(row["number"][0])]
+    for batch in shards.batches(shard, size, frozenset(row["done"][0])):
+        images = cast(list[Encoded], batch.images)
+        lost = [None] * batch.lost
+        rows = {
+            PATH: [*(image.name for image in images), *lost],
+            "bytes": [*(image.content for image in images), *lost],
+            "fault": [*(None for _ in images), *([batch.fault] * batch.lost)],
+        }
+        types = {PATH: pa.string(), "bytes": pa.binary(), "fault": pa.string()}
+        yield pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})
+
+
+def _line_of(error: Exception) -> str:
+    """The worker's own line; Ray puts tracebacks before it and advice behind it."""
+    told = [line for line in str(error).splitlines() if "InputError: " in line or "UnavailableError: " in line]
+    return told[-1].partition("Error: ")[2] if told else in_one_line(error)

@@ -1,0 +1,230 @@
+"""Predicting into Parquet goes on where it stopped, and takes the memory of a few images."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parquet_predicted import (
+    IMAGES,
+    PER_PART,
+    ROOT,
+    Command,
+    command,
+    contents,
+    images,
+    model,
+    network,
+    rows,
+    shards,
+    times,
+    written,
+)
+
+from fastmsflow import MSFlow
+from fastmsflow.data import write_shards
+from fastmsflow.files import claimed_folder
+from fastmsflow.inference.parquet import PredictionFolder
+
+SMALL = ("--images-per-part", PER_PART, "--batch-size", PER_PART)
+
+# Going on
+
+
+KILLED = """\
+import os, signal
+from pathlib import Path
+from fastmsflow.__main__ import main
+
+replace = Path.replace
+
+def killed(aside, target):
+    if "000002" in str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(aside, target)
+
+Path.replace = killed
+main()
+"""
+
+
+def test_a_killed_run_goes_on_behind_its_finished_parts_and_ends_in_the_same_bytes(
+    model: Path, written: Path, command: Command, tmp_path: Path
+) -> None:
+    out, options = tmp_path / "out", (model, written, "--workers", 0, *SMALL)
+    args = [sys.executable, "-c", KILLED, "predict", *map(str, options), "--out", str(out), "--format", "parquet"]
+    killed = subprocess.run(args, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    before = times(out)
+    assert sorted(before) == ["part-000000.parquet", "part-000001.parquet"]
+    assert list(out.glob("parts/.*aside*")), "nothing half-written to be cleaned up"
+
+    assert command(*options, "--out", out)[0] == 0
+    assert before.items() <= times(out).items()
+    command(*options, "--out", tmp_path / "at once")
+    assert contents(out) == contents(tmp_path / "at once")
+
+    before = times(out)
+    code, printed, _ = command(*options, "--out", out)
+    assert (code, "all were there already" in printed, times(out)) == (0, True, before)
+
+
+def test_an_interruption_keeps_finished_parts_and_says_how_to_go_on(
+    model: Path, written: Path, command: Command, tmp_path: Path, monkeypatch
+) -> None:
+    write = PredictionFolder.write
+
+    def interrupted(folder: PredictionFolder, rows: Any) -> None:
+        if len(times(tmp_path)) == 2:
+            raise KeyboardInterrupt
+        write(folder, rows)
+
+    monkeypatch.setattr(PredictionFolder, "write", interrupted)
+    code, _, err = command(model, written, "--out", tmp_path, "--workers", 0, *SMALL)
+    assert (code, err.strip()) == (130, f"interrupted: 8 images have rows in {tmp_path}; the same command goes on")
+    assert set(contents(tmp_path)) == {"part-000000.parquet", "part-000001.parquet", "predictions.json"}
+
+
+def test_the_images_of_a_part_that_is_cut_off_are_scored_again(
+    model: Path, written: Path, command: Command, tmp_path: Path
+) -> None:
+    command(model, written, "--out", tmp_path, "--workers", 0, *SMALL)
+    before, part = rows(tmp_path), tmp_path / "parts/part-000001.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    code, printed, _ = command(model, written, "--out", tmp_path, "--workers", 0, *SMALL, "--json")
+    assert (code, json.loads(printed)["scored_now"]) == (0, PER_PART)
+    assert sorted(rows(tmp_path), key=itemgetter("path")) == before
+
+
+def test_new_images_are_scored_and_old_ones_are_not(
+    model: Path, images: Path, command: Command, tmp_path: Path
+) -> None:
+    named = sorted(images.iterdir())
+    for some, expected in ((named[5:9], 4), (named[:7], 5), (named, IMAGES - 9), (named[::-1], 0)):
+        code, printed, _ = command(model, *some, "--out", tmp_path, "--workers", 0, "--json")
+        assert (code, json.loads(printed)["scored_now"]) == (0, expected)
+    assert sorted(row["path"] for row in rows(tmp_path)) == list(map(str, named))
+
+
+def test_an_image_is_the_same_by_whatever_path_it_is_named(
+    model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+) -> None:
+    command(model, images, "--out", tmp_path / "out", "--workers", 0)
+    monkeypatch.chdir(images)
+    for name in (".", f"../{images.name}"):
+        code, printed, _ = command(model, name, "--out", tmp_path / "out", "--workers", 0, "--json")
+        assert (code, json.loads(printed)["scored_now"]) == (0, 0)
+
+
+@pytest.mark.parametrize("other", ["model", "threshold"])
+def test_results_of_another_setting_are_not_mixed_with_these(
+    other: str, network: MSFlow, model: Path, images: Path, command: Command, tmp_path: Path
+) -> None:
+    out, threshold = tmp_path / "out", 0.5
+    command(model, images, "--out", out, "--workers", 0, "--threshold", threshold)
+    before = contents(out)
+    if other == "model":
+        bias = next(network.flow.parameters()).data
+        bias += 1
+        model = tmp_path / "m.safetensors"
+        network.save(model)
+        bias -= 1
+    else:
+        threshold = 0.25
+    code, _, err = command(model, images, "--out", out, "--workers", 0, "--threshold", threshold)
+    assert code == 1
+    change = {"model": r"model was [0-9a-f]{16}, is [0-9a-f]{16}", "threshold": "threshold was 0.5, is 0.25"}[other]
+    line = rf"fastmsflow: {out}: holds results of another run \({change}\); set that back, or choose another folder"
+    assert re.fullmatch(line, err), err
+    assert contents(out) == before
+
+
+def test_a_model_is_known_by_what_it_holds_not_by_its_name(
+    model: Path, written: Path, command: Command, tmp_path: Path
+) -> None:
+    command(model, written, "--out", tmp_path / "out", "--workers", 0)
+    shutil.copy(model, tmp_path / "moved.safetensors")
+    before = times(tmp_path / "out")
+    assert command(tmp_path / "moved.safetensors", written, "--out", tmp_path / "out", "--workers", 0)[0] == 0
+    assert times(tmp_path / "out") == before
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(
+    model: Path, images: Path, shards: Path, command: Command, tmp_path: Path
+) -> None:
+    before = contents(shards)
+    code, _, err = command(model, shards, "--out", shards, "--workers", 0)
+    assert (code, "holds a set of shards; choose another folder" in err) == (1, True)
+    assert contents(shards) == before
+    out = tmp_path / "out"
+    command(model, shards, "--out", out, "--workers", 0)
+    whole = contents(out)
+    for content, fault in (
+        (None, "holds parts, and no predictions.json that says of what"),
+        ("[", "holds a predictions.json of something else"),
+        ('{"format": "fastmsflow predictions 1"}', "holds results of an earlier version, in other columns"),
+    ):
+        (out / "predictions.json").unlink(missing_ok=True)
+        if content is not None:
+            (out / "predictions.json").write_text(content)
+        code, _, err = command(model, shards, "--out", out, "--workers", 0)
+        assert (code, f"{fault}; choose another folder" in err) == (1, True), err
+        assert contents(out).items() - whole.items() <= {("predictions.json", (content or "").encode())}
+
+
+def test_two_commands_do_not_share_a_folder(model: Path, written: Path, command: Command, tmp_path: Path) -> None:
+    with claimed_folder(tmp_path / "out"):
+        code, _, err = command(model, written, "--out", tmp_path / "out", "--workers", 0)
+    assert (code, "another process is writing there" in err) == (1, True)
+
+
+# Memory
+
+
+PEAKS = """\
+from pathlib import Path
+from fastmsflow.__main__ import main
+from fastmsflow.inference.parquet import PredictionFolder
+
+write = PredictionFolder.write
+
+def recorded(folder, rows):
+    write(folder, rows)
+    # Not ru_maxrss: a process begins with its parent's, here pytest's.
+    print("peak", Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+PredictionFolder.write = recorded
+main()
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(model: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(2_000):
+        os.link(images / "00.png", tmp_path / f"in/{i:04}.png")
+    write_shards(sorted((tmp_path / "in").iterdir()), tmp_path / "set", 100)
+    options = (
+        model,
+        tmp_path / "set",
+        "--out",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--batch-size",
+        50,
+        "--images-per-part",
+        100,
+        "--quiet",
+    )
+    args = [sys.executable, "-c", PEAKS, "predict", *map(str, options), "--format", "parquet"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(args, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.split()
+    peaks = [int(value) for value in printed[1::2]]
+    assert len(peaks) == 20
+    assert peaks[-1] < 1.05 * peaks[1], f"peak RSS {peaks[1]} KiB after 200 images, {peaks[-1]} KiB after 2,000"

@@ -1,0 +1,234 @@
+"""Scoring on a real local Ray of two processors: the scores of one process, and nothing lost or repeated by a kill."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from parquet_predicted import ROOT, Command, command, images, model, network, rows, shards, written
+from PIL import Image
+
+pytest.importorskip("ray.data", reason="needs Ray: pip install 'fastmsflow[ray]'")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+IMAGES, FOLDERS, BROKEN = 5000, 5, "3/0003.jpg"
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    # Ray's workers import the package too.
+    "PYTHONPATH": str(ROOT),
+}
+NUMBERS = ("score", "log_score", "absolute_score", "largest_region", "largest_region_left", "largest_region_bottom")
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5,000 small JPEGs in folders, one of them broken."""
+    root = tmp_path_factory.mktemp("jpegs")
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
+    for i in range(FOLDERS):
+        (root / str(i)).mkdir()
+    for i in range(IMAGES):
+        own = np.roll(pixels, (i % 64, i // 64), (0, 1))[:40, : 36 + i % 5]
+        Image.fromarray(own).save(root / f"{i % FOLDERS}/{i:04}.jpg", quality=80)
+    (root / BROKEN).write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(jpegs: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The row of each image by one process, by the image's name."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    options = ("--out", out, "--batch-size", 32, "--workers", 1, "--quiet")
+    assert run("predict", model, jpegs, *options, "--format", "parquet").returncode == 1
+    return by_name(rows(out))
+
+
+def run(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """``fastmsflow ARGS`` in a process of its own."""
+    call = [sys.executable, "-m", "fastmsflow", *map(str, args)]
+    return subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, **options)
+
+
+def by_name(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    named = {Path(row["path"]).name: row for row in found}
+    assert len(named) == len(found), "an image has several rows"
+    return named
+
+
+def numbers(row: dict[str, Any]) -> list[float]:
+    return [math.nan if row[name] is None else row[name] for name in NUMBERS]
+
+
+def assert_same_scores(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        assert (found[name]["fault"] is None) == (row["fault"] is None), found[name]["fault"]
+        if row["fault"] is None:
+            assert numbers(found[name]) == pytest.approx(numbers(row), rel=1e-6, nan_ok=True)
+            assert found[name]["defective"] == row["defective"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(
+    jpegs: Path, expected: dict[str, dict[str, Any]], model: Path, tmp_path: Path
+) -> None:
+    """SIGKILL behind the second file of results. Ray goes on with the folder at once, while the killed driver's workers
+    may still write; one process then finds nothing left to do."""
+    out = tmp_path / "out"
+    options = ("predict", model, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
+    cluster = (*options, "--cluster", "ray", "--images-per-part", 250)
+    call = [sys.executable, "-m", "fastmsflow", *map(str, cluster)]
+    driver = subprocess.Popen(call, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(list(out.rglob("*.parquet"))) >= 2, driver)
+    finally:
+        driver.kill()
+        driver.communicate()
+    # A write may have been cut off where it was.
+    part = sorted(out.rglob("*.parquet"))[0]
+    part.write_bytes(part.read_bytes()[:-50])
+    before = {name: time for name, time in times_of_all(out).items() if name != part.name}
+    assert len(rows_of_all(out, set(before))) < IMAGES
+
+    again = run(*cluster)
+    summary = json.loads(again.stdout)
+    assert (again.returncode, summary["images"], summary["faults"]) == (1, IMAGES, 1), again.stderr
+    assert 0 < summary["scored_now"] <= IMAGES - len(rows_of_all(out, set(before)))
+    assert again.stderr.count(BROKEN) == 1
+    assert before.items() <= times_of_all(out).items(), "finished files were written again"
+    assert_same_scores(by_name(rows_of_all(out)), expected)
+
+    alone = run(*options, "--workers", 0)
+    assert json.loads(alone.stdout)["scored_now"] == 0
+
+
+@pytest.fixture(scope="module")
+def driven(
+    jpegs: Path, images: Path, expected: dict[str, dict[str, Any]], model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str]:  # fmt: skip
+    """What a user's own driver wrote and printed: of tars, of Parquet with bytes, of files and of decoded images; one
+    of its workers is killed when some of the tars' results are there."""
+    import tarfile
+
+    folder = tmp_path_factory.mktemp("driven")
+    files = sorted(jpegs.rglob("*.jpg"))
+    (folder / "tars").mkdir()
+    for i in range(10):
+        with tarfile.open(folder / f"tars/{i}.tar", "w") as tar:
+            for file in files[i::10]:
+                tar.add(file, file.name)
+    (folder / "parquet").mkdir()
+    for i in range(10):
+        some = files[i::10]
+        table = pa.table({"path": [file.name for file in some], "bytes": [file.read_bytes() for file in some]})
+        pq.write_table(table, folder / f"parquet/{i}.parquet")
+    args = (model, folder / "tars", folder / "parquet", images, folder / "out")
+    script = [sys.executable, str(ROOT / "tests/ray_driver.py"), *map(str, args)]
+    ended = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stderr[-5000:]
+    return folder / "out", ended.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_worker_loses_nothing_and_repeats_nothing(
+    driven: tuple[Path, str], expected: dict[str, dict[str, Any]]
+) -> None:
+    out, printed = driven
+    assert printed.startswith("killed "), "no worker was killed before the tars were through"
+    named = {f"{name}.jpg": row for name, row in by_name(rows_in(out / "tars")).items()}
+    assert_same_scores(named, expected)
+
+
+def test_bytes_in_parquet_have_the_scores_of_their_files(
+    driven: tuple[Path, str], expected: dict[str, dict[str, Any]]
+) -> None:
+    found = by_name(rows_in(driven[0] / "parquet"))
+    assert_same_scores(found, expected)
+    assert found[Path(BROKEN).name]["fault"].startswith(f"{Path(BROKEN).name}: not an image")
+    assert "bytes" not in found[Path(BROKEN).name]
+
+
+def test_files_and_decoded_images_have_the_scores_of_predict(
+    driven: tuple[Path, str], images: Path, model: Path, command: Command, tmp_path: Path
+) -> None:
+    command(model, images, "--out", tmp_path, "--workers", 0)
+    for kind in ("files", "images"):
+        assert_same_scores(by_name(rows_in(driven[0] / kind)), by_name(rows(tmp_path)))
+
+
+def test_an_empty_data_set_has_no_rows_and_bad_input_gives_its_line(driven: tuple[Path, str]) -> None:
+    told = dict(line.split(": ", 1) for line in driven[1].splitlines() if ": " in line)
+    assert told["rows of no rows"] == "0"
+    assert "/nowhere/m.safetensors: no such file; give the path of a fastmsflow checkpoint" in told["no model"]
+    assert "one of bytes, image and path must hold the images" in told["no column"]
+
+
+def test_shards_are_read_by_the_cluster_and_a_damaged_one_is_tried_again(
+    model: Path, images: Path, shards: Path, tmp_path: Path
+) -> None:
+    whole = (shards / "000002.tar").read_bytes()
+    (shards / "000002.tar").write_bytes(whole[:9000])
+    options = ("predict", model, shards, "--out", tmp_path / "out", "--format", "parquet", "--cluster", "ray", "--json")
+    cut = run(*options)
+    summary = json.loads(cut.stdout)
+    assert (cut.returncode, summary["images"], summary["lost"]) == (1, 18, 3), cut.stderr
+    assert cut.stderr.count("000002.tar: ") == 1
+    (shards / "000002.tar").write_bytes(whole)
+    mended = run(*options)
+    assert (mended.returncode, json.loads(mended.stdout)["faults"]) == (0, 0), mended.stderr
+    alone = run("predict", model, images, "--out", tmp_path / "alone", "--format", "parquet")
+    assert alone.returncode == 0
+    assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "address"), [("ray://127.0.0.1:1", ""), ("ray://nowhere.invalid:10001", ""), ("ray", "127.0.0.1:1")]
+)
+def test_a_cluster_that_does_not_answer_is_named_at_once(
+    cluster: str, address: str, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    begin = time.monotonic()
+    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", cluster)
+    where = address or cluster
+    assert (code, err.startswith(f"fastmsflow: {where}: no Ray cluster answers there (")) == (1, True), err
+    assert len(err.splitlines()) == 1
+    assert time.monotonic() - begin < 30
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_that_is_missing_is_named(model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "ray")
+    assert (code, err) == (1, "fastmsflow: a cluster needs Ray: pip install 'fastmsflow[ray]'")
+
+
+def wait_for(condition: Any, process: "subprocess.Popen[str] | None" = None, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def rows_of_all(out: Path, names: set[str] | None = None) -> list[dict[str, Any]]:
+    paths = sorted(out.rglob("*.parquet"))
+    return [row for path in paths if names is None or path.name in names for row in pq.read_table(path).to_pylist()]
+
+
+def times_of_all(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
