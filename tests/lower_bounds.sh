@@ -9,7 +9,7 @@ trap 'rm -rf "$venv"' EXIT
 python3 -m venv "$venv"
 . "$venv/bin/activate"
 pip install --quiet uv
-uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,onnx,jpeg]' \
+uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,onnx,jpeg,bench]' \
     'pytest>=8.0' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 python --version
 uv pip freeze
