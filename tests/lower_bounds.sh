@@ -9,12 +9,13 @@ trap 'rm -rf "$venv"' EXIT
 python3 -m venv "$venv"
 . "$venv/bin/activate"
 pip install --quiet uv
-uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,onnx,jpeg,bench]' \
+uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,ray,spark,onnx,jpeg,bench]' \
     'pytest>=8.0' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 python --version
 uv pip freeze
 if [ $# = 0 ]; then
-    set -- tests/test_{backend,claims,cli,data_images,detector,export,extractor,files,hub,import,jpegs}.py \
-        tests/test_{metrics_aupro,metrics_auroc,model,plots,predict,report_file,runs,score_maps,shards,training}.py
+    set -- tests/test_{backend,batch_columns,batch_scorer,claims,cli,data_images,detector,export,extractor,files}.py \
+        tests/test_{hub,import,jpegs,metrics_aupro,metrics_auroc,model,plots,predict,predict_parquet}.py \
+        tests/test_{predict_parquet_again,ray,remote,report_file,runs,score_maps,shards,spark,training}.py
 fi
 pytest -n auto --dist loadfile "$@"
