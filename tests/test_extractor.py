@@ -174,7 +174,8 @@ def test_smallest_image(small: Extractor) -> None:
         ("wide_resnet50", "did you mean wide_resnet50_2"),
         ("resnet18.tv_in1", "did you mean resnet18.tv_in1k"),
         ("no such thing at all", "list_models"),
-        ("crossvit_tiny_240", "three"),
+        # timm 1.0.15 serves no features of it, later versions not three levels.
+        ("crossvit_tiny_240", "three|features_only not implemented"),
     ],
 )
 def test_names_that_are_refused(name: str, says: str) -> None:
