@@ -1,7 +1,7 @@
 """``predict --format parquet`` on one machine, by one process and by a local Ray: images a second and peak memory.
 
 ``python benchmarks/predict_rates.py``: an untrained model on the demo's backbone at 256x256, and JPEG photographs of
-512x512. A rate counts the images alone: of two runs of 256 and of 1024 images, the difference. Start-up is the rest of
+512x512. A rate counts the images alone: of two runs of 64 and of 320 images, the difference. Start-up is the rest of
 the smaller one. Memory is that of all processes together, pages that they share once (PSS). Linux.
 """
 
@@ -20,7 +20,7 @@ from skimage import data as photographs
 
 from fastmsflow import MSFlow
 
-FEW, MANY = 256, 1024
+FEW, MANY = 64, 320
 SIDE, MODEL_SIDE = 512, 256
 WAYS = {
     "one process, which reads too": ("--workers", "0"),
