@@ -1,4 +1,4 @@
-"""What each exported graph of a model gives: the file's size, how far its scores are from the model's, its speed.
+"""Measures each exported graph of a model: the file's size, how far its scores are from the model's, its speed.
 
 ``python benchmarks/deployment.py MODEL SOURCE [--class C] [--images N] [--rounds N]`` prints a Markdown table. Scores
 are of a set's test images; the AUROC is of their absolute scores. All contestants take turns in one process, on the

@@ -78,7 +78,7 @@ class ShardBatches:
         except InputError as error:
             fault = str(error)
         if fault:
-            # Of a wrong checksum alone no image is lost, but one of them may be wrong: that has a row too.
+            # A wrong checksum alone loses no image, but one of them may be wrong: that has a row too.
             yield Batch(first, read, max(1, shard.images - seen), fault)
         elif read:
             yield Batch(first, read)

@@ -24,7 +24,7 @@ RESULTS = pa.schema(
 
 
 def is_arrow(batch: Any) -> bool:
-    """Whether ``batch`` is a table, or a dict of columns, of Arrow."""
+    """Returns whether ``batch`` is a table, or a dict of columns, of Arrow."""
     if isinstance(batch, Mapping):
         return bool(batch) and all(isinstance(column, (pa.Array, pa.ChunkedArray)) for column in batch.values())
     return isinstance(batch, (pa.Table, pa.RecordBatch))

@@ -83,7 +83,7 @@ class BatchScorer:
         self._loaded: _Loaded | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What was given; not the loaded model, the threads and the locks."""
+        """Keeps the arguments alone: a copy makes its own model, threads and locks."""
         return {name: value for name, value in vars(self).items() if name not in ("_loading", "_scoring", "_loaded")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

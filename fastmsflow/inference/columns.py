@@ -32,7 +32,7 @@ class Rows(NamedTuple):
     values: Sequence[Any]
     paths: Sequence[Any]
     faults: Sequence[Any]
-    """Of each row, the text that says why it is not to be scored, if there is one."""
+    """Each row's text that says why it is not to be scored, if there is one."""
 
     @classmethod
     def of(cls, columns: Mapping[Any, Any]) -> "Rows":

@@ -43,7 +43,7 @@ TYPES = {PATH: pa.large_string(), "fault": pa.large_string(), "defective": pa.bo
 
 @dataclass(frozen=True)
 class Totals:
-    """What all parts hold."""
+    """Counts the rows of all parts."""
 
     rows: int
     faults: int
