@@ -366,11 +366,11 @@ def test_a_server_without_its_model_is_told_in_time(monkeypatch: pytest.MonkeyPa
     pytest.importorskip("aiohttp", reason="needs aiohttp")
     monkeypatch.setattr("fastmsflow.data.remote.TIMEOUT", 0.3)
     ended = threading.Event()
-    with web_server(lambda request: ended.wait(10)) as server:
+    with web_server(lambda request: ended.wait(60)) as server:
         begin = time.monotonic()
         with pytest.raises(InputError, match=r"^http://.*/m: no answer within 0.3 s"):
             on_cpu(f"{server}/m").load()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         ended.set()
 
 

@@ -203,7 +203,7 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(
     where = address or cluster
     assert (code, err.startswith(f"fastmsflow: {where}: no Ray cluster answers there (")) == (1, True), err
     assert len(err.splitlines()) == 1
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60
     assert not (tmp_path / "out").exists()
 
 

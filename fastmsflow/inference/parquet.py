@@ -9,12 +9,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -37,8 +39,12 @@ END = b"PAR1"
 OWN, RUN_FOLDER = re.compile(r"part-\d{6,}\.parquet"), re.compile(r"[0-9a-f]{32}")
 LARGEST = 2**20
 """Bytes of predictions.json that are read."""
+READERS = 16
+"""Parts that are read at once: an object store lets each wait."""
 # Engines have their own kinds of text.
 TYPES = {PATH: pa.large_string(), "fault": pa.large_string(), "defective": pa.bool_()}
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,9 @@ class PredictionFolder:
             raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
         else:
             _refuse_changes(self.out, found, setting)
-            for name in self._names():
-                if not self._is_whole(name):
+            names = self._names()
+            for name, whole in zip(names, _side_by_side(self._is_whole, names), strict=True):
+                if not whole:
                     self._delete(name)
         runs = (found or {}).get("runs")
         self._earlier = [str(run) for run in runs] if isinstance(runs, list) else []
@@ -125,7 +132,7 @@ class PredictionFolder:
         """Returns the paths of all rows that are written."""
         names = self._names()
         self._before = frozenset(names)
-        columns = [self._read(name, [PATH])[PATH] for name in names]
+        columns = [table[PATH] for table in self._read_all(names, [PATH])]
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
@@ -139,8 +146,8 @@ class PredictionFolder:
 
     def drop_lost(self, shards: Collection[str]) -> None:
         """Drops the rows of images that were lost with one of ``shards``: these are read again, and may be mended."""
-        for name in self._names():
-            table = self._read(name, None)
+        names = self._names()
+        for name, table in zip(names, self._read_all(names, [PATH, "fault"]), strict=True):
             lost = [
                 path is None and any(fault.startswith(f"{shard}: ") for shard in shards)
                 for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True)
@@ -148,7 +155,7 @@ class PredictionFolder:
             if all(lost):
                 self._delete(name)
             elif any(lost):
-                self._write_part(name, table.filter(pc.invert(pa.array(lost))))
+                self._write_part(name, self._read(name, None).filter(pc.invert(pa.array(lost))))
 
     def remove_late(self) -> None:
         """Removes what the cluster of an earlier run, whose driver was killed, wrote after ``scored`` had been asked:
@@ -177,8 +184,7 @@ class PredictionFolder:
     def totals(self) -> Totals:
         """Counts the rows of all parts."""
         rows = faults = lost = defective = 0
-        for name in self._names():
-            table = self._read(name, [PATH, "fault", "defective"])
+        for table in self._read_all(self._names(), [PATH, "fault", "defective"]):
             rows += table.num_rows
             faults += table.num_rows - table["fault"].null_count
             lost += table[PATH].null_count
@@ -190,8 +196,7 @@ class PredictionFolder:
         return [*islice(self._faults(lost=False), most), *dict.fromkeys(self._faults(lost=True))]
 
     def _faults(self, lost: bool) -> Iterator[str]:
-        for name in self._names():
-            table = self._read(name, [PATH, "fault"])
+        for table in self._read_all(self._names(), [PATH, "fault"]):
             for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True):
                 if fault is not None and (path is None) == lost:
                     yield fault
@@ -210,6 +215,9 @@ class PredictionFolder:
             found = [info.path for info in listed if info.type == fs.FileType.File]
         # What is being written aside begins with a dot.
         return sorted(name for name in found if name.endswith(".parquet") and not Path(name).name.startswith("."))
+
+    def _read_all(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
+        return _side_by_side(partial(self._read, columns=columns), names)
 
     def _read(self, name: str, columns: list[str] | None) -> pa.Table:
         try:
@@ -270,3 +278,10 @@ def _refuse_changes(out: str, found: dict[str, Any], setting: dict[str, Any]) ->
         raise InputError(
             f"{shown(out)}: holds results of another run ({'; '.join(changes)}); set that back, or {ELSEWHERE}"
         )
+
+
+def _side_by_side(ask: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
+    """The answers in the names' order, no more than a few ahead of whoever takes them."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(names), READERS):
+            yield from pool.map(ask, names[start : start + READERS])
