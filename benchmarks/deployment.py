@@ -1,6 +1,6 @@
 """Measures each exported graph of a model: the file's size, how far its scores are from the model's, its speed.
 
-``python benchmarks/deployment.py MODEL SOURCE [--class C] [--images N] [--rounds N]`` prints a Markdown table. Scores
+``python -m benchmarks.deployment MODEL SOURCE [--class C] [--images N] [--rounds N]`` prints a Markdown table. Scores
 are of a set's test images; the AUROC is of their absolute scores. All contestants take turns in one process, on the
 same images and threads; times are medians of the rounds. OpenVINO reads the ONNX file. A runtime that is not installed
 is named as not measured.

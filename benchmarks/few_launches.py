@@ -1,5 +1,5 @@
 """A few launches at odd sizes, for ``compute-sanitizer``, under which all takes many times longer:
-``compute-sanitizer --tool memcheck python benchmarks/few_launches.py``."""
+``compute-sanitizer --tool memcheck python -m benchmarks.few_launches``."""
 
 from benchmarks.setting import Size, hasten_interpreter, synchronize
 from benchmarks.smoke import DTYPES, examined, operations

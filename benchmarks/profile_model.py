@@ -1,6 +1,6 @@
 """Says which kernels this library's flow, prediction and training step spend a GPU's time in.
 
-``python benchmarks/profile_model.py`` prints a table each, longest first, at batch 8.
+``python -m benchmarks.profile_model`` prints a table each, longest first, at batch 8.
 """
 
 import argparse
