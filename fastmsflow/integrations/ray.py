@@ -6,12 +6,14 @@ Ray reads, shares out and starts again; ``BatchScorer`` scores, and ``Prediction
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
+from pyarrow import fs
 
 from ..data.batches import ShardBatches
 from ..data.tars import Encoded
@@ -54,9 +56,14 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
     address = os.environ.get("RAY_ADDRESS", "") if cluster == LOCAL else cluster
     _check_answers(address)
     try:
-        ray.init(None if cluster == LOCAL else cluster, logging_level=logging.ERROR, log_to_driver=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            ray.init(None if cluster == LOCAL else cluster, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UnavailableError(f"{address or cluster}: no Ray cluster answers there ({in_one_line(error)})") from error
+        raise UnavailableError(
+            f"{address or cluster}: no Ray cluster answers there ({in_one_line(error)}); if it wants a token, set"
+            " RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = not quiet
@@ -96,28 +103,49 @@ def score_on_ray(
     import ray
     from ray.exceptions import RayError
 
+    options = {"batch_size": batch_size, "images_per_part": images_per_part, "gpus": gpus}
+    try:
+        if ray.util.client.ray.is_connected():
+            # Ray Data wants its driver within the cluster; a second try would write what the first has written.
+            driver = ray.remote(num_cpus=0, max_retries=0)(_score)
+            ray.get(driver.remote(folder.run, folder.files, images, scorer, **options))
+        else:
+            _score(folder.run, folder.files, images, scorer, **options)
+    except RayError as error:
+        raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
+
+
+def _score(
+    out: str,
+    files: fs.FileSystem,
+    images: Files | Shards,
+    scorer: dict[str, Any],
+    *,
+    batch_size: int,
+    images_per_part: int,
+    gpus: int,
+) -> None:
+    import ray
+
     resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
     dataset = _files(images, images_per_part) if isinstance(images, Files) else _shards(images, batch_size, actors)
-    try:
-        dataset.map_batches(
-            BatchScorer,
-            fn_constructor_kwargs=scorer,
-            batch_size=batch_size,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-            **resources,
-        ).write_parquet(
-            folder.run,
-            filesystem=folder.files,
-            mode="append",
-            # Shards' blocks are of bytes; names are in blocks of this size already.
-            min_rows_per_file=None if isinstance(images, Files) else images_per_part,
-            # The actors have all processors; writing takes little.
-            ray_remote_args={"num_cpus": 0},
-        )
-    except RayError as error:
-        raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
+    dataset.map_batches(
+        BatchScorer,
+        fn_constructor_kwargs=scorer,
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        **resources,
+    ).write_parquet(
+        out,
+        filesystem=files,
+        mode="append",
+        # Shards' blocks are of bytes; names are in blocks of this size already.
+        min_rows_per_file=None if isinstance(images, Files) else images_per_part,
+        # The actors have all processors; writing takes little.
+        ray_remote_args={"num_cpus": 0},
+    )
 
 
 def _files(images: Files, images_per_part: int) -> Any:
