@@ -107,7 +107,7 @@ def score_on_ray(
     try:
         if ray.util.client.ray.is_connected():
             # Ray Data wants its driver within the cluster; a second try would write what the first has written.
-            driver = ray.remote(num_cpus=0, max_retries=0)(_score)
+            driver = ray.remote(num_cpus=0, max_retries=0)(cast(Any, _score))
             ray.get(driver.remote(folder.run, folder.files, images, scorer, **options))
         else:
             _score(folder.run, folder.files, images, scorer, **options)
