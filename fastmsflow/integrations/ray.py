@@ -102,10 +102,11 @@ def score_on_ray(
     """
     import ray
     from ray.exceptions import RayError
+    from ray.util.client import ray as client
 
     options = {"batch_size": batch_size, "images_per_part": images_per_part, "gpus": gpus}
     try:
-        if ray.util.client.ray.is_connected():
+        if client.is_connected():
             # Ray Data wants its driver within the cluster; a second try would write what the first has written.
             driver = ray.remote(num_cpus=0, max_retries=0)(cast(Any, _score))
             ray.get(driver.remote(folder.run, folder.files, images, scorer, **options))
