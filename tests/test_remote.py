@@ -29,6 +29,9 @@ PAGES = {
     "/": '<a href="../"></a> <a href="./"></a> <a href="a.png">a</a> <a href="sub/"></a> <a href="gone/"></a>',
     "/sub/": '<a href="../">up</a> <a href="/sub/b%20c.JPG">b</a> <a href="notes.txt">n</a> <a href="http://x/y.png">',
     "/none.html/": "no links",
+    "/links/": """<A HREF='a%20b.png'><a class="x" href = c.png><a href="d&amp;e.png"><a href="sub/../f.png">
+        <a href="?C=N;O=D"><a href="http://[/z.png"><a href="mailto:a@b"><a href="/a.png"><a name="a"><a href="#top">
+        <a href="g.png?w=1"><!-- <a href="y.png"> --><img src="x.png">""",
     "/broken/": '<a href="a.png">a</a> <a href="500/">worse</a>',
 }
 
@@ -172,6 +175,17 @@ def test_images_below_a_page_are_those_that_it_and_its_own_link_to(server: str) 
 
 def test_a_page_below_that_cannot_be_read_is_not_passed_over(server: str) -> None:
     assert refusal(f"{server}/broken/", images_below_url).startswith("the server answers with status 500")
+
+
+def test_a_page_without_end_is_read_to_its_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LARGEST_PAGE", 2**20)
+    line = "a page larger than 1 MiB; give a list of the images' URLs instead"
+    assert refusal(f"{server}/endless", images_below_url) == line
+
+
+def test_links_are_read_as_browsers_read_them(server: str) -> None:
+    names = ("a%20b.png", "c.png", "d&e.png", "f.png", "g.png?w=1")
+    assert images_below_url(f"{server}/links") == [f"{server}/links/{name}" for name in names]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from html.parser import HTMLParser
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +23,9 @@ LARGEST = 2**29
 CHAIN = "::"
 MOST_LINKS = 1_000_000
 """Files and folders that a web server's pages may name."""
+LARGEST_PAGE = 2**26
+"""Bytes of the largest of these pages."""
+LIST = "give a list of the images' URLs instead"
 WEB = ("http", "https")
 GONE = (404, 410)
 REFUSED = (401, 403)
@@ -169,39 +174,42 @@ async def _answers(system: Any, url: str) -> bool:
         return response.status not in GONE
 
 
-async def _from_server(system: Any, url: str) -> bytes:
-    """A server need not honour a range, so the reading itself stops."""
+async def _from_server(system: Any, url: str, most: int = LARGEST) -> bytes:
+    """Returns more than ``most`` bytes where there are more; a server need not honor a range, so the reading stops."""
     session = await system.set_session()
     content = bytearray()
     async with session.get(url) as response:
         response.raise_for_status()
         async for chunk in response.content.iter_chunked(2**20):
             content += chunk
-            if len(content) > LARGEST:
+            if len(content) > most:
                 break
     return bytes(content)
 
 
 def _linked_below(system: Any, url: str) -> list[str]:
-    """Files that pages link to, from ``url`` on; fsspec's own passes over servers' faults, and follows ``./`` and
-    ``../`` for ever."""
+    """Returns the files that pages link to, from ``url`` on. fsspec's own reads pages of any length, passes over
+    servers' faults, and follows ``./`` and ``../`` for ever."""
+    from aiohttp import ClientResponseError
     from yarl import URL
 
     root = f"{str(URL(url)).rstrip('/')}/"
-    found, waiting, seen = list[str](), [url], set[str]()
+    found, waiting, seen = list[str](), [url], {root}
     while waiting:
         if len(seen) > MOST_LINKS:
-            raise InputError(f"{shown(url)}: more than {MOST_LINKS} links; give a list of the images' URLs instead")
+            raise InputError(f"{shown(url)}: more than {MOST_LINKS} links; {LIST}")
         page = waiting.pop()
         try:
-            links = _in_time(_links, system, page)
-        except FileNotFoundError:
-            if page == url:
+            content = _in_time(partial(_from_server, most=LARGEST_PAGE), system, page)
+        except ClientResponseError as error:
+            if page == url or error.status not in GONE:
                 raise
             # A link that leads nowhere.
             continue
-        for link in links:
-            name = str(URL(link["name"]))
+        if len(content) > LARGEST_PAGE:
+            raise InputError(f"{shown(page)}: a page larger than {LARGEST_PAGE / 2**20:g} MiB; {LIST}")
+        for link in _Page(content).links:
+            name = _joined(page, link)
             if name in seen or not name.startswith(root):
                 continue
             seen.add(name)
@@ -209,5 +217,24 @@ def _linked_below(system: Any, url: str) -> list[str]:
     return found
 
 
-async def _links(system: Any, page: str) -> Any:
-    return await system._ls(page, detail=True)
+class _Page(HTMLParser):
+    """The links of a page of HTML."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.feed(content.decode(errors="replace"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.links += [value for name, value in attrs if name == "href" and value]
+
+
+def _joined(page: str, link: str) -> str:
+    """Returns the URL that ``link`` on ``page`` leads to; an empty text for what is no URL."""
+    from yarl import URL
+
+    try:
+        return str(URL(f"{page.rstrip('/')}/").join(URL(link)))
+    except ValueError:
+        return ""
