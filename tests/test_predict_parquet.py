@@ -295,6 +295,11 @@ def test_options_of_parquet_without_parquet_are_refused(
         1,
         "fastmsflow: cluster 'slurm' is not known; give ray for this machine's, or ray://ADDRESS:10001",
     )
+    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "ray", "--workers", 0)
+    assert (code, err) == (
+        1,
+        "fastmsflow: --workers: these are this machine's, and a cluster has its own; leave it out",
+    )
     assert not (tmp_path / "out").exists()
 
 

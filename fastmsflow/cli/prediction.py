@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
+WORKERS = 2
 
 
 @app.command()
@@ -77,7 +78,9 @@ def predict(
     images_per_part: Annotated[
         int | None, typer.Option(help="parquet: rows of a file of results. Default: 1000.", min=1)
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read images; a cluster has its own.", min=0)] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images; a cluster has its own. Default: 2.", min=0)
+    ] = None,
     dtype: Dtype = "auto",
     cluster: Annotated[
         str | None,
@@ -103,6 +106,9 @@ def predict(
     left out: the same command, started again, goes on. Read: pandas.read_parquet("OUT/parts"), or any other reader of
     Parquet.
     """
+    if cluster is not None and workers is not None:
+        raise InputError("--workers: these are this machine's, and a cluster has its own; leave it out")
+    readers = WORKERS if workers is None else workers
     if score_map is not None and (table == "parquet" or heat_maps is False):
         raise InputError("--map is of heat maps, and none are written here; leave it out")
     if table == "parquet":
@@ -118,7 +124,7 @@ def predict(
             false_alarms=false_alarms,
             threshold=threshold,
             images_per_part=images_per_part,
-            workers=workers,
+            workers=readers,
             dtype=dtype,
             cluster=cluster,
         )
@@ -140,7 +146,7 @@ def predict(
     predictor = Predictor(network, folder, table, limit, false_alarms, heat_maps, dtype, kind)
     try:
         with progress_bar("scoring images", len(found.files)) as advance:
-            predictor.run(found.files, batch_size, workers, advance)
+            predictor.run(found.files, batch_size, readers, advance)
     except Interrupted as interrupted:
         errors.print(escape(str(interrupted)), soft_wrap=True)
         raise typer.Exit(130) from interrupted
