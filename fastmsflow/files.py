@@ -130,9 +130,10 @@ def locked(path: Path) -> Iterator[bool]:
 
     lock = FileLock(path)
     # The folder is not there where another process's claim, which left it empty, ended in this very moment.
-    with suppress(Timeout, FileNotFoundError), write_faults(path):
+    with suppress(Timeout), write_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        with suppress(FileNotFoundError):
+            lock.acquire(timeout=0)
     try:
         yield lock.is_locked
     finally:
@@ -151,7 +152,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
         if not is_ours:
             raise Busy(f"{shown(folder)}: another process is writing there; choose another folder, or wait for it")
         try:
-            _remove_asides(folder)
+            remove_asides(folder)
             yield
         finally:
             if created and list(folder.iterdir()) == [path]:
@@ -171,7 +172,8 @@ def is_claimed(folder: Path) -> bool:
         return not is_ours
 
 
-def _remove_asides(folder: Path) -> None:
+def remove_asides(folder: Path) -> None:
+    """Removes what killed processes were writing aside in ``folder``, which the caller has claimed."""
     # The second kind are safetensors': it writes aside too.
     for pattern in (f".*{ASIDE}*", ".tmp" + "[0-9A-Za-z]" * 6):
         for path in folder.glob(pattern):

@@ -46,7 +46,7 @@ def test_processes_that_claim_one_folder_in_a_loop_are_never_in_it_together(stay
     ]
     for process in processes:
         process.start()
-    of_each = [counts.get(timeout=30) for _ in processes]
+    of_each = [counts.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
     assert all(process.exitcode == 0 for process in processes)

@@ -190,12 +190,17 @@ def warnings_in_yellow() -> Iterator[None]:
         yield
 
 
-def load_model(path: Path) -> "MSFlow":
-    import torch
-
+def load_model(path: str | Path) -> "MSFlow":
     from ..model import MSFlow
 
-    model = MSFlow.load(path).to(memory_format=torch.channels_last)
+    return ready(MSFlow.load(path))
+
+
+def ready(model: "MSFlow") -> "MSFlow":
+    """``model`` where and how it computes fastest."""
+    import torch
+
+    model = model.to(memory_format=torch.channels_last)
     return model.cuda() if torch.cuda.is_available() else model
 
 

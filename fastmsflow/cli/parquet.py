@@ -5,7 +5,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,12 +12,13 @@ from rich.markup import escape
 
 from ..errors import InputError, UnavailableError
 from ..files import absolute, shown
-from .common import console, errors, load_model, print_json, progress_bar
+from .common import console, errors, print_json, progress_bar, ready
 
 if TYPE_CHECKING:
     from ..inference.parquet import PredictionFolder
     from ..inference.predict_parquet import Files, Shards
     from ..inference.scorer import Scorer
+    from ..model import MSFlow
 
 PER_PART = 1000
 # Images that cannot be read are named up to so many.
@@ -51,13 +51,19 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
 
     begin = time.perf_counter()
     with ExitStack() as stack:
+        if options.cluster is not None:
+            from ..integrations.ray import check_cluster
+
+            check_cluster(options.cluster)
+        # What is wrong with these shows before a cluster starts.
+        images, skipped = _images(options)
+        model = _model(options)
         gpus = None
         if options.cluster is not None:
             from ..integrations.ray import connected
 
             gpus = stack.enter_context(connected(options.cluster, quiet=not console.is_terminal or console.quiet))
-        scorer = _scorer(options, gpus)
-        images, skipped = _images(options)
+        scorer = _scorer(options, model, gpus)
         folder = PredictionFolder(options.out)
         stack.enter_context(folder.claimed())
         folder.begin(setting_of(scorer), on_cluster=gpus is not None)
@@ -73,15 +79,21 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         _tell(options, scorer, folder, skipped, len(waiting), time.perf_counter() - begin, as_json)
 
 
-def _scorer(options: ParquetOptions, gpus: int | None) -> "Scorer":
-    """``gpus``: of the cluster; there the model of this process scores nothing and stays on the CPU."""
+def _model(options: ParquetOptions) -> "MSFlow":
+    """The model; that of a cluster's driver scores nothing, and stays on the CPU."""
+    from ..inference.batch_scorer import read_model
+
+    model = read_model(options.model)
+    return model if options.cluster is not None else ready(model)
+
+
+def _scorer(options: ParquetOptions, model: "MSFlow", gpus: int | None) -> "Scorer":
+    """``gpus``: of the cluster, if it is one that scores."""
     import torch
 
     from ..inference import resolve_dtype
     from ..inference.scorer import Limit, Scorer, region_threshold
-    from ..model import MSFlow
 
-    model = load_model(Path(options.model)) if gpus is None else MSFlow.load(options.model)
     limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
     regions = region_threshold(model.calibration, options.false_alarms)
     dtype = options.dtype
@@ -114,15 +126,16 @@ def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
 
 
 def _is_folder_of_images(source: str) -> bool:
+    """Whether a URL leads to images and not to shards, whose manifest is JSON."""
     from ..data.locations import MANIFEST
-    from ..data.remote import is_image, is_there, is_url
+    from ..data.remote import is_image, is_url, read_url
 
     if not is_url(source) or source.endswith(MANIFEST):
         return False
     try:
-        return is_image(source) or not is_there(f"{source.rstrip('/')}/{MANIFEST}")
+        # Some servers refuse what is not there, others have a page for it.
+        return is_image(source) or not read_url(f"{source.rstrip('/')}/{MANIFEST}").lstrip().startswith(b"{")
     except InputError:
-        # Some servers refuse what is not there; whether this one does, listing its images says.
         return True
 
 
@@ -142,10 +155,11 @@ def _score(
 ) -> None:
     per_part = options.images_per_part or PER_PART
     if gpus is not None:
+        from ..data.remote import is_url
         from ..integrations.ray import score_on_ray
 
         arguments = {
-            "model": absolute(options.model),
+            "model": options.model if is_url(options.model) else absolute(options.model),
             "threshold": options.threshold,
             "false_alarms": options.false_alarms,
             "dtype": scorer.dtype,

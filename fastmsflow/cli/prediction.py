@@ -41,7 +41,10 @@ WORKERS = 2
 @app.command()
 def predict(
     ctx: typer.Context,
-    model: ModelPath,
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint that `train` or `convert` wrote; for parquet also its URL.", metavar="MODEL"),
+    ],
     images: Annotated[
         list[str],
         typer.Argument(
@@ -67,16 +70,20 @@ def predict(
         str,
         typer.Option(
             "--format",
-            help="Of the scores: csv, jsonl with every region, or, for images by the million, parquet: files of one"
-            " part each, with no more than a part in memory, and no heat maps.",
+            help="The scores' format: csv; jsonl, which has every region; or parquet, for images by the million: a"
+            " folder of files that are written one by one, without heat maps.",
         ),
     ] = "csv",
     heat_maps: Annotated[
-        bool | None, typer.Option(help="Write a heat map of each image; the default, but with parquet.")
+        bool | None,
+        typer.Option(help="Write a heat map of each image, or none. Default: they are written, except with parquet."),
     ] = None,
     score_map: ScoreMap = None,
     images_per_part: Annotated[
-        int | None, typer.Option(help="parquet: rows of a file of results. Default: 1000.", min=1)
+        int | None,
+        typer.Option(
+            help="parquet: rows of a file of results; of shards on a cluster, at least so many. Default: 1000.", min=1
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images; a cluster has its own. Default: 2.", min=0)
@@ -116,7 +123,7 @@ def predict(
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
         speak(quiet, as_json)
         options = ParquetOptions(
-            model=str(model),
+            model=model,
             sources=images,
             null=null,
             out=out,
@@ -130,7 +137,7 @@ def predict(
         )
         predict_parquet(options, as_json)
         return
-    _refuse_parquet_options(table, [*images, out], images_per_part, cluster)
+    _refuse_parquet_options(table, model, [*images, out], images_per_part, cluster)
     folder = Path(out)
     heat_maps = heat_maps is not False
     from ..data.sources import find_images
@@ -160,13 +167,17 @@ def predict(
         raise typer.Exit(1)
 
 
-def _refuse_parquet_options(table: str, places: list[str], images_per_part: int | None, cluster: str | None) -> None:
+def _refuse_parquet_options(
+    table: str, model: str, places: list[str], images_per_part: int | None, cluster: str | None
+) -> None:
     """``places``: the images and the folder of results."""
     if table not in ("csv", "jsonl"):
         raise InputError(f"format {table}: give csv, jsonl or parquet")
+    from ..data.remote import is_url
     from ..data.shard_set import is_shard_set
 
     given = {
+        model: is_url(model),
         "--images-per-part": images_per_part is not None,
         "--cluster": cluster is not None,
         **{place: is_shard_set(place) for place in places},
@@ -176,7 +187,7 @@ def _refuse_parquet_options(table: str, places: list[str], images_per_part: int 
             raise InputError(f"{shown(what)}: for --format parquet alone")
 
 
-def _print_scores(predictor: "Predictor", limit: "Limit | None", model: Path, calibrated: bool) -> None:
+def _print_scores(predictor: "Predictor", limit: "Limit | None", model: str, calibrated: bool) -> None:
     scored = sorted(predictor.scored, key=lambda one: one.absolute_score, reverse=True)
     table = Table(
         Column("image", overflow="fold"),

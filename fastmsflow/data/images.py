@@ -93,10 +93,12 @@ def image_of(array: np.ndarray, name: str) -> Image.Image:
     """
     grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] in (3, 4)
     if not (array.dtype == np.uint8 and (grey or colour)) and not (array.dtype == np.uint16 and grey):
-        raise InputError(
-            f"{name}: {array.dtype} of shape {array.shape};"
-            " give (H, W) or (H, W, 3) of uint8: (255 * x).astype(np.uint8)"
-        )
+        remedy = "give (H, W) or (H, W, 3) of uint8"
+        if array.ndim == 3 and array.shape[0] == 3:
+            remedy += ": x.transpose(1, 2, 0)"
+        elif np.issubdtype(array.dtype, np.floating):
+            remedy += ": (255 * x).astype(np.uint8)"
+        raise InputError(f"{name}: {array.dtype} of shape {array.shape}; {remedy}")
     return _rgb(Image.fromarray(array), name)
 
 

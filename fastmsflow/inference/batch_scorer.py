@@ -204,9 +204,15 @@ def _arrow() -> ModuleType:
 
 
 def _load(model: str | MSFlow) -> MSFlow:
-    if isinstance(model, MSFlow):
-        # It is moved to the device; the caller's stays where it is.
-        return copy.deepcopy(model)
+    # It is moved to the device; the caller's stays where it is.
+    return copy.deepcopy(model) if isinstance(model, MSFlow) else read_model(model)
+
+
+def read_model(model: str) -> MSFlow:
+    """Reads the checkpoint at a path or a URL, or the folder that ``save_pretrained`` wrote.
+
+    Errors: InputError where there is none or it cannot be read, UnavailableError where a package is missing.
+    """
     if not is_url(model):
         return MSFlow.from_pretrained(model) if Path(model).is_dir() else MSFlow.load(model)
     if not is_there(model):

@@ -106,6 +106,13 @@ def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tenso
     if isinstance(value, Image.Image):
         # As an array, a palette's numbers would be grey, and CMYK colour with transparency.
         raise InputError(f"{name}: the column {IMAGE} holds {_type(value)}; give np.asarray(image.convert('RGB'))")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise InputError(f"{name}: the column {IMAGE} holds files' bytes; rename it to {BYTES}")
+    if isinstance(value, Mapping):
+        raise InputError(
+            f"{name}: the column {IMAGE} holds fields ({', '.join(map(str, value))}); give the one of files'"
+            f" bytes as the column {BYTES}"
+        )
     try:
         array = np.asarray(value)
     except Exception as error:  # tensors on a GPU, ragged lists, whatever calls itself an array

@@ -1,7 +1,7 @@
 """A folder of results as Parquet: written by one machine or by a cluster, and gone on with where it stopped.
 
 - ``predictions.json``, first of all: the model, thresholds and dtype that its results are of;
-- ``parts/**/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
+- ``parts/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
   there is done: the next start leaves it out.
 """
 
@@ -27,7 +27,7 @@ from pyarrow import fs
 from ..data.remote import is_url
 from ..data.shard_set import is_shard_set
 from ..errors import InputError
-from ..files import absolute, as_utf8, claimed_folder, shown, write_faults, write_json, written_aside
+from ..files import absolute, as_utf8, claimed_folder, remove_asides, shown, write_faults, write_json, written_aside
 
 FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
@@ -35,8 +35,8 @@ ELSEWHERE = "choose another folder"
 PATH = "path"
 # The end of a Parquet file.
 END = b"PAR1"
-# Names that this command gives: of parts, and of the folder that a cluster writes in.
-OWN, RUN_FOLDER = re.compile(r"part-\d{6,}\.parquet"), re.compile(r"[0-9a-f]{32}")
+# Names that this command gives: to its own parts, and to a cluster's, by the run that wrote them.
+OWN = re.compile(r"(part-\d{6,}|[0-9a-f]{32}_.+)\.parquet")
 LARGEST = 2**20
 """Bytes of predictions.json that are read."""
 READERS = 16
@@ -70,22 +70,20 @@ class PredictionFolder:
         try:
             self.files, root = fs.FileSystem.from_uri(out) if is_url(out) else (fs.LocalFileSystem(), absolute(out))
         except (OSError, ValueError) as error:
-            raise InputError(f"{shown(out)}: cannot be reached ({error})") from error
+            why = f"cannot be reached ({error}); give a folder, or a URL that Arrow knows: s3://, gs://"
+            raise InputError(f"{shown(out)}: {why}") from error
         self._root: str = root
         self._local = None if is_url(out) else Path(out)
         self._next: int | None = None
-        self._run = uuid4().hex
+        self.run = uuid4().hex
+        """Begins the names of the files that a cluster writes in this run."""
         self._earlier: list[str] = []
         self._before: frozenset[str] = frozenset()
 
     @property
-    def _parts(self) -> str:
+    def parts(self) -> str:
+        """The folder of the rows, as the file system ``files`` calls it."""
         return f"{self._root}/{PARTS}"
-
-    @property
-    def run(self) -> str:
-        """A folder for what a cluster writes in this run, as the file system ``files`` calls it."""
-        return f"{self._parts}/{self._run}"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -93,7 +91,8 @@ class PredictionFolder:
         if self._local is None:
             yield
             return
-        with claimed_folder(self._local), claimed_folder(self._local / PARTS):
+        with claimed_folder(self._local):
+            remove_asides(self._local / PARTS)
             yield
 
     def begin(self, setting: dict[str, Any], on_cluster: bool = False) -> None:
@@ -119,7 +118,7 @@ class PredictionFolder:
                     self._delete(name)
         runs = (found or {}).get("runs")
         self._earlier = [str(run) for run in runs] if isinstance(runs, list) else []
-        runs = [*self._earlier, self._run] if on_cluster else self._earlier
+        runs = [*self._earlier, self.run] if on_cluster else self._earlier
         content = {"format": FORMAT, **setting, "runs": runs}
         if self._local is not None:
             write_json(self._local / RUN, content)
@@ -161,15 +160,20 @@ class PredictionFolder:
         """Removes what the cluster of an earlier run, whose driver was killed, wrote after ``scored`` had been asked:
         this run has scored those images."""
         for name in set(self._names()) - self._before:
-            if Path(name).parent.name in self._earlier:
+            if Path(name).name.startswith(tuple(self._earlier)):
                 self._delete(name)
+
+    def rows_of_this_run(self) -> int:
+        """Returns the number of rows that a cluster has written in this run, as far as this machine sees them."""
+        names = [name for name in self._names() if Path(name).name.startswith(self.run)]
+        return sum(table.num_rows for table in self._read_all(names, [PATH]))
 
     def write(self, table: pa.Table) -> None:
         """Writes ``table`` as the next part, whole or not at all."""
         if self._next is None:
             numbers = [Path(name).stem.removeprefix("part-") for name in self._names()]
             self._next = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-        self._write_part(f"{self._parts}/part-{self._next:06}.parquet", table)
+        self._write_part(f"{self.parts}/part-{self._next:06}.parquet", table)
         self._next += 1
 
     def _write_part(self, name: str, table: pa.Table) -> None:
@@ -209,7 +213,7 @@ class PredictionFolder:
             found = [absolute(path) for path in paths if not path.is_symlink()]
         else:
             try:
-                listed = self.files.get_file_info(fs.FileSelector(self._parts, recursive=True, allow_not_found=True))
+                listed = self.files.get_file_info(fs.FileSelector(self.parts, recursive=True, allow_not_found=True))
             except OSError as error:
                 raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
             found = [info.path for info in listed if info.type == fs.FileType.File]
@@ -239,7 +243,7 @@ class PredictionFolder:
 
     def _delete(self, name: str) -> None:
         """Errors: InputError for what this command has not written."""
-        if not (OWN.fullmatch(Path(name).name) or RUN_FOLDER.fullmatch(Path(name).parent.name)):
+        if not OWN.fullmatch(Path(name).name):
             raise InputError(f"{shown(name)}: not whole, and not written by this command; move it elsewhere")
         try:
             self.files.delete_file(name)

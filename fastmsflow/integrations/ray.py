@@ -6,19 +6,20 @@ Ray reads, shares out and starts again; ``BatchScorer`` scores, and ``Prediction
 import logging
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-from pyarrow import fs
 
 from ..data.batches import ShardBatches
 from ..data.tars import Encoded
 from ..errors import InputError, UnavailableError, in_one_line
-from ..files import as_utf8
+from ..files import as_utf8, shown
 from ..inference import BatchScorer
 from ..inference.parquet import PATH, PredictionFolder
 from ..inference.predict_parquet import Files, Shards
@@ -32,7 +33,7 @@ CONNECT_SECONDS = 10
 
 def check_cluster(cluster: str) -> str:
     """``cluster`` if it names one. Errors: InputError otherwise."""
-    if cluster != LOCAL and not cluster.startswith(REMOTE):
+    if cluster != LOCAL and not (cluster.startswith(REMOTE) and _host_and_port(cluster)):
         raise InputError(f"cluster {cluster!r} is not known; give ray for this machine's, or ray://ADDRESS:10001")
     return cluster
 
@@ -47,23 +48,22 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
     check_cluster(cluster)
     # Reports of use are sent only where somebody has asked for them.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Each actor's start would be a line of it; Ray Data starts actors again from what its driver keeps.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # For this long the cluster goes on after a client that was killed; a new one would write the same rows meanwhile.
+    os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "5")
     try:
         import ray.data
     except ImportError as error:
         raise UnavailableError("a cluster needs Ray: pip install 'fastmsflow[ray]'") from error
-    address = os.environ.get("RAY_ADDRESS", "") if cluster == LOCAL else cluster
+    address = _address_here() if cluster == LOCAL else cluster
     _check_answers(address)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             ray.init(None if cluster == LOCAL else cluster, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UnavailableError(
-            f"{address or cluster}: no Ray cluster answers there ({in_one_line(error)}); if it wants a token, set"
-            " RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        ) from error
+        token = "" if cluster == LOCAL else "; if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        why = f"no Ray cluster answers there ({in_one_line(error)}){token}"
+        raise UnavailableError(f"{address or cluster}: {why}") from error
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = not quiet
@@ -72,17 +72,31 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
         ray.shutdown()
 
 
+def _address_here() -> str:
+    """Returns the address of the cluster that ``ray.init`` would join: RAY_ADDRESS, or the one that ``ray start`` has
+    left on this machine; an empty text where there is none."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    left = Path(folder, "ray", "ray_current_cluster")
+    return os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.is_file() else "")
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    host, _, port = address.removeprefix(REMOTE).partition("/")[0].rpartition(":")
+    return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
+
+
 def _check_answers(address: str) -> None:
     """Ray itself would try for minutes. Errors: UnavailableError where nothing answers at ``address``, if it names a
     host and a port."""
-    host, _, port = address.removeprefix(REMOTE).partition("/")[0].rpartition(":")
-    if not host or not port.isdecimal():
+    where = _host_and_port(address)
+    if where is None:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection(where, timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UnavailableError(
-            f"{address}: no Ray cluster answers there ({error}); look whether it has been started and can be reached"
+            f"{address}: no Ray cluster answers there ({error}); look whether it has been started and can be reached,"
+            " or end what is left of it with `ray stop`"
         ) from error
 
 
@@ -109,16 +123,20 @@ def score_on_ray(
         if client.is_connected():
             # Ray Data wants its driver within the cluster; a second try would write what the first has written.
             driver = ray.remote(num_cpus=0, max_retries=0)(cast(Any, _score))
-            ray.get(driver.remote(folder.run, folder.files, images, scorer, **options))
+            ray.get(driver.remote(folder, images, scorer, **options))
         else:
-            _score(folder.run, folder.files, images, scorer, **options)
+            _score(folder, images, scorer, **options)
     except RayError as error:
         raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
+    if (rows := folder.rows_of_this_run()) < len(images):
+        raise InputError(
+            f"{shown(folder.out)}: the cluster has scored {len(images)} images, and {rows} have rows here; give a"
+            " folder that all its machines share, or the URL of an object store"
+        )
 
 
 def _score(
-    out: str,
-    files: fs.FileSystem,
+    folder: PredictionFolder,
     images: Files | Shards,
     scorer: dict[str, Any],
     *,
@@ -127,6 +145,7 @@ def _score(
     gpus: int,
 ) -> None:
     import ray
+    from ray.data.datasource import FilenameProvider
 
     resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -139,8 +158,9 @@ def _score(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         **resources,
     ).write_parquet(
-        out,
-        filesystem=files,
+        folder.parts,
+        filesystem=folder.files,
+        filename_provider=FilenameProvider(folder.run, "parquet"),
         mode="append",
         # Shards' blocks are of bytes; names are in blocks of this size already.
         min_rows_per_file=None if isinstance(images, Files) else images_per_part,
@@ -160,7 +180,7 @@ def _files(images: Files, images_per_part: int) -> Any:
 def _named(paths: list[str]) -> pa.Table:
     """Paths, which a table has as UTF-8; a file by another name has its fault."""
     names = [as_utf8(path) for path in paths]
-    fault = "its name is not UTF-8; rename it, or score it without --cluster"
+    fault = "its name is not UTF-8; rename it, or score it into another folder without --cluster"
     faults = [None if name == path else f"{name}: {fault}" for name, path in zip(names, paths, strict=True)]
     return pa.table({PATH: pa.array(names, pa.string()), "fault": pa.array(faults, pa.string())})
 
