@@ -290,11 +290,10 @@ def test_options_of_parquet_without_parquet_are_refused(
     assert (code, "--format parquet writes none" in err) == (1, True)
     code, _, err = command(model, written, images, "--out", tmp_path / "out")
     assert (code, "a set of shards is scored alone" in err) == (1, True)
-    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "slurm")
-    assert (code, err) == (
-        1,
-        "fastmsflow: cluster 'slurm' is not known; give ray for this machine's, or ray://ADDRESS:10001",
-    )
+    for cluster in ("slurm", "ray://", "ray://127.0.0.1", "ray://127.0.0.1:abc", "ray://:10001"):
+        code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", cluster)
+        line = f"cluster {cluster!r} is not known; give ray for this machine's, or ray://ADDRESS:10001"
+        assert (code, err) == (1, f"fastmsflow: {line}")
     code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "ray", "--workers", 0)
     assert (code, err) == (
         1,

@@ -1,5 +1,6 @@
 """``fastmsflow predict --format parquet`` on images behind URLs, into a folder or an object store."""
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,36 @@ def test_a_set_of_shards_behind_a_url_is_known_by_its_manifest(
     shutil.copytree(written, root / "shards")
     assert command(model, f"{url}/shards", "--out", tmp_path / "out", "--workers", 0)[0] == 0
     assert rows(tmp_path / "out")[0]["path"] == f"{url}/shards/000000.tar/00.png"
+
+
+def test_a_model_behind_a_url_scores_as_its_file_does(
+    served: tuple[str, Path], images: Path, model: Path, command: Command, tmp_path: Path
+) -> None:
+    url, root = served
+    shutil.copy(model, root / "m.safetensors")
+    assert command(f"{url}/m.safetensors", images, "--out", tmp_path / "out", "--workers", 0)[0] == 0
+    # The same results, so there is nothing left to do.
+    code, printed, _ = command(model, images, "--out", tmp_path / "out", "--workers", 0, "--json")
+    assert (code, json.loads(printed)["scored_now"]) == (0, 0)
+    code, _, err = command(f"{url}/none.safetensors", images, "--out", tmp_path / "none", "--workers", 0)
+    assert (code, f"{url}/none.safetensors: no such file" in err, len(err.splitlines())) == (1, True, 1)
+    code, _, err = command(f"{url}/m.safetensors", images, "--out", tmp_path / "csv", form="csv")
+    assert (code, err) == (1, f"fastmsflow: {url}/m.safetensors: for --format parquet alone")
+
+
+def test_a_server_that_has_a_page_for_every_name_may_hold_images(
+    served: tuple[str, Path], model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = Quiet.do_GET
+
+    def answers(handler: Quiet) -> None:
+        if not handler.path.endswith(".png"):
+            handler.path = "/images/"
+        get(handler)
+
+    monkeypatch.setattr(Quiet, "do_GET", answers)
+    assert command(model, f"{served[0]}/images", "--out", tmp_path / "out", "--workers", 0)[0] == 0
+    assert len(rows(tmp_path / "out")) == IMAGES
 
 
 def test_a_list_may_name_urls_and_images_are_taken_where_a_server_refuses_all_else(

@@ -108,7 +108,7 @@ def test_what_was_written_is_kept_and_one_line_says_what_happened(
     workers = children(process.pid)
     assert len(workers) == 2
     end(process)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err.startswith(line), len(err.strip().splitlines())) == (code, True, 1), err
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -236,20 +236,48 @@ def test_a_cluster_is_reached_from_outside_by_its_address(
 ) -> None:
     done = run("predict", model, images, "--out", tmp_path / "out", "--format", "parquet", "--cluster", head)
     assert (done.returncode, done.stderr) == (0, "")
+    # As Spark reads a folder, which looks into no folders below, and Daft, which takes every file.
+    assert {path.suffix for path in (tmp_path / "out/parts").iterdir()} == {".parquet"}
     command(model, images, "--out", tmp_path / "alone", "--workers", 0)
     assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
 
 
+def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastmsflow import InputError
+    from fastmsflow.inference.parquet import PredictionFolder
+    from fastmsflow.inference.predict_parquet import Files
+    from fastmsflow.integrations import ray as ours
+
+    monkeypatch.setattr(ours, "_score", lambda *args, **options: None)
+    folder = PredictionFolder(str(tmp_path))
+    folder.begin({}, on_cluster=True)
+    line = "the cluster has scored 2 images, and 0 have rows here; give a folder that all its machines share"
+    with pytest.raises(InputError, match=line):
+        ours.score_on_ray(folder, Files(["a", "b"]), {}, batch_size=8, images_per_part=8, gpus=0)
+
+
 @pytest.mark.parametrize(
-    ("cluster", "address"), [("ray://127.0.0.1:1", ""), ("ray://nowhere.invalid:10001", ""), ("ray", "127.0.0.1:1")]
+    ("cluster", "address", "left"),
+    [
+        ("ray://127.0.0.1:1", "", ""),
+        ("ray://nowhere.invalid:10001", "", ""),
+        ("ray", "127.0.0.1:1", ""),
+        ("ray", "", "127.0.0.1:1"),
+    ],
+    ids=["address", "name", "RAY_ADDRESS", "left behind"],
 )
 def test_a_cluster_that_does_not_answer_is_named_at_once(
-    cluster: str, address: str, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+    cluster: str, address: str, left: str, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
 ) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text(left)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
     begin = time.monotonic()
     code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", cluster)
-    where = address or cluster
+    where = left or address or cluster
     assert (code, err.startswith(f"fastmsflow: {where}: no Ray cluster answers there (")) == (1, True), err
     assert len(err.splitlines()) == 1
     assert time.monotonic() - begin < 60

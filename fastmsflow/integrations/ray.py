@@ -145,7 +145,6 @@ def _score(
     gpus: int,
 ) -> None:
     import ray
-    from ray.data.datasource import FilenameProvider
 
     resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -160,13 +159,27 @@ def _score(
     ).write_parquet(
         folder.parts,
         filesystem=folder.files,
-        filename_provider=FilenameProvider(folder.run, "parquet"),
+        filename_provider=_names(folder.run),
         mode="append",
         # Shards' blocks are of bytes; names are in blocks of this size already.
         min_rows_per_file=None if isinstance(images, Files) else images_per_part,
         # The actors have all processors; writing takes little.
         ray_remote_args={"num_cpus": 0},
     )
+
+
+def _names(run: str) -> Any:
+    """Names of files that begin with ``run``, in Ray before and since 2.55."""
+    from ray.data.datasource import FilenameProvider
+
+    class Names(FilenameProvider):
+        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+            return f"{run}_{write_uuid}_{task_index:06}.parquet"
+
+        def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:
+            return f"{run}_{write_uuid}_{task_index:06}_{block_index:06}.parquet"
+
+    return Names()
 
 
 def _files(images: Files, images_per_part: int) -> Any:
