@@ -84,7 +84,7 @@ def test_shards_have_the_rows_of_their_files(
     assert rows(tmp_path / "shards") == expected
 
 
-@pytest.mark.parametrize("kind", ["manifest", "file://", "pipe:"])
+@pytest.mark.parametrize("kind", ["manifest", "file://", "pipe:", "pipe of a URL"])
 def test_shards_are_read_wherever_they_lie(
     kind: str, model: Path, written: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -92,6 +92,7 @@ def test_shards_are_read_wherever_they_lie(
         "manifest": f"{written}/manifest.json",
         "file://": f"file://{written}",
         "pipe:": f"pipe:cat {written}/{{}}",
+        "pipe of a URL": f"pipe:true s3://bucket && cat {written}/{{}}",
     }
     assert command(model, where[kind], "--out", tmp_path, "--workers", 0)[0] == 0
     assert [Path(row["path"]).name for row in rows(tmp_path)] == [f"{i:02}.png" for i in range(IMAGES)]
@@ -282,10 +283,12 @@ def test_options_of_parquet_without_parquet_are_refused(
 ) -> None:
     for extra in (("--images-per-part", 5), ("--cluster", "ray")):
         code, _, err = command(model, images, "--out", tmp_path / "out", *extra, form="csv")
-        assert (code, err) == (1, f"fastmsflow: {extra[0]}: for --format parquet alone"), extra
+        assert (code, err) == (1, f"fastmsflow: {extra[0]}: this needs --format parquet; add that, or leave it out"), (
+            extra
+        )
     for place in (written, "http://127.0.0.1:9/images"):
         code, _, err = command(model, place, "--out", tmp_path / "out", form="jsonl")
-        assert (code, err) == (1, f"fastmsflow: {place}: for --format parquet alone")
+        assert (code, err) == (1, f"fastmsflow: {place}: this needs --format parquet; add that, or leave it out")
     code, _, err = command(model, images, "--out", tmp_path / "out", "--heat-maps")
     assert (code, "--format parquet writes none" in err) == (1, True)
     code, _, err = command(model, written, images, "--out", tmp_path / "out")

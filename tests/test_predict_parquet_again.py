@@ -31,7 +31,7 @@ from parquet_predicted import (
 )
 from pyarrow.fs import LocalFileSystem
 
-from fastmsflow import MSFlow
+from fastmsflow import InputError, MSFlow
 from fastmsflow.data import write_shards
 from fastmsflow.files import claimed_folder
 from fastmsflow.inference.parquet import PredictionFolder
@@ -95,12 +95,13 @@ def test_an_interruption_keeps_finished_parts_and_says_how_to_go_on(
     assert set(contents(tmp_path)) == {"part-000000.parquet", "part-000001.parquet", "predictions.json"}
 
 
+@pytest.mark.parametrize("end", [-100, 4, 0], ids=["near its end", "behind its first bytes", "empty"])
 def test_the_images_of_a_part_that_is_cut_off_are_scored_again(
-    model: Path, written: Path, command: Command, tmp_path: Path
+    end: int, model: Path, written: Path, command: Command, tmp_path: Path
 ) -> None:
     command(model, written, "--out", tmp_path, "--workers", 0, *SMALL)
     before, part = rows(tmp_path), tmp_path / "parts/part-000001.parquet"
-    part.write_bytes(part.read_bytes()[:-100])
+    part.write_bytes(part.read_bytes()[:end])
     code, printed, _ = command(model, written, "--out", tmp_path, "--workers", 0, *SMALL, "--json")
     assert (code, json.loads(printed)["scored_now"]) == (0, PER_PART)
     assert sorted(rows(tmp_path), key=itemgetter("path")) == before
@@ -254,7 +255,7 @@ def test_what_a_link_leads_to_is_neither_read_nor_removed(
 def test_a_foreign_file_is_named_and_stays(model: Path, images: Path, command: Command, tmp_path: Path) -> None:
     command(model, images, "--out", tmp_path, "--workers", 0)
     for content, fault in (
-        (b"no Parquet", "not whole, and not written by this command"),
+        (b"no Parquet", "it is not whole, and this command has not written it; move it elsewhere"),
         (None, "no results that can"),
     ):
         foreign = tmp_path / "parts/foreign.parquet"
@@ -324,8 +325,9 @@ def test_images_of_shards_are_not_repeated_whatever_bytes_their_names_have(
     assert (code, summary["images"], summary["scored_now"]) == (0, 4, 1)
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["", "though this run fails"])
 def test_what_a_killed_cluster_writes_late_is_removed(
-    model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+    fails: bool, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
 ) -> None:
     """Its run is named in predictions.json; the file comes while this run scores the same images."""
     first, *others = sorted(images.iterdir())
@@ -338,8 +340,13 @@ def test_what_a_killed_cluster_writes_late_is_removed(
     def late(folder: PredictionFolder, rows: Any) -> None:
         write(folder, rows)
         pq.write_table(rows, tmp_path / f"parts/{dead}_late.parquet")
+        if fails:
+            raise InputError("the disk is full")
 
     monkeypatch.setattr(PredictionFolder, "write", late)
-    code, printed, _ = command(model, *others, "--out", tmp_path, "--workers", 0, "--json")
-    assert (code, json.loads(printed)["images"]) == (0, IMAGES)
+    code, printed, err = command(model, *others, "--out", tmp_path, "--workers", 0, "--json")
+    if fails:
+        assert (code, err) == (1, "fastmsflow: the disk is full")
+    else:
+        assert (code, json.loads(printed)["images"]) == (0, IMAGES)
     assert not list((tmp_path / "parts").glob(f"{dead}*"))

@@ -70,7 +70,10 @@ def test_a_model_behind_a_url_scores_as_its_file_does(
     code, _, err = command(f"{url}/none.safetensors", images, "--out", tmp_path / "none", "--workers", 0)
     assert (code, f"{url}/none.safetensors: no such file" in err, len(err.splitlines())) == (1, True, 1)
     code, _, err = command(f"{url}/m.safetensors", images, "--out", tmp_path / "csv", form="csv")
-    assert (code, err) == (1, f"fastmsflow: {url}/m.safetensors: for --format parquet alone")
+    assert (code, err) == (
+        1,
+        f"fastmsflow: {url}/m.safetensors: this needs --format parquet; add that, or leave it out",
+    )
 
 
 def test_a_server_that_has_a_page_for_every_name_may_hold_images(

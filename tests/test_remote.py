@@ -31,7 +31,7 @@ PAGES = {
     "/none.html/": "no links",
     "/links/": """<A HREF='a%20b.png'><a class="x" href = c.png><a href="d&amp;e.png"><a href="sub/../f.png">
         <a href="?C=N;O=D"><a href="http://[/z.png"><a href="mailto:a@b"><a href="/a.png"><a name="a"><a href="#top">
-        <a href="g.png?w=1"><!-- <a href="y.png"> --><img src="x.png">""",
+        <a href="g.png?w=1"><a href="h.png#f"><!-- <a href="y.png"> --><img src="x.png">""",
     "/broken/": '<a href="a.png">a</a> <a href="500/">worse</a>',
 }
 
@@ -57,7 +57,8 @@ def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_header("Content-Length", "1000000")
         request.end_headers()
         request.wfile.write(CONTENT)
-    elif path in PAGES:
+    elif path.removesuffix("index.html") in PAGES:
+        path = path.removesuffix("index.html")
         send(request, f"<html>{PAGES[path]}</html>".encode(), Content_Type="text/html")
     elif f"{path}/" in PAGES:
         send(request, b"", 301, Location=f"{path}/")
@@ -174,7 +175,8 @@ def test_images_below_a_page_are_those_that_it_and_its_own_link_to(server: str) 
 
 
 def test_a_page_below_that_cannot_be_read_is_not_passed_over(server: str) -> None:
-    assert refusal(f"{server}/broken/", images_below_url).startswith("the server answers with status 500")
+    with pytest.raises(InputError, match=f"^{server}/broken/500/: the server answers with status 500"):
+        images_below_url(f"{server}/broken/")
 
 
 def test_a_page_without_end_is_read_to_its_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +186,9 @@ def test_a_page_without_end_is_read_to_its_limit_alone(server: str, monkeypatch:
 
 
 def test_links_are_read_as_browsers_read_them(server: str) -> None:
-    names = ("a%20b.png", "c.png", "d&e.png", "f.png", "g.png?w=1")
-    assert images_below_url(f"{server}/links") == [f"{server}/links/{name}" for name in names]
+    names = [f"{server}/links/{name}" for name in ("a%20b.png", "c.png", "d&e.png", "f.png", "g.png?w=1", "h.png")]
+    for page in ("links", "links/", "links/index.html"):
+        assert images_below_url(f"{server}/{page}") == names
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

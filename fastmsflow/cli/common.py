@@ -197,7 +197,7 @@ def load_model(path: str | Path) -> "MSFlow":
 
 
 def ready(model: "MSFlow") -> "MSFlow":
-    """``model`` where and how it computes fastest."""
+    """Returns ``model`` where and how it computes fastest."""
     import torch
 
     model = model.to(memory_format=torch.channels_last)

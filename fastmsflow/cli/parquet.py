@@ -17,7 +17,7 @@ from .common import console, errors, print_json, progress_bar, ready
 if TYPE_CHECKING:
     from ..inference.parquet import PredictionFolder
     from ..inference.predict_parquet import Files, Shards
-    from ..inference.scorer import Scorer
+    from ..inference.scorer import Limit, Scorer
     from ..model import MSFlow
 
 PER_PART = 1000
@@ -48,6 +48,7 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
     from ..inference.parquet import PredictionFolder
     from ..inference.predict_parquet import setting_of
+    from ..inference.scorer import Limit
 
     begin = time.perf_counter()
     with ExitStack() as stack:
@@ -55,46 +56,48 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
             from ..integrations.ray import check_cluster
 
             check_cluster(options.cluster)
-        # What is wrong with these shows before a cluster starts.
-        images, skipped = _images(options)
+        # What is wrong with these shows before a cluster starts, and before ten million names are listed.
+        folder = PredictionFolder(options.out)
         model = _model(options)
+        limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
+        images, skipped = _images(options)
         gpus = None
         if options.cluster is not None:
             from ..integrations.ray import connected
 
             gpus = stack.enter_context(connected(options.cluster, quiet=not console.is_terminal or console.quiet))
-        scorer = _scorer(options, model, gpus)
-        folder = PredictionFolder(options.out)
+        scorer = _scorer(options, model, limit, gpus)
         stack.enter_context(folder.claimed())
         folder.begin(setting_of(scorer), on_cluster=gpus is not None)
         waiting = images.waiting(folder)
         try:
             if len(waiting):
                 _score(options, folder, waiting, scorer, gpus)
-                folder.remove_late()
         except KeyboardInterrupt as interrupt:
-            line = f"interrupted: {folder.totals().rows} images have rows in {shown(options.out)}"
-            errors.print(escape(f"{line}; the same command goes on"), soft_wrap=True, highlight=False)
+            # A cluster may still be writing, so its rows cannot be counted.
+            rows = "" if gpus is not None else f": {folder.totals().rows} images have rows in {shown(options.out)}"
+            errors.print(escape(f"interrupted{rows}; the same command goes on"), soft_wrap=True, highlight=False)
             raise typer.Exit(130) from interrupt
+        finally:
+            folder.remove_late()
         _tell(options, scorer, folder, skipped, len(waiting), time.perf_counter() - begin, as_json)
 
 
 def _model(options: ParquetOptions) -> "MSFlow":
-    """The model; that of a cluster's driver scores nothing, and stays on the CPU."""
+    """Reads the model; that of a cluster's driver scores nothing, and stays on the CPU."""
     from ..inference.batch_scorer import read_model
 
     model = read_model(options.model)
     return model if options.cluster is not None else ready(model)
 
 
-def _scorer(options: ParquetOptions, model: "MSFlow", gpus: int | None) -> "Scorer":
+def _scorer(options: ParquetOptions, model: "MSFlow", limit: "Limit | None", gpus: int | None) -> "Scorer":
     """``gpus``: of the cluster, if it is one that scores."""
     import torch
 
     from ..inference import resolve_dtype
-    from ..inference.scorer import Limit, Scorer, region_threshold
+    from ..inference.scorer import Scorer, region_threshold
 
-    limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
     regions = region_threshold(model.calibration, options.false_alarms)
     dtype = options.dtype
     if gpus is not None:
@@ -127,10 +130,10 @@ def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
 
 def _is_folder_of_images(source: str) -> bool:
     """Whether a URL leads to images and not to shards, whose manifest is JSON."""
-    from ..data.locations import MANIFEST
+    from ..data.locations import MANIFEST, PIPE
     from ..data.remote import is_image, is_url, read_url
 
-    if not is_url(source) or source.endswith(MANIFEST):
+    if source.startswith(PIPE) or not is_url(source) or source.endswith(MANIFEST):
         return False
     try:
         # Some servers refuse what is not there, others have a page for it.

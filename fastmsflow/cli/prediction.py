@@ -43,7 +43,10 @@ def predict(
     ctx: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(help="A checkpoint that `train` or `convert` wrote; for parquet also its URL.", metavar="MODEL"),
+        typer.Argument(
+            help="A checkpoint that `train` or `convert` wrote; for parquet also its URL, or a model's folder.",
+            metavar="MODEL",
+        ),
     ],
     images: Annotated[
         list[str],
@@ -82,7 +85,9 @@ def predict(
     images_per_part: Annotated[
         int | None,
         typer.Option(
-            help="parquet: rows of a file of results; of shards on a cluster, at least so many. Default: 1000.", min=1
+            help="parquet: each file of results has so many rows; a cluster that reads shards writes at least so many."
+            " Default: 1000.",
+            min=1,
         ),
     ] = None,
     workers: Annotated[
@@ -184,7 +189,7 @@ def _refuse_parquet_options(
     }
     for what, is_given in given.items():
         if is_given:
-            raise InputError(f"{shown(what)}: for --format parquet alone")
+            raise InputError(f"{shown(what)}: this needs --format parquet; add that, or leave it out")
 
 
 def _print_scores(predictor: "Predictor", limit: "Limit | None", model: str, calibrated: bool) -> None:

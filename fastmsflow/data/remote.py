@@ -190,25 +190,17 @@ async def _from_server(system: Any, url: str, most: int = LARGEST) -> bytes:
 def _linked_below(system: Any, url: str) -> list[str]:
     """Returns the files that pages link to, from ``url`` on. fsspec's own reads pages of any length, passes over
     servers' faults, and follows ``./`` and ``../`` for ever."""
-    from aiohttp import ClientResponseError
     from yarl import URL
 
-    root = f"{str(URL(url)).rstrip('/')}/"
+    root = _base(str(URL(url)))
     found, waiting, seen = list[str](), [url], {root}
     while waiting:
         if len(seen) > MOST_LINKS:
             raise InputError(f"{shown(url)}: more than {MOST_LINKS} links; {LIST}")
         page = waiting.pop()
-        try:
-            content = _in_time(partial(_from_server, most=LARGEST_PAGE), system, page)
-        except ClientResponseError as error:
-            if page == url or error.status not in GONE:
-                raise
-            # A link that leads nowhere.
-            continue
-        if len(content) > LARGEST_PAGE:
-            raise InputError(f"{shown(page)}: a page larger than {LARGEST_PAGE / 2**20:g} MiB; {LIST}")
-        for link in _Page(content).links:
+        with _faults_told(page):
+            links = _links(system, page, is_first=page == url)
+        for link in links:
             name = _joined(page, link)
             if name in seen or not name.startswith(root):
                 continue
@@ -217,8 +209,23 @@ def _linked_below(system: Any, url: str) -> list[str]:
     return found
 
 
+def _links(system: Any, page: str, is_first: bool) -> list[str]:
+    from aiohttp import ClientResponseError
+
+    try:
+        content = _in_time(partial(_from_server, most=LARGEST_PAGE), system, page)
+    except ClientResponseError as error:
+        if is_first or error.status not in GONE:
+            raise
+        # A link that leads nowhere.
+        return []
+    if len(content) > LARGEST_PAGE:
+        raise InputError(f"{shown(page)}: a page larger than {LARGEST_PAGE / 2**20:g} MiB; {LIST}")
+    return _Page(content).links
+
+
 class _Page(HTMLParser):
-    """The links of a page of HTML."""
+    """Collects the links of a page of HTML."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__()
@@ -235,6 +242,12 @@ def _joined(page: str, link: str) -> str:
     from yarl import URL
 
     try:
-        return str(URL(f"{page.rstrip('/')}/").join(URL(link)))
+        return str(URL(_base(page)).join(URL(link)).with_fragment(None))
     except ValueError:
         return ""
+
+
+def _base(page: str) -> str:
+    """Returns the folder of a page: many servers show a folder under its name without a slash too."""
+    folder, _, name = page.rpartition("/")
+    return f"{folder}/" if name.endswith((".html", ".htm")) else f"{page.rstrip('/')}/"

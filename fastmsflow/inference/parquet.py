@@ -33,8 +33,8 @@ FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
 ELSEWHERE = "choose another folder"
 PATH = "path"
-# The end of a Parquet file.
-END = b"PAR1"
+# A Parquet file's end, and its beginning, which is there at once; the length of the footer is between them.
+END, SMALLEST = b"PAR1", 12
 # Names that this command gives: to its own parts, and to a cluster's, by the run that wrote them.
 OWN = re.compile(r"(part-\d{6,}|[0-9a-f]{32}_.+)\.parquet")
 LARGEST = 2**20
@@ -115,7 +115,7 @@ class PredictionFolder:
             names = self._names()
             for name, whole in zip(names, _side_by_side(self._is_whole, names), strict=True):
                 if not whole:
-                    self._delete(name)
+                    self._delete(name, "it is not whole")
         runs = (found or {}).get("runs")
         self._earlier = [str(run) for run in runs] if isinstance(runs, list) else []
         runs = [*self._earlier, self.run] if on_cluster else self._earlier
@@ -152,7 +152,7 @@ class PredictionFolder:
                 for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True)
             ]
             if all(lost):
-                self._delete(name)
+                self._delete(name, "it holds nothing but lost images")
             elif any(lost):
                 self._write_part(name, self._read(name, None).filter(pc.invert(pa.array(lost))))
 
@@ -161,7 +161,7 @@ class PredictionFolder:
         this run has scored those images."""
         for name in set(self._names()) - self._before:
             if Path(name).name.startswith(tuple(self._earlier)):
-                self._delete(name)
+                self._delete(name, "it came late")
 
     def rows_of_this_run(self) -> int:
         """Returns the number of rows that a cluster has written in this run, as far as this machine sees them."""
@@ -236,15 +236,18 @@ class PredictionFolder:
         """Whether a file ends as Parquet does: what a killed process left does not."""
         try:
             with self.files.open_input_file(name) as file:
-                file.seek(max(0, file.size() - len(END)))
-                return file.read() == END
+                size = file.size()
+                file.seek(max(0, size - len(END)))
+                return size >= SMALLEST and file.read() == END
         except OSError as error:
             raise InputError(f"{shown(name)}: cannot be read ({error})") from error
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, name: str, why: str) -> None:
         """Errors: InputError for what this command has not written."""
         if not OWN.fullmatch(Path(name).name):
-            raise InputError(f"{shown(name)}: not whole, and not written by this command; move it elsewhere")
+            raise InputError(
+                f"{shown(name)}: {why}, and this command has not written it; move it elsewhere"
+            )
         try:
             self.files.delete_file(name)
         except OSError as error:
@@ -285,7 +288,7 @@ def _refuse_changes(out: str, found: dict[str, Any], setting: dict[str, Any]) ->
 
 
 def _side_by_side(ask: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
-    """The answers in the names' order, no more than a few ahead of whoever takes them."""
+    """Yields the answers in the names' order, no more than a few ahead of whoever takes them."""
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(names), READERS):
             yield from pool.map(ask, names[start : start + READERS])

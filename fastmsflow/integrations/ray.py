@@ -6,7 +6,7 @@ Ray reads, shares out and starts again; ``BatchScorer`` scores, and ``Prediction
 import logging
 import os
 import socket
-import tempfile
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,8 +61,10 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
             warnings.simplefilter("ignore", UserWarning)
             ray.init(None if cluster == LOCAL else cluster, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        token = "" if cluster == LOCAL else "; if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        why = f"no Ray cluster answers there ({in_one_line(error)}){token}"
+        # A client is told no more of a token that is missing.
+        timed_out = cluster != LOCAL and isinstance(error, ConnectionError)
+        token = "; if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if timed_out else ""
+        why = f"the Ray cluster cannot be used ({in_one_line(error)}){token}"
         raise UnavailableError(f"{address or cluster}: {why}") from error
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -75,9 +77,13 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
 def _address_here() -> str:
     """Returns the address of the cluster that ``ray.init`` would join: RAY_ADDRESS, or the one that ``ray start`` has
     left on this machine; an empty text where there is none."""
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "auto"):
+        return address
+    # Ray's own choice of a folder.
+    folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
     left = Path(folder, "ray", "ray_current_cluster")
-    return os.environ.get("RAY_ADDRESS") or (left.read_text().strip() if left.is_file() else "")
+    return left.read_text().strip() if left.is_file() else ""
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:
@@ -93,11 +99,11 @@ def _check_answers(address: str) -> None:
         return
     try:
         socket.create_connection(where, timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UnavailableError(
-            f"{address}: no Ray cluster answers there ({error}); look whether it has been started and can be reached,"
-            " or end what is left of it with `ray stop`"
-        ) from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        remedy = "look whether it has been started and can be reached"
+        if not address.startswith(REMOTE):
+            remedy += ", or end what is left of it with `ray stop`"
+        raise UnavailableError(f"{address}: no Ray cluster answers there ({error}); {remedy}") from error
 
 
 def score_on_ray(
@@ -123,16 +129,18 @@ def score_on_ray(
         if client.is_connected():
             # Ray Data wants its driver within the cluster; a second try would write what the first has written.
             driver = ray.remote(num_cpus=0, max_retries=0)(cast(Any, _score))
-            ray.get(driver.remote(folder, images, scorer, **options))
+            ray.get(driver.remote(folder, ray.put(images), scorer, **options))
         else:
             _score(folder, images, scorer, **options)
     except RayError as error:
         raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
+    except (ImportError, AttributeError) as error:
+        why = f"the cluster has no such fastmsflow ({in_one_line(error)})"
+        raise UnavailableError(f"{why}; install this version on all its machines") from error
     if (rows := folder.rows_of_this_run()) < len(images):
-        raise InputError(
-            f"{shown(folder.out)}: the cluster has scored {len(images)} images, and {rows} have rows here; give a"
-            " folder that all its machines share, or the URL of an object store"
-        )
+        remedy = "give a folder that all its machines share, or the URL of an object store; if it is one, start again"
+        have = f"the cluster has scored {len(images)} images, and {rows} have rows here"
+        raise InputError(f"{shown(folder.out)}: {have}; {remedy}")
 
 
 def _score(
@@ -169,7 +177,7 @@ def _score(
 
 
 def _names(run: str) -> Any:
-    """Names of files that begin with ``run``, in Ray before and since 2.55."""
+    """Returns what gives files names that begin with ``run``, in old and in new versions of Ray."""
     from ray.data.datasource import FilenameProvider
 
     class Names(FilenameProvider):
