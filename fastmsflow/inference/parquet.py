@@ -245,9 +245,7 @@ class PredictionFolder:
     def _delete(self, name: str, why: str) -> None:
         """Errors: InputError for what this command has not written."""
         if not OWN.fullmatch(Path(name).name):
-            raise InputError(
-                f"{shown(name)}: {why}, and this command has not written it; move it elsewhere"
-            )
+            raise InputError(f"{shown(name)}: {why}, and this command has not written it; move it elsewhere")
         try:
             self.files.delete_file(name)
         except OSError as error:
