@@ -8,6 +8,7 @@ Logs and results go to a folder of their own; ``record.tgz`` and ``summary.txt``
 import argparse
 import contextlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -227,7 +228,7 @@ class Visit:
         """Each of the two files is whole at any time."""
         try:
             summary = self._summarized()
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, OSError, TypeError, ValueError) as error:
             # The record matters more than its summary.
             summary = "\n".join(self._lines) + f"\n\nno summary: {error!r}\n"
         (self._folder / "summary.txt").write_text(summary)
@@ -236,7 +237,7 @@ class Visit:
         with written_aside(self._record) as aside, tarfile.open(aside, "w:gz") as tar:
             for path in sorted(self._folder.iterdir()):
                 if path.is_file() and not path.name.startswith("."):
-                    tar.add(path, path.name)
+                    _add(tar, path)
 
     def _summarized(self) -> str:
         text = "\n".join(self._lines) + "\n"
@@ -255,6 +256,15 @@ class Visit:
             if machine.get("commit") == "unknown":
                 text += "\nThe commit is not known: set COMMIT where there is no .git.\n"
         return text
+
+
+def _add(tar: tarfile.TarFile, path: Path) -> None:
+    """Adds a file as it is now: a step may be writing it anew, and `tar.add` fails where it grows shorter meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        content = path.read_bytes()
+        info = tarfile.TarInfo(path.name)
+        info.size, info.mtime = len(content), int(time.time())
+        tar.addfile(info, io.BytesIO(content))
 
 
 def tail(log: Path) -> bytes:
