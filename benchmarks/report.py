@@ -37,7 +37,7 @@ def read(paths: Sequence[Path]) -> tuple[dict[str, Any], Rows]:
 
 def records(folder: Path) -> tuple[list[Path], Sequence[dict[str, Any]]]:
     """Files in ``folder`` that hold rows, and what the smoke test found."""
-    # What is being written aside has a name with a dot before it, and may be gone in a moment.
+    # A file that is being written aside begins with a dot, and may be gone in a moment.
     contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("[!.]*.json"))}
     results = [path for path, content in contents.items() if isinstance(content, dict) and content.get("benchmarks")]
     return results, contents.get(folder / "smoke.json", ())

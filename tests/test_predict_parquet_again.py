@@ -329,12 +329,13 @@ def test_images_of_shards_are_not_repeated_whatever_bytes_their_names_have(
 def test_what_a_killed_cluster_writes_late_is_removed(
     fails: bool, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
 ) -> None:
-    """Its run is named in predictions.json; the file comes while this run scores the same images."""
+    """Its run is named in predictions.json, beside names that would be of every file; the file comes while this run
+    scores the same images."""
     first, *others = sorted(images.iterdir())
     command(model, first, "--out", tmp_path, "--workers", 0)
     head = json.loads((tmp_path / "predictions.json").read_text())
     dead = "0" * 32
-    (tmp_path / "predictions.json").write_text(json.dumps({**head, "runs": [dead]}))
+    (tmp_path / "predictions.json").write_text(json.dumps({**head, "runs": [dead, "", 1]}))
     write = PredictionFolder.write
 
     def late(folder: PredictionFolder, rows: Any) -> None:

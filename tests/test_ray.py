@@ -101,7 +101,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     # A write may have been cut off where it was.
     part = sorted(out.rglob("*.parquet"))[0]
     part.write_bytes(part.read_bytes()[:-50])
-    # Of what the workers were writing when they were killed, there may be more such files.
+    # The killed workers may have left more files like it.
     before = times_of_all(path for path in out.rglob("*.parquet") if path.read_bytes().endswith(b"PAR1"))
     assert len(rows_of_all(out, set(before))) < IMAGES
 

@@ -56,7 +56,7 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
             from ..integrations.ray import check_cluster
 
             check_cluster(options.cluster)
-        # What is wrong with these shows before a cluster starts, and before ten million names are listed.
+        # Faults of the folder and the model are told before names are listed, and those before a cluster starts.
         folder = PredictionFolder(options.out)
         model = _model(options)
         limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
@@ -129,7 +129,7 @@ def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
 
 
 def _is_folder_of_images(source: str) -> bool:
-    """Whether a URL leads to images and not to shards, whose manifest is JSON."""
+    """Returns whether a URL leads to images and not to shards, whose manifest is JSON."""
     from ..data.locations import MANIFEST, PIPE
     from ..data.remote import is_image, is_url, read_url
 

@@ -36,7 +36,7 @@ PATH = "path"
 # A Parquet file's end, and its beginning, which is there at once; the length of the footer is between them.
 END, SMALLEST = b"PAR1", 12
 # Names that this command gives: to its own parts, and to a cluster's, by the run that wrote them.
-OWN = re.compile(r"(part-\d{6,}|[0-9a-f]{32}_.+)\.parquet")
+A_RUN, OWN = re.compile(r"[0-9a-f]{32}"), re.compile(r"(part-\d{6,}|[0-9a-f]{32}_.+)\.parquet")
 LARGEST = 2**20
 """Bytes of predictions.json that are read."""
 READERS = 16
@@ -117,7 +117,7 @@ class PredictionFolder:
                 if not whole:
                     self._delete(name, "it is not whole")
         runs = (found or {}).get("runs")
-        self._earlier = [str(run) for run in runs] if isinstance(runs, list) else []
+        self._earlier = [run for run in map(str, runs) if A_RUN.fullmatch(run)] if isinstance(runs, list) else []
         runs = [*self._earlier, self.run] if on_cluster else self._earlier
         content = {"format": FORMAT, **setting, "runs": runs}
         if self._local is not None:
@@ -166,7 +166,7 @@ class PredictionFolder:
     def rows_of_this_run(self) -> int:
         """Returns the number of rows that a cluster has written in this run, as far as this machine sees them."""
         names = [name for name in self._names() if Path(name).name.startswith(self.run)]
-        return sum(table.num_rows for table in self._read_all(names, [PATH]))
+        return sum(table.num_rows for table in self._read_all(names, ["defective"]))
 
     def write(self, table: pa.Table) -> None:
         """Writes ``table`` as the next part, whole or not at all."""

@@ -129,14 +129,15 @@ def score_on_ray(
         if client.is_connected():
             # Ray Data wants its driver within the cluster; a second try would write what the first has written.
             driver = ray.remote(num_cpus=0, max_retries=0)(cast(Any, _score))
-            ray.get(driver.remote(folder, ray.put(images), scorer, **options))
+            try:
+                ray.get(driver.remote(folder, ray.put(images), scorer, **options))
+            except (ImportError, AttributeError) as error:
+                why = f"the cluster has no such fastmsflow ({in_one_line(error)})"
+                raise UnavailableError(f"{why}; install this version on all its machines") from error
         else:
             _score(folder, images, scorer, **options)
     except RayError as error:
         raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
-    except (ImportError, AttributeError) as error:
-        why = f"the cluster has no such fastmsflow ({in_one_line(error)})"
-        raise UnavailableError(f"{why}; install this version on all its machines") from error
     if (rows := folder.rows_of_this_run()) < len(images):
         remedy = "give a folder that all its machines share, or the URL of an object store; if it is one, start again"
         have = f"the cluster has scored {len(images)} images, and {rows} have rows here"
