@@ -4,13 +4,11 @@ One file, so that weights and configuration cannot part; safetensors, so that no
 """
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -97,30 +95,3 @@ def built_from(path: str | Path) -> Iterator[None]:
             f"{path}: does not hold its extractor's weights ({fact}); convert the official file again with"
             " --extractor-weights FILE"
         ) from error
-
-
-def load_pickled(path: str | Path) -> Any:
-    """``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run."""
-    with warnings.catch_warnings():
-        # A protocol other than torch.save's: what such a file holds is checked, or refused, all the same.
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Copies nothing: raises InputError naming the keys where ``given`` does not fit ``expected`` exactly."""
-    faults = [f"missing {key}" for key in expected if key not in given]
-    faults += [f"unexpected {key}" for key in given if key not in expected]
-    faults += [
-        f"{key} is {tuple(given[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in given and given[key].shape != tensor.shape
-    ]
-    if faults:
-        raise InputError(f"{path}: does not fit {what}: {summary(faults)}")
-
-
-def summary(faults: list[str], shown: int = 4) -> str:
-    """The first few of a list of faults and how many more there are, on one line."""
-    more = f"; and {len(faults) - shown} more" if len(faults) > shown else ""
-    return "; ".join(faults[:shown]) + more

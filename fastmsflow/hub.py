@@ -1,13 +1,12 @@
-"""The Hugging Face hub: models as folders there or here; and whether it can be reached."""
+"""Saves models as folders, here or on the Hugging Face hub, and reads them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 
 from .errors import InputError, UnavailableError
+from .hub_access import hub_answers, hub_offline
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from .backend import Backend
 
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
-TIMEOUT = 5.0  # seconds
 # A model is read as it was saved; what else the mixin takes would be passed over in silence.
 OPTIONS = ("backend", "revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -97,25 +95,3 @@ class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
             token=token,
         )
         return cls.load(path, backend)
-
-
-def hub_answers() -> bool:
-    """One request with a short timeout."""
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception:  # of requests, httpx or whatever huggingface_hub is built on
-        return False
-    return True
-
-
-@contextmanager
-def hub_offline(offline: bool) -> Iterator[None]:
-    """In the block huggingface_hub looks in its cache only, if ``offline``."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import backend as backends
 from .backend import Backend
 from .calibration import Calibration
-from .checkpoint import OfficialLayout, built_from, read_checkpoint, refuse_misfit, write_checkpoint
+from .checkpoint import OfficialLayout, built_from, read_checkpoint, write_checkpoint
 from .errors import InputError
 from .flow import MultiScaleFlow
 from .hub import Shared
@@ -22,6 +22,7 @@ from .nn.pool import Pool, Standardiser, check_pool, pool_features
 from .nn.replay import Outputs, Places, Replay
 from .reference.coupling import ClampForm
 from .scoring import TOP_K, Scores, score_log_likelihoods
+from .state_dicts import refuse_misfit
 
 __all__ = ["MSFlow", "MultiScaleFlow", "Prediction"]
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, refuse_misfit, write_checkpoint
+from ..checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
 from ..errors import InputError
 from ..model import MSFlow, MultiScaleFlow
 from ..nn.extractor import Extractor
 from ..nn.pool import check_pool
+from ..state_dicts import refuse_misfit
 from .formula import check_extractor
 from .keys import check_variant
 from .official import load_official, read_pickle, save_official

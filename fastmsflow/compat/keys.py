@@ -7,8 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..checkpoint import summary
-from ..errors import InputError
+from ..errors import InputError, first_few
 from ..model import MultiScaleFlow
 from ..reference.coupling import invert_permutation
 
@@ -159,7 +158,7 @@ def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], 
         convs = [v for k, v in state.items() if k.endswith(".subnet.conv1.weight")]
         indices = [int(m[1]) for k in state if (m := re.match(r"module_list\.(\d+)\.", k))]
         if not scales or not convs or convs[0].ndim != 4:
-            found = summary(sorted(state)) or "nothing"
+            found = first_few(sorted(state)) or "nothing"
             raise InputError(
                 f"{path}: parallel_flows[{level}] is not an MSFlow flow: missing module_list.0.global_scale"
                 f" or module_list.0.subnet.conv1.weight (found {found})"

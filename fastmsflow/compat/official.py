@@ -9,11 +9,12 @@ from typing import Any, TypeGuard
 import torch
 
 from ..backend import Backend
-from ..checkpoint import OfficialLayout, load_pickled, summary
-from ..errors import InputError, InputWarning
+from ..checkpoint import OfficialLayout
+from ..errors import InputError, InputWarning, first_few
 from ..files import written_aside
 from ..model import MultiScaleFlow
 from ..nn.pool import check_pool
+from ..state_dicts import load_pickled
 from . import keys
 from .formula import (
     CLAMP_FORMS,
@@ -107,7 +108,7 @@ def read_official(path: str | Path, clamp: float, variant: Variant, backend: Bac
     own_fusion, order = keys.own_fusion(fusion, flow, faults)
     state |= own_fusion
     if faults:
-        raise InputError(f"{path}: does not fit an MSFlow of channels {tuple(channels)}: {summary(faults)}")
+        raise InputError(f"{path}: does not fit an MSFlow of channels {tuple(channels)}: {first_few(faults)}")
     flow.load_state_dict(state)
     flow.official_layout = OfficialLayout(order, dense)
     return flow.eval()

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from ..backend import Backend
-from ..checkpoint import load_pickled, summary
-from ..errors import InputError, UnavailableError
-from ..hub import hub_answers, hub_offline
+from ..errors import InputError, UnavailableError, first_few
+from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
+from ..state_dicts import load_pickled
 from .fold import folded
 from .fuse_conv_relu import fuse_convolutions
 
@@ -296,7 +296,7 @@ def _needed(
             faults.append(f"missing {source}")
     faults += [f"unexpected {key}" for key in given if key not in whole]
     if faults:
-        raise InputError(f"{misfit}: {summary(faults)}")
+        raise InputError(f"{misfit}: {first_few(faults)}")
     return needed
 
 

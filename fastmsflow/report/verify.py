@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import summary
 from ..compat.certificate import Batches, noise
 from ..compat.convert import model_of, own_flow
 from ..compat.formula import (
@@ -24,7 +23,7 @@ from ..compat.keys import Variant
 from ..compat.official import read_official
 from ..data.images import load_image
 from ..data.listing import list_images
-from ..errors import InputError
+from ..errors import InputError, first_few
 from ..model import MSFlow, MultiScaleFlow
 
 NOISE_SIZE, NOISE_IMAGES = 128, 8
@@ -93,7 +92,7 @@ def to_verify(
     # Held, so that an image goes through the extractor once.
     first = list(islice(batches, MOST_IMAGES // BATCH))
     if not first:
-        raise InputError(f"no image to compare the formulas on: {summary(faults)}")
+        raise InputError(f"no image to compare the formulas on: {first_few(faults)}")
     fit = compare_formulas(model.flow, first)
     formula, line = fit.settle(official.variant)
     use_formula(model.flow, formula)

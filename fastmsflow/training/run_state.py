@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoint import OfficialLayout, refuse_misfit
+from ..checkpoint import OfficialLayout
 from ..compat.convert import refuse_standardised
 from ..compat.official import read_pickle, save_official
 from ..errors import InputError
 from ..model import MultiScaleFlow
+from ..state_dicts import refuse_misfit
 from .folder import SETTINGS_FILE
 from .module import STATE
 from .parts import parameter_groups

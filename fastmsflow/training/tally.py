@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..checkpoint import summary
-from ..errors import InputError
+from ..errors import InputError, first_few
 from ..metrics import auroc
 from ..scoring import ImageScores, MapKind, Scores
 from ..spill import Spill
@@ -161,7 +160,7 @@ def check_finite(scores: ImageScores, numbers: Sequence[int], names: Sequence[st
     faults = [names[number] for number, fine in zip(numbers, finite, strict=True) if not fine]
     if faults:
         raise InputError(
-            f"the score is not finite of {summary(faults)}; look at them, or for where the model overflows"
+            f"the score is not finite of {first_few(faults)}; look at them, or for where the model overflows"
         )
 
 
