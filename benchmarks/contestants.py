@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.nn.pool import pool_features
-from fastmsflow.nn.replay import Replay
+from fastmsflow.nn.cuda_graph import Replay
+from fastmsflow.nn.feature_pooling import pool_features
 from fastmsflow.reference.likelihood import log_likelihood_maps
 from fastmsflow.scoring import score_log_likelihoods
 

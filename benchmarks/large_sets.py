@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmsflow.data import ShardedImages, list_images, listing, write_shards
+from fastmsflow.data import ShardedImages, file_search, list_images, write_shards
 
 FOLDERS = 100
 
@@ -67,9 +67,9 @@ def main() -> None:
             os.link(root / f"{i - i % 50_000}.jpg", root / f"images/{i % FOLDERS:03}/{i:06}.jpg")
         # What was changed a moment ago is not kept in the index.
         time.sleep(2.5)
-        threshold, listing.INDEXED_FROM = listing.INDEXED_FROM, options.images + 1
+        threshold, file_search.INDEXED_FROM = file_search.INDEXED_FROM, options.images + 1
         plain = min(timed_listing(root / "images")[0] for _ in range(3))
-        listing.INDEXED_FROM = threshold
+        file_search.INDEXED_FROM = threshold
         first, files = timed_listing(root / "images")
         again = min(timed_listing(root / "images")[0] for _ in range(3))
         print(f"{len(files)} files in {FOLDERS} folders: listed in {plain:.2f} s, listed and indexed in {first:.2f} s,")

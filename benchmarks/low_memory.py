@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.nn.low_memory import MEMORIES
+from fastmsflow.nn.activation_checkpointing import MEMORIES
 
 CHANNELS = (256, 512, 1024)
 MIB = 2**20

@@ -20,7 +20,7 @@ from benchmarks.gate import error
 from benchmarks.setting import DEVICE, SIZES, Size, hasten_interpreter
 from fastmsflow.benchmarking import CONDITION, tensors
 from fastmsflow.files import write_json
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED
 from fastmsflow.ops import conv3x3, conv3x3_coupling, conv3x3_layer_norm, coupling, fusion, layer_norm, likelihood
@@ -233,8 +233,8 @@ def main() -> None:
     poison_buffers()
     findings: list[Finding] = []
     with ExitStack() as stack:
-        for kind in tables.KINDS:
-            stack.enter_context(tables.deciding(kind, True, DEVICE))
+        for kind in configs.KINDS:
+            stack.enter_context(configs.deciding(kind, True, DEVICE))
         for dtype in DTYPES:
             for operation in operations(SIZES[options.size], dtype):
                 for finding in examined(operation, dtype):

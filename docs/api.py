@@ -16,7 +16,7 @@ MODULES = (
     "data",
     "compat",
     "backend",
-    "nn.extractor",
+    "nn.feature_extractor",
     "calibration",
     "training",
 )

@@ -7,8 +7,8 @@ import time
 import traceback
 from typing import NoReturn
 
+from .distributed.process_group import Elsewhere, has_met, is_gone
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person
-from .world import Elsewhere, has_met, is_gone
 
 # By then a launcher has ended those that are left, and the process that failed has told why.
 SILENT_SECONDS = 5.0

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from benchmarks.peers.freia import freia_flow
 from fastmsflow.compat import load_official, save_official
-from fastmsflow.compat.keys import fusion_key, parallel_key
-from fastmsflow.model import MultiScaleFlow
-from fastmsflow.nn.pool import pool_features
-from fastmsflow.nn.position import position_code
+from fastmsflow.compat.state_dict_keys import fusion_key, parallel_key
+from fastmsflow.models.msflow import MultiScaleFlow
+from fastmsflow.nn.feature_pooling import pool_features
+from fastmsflow.nn.positional_encoding import position_code
 from fastmsflow.scoring import anomaly_scores
 
 GOLDEN = Path(__file__).parent / "golden"

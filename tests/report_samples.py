@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmsflow.report.page import Page, Row
+from fastmsflow.visualization.html_report import Page, Row
 
 SIDE = 64
 RNG = np.random.default_rng(9826)

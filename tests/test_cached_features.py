@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmsflow.training import cached_features as cached_module
+from fastmsflow.distributed.process_group import World
+from fastmsflow.training import features_on_disk as cached_module
 from fastmsflow.training.break_even import BreakEven
-from fastmsflow.training.cached_features import available_memory, placement
+from fastmsflow.training.features_on_disk import available_memory, placement
 from fastmsflow.training.loaders import FeatureLoader
-from fastmsflow.training.order import InTurn
-from fastmsflow.world import World
+from fastmsflow.training.samplers import InTurn
 
 
 def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

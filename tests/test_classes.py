@@ -25,17 +25,19 @@ from skimage import data as photographs
 from torch.utils.data import DataLoader
 
 from fastmsflow import MSFlow
-from fastmsflow.cli.common import is_every_class
+from fastmsflow.cli.options import is_every_class
+from fastmsflow.data import reader_pool
+from fastmsflow.distributed.process_group import PLACE, World
 from fastmsflow.files import LOCK_FILE, Busy
-from fastmsflow.training import readers
-from fastmsflow.training.classes import FAILED_FILE, FreshModels, train_each
-from fastmsflow.training.folder import RESULTS_FILE
-from fastmsflow.world import PLACE, World
+from fastmsflow.training.multi_class import FAILED_FILE, FreshModels, train_each
+from fastmsflow.training.run_directory import RESULTS_FILE
 
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.classes", "fastmsflow.report.run", "timm", "test_classes"])
+CONTEXT.set_forkserver_preload(
+    ["fastmsflow.training.multi_class", "fastmsflow.evaluation.test_report", "timm", "test_classes"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_the_processes_that_read_images_are_started_once_for_all_classes(
         started.append(options["num_workers"])
         return DataLoader(*given, **options)
 
-    monkeypatch.setattr(readers, "DataLoader", counted)
+    monkeypatch.setattr(reader_pool, "DataLoader", counted)
     run(*arguments(images, "all", tmp_path / "runs", weights, "--stream", "--workers", 1))
     assert started == [1]
 

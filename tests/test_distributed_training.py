@@ -16,18 +16,18 @@ from tolerances import DISTRIBUTED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
+from fastmsflow.distributed.process_group import World
 from fastmsflow.training import Reading, Recipe, train
+from fastmsflow.training.checkpointing import StateFile
+from fastmsflow.training.datamodule import TRAIN
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.module import MSFlowModule
-from fastmsflow.training.sources import TRAIN
-from fastmsflow.training.state_file import StateFile
-from fastmsflow.world import World
+from fastmsflow.training.lightning_module import MSFlowModule
 
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_distributed_training"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "test_distributed_training"])
 
 
 @pytest.fixture(scope="module")

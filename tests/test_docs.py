@@ -28,7 +28,7 @@ from fastmsflow.calibration import Calibration
 from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import official_to_own
-from fastmsflow.nn.position import position_code
+from fastmsflow.nn.positional_encoding import position_code
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

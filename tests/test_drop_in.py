@@ -31,9 +31,9 @@ from torch import Tensor
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
 from fastmsflow.compat.drop_in import shared_condition
-from fastmsflow.compat.keys import official_fusion, official_parallel
+from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
 from fastmsflow.errors import InputWarning
-from fastmsflow.nn.position import position_code
+from fastmsflow.nn.positional_encoding import position_code
 
 
 def config_of(name: str) -> tuple[SimpleNamespace, list[int]]:

@@ -20,16 +20,17 @@ from torch import multiprocessing
 from fastmsflow import InputError, MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import ImageSet, Sample, open_image_set
+from fastmsflow.distributed.process_group import ALONE, World
+from fastmsflow.evaluation import ground_truth, pixel_metrics
+from fastmsflow.evaluation.evaluator import Calibrator, Findings, Tally
+from fastmsflow.evaluation.ground_truth import Truth
+from fastmsflow.evaluation.pixel_metrics import CountedPixels
+from fastmsflow.evaluation.results import METRICS, STATED, exactness
+from fastmsflow.evaluation.score_map_store import Spill
 from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
-from fastmsflow.spill import Spill
-from fastmsflow.training import Evaluation, Recipe, evaluate, pixels, train, truth
-from fastmsflow.training.evaluation import METRICS, STATED, exactness
-from fastmsflow.training.pixels import CountedPixels
-from fastmsflow.training.tally import Calibrator, Findings, Tally
-from fastmsflow.training.truth import Truth
-from fastmsflow.world import ALONE, World
+from fastmsflow.training import Evaluation, Recipe, evaluate, train
 
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_auroc_absolute", "pixel_f1", "aupro", "aupro_published", "aupro_log")
@@ -72,7 +73,7 @@ def many(images: ImageSet, world: World = ALONE) -> Truth:
     """As of a set too large to be judged exactly."""
     patch = pytest.MonkeyPatch()
     with patch.context() as limits:
-        limits.setattr(truth, "EXACT_PIXELS", 0)
+        limits.setattr(ground_truth, "EXACT_PIXELS", 0)
         return Truth.of(images, images.image_size, world)
 
 
@@ -108,7 +109,7 @@ def assert_within_the_bound(found: Evaluation, exact: Evaluation) -> None:
 @pytest.fixture
 def small_sample(monkeypatch) -> None:
     """Bins by six images, so that the others are counted one batch after another."""
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 6 * SIDE * SIDE)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 6 * SIDE * SIDE)
 
 
 # 30 times as many nats: most pixels' 1 - exp(L) is 1, as of a model that was hardly trained.
@@ -168,7 +169,7 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
     for count in COUNTS.values():
         (folder / str(count)).mkdir()
     # Started once with everything imported; every process is forked off it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.fit", "test_evaluation"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", "test_evaluation"])
     multiprocessing.start_processes(one_process, (images, folder), RANKS, start_method="forkserver")
     return folder
 
@@ -178,7 +179,7 @@ def one_process(rank: int, images: ImageSet, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     world = World(rank, RANKS, rank, RANKS)
     # They make their bins at different batches, the first process of good images alone.
-    pixels.SAMPLE_PIXELS = SIDE * SIDE * (2 + 3 * rank)
+    pixel_metrics.SAMPLE_PIXELS = SIDE * SIDE * (2 + 3 * rank)
     for count in COUNTS.values():
         known = Truth.of(part_of(images, count), images.image_size, world)
         own = list(range(count))[rank::RANKS]
@@ -216,7 +217,7 @@ def calibrated(numbers: list[int], count: int, world: World = ALONE, batch: int 
 
 
 def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> None:
-    monkeypatch.setattr("fastmsflow.training.tally.MEDIAN_PIXELS", 7000)
+    monkeypatch.setattr("fastmsflow.evaluation.evaluator.MEDIAN_PIXELS", 7000)
     found = calibrated([4, 1, 0, 2, 3, 6, 5], 7)
     scores = scores_of(list(range(7)), np.zeros((7, SIDE, SIDE)))
     maps = scores.absolute_map
@@ -240,7 +241,7 @@ def test_images_whose_score_is_not_finite_are_named_by_a_tally(images: ImageSet)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
     judged(many(images), list(range(COUNT)))  # what is imported late is imported
     peaks = []
     for repeats in (2, 20):
@@ -296,8 +297,8 @@ def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from fastmsflow.spill import Spill
-from fastmsflow.world import ALONE, World
+from fastmsflow.evaluation.score_map_store import Spill
+from fastmsflow.distributed.process_group import ALONE, World
 kept = Spill(Path(sys.argv[1]), World(0, int(sys.argv[2])))
 kept.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -322,8 +323,8 @@ def small_model() -> MSFlow:
 def test_evaluate_takes_the_constant_way_where_a_set_is_large(mvtec: Path, monkeypatch) -> None:
     tiles, model = open_image_set(str(mvtec), "tile"), small_model()
     exact, scores = evaluate(model, tiles, batch_size=3)
-    monkeypatch.setattr(truth, "EXACT_PIXELS", 8 * SIDE * SIDE - 1)
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
+    monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 8 * SIDE * SIDE - 1)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
     found, again = evaluate(model, tiles, batch_size=3)
     # Other images beside an image in its batch round its scores otherwise.
     torch.testing.assert_close(again.absolute_score, scores.absolute_score)
@@ -336,8 +337,8 @@ def test_training_validates_in_constant_memory_where_the_set_is_large(mvtec: Pat
     tiles = open_image_set(str(mvtec), "tile")
     recipe = Recipe(lr=1e-3, batch_size=3, meta_epochs=2, sub_epochs=1, hold_out=0.25)
     exact = train(small_model(), tiles, recipe, tmp_path / "exact")
-    monkeypatch.setattr(truth, "EXACT_PIXELS", 0)
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
+    monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 0)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
     found = train(small_model(), tiles, recipe, tmp_path / "counted")
     for one, other in zip(found.moments, exact.moments, strict=True):
         assert_within_the_bound(one.evaluation, other.evaluation)
@@ -357,8 +358,8 @@ def test_evaluate_says_how_exact_its_pixel_metrics_are(mvtec: Path, command, mon
     code, out = command(*arguments)
     assert code == 0 and "pixel metrics: exact" in out
     assert "pixel F1-max" in out
-    monkeypatch.setattr(truth, "EXACT_PIXELS", 0)
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", SIDE * SIDE)
+    monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 0)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", SIDE * SIDE)
     code, out = command(*arguments)
     (row,) = json.loads((tmp_path / "out/metrics.json").read_text())
     assert code == 0 and exactness(row["pixel_error"]) in " ".join(out.split())

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fastmsflow.errors import InputError
-from fastmsflow.nn.extractor import OFFICIAL, Extractor
+from fastmsflow.nn.feature_extractor import OFFICIAL, Extractor
 
 
 class ReflectedConv(nn.Conv2d):
@@ -194,7 +194,7 @@ def test_a_model_that_serves_no_features(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_importing_it_does_not_import_timm() -> None:
-    code = "import sys, fastmsflow.nn.extractor; sys.exit('timm' in sys.modules)"
+    code = "import sys, fastmsflow.nn.feature_extractor; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -19,7 +19,7 @@ from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import official_to_own
 from fastmsflow.errors import InputError, UnavailableError
-from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor, lite0_state_dict, read_state_dict
+from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, Extractor, lite0_state_dict, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -276,7 +276,7 @@ def test_failed_download_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("429 Too Many Requests\nand more")
 
-    monkeypatch.setattr("fastmsflow.nn.extractor.hub_answers", lambda: True)
+    monkeypatch.setattr("fastmsflow.nn.feature_extractor.hub_answers", lambda: True)
     monkeypatch.setattr("timm.create_model", fail)
     with pytest.raises(UnavailableError, match=r"download failed \(429 Too Many Requests\); pass extractor_weights"):
         Extractor("resnet18")

@@ -23,22 +23,22 @@ from tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS, CACHED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
-from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor
-from fastmsflow.nn.pool import Standardiser
-from fastmsflow.training import Reading, Recipe, state_file, train
+from fastmsflow.data.reader_pool import Readers
+from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, Extractor
+from fastmsflow.nn.feature_pooling import Standardiser
+from fastmsflow.training import Reading, Recipe, checkpointing, train
 from fastmsflow.training.break_even import measured
-from fastmsflow.training.cached_features import CachedFeatures
+from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureSource
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.features import pooled_features
-from fastmsflow.training.readers import Readers
-from fastmsflow.training.sources import HELD_OUT, TEST, TRAIN, FeatureSource
+from fastmsflow.training.features_in_memory import pooled_features
+from fastmsflow.training.features_on_disk import CachedFeatures
 
 COUNT = 10
 # An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.
 IMAGE_BYTES = 1792
 # Started once with everything imported; every process is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_feature_cache"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "test_feature_cache"])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 
@@ -107,7 +107,7 @@ def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, 
 def test_batches_are_those_of_features_kept_in_memory(
     images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("fastmsflow.training.sources.placement", lambda needed, device, processes: place)
+    monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
     kept = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE)
     cached = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32)
     loaders = []
@@ -374,7 +374,7 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
 
 def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
     torch.set_num_threads(1)
-    state_file.SAVE_SECONDS = 0.0  # the state after every step
+    checkpointing.SAVE_SECONDS = 0.0  # the state after every step
     reading = Reading(feature_cache=at / "cache")
     train(new_model(standardise=True), images, RECIPE, at / "run", reading, resume=resume)
 

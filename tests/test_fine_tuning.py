@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tolerances import ACCUMULATED, INVERTED
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
-from fastmsflow.checkpoint import read_checkpoint
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.data import ImageDataset, ImageSet, LooseImages
-from fastmsflow.training import Reading, Recipe, state_file, train
-from fastmsflow.training.features import KeptFeatures
-from fastmsflow.training.module import MSFlowModule
-from fastmsflow.training.parts import parameter_groups, prepared
-from fastmsflow.training.sources import TRAIN, FeatureSource
+from fastmsflow.models.checkpoint import read_checkpoint
+from fastmsflow.training import Reading, Recipe, checkpointing, train
+from fastmsflow.training.datamodule import TRAIN, FeatureSource
+from fastmsflow.training.features_in_memory import KeptFeatures
+from fastmsflow.training.lightning_module import MSFlowModule
+from fastmsflow.training.parameter_groups import parameter_groups, prepared
 from fastmsflow.training.trainer import run_trainer
 
 EXTRACTOR = "test_resnet.r160_in1k"
@@ -222,7 +222,7 @@ class Interrupted(Exception):
 
 
 def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)  # the state after every step
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0.0)  # the state after every step
     train(new_model(), images, FULL, tmp_path / "whole")
     trained = MSFlowModule.training_step
 

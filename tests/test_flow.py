@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
 from fastmsflow import InputError, MultiScaleFlow
-from fastmsflow.nn.position import position_code
+from fastmsflow.nn.positional_encoding import position_code
 from fastmsflow.reference.likelihood import log_likelihood_maps, negative_log_likelihood
 
 GRIDS = ((6, 10), (3, 5), (2, 3))

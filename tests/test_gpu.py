@@ -10,7 +10,7 @@ from tolerances import FIFTY_STEPS, FLIPPED, FULL_SIZE, FULL_SIZE_LOG_DET_PER_EL
 from torch import Tensor
 
 from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from tests.error_log import assert_within, note
 
 pytestmark = [
@@ -24,7 +24,7 @@ Results = tuple[list[Tensor], Tensor, dict[str, Tensor]]
 
 @pytest.fixture(params=["own convolution", "vendor's convolution"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: request.param == "own convolution")
+    monkeypatch.setattr(configs, "convolves", lambda *_: request.param == "own convolution")
 
 
 def full_size(batch: int) -> tuple[MultiScaleFlow, list[Tensor]]:

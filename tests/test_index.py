@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastmsflow.data import index, list_images, listing
+from fastmsflow.data import file_search, index, list_images
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing, "INDEXED_FROM", 10)
+    monkeypatch.setattr(file_search, "INDEXED_FROM", 10)
     return tmp_path / "cache/fastmsflow/folders"
 
 
@@ -111,7 +111,7 @@ def test_two_links_to_a_folder_give_it_once_with_and_without_an_index(tree: Path
     (tree / "0").symlink_to(tree / "b/c")
     settle(tree)
     indexed = [list_images(tree) for _ in range(2)]
-    monkeypatch.setattr(listing.FolderIndex, "of", lambda *args, **options: None)
+    monkeypatch.setattr(file_search.FolderIndex, "of", lambda *args, **options: None)
     assert indexed == [list_images(tree)] * 2
     assert len(indexed[0]) == 20
 

@@ -12,10 +12,10 @@ from tolerances import AUTOCAST, FOLDED
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
-from fastmsflow.nn.extractor import Extractor
-from fastmsflow.nn.fold import folded
+from fastmsflow.nn.feature_extractor import Extractor
+from fastmsflow.nn.fuse_conv_bn import folded
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution
-from fastmsflow.nn.kept import Kept
+from fastmsflow.nn.weight_cache import Kept
 
 
 def norms(net: nn.Module) -> int:
@@ -159,6 +159,6 @@ def test_a_kept_value_that_another_thread_gives_up_is_still_handed_out(monkeypat
         def append(self, _: object) -> None:
             kept.clear()
 
-    monkeypatch.setattr("fastmsflow.nn.kept._notebook", Notebook())
+    monkeypatch.setattr("fastmsflow.nn.weight_cache._notebook", Notebook())
     with torch.no_grad():
         assert [kept.get(lambda: 1, [torch.ones(1)]) for _ in range(2)] == [1, 1]

@@ -18,13 +18,13 @@ from tolerances import JPEG_DECODERS
 
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import LooseImages, ShardedImages, write_shards
-from fastmsflow.data.images import as_tensor, decode_image
-from fastmsflow.data.jpegs import check_decoder, decoded, decoded_or_not, is_plain_jpeg
+from fastmsflow.data.image_io import as_tensor, decode_image
+from fastmsflow.data.jpeg_decoder import check_decoder, decoded, decoded_or_not, is_plain_jpeg
+from fastmsflow.data.reader_pool import Readers
+from fastmsflow.distributed.process_group import ALONE
+from fastmsflow.training.data_config import Reading, _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
-from fastmsflow.training.order import InTurn
-from fastmsflow.training.plan import Reading, _decoder
-from fastmsflow.training.readers import Readers
-from fastmsflow.world import ALONE
+from fastmsflow.training.samplers import InTurn
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import LooseImages, ShardedImages, ShardSet, write_shards
+from fastmsflow.data.reader_pool import Readers
+from fastmsflow.distributed.process_group import ALONE, World
 from fastmsflow.training import Recipe
+from fastmsflow.training.datamodule import ShardSource
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
-from fastmsflow.training.order import InTurn, Order
-from fastmsflow.training.readers import Readers
-from fastmsflow.training.sources import ShardSource
-from fastmsflow.world import ALONE, World
+from fastmsflow.training.samplers import InTurn, Order
 
 SIZE = (32, 32)
 COUNT = 11

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastmsflow import InputError
-from fastmsflow.data.names import Names
-from fastmsflow.training.losses import Losses, NotFinite
-from fastmsflow.world import Elsewhere, World
+from fastmsflow.data.lazy_sequence import Names
+from fastmsflow.distributed.process_group import Elsewhere, World
+from fastmsflow.training.loss_monitor import Losses, NotFinite
 
 SIZE = 2
 

@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.low_memory import measured
 from fastmsflow import InputError, MultiScaleFlow, backend
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
+from fastmsflow.nn.activation_checkpointing import MEMORIES
 from fastmsflow.nn.invertible import LIMIT, SEGMENT, invertible
-from fastmsflow.nn.low_memory import MEMORIES
 from fastmsflow.nn.parallel_flow import ParallelFlow
 
 CHANNELS, GRIDS = (8, 12, 6), ((6, 10), (3, 5), (2, 3))
@@ -73,7 +73,7 @@ def test_inverted_gradients_of_small_and_large_log_scales(scale: float, autocast
 
 def test_the_kernels_gradients_are_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
-    monkeypatch.setattr(tables, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "convolves", lambda *_: True)
     torch.manual_seed(1)
     flow = ParallelFlow(4, 4, 2, 1.9, "tanh").to(DEVICE)
     x, condition = (torch.randn(1, 4, 2, 2).to(DEVICE) for _ in range(2))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastmsflow import MSFlow
-from fastmsflow.nn.pool import Standardiser
-from fastmsflow.nn.replay import Places
+from fastmsflow.nn.cuda_graph import Places
+from fastmsflow.nn.feature_pooling import Standardiser
 
 
 def model() -> MSFlow:

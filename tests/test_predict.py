@@ -18,12 +18,12 @@ from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.calibration import Calibration
-from fastmsflow.data.images import load_image
-from fastmsflow.data.sources import find_images
+from fastmsflow.data.image_io import load_image
+from fastmsflow.data.input_files import find_images
 from fastmsflow.inference.regions import find_regions
-from fastmsflow.report.heat import Heat
-from fastmsflow.report.picture import Painter, Verdict
-from fastmsflow.report.rows import Rows
+from fastmsflow.inference.tables import Rows
+from fastmsflow.visualization.color_scale import Heat
+from fastmsflow.visualization.image_visualizer import Painter, Verdict
 
 Command = Callable[..., tuple[int, str, str]]
 COLUMNS = ["image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions",

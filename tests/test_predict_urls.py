@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from parquet_predicted import IMAGES, PER_PART, Command, command, images, model, network, rows, written
 
-from fastmsflow.data import remote
+from fastmsflow.data import url_images
 
 pytest.importorskip("fsspec", reason="needs fsspec: pip install 'fastmsflow[shards]'")
 
@@ -119,7 +119,7 @@ def test_an_image_that_does_not_arrive_has_a_fault_and_the_others_have_scores(
     served: tuple[str, Path], model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The other images and the listing must arrive in this time on a busy machine.
-    monkeypatch.setattr(remote, "TIMEOUT", 4.0)
+    monkeypatch.setattr(url_images, "TIMEOUT", 4.0)
     get, ended = Quiet.do_GET, threading.Event()
 
     def hangs(handler: Quiet) -> None:

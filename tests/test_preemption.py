@@ -18,13 +18,13 @@ from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet, ShardSet, write_shards
 from fastmsflow.errors import Preempted
 from fastmsflow.training import Reading, Recipe, train
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training.lightning_module import MSFlowModule
 
 SIGNALS = 4
 PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset", "test_preemption"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "webdataset", "test_preemption"])
 
 
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: Reading) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from fastmsflow import InputError
 from fastmsflow.data import LooseImages
+from fastmsflow.data.reader_pool import Readers
 from fastmsflow.errors import in_one_line
-from fastmsflow.training.readers import Readers
 
 
 def here(number: int) -> dict[str, int]:

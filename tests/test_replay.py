@@ -12,8 +12,8 @@ from small_model import images, model
 from torch import Tensor
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.nn import replay
-from fastmsflow.nn.replay import Replay
+from fastmsflow.nn import cuda_graph
+from fastmsflow.nn.cuda_graph import Replay
 
 
 class Graph:
@@ -46,7 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(replay, "_serves", lambda x: not torch.is_grad_enabled())
+    monkeypatch.setattr(cuda_graph, "_serves", lambda x: not torch.is_grad_enabled())
 
 
 def doubler(calls: list[str]):
@@ -113,11 +113,11 @@ def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
     calls: list[str] = []
     double, play = doubler(calls), Replay()
     with torch.no_grad():
-        for n in range(1, replay.MOST_GRAPHS + 2):
+        for n in range(1, cuda_graph.MOST_GRAPHS + 2):
             for _ in range(3):
                 play(double, [torch.ones(n)])
-    assert len(play._recorded) == replay.MOST_GRAPHS
-    assert calls.count("recorded") == replay.MOST_GRAPHS + 1
+    assert len(play._recorded) == cuda_graph.MOST_GRAPHS
+    assert calls.count("recorded") == cuda_graph.MOST_GRAPHS + 1
 
 
 def let_a_graph_repeat(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:

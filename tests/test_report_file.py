@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage import data as photographs
 
 from fastmsflow.errors import InputError
-from fastmsflow.report.page import Row, write_page
+from fastmsflow.visualization.html_report import Row, write_page
 
 
 def test_one_row_at_a_time_is_in_memory(tmp_path: Path) -> None:

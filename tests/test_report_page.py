@@ -19,7 +19,7 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
 from fastmsflow.metrics import auroc
-from fastmsflow.report.page import Row, write_page
+from fastmsflow.visualization.html_report import Row, write_page
 
 # The outcome: (label, whether the score is above the threshold).
 OUTCOMES = {"hit": (1, True), "missed": (1, False), "alarm": (0, True), "correct": (0, False)}

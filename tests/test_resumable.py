@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.cli import app
 from fastmsflow.compat import build_msflow_model, load_official, save_official
-from fastmsflow.compat.keys import official_fusion, official_parallel
-from fastmsflow.nn.position import position_code
-from fastmsflow.training import Recipe, load_state, state_file, train
+from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
+from fastmsflow.nn.positional_encoding import position_code
+from fastmsflow.training import Recipe, checkpointing, load_state, train
 
 LR = 1e-3
 
@@ -181,7 +181,7 @@ def run(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state_file, "SAVE_SECONDS", 0.0)
+        patch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
         train(model, images, RECIPE, out, report=lambda outcome: shutil.copytree(out, kept) and None)
     assert not (out / "state.ckpt").exists()
     return kept

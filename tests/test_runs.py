@@ -16,13 +16,13 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow, UnavailableError
-from fastmsflow.checkpoint import read_checkpoint
+from fastmsflow.evaluation.compare_checkpoints import Judged, mean_of
 from fastmsflow.files import LOCK_FILE
 from fastmsflow.metrics import auroc
+from fastmsflow.models.checkpoint import read_checkpoint
 from fastmsflow.training import Evaluation
-from fastmsflow.training.comparison import Judged, mean_of
-from fastmsflow.training.folder import SETTINGS_FILE, STATE_FILE
 from fastmsflow.training.loggers import check_loggers
+from fastmsflow.training.run_directory import SETTINGS_FILE, STATE_FILE
 
 SMALL = ("--extractor", "test_resnet.r160_in1k", "--image-size", 64, "--standardise", "--lr", 1e-3, "--batch-size", 8)
 
@@ -268,7 +268,7 @@ def train_args(tiles: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 def interrupted(tiles: Path, out: Path, command, monkeypatch) -> None:
     """A run that ends after its state was kept once."""
-    from fastmsflow.training.state_file import StateFile
+    from fastmsflow.training.checkpointing import StateFile
 
     def keep_and_fail(self, trainer, module):
         trainer.save_checkpoint(self._path)

@@ -13,10 +13,10 @@ from skimage import data as photographs
 from fastmsflow import MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import list_images
-from fastmsflow.data.images import load_image
+from fastmsflow.data.image_io import load_image
 from fastmsflow.scoring import MAP_KINDS
 from fastmsflow.training import Evaluation, Outcome
-from fastmsflow.training.module import Moment
+from fastmsflow.training.lightning_module import Moment
 
 SIDE = 64
 

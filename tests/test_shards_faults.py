@@ -17,8 +17,8 @@ from shards_written import IMAGES, PER_SHARD, SIZE, files, numbers, refused_in_a
 
 from fastmsflow import InputError
 from fastmsflow.data import ShardedImages, write_shards
-from fastmsflow.data.locations import Location
-from fastmsflow.data.manifest import Manifest, Shard
+from fastmsflow.data.shards.manifest import Manifest, Shard
+from fastmsflow.data.shards.storage import Location
 from fastmsflow.errors import UnavailableError
 from fastmsflow.training.loaders import ShardLoader
 

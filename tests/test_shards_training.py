@@ -11,8 +11,8 @@ from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ShardSet, write_shards
-from fastmsflow.training import Reading, Recipe, state_file, train
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training import Reading, Recipe, checkpointing, train
+from fastmsflow.training.lightning_module import MSFlowModule
 
 PER_SHARD = 4
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0)
@@ -56,7 +56,7 @@ def stop_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return step(self, batch, batch_index)
 
     monkeypatch.setattr(MSFlowModule, "training_step", stopped)
-    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("mended", [False, True], ids=["", "and mended before it was resumed"])

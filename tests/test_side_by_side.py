@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastmsflow.nn.side_by_side import side_by_side
+from fastmsflow.nn.streams import side_by_side
 
 
 def test_elsewhere_tasks_run_in_order() -> None:

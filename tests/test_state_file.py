@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastmsflow.distributed.process_group import World
 from fastmsflow.training import Recipe
-from fastmsflow.training.state_file import AGREE_EVERY, StateFile
-from fastmsflow.world import World
+from fastmsflow.training.checkpointing import AGREE_EVERY, StateFile
 
 
 @pytest.mark.parametrize("processes", [1, 2])

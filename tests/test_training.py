@@ -10,10 +10,10 @@ from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
-from fastmsflow.nn.extractor import Extractor
+from fastmsflow.nn.feature_extractor import Extractor
 from fastmsflow.training import Recipe, train
-from fastmsflow.training.fit import LAST_EPOCH, ON_TEST
-from fastmsflow.training.sources import TEST, TRAIN, FeatureSource
+from fastmsflow.training.datamodule import TEST, TRAIN, FeatureSource
+from fastmsflow.training.train import LAST_EPOCH, ON_TEST
 
 
 @pytest.fixture(scope="module")

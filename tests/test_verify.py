@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
 from fastmsflow.cli import app
-from fastmsflow.compat import certificate, save_official
-from fastmsflow.compat.certificate import certify, noise
-from fastmsflow.data.images import load_image
-from fastmsflow.data.texture_tiles import training_tiles
-from fastmsflow.nn.subnet import ConditionedSubnet
+from fastmsflow.compat import numerical_check, save_official
+from fastmsflow.compat.numerical_check import certify, noise
+from fastmsflow.data.image_io import load_image
+from fastmsflow.data.layouts.texture_tiles import training_tiles
+from fastmsflow.nn.subnets import ConditionedSubnet
 
 
 def small_flow() -> MultiScaleFlow:
@@ -35,7 +35,7 @@ def torch_only(monkeypatch) -> None:
     def unavailable(*_: object) -> bool:
         raise UnavailableError("no kernels here")
 
-    monkeypatch.setattr(certificate, "uses_triton", unavailable)
+    monkeypatch.setattr(numerical_check, "uses_triton", unavailable)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from rich.console import Console
 from fastmsflow import InputError
 from fastmsflow.files import write_yaml
 from fastmsflow.training import Recipe
-from fastmsflow.training.fit import say_if_short
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training.lightning_module import MSFlowModule
+from fastmsflow.training.train import say_if_short
 
 SHORT = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", 32, "--meta-epochs", 2, "--sub-epochs", 2, "--hold-out", 0,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastmsflow import InputError, UnavailableError, __main__, world
-from fastmsflow.world import PLACE, Elsewhere, Gone, World, is_gone
+from fastmsflow import InputError, UnavailableError, __main__
+from fastmsflow.distributed import process_group
+from fastmsflow.distributed.process_group import PLACE, Elsewhere, Gone, World, is_gone
 
 TEXTS = (
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2783",
@@ -65,7 +66,7 @@ def test_where_to_meet_is_checked_before_anyone_waits(host: str | None, port: st
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_waits_in_vain_says_for_what(rank: int, monkeypatch) -> None:
-    monkeypatch.setattr(world, "MEET_SECONDS", 1)
+    monkeypatch.setattr(process_group, "MEET_SECONDS", 1)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

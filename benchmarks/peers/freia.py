@@ -14,8 +14,8 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.compat.keys import official_fusion, official_parallel
-from fastmsflow.nn.position import position_code
+from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
+from fastmsflow.nn.positional_encoding import position_code
 from fastmsflow.reference.fusion import clamp_output
 
 

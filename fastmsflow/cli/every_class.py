@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..distributed.process_group import World
 from ..errors import InputError, UnavailableError, in_one_line
 from ..files import shown
-from ..world import World
-from .common import METRIC_NAMES, console, errors, every_class_of, in_table, print_json
+from .options import METRIC_NAMES, console, errors, every_class_of, in_table, print_json
 
 if TYPE_CHECKING:
     from ..data import ImageSet
-    from ..model import MSFlow
+    from ..evaluation.compare_checkpoints import Judged
+    from ..models.msflow import MSFlow
     from ..training import Outcome
-    from ..training.classes import FreshModels
-    from ..training.comparison import Judged
+    from ..training.multi_class import FreshModels
 
 METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")
 
@@ -36,7 +36,7 @@ def train_every_class(
     as_json: bool,
 ) -> None:
     """``run``: of a class, into ``out``/CLASS, with progress on a console. ``settings``: of such a run."""
-    from ..training.classes import train_each
+    from ..training.multi_class import train_each
 
     started = time.perf_counter()
     classes = world.once(lambda: every_class_of(source))
@@ -95,8 +95,8 @@ def _finished(
 ) -> list[str]:
     """Before any class begins: what is there must be of this command, and what failed is tried again. -> the classes
     that are finished. Errors: InputError where a class's run has other settings."""
-    from ..training.classes import forget_failure
-    from ..training.folder import has_finished, refuse_another
+    from ..training.multi_class import forget_failure
+    from ..training.run_directory import has_finished, refuse_another
 
     for name, images in sets.items():
         folder = out / name
@@ -123,9 +123,9 @@ def _conclude(
 ) -> None:
     """One table of all classes, printed and written; ``wall``: seconds of this call, before which ``skipped`` classes
     were finished. Errors: typer.Exit where one failed."""
-    from ..report.summary import write_summary
-    from ..training.classes import results_of
-    from ..training.comparison import mean_of, write_metrics
+    from ..evaluation.compare_checkpoints import mean_of, write_metrics
+    from ..training.multi_class import results_of
+    from ..visualization.markdown_table import write_summary
 
     rows: dict[str, list[Judged]] = {}
     seconds: dict[str, float] = {}

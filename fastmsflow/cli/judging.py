@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..files import shown
-from .common import (
+from .config_file import Config, resolved
+from .options import (
     METRIC_NAMES,
     AsJson,
     Category,
@@ -32,10 +33,9 @@ from .common import (
     say_how_exact,
     speak,
 )
-from .configuration import Config, resolved
 
 if TYPE_CHECKING:
-    from ..training.comparison import Judged, Judgement
+    from ..evaluation.compare_checkpoints import Judged, Judgement
 
 
 @app.command()
@@ -69,10 +69,10 @@ def evaluate(
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
     speak(quiet, as_json)
     console.print("loading torch and timm ...", style="dim")
-    from ..report.run import write_test_report
+    from ..evaluation.compare_checkpoints import checkpoints, judge, mean_of, write_metrics
+    from ..evaluation.score_map_store import Spill
+    from ..evaluation.test_report import write_test_report
     from ..scoring import check_map
-    from ..spill import Spill
-    from ..training.comparison import checkpoints, judge, mean_of, write_metrics
 
     kind = None if score_map is None else check_map(score_map)
     every = is_every_class(source, category)
@@ -124,11 +124,11 @@ def calibrate(
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
     speak(quiet, as_json)
     console.print("loading torch and timm ...", style="dim")
-    from ..checkpoint import read_checkpoint
     from ..data import LooseImages, list_images
+    from ..evaluation.evaluate import scored
+    from ..evaluation.evaluator import Calibrator
     from ..inference import prepare
-    from ..training.tally import Calibrator
-    from ..training.testing import scored
+    from ..models.checkpoint import read_checkpoint
 
     network = load_model(model)
     # The copy cannot be saved; the model that it was made from is.

@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ..distributed.launcher import Devices, Nodes, launch
+from ..distributed.process_group import ALONE
 from ..errors import InputError
-from ..world import ALONE
-from .common import (
+from .config_file import Config, chosen, resolved, source_of
+from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
+from .options import (
     AsJson,
     Category,
     Extractor,
@@ -20,9 +23,6 @@ from .common import (
     is_every_class,
     speak,
 )
-from .configuration import Config, chosen, resolved, source_of
-from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
-from .launch import Devices, Nodes, launch
 from .runs import Job, train_all, train_one
 
 # A real pretrained backbone that pip installs, so that the demo needs no download.

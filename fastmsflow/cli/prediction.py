@@ -11,7 +11,8 @@ from rich.table import Column, Table
 
 from ..errors import InputError
 from ..files import shown
-from .common import (
+from .config_file import Config
+from .options import (
     AsJson,
     Dtype,
     FalseAlarms,
@@ -26,12 +27,11 @@ from .common import (
     progress_bar,
     speak,
 )
-from .configuration import Config
 from .parquet import ParquetOptions, predict_parquet
 
 if TYPE_CHECKING:
+    from ..inference.predictor import Predictor
     from ..inference.scorer import Limit
-    from ..report.predictions import Predictor
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
@@ -145,9 +145,9 @@ def predict(
     _refuse_parquet_options(table, model, [*images, out], images_per_part, cluster)
     folder = Path(out)
     heat_maps = heat_maps is not False
-    from ..data.sources import find_images
+    from ..data.input_files import find_images
+    from ..inference.predictor import Interrupted, Predictor
     from ..inference.scorer import Limit
-    from ..report.predictions import Interrupted, Predictor
     from ..scoring import check_map
 
     speak(quiet, as_json)
@@ -178,8 +178,8 @@ def _refuse_parquet_options(
     """``places``: the images and the folder of results."""
     if table not in ("csv", "jsonl"):
         raise InputError(f"format {table}: give csv, jsonl or parquet")
-    from ..data.remote import is_url
-    from ..data.shard_set import is_shard_set
+    from ..data.shards.shard_set import is_shard_set
+    from ..data.url_images import is_url
 
     given = {
         model: is_url(model),

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..world import World
-from .common import (
+from ..distributed.process_group import World
+from .every_class import train_every_class
+from .fine_tuning import described_by, started_model
+from .options import (
     METRIC_NAMES,
     console,
     errors,
@@ -25,14 +27,12 @@ from .common import (
     refuse_class_of_shards,
     say_how_exact,
 )
-from .every_class import train_every_class
-from .fine_tuning import described_by, started_model
 
 if TYPE_CHECKING:
     from ..data import ImageSet, ShardSet
-    from ..model import MSFlow
+    from ..data.reader_pool import Readers
+    from ..models.msflow import MSFlow
     from ..training import Outcome, Reading, Recipe
-    from ..training.readers import Readers
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Job:
 
     def build(self, size: tuple[int, int]) -> "MSFlow":
         """Errors: as MSFlow's, or where ``start_from`` does not fit."""
-        from ..model import MSFlow
+        from ..models.msflow import MSFlow
 
         if self.start_from is None:
             return MSFlow(image_size=size, **self.model)
@@ -79,7 +79,7 @@ def train_one(job: Job, world: World) -> None:
     import torch
 
     from ..data import ImageSet
-    from ..training.folder import STATE_FILE
+    from ..training.run_directory import STATE_FILE
 
     images = world.once(lambda: _opened(job))
     tests = f", {len(images.test)} test images" if isinstance(images, ImageSet) else ""
@@ -122,12 +122,12 @@ def train_all(job: Job, world: World) -> None:
     """A run for each class, each by one of the processes, which have joined apart."""
     if world.first:
         console.print("loading torch, timm and lightning ...", style="dim")
-    from ..data.shard_set import is_shard_set
-    from ..training.classes import FreshModels
-    from ..training.fit import say_if_short, settings_of
+    from ..data.reader_pool import Readers
+    from ..data.shards.shard_set import is_shard_set
+    from ..training.data_config import check_reading, description_of
     from ..training.loggers import check_loggers, close_loggers
-    from ..training.plan import check_reading, description_of
-    from ..training.readers import Readers
+    from ..training.multi_class import FreshModels
+    from ..training.train import say_if_short, settings_of
     from ..training.trainer import check_precision
 
     # Once, and not of each class.
@@ -166,7 +166,7 @@ def train_all(job: Job, world: World) -> None:
 @contextmanager
 def _interruptible(world: World) -> Iterator[None]:
     """Ctrl-C ends the command with a line."""
-    from ..training.preemption import LAST_KEPT
+    from ..training.callbacks.preemption import LAST_KEPT
 
     try:
         yield
@@ -182,7 +182,7 @@ def started_from(job: Job) -> str | None:
 
 def _opened(job: Job) -> "ImageSet | ShardSet":
     from ..data import ShardSet, open_image_set
-    from ..data.shard_set import is_shard_set
+    from ..data.shards.shard_set import is_shard_set
 
     if not is_shard_set(job.source):
         return open_image_set(job.source, job.category)
@@ -204,9 +204,9 @@ def _run(
     import torch
 
     from ..data import ImageSet
-    from ..report.plots import plot_training
-    from ..report.run import write_test_report
+    from ..evaluation.test_report import write_test_report
     from ..training import train
+    from ..visualization.plots import plot_training
 
     out = job.out
     options = job.options if job.start_from is None else job.options | described_by(model)

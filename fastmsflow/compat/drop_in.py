@@ -14,11 +14,11 @@ from ..backend import Backend
 from ..errors import InputError
 from ..nn.coupling_block import CouplingBlock
 from ..nn.fusion_flow import FusionFlow
-from ..nn.kept import Kept
 from ..nn.parallel_flow import ParallelFlow
-from ..nn.subnet import ConditionedSubnet, FusionSubnet
+from ..nn.subnets import ConditionedSubnet, FusionSubnet
+from ..nn.weight_cache import Kept
 from ..reference.coupling import ClampForm, invert_permutation, permute_channels
-from .keys import Variant, read_permutation, refuse_masters_formula
+from .state_dict_keys import Variant, read_permutation, refuse_masters_formula
 
 
 class DropInSubnet(ConditionedSubnet):

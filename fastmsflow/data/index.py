@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .images import SUFFIXES
+from .image_io import SUFFIXES
 
 # A folder changed again within its clock's tick would show the same time: on FAT that is two seconds.
 TICK = 2_000_000_000

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..calibration import check_rate
-from ..data.batches import processors
-from ..data.locations import NO_FILE, Location
-from ..data.remote import is_there, is_url
+from ..data.image_batches import processors
+from ..data.shards.storage import NO_FILE, Location
+from ..data.url_images import is_there, is_url
 from ..errors import InputError, UnavailableError
 from ..files import shown
-from ..model import MSFlow
+from ..models.msflow import MSFlow
 from .columns import BYTES, IMAGE, Columns, Rows, result_columns
 from .precision import AUTO, check_dtype
 from .scorer import NOT_FINITE, Judged, Limit, Scorer, region_threshold

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import SMALLEST, as_tensor, decode_image, image_of
-from ..data.remote import open_image
+from ..data.image_io import SMALLEST, as_tensor, decode_image, image_of
+from ..data.url_images import open_image
 from ..errors import InputError
 from ..files import shown
 from .scorer import Judged

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from ..data.batches import Batch, Reader, ShardBatches, file_batches, read_batches
+from ..data.image_batches import Batch, Reader, ShardBatches, file_batches, read_batches
 from ..files import as_utf8
-from ..model import MSFlow
+from ..models.msflow import MSFlow
 from .arrow import RESULTS, with_results
 from .columns import result_columns
-from .parquet import PATH, PredictionFolder
+from .prediction_folder import PATH, PredictionFolder
 from .scorer import Judged, Scorer
 
 RESULTS_OF_FILES = pa.schema([(PATH, pa.string()), *RESULTS])
@@ -39,7 +39,7 @@ class Files:
 
 
 class Shards:
-    """Images in a set of shards; ``where``: see fastmsflow.data.locations.Location."""
+    """Images in a set of shards; ``where``: see fastmsflow.data.shards.storage.Location."""
 
     def __init__(self, where: str) -> None:
         self.where = where

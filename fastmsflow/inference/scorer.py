@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, Threshold
-from ..data.batches import Item, Read
+from ..data.image_batches import Item, Read
 from ..errors import InputError
 from ..files import shown
-from ..model import MSFlow
+from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from .precision import AUTO, prepare
 from .regions import Region, find_regions

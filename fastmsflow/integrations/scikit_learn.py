@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from ..data import LooseImages, list_images
 from ..errors import InputError, UnavailableError
-from ..model import MSFlow
-from ..nn.pool import Pool
+from ..models.msflow import MSFlow
+from ..nn.feature_pooling import Pool
 from ..scoring import Scores
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             from rich.console import Console
 
             from ..training import Recipe
-            from ..training.module import MSFlowModule
+            from ..training.datamodule import TRAIN, FeatureSource
+            from ..training.lightning_module import MSFlowModule
             from ..training.recipe import WARM_UP_SHARE
-            from ..training.sources import TRAIN, FeatureSource
             from ..training.trainer import prepare, run_trainer
         except ImportError as error:
             package = (error.name or "").partition(".")[0]

@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.coupling import coupling, coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
-from .kept import Kept, wide
-from .subnet import ConditionedSubnet
+from .subnets import ConditionedSubnet
+from .weight_cache import Kept, wide
 
 
 class CouplingBlock(nn.Module):

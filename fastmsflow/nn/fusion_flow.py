@@ -16,9 +16,9 @@ from ..ops.conv3x3_coupling import (
 )
 from ..ops.coupling import cross_coupling_inverse
 from ..reference.coupling import add_log_dets
-from .low_memory import Memory, recomputed
-from .side_by_side import side_by_side
-from .subnet import FusionSubnet
+from .activation_checkpointing import Memory, recomputed
+from .streams import side_by_side
+from .subnets import FusionSubnet
 
 # Hidden maps, the head's weight and bias, a level's parts, the clamp, whether the log_det is wanted and the backend ->
 # what becomes of the level, and its log_det.

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..backend import Backend
 from ..reference.coupling import ClampForm, add_log_dets
+from .activation_checkpointing import Memory, recomputed
 from .coupling_block import CouplingBlock
 from .invertible import invertible
-from .lists import all_of
-from .low_memory import Memory, recomputed
+from .module_lists import all_of
 
 
 class ParallelFlow(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
-from ..kernels.rows import new_results, new_rows
+from ..kernels.channels_last import new_results, new_rows
 from ..reference import conv3x3 as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit

@@ -8,7 +8,7 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
-from ..kernels.rows import new_results, new_rows
+from ..kernels.channels_last import new_results, new_rows
 from ..reference import coupling as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit

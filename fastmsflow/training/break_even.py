@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data.reader_pool import Readers
 from ..files import write_faults
 from .feature_cache import FeatureCache, binary
-from .features import pooled_features
-from .readers import Readers
+from .features_in_memory import pooled_features
 
 # Enough for a guess: their features are tens of MiB.
 MEASURED = 8

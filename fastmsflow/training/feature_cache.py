@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset
 from ..data.fingerprint import digest
+from ..data.reader_pool import Readers
+from ..distributed.process_group import ALONE, World
 from ..errors import InputError
 from ..files import ASIDE, locked, shown, write_json, written_aside
-from ..model import MSFlow
-from ..world import ALONE, World
-from .features import BATCH, Images, Joined, Progress
-from .readers import Readers
+from ..models.msflow import MSFlow
+from .features_in_memory import BATCH, Images, Joined, Progress
 
 # Of what the files hold and of how images become features; a cache of another is stale.
 FORMAT = 1

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ..data import ShardedImages
+from ..data.reader_pool import Readers, encoded_together, survive_sigterm
+from ..distributed.process_group import ALONE, World
 from ..errors import InputError
-from ..world import ALONE, World
-from .features import Images
-from .order import InTurn, Order
-from .readers import Readers, encoded_together, survive_sigterm
+from .features_in_memory import Images
+from .samplers import InTurn, Order
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
 Batch = tuple[list[Tensor] | Tensor, list[int], float]

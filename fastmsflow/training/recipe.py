@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from ..calibration import FALSE_ALARMS, check_rate
 from ..errors import InputError
-from ..nn.low_memory import MEMORIES
+from ..nn.activation_checkpointing import MEMORIES
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

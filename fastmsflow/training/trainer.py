@@ -16,14 +16,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
+from ..distributed.process_group import World
 from ..errors import InputError
-from ..world import World
-from .callbacks import TrainingBar, progress
-from .module import MSFlowModule
-from .parts import prepared
+from .callbacks.progress_bar import TrainingBar, progress
+from .checkpointing import StateFile
+from .datamodule import Source
+from .lightning_module import MSFlowModule
+from .parameter_groups import prepared
 from .recipe import Precision, Recipe
-from .sources import Source
-from .state_file import StateFile
 
 
 def check_precision(recipe: Recipe) -> None:

@@ -1,0 +1,1 @@
+"""Data layouts: how folders become image sets."""
