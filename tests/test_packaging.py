@@ -34,7 +34,7 @@ DEMO = """\
 from dataclasses import replace
 
 from fastmsflow.__main__ import main
-from fastmsflow.data import layouts
+from fastmsflow.data.layouts import folders as layouts
 
 def few(kind):
     images = elpv(kind)

@@ -112,8 +112,8 @@ def test_a_users_table_lies_over_the_committed_one(tmp_path: Path) -> None:
     tiles = {"coupling": {"pixels": 2, "channels": 4, "warps": 8}}
     table.write_text(json.dumps({"any": {"tiles": tiles, "convolutions": {"conv3x3": [[1, 2, True]]}}}))
     code = (
-        "from fastmsflow.kernels import tables; print(tables.TILES['coupling']['any'], tables.TILES['pool']['any'],"
-        " tables.CONVOLUTIONS)"
+        "from fastmsflow.kernels import configs; print(configs.TILES['coupling']['any'], configs.TILES['pool']['any'],"
+        " configs.CONVOLUTIONS)"
     )
     printed = kernels_with(table, code).stdout
     assert "Tile(pixels=2, channels=4, warps=8) Tile(pixels=16, channels=128, warps=4)" in printed
