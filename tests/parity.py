@@ -17,7 +17,7 @@ from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.state_dict_keys import fusion_key, parallel_key
 from fastmsflow.models.msflow import MultiScaleFlow
 from fastmsflow.nn.feature_pooling import pool_features
-from fastmsflow.nn.positional_encoding import position_code
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.scoring import anomaly_scores
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -124,7 +124,7 @@ def freia_pairs(path: Path, dtype: torch.dtype) -> Iterator[tuple[int, SequenceI
         theirs = freia_flow(channels[level], conditions[level], blocks[level], grid)
         theirs.load_state_dict(states[level])
         x = torch.randn(3, channels[level], *grid, dtype=dtype).to(DEVICE)
-        yield level, theirs.to(DEVICE, dtype), ours, x, position_code(conditions[level], *grid, dtype, DEVICE)
+        yield level, theirs.to(DEVICE, dtype), ours, x, positional_encoding_2d(conditions[level], *grid, dtype, DEVICE)
 
 
 def freia_errors(path: Path, dtype: torch.dtype) -> dict[str, float]:

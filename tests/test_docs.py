@@ -28,7 +28,7 @@ from fastmsflow.calibration import Calibration
 from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import official_to_own
-from fastmsflow.nn.positional_encoding import position_code
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -99,7 +99,7 @@ def namespaces() -> dict[Path, dict[str, Any]]:
     given = {
         "c": SimpleNamespace(c_conds=(64, 64, 64), parallel_blocks=(1, 1, 1), clamp_alpha=1.9),
         "c_feats": list(CHANNELS),
-        "conditions": [position_code(64, *grid, torch.float32, "cpu").repeat(2, 1, 1, 1) for grid in GRIDS],
+        "conditions": [positional_encoding_2d(64, *grid, torch.float32, "cpu").repeat(2, 1, 1, 1) for grid in GRIDS],
         "batches": [features(), features()],
         "features": features(),
         "freia_flows": freia_flows,

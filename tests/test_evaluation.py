@@ -20,13 +20,13 @@ from torch import multiprocessing
 from fastmsflow import InputError, MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import ImageSet, Sample, open_image_set
-from fastmsflow.distributed.process_group import ALONE, World
+from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from fastmsflow.evaluation import ground_truth, pixel_metrics
-from fastmsflow.evaluation.evaluator import Calibrator, Findings, Tally
-from fastmsflow.evaluation.ground_truth import Truth
-from fastmsflow.evaluation.pixel_metrics import CountedPixels
+from fastmsflow.evaluation.evaluator import Calibrator, Evaluator, TestResult
+from fastmsflow.evaluation.ground_truth import GroundTruth
+from fastmsflow.evaluation.pixel_metrics import BinnedPixelMetrics
 from fastmsflow.evaluation.results import METRICS, STATED, exactness
-from fastmsflow.evaluation.score_map_store import Spill
+from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
@@ -69,24 +69,24 @@ def images(tmp_path_factory) -> ImageSet:
     return ImageSet("images", (), tuple(samples), (SIDE, SIDE))
 
 
-def many(images: ImageSet, world: World = ALONE) -> Truth:
+def many(images: ImageSet, world: ProcessGroup = SINGLE_PROCESS) -> GroundTruth:
     """As of a set too large to be judged exactly."""
     patch = pytest.MonkeyPatch()
     with patch.context() as limits:
         limits.setattr(ground_truth, "EXACT_PIXELS", 0)
-        return Truth.of(images, images.image_size, world)
+        return GroundTruth.from_image_set(images, images.image_size, world)
 
 
 def judged(
-    known: Truth,
+    known: GroundTruth,
     order: list[int],
-    world: World = ALONE,
-    maps: Spill | None = None,
+    world: ProcessGroup = SINGLE_PROCESS,
+    maps: ScoreMapStore | None = None,
     batch: int = 5,
     times: float = 1.0,
-) -> Findings:
+) -> TestResult:
     """By a calibrated model."""
-    tally = Tally(known, LEVELS, "absolute", maps, world)
+    tally = Evaluator(known, LEVELS, "absolute", maps, world)
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
         masks = known.masks(numbers)
@@ -119,7 +119,7 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
 ) -> None:
     known = many(images)
     found = judged(known, known.order, times=times)
-    exact = judged(Truth.of(images, images.image_size), list(range(COUNT)), times=times)
+    exact = judged(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
     assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
     # A model that does not fit gives most pixels the same highest value, and the published PRO is not defined.
@@ -131,7 +131,7 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
 
 
 def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) -> None:
-    known = Truth.of(images, images.image_size)
+    known = GroundTruth.from_image_set(images, images.image_size)
     assert known.order == list(range(COUNT))
     one, other = (judged(known, order, batch=batch) for order, batch in ((known.order, 24), (known.order[::-1], 7)))
     assert one.evaluation == other.evaluation
@@ -177,13 +177,13 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
 def one_process(rank: int, images: ImageSet, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    world = World(rank, RANKS, rank, RANKS)
+    world = ProcessGroup(rank, RANKS, rank, RANKS)
     # They make their bins at different batches, the first process of good images alone.
     pixel_metrics.SAMPLE_PIXELS = SIDE * SIDE * (2 + 3 * rank)
     for count in COUNTS.values():
-        known = Truth.of(part_of(images, count), images.image_size, world)
+        known = GroundTruth.from_image_set(part_of(images, count), images.image_size, world)
         own = list(range(count))[rank::RANKS]
-        tested = judged(known, own, world, Spill(folder / str(count), world), batch=2)
+        tested = judged(known, own, world, ScoreMapStore(folder / str(count), world), batch=2)
         found = (tested.evaluation, tested.scores, calibrated(own, count, world))
         torch.save(found, folder / str(count) / f"rank{rank}")
         if tested.maps is not None:
@@ -194,7 +194,7 @@ def one_process(rank: int, images: ImageSet, folder: Path) -> None:
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
 def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_three_processes: Path) -> None:
     some, folder = part_of(images, count), of_three_processes / str(count)
-    known = Truth.of(some, some.image_size)
+    known = GroundTruth.from_image_set(some, some.image_size)
     numbers = list(range(count))
     exact = judged(known, numbers)
     calibration = calibrated(numbers, count)
@@ -208,7 +208,7 @@ def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_thre
     assert not list(folder.glob(".*")), "the processes left their maps"
 
 
-def calibrated(numbers: list[int], count: int, world: World = ALONE, batch: int = 2) -> Calibration:
+def calibrated(numbers: list[int], count: int, world: ProcessGroup = SINGLE_PROCESS, batch: int = 2) -> Calibration:
     calibrator = Calibrator([f"{i}.png" for i in range(count)], world)
     for start in range(0, len(numbers), batch):
         part = numbers[start : start + batch]
@@ -229,7 +229,7 @@ def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> 
 
 def test_images_whose_score_is_not_finite_are_named_by_a_tally(images: ImageSet) -> None:
     known = many(images)
-    tally = Tally(known, LEVELS)
+    tally = Evaluator(known, LEVELS)
     scores = scores_of([0, 1], known.masks([0, 1]))
     scores.peak[1] = float("nan")
     tally.add([0, 1], scores, known.masks([0, 1]))
@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkey
     peaks = []
     for repeats in (2, 20):
         large = many(ImageSet("large", (), images.test * repeats, images.image_size))
-        with Spill(tmp_path) as maps:
+        with ScoreMapStore(tmp_path) as maps:
             tracemalloc.start()
             judged(large, large.order, maps=maps, batch=8)
             peaks.append(tracemalloc.get_traced_memory()[1])
@@ -262,7 +262,7 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
     masks = np.zeros((20, 512, 512), dtype=bool)
     masks[::2, 60:170, 256:350] = True
     masks[::2, 450:460, 3:7] = True
-    counted = CountedPixels(LEVELS, (512, 512), World())
+    counted = BinnedPixelMetrics(LEVELS, (512, 512), ProcessGroup())
     seconds = 0.0
     for start in range(0, 200, 20):
         shifted = log_likelihood - torch.from_numpy(masks).float() - 0.01 * start
@@ -283,7 +283,7 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
 
 def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
-    with Spill(tmp_path / "not/there/yet") as kept:
+    with ScoreMapStore(tmp_path / "not/there/yet") as kept:
         kept.add([4, 0], maps[[4, 0]])
         kept.add([], maps[:0])
         kept.add([2], maps[[2]])
@@ -297,8 +297,8 @@ def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from fastmsflow.evaluation.score_map_store import Spill
-from fastmsflow.distributed.process_group import ALONE, World
+from fastmsflow.evaluation.score_map_store import ScoreMapStore
+from fastmsflow.distributed.process_group import SINGLE_PROCESS, World
 kept = Spill(Path(sys.argv[1]), World(0, int(sys.argv[2])))
 kept.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)

@@ -15,7 +15,7 @@ from torch._dynamo.testing import EagerAndRecordGraphs
 
 from fastmsflow import MSFlow, backend
 from fastmsflow.nn import fuse_conv_relu
-from fastmsflow.nn.feature_extractor import FOLDED_SIDE, Extractor
+from fastmsflow.nn.feature_extractor import FOLDED_SIDE, FeatureExtractor
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution, fuse_convolutions
 from fastmsflow.ops import convolution_relu as ops
 from fastmsflow.reference import convolution_relu as twin
@@ -23,9 +23,9 @@ from fastmsflow.reference import convolution_relu as twin
 SIZE = (64, 96)
 
 
-def folded(name: str, image_size: tuple[int, int] = SIZE) -> Extractor:
+def folded(name: str, image_size: tuple[int, int] = SIZE) -> FeatureExtractor:
     torch.manual_seed(0)
-    result = Extractor(name, pretrained=False, image_size=image_size)
+    result = FeatureExtractor(name, pretrained=False, image_size=image_size)
     for norm in result.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(std=0.1)
@@ -34,7 +34,7 @@ def folded(name: str, image_size: tuple[int, int] = SIZE) -> Extractor:
     return result
 
 
-def fused(original: Extractor, image_size: tuple[int, int] = SIZE) -> Extractor:
+def fused(original: FeatureExtractor, image_size: tuple[int, int] = SIZE) -> FeatureExtractor:
     result = copy.deepcopy(original)
     result.fuse_convolutions(image_size)
     return result

@@ -23,15 +23,15 @@ from tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS, CACHED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
-from fastmsflow.data.reader_pool import Readers
-from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, Extractor
-from fastmsflow.nn.feature_pooling import Standardiser
-from fastmsflow.training import Reading, Recipe, checkpointing, train
+from fastmsflow.data.reader_pool import ReaderPool
+from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor
+from fastmsflow.nn.feature_pooling import FeatureNormalizer
+from fastmsflow.training import DataConfig, Recipe, checkpointing, train
 from fastmsflow.training.break_even import measured
-from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureSource
+from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_in_memory import pooled_features
-from fastmsflow.training.features_on_disk import CachedFeatures
+from fastmsflow.training.features_on_disk import FeaturesOnDisk
 
 COUNT = 10
 # An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.
@@ -74,14 +74,14 @@ def whole(images: ImageSet, tmp_path_factory) -> Path:
 def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that go through the extractor, the one of zeros that tells the shapes aside."""
     seen: list[int] = []
-    forward = Extractor.forward
+    forward = FeatureExtractor.forward
 
-    def counted(self: Extractor, batch: torch.Tensor) -> list[torch.Tensor]:
+    def counted(self: FeatureExtractor, batch: torch.Tensor) -> list[torch.Tensor]:
         if batch.any():
             seen.append(len(batch))
         return forward(self, batch)
 
-    monkeypatch.setattr(Extractor, "forward", counted)
+    monkeypatch.setattr(FeatureExtractor, "forward", counted)
     return seen
 
 
@@ -95,7 +95,7 @@ def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, 
     cache.build()
     rows = [7, 0, 9, 9]
     train = ImageDataset(images.train, (32, 32))
-    direct = pooled_features(cache.model, train, range(len(train)), Readers())
+    direct = pooled_features(cache.model, train, range(len(train)), ReaderPool())
     for level, expected in zip(cache.take(cache.rows[TRAIN][rows]), direct, strict=True):
         assert level.dtype == dtype
         assert level.is_contiguous(memory_format=torch.channels_last)
@@ -108,8 +108,10 @@ def test_batches_are_those_of_features_kept_in_memory(
     images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
-    kept = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE)
-    cached = FeatureSource(new_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32)
+    kept = FeatureTrainingData(new_model(standardise=standardise), parts_of(images), RECIPE)
+    cached = FeatureTrainingData(
+        new_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32
+    )
     loaders = []
     for data in (kept, cached):
         data.prepare()
@@ -126,7 +128,7 @@ def test_statistics_taken_batch_by_batch_are_those_of_all_at_once() -> None:
     torch.manual_seed(0)
     # Channels whose mean is large beside their spread, where sums of squares would cancel.
     level = torch.randn(7, 5, 4, 6) * 0.01 + torch.tensor([0.0, 1.0, 10.0, 100.0, 1000.0])[:, None, None]
-    at_once, streamed = Standardiser([5]), Standardiser([5])
+    at_once, streamed = FeatureNormalizer([5]), FeatureNormalizer([5])
     at_once.fit([level])
     streamed.fit_batches([batch] for batch in level.split(3))
     for fitted in (at_once, streamed):
@@ -330,7 +332,7 @@ def test_once_they_lie_in_memory_the_disk_is_not_read_again(images: ImageSet, wh
     at = tmp_path / "cache"
     shutil.copytree(whole, at)
     cache = new_cache(images, at)
-    features = CachedFeatures(cache, cache.rows[TEST], cache.model, "in memory")
+    features = FeaturesOnDisk(cache, cache.rows[TEST], cache.model, "in memory")
     shutil.rmtree(at)
     assert [len(level) for level in features.fetch([0, 3])] == [2, 2, 2]
 
@@ -339,7 +341,7 @@ def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
     images: ImageSet, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = new_cache(images, whole)
-    features = CachedFeatures(cache, cache.rows[TEST], cache.model, "on disk")
+    features = FeaturesOnDisk(cache, cache.rows[TEST], cache.model, "on disk")
     done: list[tuple] = []
 
     class Level:
@@ -354,7 +356,7 @@ def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
             return "there"
 
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(CachedFeatures, "device", gpu)
+    monkeypatch.setattr(FeaturesOnDisk, "device", gpu)
     assert features._on_device([Level()]) == ["there"]
     assert done == [("pin",), ("to", gpu, True)]
     monkeypatch.setattr(Level, "is_cuda", True)
@@ -375,7 +377,7 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
 def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
     torch.set_num_threads(1)
     checkpointing.SAVE_SECONDS = 0.0  # the state after every step
-    reading = Reading(feature_cache=at / "cache")
+    reading = DataConfig(feature_cache=at / "cache")
     train(new_model(standardise=True), images, RECIPE, at / "run", reading, resume=resume)
 
 
@@ -448,7 +450,7 @@ def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rou
         test = ImageDataset(images.test, images.image_size)
         cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype)
         cache.build()
-        features = CachedFeatures(cache, cache.rows[TEST], model, "on disk")
+        features = FeaturesOnDisk(cache, cache.rows[TEST], model, "on disk")
         with torch.no_grad():
             levels = features.fetch(list(range(len(features))))
             scores.append(model.scores_of_features(levels))

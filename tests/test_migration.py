@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastmsflow import MSFlow, UnavailableError
 from fastmsflow.compat import build_msflow_model, numerical_check
-from fastmsflow.nn.feature_extractor import Extractor
+from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, checkpointing, train
 
 SIDE = 64
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def script(folder: Path) -> Record:
     """Runs a script of the published kind, whose checkpoint is official.pt."""
-    backbone = Extractor("resnet18", weights=folder / "weights.pth", image_size=(SIDE, SIDE)).eval()
+    backbone = FeatureExtractor("resnet18", weights=folder / "weights.pth", image_size=(SIDE, SIDE)).eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     def extractor(normalised: Tensor) -> list[Tensor]:

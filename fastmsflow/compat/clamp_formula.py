@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError, InputWarning
 from ..models.msflow import MultiScaleFlow
 from ..nn.coupling_block import CouplingBlock
-from ..nn.feature_extractor import Extractor
+from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import Pool, pool_features
 from ..reference.coupling import ClampForm
 from ..reference.likelihood import negative_log_likelihood
@@ -173,13 +173,13 @@ def pooled_batches(
                 yield [level[start : min(MOST_IMAGES, start + BATCH)] for level in levels]
             return
     # Before weights are downloaded.
-    check_extractor(flow, Extractor(extractor, pretrained=False, image_size=size), "the checkpoint")
-    backbone = Extractor(extractor, weights=weights, image_size=size).to(device)
+    check_extractor(flow, FeatureExtractor(extractor, pretrained=False, image_size=size), "the checkpoint")
+    backbone = FeatureExtractor(extractor, weights=weights, image_size=size).to(device)
     for pixels in _pixels(images, size):
         yield pool_features(backbone(pixels.to(device)), pool)
 
 
-def check_extractor(flow: MultiScaleFlow, backbone: Extractor, source: str | Path) -> None:
+def check_extractor(flow: MultiScaleFlow, backbone: FeatureExtractor, source: str | Path) -> None:
     """Errors: InputError where ``backbone`` does not yield the channels that the flow of ``source`` takes."""
     if backbone.channels != flow.channels:
         raise InputError(

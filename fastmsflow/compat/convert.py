@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import InputError
 from ..models.checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
 from ..models.msflow import MSFlow, MultiScaleFlow
-from ..nn.feature_extractor import Extractor
+from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import check_pool
 from ..state_dicts import refuse_misfit
 from .clamp_formula import check_extractor
@@ -28,11 +28,11 @@ def official_to_own(
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
     The extractor's weights are not in an official file: ``target`` holds those that ``extractor_weights`` names (see
-    fastmsflow.nn.feature_extractor.Extractor), or none, and then ``MSFlow.load`` takes timm's.
+    fastmsflow.nn.feature_extractor.FeatureExtractor), or none, and then ``MSFlow.load`` takes timm's.
     Errors: InputError where the file does not fit, or the extractor does not yield the flow's channels.
     """
     flow = load_official(source, clamp, check_variant(variant))
-    backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
+    backbone = FeatureExtractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
     check_extractor(flow, backbone, source)
     epoch = read_pickle(source).get("epoch")
     config = {

@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass
-class Row:
+class CheckRow:
     """One backend and dtype against the reference. Differences are the largest over all images."""
 
     backend: Backend
@@ -55,11 +55,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class NumericalCheck:
     formula: str
     device: str
     images: int
-    rows: list[Row]
+    rows: list[CheckRow]
     unavailable: dict[str, str]
     """Backends that cannot serve here, and why."""
 
@@ -74,9 +74,9 @@ class Certificate:
 
 
 @torch.no_grad()
-def certify(
+def check_numerics(
     flow: MultiScaleFlow, batches: Batches, image_size: tuple[int, int], progress: Progress = lambda done: None
-) -> Certificate:
+) -> NumericalCheck:
     """Runs ``flow`` on ``batches`` of pooled features, (B, C_l, H_l, W_l) per level, by every backend and dtype that
     serves on their device; by plain PyTorch in float64 for comparison. ``image_size``: (H, W) of the score maps.
 
@@ -84,7 +84,7 @@ def certify(
     """
     flow = copy.deepcopy(flow).eval().requires_grad_(False)
     reference = _of(flow, torch.float64, "torch")
-    rows: list[Row] = []
+    rows: list[CheckRow] = []
     unavailable: dict[str, str] = {}
     flows: list[MultiScaleFlow] = []
     log_scores: list[float] = []
@@ -105,7 +105,7 @@ def certify(
         row.seconds /= len(log_scores)
         if len(log_scores) > 1:
             row.rank_correlation = float(spearmanr(log_scores, row.log_scores).statistic)
-    return Certificate(FORMS[flow.clamp_form], device, len(log_scores), rows, unavailable)
+    return NumericalCheck(FORMS[flow.clamp_form], device, len(log_scores), rows, unavailable)
 
 
 def noise(flow: MultiScaleFlow, image_size: int, images: int) -> Batches:
@@ -120,7 +120,7 @@ def noise(flow: MultiScaleFlow, image_size: int, images: int) -> Batches:
         ]
 
 
-def _candidates(x: Tensor) -> tuple[list[Row], dict[str, str]]:
+def _candidates(x: Tensor) -> tuple[list[CheckRow], dict[str, str]]:
     try:
         uses_triton("triton", x)
         backends: tuple[Backend, ...] = ("torch", "triton")
@@ -131,7 +131,7 @@ def _candidates(x: Tensor) -> tuple[list[Row], dict[str, str]]:
     tf32 = x.is_cuda and rounds_to_tf32()
     names = [str(dtype).removeprefix("torch.") for dtype in reversed(DTYPES)]
     limit = {name: TOLERANCES["tf32" if tf32 and name == "float32" else name] for name in names}
-    return [Row(backend, name, limit[name]) for backend in backends for name in names], unavailable
+    return [CheckRow(backend, name, limit[name]) for backend in backends for name in names], unavailable
 
 
 def _of(flow: MultiScaleFlow, dtype: torch.dtype, backend: Backend) -> MultiScaleFlow:
@@ -155,7 +155,7 @@ def _scores(flow: MultiScaleFlow, x: Sequence[Tensor], image_size: tuple[int, in
 
 
 def _compare(
-    row: Row, flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int], expected: list[Tensor]
+    row: CheckRow, flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int], expected: list[Tensor]
 ) -> None:
     ours = [value.double() for value in _outputs(flow, levels, image_size)]
     x = [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]

@@ -1,6 +1,6 @@
 """Image sets and how they are read. Knows nothing of models."""
 
-from .datasets import ImageDataset, LooseImages
+from .datasets import ImageDataset, ImageFileDataset
 from .file_search import list_images
 from .fingerprint import fingerprint
 from .image_io import load_image, load_mask, read_image
@@ -13,8 +13,8 @@ from .shards.writer import write_shards
 
 __all__ = [
     "ImageDataset",
+    "ImageFileDataset",
     "ImageSet",
-    "LooseImages",
     "Sample",
     "ShardSet",
     "ShardedImages",

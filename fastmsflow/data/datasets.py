@@ -38,7 +38,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return partial(_sample, self.samples[index], index, self.image_size)
 
 
-class LooseImages(Dataset[dict[str, Any]]):
+class ImageFileDataset(Dataset[dict[str, Any]]):
     """Images of no set for a DataLoader, at ``image_size`` (H, W).
 
     ``images``: files, or arrays: grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16. Items: ``image``

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..errors import InputError
 
 
-class LeftOut(NamedTuple):
+class SkippedImages(NamedTuple):
     """Of one run."""
 
     faults: int
@@ -16,7 +16,7 @@ class LeftOut(NamedTuple):
     """That could not be had, each once. None of a shard whose checksum alone is wrong."""
 
 
-class FaultsFile:
+class ErrorLog:
     """``path``: there or not. What lies behind ``start`` bytes of it is this run's."""
 
     def __init__(self, path: str | Path) -> None:
@@ -30,7 +30,7 @@ class FaultsFile:
         with self.path.open("a") as file:
             file.write(f"{line}\n")
 
-    def left_out(self) -> LeftOut:
+    def left_out(self) -> SkippedImages:
         """In this run, by all processes: of what every epoch tells again, once."""
         lost: dict[str, int] = {}
         if self._size() > self.start:
@@ -38,7 +38,7 @@ class FaultsFile:
                 file.seek(self.start)
                 for line in map(json.loads, file):
                     lost[line["fault"]] = max(line["lost"], lost.get(line["fault"], 0))
-        return LeftOut(len(lost), sum(lost.values()))
+        return SkippedImages(len(lost), sum(lost.values()))
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0

@@ -18,12 +18,12 @@ from ..files import as_utf8
 from .image_io import as_tensor, decode_image
 from .shards.manifest import Manifest, Shard
 from .shards.reader import Encoded, read_shard
-from .shards.storage import Location
+from .shards.storage import ShardStorage
 from .url_images import open_image
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Images that are to be read."""
 
     first: int
@@ -36,31 +36,31 @@ class Batch:
     """Says why they are lost."""
 
 
-def file_batches(names: Sequence[str], size: int) -> Iterator[Batch]:
+def file_batches(names: Sequence[str], size: int) -> Iterator[ImageBatch]:
     """Yields ``names``, of files or URLs, ``size`` at once."""
     for start in range(0, len(names), size):
-        yield Batch(start, list(names[start : start + size]))
+        yield ImageBatch(start, list(names[start : start + size]))
 
 
 class ShardBatches:
     """Batches of a set of shards; an image's name is its shard's and its own. A shard that is damaged, cut off or
     missing loses images, and its last batch says so.
 
-    ``where``: see fastmsflow.data.shards.storage.Location. Errors: InputError where there is no manifest, or it is
+    ``where``: see fastmsflow.data.shards.storage.ShardStorage. Errors: InputError where there is no manifest, or it is
     wrong; UnavailableError where a package is missing that reads shards.
     """
 
     def __init__(self, where: str) -> None:
         if find_spec("webdataset") is None:
             raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'")
-        self.location = Location(where)
+        self.location = ShardStorage(where)
         self.manifest = Manifest.read(self.location)
 
     def name(self, shard: Shard) -> str:
         """Returns the shard's file or URL."""
         return self.location.name(shard.name)
 
-    def batches(self, shard: Shard, size: int, done: Container[str] = ()) -> Iterator[Batch]:
+    def batches(self, shard: Shard, size: int, done: Container[str] = ()) -> Iterator[ImageBatch]:
         """Yields the images of ``shard``, ``size`` at once, but for those whose names, as UTF-8, are ``done``."""
         tar = self.name(shard)
         first, read, seen, fault = shard.first, list[Encoded](), 0, None
@@ -72,19 +72,19 @@ class ShardBatches:
                     continue
                 # Kept back until there are more: that a shard is damaged may show at its very end.
                 if len(read) == size:
-                    yield Batch(first, read)
+                    yield ImageBatch(first, read)
                     first, read = first + size, []
                 read.append(named)
         except InputError as error:
             fault = str(error)
         if fault:
             # A wrong checksum alone loses no image, but one of them may be wrong: that has a row too.
-            yield Batch(first, read, max(1, shard.images - seen), fault)
+            yield ImageBatch(first, read, max(1, shard.images - seen), fault)
         elif read:
-            yield Batch(first, read)
+            yield ImageBatch(first, read)
 
 
-class Item(NamedTuple):
+class ReadImage(NamedTuple):
     """An image that was, or could not be, read."""
 
     number: int
@@ -95,14 +95,14 @@ class Item(NamedTuple):
     """(width, height) of the file's pixels; None where it cannot be read."""
     fault: str | None
     shown: np.ndarray | None = None
-    """(h, w, 3) uint8, what ``Reader.shrink`` made of it."""
+    """(h, w, 3) uint8, what ``BatchReader.shrink`` made of it."""
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadBatch:
     """A batch, read."""
 
-    items: list[Item]
+    items: list[ReadImage]
     pixels: Tensor | None
     """float32 (n, 3, H, W) in [0, 1], of the n items that could be read, in their order."""
 
@@ -110,7 +110,7 @@ class Read:
 Shrink = Callable[[Image.Image], Image.Image]
 
 
-class Reader(Dataset[Read]):
+class BatchReader(Dataset[ReadBatch]):
     """Batches -> their images at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``, for a DataLoader.
 
     ``shrink``: makes of each RGB image another, to be shown; None: none is.
@@ -120,8 +120,8 @@ class Reader(Dataset[Read]):
         self.image_size = image_size
         self.shrink = shrink
 
-    def __getitem__(self, batch: Batch) -> Read:
-        items: list[Item] = []
+    def __getitem__(self, batch: ImageBatch) -> ReadBatch:
+        items: list[ReadImage] = []
         pixels: list[Tensor] = []
         images: Sequence[Encoded | str] = batch.images
         for number, image in enumerate(images, batch.first):
@@ -130,13 +130,13 @@ class Reader(Dataset[Read]):
                 found = read()
                 shown = None if self.shrink is None else np.asarray(self.shrink(found))
                 pixels.append(as_tensor(found, self.image_size))
-                items.append(Item(number, name, found.size, None, shown))
+                items.append(ReadImage(number, name, found.size, None, shown))
             except InputError as error:
-                items.append(Item(number, name, None, str(error)))
+                items.append(ReadImage(number, name, None, str(error)))
         behind = batch.first + len(batch.images)
-        items += [Item(number, None, None, batch.fault) for number in range(behind, behind + batch.lost)]
+        items += [ReadImage(number, None, None, batch.fault) for number in range(behind, behind + batch.lost)]
         stacked = torch.stack(pixels) if pixels else None
-        return Read(items, stacked)
+        return ReadBatch(items, stacked)
 
 
 def _reading(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
@@ -145,7 +145,9 @@ def _reading(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
     return image.name, lambda: decode_image(image.content, image.source)
 
 
-def read_batches(batches: Iterable[Batch], count: int, reader: Reader, workers: int) -> Generator[Read, None, None]:
+def read_batches(
+    batches: Iterable[ImageBatch], count: int, reader: BatchReader, workers: int
+) -> Generator[ReadBatch, None, None]:
     """The ``count`` batches, in order, read by ``workers`` processes ahead of whoever takes them, no more of them than
     there are processors; by this one where ``workers`` is 0 or there is but one batch, so nothing to be ahead with.
 

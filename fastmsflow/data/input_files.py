@@ -13,7 +13,7 @@ from .image_io import SUFFIXES
 from .url_images import is_url
 
 
-class Found:
+class ImageFiles:
     """Image files in the order in which they were named, each once, and a line for each name that led to none."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Found:
             self._files.setdefault(absolute(file), file)
 
 
-def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls: bool = False) -> Found:
+def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls: bool = False) -> ImageFiles:
     """``names``: files, folders, patterns and ``-``: files and folders listed on ``stdin``, one a line, with ``null``
     each before a NUL, so that names with newlines can be listed too. Bytes that are not UTF-8 stay what they are.
     ``urls``: URLs may be listed among them.
@@ -62,7 +62,7 @@ def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls:
     """
     if null and "-" not in names:
         raise InputError("--null is for names on standard input; give - among IMAGES")
-    found = Found()
+    found = ImageFiles()
     for name in names:
         if name != "-":
             found.add_pattern(name)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import overload
 
 
-class Names(Sequence[str]):
+class LazySequence(Sequence[str]):
     """``count`` names, each made by ``name`` when it is asked for by its number."""
 
     def __init__(self, count: int, name: Callable[[int], str]) -> None:

@@ -22,7 +22,7 @@ class _Asked(NamedTuple):
     encoded: bool
 
 
-class Readers(AbstractContextManager["Readers"]):
+class ReaderPool(AbstractContextManager["ReaderPool"]):
     """``workers`` processes, or none: this one then reads. They start when they are first needed, and end with the
     block, or when one of them fails; they read one thing at a time."""
 

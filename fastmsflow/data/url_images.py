@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from .image_io import SUFFIXES, decode_image, read_bytes, read_image
-from .shards.storage import NO_FILE, Location
+from .shards.storage import NO_FILE, ShardStorage
 
 TIMEOUT = 60.0
 """Seconds that one image may take to arrive."""
@@ -139,7 +139,7 @@ def _why(error: Exception) -> str:
     # aiohttp's errors have it where a server answered.
     status = getattr(error, "status", None)
     if not isinstance(status, int):
-        return Location.why(error)
+        return ShardStorage.why(error)
     if status in GONE:
         return NO_FILE
     if not status:

@@ -13,7 +13,7 @@ import typer
 
 from ..cli.options import console, errors
 from ..errors import PREEMPTED, InputError
-from .process_group import MEET_SECONDS, World, meeting_point
+from .process_group import JOIN_TIMEOUT, ProcessGroup, master_address
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -39,7 +39,7 @@ SAME_FAULT_SECONDS = 10
 PR_SET_PDEATHSIG = 1
 
 
-def launch(devices: int, nodes: int = 1) -> World:
+def launch(devices: int, nodes: int = 1) -> ProcessGroup:
     """In each of the processes: its place among them. Started as one process of what should be several, it starts them,
     waits, and exits with what they exit with; under torchrun, whose processes are there already, it starts none.
 
@@ -48,7 +48,7 @@ def launch(devices: int, nodes: int = 1) -> World:
     fails, the others have 30 s, which torch does not let one change.
     Errors: InputError where there are fewer GPUs than ``devices``, or ``nodes`` do not find the first one.
     """
-    here = World.here()
+    here = ProcessGroup.here()
     if max(here.size, devices * nodes) > 1:
         # To torch's import: a connection that breaks is an error's text, without the stack of frames that it logs.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
@@ -65,11 +65,11 @@ def launch(devices: int, nodes: int = 1) -> World:
         if "MASTER_ADDR" not in os.environ:
             raise InputError(f"--nodes {nodes}: set MASTER_ADDR, on each of them, to the address of the first")
         os.environ.setdefault("MASTER_PORT", PORT)
-        meeting_point()
+        master_address()
     raise typer.Exit(_run(devices, nodes))
 
 
-def _check(here: World, devices: int, nodes: int) -> None:
+def _check(here: ProcessGroup, devices: int, nodes: int) -> None:
     """torchrun's numbers count; other ones on the command line would be a misunderstanding."""
     if devices * nodes > 1 and (devices, nodes) != (here.local_size, here.size // here.local_size):
         raise InputError(
@@ -129,7 +129,7 @@ def _run(devices: int, nodes: int) -> int:
         run_id="fastmsflow",
         rdzv_endpoint=endpoint,
         rdzv_backend="c10d",
-        rdzv_configs={"join_timeout": MEET_SECONDS, "read_timeout": MEET_SECONDS},
+        rdzv_configs={"join_timeout": JOIN_TIMEOUT, "read_timeout": JOIN_TIMEOUT},
         max_restarts=0,
         # Ours handle them.
         signals_to_handle="",
@@ -146,7 +146,7 @@ def _run(devices: int, nodes: int) -> int:
         return PREEMPTED if error.sigval == signal.SIGTERM else 128 + error.sigval
     except RendezvousError as error:
         raise InputError(
-            f"--nodes {nodes}: the machines did not meet at {endpoint} within {MEET_SECONDS} s"
+            f"--nodes {nodes}: the machines did not meet at {endpoint} within {JOIN_TIMEOUT} s"
             f" ({type(error).__name__}); look whether the same command is started on all of them, and the first one can"
             " be reached"
         ) from error

@@ -12,11 +12,11 @@ from ..errors import InputError
 T = TypeVar("T")
 _met: list[str] = []
 """Where this process has met others."""
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Machines do not all start at once.
-MEET_SECONDS = 900
+JOIN_TIMEOUT = 900
 # gloo's and NCCL's words for a process at the other end that is no more.
-GONE = (
+PEER_LOST_WORDS = (
     "Connection closed by",
     "Connection reset by peer",
     "Broken pipe",
@@ -25,7 +25,7 @@ GONE = (
 )
 
 
-class World(NamedTuple):
+class ProcessGroup(NamedTuple):
     """One process among all of them."""
 
     rank: int = 0
@@ -35,19 +35,21 @@ class World(NamedTuple):
     local_size: int = 1
 
     @classmethod
-    def here(cls) -> "World":
+    def here(cls) -> "ProcessGroup":
         """This process, by the environment that torchrun sets. Slurm's srun does not: let it start one torchrun, or one
         `fastmsflow train --devices N --nodes M`, on each machine, by ``--ntasks-per-node 1``.
 
         Errors: InputError where that is not whole.
         """
-        given = [name for name in PLACE if name in os.environ]
+        given = [name for name in RANK_VARIABLES if name in os.environ]
         if "WORLD_SIZE" not in given:
             return cls()
         try:
-            rank, size, local_rank, local_size = (int(os.environ[name]) for name in PLACE)
+            rank, size, local_rank, local_size = (int(os.environ[name]) for name in RANK_VARIABLES)
         except (KeyError, ValueError) as error:
-            raise InputError(f"the environment names {', '.join(given)}, and not all of {', '.join(PLACE)}") from error
+            raise InputError(
+                f"the environment names {', '.join(given)}, and not all of {', '.join(RANK_VARIABLES)}"
+            ) from error
         return cls(rank, size, local_rank, local_size)
 
     @property
@@ -72,18 +74,18 @@ class World(NamedTuple):
         from torch import distributed
         from torch.distributed.rendezvous import rendezvous
 
-        where = ":".join(map(str, meeting_point()))
+        where = ":".join(map(str, master_address()))
         # One may list or hash millions of files while the others wait.
         patient = timedelta(days=1)
         try:
-            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=MEET_SECONDS)))
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_TIMEOUT)))
             store.set_timeout(patient)
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patient)
             _met.append(where)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{self.size} processes did not meet at {where} within {MEET_SECONDS} s ({reason}); look whether all of"
+                f"{self.size} processes did not meet at {where} within {JOIN_TIMEOUT} s ({reason}); look whether all of"
                 " them were started, with the address of the first one's machine in MASTER_ADDR"
             ) from error
 
@@ -108,7 +110,7 @@ class World(NamedTuple):
             _check_gpus(self.local_size, len(gpus), has)
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[self.local_rank]
         self._replace(local_rank=0, local_size=1).join()
-        for name in (*PLACE, "TORCHELASTIC_RUN_ID"):
+        for name in (*RANK_VARIABLES, "TORCHELASTIC_RUN_ID"):
             os.environ.pop(name, None)
 
     def leave(self) -> None:
@@ -119,11 +121,11 @@ class World(NamedTuple):
             distributed.destroy_process_group()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_any_rank(self) -> Iterator[None]:
         """A block in which the processes say nothing to each other: what goes wrong in one of them ends all of them.
 
         Errors: what the block raised; in the others, and in all but the first where it went wrong in several,
-        Elsewhere.
+        ErrorOnAnotherRank.
         """
         failed: Exception | None = None
         try:
@@ -132,18 +134,18 @@ class World(NamedTuple):
             failed = error
         # Some have no text.
         text = None if failed is None else str(failed) or type(failed).__name__
-        told = next(((rank, text) for rank, text in enumerate(self.gathered(text)) if text is not None), None)
+        told = next(((rank, text) for rank, text in enumerate(self.all_gather(text)) if text is not None), None)
         if told is None:
             return
         if failed is not None and told[0] == self.rank:
             raise failed
-        raise Elsewhere(told[1])
+        raise ErrorOnAnotherRank(told[1])
 
-    def once(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """``work``, done by the first process; its result, which must be picklable, on all of them. Errors: as
         ``together``'s."""
         result: list[T | None] = [None]
-        with self.together():
+        with self.raise_on_any_rank():
             if self.first:
                 result[0] = work()
         if self.size > 1:
@@ -152,7 +154,7 @@ class World(NamedTuple):
             distributed.broadcast_object_list(result)
         return result[0]  # type: ignore[return-value]
 
-    def any(self, *flags: bool) -> list[bool]:
+    def all_reduce_any(self, *flags: bool) -> list[bool]:
         """For each of ``flags``, whether it is set in any of the processes; cheap."""
         if self.size == 1:
             return list(flags)
@@ -162,7 +164,7 @@ class World(NamedTuple):
         torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in together.tolist()]
 
-    def gathered(self, own: T) -> Sequence[T]:
+    def all_gather(self, own: T) -> Sequence[T]:
         """What each process has, in the order of their ranks, on all of them; ``own`` must be picklable."""
         if self.size == 1:
             return [own]
@@ -173,26 +175,28 @@ class World(NamedTuple):
         return everyone  # type: ignore[return-value]
 
 
-class Elsewhere(InputError):
+class ErrorOnAnotherRank(InputError):
     """Happened in another process, which tells of it."""
 
 
-class Gone(Elsewhere):
+class PeerLost(ErrorOnAnotherRank):
     """Another process has gone; it has told why, if it could."""
 
 
-def is_gone(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
     """Whether ``error``, by its text, is what torch.distributed raises in those that are left."""
     # Without the OSErrors of files and pipes of our own.
-    return isinstance(error, Gone) or (isinstance(error, RuntimeError) and any(words in str(error) for words in GONE))
+    return isinstance(error, PeerLost) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST_WORDS)
+    )
 
 
-def has_met() -> bool:
+def has_joined() -> bool:
     """Whether this process has joined others, which may have parted since."""
     return bool(_met)
 
 
-def meeting_point() -> tuple[str, int]:
+def master_address() -> tuple[str, int]:
     """(MASTER_ADDR, MASTER_PORT). Errors: InputError where one is missing or cannot be one."""
     host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     if not host:
@@ -211,5 +215,5 @@ def _check_gpus(processes: int, gpus: int, has: str) -> None:
         raise InputError(f"{processes} processes, but {has} {gpus} GPUs; start as many")
 
 
-ALONE: World = World()
+SINGLE_PROCESS: ProcessGroup = ProcessGroup()
 """The only process there is."""

@@ -16,9 +16,9 @@ from ..training.features_in_memory import Progress
 from ..training.run_directory import BEST, BEST_ON_TEST, LAST
 from ..training.train import LAST_EPOCH, ON_HELD_OUT, ON_TEST
 from .evaluate import Stopwatch, evaluate_all
-from .evaluator import Findings
+from .evaluator import TestResult
 from .results import METRICS, Evaluation
-from .score_map_store import Spill
+from .score_map_store import ScoreMapStore
 
 MEAN = "mean"
 THRESHOLD = ("value", "false_alarms", "low", "high", "images")
@@ -27,7 +27,7 @@ FILES = {ON_HELD_OUT: BEST, LAST_EPOCH: LAST, ON_TEST: BEST_ON_TEST}
 
 
 @dataclass(frozen=True)
-class Judged:
+class CheckpointResult:
     """A row of results."""
 
     name: str
@@ -46,17 +46,17 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class CheckpointComparison:
     """What was found of one class; ``model`` and ``tested`` are of the first row."""
 
-    rows: list[Judged]
+    rows: list[CheckpointResult]
     images: ImageSet
     model: MSFlow
-    tested: Findings
+    tested: TestResult
     stopwatch: Stopwatch
 
 
-def judge(
+def compare_checkpoints(
     where: Path,
     source: str,
     category: str | None,
@@ -66,9 +66,9 @@ def judge(
     progress: Progress,
     stage: Callable[[str, int], None],
     load: Callable[[Path], MSFlow],
-    maps: Spill,
+    maps: ScoreMapStore,
     kind: MapKind | None = None,
-) -> Judgement:
+) -> CheckpointComparison:
     """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
 
     ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``dtype``, ``progress``,
@@ -91,10 +91,10 @@ def judge(
         kind=kind,
     )  # fmt: skip
     rows = [
-        Judged(images.name, name, result.evaluation, threshold_of(model.calibration))
+        CheckpointResult(images.name, name, result.evaluation, threshold_of(model.calibration))
         for (name, model), result in zip(found.items(), results, strict=True)
     ]
-    return Judgement(rows, images, models[0], results[0], stopwatch)
+    return CheckpointComparison(rows, images, models[0], results[0], stopwatch)
 
 
 def threshold_of(calibration: Calibration | None) -> Threshold | None:
@@ -124,7 +124,7 @@ def recalibrate(model: MSFlow, false_alarms: float | None, where: Path) -> None:
     model.calibration.threshold()
 
 
-def mean_of(rows: Sequence[Judged]) -> list[Judged]:
+def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
     """For each way of choosing that all classes have, the mean over them, of the metrics that all of them have."""
     means = []
     classes = len({row.name for row in rows})
@@ -136,11 +136,11 @@ def mean_of(rows: Sequence[Judged]) -> list[Judged]:
         mean = {name: float(np.mean(of)) if None not in of else None for name, of in shared.items()}  # type: ignore[arg-type]
         errors = [row.evaluation.pixel_error for row in rows if row.checkpoint == checkpoint]
         mean["pixel_error"] = None if None in errors else max(error for error in errors if error is not None)
-        means.append(Judged(MEAN, checkpoint, Evaluation(**mean)))  # type: ignore[arg-type]
+        means.append(CheckpointResult(MEAN, checkpoint, Evaluation(**mean)))  # type: ignore[arg-type]
     return means
 
 
-def write_metrics(out: Path, rows: Sequence[Judged]) -> None:
+def write_metrics(out: Path, rows: Sequence[CheckpointResult]) -> None:
     """``metrics.json`` and ``metrics.csv`` into ``out``: a row for each class and checkpoint."""
     content = [row.as_dict() for row in rows]
     write_json(out / "metrics.json", content)

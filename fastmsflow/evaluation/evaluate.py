@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 import torch
 
-from ..data import ImageSet, LooseImages
+from ..data import ImageFileDataset, ImageSet
 from ..inference import AUTO, prepare
 from ..models.msflow import MSFlow
 from ..scoring import ImageScores, MapKind, Scores, shown_map
 from ..training.features_in_memory import Images, Progress
-from .evaluator import Findings, Tally
-from .ground_truth import Truth
+from .evaluator import Evaluator, TestResult
+from .ground_truth import GroundTruth
 from .results import Evaluation
-from .score_map_store import Spill
+from .score_map_store import ScoreMapStore
 
 
 class Stopwatch:
@@ -102,10 +102,10 @@ def evaluate_all(
     progress: Progress = lambda done: None,
     stopwatch: Stopwatch | None = None,
     stage: Callable[[str, int], None] = lambda what, total: None,
-    maps: Spill | None = None,
+    maps: ScoreMapStore | None = None,
     dtype: str | None = AUTO,
     kind: MapKind | None = None,
-) -> list[Findings]:
+) -> list[TestResult]:
     """The same for models that differ in their flows only: the extractor runs once.
 
     ``stopwatch``: gets the wall time of load, extractor, flow and metrics. ``stage``: told what comes next, and
@@ -116,11 +116,11 @@ def evaluate_all(
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
         ready = [prepare(model, dtype) for model in models]
-        truth = Truth.of(images, first.image_size)
+        truth = GroundTruth.from_image_set(images, first.image_size)
     kind = shown_map(first.calibration is not None, kind)
-    tallies = [Tally(truth, len(model.flow.channels), kind, maps if model is first else None) for model in models]
+    tallies = [Evaluator(truth, len(model.flow.channels), kind, maps if model is first else None) for model in models]
     # Without the masks, which the truth reads.
-    files = LooseImages([sample.image for sample in images.test], first.image_size)
+    files = ImageFileDataset([sample.image for sample in images.test], first.image_size)
     for numbers, found in scored(ready, files, truth.order, batch_size, workers, progress, stopwatch):
         with stopwatch("load"):
             masks = truth.masks(numbers) if truth.has_masks else None
@@ -128,7 +128,7 @@ def evaluate_all(
             for tally, scores in zip(tallies, found, strict=True):
                 tally.add(numbers, scores, masks)
     stage("computing metrics", len(models))
-    results: list[Findings] = []
+    results: list[TestResult] = []
     for model, tally in zip(models, tallies, strict=True):
         with stopwatch("metrics"):
             tally.complete()

@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration
-from ..distributed.process_group import ALONE, World
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, first_few
 from ..metrics import auroc
 from ..scoring import ImageScores, MapKind, Scores
-from .ground_truth import Truth
-from .pixel_metrics import CountedPixels, Curve, KeptPixels, Pixels
+from .ground_truth import GroundTruth
+from .pixel_metrics import BinnedPixelMetrics, Curve, ExactPixelMetrics, Pixels
 from .results import Evaluation
-from .score_map_store import Spill
+from .score_map_store import ScoreMapStore
 
 # Of some millions of pixels a sample does.
 MEDIAN_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Findings:
+class TestResult:
     """What one model made of a test set."""
 
     evaluation: Evaluation
     scores: ImageScores
     """In the set's order."""
-    maps: Spill | None
+    maps: ScoreMapStore | None
     """The map to show of each image; None: not kept, or with another process."""
     pixels: Pixels | None
 
@@ -37,7 +37,7 @@ class Findings:
         return None if self.pixels is None else self.pixels.pro_curve()
 
 
-class Tally:
+class Evaluator:
     """Judges one model on a test set.
 
     ``levels``: of its flow. ``maps``: where the maps to show go, of ``kind``. Of several processes each adds the images
@@ -46,21 +46,21 @@ class Tally:
 
     def __init__(
         self,
-        truth: Truth,
+        truth: GroundTruth,
         levels: int,
         kind: MapKind = "additive",
-        maps: Spill | None = None,
-        world: World = ALONE,
+        maps: ScoreMapStore | None = None,
+        world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._truth = truth
         self._kind: MapKind = kind
         self._maps = maps
-        self._images = ByNumber(world)
+        self._images = ScoreCollector(world)
         self._pixels: Pixels | None = None
         if truth.has_masks:
             size = truth.image_size
-            of_one = KeptPixels(len(truth.labels), size) if truth.exact else None
-            self._pixels = of_one or CountedPixels(levels, size, world)
+            of_one = ExactPixelMetrics(len(truth.labels), size) if truth.exact else None
+            self._pixels = of_one or BinnedPixelMetrics(levels, size, world)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray | None) -> None:
         """``scores``: of the images of ``numbers``, float32 on the CPU; ``masks``: theirs, where the set has masks.
@@ -81,7 +81,7 @@ class Tally:
         if self._pixels is not None:
             self._pixels.complete()
 
-    def judge(self, calibration: Calibration | None) -> Findings:
+    def judge(self, calibration: Calibration | None) -> TestResult:
         """After ``complete``; for all processes to call. Errors: InputError naming the images whose score is not
         finite."""
         numbers, scores = self._images.joined()
@@ -95,7 +95,7 @@ class Tally:
             **figures,
             **_at_threshold(labels, scores.absolute_score.numpy(), calibration),
         )
-        return Findings(evaluation, scores, None if self._maps is None else self._maps.shared(), self._pixels)
+        return TestResult(evaluation, scores, None if self._maps is None else self._maps.shared(), self._pixels)
 
 
 class Calibrator:
@@ -104,11 +104,11 @@ class Calibrator:
     ``names``: by the images' numbers. ``images``: how many they are; None: as many as names.
     """
 
-    def __init__(self, names: Sequence[str], world: World = ALONE, images: int | None = None) -> None:
+    def __init__(self, names: Sequence[str], world: ProcessGroup = SINGLE_PROCESS, images: int | None = None) -> None:
         self._count = len(names) if images is None else images
         self._names = names
         self._world = world
-        self._images = ByNumber(world)
+        self._images = ScoreCollector(world)
         self._peaks: list[tuple[int, float]] = []
         self._pixels: list[Tensor] = []
 
@@ -128,16 +128,16 @@ class Calibrator:
         finite."""
         numbers, scores = self._images.joined()
         check_finite(scores, numbers, self._names)
-        peaks = sorted(peak for own in self._world.gathered(self._peaks) for peak in own)
-        pixels = torch.cat(list(self._world.gathered(torch.cat(self._pixels or [torch.empty(0)]))))
+        peaks = sorted(peak for own in self._world.all_gather(self._peaks) for peak in own)
+        pixels = torch.cat(list(self._world.all_gather(torch.cat(self._pixels or [torch.empty(0)]))))
         absolute = scores.absolute_score.tolist()
         return Calibration(tuple(absolute), tuple(peak for _, peak in peaks), pixels.median().item(), false_alarms)
 
 
-class ByNumber:
+class ScoreCollector:
     """Images' scores, put in the order of the images' numbers in the end."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: ProcessGroup) -> None:
         self._world = world
         self._numbers: list[int] = []
         self._scores: list[Tensor] = []
@@ -149,7 +149,7 @@ class ByNumber:
     def joined(self) -> tuple[list[int], ImageScores]:
         """The numbers, ascending, and their scores: of all processes, on each of them."""
         own = torch.cat(self._scores or [torch.empty(0, 3)])
-        everyone = self._world.gathered((self._numbers, own))
+        everyone = self._world.all_gather((self._numbers, own))
         numbers, order = torch.tensor([number for numbers, _ in everyone for number in numbers]).sort()
         return numbers.tolist(), ImageScores(*torch.cat([of_one for _, of_one in everyone])[order].unbind(dim=1))
 

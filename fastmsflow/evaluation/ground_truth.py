@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import ImageSet, Sample, load_mask
-from ..distributed.process_group import ALONE, World
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..files import shown
 
@@ -16,7 +16,7 @@ pixel metrics from them exactly: 9 bytes a pixel for each model, and while it so
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Labels (N,) of a test set and, where it has them, its masks."""
 
     samples: Sequence[Sample]
@@ -29,7 +29,9 @@ class Truth:
     """Masks (N, H, W) bool, where ``exact``."""
 
     @classmethod
-    def of(cls, images: ImageSet, image_size: tuple[int, int], world: World = ALONE) -> "Truth":
+    def from_image_set(
+        cls, images: ImageSet, image_size: tuple[int, int], world: ProcessGroup = SINGLE_PROCESS
+    ) -> "GroundTruth":
         """Errors: InputError where the images are all good or all defective, or a mask that is kept cannot be read."""
         labels = np.array([sample.label for sample in images.test])
         defective = int(labels.sum())

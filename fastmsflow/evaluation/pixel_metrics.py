@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from ..metrics import Bins, PixelHistogram, Regions, aupro, aupro_published, auroc, pro_curve
 from ..metrics.roc import auroc_and_f1_max
 from ..scoring import Scores
@@ -18,7 +18,7 @@ SAMPLE_PIXELS = 2**23
 """Of so many pixels, 32 images of 512x512, each process keeps its first maps, for bins that suit them."""
 
 
-class Figures(NamedTuple):
+class PixelMetrics(NamedTuple):
     """As fastmsflow.training.Evaluation has them."""
 
     pixel_auroc: float
@@ -30,7 +30,7 @@ class Figures(NamedTuple):
     pixel_error: float
 
 
-class KeptPixels:
+class ExactPixelMetrics:
     """Exact: keeps two maps an image and its mask."""
 
     def __init__(self, images: int, size: tuple[int, int]) -> None:
@@ -50,12 +50,12 @@ class KeptPixels:
     def complete(self) -> None:
         """Nothing is left to do."""
 
-    def figures(self) -> Figures:
+    def figures(self) -> PixelMetrics:
         """Errors: InputError as the metrics'."""
         multiplicative = self._multiplicative()
         absolute = -(self._log_likelihood + self._peaks[:, None, None])
         pixel_auroc, pixel_f1 = auroc_and_f1_max(self._masks, self._additive)
-        return Figures(
+        return PixelMetrics(
             pixel_auroc,
             auroc(self._masks, absolute),
             pixel_f1,
@@ -73,14 +73,14 @@ class KeptPixels:
         return 1 - self._log_likelihood.exp()
 
 
-class CountedPixels:
+class BinnedPixelMetrics:
     """In constant memory: counts of what has been seen, in bins that suit the first maps of all processes.
 
     The processes make their bins together, each when it has seen SAMPLE_PIXELS or all it will: once each, and
     before anything else that they do together, so that none waits for ever.
     """
 
-    def __init__(self, levels: int, size: tuple[int, int], world: World) -> None:
+    def __init__(self, levels: int, size: tuple[int, int], world: ProcessGroup) -> None:
         self._levels = levels
         self._size = size
         self._world = world
@@ -88,7 +88,7 @@ class CountedPixels:
         self._histograms: list[PixelHistogram] = []
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray) -> None:
-        """See KeptPixels."""
+        """See ExactPixelMetrics."""
         maps = [of_kind.numpy() for of_kind in self._maps(scores)]
         if self._histograms:
             self._count(masks, maps)
@@ -102,7 +102,7 @@ class CountedPixels:
         if not self._histograms:
             self._begin()
 
-    def figures(self) -> Figures:
+    def figures(self) -> PixelMetrics:
         """Of all processes' maps, after ``complete``; for all to call. Errors: InputError as the metrics'."""
         if self._world.size > 1:
             for histogram in self._histograms:
@@ -118,10 +118,10 @@ class CountedPixels:
         }
         error = max(metric.error for metric in (*found.values(), published) if metric is not None)
         values = {name: metric.value for name, metric in found.items()}
-        return Figures(**values, aupro_published=published and published.value, pixel_error=error)
+        return PixelMetrics(**values, aupro_published=published and published.value, pixel_error=error)
 
     def pro_curve(self) -> Curve:
-        """After ``figures``. See KeptPixels."""
+        """After ``figures``. See ExactPixelMetrics."""
         return self._histograms[1].pro_curve()
 
     def _maps(self, scores: Scores) -> list[torch.Tensor]:
@@ -140,7 +140,7 @@ class CountedPixels:
         regions = Regions(np.concatenate([nothing.astype(bool), *(masks for masks, _ in self._first)]))
         for kind in range(KINDS):
             sample = np.concatenate([nothing, *(maps[kind] for _, maps in self._first)])
-            bins = Bins.of(regions, sample, across_ranks=self._world.size > 1)
+            bins = Bins.from_sample(regions, sample, across_ranks=self._world.size > 1)
             self._histograms.append(PixelHistogram(bins))
             self._histograms[kind].update(regions, sample)
         self._first.clear()
@@ -151,4 +151,4 @@ class CountedPixels:
             histogram.update(regions, of_kind)
 
 
-Pixels = KeptPixels | CountedPixels
+Pixels = ExactPixelMetrics | BinnedPixelMetrics

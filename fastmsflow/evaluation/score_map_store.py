@@ -10,19 +10,19 @@ from types import TracebackType
 
 import numpy as np
 
-from ..distributed.process_group import ALONE, World
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..files import ASIDE, write_faults
 
 
-class Spill:
+class ScoreMapStore:
     """Maps (H, W) of one size, float32, of images by their numbers, in a temporary file: 4 H W bytes an image.
 
     The file is gone when this object is, or is closed, or its process is killed. Of several processes each writes a
     file of its own, into a folder that all of them see; after ``shared`` the first one reads them all.
     """
 
-    def __init__(self, folder: Path, world: World = ALONE) -> None:
+    def __init__(self, folder: Path, world: ProcessGroup = SINGLE_PROCESS) -> None:
         """``folder``: where the file is; the first folder above that is there, where it is not yet."""
         self._world = world
         self._shape: tuple[int, ...] = ()
@@ -56,11 +56,11 @@ class Spill:
                 rest = rest[self._files[0].write(rest) :]
         self._where |= {number: (0, start + i * 4 * maps[0].size) for i, number in enumerate(numbers)}
 
-    def shared(self) -> "Spill | None":
+    def shared(self) -> "ScoreMapStore | None":
         """On the first process: itself, with the maps of all of them; None on the others. For all to call."""
         if self._world.size == 1:
             return self
-        everyone = self._world.gathered((self._path, self._shape, self._where))
+        everyone = self._world.all_gather((self._path, self._shape, self._where))
         if not self._world.first:
             return None
         for file, (path, shape, where) in enumerate(everyone):
@@ -88,7 +88,7 @@ class Spill:
         """Nothing can be read any more."""
         _close(self._files)
 
-    def __enter__(self) -> "Spill":
+    def __enter__(self) -> "ScoreMapStore":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

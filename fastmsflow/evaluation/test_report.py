@@ -13,11 +13,11 @@ from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
 from ..scoring import ImageScores, MapKind
-from ..visualization.color_scale import Heat
+from ..visualization.color_scale import ColorScale
 from ..visualization.heat_maps import Panel, gallery
-from ..visualization.html_report import Page, Row, write_page
+from ..visualization.html_report import Report, ReportRow, write_report
 from ..visualization.plots import plot_scores
-from .score_map_store import Spill
+from .score_map_store import ScoreMapStore
 
 MetricsTable = Mapping[str, Mapping[str, float | None]]
 
@@ -32,7 +32,7 @@ def write_test_report(
     images: ImageSet,
     model: MSFlow,
     scores: ImageScores,
-    maps: Spill,
+    maps: ScoreMapStore,
     pro: tuple[np.ndarray, np.ndarray] | None,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
@@ -46,7 +46,7 @@ def write_test_report(
     ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
     ``settings``: shown with the report; ``progress``: called with the number of images done.
     """
-    heat = Heat.of(model.calibration, len(model.flow.channels), kind=kind)
+    heat = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=kind)
     labels = np.array([sample.label for sample in images.test])
     absolute = scores.absolute_score.numpy()
     table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
@@ -60,24 +60,24 @@ def write_test_report(
     panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
     gallery(out / "heatmaps.png", panels, heat.scale, heat.caption)
     rows = _rows(images, model.image_size, absolute, maps, progress)
-    write_page(out / "report.html", _page(images, model, heat, rows, pro, metrics, settings))
+    write_report(out / "report.html", _page(images, model, heat, rows, pro, metrics, settings))
 
 
 def _page(
     images: ImageSet,
     model: MSFlow,
-    heat: Heat,
-    rows: Iterator[Row],
+    heat: ColorScale,
+    rows: Iterator[ReportRow],
     pro: tuple[np.ndarray, np.ndarray] | None,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
-) -> Page:
+) -> Report:
     calibration = model.calibration
     threshold, note = None, "not calibrated: no threshold is known"
     if calibration is not None:
         threshold = calibration.threshold() if calibration.is_enough() else None
         note = str(threshold or calibration.shortage())
-    return Page(
+    return Report(
         title=f"{images.name}: {len(images.test)} test images",
         rows=rows,
         heat_scale=heat.scale,
@@ -95,12 +95,16 @@ def _page(
 
 
 def _rows(
-    images: ImageSet, image_size: tuple[int, int], scores: np.ndarray, maps: Spill, progress: Callable[[int], None]
-) -> Iterator[Row]:
+    images: ImageSet,
+    image_size: tuple[int, int],
+    scores: np.ndarray,
+    maps: ScoreMapStore,
+    progress: Callable[[int], None],
+) -> Iterator[ReportRow]:
     for i, sample in enumerate(images.test):
         mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
         pixels = as_pixels(load_image(sample.image, image_size))
-        yield Row(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
+        yield ReportRow(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
         progress(i + 1)
 
 

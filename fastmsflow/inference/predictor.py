@@ -8,18 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.image_batches import Item, Read, Reader, file_batches, read_batches
+from ..data.image_batches import BatchReader, ReadBatch, ReadImage, file_batches, read_batches
 from ..errors import InputError
 from ..files import shown, write_faults, written_aside
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
-from ..visualization.color_scale import Heat
-from ..visualization.image_visualizer import Painter, Verdict
+from ..visualization.color_scale import ColorScale
+from ..visualization.image_visualizer import ImageVisualizer, Verdict
 from . import AUTO
 from .heat_map_names import HEAT_MAP, heat_map_names
 from .regions import Region
-from .scorer import LABELS, Judged, Limit, Scorer
-from .tables import Rows
+from .scorer import LABELS, DecisionThreshold, ImageResult, Scorer
+from .tables import SortedTable
 
 UNFINISHED = "unfinished"
 # A fifth larger than at Pillow's 6, in a quarter of the time.
@@ -54,7 +54,7 @@ class Predictor:
         model: MSFlow,
         out: Path,
         table: str = "csv",
-        limit: Limit | None = None,
+        limit: DecisionThreshold | None = None,
         false_alarms: float | None = None,
         pictures: bool = True,
         dtype: str = AUTO,
@@ -63,7 +63,7 @@ class Predictor:
         """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
         a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show. Errors: those
         of ``Heat.of`` and ``Scorer``."""
-        self.heat = Heat.of(model.calibration, len(model.flow.channels), false_alarms, kind)
+        self.heat = ColorScale.from_model(model.calibration, len(model.flow.channels), false_alarms, kind)
         region_threshold = self.heat.region_threshold
         self._scorer = Scorer(model, limit=limit, region_threshold=region_threshold, dtype=dtype, kind=self.heat.kind)
         self.table = out / f"scores.{table}"
@@ -72,7 +72,7 @@ class Predictor:
         """One line for each file that could not be scored."""
         self._out = out
         self._limit = limit
-        self._painter = Painter(self.heat, model.image_size) if pictures else None
+        self._painter = ImageVisualizer(self.heat, model.image_size) if pictures else None
         self._names: list[str] = []
         """The name of each image's heat map."""
         self._written: list[str] = []
@@ -103,7 +103,7 @@ class Predictor:
                     left.unlink()
         columns = CSV_COLUMNS if self.table.suffix == ".csv" else COLUMNS
         try:
-            with Rows(apart / self.table.name, columns) as rows:
+            with SortedTable(apart / self.table.name, columns) as rows:
                 # Closed, so that the processes end here, whatever happens.
                 with closing(self._read(files, batch_size, workers)) as batches:
                     for read in batches:
@@ -127,12 +127,12 @@ class Predictor:
                 if not any(apart.iterdir()):
                     apart.rmdir()
 
-    def _read(self, files: Sequence[Path], size: int, workers: int) -> Generator[Read, None, None]:
-        reader = Reader(self._scorer.model.image_size, None if self._painter is None else self._painter.shrink)
+    def _read(self, files: Sequence[Path], size: int, workers: int) -> Generator[ReadBatch, None, None]:
+        reader = BatchReader(self._scorer.model.image_size, None if self._painter is None else self._painter.shrink)
         batches = file_batches([str(file) for file in files], size)
         return read_batches(batches, -(-len(files) // size), reader, workers)
 
-    def _score(self, read: Read, rows: Rows) -> None:
+    def _score(self, read: ReadBatch, rows: SortedTable) -> None:
         for item, judged, fault in self._scorer.items(read):
             if judged is None:
                 self.faults.append(str(fault))
@@ -141,7 +141,7 @@ class Predictor:
             rows.add(self._row(scored, item, judged, rows.path.parent), scored.absolute_score)
             self.scored.append(scored)
 
-    def _row(self, scored: Scored, item: Item, judged: Judged, folder: Path) -> dict[str, Any]:
+    def _row(self, scored: Scored, item: ReadImage, judged: ImageResult, folder: Path) -> dict[str, Any]:
         regions = judged.regions
         name = None
         if self._painter is not None and item.shown is not None and item.size is not None:
@@ -177,7 +177,7 @@ class Predictor:
             text += f", {len(regions) or 'no'} region{'' if len(regions) == 1 else 's'}"
         return Verdict(shown(scored.image.name), text, scored.defective)
 
-    def _finish(self, apart: Path, rows: Rows) -> None:
+    def _finish(self, apart: Path, rows: SortedTable) -> None:
         for name in self._written:
             with write_faults(self._out / name):
                 (apart / name).replace(self._out / name)

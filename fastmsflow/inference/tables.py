@@ -13,7 +13,7 @@ from ..files import write_faults, written_aside
 FORMATS = ("csv", "jsonl")
 
 
-class Rows:
+class SortedTable:
     """Rows go into ``path`` as they come, each whole or not at all; ``finish`` writes them in their order.
 
     In a with block; the file stays where it is. In memory: two numbers a row. Errors: InputError, see
@@ -29,7 +29,7 @@ class Rows:
             # Unbuffered: what has been written is in the file, and nothing is written later.
             self._file = path.open("w+b", buffering=0)
 
-    def __enter__(self) -> "Rows":
+    def __enter__(self) -> "SortedTable":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

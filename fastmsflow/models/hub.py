@@ -18,7 +18,7 @@ WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 OPTIONS = ("backend", "revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
-class Shared(PyTorchModelHubMixin, tags=["anomaly-detection"]):
+class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
     """``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` of a model that has ``config``, ``save`` and
     ``load``."""
 

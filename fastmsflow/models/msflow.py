@@ -13,15 +13,15 @@ from .. import backend as backends
 from ..backend import Backend
 from ..calibration import Calibration
 from ..errors import InputError
-from ..nn.cuda_graph import Outputs, Places, Replay
-from ..nn.feature_extractor import Extractor
-from ..nn.feature_pooling import Pool, Standardiser, check_pool, pool_features
-from ..nn.weight_cache import given_up
+from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
+from ..nn.feature_extractor import FeatureExtractor
+from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
+from ..nn.weight_cache import invalidations
 from ..reference.coupling import ClampForm
 from ..scoring import TOP_K, Scores, score_log_likelihoods
 from ..state_dicts import refuse_misfit
 from .checkpoint import OfficialLayout, built_from, read_checkpoint, write_checkpoint
-from .hub import Shared
+from .hub import HubModel
 from .multi_scale_flow import MultiScaleFlow
 
 __all__ = ["MSFlow", "MultiScaleFlow", "Prediction"]
@@ -42,11 +42,12 @@ class Prediction(NamedTuple):
     """(B,) in nats, not relative to the image itself: comparable between images and days."""
 
 
-class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
+class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
     """Frozen extractor, pool and flow: images -> likelihood, scores and maps.
 
     ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``: see
-    fastmsflow.nn.feature_extractor.Extractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or ``"none"``.
+    fastmsflow.nn.feature_extractor.FeatureExtractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or
+    ``"none"``.
     ``standardise``: per-channel standardisation of the pooled features (off in the published recipe; fit it with
     ``standardiser.fit``). The others: see MultiScaleFlow.
     Errors: InputError where an argument is not one of these or weights do not fit; UnavailableError where pretrained
@@ -55,8 +56,8 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
 
     image_size: tuple[int, int]
     pool: Pool
-    extractor: Extractor
-    standardiser: Standardiser | None
+    extractor: FeatureExtractor
+    standardiser: FeatureNormalizer | None
     flow: MultiScaleFlow
     calibration: Calibration | None
     """What good images score, where some were held out of training; saved with the model."""
@@ -82,12 +83,12 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
             raise InputError(f"image_size {tuple(image_size)}: the coarsest stride is 32; give at least 32x32")
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.pool = check_pool(pool)
-        self.extractor = Extractor(extractor, pretrained, extractor_weights, self.image_size)
+        self.extractor = FeatureExtractor(extractor, pretrained, extractor_weights, self.image_size)
         channels = self.extractor.channels
-        self.standardiser = Standardiser(channels) if standardise else None
+        self.standardiser = FeatureNormalizer(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
         self.calibration = None
-        self._replay, self._places = Replay(), Places()
+        self._replay, self._places = CudaGraphCache(), WeightAddresses()
         self.made_for_inference = False
 
     @property
@@ -161,7 +162,7 @@ class MSFlow(nn.Module, Shared, library_name="fastmsflow", paper_url="https://ar
 
     def _read_by_graphs(self) -> tuple[Hashable, ...]:
         # Weights where they lie, what was kept of them (nn.kept) as it was, and kernels of the backend.
-        return self._places.of(self), given_up(), backends.override(), self.flow.backend
+        return self._places.of(self), invalidations(), backends.override(), self.flow.backend
 
     def _features(self, images: Tensor) -> Outputs:
         pooled = self.pooled(images)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from .. import backend as backends
 from ..backend import Backend
 from ..errors import InputError
-from ..nn.activation_checkpointing import Memory
+from ..nn.activation_checkpointing import ActivationCheckpointing
 from ..nn.fusion_flow import FusionFlow
 from ..nn.module_lists import all_of
 from ..nn.parallel_flow import ParallelFlow
-from ..nn.positional_encoding import PositionCode
-from ..nn.streams import side_by_side
+from ..nn.positional_encoding import PositionalEncoding2d
+from ..nn.streams import run_on_streams
 from ..reference.coupling import ClampForm, add_log_dets
 from ..reference.likelihood import negative_log_likelihood
 from .checkpoint import OfficialLayout
@@ -39,7 +39,7 @@ class MultiScaleFlow(nn.Module):
     position_codes: nn.ModuleList
     parallel_flows: nn.ModuleList
     fusion_flow: FusionFlow
-    memory: Memory | None = None
+    memory: ActivationCheckpointing | None = None
     """How memory is saved where gradients are taken; set by a training for as long as it lasts."""
     official_layout: OfficialLayout | None = None
     """The layout of the official file that the flow was read from; None for any other flow."""
@@ -69,7 +69,7 @@ class MultiScaleFlow(nn.Module):
         self.clamp = clamp
         self.clamp_form = clamp_form
         self.backend = backends.check(backend)
-        self.position_codes = nn.ModuleList(PositionCode(d) for d in self.condition_channels)
+        self.position_codes = nn.ModuleList(PositionalEncoding2d(d) for d in self.condition_channels)
         self.parallel_flows = nn.ModuleList(
             ParallelFlow(c, d, n, clamp, clamp_form)
             for c, d, n in zip(self.channels, self.condition_channels, self.blocks, strict=True)
@@ -128,7 +128,7 @@ class MultiScaleFlow(nn.Module):
             partial(flow.inverse, level, code(level), self.backend, order)
             for flow, code, level, order in self._by_level(levels)
         ]
-        features, log_dets = zip(*side_by_side(tasks, levels[0].device), strict=True)
+        features, log_dets = zip(*run_on_streams(tasks, levels[0].device), strict=True)
         return list(features), log_det + reduce(torch.add, log_dets)
 
     def nll(self, features: Sequence[Tensor]) -> Tensor:
@@ -163,11 +163,13 @@ class MultiScaleFlow(nn.Module):
             )
             for flow, code, level, order in self._by_level(features)
         ]
-        levels, log_dets = zip(*side_by_side(tasks, features[0].device), strict=True)
+        levels, log_dets = zip(*run_on_streams(tasks, features[0].device), strict=True)
         return list(levels), add_log_dets(log_dets)
 
-    def _by_level(self, levels: Sequence[Tensor]) -> Iterator[tuple[ParallelFlow, PositionCode, Tensor, Tensor]]:
-        flows, codes = all_of(ParallelFlow, self.parallel_flows), all_of(PositionCode, self.position_codes)
+    def _by_level(
+        self, levels: Sequence[Tensor]
+    ) -> Iterator[tuple[ParallelFlow, PositionalEncoding2d, Tensor, Tensor]]:
+        flows, codes = all_of(ParallelFlow, self.parallel_flows), all_of(PositionalEncoding2d, self.position_codes)
         return zip(flows, codes, levels, self.fusion_flow.orders, strict=True)
 
     def _check(self, levels: Sequence[Tensor]) -> None:

@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from .. import backend as backends
 from ..backend import Backend
 
-Memory = Literal["recompute", "invertible"]
+ActivationCheckpointing = Literal["recompute", "invertible"]
 """``recompute``: of each coupling only the input is kept. ``invertible``: of each few blocks of a parallel flow only
 the output is, see fastmsflow.nn.invertible; the fusion flow is computed again."""
-MEMORIES: tuple[Memory, ...] = get_args(Memory)
+ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
 T = TypeVar("T")
 
 
-def recomputed(run: Callable[..., T], *args: Any, backend: Backend) -> T:
+def checkpointed(run: Callable[..., T], *args: Any, backend: Backend) -> T:
     """``run(*args, backend)``, of which nothing but ``args`` is kept for the backward pass; that runs it once more."""
     return checkpoint(run, *args, serving(backend), use_reentrant=False, preserve_rng_state=False)
 

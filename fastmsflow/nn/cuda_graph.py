@@ -38,7 +38,7 @@ class _Recorded:
         return list(map(_changes, self._weights)) == self._changes
 
 
-class Replay:
+class CudaGraphCache:
     """Calls ``function`` as it is wherever a graph cannot serve: off the GPU, in a compiled function, in a capture.
 
     A shape's first call is not recorded: most come once, and kernels compile in it. Its second is, with the
@@ -122,7 +122,7 @@ def _recording() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
 
 
-class Places:
+class WeightAddresses:
     """Counts the places that a module's weights have been in.
 
     The count grows when a weight, a buffer or a submodule was moved or replaced since it was last asked for. It does

@@ -14,13 +14,13 @@ from ..errors import InputError, UnavailableError, first_few
 from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
 from ..state_dicts import load_pickled
-from .fuse_conv_bn import folded
+from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
 
-__all__ = ["LITE0_PACKAGE", "OFFICIAL", "Extractor"]
+__all__ = ["LITE0_PACKAGE", "OFFICIAL", "FeatureExtractor"]
 
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 """Backbones of the published results, with the weights tagged ``tv_in1k``; their convolutions pad by reflection."""
@@ -33,7 +33,7 @@ SMALLEST_SIDE = 32
 FOLDED_SIDE = 64
 
 
-class Extractor(nn.Module):
+class FeatureExtractor(nn.Module):
     """Frozen backbone: images -> features at three scales.
 
     ``name``: a timm model that serves features. Its outputs of strides 4, 8, 16 are taken, the last one of each, or its
@@ -94,7 +94,7 @@ class Extractor(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "Extractor":
+    def train(self, mode: bool = True) -> "FeatureExtractor":
         """Stays in eval mode: frozen means the batch statistics too."""
         return super().train(False)
 
@@ -132,7 +132,7 @@ class Extractor(nn.Module):
 
         ``image_size``: (H, W) of images that the network takes.
         """
-        self._replace_net(folded, image_size)
+        self._replace_net(fuse_conv_bn, image_size)
 
     def fuse_convolutions(self, image_size: tuple[int, int]) -> None:
         """Fuses convolutions with the ReLUs behind them, where that changes no output; see nn.fuse_conv_relu.
@@ -159,7 +159,7 @@ class Extractor(nn.Module):
         for name, values in zip(("mean", "std"), self._normalisation, strict=True):
             self.register_buffer(name, torch.tensor(values).to(device, dtype)[None, :, None, None], persistent=False)
 
-    def _apply(self, *args: Any, **options: Any) -> "Extractor":
+    def _apply(self, *args: Any, **options: Any) -> "FeatureExtractor":
         """Weights may become half precision; images are normalised in float32 or better."""
         super()._apply(*args, **options)
         self._set_normalisation(self.mean.device)

@@ -28,7 +28,7 @@ def pool_features(features: Sequence[Tensor], pool: Pool = "avg") -> list[Tensor
     return [operation(level, kernel_size=3, stride=2, padding=1) for level in features]
 
 
-class Standardiser(nn.Module):
+class FeatureNormalizer(nn.Module):
     """(x - mean) / std per channel of each level, with the statistics of the training images.
 
     Not part of the published recipe: it puts channels of very different size on one scale, so that a flow trains in

@@ -14,7 +14,7 @@ AGREEMENT = 1e-4
 
 
 @torch.no_grad()
-def folded(net: nn.Module, example: Tensor) -> nn.Module:
+def fuse_conv_bn(net: nn.Module, example: Tensor) -> nn.Module:
     """A copy of ``net`` (float32, eval mode) in which convolutions carry the batch norms that follow them.
 
     ``example``: an input, from which is seen what follows what. Where a network uses a convolution's output in other

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 
-def position_code(channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def positional_encoding_2d(
+    channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
     """(1, channels, height, width). With d = channels / 2 and f_k = exp(-2k ln(10^4) / d):
     channel 2k is sin(x f_k), 2k + 1 cos(x f_k), d + 2k sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017,
     one half of the channels for each axis). Computed in float64, then rounded.
@@ -30,13 +32,13 @@ def position_code(channels: int, height: int, width: int, dtype: torch.dtype, de
     return torch.cat((across, down))[None].to(device=device, dtype=dtype)
 
 
-class PositionCode(nn.Module):
+class PositionalEncoding2d(nn.Module):
     """Hands out the same tensor for the same grid, dtype and device, so that what is derived from it can be kept."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self._last: Tensor = position_code(channels, 1, 1, torch.float32, "cpu")
+        self._last: Tensor = positional_encoding_2d(channels, 1, 1, torch.float32, "cpu")
 
     def forward(self, like: Tensor) -> Tensor:
         """(1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
@@ -44,8 +46,8 @@ class PositionCode(nn.Module):
         if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
             height, width = like.shape[2:]
             if torch.compiler.is_exporting():
-                return position_code(self.channels, height, width, like.dtype, like.device)
+                return positional_encoding_2d(self.channels, height, width, like.dtype, like.device)
             # A tensor made in inference mode could not enter a later training step.
             with torch.inference_mode(False):
-                self._last = position_code(self.channels, height, width, like.dtype, like.device)
+                self._last = positional_encoding_2d(self.channels, height, width, like.dtype, like.device)
         return self._last

@@ -8,7 +8,7 @@ import torch
 T = TypeVar("T")
 
 
-def side_by_side(tasks: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
+def run_on_streams(tasks: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
     """The results of ``tasks``, of which none needs another's.
 
     While a CUDA graph is captured, each runs on a stream of its own, forked from the current one and joined to it

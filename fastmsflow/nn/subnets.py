@@ -14,7 +14,7 @@ from ..ops.layer_norm import layer_norm_relu
 from ..reference.dtypes import accumulation_dtype
 from ..reference.layer_norm import LAYER_NORM_EPS
 from .module_lists import all_of
-from .weight_cache import Kept, wide
+from .weight_cache import WeightCache, wide
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
@@ -49,8 +49,8 @@ class ConditionedSubnet(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
-        self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
-        self._wide: Kept[list[Tensor]] = Kept()
+        self._kept: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
+        self._wide: WeightCache[list[Tensor]] = WeightCache()
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
@@ -103,7 +103,7 @@ class FusionSubnet(nn.Module):
         self.conv2 = nn.Conv2d(total // 4, total, 3, padding=1)
         self.conv_s = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
         self.conv_t = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
-        self._kept: Kept[list[tuple[Tensor, Tensor]]] = Kept()
+        self._kept: WeightCache[list[tuple[Tensor, Tensor]]] = WeightCache()
 
     def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
         """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""

@@ -17,7 +17,7 @@ _notebook: list[object] | None = None
 _constant = False
 
 
-def given_up() -> int:
+def invalidations() -> int:
     """Grows whenever a kept value is given up."""
     return _given_up
 
@@ -46,7 +46,7 @@ def as_constants() -> Iterator[None]:
         _constant = before
 
 
-class Kept(Generic[T]):
+class WeightCache(Generic[T]):
     """Computes a value again only where a tensor that it was computed from has changed.
 
     Where gradients are taken, in a compiled graph and on inference tensors, which tell of no change, it is computed
@@ -94,7 +94,7 @@ class Kept(Generic[T]):
         return type(self), ()
 
 
-def wide(kept: Kept[list[Tensor]], *weights: Tensor) -> list[Tensor]:
+def wide(kept: WeightCache[list[Tensor]], *weights: Tensor) -> list[Tensor]:
     """``weights`` in float32 or better, converted once: of half precision a kernel would read 2 bytes at a time."""
     if all(w.dtype.itemsize >= 4 for w in weights):
         kept.clear()

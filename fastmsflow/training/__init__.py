@@ -2,9 +2,9 @@
 
 from ..evaluation.evaluate import evaluate
 from ..evaluation.results import Evaluation
-from .data_config import Reading
+from .data_config import DataConfig
 from .recipe import Recipe
 from .resume_state import RunState, load_state
-from .train import Outcome, train
+from .train import TrainingResult, train
 
-__all__ = ["Evaluation", "Outcome", "Reading", "Recipe", "RunState", "evaluate", "load_state", "train"]
+__all__ = ["DataConfig", "Evaluation", "Recipe", "RunState", "TrainingResult", "evaluate", "load_state", "train"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.reader_pool import Readers
+from ..data.reader_pool import ReaderPool
 from ..files import write_faults
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import pooled_features
@@ -59,7 +59,7 @@ def measured(cache: FeatureCache) -> BreakEven:
     Errors: InputError where an image cannot be read or the disk not be written.
     """
     few = range(min(MEASURED, len(cache.images)))
-    here = Readers()
+    here = ReaderPool()
     pooled_features(cache.model, cache.images, few[:1], here)  # what is done once is not counted
     started = time.perf_counter()
     levels = pooled_features(cache.model, cache.images, few, here)

@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from ..errors import Preempted
 from ..files import written_aside
-from .callbacks.preemption import KEPT, LAST_KEPT, Preemption
+from .callbacks.preemption import KEPT, LAST_KEPT, PreemptionHandler
 from .recipe import Recipe
 
 SAVE_SECONDS = 60.0
@@ -21,14 +21,14 @@ SAVE_BEFORE_SECONDS = 10.0
 AGREE_EVERY = 10
 
 
-class StateFile(Checkpoint):
+class ResumeCheckpoint(Checkpoint):
     """All that a run needs to go on as if it had never stopped, in one file: after each round, after any step where the
     last time is SAVE_SECONDS ago, and when SIGTERM comes. Not after the last epoch, whose results follow at once.
 
     Errors: Preempted, when SIGTERM has come; during an evaluation at once, without saving.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, world: World, preemption: Preemption) -> None:
+    def __init__(self, path: Path, recipe: Recipe, world: ProcessGroup, preemption: PreemptionHandler) -> None:
         self._path = path
         self._recipe = recipe
         self._world = world
@@ -74,7 +74,7 @@ class StateFile(Checkpoint):
 
     def _save(self, trainer: L.Trainer, due: bool) -> None:
         # When, the first process's clock says.
-        due, asked = self._world.any(due and self._world.first, self._preemption.asked)
+        due, asked = self._world.all_reduce_any(due and self._world.first, self._preemption.asked)
         if due or asked:
             with written_aside(self._path) if self._world.first else nullcontext(self._path) as aside:
                 trainer.save_checkpoint(aside)

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import torch
 
-from ..data import ImageSet, LooseImages, Sample, ShardSet, fingerprint
+from ..data import ImageFileDataset, ImageSet, Sample, ShardSet, fingerprint
 from ..data.fingerprint import listing
 from ..data.jpeg_decoder import check_decoder, decoded
-from ..data.lazy_sequence import Names
-from ..data.reader_pool import Readers
-from ..distributed.process_group import World
+from ..data.lazy_sequence import LazySequence
+from ..data.reader_pool import ReaderPool
+from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
-from ..evaluation.ground_truth import Truth
+from ..evaluation.ground_truth import GroundTruth
 from ..files import shown
 from ..models.msflow import MSFlow
-from .datamodule import HELD_OUT, TEST, TRAIN, FeatureSource, ImageSource, ShardSource, Source
+from .datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData, ImageTrainingData, ShardTrainingData, TrainingData
 from .feature_cache import dtype_of
 from .loaders import Decode
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Reading:
+class DataConfig:
     """How images are read, and whether their features are kept."""
 
     workers: int = 0
@@ -42,14 +42,14 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a run learns from and is judged on."""
 
-    source: Source
+    source: TrainingData
     names: dict[str, Sequence[str]]
     """Of the images of TRAIN and HELD_OUT, by number."""
     counts: dict[str, int]
-    truth: Truth | None
+    truth: GroundTruth | None
     description: dict[str, object]
     """What tells these images from others."""
     licence: str = ""
@@ -59,63 +59,63 @@ def planned(
     model: MSFlow,
     images: ImageSet | ShardSet,
     recipe: Recipe,
-    reading: Reading,
-    readers: Readers,
-    world: World,
-) -> Plan:
+    reading: DataConfig,
+    readers: ReaderPool,
+    world: ProcessGroup,
+) -> TrainingPlan:
     """``readers``: who reads images that are files.
 
     Errors: InputError where images, ``reading`` and the processes do not go together; UnavailableError as
     ``check_decoder`` has it.
     """
-    with world.together():
+    with world.raise_on_any_rank():
         check_reading(reading, isinstance(images, ShardSet))
         decode = _decoder(model, reading, isinstance(images, ShardSet)) if reading.decode_on_gpu else None
         if isinstance(images, ShardSet):
             return _of_shards(model, images, recipe, reading, decode, world)
         plan = _of_files(model, images, recipe, reading, decode, readers, world)
     # Apart: one process finds it out for all, and it takes long.
-    return replace(plan, description=world.once(lambda: description_of(images, reading)))
+    return replace(plan, description=world.broadcast_from_rank0(lambda: description_of(images, reading)))
 
 
 def _of_shards(
-    model: MSFlow, shards: ShardSet, recipe: Recipe, reading: Reading, decode: Decode | None, world: World
-) -> Plan:
-    source = ShardSource(model, shards, recipe, reading.workers, world, reading.skip_faults, decode)
+    model: MSFlow, shards: ShardSet, recipe: Recipe, reading: DataConfig, decode: Decode | None, world: ProcessGroup
+) -> TrainingPlan:
+    source = ShardTrainingData(model, shards, recipe, reading.workers, world, reading.skip_faults, decode)
     counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
     # Without a password that a URL may hold.
     description: dict[str, object] = {"shards": shards.manifest.content}
-    return Plan(source, {TRAIN: shards.names, HELD_OUT: shards.names}, counts, None, description)
+    return TrainingPlan(source, {TRAIN: shards.names, HELD_OUT: shards.names}, counts, None, description)
 
 
 def _of_files(
     model: MSFlow,
     images: ImageSet,
     recipe: Recipe,
-    reading: Reading,
+    reading: DataConfig,
     decode: Decode | None,
-    readers: Readers,
-    world: World,
-) -> Plan:
+    readers: ReaderPool,
+    world: ProcessGroup,
+) -> TrainingPlan:
     """Not described yet."""
     if not images.train:
         raise InputError(f"{images.name}: no training images")
-    truth = Truth.of(images, model.image_size, world) if images.test else None
+    truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
     kept, held_out = split(images.train, recipe)
     parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
     files = {
-        part: LooseImages([sample.image for sample in of], model.image_size, decode is not None)
+        part: ImageFileDataset([sample.image for sample in of], model.image_size, decode is not None)
         for part, of in parts.items()
         if of
     }
     order = None if truth is None else truth.order
     if reading.stream:
-        source: Source = ImageSource(model, files, recipe, readers, world, order, decode)
+        source: TrainingData = ImageTrainingData(model, files, recipe, readers, world, order, decode)
     else:
-        source = FeatureSource(
+        source = FeatureTrainingData(
             model, files, recipe, readers, reading.feature_cache, dtype_of(reading.cache_dtype), world, order
         )
-    return Plan(
+    return TrainingPlan(
         source,
         {part: _names(of) for part, of in parts.items()},
         {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
@@ -125,7 +125,7 @@ def _of_files(
     )
 
 
-def check_reading(reading: Reading, of_shards: bool) -> None:
+def check_reading(reading: DataConfig, of_shards: bool) -> None:
     """Errors: InputError where ``reading`` contradicts itself, or what is read: shards or files."""
     if reading.feature_cache is not None and of_shards:
         raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
@@ -138,7 +138,7 @@ def check_reading(reading: Reading, of_shards: bool) -> None:
         )
 
 
-def _decoder(model: MSFlow, reading: Reading, of_shards: bool) -> Decode:
+def _decoder(model: MSFlow, reading: DataConfig, of_shards: bool) -> Decode:
     device = next(model.parameters()).device
     if device.type != "cuda" or not (reading.stream or of_shards):
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
@@ -146,11 +146,11 @@ def _decoder(model: MSFlow, reading: Reading, of_shards: bool) -> Decode:
     return partial(decoded, image_size=model.image_size, device=device)
 
 
-def _names(samples: Sequence[Sample]) -> Names:
-    return Names(len(samples), lambda number: shown(samples[number].image))
+def _names(samples: Sequence[Sample]) -> LazySequence:
+    return LazySequence(len(samples), lambda number: shown(samples[number].image))
 
 
-def description_of(images: ImageSet, reading: Reading) -> dict[str, object]:
+def description_of(images: ImageSet, reading: DataConfig) -> dict[str, object]:
     """What tells ``images`` from others: their bytes or, of those that are not read at first, names and sizes."""
     if not reading.stream:
         return {"name": images.name, "fingerprint": fingerprint(images)}

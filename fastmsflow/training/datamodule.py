@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from ..data import ShardedImages, ShardSet
-from ..data.error_log import FaultsFile, LeftOut
-from ..data.reader_pool import Readers
+from ..data.error_log import ErrorLog, SkippedImages
+from ..data.reader_pool import ReaderPool
 from ..data.shards.manifest import Shard
-from ..distributed.process_group import ALONE, World
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from .break_even import measured
 from .feature_cache import FeatureCache, binary
-from .features_in_memory import BATCH, Images, KeptFeatures, Progress, features_of_all, pooled_features
-from .features_on_disk import CachedFeatures, placement
+from .features_in_memory import BATCH, FeaturesInMemory, Images, Progress, features_of_all, pooled_features
+from .features_on_disk import FeaturesOnDisk, placement
 from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
 from .recipe import Recipe
-from .samplers import InTurn, Order
+from .samplers import SequentialBatchSampler, TrainBatchSampler
 
 # Of an image set: training images, training images that are kept out of training, test images.
 TRAIN, HELD_OUT, TEST = "train", "held out", "test"
@@ -32,7 +32,7 @@ TRAIN, HELD_OUT, TEST = "train", "held out", "test"
 STANDARDISED = 2048
 
 
-class Source(L.LightningDataModule, ABC):
+class TrainingData(L.LightningDataModule, ABC):
     """Batches of TRAIN and, where they are, of HELD_OUT and TEST, for one process of ``world``.
 
     Errors: InputError where a process would have no images of a part.
@@ -41,7 +41,7 @@ class Source(L.LightningDataModule, ABC):
     total = 0
     """How many images ``prepare`` goes through."""
 
-    def __init__(self, model: MSFlow, recipe: Recipe, parts: Sequence[str], world: World) -> None:
+    def __init__(self, model: MSFlow, recipe: Recipe, parts: Sequence[str], world: ProcessGroup) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
@@ -50,7 +50,7 @@ class Source(L.LightningDataModule, ABC):
         """What is scored after each meta epoch, in the order of the loaders."""
 
     @property
-    def left_out(self) -> LeftOut | None:
+    def left_out(self) -> SkippedImages | None:
         """What could not be read, by all processes; None where that is an error."""
         return None
 
@@ -78,7 +78,7 @@ class Source(L.LightningDataModule, ABC):
         return [self.in_turn(part, self.recipe.batch_size) for part in self.evaluated]
 
 
-class OfImages(Source):
+class OfImages(TrainingData):
     """Of image files and arrays: ``images`` by part, read by ``readers``; None: by this process. ``test_order``: in
     which those of TEST are scored; None: as they are."""
 
@@ -87,12 +87,12 @@ class OfImages(Source):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
-        readers: Readers | None = None,
-        world: World = ALONE,
+        readers: ReaderPool | None = None,
+        world: ProcessGroup = SINGLE_PROCESS,
         test_order: Sequence[int] | None = None,
     ) -> None:
         super().__init__(model, recipe, list(images), world)
-        self.readers = readers or Readers()
+        self.readers = readers or ReaderPool()
         self.images = images
         self.test_order = test_order
         # Before any work is done.
@@ -107,15 +107,15 @@ class OfImages(Source):
     def images_of(self, part: str) -> int:
         return len(self.images[part])
 
-    def _order(self) -> Order:
-        return Order(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
+    def _order(self) -> TrainBatchSampler:
+        return TrainBatchSampler(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
 
-    def _in_turn(self, part: str, batch_size: int) -> InTurn:
+    def _in_turn(self, part: str, batch_size: int) -> SequentialBatchSampler:
         order = self.test_order if part == TEST else None
-        return InTurn(len(self.images[part]), batch_size, self.world, part, order)
+        return SequentialBatchSampler(len(self.images[part]), batch_size, self.world, part, order)
 
 
-class FeatureSource(OfImages):
+class FeatureTrainingData(OfImages):
     """Features, computed once by ``model`` (and standardised by it, where it does that).
 
     ``cache``: the folder of a FeatureCache of ``cache_dtype``, used and, where it is not whole, built; None: they are
@@ -127,16 +127,16 @@ class FeatureSource(OfImages):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
-        readers: Readers | None = None,
+        readers: ReaderPool | None = None,
         cache: Path | None = None,
         cache_dtype: torch.dtype = torch.bfloat16,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
         test_order: Sequence[int] | None = None,
     ) -> None:
         super().__init__(model, images, recipe, readers, world, test_order)
         self.cache = cache
         self.cache_dtype = cache_dtype
-        self.features: dict[str, KeptFeatures | CachedFeatures] = {}
+        self.features: dict[str, FeaturesInMemory | FeaturesOnDisk] = {}
 
     @property
     def total(self) -> int:  # type: ignore[override]
@@ -151,14 +151,14 @@ class FeatureSource(OfImages):
         Errors: as FeatureCache's.
         """
         if self.cache is None:
-            self.features.update({part: KeptFeatures(levels) for part, levels in self._kept(progress).items()})
+            self.features.update({part: FeaturesInMemory(levels) for part, levels in self._kept(progress).items()})
         else:
             self.features.update(self._cached(self.cache, progress, say))
 
     def _kept(self, progress: Progress) -> dict[str, list[Tensor]]:
         before = 0
         features = {}
-        with self.world.together():
+        with self.world.raise_on_any_rank():
             for part, images in self.images.items():
                 own = range(self.world.rank, len(images), self.world.size)
                 here = partial(_advance, progress, before)
@@ -171,20 +171,20 @@ class FeatureSource(OfImages):
             features = {part: self.model.standardiser(levels) for part, levels in features.items()}
         return features
 
-    def _cached(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> dict[str, CachedFeatures]:
+    def _cached(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> dict[str, FeaturesOnDisk]:
         cache = FeatureCache(self.model, self.images, folder, self.cache_dtype, world=self.world)
-        with self.world.together():
+        with self.world.raise_on_any_rank():
             missing = cache.missing()
             if missing and self.world.first:
                 say(str(measured(cache)))
-        with self.world.together():
+        with self.world.raise_on_any_rank():
             if missing:
                 cache.build(self.readers, progress, self.world.rank, self.world.size)
         needed = self.total * cache.bytes_per_image
         # Each process may come to hold all of them.
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
         say(f"features: {binary(needed)}, {place}")
-        features = {part: CachedFeatures(cache, rows, self.model, place) for part, rows in cache.rows.items()}
+        features = {part: FeaturesOnDisk(cache, rows, self.model, place) for part, rows in cache.rows.items()}
         standardise(self.model, features[TRAIN].batches(), self.world)
         return features
 
@@ -194,9 +194,9 @@ class FeatureSource(OfImages):
     def in_turn(self, part: str, batch_size: int) -> Loader:
         return self._loader(part, self._in_turn(part, batch_size))
 
-    def _loader(self, part: str, order: Order | InTurn) -> Loader:
+    def _loader(self, part: str, order: TrainBatchSampler | SequentialBatchSampler) -> Loader:
         features = self.features[part]
-        if isinstance(features, CachedFeatures):
+        if isinstance(features, FeaturesOnDisk):
             return FeatureLoader(features.fetch, order, features.device.type == "cuda")
         if part == TRAIN:
             return FeatureLoader(features.fetch, order)
@@ -205,7 +205,7 @@ class FeatureSource(OfImages):
         return FeatureLoader(lambda numbers: features.fetch([(n - first) // step for n in numbers]), order)
 
 
-class ImageSource(OfImages):
+class ImageTrainingData(OfImages):
     """Images, read and put through the extractor in every pass: for sets whose features can nowhere be kept.
 
     ``decode``: where ``images`` are encoded, what makes pixels of a batch.
@@ -216,8 +216,8 @@ class ImageSource(OfImages):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
-        readers: Readers | None = None,
-        world: World = ALONE,
+        readers: ReaderPool | None = None,
+        world: ProcessGroup = SINGLE_PROCESS,
         test_order: Sequence[int] | None = None,
         decode: Decode | None = None,
     ) -> None:
@@ -229,7 +229,7 @@ class ImageSource(OfImages):
         chosen = torch.randperm(
             len(self.images[TRAIN]), generator=torch.Generator().manual_seed(self.recipe.seed)
         ).tolist()[:count]
-        order = InTurn(len(self.images[TRAIN]), BATCH, ALONE, TRAIN, chosen)
+        order = SequentialBatchSampler(len(self.images[TRAIN]), BATCH, SINGLE_PROCESS, TRAIN, chosen)
         loader = ImageLoader(self.images[TRAIN], order, self.readers, self.decode)
         standardise(self.model, _pooled(self.model, loader, count), self.world)
 
@@ -240,7 +240,7 @@ class ImageSource(OfImages):
         return ImageLoader(self.images[part], self._in_turn(part, batch_size), self.readers, self.decode)
 
 
-class ShardSource(Source):
+class ShardTrainingData(TrainingData):
     """Images out of shards, read in every pass. Errors: InputError where shards or a batch do not go round."""
 
     def __init__(
@@ -249,7 +249,7 @@ class ShardSource(Source):
         shards: ShardSet,
         recipe: Recipe,
         workers: int = 0,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
         skip_faults: Path | None = None,
         decode: Decode | None = None,
     ) -> None:
@@ -260,7 +260,7 @@ class ShardSource(Source):
         self.workers = workers
         self.set = shards
         self.skip_faults = skip_faults
-        self._faults = None if skip_faults is None else FaultsFile(skip_faults)
+        self._faults = None if skip_faults is None else ErrorLog(skip_faults)
         self.decode = decode
         self.shards: dict[str, tuple[Shard, ...]] = {TRAIN: train, HELD_OUT: held_out}
         self._own_batch, rest = divmod(recipe.batch_size, world.size)
@@ -282,7 +282,7 @@ class ShardSource(Source):
             )
 
     @property
-    def left_out(self) -> LeftOut | None:
+    def left_out(self) -> SkippedImages | None:
         return None if self._faults is None else self._faults.left_out()
 
     def state_dict(self) -> dict[str, Any]:
@@ -332,12 +332,12 @@ class ShardSource(Source):
         )
 
 
-def standardise(model: MSFlow, batches: Iterable[Sequence[Tensor]], world: World) -> None:
+def standardise(model: MSFlow, batches: Iterable[Sequence[Tensor]], world: ProcessGroup) -> None:
     """Fits ``model``'s standardiser, where it has one, to pooled features, in the first process for all. One that came
     with trained weights stays: they know features by its statistics."""
     if model.standardiser is None or model.standardiser.fitted:
         return
-    with world.together():
+    with world.raise_on_any_rank():
         if world.first:
             model.standardiser.fit_batches(batches)
     if world.size > 1:

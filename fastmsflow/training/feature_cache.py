@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset
 from ..data.fingerprint import digest
-from ..data.reader_pool import Readers
-from ..distributed.process_group import ALONE, World
+from ..data.reader_pool import ReaderPool
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..files import ASIDE, locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
-from .features_in_memory import BATCH, Images, Joined, Progress
+from .features_in_memory import BATCH, ConcatImages, Images, Progress
 
 # Of what the files hold and of how images become features; a cache of another is stale.
 FORMAT = 1
@@ -61,23 +61,23 @@ class FeatureCache:
         folder: Path,
         dtype: torch.dtype = torch.bfloat16,
         shard_bytes: int = SHARD_BYTES,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.folder = folder
         self.dtype = dtype
         self.model = model
-        self.images = Joined(parts.values())
+        self.images = ConcatImages(parts.values())
         device = next(model.parameters()).device
         example = model.pooled(torch.zeros(1, 3, *model.image_size, device=device))
         self.shapes = [(level.shape[2], level.shape[3], level.shape[1]) for level in example]
         """(H_l, W_l, C_l): channels lie last."""
         of = _made_of(model, dtype)
-        with world.together():
+        with world.raise_on_any_rank():
             if (folder / DESCRIPTION_FILE).exists():
                 _described(folder, of)  # says that it is stale before all images are read
         contents = {part: _contents(images, world) for part, images in parts.items()}
         self._own = np.concatenate(list(contents.values()))
-        with world.together():
+        with world.raise_on_any_rank():
             if not (folder / DESCRIPTION_FILE).exists():
                 _begin(folder, of, self._own, max(1, shard_bytes // self.bytes_per_image))
             description = _described(folder, of)
@@ -104,7 +104,7 @@ class FeatureCache:
 
     def build(
         self,
-        readers: Readers | None = None,
+        readers: ReaderPool | None = None,
         progress: Progress = lambda done: None,
         rank: int = 0,
         world_size: int = 1,
@@ -128,7 +128,7 @@ class FeatureCache:
         batches = [sources[rows].tolist() for shard in todo for rows in _batches(self._rows_of(shard))]
         if any(source < 0 for batch in batches for source in batch):
             raise InputError(f"{shown(self.folder)}: unfinished, and some of the cache's images are gone; {REMEDY}")
-        read = (readers or Readers()).read([self.images.to_read(source) for source in batch] for batch in batches)
+        read = (readers or ReaderPool()).read([self.images.to_read(source) for source in batch] for batch in batches)
         with self._claimed(rank, world_size):
             for shard in todo:
                 count = len(self._rows_of(shard))
@@ -248,13 +248,13 @@ def _weights(extractor: nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-def _contents(images: Images, world: World) -> np.ndarray:
+def _contents(images: Images, world: ProcessGroup) -> np.ndarray:
     """(N,) of 16 bytes each: what the images hold. Each process reads its share of them."""
     given = [sample.image for sample in images.samples] if isinstance(images, ImageDataset) else images.images
-    with world.together():
+    with world.raise_on_any_rank():
         own = np.array([bytes.fromhex(digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16")
     contents = np.empty(len(given), "S16")
-    for rank, part in enumerate(world.gathered(own)):
+    for rank, part in enumerate(world.all_gather(own)):
         contents[rank :: world.size] = part
     return contents
 

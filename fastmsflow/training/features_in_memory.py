@@ -7,18 +7,18 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ..data import ImageDataset, LooseImages
+from ..data import ImageDataset, ImageFileDataset
 from ..data.datasets import ToRead
-from ..data.reader_pool import Readers
-from ..distributed.process_group import World
+from ..data.reader_pool import ReaderPool
+from ..distributed.process_group import ProcessGroup
 from ..models.msflow import MSFlow
 
 Progress = Callable[[int], None]
-Images = ImageDataset | LooseImages
+Images = ImageDataset | ImageFileDataset
 BATCH = 16
 
 
-class Joined:
+class ConcatImages:
     """The images of all ``parts``, one part behind the other."""
 
     def __init__(self, parts: Iterable[Images]) -> None:
@@ -29,16 +29,16 @@ class Joined:
         return self._ends[-1]
 
     def to_read(self, index: int) -> ToRead:
-        """See LooseImages."""
+        """See ImageFileDataset."""
         part = bisect(self._ends, index)
         return self._parts[part].to_read(index - (self._ends[part - 1] if part else 0))
 
 
 def pooled_features(
     model: MSFlow,
-    images: Images | Joined,
+    images: Images | ConcatImages,
     numbers: Sequence[int],
-    readers: Readers,
+    readers: ReaderPool,
     progress: Progress = lambda done: None,
 ) -> list[Tensor]:
     """Pooled features of the images of ``numbers``, before any standardisation: (N, C_l, H_l, W_l) per level, on the
@@ -61,7 +61,7 @@ def pooled_features(
     return kept
 
 
-class KeptFeatures:
+class FeaturesInMemory:
     """Features in memory, (N, C_l, H_l, W_l) per level."""
 
     def __init__(self, levels: Sequence[Tensor]) -> None:
@@ -72,7 +72,7 @@ class KeptFeatures:
         return [level[numbers].contiguous(memory_format=torch.channels_last) for level in self.levels]
 
 
-def features_of_all(own: Sequence[Tensor], images: int, world: World) -> list[Tensor]:
+def features_of_all(own: Sequence[Tensor], images: int, world: ProcessGroup) -> list[Tensor]:
     """From what each process computed of every ``world.size``-th image, from its rank on: all, on each of them."""
     if world.size == 1:
         return list(own)

@@ -41,7 +41,7 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min(available, limit))
 
 
-class CachedFeatures:
+class FeaturesOnDisk:
     """Features out of a cache, on ``model``'s device, in its flow's dtype and standardised by it.
 
     ``rows``: of the cache, (N,). ``place``: where they lie meanwhile, in the cache's dtype.

@@ -13,18 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..distributed.process_group import ALONE, World
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from ..evaluation.evaluator import Calibrator, Findings, Tally
-from ..evaluation.ground_truth import Truth
+from ..evaluation.evaluator import Calibrator, Evaluator, TestResult
+from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.results import Evaluation
-from ..evaluation.score_map_store import Spill
+from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import Scores, score_log_likelihoods, shown_map
-from .datamodule import HELD_OUT, TRAIN, Source
+from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
-from .loss_monitor import Losses
+from .loss_monitor import LossMonitor
 from .parameter_groups import parameter_groups, trained_parameters
 from .recipe import Recipe
 
@@ -34,7 +34,7 @@ LOOK_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Moment:
+class EpochResult:
     """What was measured after ``epoch`` passes over the training images."""
 
     epoch: int
@@ -44,7 +44,7 @@ class Moment:
     """Mean over the held-out images, nats, where there are any."""
 
 
-class MSFlowModule(L.LightningModule):
+class MSFlowLightningModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features, or of images; after each meta epoch scores the held-out images and
     the test set, where they are, and then calls ``end_round``.
 
@@ -61,10 +61,10 @@ class MSFlowModule(L.LightningModule):
         recipe: Recipe,
         names: Mapping[str, Sequence[str]],
         evaluated: Sequence[str] = (),
-        truth: Truth | None = None,
+        truth: GroundTruth | None = None,
         end_round: Callable[[], None] = lambda: None,
         maps_in: Path | None = None,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__()
         self.model = model
@@ -73,16 +73,16 @@ class MSFlowModule(L.LightningModule):
         self.evaluated = evaluated
         self.truth = truth
         self.end_round = end_round
-        self.moments: list[Moment] = []
+        self.moments: list[EpochResult] = []
         self.epoch_losses: list[float] = []
         self.maps_in = maps_in
-        self.tested: Findings | None = None
+        self.tested: TestResult | None = None
         """In the last round."""
-        self._tally: Tally | None = None
+        self._tally: Evaluator | None = None
         self._calibrator: Calibrator | None = None
         self._held_out_nll: list[Tensor] = []
         self._world = world
-        self._losses = Losses(self._world, recipe.precision == "16-mixed")
+        self._losses = LossMonitor(self._world, recipe.precision == "16-mixed")
         # The extractor is nobody's to learn, and the same everywhere.
         fixed = [name for name in self.state_dict() if not name.startswith("model.flow.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, fixed)
@@ -106,9 +106,9 @@ class MSFlowModule(L.LightningModule):
             self._look()
 
     @property
-    def source(self) -> Source:
+    def source(self) -> TrainingData:
         """Of what it is trained and judged on."""
-        return cast(Source, self.trainer.datamodule)  # type: ignore[attr-defined]
+        return cast(TrainingData, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def _look(self) -> None:
         self._losses.look(self.current_epoch, self.names[TRAIN])
@@ -138,7 +138,7 @@ class MSFlowModule(L.LightningModule):
         # Lightning evaluates before it calls this hook.
         if len(self.epoch_losses) % self.recipe.sub_epochs == 0:
             if not self.evaluated:
-                self.moments.append(Moment(self.current_epoch + 1, None, None))
+                self.moments.append(EpochResult(self.current_epoch + 1, None, None))
             self.end_round()
 
     def on_validation_epoch_start(self) -> None:
@@ -149,12 +149,12 @@ class MSFlowModule(L.LightningModule):
             self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
         if self.truth is not None:
             shown = shown_map(self._calibrator is not None or self.model.calibration is not None)
-            self._tally = Tally(self.truth, len(self.model.flow.channels), shown, self._spill(), self._world)
+            self._tally = Evaluator(self.truth, len(self.model.flow.channels), shown, self._spill(), self._world)
 
-    def _spill(self) -> Spill | None:
+    def _spill(self) -> ScoreMapStore | None:
         """Where this round may be the last."""
         last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
-        return Spill(self.maps_in, self._world) if self.maps_in is not None and last else None
+        return ScoreMapStore(self.maps_in, self._world) if self.maps_in is not None and last else None
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         numbers = batch[1]
@@ -181,14 +181,14 @@ class MSFlowModule(L.LightningModule):
             self.tested = self._tally.judge(self.model.calibration)
             evaluation = self.tested.evaluation
             self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
-        self.moments.append(Moment(self.current_epoch + 1, evaluation, nll))
+        self.moments.append(EpochResult(self.current_epoch + 1, evaluation, nll))
         self._tally = self._calibrator = None
 
     def _mean_held_out_nll(self) -> float:
         """Over the images of all processes."""
         own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
         self._held_out_nll.clear()
-        everyone = self._world.gathered((own.sum().item(), len(own)))
+        everyone = self._world.all_gather((own.sum().item(), len(own)))
         if not any(count for _, count in everyone):
             raise InputError("not one held-out image can be read; mend them, or hold others out (--seed)")
         return sum(of_one for of_one, _ in everyone) / sum(count for _, count in everyone)
@@ -212,7 +212,7 @@ class MSFlowModule(L.LightningModule):
         self.epoch_losses = list(state["epoch_losses"])
         self._losses.load(state["losses"])
         self.moments = [
-            Moment(m["epoch"], m["evaluation"] and Evaluation.from_dict(m["evaluation"]), m["held_out_nll"])
+            EpochResult(m["epoch"], m["evaluation"] and Evaluation.from_dict(m["evaluation"]), m["held_out_nll"])
             for m in state["moments"]
         ]
         torch.set_rng_state(state["random"])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.process_group import Elsewhere, World
+from ..distributed.process_group import ErrorOnAnotherRank, ProcessGroup
 from ..errors import InputError
 
 
@@ -18,13 +18,13 @@ class NotFinite(InputError):
         self.record = record
 
 
-class Losses:
+class LossMonitor:
     """Collects the losses of steps; ``look`` takes them off the device, which waits for it and for other processes.
 
     ``scaled``: gradients are scaled for float16, and those of some steps are meant to overflow.
     """
 
-    def __init__(self, world: World, scaled: bool) -> None:
+    def __init__(self, world: ProcessGroup, scaled: bool) -> None:
         self.steps = 0
         """Of this epoch."""
         self._world = world
@@ -47,7 +47,7 @@ class Losses:
 
     def look(self, epoch: int, names: Sequence[str]) -> None:
         """To be called by all processes. ``names``: of the images, by number. Errors: NotFinite, in the process where
-        the first of them is; Elsewhere in the others."""
+        the first of them is; ErrorOnAnotherRank in the others."""
         fault = None
         if self._losses:
             norms = [self._norms.get(i, torch.zeros_like(loss)) for i, loss in enumerate(self._losses)]
@@ -62,26 +62,26 @@ class Losses:
             for value in values[0].tolist():
                 # One by one, in float64: the sum does not depend on when it was looked at.
                 self._total += value
-        steps = self._world.gathered(None if fault is None else fault.record["step"])
+        steps = self._world.all_gather(None if fault is None else fault.record["step"])
         faults = [(step, rank) for rank, step in enumerate(steps) if step is not None]
         if faults and fault is not None and min(faults)[1] == self._world.rank:
             raise fault
         if faults:
-            raise Elsewhere("a loss is not finite")
+            raise ErrorOnAnotherRank("a loss is not finite")
         self._losses.clear()
         self._numbers.clear()
         self._norms.clear()
 
     def mean(self) -> float:
         """Of the epoch's steps, after a last look; the next epoch begins."""
-        total = sum(self._world.gathered(self._total))
+        total = sum(self._world.all_gather(self._total))
         mean = total / self._world.size / self.steps
         self._total, self.steps = 0.0, 0
         return mean
 
     def state(self) -> dict[str, Any]:
         """After a look, on all processes: what ``load`` takes on all of them."""
-        return {"steps": self.steps, "totals": list(self._world.gathered(self._total))}
+        return {"steps": self.steps, "totals": list(self._world.all_gather(self._total))}
 
     def load(self, state: dict[str, Any]) -> None:
         """Errors: InputError where it is no such state."""

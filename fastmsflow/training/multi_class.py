@@ -12,7 +12,7 @@ import torch
 
 from ..calibration import Calibration
 from ..errors import InputError, in_one_line
-from ..evaluation.compare_checkpoints import Judged, checkpoints, threshold_of
+from ..evaluation.compare_checkpoints import CheckpointResult, checkpoints, threshold_of
 from ..evaluation.results import METRICS, Evaluation
 from ..files import LOCK_FILE, Busy, is_claimed, locked, write_json
 from ..models.checkpoint import read_config
@@ -23,7 +23,7 @@ FAILED_FILE = "failed.json"
 WAIT_SECONDS = 0.5
 
 
-class FreshModels:
+class ModelFactory:
     """Models as ``build`` makes them, for an image size, from ``seed``: each size built once, then copied, so that
     weights are read once. The copies are whole: training moves and changes a model as it likes."""
 
@@ -119,7 +119,7 @@ def _reason(folder: Path) -> str | None:
         return None
 
 
-def results_of(folder: Path) -> tuple[list[Judged], float]:
+def results_of(folder: Path) -> tuple[list[CheckpointResult], float]:
     """-> (the rows that ``evaluate`` would give of a finished run, from what it measured itself; its wall time, in
     seconds). No rows where the run had no test images.
 
@@ -137,7 +137,7 @@ def results_of(folder: Path) -> tuple[list[Judged], float]:
                 continue
             evaluation = Evaluation.from_dict(moment)
             calibration = config["calibration"] and Calibration.from_dict(config["calibration"])
-            rows.append(Judged(results["images"]["name"], how, evaluation, threshold_of(calibration)))
+            rows.append(CheckpointResult(results["images"]["name"], how, evaluation, threshold_of(calibration)))
         return rows, sum(results["seconds"].values())
     except InputError:
         raise

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..models.msflow import MultiScaleFlow
-from ..nn.activation_checkpointing import Memory
+from ..nn.activation_checkpointing import ActivationCheckpointing
 from .recipe import LEVELS, Recipe
 
 
@@ -33,7 +33,7 @@ def prepared(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
         for part, module in _parts(flow).items():
             if part not in recipe.rates:
                 module.requires_grad_(False)
-        flow.memory = cast("Memory | None", recipe.memory)
+        flow.memory = cast("ActivationCheckpointing | None", recipe.memory)
         yield
     finally:
         flow.memory = before[1]

@@ -24,7 +24,7 @@ class Finished(InputError):
 
 
 @contextmanager
-def claimed(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Path | None]:
+def open_run_directory(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Path | None]:
     """In the block ``out`` belongs to this run. Yields the state that it goes on from; None: it begins.
 
     ``settings``: what the run that is gone on with must agree in; ``keep_settings`` wrote that run's.

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..distributed.process_group import World
+from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 
 
-class Part(NamedTuple):
+class RankBatch(NamedTuple):
     """Of a batch, what one process computes."""
 
     numbers: list[int]
@@ -18,14 +18,14 @@ class Part(NamedTuple):
     """What the mean over them counts in a mean over processes that is to be the batch's: 1 where all have as many."""
 
 
-class Order:
+class TrainBatchSampler:
     """Batches of ``images`` numbered images, dealt out among the processes of ``world``.
 
     ``seed``: each epoch has an order of its own, drawn from it and the epoch's number alone.
     Errors: InputError where a process would have no images.
     """
 
-    def __init__(self, images: int, batch_size: int, world: World, seed: int) -> None:
+    def __init__(self, images: int, batch_size: int, world: ProcessGroup, seed: int) -> None:
         if min(images, batch_size) < world.size:
             raise InputError(
                 f"{images} training images in batches of {batch_size}, for {world.size} processes: some would have"
@@ -44,17 +44,17 @@ class Order:
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
 
-    def parts(self, start: int = 0) -> Iterator[Part]:
+    def parts(self, start: int = 0) -> Iterator[RankBatch]:
         """Of the batches from number ``start`` on."""
         numbers = torch.randperm(self.images, generator=torch.Generator().manual_seed(self.seed + self.epoch))
         for i in range(start, len(self)):
             batch = numbers[i * self.batch_size : (i + 1) * self.batch_size].tolist()
             own = batch[self.world.rank :: self.world.size]
             # Of a last batch of fewer images than processes; all must take the step.
-            yield Part(own or batch[:1], len(own) * self.world.size / len(batch))
+            yield RankBatch(own or batch[:1], len(own) * self.world.size / len(batch))
 
 
-class InTurn:
+class SequentialBatchSampler:
     """All images once, in ``order`` or, None, their own: each process has those whose number is its rank modulo the
     processes' number.
 
@@ -64,7 +64,7 @@ class InTurn:
     epoch = 0
 
     def __init__(
-        self, images: int, batch_size: int, world: World, what: str, order: Sequence[int] | None = None
+        self, images: int, batch_size: int, world: ProcessGroup, what: str, order: Sequence[int] | None = None
     ) -> None:
         if images < world.size:
             raise InputError(f"{images} {what} images for {world.size} processes: some would have none; take fewer")
@@ -74,7 +74,7 @@ class InTurn:
     def __len__(self) -> int:
         return -(-len(self._numbers) // self._batch_size)
 
-    def parts(self, start: int = 0) -> Iterator[Part]:
+    def parts(self, start: int = 0) -> Iterator[RankBatch]:
         """Of the batches from number ``start`` on."""
         for i in range(start, len(self)):
-            yield Part(self._numbers[i * self._batch_size : (i + 1) * self._batch_size], 1.0)
+            yield RankBatch(self._numbers[i * self._batch_size : (i + 1) * self._batch_size], 1.0)

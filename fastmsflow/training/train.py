@@ -13,20 +13,20 @@ from rich.console import Console
 
 from .._version import __version__
 from ..data import ImageSet, ShardSet
-from ..data.error_log import LeftOut
-from ..data.reader_pool import Readers
-from ..distributed.process_group import ALONE, Gone, World, is_gone
+from ..data.error_log import SkippedImages
+from ..data.reader_pool import ReaderPool
+from ..distributed.process_group import SINGLE_PROCESS, PeerLost, ProcessGroup, is_peer_lost
 from ..errors import Preempted
-from ..evaluation.evaluator import Findings
+from ..evaluation.evaluator import TestResult
 from ..evaluation.results import RANKING_METRICS, Evaluation
 from ..files import write_json, write_yaml
 from ..models.msflow import MSFlow
-from .callbacks.ema import Averaging
-from .callbacks.preemption import LAST_KEPT, Preemption
-from .callbacks.throughput import Profile, Telemetry
-from .checkpointing import StateFile
-from .data_config import Reading, planned
-from .lightning_module import Moment, MSFlowModule
+from .callbacks.ema import EMACallback
+from .callbacks.preemption import LAST_KEPT, PreemptionHandler
+from .callbacks.throughput import ProfilerCallback, ThroughputCallback
+from .checkpointing import ResumeCheckpoint
+from .data_config import DataConfig, planned
+from .lightning_module import EpochResult, MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
 from .recipe import WARM_UP_SHARE, Recipe
@@ -38,32 +38,32 @@ from .run_directory import (
     NOT_FINITE_FILE,
     RESULTS_FILE,
     STATE_FILE,
-    claimed,
     finish,
     keep_settings,
+    open_run_directory,
 )
 from .trainer import check_precision, prepare, run_trainer
 
-READING = Reading()
+READING = DataConfig()
 # How a moment is chosen, by what the choice is called.
 LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What a run came to."""
 
     losses: list[float]
     """Mean over the batches of each sub-epoch of their mean nll, nats per image."""
-    moments: list[Moment]
+    moments: list[EpochResult]
     """After each meta epoch."""
-    tested: Findings | None
+    tested: TestResult | None
     """The test set after the last epoch, where there is one; its maps lie in a temporary file in the run's folder."""
     seconds: dict[str, float]
     """Wall time of ``features`` and ``training`` (evaluations included), of this process, in seconds."""
     speed: dict[str, float]
-    """See Telemetry.speed."""
-    left_out: LeftOut | None = None
+    """See ThroughputCallback.speed."""
+    left_out: SkippedImages | None = None
     """Of shards, where faults are skipped."""
 
     @property
@@ -72,11 +72,11 @@ class Outcome:
         return self.moments[-1].evaluation
 
     @property
-    def held_out(self) -> Moment | None:
+    def held_out(self) -> EpochResult | None:
         """The moment of the lowest nll on held-out good images: chosen without a test image."""
         return best_on_held_out(self.moments)
 
-    def best(self, metric: str) -> Moment | None:
+    def best(self, metric: str) -> EpochResult | None:
         """The moment of the highest ``metric``: chosen on the test set, so an optimistic figure."""
         return best_on_test(self.moments, metric)
 
@@ -106,13 +106,13 @@ class Outcome:
         }
 
 
-def best_on_held_out(moments: Sequence[Moment]) -> Moment | None:
+def best_on_held_out(moments: Sequence[EpochResult]) -> EpochResult | None:
     """The first of those with the lowest nll of the held-out images."""
     there = [m for m in moments if m.held_out_nll is not None]
     return min(there, key=lambda m: cast(float, m.held_out_nll), default=None)
 
 
-def best_on_test(moments: Sequence[Moment], metric: str) -> Moment | None:
+def best_on_test(moments: Sequence[EpochResult], metric: str) -> EpochResult | None:
     """The first of those with the highest ``metric``."""
     there = [m for m in moments if getattr(m.evaluation, metric, None) is not None]
     return max(there, key=lambda m: getattr(m.evaluation, metric), default=None)
@@ -123,18 +123,18 @@ def train(
     images: ImageSet | ShardSet,
     recipe: Recipe,
     out: Path,
-    reading: Reading = READING,
+    reading: DataConfig = READING,
     console: Console | None = None,
     command: str = "",
     resume: bool = False,
     log_to: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
-    report: Callable[[Outcome], None] = lambda outcome: None,
+    report: Callable[[TrainingResult], None] = lambda outcome: None,
     profile: bool = False,
-    world: World = ALONE,
+    world: ProcessGroup = SINGLE_PROCESS,
     started_from: str | None = None,
-    readers: Readers | None = None,
-) -> Outcome:
+    readers: ReaderPool | None = None,
+) -> TrainingResult:
     """Trains ``model.flow`` on ``images.train`` and evaluates after each meta epoch.
 
     It goes on from the weights that ``model`` has, and with its standardiser, where that has been fitted; its
@@ -156,13 +156,13 @@ def train(
     no images; UnavailableError for a logger that is not installed; Preempted after SIGTERM, the state being kept.
     """
     console = console if console is not None and world.first else Console(quiet=True)
-    with world.together():
+    with world.raise_on_any_rank():
         check_loggers(log_to)
         check_precision(recipe)
-    reads = readers or Readers(reading.workers)
+    reads = readers or ReaderPool(reading.workers)
     plan = planned(model, images, recipe, reading, reads, world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)
-    averaging = Averaging(model.flow, recipe.ema) if recipe.ema is not None else None
+    averaging = EMACallback(model.flow, recipe.ema) if recipe.ema is not None else None
     notes = {} if started_from is None else {"started_from": started_from}
 
     def end_round() -> None:
@@ -170,7 +170,7 @@ def train(
             if world.first:
                 _end_round(module, out, plan.counts["held_out"], console, notes)
 
-    module = MSFlowModule(
+    module = MSFlowLightningModule(
         model,
         recipe,
         plan.names,
@@ -180,27 +180,27 @@ def train(
         out,
         world,
     )
-    telemetry = Telemetry(world)
-    with Preemption() as preemption, ExitStack() as stack:
+    telemetry = ThroughputCallback(world)
+    with PreemptionHandler() as preemption, ExitStack() as stack:
         if readers is None:
             stack.enter_context(reads)
-        state = world.once(lambda: stack.enter_context(claimed(out, resume, settings)))
+        state = world.broadcast_from_rank0(lambda: stack.enter_context(open_run_directory(out, resume, settings)))
         model.train().to(memory_format=torch.channels_last)
         model.calibration = None
         say_if_short(recipe, console)
         started = time.perf_counter()
         prepare(plan.source, console)
         features_done = time.perf_counter()
-        with world.together():
+        with world.raise_on_any_rank():
             if world.first:
                 keep_settings(out, settings)
                 if options is not None:
                     write_yaml(out / CONFIG_FILE, options)
-        callbacks: list[Callback] = [telemetry, StateFile(out / STATE_FILE, recipe, world, preemption)]
+        callbacks: list[Callback] = [telemetry, ResumeCheckpoint(out / STATE_FILE, recipe, world, preemption)]
         if averaging is not None:
             callbacks.append(averaging)
         if profile and world.first:
-            callbacks.append(Profile(out / "profile.json"))
+            callbacks.append(ProfilerCallback(out / "profile.json"))
         try:
             run_trainer(module, plan.source, recipe, console, callbacks, state, loggers(log_to, out))
         except NotFinite as error:
@@ -210,15 +210,15 @@ def train(
             if preemption.asked:
                 # Another process has gone already.
                 raise Preempted(LAST_KEPT) from error
-            if world.size > 1 and is_gone(error):
-                raise Gone(str(error)) from error
+            if world.size > 1 and is_peer_lost(error):
+                raise PeerLost(str(error)) from error
             raise
         # What is left to be done is done again from the last state.
         preemption.deferred = False
         if preemption.asked:
             raise Preempted(LAST_KEPT)
         finished = time.perf_counter()
-        outcome = Outcome(
+        outcome = TrainingResult(
             module.epoch_losses,
             module.moments,
             module.tested,
@@ -278,9 +278,9 @@ def settings_of(
     model: MSFlow,
     description: Mapping[str, object],
     recipe: Recipe,
-    reading: Reading,
+    reading: DataConfig,
     started_from: str | None,
-    world: World = ALONE,
+    world: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """What a run that is gone on with must agree in. ``description``: of its images."""
     return {
@@ -296,7 +296,9 @@ def settings_of(
     }
 
 
-def _end_round(module: MSFlowModule, out: Path, held_out: int, console: Console, notes: Mapping[str, Any]) -> None:
+def _end_round(
+    module: MSFlowLightningModule, out: Path, held_out: int, console: Console, notes: Mapping[str, Any]
+) -> None:
     """After each meta epoch: a line of figures, and the model as it is, by what it is the best so far."""
     now = module.moments[-1]
     line = f"epoch {now.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"

@@ -11,7 +11,7 @@ REACH = 4
 
 
 @dataclass(frozen=True)
-class Heat:
+class ColorScale:
     """The score map that is shown of images, and its scale."""
 
     levels: int
@@ -23,13 +23,13 @@ class Heat:
     """The value of the absolute map at which a region begins; None: there are no regions."""
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         calibration: Calibration | None,
         levels: int,
         false_alarms: float | None = None,
         kind: MapKind | None = None,
-    ) -> "Heat":
+    ) -> "ColorScale":
         """``false_alarms``: share of good images that may show a region; None: as calibrated, and no regions where
         there are too few held-out images for that. ``kind``: see fastmsflow.scoring.shown_map.
 

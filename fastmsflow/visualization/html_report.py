@@ -34,7 +34,7 @@ TEMPLATE = files("fastmsflow.visualization") / "template"
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One image with its score and heat map."""
 
     image: Path
@@ -54,11 +54,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Page:
-    """What ``write_page`` shows."""
+class Report:
+    """What ``write_report`` shows."""
 
     title: str
-    rows: Iterable[Row]
+    rows: Iterable[ReportRow]
     """Consumed once, one at a time."""
     heat_scale: tuple[float, float]
     """The values of the first and last colour, the same for all images."""
@@ -82,7 +82,7 @@ class Page:
     """Of the images."""
 
 
-def write_page(path: Path, page: Page) -> None:
+def write_report(path: Path, page: Report) -> None:
     """Writes ``page`` as HTML: scores with a threshold to move, counts, curves, a gallery to sort and filter.
 
     Rows are written as they come, so that one at a time is in memory. Errors: InputError where there is no row, or a
@@ -109,7 +109,7 @@ def write_page(path: Path, page: Page) -> None:
             file.writelines(holes[part]() if i % 2 else [part])
 
 
-def _pictures(page: Page, facts: list[dict[str, Any]]) -> Iterator[str]:
+def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
     """Each row's pictures as an inert element, which the page reads once it shows them; the rest goes to ``facts``."""
     low, high = page.heat_scale
     for row in page.rows:
@@ -143,7 +143,7 @@ def _pictures(page: Page, facts: list[dict[str, Any]]) -> Iterator[str]:
         raise InputError("a report needs at least one image; none was given")
 
 
-def _check(row: Row) -> None:
+def _check(row: ReportRow) -> None:
     if not math.isfinite(row.score) or not np.isfinite(row.heat).all():
         raise InputError(f"{row.image}: its score or heat map is not finite; look for where the model overflows")
     shapes = {row.pixels.shape[:2], row.heat.shape, row.heat.shape if row.mask is None else row.mask.shape}
@@ -151,7 +151,7 @@ def _check(row: Row) -> None:
         raise InputError(f"{row.image}: image, heat map and mask have shapes {sorted(shapes)}; give all the same")
 
 
-def _data(page: Page, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     colours = mpl.colormaps[COLOURS](np.linspace(0, 1, COLOUR_STOPS))[:, :3].round(4)
     return {
         "rows": facts,

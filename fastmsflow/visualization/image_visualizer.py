@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..inference.regions import Region
-from .color_scale import Heat
+from .color_scale import ColorScale
 from .heat_maps import COLOURS, overlay
 
 SMALLEST_SIDE = 256
@@ -29,10 +29,10 @@ class Verdict:
     """None: not known without a threshold."""
 
 
-class Painter:
+class ImageVisualizer:
     """Pictures of the images of one model, all with the same colours for the same values."""
 
-    def __init__(self, heat: Heat, image_size: tuple[int, int]) -> None:
+    def __init__(self, heat: ColorScale, image_size: tuple[int, int]) -> None:
         """``image_size``: (H, W) of the score maps; a picture shows an image about as large."""
         self._heat = heat
         self._side = max(SMALLEST_SIDE, *image_size)
@@ -84,7 +84,7 @@ class Painter:
         return self._legends[key]
 
 
-def _legend(heat: Heat, width: int, text: int) -> Image.Image:
+def _legend(heat: ColorScale, width: int, text: int) -> Image.Image:
     font, bar = _font(text), text
     line = round(1.35 * text)
     words = _wrapped(heat.caption, font, width)

@@ -6,7 +6,9 @@ from pathlib import Path
 from ..files import written_aside
 
 
-def write_summary(path: Path, title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: str) -> None:
+def write_markdown_table(
+    path: Path, title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: str
+) -> None:
     """``title``, a table, ``notes`` below it; written aside and renamed."""
     lines = [f"# {title}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), "", notes]
     with written_aside(path) as aside:

@@ -10,13 +10,13 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...errors import InputError, UnavailableError
-from ..error_log import FaultsFile
+from ..error_log import ErrorLog
 from ..image_io import load_bytes
 from ..jpeg_decoder import decoded_or_not
 from .manifest import Manifest, Shard, content_of
 from .reader import Encoded, read_shard
-from .shuffle import dealt, in_order, shuffled
-from .storage import Location
+from .shuffle import rank_share, shuffle_buffer, shuffled_by
+from .storage import ShardStorage
 
 
 class ShardedImages(IterableDataset[dict[str, Any]]):
@@ -70,7 +70,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
             raise InputError(f"rank {rank} of {world_size} ranks; ranks count from 0")
         if buffer < 1:
             raise InputError(f"a shuffle buffer of {buffer} images; give 1 or more")
-        self.location = Location(where, options)
+        self.location = ShardStorage(where, options)
         self.manifest = manifest or Manifest.read(self.location)
         self.shards = self.manifest.shards if shards is None else tuple(shards)
         if len(self.shards) < world_size:
@@ -86,7 +86,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self.seed = seed
         self.shuffle, self.buffer = shuffle, buffer
         self.verify = verify
-        self._faults = None if skip_faults is None else FaultsFile(skip_faults)
+        self._faults = None if skip_faults is None else ErrorLog(skip_faults)
         self._load = decoded_or_not if encoded else load_bytes
         self._started_in: int | None = None
         self.set_epoch(epoch)
@@ -198,11 +198,11 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
 
     def _ordered(self, items: Iterator[Any], reader: int) -> Iterator[Any]:
         key = f"{self.seed} {self.epoch} {self.rank} {reader}"
-        return shuffled(items, self.buffer, key) if self.shuffle else items
+        return shuffle_buffer(items, self.buffer, key) if self.shuffle else items
 
     def _dealt(self, rank: int) -> Sequence[Shard]:
-        order = in_order(self.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
-        return dealt(order, rank, self.world_size)
+        order = shuffled_by(self.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
+        return rank_share(order, rank, self.world_size)
 
     def _whole(self, shard: Shard) -> Iterator[Encoded | None]:
         """As many as the manifest says: None for each that cannot be had."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import InputError, UnavailableError
 from ...files import write_json
-from .storage import MANIFEST, NO_FILE, Location
+from .storage import MANIFEST, NO_FILE, ShardStorage
 
 FORMAT = "fastmsflow shards 1"
 SHARD_NAME = re.compile(r"[\w-][\w.-]*\.tar")
@@ -61,7 +61,7 @@ class Manifest:
         write_json(folder / MANIFEST, {**totals, **asdict(self)})
 
     @classmethod
-    def read(cls, where: Location) -> "Manifest":
+    def read(cls, where: ShardStorage) -> "Manifest":
         """Errors: InputError where there is none, it is none of this format, or what it says contradicts itself."""
         name = where.name(MANIFEST)
         try:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from ...errors import InputError, UnavailableError
 from ...files import shown
 from .manifest import AGAIN, Shard
-from .storage import Location
+from .storage import ShardStorage
 
 CHUNK = 2**20
 
@@ -27,7 +27,7 @@ class Encoded:
     """Shard and name, for errors."""
 
 
-def read_shard(location: Location, shard: Shard, verify: bool = False) -> Iterator[Encoded]:
+def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> Iterator[Encoded]:
     """``shard``'s images in its order, one in memory at a time. ``verify``: none before the whole checksum is right.
 
     Errors: InputError that names the shard where it is missing, damaged, cut off, or not the one that the manifest

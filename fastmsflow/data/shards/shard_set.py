@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ..lazy_sequence import Names
+from ..lazy_sequence import LazySequence
 from .manifest import Manifest, Shard
 from .reader import read_shard
-from .shuffle import in_order
-from .storage import JOURNAL, MANIFEST, PIPE, Location
+from .shuffle import shuffled_by
+from .storage import JOURNAL, MANIFEST, PIPE, ShardStorage
 
 FIRST = "000000.tar"
 
@@ -20,7 +20,7 @@ class ShardSet:
     """Good images in shards, see ShardedImages: too many to be kept, so read in every pass."""
 
     where: str
-    """What Location takes."""
+    """What ShardStorage takes."""
     manifest: Manifest
     """Of all its shards."""
     options: dict[str, Any] | None = None
@@ -29,10 +29,10 @@ class ShardSet:
     """(H, W) to resize to, unless the user says otherwise."""
 
     @classmethod
-    def of(cls, where: str, options: dict[str, Any] | None = None) -> "ShardSet":
+    def from_source(cls, where: str, options: dict[str, Any] | None = None) -> "ShardSet":
         """Errors: InputError where there is no manifest or it is wrong; UnavailableError where a package is missing
         that reads it."""
-        return cls(where, Manifest.read(Location(where, options)), options)
+        return cls(where, Manifest.read(ShardStorage(where, options)), options)
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class ShardSet:
 
         Errors: InputError where too few shards are there for it.
         """
-        order = in_order(range(len(self.manifest.shards)), f"held out {seed}")
+        order = shuffled_by(range(len(self.manifest.shards)), f"held out {seed}")
         count = max(processes, round(share * len(order))) if share else 0
         if len(order) - count < processes:
             raise InputError(
@@ -61,13 +61,13 @@ class ShardSet:
         )
 
     @property
-    def names(self) -> Names:
+    def names(self) -> LazySequence:
         """Of all images, by number, when the shards were written; for each that is asked for, its shard is read."""
-        return Names(self.manifest.images, self._name)
+        return LazySequence(self.manifest.images, self._name)
 
     def _name(self, number: int) -> str:
         shard = next(shard for shard in self.manifest.shards if number < shard.first + shard.images)
-        location = Location(self.where, self.options)
+        location = ShardStorage(self.where, self.options)
         try:
             return next(image.name for image in read_shard(location, shard) if image.index == number)
         except (InputError, StopIteration):
@@ -75,8 +75,8 @@ class ShardSet:
 
 
 def is_shard_set(source: str) -> bool:
-    """Whether ``source`` is what ShardSet.of takes: a URL, ``pipe:COMMAND``, or a folder, or its manifest.json, in
-    which `fastmsflow shard` wrote, though not to the end: then reading it says so."""
+    """Whether ``source`` is what ShardSet.from_source takes: a URL, ``pipe:COMMAND``, or a folder, or its manifest.json,
+    in which `fastmsflow shard` wrote, though not to the end: then reading it says so."""
     if "://" in source or source.startswith(PIPE):
         return True
     path = Path(source)

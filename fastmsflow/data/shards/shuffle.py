@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_order(items: Sequence[T], key: str | None) -> list[T]:
+def shuffled_by(items: Sequence[T], key: str | None) -> list[T]:
     """Shuffled by ``key``; None: as they are."""
     if key is None:
         return list(items)
@@ -16,12 +16,12 @@ def in_order(items: Sequence[T], key: str | None) -> list[T]:
     return sorted(items, key=lambda _: draw())
 
 
-def dealt(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
+def rank_share(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
     """Those of ``rank``: every ``world_size``-th."""
     return items[rank::world_size]
 
 
-def shuffled(items: Iterable[T], size: int, key: str) -> Iterator[T]:
+def shuffle_buffer(items: Iterable[T], size: int, key: str) -> Iterator[T]:
     """``items`` by way of a buffer of ``size``, from which a random one makes room for each that comes."""
     draw = Random(key).random
     buffer: list[T] = []

@@ -17,7 +17,7 @@ NO_FILE = "no such file"
 JOURNAL = "unfinished.jsonl"
 
 
-class Location:
+class ShardStorage:
     """``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), either with or without
     ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name: ``pipe:aws s3 cp s3://bucket/set/{} -``.
     ``options``: what fsspec's file system takes, such as ``{"anon": True}``.

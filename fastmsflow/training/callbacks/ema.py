@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ...models.msflow import MultiScaleFlow
 
 
-class Averaging(Callback):
+class EMACallback(Callback):
     """``average = decay average + (1 - decay) weights`` after each step, from the first step's weights on.
 
     Not Lightning's own callback: that averages the frozen extractor and the permutations as well, and takes the average

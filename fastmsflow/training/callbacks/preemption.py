@@ -12,7 +12,7 @@ KEPT = "its state is kept, and the same command with --resume goes on"
 LAST_KEPT = "the same command with --resume goes on from the last state, or, if none was kept yet, begins anew"
 
 
-class Preemption(AbstractContextManager["Preemption"]):
+class PreemptionHandler(AbstractContextManager["PreemptionHandler"]):
     """In its block SIGTERM raises Preempted: at once, or, while ``deferred``, only sets ``asked``, for whoever looks
     there to save first. In a thread other than the main one signals stay what they are."""
 
@@ -22,7 +22,7 @@ class Preemption(AbstractContextManager["Preemption"]):
         self._before: Any = None
         self._in_main = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> "Preemption":
+    def __enter__(self) -> "PreemptionHandler":
         if self._in_main:
             self._before = signal.getsignal(signal.SIGTERM)
         self.install()

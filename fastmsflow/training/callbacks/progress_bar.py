@@ -7,11 +7,11 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from .throughput import Telemetry
+from .throughput import ThroughputCallback
 
 
-class TrainingBar(Callback):
-    """Steps of the whole training, with the time that is left and what Telemetry measures, if it is there."""
+class TrainingProgressBar(Callback):
+    """Steps of the whole training, with the time that is left and what ThroughputCallback measures, if it is there."""
 
     def __init__(self, console: Console) -> None:
         self._progress = progress(console)
@@ -23,7 +23,7 @@ class TrainingBar(Callback):
         self._progress.start()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        line = next((callback.line for callback in trainer.callbacks if isinstance(callback, Telemetry)), "")
+        line = next((callback.line for callback in trainer.callbacks if isinstance(callback, ThroughputCallback)), "")
         description = f"training, {line}" if line else "training"
         self._progress.update(self._task, completed=trainer.global_step, description=description)
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerAction, ProfilerActivity
 
-from ...distributed.process_group import World
+from ...distributed.process_group import ProcessGroup
 from ...files import written_aside
 from ..loaders import Batch, Loader
 
@@ -22,11 +22,11 @@ WINDOW = 50
 TRACED, SKIPPED = 5, 5
 
 
-class Telemetry(Callback):
+class ThroughputCallback(Callback):
     """How fast images are learned from, what share of the time is spent waiting for them, and how much of the GPU's
     memory is used: logged every WINDOW steps and at an epoch's end, and kept over the run."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: ProcessGroup) -> None:
         self.line = ""
         """What was last measured."""
         self._world = world
@@ -101,7 +101,7 @@ def _shown(speed: dict[str, float]) -> str:
     return f"{speed['images_per_second']:.3g} images/s, {speed['data_wait']:.0%} waiting{memory}"
 
 
-class Profile(Callback):
+class ProfilerCallback(Callback):
     """A trace for chrome://tracing or Perfetto: of the TRACED steps behind the first SKIPPED, or of the run's last ones
     where it has fewer steps than that, on a GPU of what runs there too. It is written once they are through, or, of
     those that there were, when the training ends before or is interrupted."""
