@@ -77,8 +77,8 @@ class ShardSet:
 def is_shard_set(source: str) -> bool:
     """Tells whether ``source`` names shards, as ``ShardSet.from_source`` takes them.
 
-    These are a URL, ``pipe:COMMAND``, and a folder into which `fastmsflow shard` wrote, or its manifest.json; reading says
-    so if the folder is not complete.
+    These are a URL, ``pipe:COMMAND``, and a folder into which `fastmsflow shard` wrote, or its manifest.json; reading
+    says so if the folder is not complete.
     """
     if "://" in source or source.startswith(PIPE):
         return True
