@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import ImageDataset
+from ..data.datasets import ConcatImages, Images, Progress
 from ..data.fingerprint import digest
-from ..data.reader_pool import ReaderPool
+from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..files import ASIDE, locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
-from .features_in_memory import BATCH, ConcatImages, Images, Progress
 
 # Of what the files hold and of how images become features; a cache of another is stale.
 FORMAT = 1
@@ -125,17 +125,17 @@ class FeatureCache:
         self._check_room(self.missing_images() * self.bytes_per_image)
         done = len(self._kept) - self.missing_images()
         # No batch goes over a shard's end: its features do not depend on where an earlier build ended.
-        batches = [sources[rows].tolist() for shard in todo for rows in _batches(self._rows_of(shard))]
+        batches = [sources[rows].tolist() for shard in todo for rows in batched(self._rows_of(shard))]
         if any(source < 0 for batch in batches for source in batch):
             raise InputError(f"{shown(self.folder)}: unfinished, and some of the cache's images are gone; {REMEDY}")
-        read = (readers or ReaderPool()).read([self.images.to_read(source) for source in batch] for batch in batches)
+        read = read_images(self.images, batches, readers, next(self.model.parameters()).device)
         with self._claimed(rank, world_size):
             for shard in todo:
                 count = len(self._rows_of(shard))
                 levels = [torch.empty((count, *shape), dtype=self.dtype) for shape in self.shapes]
                 at = 0
-                for batch in islice(read, -(-count // BATCH)):
-                    at += self._compute(batch["image"], [level[at:] for level in levels])
+                for batch in islice(read, -(-count // BATCH_SIZE)):
+                    at += self._compute(batch, [level[at:] for level in levels])
                     progress(done + at)
                 done += count
                 self._write(shard, levels)
@@ -189,8 +189,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def _compute(self, images: Tensor, into: Sequence[Tensor]) -> int:
-        device = next(self.model.parameters()).device
-        levels = self.model.pooled(images.to(device, memory_format=torch.channels_last))
+        levels = self.model.pooled(images)
         for store, level in zip(into, levels, strict=True):
             store[: len(level)] = level.permute(0, 2, 3, 1)
         return len(images)
@@ -312,7 +311,3 @@ def _places(of: np.ndarray, among: np.ndarray) -> np.ndarray:
     order = np.argsort(among, kind="stable")
     at = order[np.minimum(np.searchsorted(among, of, sorter=order), len(among) - 1)]
     return np.where(among[at] == of, at, -1)
-
-
-def _batches(rows: range) -> Iterator[range]:
-    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
