@@ -1,6 +1,5 @@
 """Features on disk: computed once, then read in each pass of each run of that extractor, size and pool."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset
 from ..data.datasets import ConcatImages, Images, Progress
-from ..data.fingerprint import digest
+from ..data.fingerprint import image_digest, short_digest, tensor_chunks
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
@@ -240,18 +239,16 @@ def _made_of(model: MSFlow, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _weights(extractor: nn.Module) -> str:
-    total = hashlib.sha256()
-    for name, tensor in extractor.state_dict().items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
+    return short_digest(tensor_chunks(extractor.state_dict(), "{name} {dtype} {shape}\n"))
 
 
 def _contents(images: Images, world: ProcessGroup) -> np.ndarray:
     """(N,) of 16 bytes each: what the images hold. Each process reads its share of them."""
     given = [sample.image for sample in images.samples] if isinstance(images, ImageDataset) else images.images
     with world.raise_on_any_rank():
-        own = np.array([bytes.fromhex(digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16")
+        own = np.array(
+            [bytes.fromhex(image_digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16"
+        )
     contents = np.empty(len(given), "S16")
     for rank, part in enumerate(world.all_gather(own)):
         contents[rank :: world.size] = part
@@ -273,7 +270,7 @@ def _begin(folder: Path, of: Mapping[str, Any], contents: np.ndarray, shard_imag
     with written_aside(folder / IMAGES_FILE) as aside, aside.open("wb") as file:
         np.save(file, contents)
     counts = {"images": len(contents), "images a shard": shard_images, "contents": _sum(contents)}
-    key = hashlib.sha256(json.dumps([dict(of), counts]).encode()).hexdigest()[:16]
+    key = short_digest([json.dumps([dict(of), counts]).encode()])
     write_json(folder / DESCRIPTION_FILE, {"of": dict(of), **counts, "key": key})
 
 
@@ -303,7 +300,7 @@ def _read_images(folder: Path, description: Mapping[str, Any]) -> np.ndarray:
 
 
 def _sum(contents: np.ndarray) -> str:
-    return hashlib.sha256(contents.tobytes()).hexdigest()[:16]
+    return short_digest([contents.tobytes()])
 
 
 def _places(of: np.ndarray, among: np.ndarray) -> np.ndarray:
