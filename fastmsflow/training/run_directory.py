@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..evaluation.checkpoint_files import CHECKPOINT_FILES
 from ..files import claimed_folder, write_json
 
 STATE_FILE = "state.ckpt"
@@ -16,7 +17,6 @@ SETTINGS_FILE = "state-settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"
-LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
 
 
 class Finished(InputError):
@@ -101,7 +101,7 @@ def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
 
 
 def _begun(out: Path) -> bool:
-    return any((out / name).exists() for name in (STATE_FILE, LAST, BEST, BEST_ON_TEST))
+    return any((out / name).exists() for name in (STATE_FILE, *CHECKPOINT_FILES.values()))
 
 
 def _compare(out: Path, settings: Mapping[str, Any]) -> None:
