@@ -29,6 +29,8 @@ from .parameter_groups import parameter_groups, trained_parameters
 from .recipe import Recipe
 
 STATE = "fastmsflow"
+# Lightning's key for the state of shards as version 0.1 wrote it: the name that ShardTrainingData had.
+OLD_SHARD_STATE = "ShardSource"
 # Steps after which losses are looked at: every look waits for the GPU and for the other processes.
 LOOK_EVERY = 50
 
@@ -208,6 +210,8 @@ class MSFlowLightningModule(L.LightningModule):
         # The features, already computed, are of these.
         if not all(torch.equal(own[key].cpu(), kept[key].cpu()) for key in own if key.startswith("model.extractor.")):
             raise InputError("the extractor's weights are not those that the run began with; give the same to resume")
+        if OLD_SHARD_STATE in checkpoint:
+            self.source.load_state_dict(checkpoint[OLD_SHARD_STATE])
         state = checkpoint[STATE]
         self.epoch_losses = list(state["epoch_losses"])
         self._losses.load(state["losses"])
