@@ -121,7 +121,7 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
         ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
         arguments = [*given, *fixed]
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
-    for name in ("joining_cross_coupling", "joining_cross_coupling_likelihood"):
+    for name in ("fusion_coupling_concat", "fusion_coupling_concat_likelihood"):
         ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
         arguments = [kept, changed, raw * 3, bias, CLAMP]
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
@@ -146,7 +146,7 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
         conv3x3_coupling.conv3x3_coupling, conv3x3_twin.conv3x3_coupling,
         [hidden, second * 8, bias, kept, changed, *fixed],
     )  # fmt: skip
-    name = "conv3x3_joining_cross_coupling_likelihood"
+    name = "conv3x3_fusion_coupling_concat_likelihood"
     yield Operation(
         f"convolution, coupling and likelihood, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
         getattr(conv3x3_coupling, name), getattr(conv3x3_twin, name), [kept, heads, bias, kept, changed, CLAMP],

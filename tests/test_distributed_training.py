@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_is_told_once(imag
     recipe = Recipe(lr=1e30, batch_size=5, meta_epochs=3, sub_epochs=2)
     words = together(2, images, tmp_path / "run", recipe=recipe)
     kinds = sorted(word[1] for word in words)
-    assert kinds == ["Elsewhere", "NotFinite"], words
+    assert kinds == ["ErrorOnAnotherRank", "NotFinite"], words
     told = next(word[2] for word in words if word[1] == "NotFinite")
     assert "of the images" in told
     assert json.loads((tmp_path / "run/not_finite.json").read_text())["images"]
@@ -154,14 +154,14 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
     # The second process's.
     train_samples = (images.train[0], replace(images.train[1], image=broken), *images.train[2:])
     words = together(2, replace(images, train=train_samples), tmp_path / "run", recipe=Recipe(meta_epochs=1))
-    assert words[0][1] == "Elsewhere"
+    assert words[0][1] == "ErrorOnAnotherRank"
     assert words[1][1:] == ("InputError", f"{broken}: not an image that can be read; remove it or save it as PNG")
     assert not (tmp_path / "run").exists()
 
 
 def told_once(words: list[tuple], line: str) -> bool:
     """Whether the first process tells it and the others nothing."""
-    return words[0][1] == "InputError" and line in words[0][2] and all(word[1] == "Elsewhere" for word in words[1:])
+    return words[0][1] == "InputError" and line in words[0][2] and all(word[1] == "ErrorOnAnotherRank" for word in words[1:])
 
 
 def test_processes_without_images_are_refused_before_any_work(images: ImageSet, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_run_that_goes_on_with_another_number_of_processes_is_refused(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     words = together(2, images, out, resume=True)
     assert words[0][1] == "InputError" and "processes was 1, is 2" in words[0][2]
-    assert words[1][1] == "Elsewhere"
+    assert words[1][1] == "ErrorOnAnotherRank"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -247,5 +247,5 @@ def test_a_shard_that_one_process_cannot_read_ends_all_and_is_told_once(
     recipe = Recipe(1e-3, 4, 1, 1)
     words = together(2, ShardSet.from_source(str(tmp_path / "set")), tmp_path / "run", recipe=recipe)
     kinds = sorted(word[1] for word in words)
-    assert kinds == ["Gone", "InputError"], words
+    assert kinds == ["PeerLost", "InputError"], words
     assert str(broken) in next(word[2] for word in words if word[1] == "InputError")

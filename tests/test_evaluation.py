@@ -298,8 +298,8 @@ KILLED = """
 import os, signal, sys, numpy as np
 from pathlib import Path
 from fastmsflow.evaluation.score_map_store import ScoreMapStore
-from fastmsflow.distributed.process_group import SINGLE_PROCESS, World
-kept = Spill(Path(sys.argv[1]), World(0, int(sys.argv[2])))
+from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+kept = ScoreMapStore(Path(sys.argv[1]), ProcessGroup(0, int(sys.argv[2])))
 kept.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)
 """

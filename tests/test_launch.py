@@ -51,7 +51,7 @@ def test_a_signal_that_ended_a_process_is_told_but_not_the_launchers_own(capsys)
 
 def test_machines_that_do_not_meet_are_one_line(monkeypatch) -> None:
     """The first one waits for the second."""
-    monkeypatch.setattr(launcher, "MEET_SECONDS", 1)
+    monkeypatch.setattr(launcher, "JOIN_TIMEOUT", 1)
     # What a launcher does to its own process.
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(launcher.logging, "disable", lambda: None)

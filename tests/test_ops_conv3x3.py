@@ -26,7 +26,7 @@ SHAPES = [
     (3, 20, 40, 1, 7),
     (1, 8, 10, 17, 19),
 ]
-JOINING = ["conv3x3_joining_cross_coupling", "conv3x3_joining_cross_coupling_likelihood"]
+JOINING = ["conv3x3_fusion_coupling_concat", "conv3x3_fusion_coupling_concat_likelihood"]
 HALVES = [torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 

@@ -77,7 +77,7 @@ def test_where_to_meet_is_checked_before_anyone_waits(host: str | None, port: st
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_waits_in_vain_says_for_what(rank: int, monkeypatch) -> None:
-    monkeypatch.setattr(process_group, "MEET_SECONDS", 1)
+    monkeypatch.setattr(process_group, "JOIN_TIMEOUT", 1)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -102,7 +102,7 @@ def end(monkeypatch) -> Callable[[Exception], object]:
 
         monkeypatch.setattr("fastmsflow.cli.app", fail)
         monkeypatch.setattr(__main__, "_joined", lambda: joined)
-        monkeypatch.setattr(__main__, "has_met", lambda: joined or met)
+        monkeypatch.setattr(__main__, "has_joined", lambda: joined or met)
         monkeypatch.setattr(__main__, "SILENT_SECONDS", 0)
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.setenv("RANK", str(local_rank + 2))

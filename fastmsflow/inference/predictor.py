@@ -62,7 +62,7 @@ class Predictor:
     ) -> None:
         """``table``: csv or jsonl; ``limit``: what labels are by; ``false_alarms``: share of good images that may show
         a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show. Errors: those
-        of ``Heat.of`` and ``Scorer``."""
+        of ``ColorScale.from_model`` and ``Scorer``."""
         self.heat = ColorScale.from_model(model.calibration, len(model.flow.channels), false_alarms, kind)
         region_threshold = self.heat.region_threshold
         self._scorer = Scorer(model, limit=limit, region_threshold=region_threshold, dtype=dtype, kind=self.heat.kind)

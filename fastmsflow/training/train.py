@@ -139,7 +139,7 @@ def train(
     ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``console``: where progress is shown; None for
     nowhere. ``report``: writes what a finished run has in ``out`` besides, before ``results.json`` says that it has
     finished. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this,
-    after ``World.join``, with equal arguments: a batch is shared out among them, and the losses are those of one
+    after ``ProcessGroup.join``, with equal arguments: a batch is shared out among them, and the losses are those of one
     process up to rounding; the first one writes. ``readers``: who reads images that are files, for this run and others;
     None: processes of its own.
     Into ``out`` go ``config.yaml``, where ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the

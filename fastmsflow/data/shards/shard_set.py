@@ -75,8 +75,11 @@ class ShardSet:
 
 
 def is_shard_set(source: str) -> bool:
-    """Whether ``source`` is what ShardSet.from_source takes: a URL, ``pipe:COMMAND``, or a folder, or its manifest.json,
-    in which `fastmsflow shard` wrote, though not to the end: then reading it says so."""
+    """Tells whether ``source`` names shards, as ``ShardSet.from_source`` takes them.
+
+    These are a URL, ``pipe:COMMAND``, and a folder into which `fastmsflow shard` wrote, or its manifest.json; reading
+    says so if the folder is not complete.
+    """
     if "://" in source or source.startswith(PIPE):
         return True
     path = Path(source)
