@@ -161,7 +161,11 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
 
 def told_once(words: list[tuple], line: str) -> bool:
     """Whether the first process tells it and the others nothing."""
-    return words[0][1] == "InputError" and line in words[0][2] and all(word[1] == "ErrorOnAnotherRank" for word in words[1:])
+    return (
+        words[0][1] == "InputError"
+        and line in words[0][2]
+        and all(word[1] == "ErrorOnAnotherRank" for word in words[1:])
+    )
 
 
 def test_processes_without_images_are_refused_before_any_work(images: ImageSet, tmp_path: Path) -> None:

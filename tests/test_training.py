@@ -10,10 +10,10 @@ from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
+from fastmsflow.evaluation.checkpoint_files import LAST_EPOCH, ON_TEST
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.datamodule import TEST, TRAIN, FeatureTrainingData
-from fastmsflow.training.train import LAST_EPOCH, ON_TEST
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from ..data.error_log import SkippedImages
 from ..data.reader_pool import ReaderPool
 from ..distributed.process_group import SINGLE_PROCESS, PeerLost, ProcessGroup, is_peer_lost
 from ..errors import Preempted
+from ..evaluation.checkpoint_files import BEST, BEST_ON_TEST, LAST, LAST_EPOCH, ON_HELD_OUT, ON_TEST
 from ..evaluation.evaluator import TestResult
 from ..evaluation.results import RANKING_METRICS, Evaluation
 from ..files import write_json, write_yaml
@@ -31,10 +32,7 @@ from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
 from .recipe import WARM_UP_SHARE, Recipe
 from .run_directory import (
-    BEST,
-    BEST_ON_TEST,
     CONFIG_FILE,
-    LAST,
     NOT_FINITE_FILE,
     RESULTS_FILE,
     STATE_FILE,
@@ -45,8 +43,6 @@ from .run_directory import (
 from .trainer import check_precision, prepare, run_trainer
 
 READING = DataConfig()
-# How a moment is chosen, by what the choice is called.
-LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
 
 
 @dataclass(frozen=True)
