@@ -20,13 +20,13 @@ from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.results import Evaluation
 from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
+from ..recipe import Recipe
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import Scores, score_log_likelihoods, shown_map
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
 from .parameter_groups import parameter_groups, trained_parameters
-from .recipe import Recipe
 
 STATE = "fastmsflow"
 # Steps after which losses are looked at: every look waits for the GPU and for the other processes.
