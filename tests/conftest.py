@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from tests.error_log import ErrorFile, noted_in
+from tests.helpers.error_log import ErrorFile, noted_in
 
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.
 if not torch.cuda.is_available():

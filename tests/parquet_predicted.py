@@ -21,7 +21,6 @@ pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install '
 pytest.importorskip("webdataset", reason="needs webdataset: pip install 'fastmsflow[shards]'")
 
 
-ROOT = Path(__file__).parents[1]
 IMAGES, PER_PART = 18, 4
 SIZES = [4, 4, 4, 4, 2]
 SCORES = ("score", "log_score", "absolute_score")

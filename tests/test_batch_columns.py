@@ -25,10 +25,10 @@ from batches_scored import (
     png,
     scorer,
 )
-from tolerances import RESIZED_FLOAT
 
 from fastmsflow.inference import BatchScorer
 from fastmsflow.inference.columns import Rows
+from tests.helpers.tolerances import RESIZED_FLOAT
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 

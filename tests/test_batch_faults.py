@@ -24,10 +24,10 @@ from batches_scored import (
     scorer,
 )
 from PIL import Image
-from web_servers import send, web_server
 
 from fastmsflow import InputError
 from fastmsflow.inference import BatchScorer
+from tests.helpers.web_servers import send, web_server
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 

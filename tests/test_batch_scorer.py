@@ -35,14 +35,14 @@ from batches_scored import (
     network,
     scorer,
 )
-from tolerances import OTHER_BATCH
-from web_servers import send, web_server
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import load_image
 from fastmsflow.errors import UnavailableError
 from fastmsflow.inference import BatchScorer, batch_scorer
 from fastmsflow.inference.scorer import Scorer
+from tests.helpers.tolerances import OTHER_BATCH
+from tests.helpers.web_servers import send, web_server
 
 
 def on_cpu(model: object, **options: Any) -> BatchScorer:

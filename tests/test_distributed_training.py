@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 from safetensors.torch import load_file
-from tolerances import DISTRIBUTED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
@@ -22,6 +19,9 @@ from fastmsflow.training.module import MSFlowModule
 from fastmsflow.training.sources import TRAIN
 from fastmsflow.training.state_file import StateFile
 from fastmsflow.world import World
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tolerances import DISTRIBUTED
 
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 # As within a job of other numbers of processes, which are not to be confused with ours.

@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 import torch
 import typer
-from few_tiles import few_tiles
-from live_freia import live_flows
 from PIL import Image
 
 from fastmsflow import MSFlow, MultiScaleFlow
@@ -29,8 +27,10 @@ from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import official_to_own
 from fastmsflow.nn.position import position_code
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.live_freia import live_flows
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
@@ -139,9 +139,9 @@ def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engi
         pytest.skip(f"the example of {engine} did not run")
     import pyarrow
     from pyarrow import parquet
-    from same_rows import assert_same_row
 
     from fastmsflow.inference import BatchScorer
+    from tests.helpers.same_rows import assert_same_row
 
     rows = [row for part in parts for row in parquet.read_table(part).to_pylist()]
     rows.sort(key=lambda row: row["path"])

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from parquet_predicted import images, model, network, pq, table
-from same_rows import assert_same_row
 
 from fastmsflow.inference import BatchScorer
+from tests.helpers.paths import ROOT
+from tests.helpers.same_rows import assert_same_row
 
 pytest.importorskip("ray.data", reason="needs Ray: pip install 'fastmsflow[ray]'")
 import pyarrow as pa
 
-PAGE = (Path(__file__).parents[1] / "docs/engines.md").read_text()
+PAGE = (ROOT / "docs/engines.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

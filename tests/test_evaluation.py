@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from listing import names_in
 from PIL import Image
 from scipy import ndimage
 from torch import multiprocessing
@@ -30,6 +29,7 @@ from fastmsflow.training.pixels import CountedPixels
 from fastmsflow.training.tally import Calibrator, Findings, Tally
 from fastmsflow.training.truth import Truth
 from fastmsflow.world import ALONE, World
+from tests.helpers.listing import names_in
 
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_auroc_absolute", "pixel_f1", "aupro", "aupro_published", "aupro_log")

@@ -12,14 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from disks import remount, small_disk
 from filelock import FileLock
-from listing import names_in
-from noise_images import noise_set
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
-from tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS, CACHED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
@@ -32,6 +28,10 @@ from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features import pooled_features
 from fastmsflow.training.readers import Readers
 from fastmsflow.training.sources import HELD_OUT, TEST, TRAIN, FeatureSource
+from tests.helpers.disks import remount, small_disk
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS, CACHED
 
 COUNT = 10
 # An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from small_model import SIZE, images, model
-from tolerances import AUTOCAST, FOLDED
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
@@ -16,6 +13,9 @@ from fastmsflow.nn.extractor import Extractor
 from fastmsflow.nn.fold import folded
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution
 from fastmsflow.nn.kept import Kept
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.small_model import SIZE, images, model
+from tests.helpers.tolerances import AUTOCAST, FOLDED
 
 
 def norms(net: nn.Module) -> int:

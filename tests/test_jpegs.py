@@ -14,7 +14,6 @@ import torch
 import torchcodec.decoders
 from PIL import Image
 from skimage import data as photographs
-from tolerances import JPEG_DECODERS
 
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import LooseImages, ShardedImages, write_shards
@@ -25,6 +24,7 @@ from fastmsflow.training.order import InTurn
 from fastmsflow.training.plan import Reading, _decoder
 from fastmsflow.training.readers import Readers
 from fastmsflow.world import ALONE
+from tests.helpers.tolerances import JPEG_DECODERS
 
 CPU = torch.device("cpu")
 

@@ -9,18 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from few_tiles import few_tiles
-from noise_images import noise_set
-from published_script import Record, Script, Settings
-from test_docs import COMMANDS, ROOT
+from test_docs import COMMANDS
 from timm import create_model
-from tolerances import SCRIPT_METRICS
 from torch import Tensor
 
 from fastmsflow import MSFlow, UnavailableError
 from fastmsflow.compat import build_msflow_model, certificate
 from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, state_file, train
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.noise_images import noise_set
+from tests.helpers.paths import ROOT
+from tests.helpers.published_script import Record, Script, Settings
+from tests.helpers.tolerances import SCRIPT_METRICS
 
 SIDE = 64
 CONDITIONS, BLOCKS = (64, 64, 64), (2, 5, 8)

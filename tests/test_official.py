@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import GOLDEN, NAMES, golden_inputs
 from torch import Tensor
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import load_official, save_official
+from tests.helpers.parity import NAMES, golden_inputs
+from tests.helpers.paths import GOLDEN
 
 
 def checkpoint(name: str = "tiny") -> dict:

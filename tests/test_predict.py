@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from disks import small_disk
 from PIL import Image
 from skimage import data as photographs
 
@@ -24,6 +23,7 @@ from fastmsflow.inference.regions import find_regions
 from fastmsflow.report.heat import Heat
 from fastmsflow.report.picture import Painter, Verdict
 from fastmsflow.report.rows import Rows
+from tests.helpers.disks import small_disk
 
 Command = Callable[..., tuple[int, str, str]]
 COLUMNS = ["image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions",

@@ -7,13 +7,13 @@ import pytest
 import torch
 from parquet_predicted import SCORES, Command, images, model, network, rows, setting, times, written
 from parquet_predicted import command as predict_command
-from tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import load_image, open_image_set
 from fastmsflow.inference import prepare, resolve_dtype
 from fastmsflow.inference.scorer import Scorer
 from fastmsflow.training import evaluate
+from tests.helpers.tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
 
 CLOSE = {"float32": FOLDED, "float16": FLOAT16_SCORES}
 MAPS_CLOSE = {"float32": FOLDED, "float16": FLOAT16_MAPS}

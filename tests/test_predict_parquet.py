@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import small_disk
 from parquet_predicted import (
     IMAGES,
     PER_PART,
@@ -37,6 +36,7 @@ from fastmsflow.cli.common import Bar, Rate
 from fastmsflow.data import write_shards
 from fastmsflow.data.shard_set import is_shard_set
 from fastmsflow.files import LOCK_FILE
+from tests.helpers.disks import small_disk
 
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 

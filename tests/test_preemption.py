@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 from safetensors.torch import load_file
 
 from fastmsflow import MSFlow
@@ -19,6 +18,7 @@ from fastmsflow.data import ImageSet, ShardSet, write_shards
 from fastmsflow.errors import Preempted
 from fastmsflow.training import Reading, Recipe, train
 from fastmsflow.training.module import MSFlowModule
+from tests.helpers.noise_images import noise_set
 
 SIGNALS = 4
 PREEMPTED = 75

@@ -139,7 +139,7 @@ def driven(
         table = pa.table({"path": [file.name for file in some], "bytes": [file.read_bytes() for file in some]})
         pq.write_table(table, folder / f"parquet/{i}.parquet")
     args = (model, folder / "tars", folder / "parquet", images, folder / "out")
-    script = [sys.executable, str(ROOT / "tests/ray_driver.py"), *map(str, args)]
+    script = [sys.executable, str(ROOT / "tests/helpers/ray_driver.py"), *map(str, args)]
     ended = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-5000:]
     return folder / "out", ended.stdout

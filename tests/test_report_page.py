@@ -9,9 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
-from browser import chromium, complaints, requested
 from PIL import Image
-from report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page, rows
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -20,6 +18,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from fastmsflow.metrics import auroc
 from fastmsflow.report.page import Row, write_page
+from tests.helpers.browser import chromium, complaints, requested
+from tests.helpers.report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page, rows
 
 # The outcome: (label, whether the score is above the threshold).
 OUTCOMES = {"hit": (1, True), "missed": (1, False), "alarm": (0, True), "correct": (0, False)}

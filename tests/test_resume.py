@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 from safetensors.torch import load_file
 
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Recipe, state_file, train
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
 
 KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")

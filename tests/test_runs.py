@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from disks import remount, small_disk
 from filelock import FileLock
-from listing import names_in
 from PIL import Image
 from skimage import data as photographs
 
@@ -23,6 +21,8 @@ from fastmsflow.training import Evaluation
 from fastmsflow.training.comparison import Judged, mean_of
 from fastmsflow.training.folder import SETTINGS_FILE, STATE_FILE
 from fastmsflow.training.loggers import check_loggers
+from tests.helpers.disks import remount, small_disk
+from tests.helpers.listing import names_in
 
 SMALL = ("--extractor", "test_resnet.r160_in1k", "--image-size", 64, "--standardise", "--lr", 1e-3, "--batch-size", 8)
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 from parquet_predicted import images, model, network
 from PIL import Image
-from same_rows import assert_same_row
 
 from fastmsflow.inference import BatchScorer
+from tests.helpers.paths import ROOT
+from tests.helpers.same_rows import assert_same_row
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
-ROOT = Path(__file__).parents[1]
 STARTS = 120.0
 """Seconds that a service may take to answer for the first time, on a busy machine."""
 Post = Callable[[bytes], tuple[int, dict]]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import small_disk
 from PIL import Image
 from shards_written import (
     IMAGES,
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from fastmsflow import InputError
 from fastmsflow.data import ImageDataset, Sample, ShardedImages, write_shards
+from tests.helpers.disks import small_disk
 
 # Writing
 

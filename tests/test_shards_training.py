@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ShardSet, write_shards
 from fastmsflow.training import Reading, Recipe, state_file, train
 from fastmsflow.training.module import MSFlowModule
+from tests.helpers.noise_images import noise_set
 
 PER_SHARD = 4
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0)

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from parquet_predicted import images, model, network
-from same_rows import assert_same_row
 
 from fastmsflow import UnavailableError
 from fastmsflow.inference import BatchScorer
+from tests.helpers.same_rows import assert_same_row
 
 pytest.importorskip("pandas", reason="needs pandas: pip install 'fastmsflow[spark]'")
 pyspark = pytest.importorskip("pyspark", reason="needs pyspark: pip install 'fastmsflow[spark]'")

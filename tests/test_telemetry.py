@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Reading, Recipe, train
 from fastmsflow.training.features import KeptFeatures
 from fastmsflow.training.module import MSFlowModule
+from tests.helpers.noise_images import noise_set
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
@@ -14,6 +12,8 @@ from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.fit import LAST_EPOCH, ON_TEST
 from fastmsflow.training.sources import TEST, TRAIN, FeatureSource
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
 
 
 @pytest.fixture(scope="module")

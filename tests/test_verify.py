@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from parity import GOLDEN
 from typer.testing import CliRunner
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
@@ -17,6 +15,8 @@ from fastmsflow.compat.certificate import certify, noise
 from fastmsflow.data.images import load_image
 from fastmsflow.data.texture_tiles import training_tiles
 from fastmsflow.nn.subnet import ConditionedSubnet
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.paths import GOLDEN
 
 
 def small_flow() -> MultiScaleFlow:
