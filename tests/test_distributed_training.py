@@ -27,7 +27,7 @@ RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_distributed_training"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,14 @@
 """The documentation: its examples run, its commands exist, its links lead somewhere, its reference is what the
 docstrings say."""
 
-import ast
 import importlib.util
 import os
 import re
-import shlex
-import shutil
 import sys
-import textwrap
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,44 +24,17 @@ from fastmsflow.compat.convert import official_to_own
 from fastmsflow.nn.position import position_code
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.live_freia import live_flows
+from tests.helpers.pages import COMMANDS, PAGES, Block, blocks, missing
 from tests.helpers.paths import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
 # Commands that take seconds on the files below; the others train, download or need a GPU, or are docs/migration.md's,
 # which run in test_migration.py.
 RUN = ("predict runs/mine/best.safetensors", "convert official.pt own.safetensors")
 
 
-class Block(NamedTuple):
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text()
-    for match in FENCE.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        yield Block(page, line, match[2], textwrap.dedent(match[3]))
-
-
 # The reference's are signatures.
 EXAMPLES = [b for page in PAGES if page.name != "api.md" for b in blocks(page) if b.language == "python"]
-COMMANDS = [
-    pytest.param(words[1:], id=f"{block}: {shlex.join(words[1:])[:60]}")
-    for page in PAGES
-    for block in blocks(page)
-    if not block.language
-    for line in block.text.replace("\\\n", "").splitlines()
-    for command in line.split("&&")
-    if command.lstrip().startswith("fastmsflow ") and (words := shlex.split(command, comments=True))
-]
 
 
 @pytest.fixture(scope="module")
@@ -152,24 +120,6 @@ def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engi
     for row, one in zip(rows, scored, strict=True):
         assert row.keys() == one.keys()
         assert_same_row(row, one | {"path": Path(one["path"]).name})
-
-
-def missing(example: Block) -> str | None:
-    """What the example needs and is not here."""
-    for module in imported_modules(example):
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return module
-    return "a JVM" if "pyspark" in example.text and shutil.which("java") is None else None
-
-
-def imported_modules(example: Block) -> set[str]:
-    """Those of others."""
-    nodes = list(ast.walk(ast.parse(example.text)))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name for name in names if name.partition(".")[0] != "fastmsflow"}
 
 
 @pytest.mark.parametrize("args", COMMANDS)

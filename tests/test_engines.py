@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parquet_predicted import images, model, network, pq, table
 
 from fastmsflow.inference import BatchScorer
 from tests.helpers.paths import ROOT
+from tests.helpers.predictions import table
 from tests.helpers.same_rows import assert_same_row
 
 pytest.importorskip("ray.data", reason="needs Ray: pip install 'fastmsflow[ray]'")
 import pyarrow as pa
+from pyarrow import parquet as pq
 
 PAGE = (ROOT / "docs/engines.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -34,10 +35,10 @@ class KilledOnce(BatchScorer):
 
 
 @pytest.fixture
-def folder(images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(noise_images: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "runs/mine").mkdir(parents=True)
-    (tmp_path / "runs/mine/best.safetensors").write_bytes(model.read_bytes())
-    (tmp_path / "new_images").symlink_to(images)
+    (tmp_path / "runs/mine/best.safetensors").write_bytes(checkpoint.read_bytes())
+    (tmp_path / "new_images").symlink_to(noise_images)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")

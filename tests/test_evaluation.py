@@ -168,7 +168,7 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
     for count in COUNTS.values():
         (folder / str(count)).mkdir()
     # Started once with everything imported; every process is forked off it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.fit", "test_evaluation"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.fit", __name__])
     multiprocessing.start_processes(one_process, (images, folder), RANKS, start_method="forkserver")
     return folder
 

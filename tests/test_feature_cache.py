@@ -38,7 +38,7 @@ COUNT = 10
 IMAGE_BYTES = 1792
 # Started once with everything imported; every process is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_feature_cache"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_docs import COMMANDS
 from timm import create_model
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from fastmsflow.nn.extractor import Extractor
 from fastmsflow.training import Recipe, state_file, train
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.noise_images import noise_set
+from tests.helpers.pages import COMMANDS
 from tests.helpers.paths import ROOT
 from tests.helpers.published_script import Record, Script, Settings
 from tests.helpers.tolerances import SCRIPT_METRICS

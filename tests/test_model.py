@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_official import as_bytes
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.checkpoint import OfficialLayout, read_checkpoint, write_checkpoint
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.convert import official_to_own, own_to_official
+from tests.helpers.official_files import as_bytes
 from tests.helpers.paths import GOLDEN
 
 SMALL = {"extractor": "resnet18.tv_in1k", "pretrained": False, "image_size": (64, 96), "blocks": (1, 1, 1)}

@@ -24,7 +24,7 @@ SIGNALS = 4
 PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset", "test_preemption"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset", __name__])
 
 
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: Reading) -> None:

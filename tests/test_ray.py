@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parquet_predicted import ROOT, Command, command, images, model, network, rows, shards, written
 from PIL import Image
+
+from tests.helpers.paths import ROOT
+from tests.helpers.predictions import Command, rows
 
 pytest.importorskip("ray.data", reason="needs Ray: pip install 'fastmsflow[ray]'")
 pa = pytest.importorskip("pyarrow")
@@ -49,11 +51,11 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(jpegs: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def expected(jpegs: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The row of each image by one process, by the image's name."""
     out = tmp_path_factory.mktemp("expected") / "out"
     options = ("--out", out, "--batch-size", 32, "--workers", 1, "--quiet")
-    assert run("predict", model, jpegs, *options, "--format", "parquet").returncode == 1
+    assert run("predict", checkpoint, jpegs, *options, "--format", "parquet").returncode == 1
     return by_name(rows(out))
 
 
@@ -84,12 +86,23 @@ def assert_same_scores(found: dict[str, dict[str, Any]], expected: dict[str, dic
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(
-    jpegs: Path, expected: dict[str, dict[str, Any]], model: Path, tmp_path: Path
+    jpegs: Path, expected: dict[str, dict[str, Any]], checkpoint: Path, tmp_path: Path
 ) -> None:
     """SIGKILL behind the second file of results. Ray goes on with the folder at once, while the killed driver's workers
     may still write; one process then finds nothing left to do."""
     out = tmp_path / "out"
-    options = ("predict", model, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
+    options = (
+        "predict",
+        checkpoint,
+        jpegs,
+        "--out",
+        out,
+        "--format",
+        "parquet",
+        "--batch-size",
+        32,
+        "--json",
+    )
     cluster = (*options, "--cluster", "ray", "--images-per-part", 250)
     call = [sys.executable, "-m", "fastmsflow", *map(str, cluster)]
     driver = subprocess.Popen(call, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -119,7 +132,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
 
 @pytest.fixture(scope="module")
 def driven(
-    jpegs: Path, images: Path, expected: dict[str, dict[str, Any]], model: Path,
+    jpegs: Path, noise_images: Path, expected: dict[str, dict[str, Any]], checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, str]:  # fmt: skip
     """What a user's own driver wrote and printed: of tars, of Parquet with bytes, of files and of decoded images; one
@@ -138,7 +151,7 @@ def driven(
         some = files[i::10]
         table = pa.table({"path": [file.name for file in some], "bytes": [file.read_bytes() for file in some]})
         pq.write_table(table, folder / f"parquet/{i}.parquet")
-    args = (model, folder / "tars", folder / "parquet", images, folder / "out")
+    args = (checkpoint, folder / "tars", folder / "parquet", noise_images, folder / "out")
     script = [sys.executable, str(ROOT / "tests/helpers/ray_driver.py"), *map(str, args)]
     ended = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr[-5000:]
@@ -165,9 +178,9 @@ def test_bytes_in_parquet_have_the_scores_of_their_files(
 
 
 def test_files_and_decoded_images_have_the_scores_of_predict(
-    driven: tuple[Path, str], images: Path, model: Path, command: Command, tmp_path: Path
+    driven: tuple[Path, str], noise_images: Path, checkpoint: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
-    command(model, images, "--out", tmp_path, "--workers", 0)
+    predict_parquet(checkpoint, noise_images, "--out", tmp_path, "--workers", 0)
     for kind in ("files", "images"):
         assert_same_scores(by_name(rows_in(driven[0] / kind)), by_name(rows(tmp_path)))
 
@@ -180,19 +193,30 @@ def test_an_empty_data_set_has_no_rows_and_bad_input_gives_its_line(driven: tupl
 
 
 def test_shards_are_read_by_the_cluster_and_a_damaged_one_is_tried_again(
-    model: Path, images: Path, shards: Path, tmp_path: Path
+    checkpoint: Path, noise_images: Path, noise_shards_copy: Path, tmp_path: Path
 ) -> None:
-    whole = (shards / "000002.tar").read_bytes()
-    (shards / "000002.tar").write_bytes(whole[:9000])
-    options = ("predict", model, shards, "--out", tmp_path / "out", "--format", "parquet", "--cluster", "ray", "--json")
+    whole = (noise_shards_copy / "000002.tar").read_bytes()
+    (noise_shards_copy / "000002.tar").write_bytes(whole[:9000])
+    options = (
+        "predict",
+        checkpoint,
+        noise_shards_copy,
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "parquet",
+        "--cluster",
+        "ray",
+        "--json",
+    )
     cut = run(*options)
     summary = json.loads(cut.stdout)
     assert (cut.returncode, summary["images"], summary["lost"]) == (1, 18, 3), cut.stderr
     assert cut.stderr.count("000002.tar: ") == 1
-    (shards / "000002.tar").write_bytes(whole)
+    (noise_shards_copy / "000002.tar").write_bytes(whole)
     mended = run(*options)
     assert (mended.returncode, json.loads(mended.stdout)["faults"]) == (0, 0), mended.stderr
-    alone = run("predict", model, images, "--out", tmp_path / "alone", "--format", "parquet")
+    alone = run("predict", checkpoint, noise_images, "--out", tmp_path / "alone", "--format", "parquet")
     assert alone.returncode == 0
     assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
 
@@ -232,18 +256,28 @@ def answers(port: int) -> bool:
 
 
 def test_a_cluster_is_reached_from_outside_by_its_address(
-    head: str, model: Path, images: Path, command: Command, tmp_path: Path
+    head: str, checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
-    done = run("predict", model, images, "--out", tmp_path / "out", "--format", "parquet", "--cluster", head)
+    done = run(
+        "predict",
+        checkpoint,
+        noise_images,
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "parquet",
+        "--cluster",
+        head,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     # As Spark reads a folder, which looks into no folders below, and Daft, which takes every file.
     assert {path.suffix for path in (tmp_path / "out/parts").iterdir()} == {".parquet"}
-    command(model, images, "--out", tmp_path / "alone", "--workers", 0)
+    predict_parquet(checkpoint, noise_images, "--out", tmp_path / "alone", "--workers", 0)
     assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
 
 
 def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, noise_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastmsflow import InputError
     from fastmsflow.inference.parquet import PredictionFolder
@@ -269,14 +303,21 @@ def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
     ids=["address", "name", "RAY_ADDRESS", "left behind"],
 )
 def test_a_cluster_that_does_not_answer_is_named_at_once(
-    cluster: str, address: str, left: str, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+    cluster: str,
+    address: str,
+    left: str,
+    checkpoint: Path,
+    noise_images: Path,
+    predict_parquet: Command,
+    tmp_path: Path,
+    monkeypatch,
 ) -> None:
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text(left)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
     begin = time.monotonic()
-    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", cluster)
+    code, _, err = predict_parquet(checkpoint, noise_images, "--out", tmp_path / "out", "--cluster", cluster)
     where = left or address or cluster
     assert (code, err.startswith(f"fastmsflow: {where}: no Ray cluster answers there (")) == (1, True), err
     assert len(err.splitlines()) == 1
@@ -284,9 +325,11 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_ray_that_is_missing_is_named(model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch) -> None:
+def test_ray_that_is_missing_is_named(
+    checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "ray")
+    code, _, err = predict_parquet(checkpoint, noise_images, "--out", tmp_path / "out", "--cluster", "ray")
     assert (code, err) == (1, "fastmsflow: a cluster needs Ray: pip install 'fastmsflow[ray]'")
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batches_scored import png
 
 from fastmsflow import InputError
 from fastmsflow.data import remote
 from fastmsflow.data.remote import images_below_url, is_there, is_url, open_image, read_url
 from fastmsflow.errors import UnavailableError
+from tests.helpers.batches import png
 from tests.helpers.web_servers import send, web_server
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install 'fastmsflow[shards]'")

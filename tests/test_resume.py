@@ -22,7 +22,7 @@ KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
 # Started once with everything imported; every run is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "test_resume"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
