@@ -217,6 +217,31 @@ def checkpoint(calibrated_model: "MSFlow", tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def brick_tiles(tmp_path_factory) -> Path:
+    """A folder of six tiles of 96x80: 0.png to 5.png."""
+    folder = tmp_path_factory.mktemp("tiles")
+    for i in range(6):
+        Image.fromarray(photographs.brick()[i * 70 : i * 70 + 80, 60:156]).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def brick_model(brick_tiles: Path) -> "MSFlow":
+    """A model for 64x64 by which three of ``brick_tiles`` are defective, and each has a region."""
+    from tests.helpers.calibrated import calibrated
+
+    return calibrated(sorted(brick_tiles.iterdir()), (64, 64))
+
+
+@pytest.fixture(scope="module")
+def brick_checkpoint(brick_model: "MSFlow", tmp_path_factory) -> Path:
+    """The file of ``brick_model``."""
+    path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
+    brick_model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def batch_arrays() -> list[np.ndarray]:
     """12 images of four sizes in turn; the second, sixth and tenth are of the size of ``batch_model``."""
     random, sizes = np.random.default_rng(0), ((40, 36), (32, 48), (36, 40), (64, 32))
@@ -297,3 +322,46 @@ def jpeg_shards(jpeg_files: list[Path], tmp_path_factory: pytest.TempPathFactory
 def jpeg_shards_copy(jpeg_shards: Path, tmp_path: Path) -> Path:
     """A copy, to be damaged."""
     return Path(shutil.copytree(jpeg_shards, tmp_path / "set"))
+
+
+@pytest.fixture(scope="module")
+def no_downloads() -> Iterator[None]:
+    """No extractor is pretrained: nothing is fetched."""
+    from tests.helpers.small_runs import untrained
+
+    with untrained():
+        yield
+
+
+@pytest.fixture(scope="session")
+def two_classes(tmp_path_factory) -> Path:
+    """Classes a and b of 48 good training tiles, 10 good and 8 defective test tiles each, without masks."""
+    root = tmp_path_factory.mktemp("tiles")
+    for name, photograph in (("a", photographs.brick()), ("b", photographs.gravel())):
+        for i in range(66):
+            pixels = photograph[i * 6 : i * 6 + 80, (i % 3) * 100 : (i % 3) * 100 + 80].copy()
+            if i < 48:
+                target = root / name / f"train/good/{i:02}.png"
+            elif i < 58:
+                target = root / name / f"test/good/{i:02}.png"
+            else:
+                target = root / name / f"test/spot/{i:02}.png"
+                pixels[30:50, 30:50] = 255 - pixels[30:50, 30:50]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(target)
+    return root
+
+
+@pytest.fixture(scope="session")
+def runs(two_classes: Path, tmp_path_factory) -> Path:
+    """A run's folder for each class, a fifth of the images held out for 10% false alarms."""
+    from tests.helpers.small_runs import SMALL, run, untrained
+
+    out = tmp_path_factory.mktemp("runs")
+    with untrained():
+        for name in ("a", "b"):
+            run(
+                "train", two_classes, "--class", name, "--out", out / name, *SMALL, "--meta-epochs", 3,
+                "--sub-epochs", 1, "--hold-out", 0.2, "--false-alarms", 0.1,
+            )  # fmt: skip
+    return out

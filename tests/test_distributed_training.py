@@ -21,6 +21,7 @@ from fastmsflow.training.state_file import StateFile
 from fastmsflow.world import World
 from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import DISTRIBUTED
 
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
@@ -37,9 +38,7 @@ def images(tmp_path_factory) -> ImageSet:
 
 
 def new_model() -> MSFlow:
-    torch.manual_seed(0)
-    model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
-    return model.double()
+    return tiny_model(standardise=True).double()
 
 
 def note_images(file: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastmsflow.inference import BatchScorer
+
 SIZE = (32, 48)
 """(H, W) of the model."""
 SIZES = [(40, 36), (32, 48), (36, 40), (64, 32)]
@@ -57,3 +59,7 @@ def png(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "PNG")
     return file.getvalue()
+
+
+def on_cpu(model: object, **options: Any) -> BatchScorer:
+    return BatchScorer(model, **{"dtype": "float32", "device": "cpu", **options})  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Images and shards that the tests of predicting score, and how they read what was written."""
 
+import csv
 import io
 import json
 from collections.abc import Callable
@@ -39,3 +40,9 @@ def contents(out: Path) -> dict[str, bytes]:
     """All files but those that are locked."""
     files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != LOCK_FILE)
     return {path.name: path.read_bytes() for path in files}
+
+
+def table_rows(out: Path) -> list[dict[str, str]]:
+    """The rows of ``scores.csv``."""
+    with (out / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
