@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from fastmsflow import MSFlow
     from fastmsflow.inference import BatchScorer
 
+# For the processes that tests start: small tensors gain nothing from more threads, and Inductor's own processes import
+# more than they compile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -2,7 +2,6 @@
 docstrings say."""
 
 import importlib.util
-import os
 import re
 import sys
 from functools import partial
@@ -10,50 +9,31 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import typer
-from PIL import Image
 
-from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.calibration import Calibration
 from fastmsflow.cli import app
-from fastmsflow.compat import save_official
-from fastmsflow.compat.convert import official_to_own
 from fastmsflow.nn.position import position_code
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.live_freia import live_flows
-from tests.helpers.pages import COMMANDS, PAGES, Block, blocks, missing
+from tests.helpers.pages import COMMANDS, EXAMPLES, PAGES, Block, run_up_to
+from tests.helpers.pages_folder import CHANNELS, pages_folder
 from tests.helpers.paths import ROOT
 
-CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
+GRIDS = ((4, 4), (2, 2), (1, 1))
 # Commands that take seconds on the files below; the others train, download or need a GPU, or are docs/migration.md's,
 # which run in test_migration.py.
 RUN = ("predict runs/mine/best.safetensors", "convert official.pt own.safetensors")
 
 
-# The reference's are signatures.
-EXAMPLES = [b for page in PAGES if page.name != "api.md" for b in blocks(page) if b.language == "python"]
+# Those of docs/engines.md run in test_engines.py.
+ELSEWHERE = "engines.md"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the pages name: small ones, of the kinds and names."""
-    folder = tmp_path_factory.mktemp("docs")
-    torch.manual_seed(0)
-    (folder / "runs/mine").mkdir(parents=True)
-    small = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
-    small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
-    small.save(folder / "runs/mine/best.safetensors", epoch=1)
-    save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
-    official_to_own(folder / "official.pt", folder / "own.safetensors")
-    random = np.random.default_rng(0)
-    for name in ("good_images", "new_images"):
-        (folder / name).mkdir()
-        for i in range(4):
-            Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / name / f"{i}.png")
-    return folder
+    return pages_folder(tmp_path_factory.mktemp("docs"))
 
 
 @pytest.fixture(scope="module")
@@ -76,50 +56,23 @@ def namespaces() -> dict[Path, dict[str, Any]]:
     return {page: {"run": [], **given} for page in PAGES}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    if lacking := missing(example):
-        pytest.skip(f"needs {lacking}")
-    # The workers of Spark and Ray are this Python, and import this package.
-    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    monkeypatch.chdir(folder)
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes what examples do small: few images, an epoch of training, no processes that read."""
     monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
     if importlib.util.find_spec("anomalib"):
-        data = importlib.import_module("anomalib.data")
-        # Its eight processes a pass, on the few cores of a test machine, take longer than all that they read.
+        data, engine = map(importlib.import_module, ("anomalib.data", "anomalib.engine"))
         monkeypatch.setattr(data, "MVTecAD", partial(data.MVTecAD, num_workers=0))
-    names = namespaces[example.page]
-    # A page's examples build on each other; this one may be run alone.
-    for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):
-        if block in names["run"] or missing(block):
-            continue
-        # The empty lines make a traceback show the page's own.
-        exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
-        names["run"].append(block)
+        made = engine.Engine
+        monkeypatch.setattr(engine, "Engine", lambda **options: made(**{**options, "max_epochs": 1}))
 
 
-@pytest.mark.parametrize("engine", ["ray", "spark", "daft"])
-def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engine: str, folder: Path) -> None:
-    """By its example above."""
-    parts = sorted((folder / f"results_{engine}").glob("*.parquet"))
-    if not parts:
-        pytest.skip(f"the example of {engine} did not run")
-    import pyarrow
-    from pyarrow import parquet
-
-    from fastmsflow.inference import BatchScorer
-    from tests.helpers.same_rows import assert_same_row
-
-    rows = [row for part in parts for row in parquet.read_table(part).to_pylist()]
-    rows.sort(key=lambda row: row["path"])
-    # Some call a file file:/...
-    rows = [row | {"path": Path(row["path"]).name} for row in rows]
-    files = sorted(str(file) for file in (folder / "new_images").iterdir())
-    scored = BatchScorer(folder / "runs/mine/best.safetensors")(pyarrow.table({"path": files})).to_pylist()
-    for row, one in zip(rows, scored, strict=True):
-        assert row.keys() == one.keys()
-        assert_same_row(row, one | {"path": Path(one["path"]).name})
+@pytest.mark.parametrize("example", [b for b in EXAMPLES if b.page.name != ELSEWHERE], ids=str)
+def test_an_example_runs(
+    example: Block, folder: Path, namespaces, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run_up_to(example, namespaces[example.page])
 
 
 @pytest.mark.parametrize("args", COMMANDS)

@@ -8,7 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,6 +35,8 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, line, match[2], textwrap.dedent(match[3]))
 
 
+# The reference's are signatures.
+EXAMPLES = [b for page in PAGES if page.name != "api.md" for b in blocks(page) if b.language == "python"]
 COMMANDS = [
     pytest.param(words[1:], id=f"{block}: {shlex.join(words[1:])[:60]}")
     for page in PAGES
@@ -62,3 +64,18 @@ def imported_modules(example: Block) -> set[str]:
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
     return {name for name in names if name.partition(".")[0] != "fastmsflow"}
+
+
+def run_up_to(example: Block, names: dict[str, Any]) -> None:
+    """Runs ``example`` and, since a page's examples build on each other, those before it that have not run yet.
+
+    ``names`` has the page's variables, and under ``run`` the examples that have run.
+    """
+    if lacking := missing(example):
+        pytest.skip(f"needs {lacking}")
+    for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):
+        if block in names["run"] or missing(block):
+            continue
+        # The empty lines make a traceback show the page's own.
+        exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
+        names["run"].append(block)
