@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.nn.pool import pool_features
-from fastmsflow.nn.replay import Replay
+from fastmsflow.nn.cuda_graph import CudaGraphCache
+from fastmsflow.nn.feature_pooling import pool_features
 from fastmsflow.reference.likelihood import log_likelihood_maps
 from fastmsflow.scoring import score_log_likelihoods
 
@@ -232,7 +232,7 @@ class FastMSFlow(Contestant):
         self.on_gpu = next(flow.parameters()).is_cuda
         self.dtype = torch.float16 if self.on_gpu else torch.float32
         super().__init__(flow, grids, model)
-        self._play = Replay()
+        self._play = CudaGraphCache()
 
     @cached_property
     def _inference(self) -> MultiScaleFlow:

@@ -29,7 +29,7 @@ from benchmarks.contestants import FastMSFlow
 from benchmarks.recorded_work import CPU, Work, WorkByName, make_fake, on_a_gpu, recording, taken_for_a_gpus
 from benchmarks.setting import SIZES, Size
 from fastmsflow import MSFlow, backend
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 
 MODES = ("auto", "fused", "torch")
 LEGEND = """Counted on a CPU, not measured: launches and megabytes (10^6 bytes, each operand once) of one call on a GPU.
@@ -86,8 +86,8 @@ def _images(size: Size, batch: int) -> Tensor:
 def computing(mode: str) -> Iterator[None]:
     """In the block ``mode`` says who computes, whatever has been timed on this machine."""
     with ExitStack() as stack:
-        for kind in tables.KINDS:
-            stack.enter_context(tables.deciding(kind, mode == "fused", CPU))
+        for kind in configs.KINDS:
+            stack.enter_context(configs.deciding(kind, mode == "fused", CPU))
         if mode == "torch":
             stack.enter_context(backend.use("torch"))
         yield

@@ -10,7 +10,7 @@ import argparse
 import torch
 from triton.runtime import JITFunction
 
-from fastmsflow.benchmarking import LEVELS, cases, tensors
+from fastmsflow.benchmarking import LEVELS, kernel_cases, tensors
 
 H100 = {"tflops": 798.0, "terabytes": 3.0}
 
@@ -24,7 +24,7 @@ def main() -> None:
     # Launchers run on tensors without data, so that their outputs' sizes are known; kernels do not.
     JITFunction.__getitem__ = lambda kernel, grid: lambda *args, **options: None
     print(f"| batch {options.batch}, bfloat16 | GFLOP | MB | us by arithmetic | us by bytes |\n|---|---|---|---|---|")
-    for case in cases(LEVELS, options.batch, 512, torch.device("meta")):
+    for case in kernel_cases(LEVELS, options.batch, 512, torch.device("meta")):
         if case.arithmetic == "bfloat16" or case.tiles in ("score_map", "image_score"):
             moved = sum(x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch()]))
             by_arithmetic, by_bytes = case.flops / options.tflops / 1e6, moved / options.terabytes / 1e6

@@ -20,8 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fastmsflow.benchmarking import LEVELS, cases
-from fastmsflow.kernels import tables
+from fastmsflow.benchmarking import LEVELS, kernel_cases
+from fastmsflow.kernels import configs
 
 TABLE = Path(__file__).with_suffix(".md")
 TARGETS = {
@@ -83,20 +83,20 @@ def compiling_for(name: str) -> Iterator[list[tuple[str, Any]]]:
 
         return launch_nothing
 
-    before, chip = JITFunction.__getitem__, tables.chip
+    before, chip = JITFunction.__getitem__, configs.chip
     driver.set_active(CompileOnly(TARGETS[name]))
-    JITFunction.__getitem__, tables.chip = compile_only, lambda device: name
+    JITFunction.__getitem__, configs.chip = compile_only, lambda device: name
     try:
         yield compiled
     finally:
-        JITFunction.__getitem__, tables.chip = before, chip
+        JITFunction.__getitem__, configs.chip = before, chip
 
 
 def measure(target: str, brief: bool = False) -> list[Resources]:
     """Compiles the cases for ``target``; ``brief``: only the first of each launcher."""
     results = []
     seen: set[Callable] = set()
-    for case in cases(LEVELS, BATCH, 512, torch.device("meta")):
+    for case in kernel_cases(LEVELS, BATCH, 512, torch.device("meta")):
         if brief and case.launch.func in seen:
             continue
         seen.add(case.launch.func)
@@ -109,15 +109,15 @@ def measure(target: str, brief: bool = False) -> list[Resources]:
 def measure_candidates(target: str) -> list[Resources]:
     """Compiles the convolutions by the tiles that are tried on a chip, for inference in half precision."""
     results = []
-    for kernel, sizes in tables.CANDIDATES.items():
+    for kernel, sizes in configs.CANDIDATES.items():
         for size in sizes:
             tile = f"{size.m}x{size.n}x{size.k}, {size.warps} warps"
-            for case in cases(LEVELS, BATCH, 512, torch.device("meta"), [torch.bfloat16]):
+            for case in kernel_cases(LEVELS, BATCH, 512, torch.device("meta"), [torch.bfloat16]):
                 # The levels' kernels are the same, but where a row's length is the program's.
                 same = case.level > 0 and kernel != "conv3x3_layer_norm"
                 if case.tiles != kernel or "training" in case.name or same:
                     continue
-                with compiling_for(target) as compiled, tables.trying(kernel, size, torch.device("cpu")):
+                with compiling_for(target) as compiled, configs.trying(kernel, size, torch.device("cpu")):
                     case.launch()
                 results += [_resources(name, f"{case.name}, {tile}", target, kernel) for name, kernel in compiled]
     return results

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.nn.low_memory import MEMORIES
+from fastmsflow.nn.activation_checkpointing import ACTIVATION_CHECKPOINTING
 
 CHANNELS = (256, 512, 1024)
 MIB = 2**20
@@ -104,7 +104,7 @@ def main() -> None:
         torch.rand(options.batch, c, n, n).contiguous(memory_format=torch.channels_last)
         for c, n in zip(CHANNELS, grids, strict=True)
     ]
-    modes = (None, *MEMORIES)
+    modes = (None, *ACTIVATION_CHECKPOINTING)
     memory, times = {}, {mode: [] for mode in modes}
     for mode in modes:
         flow.memory = mode

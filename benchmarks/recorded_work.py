@@ -33,8 +33,8 @@ from triton.runtime.jit import KernelInterface
 
 from fastmsflow import backend
 from fastmsflow.benchmarking import tensors
-from fastmsflow.kernels import tables
-from fastmsflow.nn.replay import Replay
+from fastmsflow.kernels import configs
+from fastmsflow.nn.cuda_graph import CudaGraphCache
 
 CPU = torch.device("cpu")
 # Operators that run nothing, though they are no views by their schema.
@@ -94,8 +94,8 @@ def on_a_gpu(mode: AbstractContextManager[object]) -> Iterator[None]:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         for patched in (
             mock.patch.dict(backend._faults, {CPU: None}),
-            mock.patch.dict(tables._chips, {CPU: "sm_90"}),
-            mock.patch.object(Replay, "__call__", lambda replay, function, inputs, *state: function(*inputs)),
+            mock.patch.dict(configs._chips, {CPU: "sm_90"}),
+            mock.patch.object(CudaGraphCache, "__call__", lambda replay, function, inputs, *state: function(*inputs)),
             mock.patch.object(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None),
             mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
             mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda x: True),

@@ -188,8 +188,9 @@ def by_case(rows: Rows) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
 
 
 def chosen(machine: dict[str, Any], rows: Rows) -> dict[str, Any]:
-    """The table of tiles and convolutions that the timed ones speak for, as fastmsflow.kernels.tables reads it: of each
-    kernel the tile that is fastest on the geometric mean of its cases, and at each shape whether it beats the vendor's.
+    """The table of tiles and convolutions that the timed ones speak for, as fastmsflow.kernels.configs reads it: of
+    each kernel the tile that is fastest on the geometric mean of its cases, and at each shape whether it beats the
+    vendor's.
     """
     contests = complete([row for row in rows if row["group"] in CONVOLUTIONS])
     kernels = dict.fromkeys(row["extra_info"]["kernel"] for row in contests)

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from fastmsflow.benchmarking import LEVELS
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.kernels.launch import INTERPRETED
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,7 +82,7 @@ def environment() -> dict[str, Any]:
         "commit": os.environ.get("COMMIT") or _output("git", "rev-parse", "--short=12", "HEAD"),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _cpu(),
-        "chip": tables.chip(DEVICE),
+        "chip": configs.chip(DEVICE),
     }
     return row | _gpu("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
 

@@ -20,7 +20,7 @@ from benchmarks.gate import error
 from benchmarks.setting import DEVICE, SIZES, Size, hasten_interpreter
 from fastmsflow.benchmarking import CONDITION, tensors
 from fastmsflow.files import write_json
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED
 from fastmsflow.ops import conv3x3, conv3x3_coupling, conv3x3_layer_norm, coupling, fusion, layer_norm, likelihood
@@ -121,7 +121,7 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
         ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
         arguments = [*given, *fixed]
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
-    for name in ("joining_cross_coupling", "joining_cross_coupling_likelihood"):
+    for name in ("fusion_coupling_concat", "fusion_coupling_concat_likelihood"):
         ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
         arguments = [kept, changed, raw * 3, bias, CLAMP]
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
@@ -146,7 +146,7 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
         conv3x3_coupling.conv3x3_coupling, conv3x3_twin.conv3x3_coupling,
         [hidden, second * 8, bias, kept, changed, *fixed],
     )  # fmt: skip
-    name = "conv3x3_joining_cross_coupling_likelihood"
+    name = "conv3x3_fusion_coupling_concat_likelihood"
     yield Operation(
         f"convolution, coupling and likelihood, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
         getattr(conv3x3_coupling, name), getattr(conv3x3_twin, name), [kept, heads, bias, kept, changed, CLAMP],
@@ -233,8 +233,8 @@ def main() -> None:
     poison_buffers()
     findings: list[Finding] = []
     with ExitStack() as stack:
-        for kind in tables.KINDS:
-            stack.enter_context(tables.deciding(kind, True, DEVICE))
+        for kind in configs.KINDS:
+            stack.enter_context(configs.deciding(kind, True, DEVICE))
         for dtype in DTYPES:
             for operation in operations(SIZES[options.size], dtype):
                 for finding in examined(operation, dtype):

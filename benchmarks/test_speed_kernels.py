@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.gate import Gate, error
 from benchmarks.setting import DEVICE, SIZES, Size, measure, measure_launches, rotated
-from fastmsflow.benchmarking import CONDITION, Case, cases, operation, tensors
-from fastmsflow.kernels import conv3x3, tables
+from fastmsflow.benchmarking import CONDITION, Case, kernel_cases, operation, tensors
+from fastmsflow.kernels import configs, conv3x3
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED, ProductTile
 from tests.helpers.tolerances import OPERATION
@@ -22,7 +22,7 @@ from tests.helpers.tolerances import OPERATION
 # float16 as in inference, bfloat16 as in training.
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 TRAINING = ("backward", "gradient", "training", "inverse", "conv3x3_weight")
-# The kernel behind each convolution with what follows it, see fastmsflow.kernels.tables.KINDS.
+# The kernel behind each convolution with what follows it, see fastmsflow.kernels.configs.KINDS.
 FUSED = {
     "conv3x3_layer_norm": "conv3x3_layer_norm",
     "conv3x3_coupling": "conv3x3_coupling",
@@ -35,7 +35,7 @@ runs_kernels = pytest.mark.skipif(DEVICE.type != "cuda" and not INTERPRETED, rea
 
 def contenders(kernel: str) -> dict[str, ProductTile | None]:
     """The vendor's convolution, and the kernels' own by each tile that is tried, as rows call them."""
-    tiles = (tables.product_tile(kernel, DEVICE), *tables.CANDIDATES[kernel])
+    tiles = (configs.product_tile(kernel, DEVICE), *configs.CANDIDATES[kernel])
     return {VENDORS: None} | {f"own {t.m}x{t.n}x{t.k}, {t.warps} warps, {t.stages} stages": t for t in tiles}
 
 
@@ -63,7 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def cases_on_meta(dtype: str, size: Size) -> list[Case]:
-    return list(cases(size.kernel_levels, 1, size.image, torch.device("meta"), [DTYPES[dtype]]))
+    return list(kernel_cases(size.kernel_levels, 1, size.image, torch.device("meta"), [DTYPES[dtype]]))
 
 
 def is_timed(case: Case, dtype: str) -> bool:
@@ -74,7 +74,7 @@ def is_timed(case: Case, dtype: str) -> bool:
 
 @cache
 def cases_of(dtype: str, batch: int, size: Size) -> list[Case]:
-    return list(cases(size.kernel_levels, batch, size.image, DEVICE, [DTYPES[dtype]]))
+    return list(kernel_cases(size.kernel_levels, batch, size.image, DEVICE, [DTYPES[dtype]]))
 
 
 @pytest.mark.benchmark(group="the chip")
@@ -166,9 +166,9 @@ def contender(kind: str, kernel: str, whose: str) -> Iterator[None]:
     """In the block the convolution of ``kind`` is the vendor's, or ``kernel`` by the tile that ``whose`` names."""
     size = contenders(kernel)[whose]
     with ExitStack() as stack:
-        stack.enter_context(tables.deciding(kind, size is not None, DEVICE))
+        stack.enter_context(configs.deciding(kind, size is not None, DEVICE))
         if size is not None:
-            stack.enter_context(tables.trying(kernel, size, DEVICE))
+            stack.enter_context(configs.trying(kernel, size, DEVICE))
         yield
 
 

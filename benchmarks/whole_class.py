@@ -16,7 +16,7 @@ import torch
 
 from fastmsflow import MSFlow
 from fastmsflow.data import elpv
-from fastmsflow.training import Reading, Recipe, train
+from fastmsflow.training import DataConfig, Recipe, train
 
 IMAGES = 200
 SIZE = (64, 64)
@@ -35,10 +35,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ways = {
-            "kept in memory": Reading(),
-            "feature cache, built": Reading(feature_cache=folder / "cache"),
-            "feature cache, there": Reading(feature_cache=folder / "cache"),
-            "images in every pass": Reading(stream=True),
+            "kept in memory": DataConfig(),
+            "feature cache, built": DataConfig(feature_cache=folder / "cache"),
+            "feature cache, there": DataConfig(feature_cache=folder / "cache"),
+            "images in every pass": DataConfig(stream=True),
         }
         for number, (way, reading) in enumerate(ways.items()):
             torch.manual_seed(recipe.seed)

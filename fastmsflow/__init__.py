@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from . import backend, compat, data, metrics, scoring
     from .errors import InputError, UnavailableError
     from .integrations.scikit_learn import MSFlowDetector
-    from .model import MSFlow, MultiScaleFlow, Prediction
+    from .models.msflow import MSFlow, MultiScaleFlow, Prediction
 
 _HOMES = {
     "InputError": "errors",

@@ -7,8 +7,8 @@ import time
 import traceback
 from typing import NoReturn
 
+from .distributed.process_group import ErrorOnAnotherRank, has_joined, is_peer_lost
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person
-from .world import Elsewhere, has_met, is_gone
 
 # By then a launcher has ended those that are left, and the process that failed has told why.
 SILENT_SECONDS = 5.0
@@ -42,12 +42,12 @@ def _run() -> None:
             print(f"fastmsflow: stopped by SIGTERM; {preempted}", file=sys.stderr)
         sys.exit(PREEMPTED)
     except Exception as error:
-        if _joined() and is_gone(error):
+        if _joined() and is_peer_lost(error):
             time.sleep(SILENT_SECONDS)
             sys.exit(f"fastmsflow: process {_rank()}: another process has gone ({in_one_line(error)})")
         if not is_meant_for_a_person(error):
             raise
-        if isinstance(error, Elsewhere) or _is_told_by_another(error):
+        if isinstance(error, ErrorOnAnotherRank) or _is_told_by_another(error):
             sys.exit(1)
         process = "" if _rank() == "0" else f"process {_rank()}: "
         sys.exit(f"fastmsflow: {process}{in_one_line(error)}")
@@ -55,7 +55,7 @@ def _run() -> None:
 
 def _is_told_by_another(error: Exception) -> bool:
     """Before the processes have met, what was asked for is wrong in all of them alike: one a machine tells it."""
-    alike = isinstance(error, (InputError, UnavailableError)) and not has_met()
+    alike = isinstance(error, (InputError, UnavailableError)) and not has_joined()
     return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
 

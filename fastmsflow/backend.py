@@ -101,7 +101,7 @@ def _find_triton_fault(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton, or use 'torch'"
     try:
-        from .kernels import launch, tables  # noqa: F401 - a damaged table is better met here than in an operation
+        from .kernels import configs, launch  # noqa: F401 - a damaged table is better met here than in an operation
     except ValueError as error:
         raise InputError(str(error)) from error
     if launch.INTERPRETED:

@@ -47,3 +47,9 @@ def in_one_line(error: Exception) -> str:
     for name in ("InputError: ", "UnavailableError: "):
         message = message.split(name)[-1]
     return message if is_meant_for_a_person(error) else f"{type(error).__name__}: {message}"
+
+
+def first_few(faults: list[str], shown: int = 4) -> str:
+    """Returns the first few of a list of faults and how many more there are, on one line."""
+    more = f"; and {len(faults) - shown} more" if len(faults) > shown else ""
+    return "; ".join(faults[:shown]) + more

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .channels_last import as_rows, new_rows
+from .configs import product_tile
 from .launch import INTERPRETED, launched, on
-from .rows import as_rows, new_rows
-from .tables import product_tile
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

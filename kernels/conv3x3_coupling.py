@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .channels_last import as_rows, new_results, new_rows
+from .configs import product_tile
 from .conv3x3 import convolve, exact, image_tile, weight_rows
 from .coupling import FORMS, NO_ROWS
-from .functions import soft_clamp
 from .launch import launched, on
-from .rows import as_rows, new_results, new_rows
-from .tables import product_tile
+from .math import soft_clamp
 
 
 @triton.jit

@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .functions import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
+from .channels_last import MaybeRows, as_rows, new_results, new_rows
+from .configs import tile
 from .launch import launched, on
+from .math import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
 from .permutation import permuted
-from .rows import MaybeRows, as_rows, new_results, new_rows
-from .tables import tile
 
 FORMS = {"tanh": TANH.value, "scaled_tanh": SCALED_TANH.value, "atan": ATAN.value}
 # Programs of the backward pass: enough for a large chip, few enough that their partial sums stay a small share of what

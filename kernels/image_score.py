@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import tile
 from .launch import launched, on
-from .tables import tile
 
 # Passes of 8 bits, the highest first; the sign bit is 0.
 DIGITS = tl.constexpr(4)

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .channels_last import as_rows
+from .configs import tile
 from .launch import launched, on
-from .rows import as_rows
-from .tables import tile
 
 
 @triton.jit

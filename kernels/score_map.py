@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import tile
 from .launch import launched, on
-from .tables import tile
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, library
 
 from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.ops import (
     conv3x3,
     conv3x3_coupling,
@@ -45,7 +45,7 @@ each_recording = pytest.mark.parametrize("name", NAMES)
 # The interpreter, where the kernels' own is what is to be tested, is too slow for both.
 @pytest.fixture(params=["own", "vendor's"] if DEVICE != "cpu" else ["own"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: request.param == "own")
+    monkeypatch.setattr(configs, "convolves", lambda *_: request.param == "own")
 
 
 @each_recording
@@ -106,14 +106,14 @@ def test_gradients_through_the_inverse_equal_the_references() -> None:
 
 
 def test_gradients_around_the_vendors_convolutions_equal_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: False)
+    monkeypatch.setattr(configs, "convolves", lambda *_: False)
     ours, theirs = (gradients(*small(name)) for name in ("triton", "torch"))
     torch.testing.assert_close(ours, theirs, **FLOW_CLOSE)
 
 
 def test_two_runs_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
-    monkeypatch.setattr(tables, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "convolves", lambda *_: True)
     torch.manual_seed(0)
     flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
     x = [torch.randn(2, 8, 6, 10, device=DEVICE), torch.randn(2, 12, 3, 5, device=DEVICE)]

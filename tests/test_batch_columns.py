@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastmsflow.inference import BatchScorer
-from fastmsflow.inference.columns import Rows
+from fastmsflow.inference.columns import BatchColumns
 from tests.helpers.batches import IMAGES, RESULTS, SIZE, as_numpy, assert_as_expected, assert_same, objects, png
 from tests.helpers.tolerances import RESIZED_FLOAT
 
@@ -110,7 +110,7 @@ def test_arrays_of_floats_are_as_the_bytes_they_are_shares_of(
 def test_floats_are_resized_as_bytes_are_but_for_rounding(batch_arrays: list[np.ndarray]) -> None:
     # Without black and white: Lanczos overshoots them, and what is 8 bits is clipped there between its two passes.
     grey = [64 + array // 2 for array in batch_arrays]
-    rows = Rows.of({"image": [*grey, *(np.float32(array / 255) for array in grey)]})
+    rows = BatchColumns.from_batch({"image": [*grey, *(np.float32(array / 255) for array in grey)]})
     for row, array in enumerate(grey):
         (of_bytes, size), (of_floats, other) = rows.read(row, SIZE), rows.read(IMAGES + row, SIZE)
         assert size == other == array.shape[1::-1]

@@ -221,7 +221,7 @@ def test_urls_that_do_not_answer_are_faults_and_wait_side_by_side(
     scorer: BatchScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("aiohttp", reason="needs aiohttp")
-    monkeypatch.setattr("fastmsflow.data.remote.TIMEOUT", 2.0)
+    monkeypatch.setattr("fastmsflow.data.url_images.TIMEOUT", 2.0)
     urls, ended = 8, threading.Event()
     begin = time.monotonic()
     with web_server(lambda request: ended.wait(60)) as server:

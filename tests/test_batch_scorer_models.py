@@ -117,7 +117,7 @@ def test_what_is_no_model_is_told_in_one_line_that_names_it(
 
 def test_a_server_without_its_model_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp", reason="needs aiohttp")
-    monkeypatch.setattr("fastmsflow.data.remote.TIMEOUT", 0.3)
+    monkeypatch.setattr("fastmsflow.data.url_images.TIMEOUT", 0.3)
     ended = threading.Event()
     with web_server(lambda request: ended.wait(60)) as server:
         begin = time.monotonic()

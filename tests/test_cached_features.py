@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmsflow.training import cached_features as cached_module
+from fastmsflow.distributed.process_group import ProcessGroup
+from fastmsflow.training import features_on_disk as cached_module
 from fastmsflow.training.break_even import BreakEven
-from fastmsflow.training.cached_features import available_memory, placement
+from fastmsflow.training.features_on_disk import available_memory, placement
 from fastmsflow.training.loaders import FeatureLoader
-from fastmsflow.training.order import InTurn
-from fastmsflow.world import World
+from fastmsflow.training.samplers import SequentialBatchSampler
 
 
 def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkey
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
-    loader = FeatureLoader(fetched, InTurn(3, 1, World(), "test"), ahead=True)
+    loader = FeatureLoader(fetched, SequentialBatchSampler(3, 1, ProcessGroup(), "test"), ahead=True)
     assert len(loader) == 3
     for _, numbers, _ in loader:
         events.append(("step", numbers[0]))

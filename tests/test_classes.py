@@ -24,19 +24,21 @@ from skimage import data as photographs
 from torch.utils.data import DataLoader
 
 from fastmsflow import MSFlow
-from fastmsflow.cli.common import is_every_class
+from fastmsflow.cli.options import is_every_class
+from fastmsflow.data import reader_pool
+from fastmsflow.distributed.process_group import RANK_VARIABLES, ProcessGroup
 from fastmsflow.files import LOCK_FILE, Busy
-from fastmsflow.training import readers
-from fastmsflow.training.classes import FAILED_FILE, FreshModels, train_each
-from fastmsflow.training.folder import RESULTS_FILE
-from fastmsflow.world import PLACE, World
+from fastmsflow.training.multi_class import FAILED_FILE, ModelFactory, train_each
+from fastmsflow.training.run_directory import RESULTS_FILE
 from tests.helpers.listing import names_in
 from tests.helpers.paths import ROOT
 
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.classes", "fastmsflow.report.run", "timm", __name__])
+CONTEXT.set_forkserver_preload(
+    ["fastmsflow.training.multi_class", "fastmsflow.evaluation.test_report", "timm", __name__]
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_the_processes_that_read_images_are_started_once_for_all_classes(
         started.append(options["num_workers"])
         return DataLoader(*given, **options)
 
-    monkeypatch.setattr(readers, "DataLoader", counted)
+    monkeypatch.setattr(reader_pool, "DataLoader", counted)
     run(*arguments(images, "all", tmp_path / "runs", weights, "--stream", "--workers", 1))
     assert started == [1]
 
@@ -341,7 +343,7 @@ def test_a_fresh_model_is_as_new_after_another_was_trained() -> None:
 
     torch.manual_seed(5)
     expected, number = build((64, 64)), torch.rand(1)
-    models = FreshModels(build, 5)
+    models = ModelFactory(build, 5)
     for size in ((64, 64), (32, 32), (64, 64)):
         model = models.new(size)
         assert torch.equal(torch.rand(1), number)
@@ -358,17 +360,17 @@ def test_a_fresh_model_is_as_new_after_another_was_trained() -> None:
 def test_processes_that_share_runs_out_look_like_one_each_on_a_gpu_of_its_own(
     visible: str | None, there: int, own: str | None, monkeypatch
 ) -> None:
-    for name, value in zip(PLACE, "1212", strict=True):
+    for name, value in zip(RANK_VARIABLES, "1212", strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    joined: list[World] = []
-    monkeypatch.setattr(World, "join", lambda world: joined.append(world))
-    World.here().join_apart()
-    assert joined == [World(1, 2, 0, 1)]
-    assert World.here() == World()
+    joined: list[ProcessGroup] = []
+    monkeypatch.setattr(ProcessGroup, "join", lambda world: joined.append(world))
+    ProcessGroup.here().join_apart()
+    assert joined == [ProcessGroup(1, 2, 0, 1)]
+    assert ProcessGroup.here() == ProcessGroup()
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == own
     assert "TORCHELASTIC_RUN_ID" not in os.environ

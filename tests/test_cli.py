@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastmsflow.__main__ import main as run_main
 from fastmsflow.compat import load_official
-from fastmsflow.training.evaluation import RANKING_METRICS
+from fastmsflow.evaluation.results import RANKING_METRICS
 from tests.helpers.listing import names_in
 from tests.helpers.paths import GOLDEN
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from fastmsflow import MSFlow, MultiScaleFlow, backend
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.ops.fusion import pool_and_concat, split_and_upsample
 from fastmsflow.ops.likelihood import log_likelihood_maps
 from tests.helpers.ops_parity import DEVICE
@@ -24,7 +24,7 @@ def compile_anew() -> None:
 def new_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of the device yet: what finds out must not be traced."""
     monkeypatch.setattr(backend, "_faults", {})
-    monkeypatch.setattr(tables, "_chips", {})
+    monkeypatch.setattr(configs, "_chips", {})
 
 
 def flow_and_features() -> tuple[MultiScaleFlow, list[Tensor]]:

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import MSFlow
-from fastmsflow.data.images import load_image
+from fastmsflow.data.image_io import load_image
 from tests.helpers.paths import ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")

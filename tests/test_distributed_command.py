@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.preemption import KEPT
+from fastmsflow.training.callbacks.preemption import KEPT
 from tests.helpers.disks import small_disk
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.listing import names_in

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
-from fastmsflow.training import Reading, Recipe, train
+from fastmsflow.distributed.process_group import ProcessGroup
+from fastmsflow.training import DataConfig, Recipe, train
+from fastmsflow.training.checkpointing import ResumeCheckpoint
+from fastmsflow.training.datamodule import TRAIN
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.module import MSFlowModule
-from fastmsflow.training.sources import TRAIN
-from fastmsflow.training.state_file import StateFile
-from fastmsflow.world import World
+from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
@@ -28,7 +28,7 @@ RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def new_model() -> MSFlow:
 
 def note_images(file: Path) -> None:
     """Of each step of training, a line: the epoch and the numbers of the images."""
-    step = MSFlowModule.training_step
+    step = MSFlowLightningModule.training_step
 
     def noted(self, batch, batch_index):
         with file.open("a") as lines:
             lines.write(f"{json.dumps([self.current_epoch, *map(int, batch[1])])}\n")
         return step(self, batch, batch_index)
 
-    MSFlowModule.training_step = noted
+    MSFlowLightningModule.training_step = noted
 
 
 def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Path, options: dict, told) -> None:
@@ -66,7 +66,7 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
     )
     if "seen" in options:
         note_images(options.pop("seen") / str(rank))
-    world = World.here()
+    world = ProcessGroup.here()
     world.join()
     recipe = options.pop("recipe", RECIPE)
     try:
@@ -92,10 +92,10 @@ def together(size: int, images: ImageSet | ShardSet, out: Path, **options) -> li
     return words
 
 
-def reading_of(way: str, folder: Path) -> Reading:
+def reading_of(way: str, folder: Path) -> DataConfig:
     if way == "cached":
-        return Reading(feature_cache=folder / "cache", cache_dtype="float32")
-    return Reading(stream=way == "streamed")
+        return DataConfig(feature_cache=folder / "cache", cache_dtype="float32")
+    return DataConfig(stream=way == "streamed")
 
 
 @pytest.fixture(scope="module", params=["kept", "cached", "streamed"])
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_is_told_once(imag
     recipe = Recipe(lr=1e30, batch_size=5, meta_epochs=3, sub_epochs=2)
     words = together(2, images, tmp_path / "run", recipe=recipe)
     kinds = sorted(word[1] for word in words)
-    assert kinds == ["Elsewhere", "NotFinite"], words
+    assert kinds == ["ErrorOnAnotherRank", "NotFinite"], words
     told = next(word[2] for word in words if word[1] == "NotFinite")
     assert "of the images" in told
     assert json.loads((tmp_path / "run/not_finite.json").read_text())["images"]
@@ -153,14 +153,18 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
     # The second process's.
     train_samples = (images.train[0], replace(images.train[1], image=broken), *images.train[2:])
     words = together(2, replace(images, train=train_samples), tmp_path / "run", recipe=Recipe(meta_epochs=1))
-    assert words[0][1] == "Elsewhere"
+    assert words[0][1] == "ErrorOnAnotherRank"
     assert words[1][1:] == ("InputError", f"{broken}: not an image that can be read; remove it or save it as PNG")
     assert not (tmp_path / "run").exists()
 
 
 def told_once(words: list[tuple], line: str) -> bool:
     """Whether the first process tells it and the others nothing."""
-    return words[0][1] == "InputError" and line in words[0][2] and all(word[1] == "Elsewhere" for word in words[1:])
+    return (
+        words[0][1] == "InputError"
+        and line in words[0][2]
+        and all(word[1] == "ErrorOnAnotherRank" for word in words[1:])
+    )
 
 
 def test_processes_without_images_are_refused_before_any_work(images: ImageSet, tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_what_is_wrong_with_a_run_is_told_once(images: ImageSet, tmp_path: Path)
     words = together(2, images, tmp_path / "run", log_to=("paper",))
     assert told_once(words, "logger 'paper' is not known"), words
     FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", torch.float32)
-    words = together(2, images, tmp_path / "run", reading=Reading(feature_cache=tmp_path / "cache"))
+    words = together(2, images, tmp_path / "run", reading=DataConfig(feature_cache=tmp_path / "cache"))
     assert told_once(words, "dtype"), words
 
 
@@ -187,13 +191,13 @@ def test_a_run_that_goes_on_with_another_number_of_processes_is_refused(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(StateFile, "on_train_epoch_end", keep_and_fail)
+        patch.setattr(ResumeCheckpoint, "on_train_epoch_end", keep_and_fail)
         with pytest.raises(InputError, match="pulled the plug"):
             train(new_model(), images, RECIPE, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     words = together(2, images, out, resume=True)
     assert words[0][1] == "InputError" and "processes was 1, is 2" in words[0][2]
-    assert words[1][1] == "Elsewhere"
+    assert words[1][1] == "ErrorOnAnotherRank"
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -202,7 +206,7 @@ def shards(images: ImageSet, tmp_path_factory) -> ShardSet:
     """20 images in 7 shards."""
     where = tmp_path_factory.mktemp("shards")
     write_shards([sample.image for sample in images.train], where, images_per_shard=3)
-    return ShardSet.of(str(where))
+    return ShardSet.from_source(str(where))
 
 
 def test_processes_that_read_shards_train_together(shards: ShardSet, tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_a_shard_that_one_process_cannot_read_ends_all_and_is_told_once(
     broken = tmp_path / "set/000004.tar"
     broken.write_bytes(broken.read_bytes()[:700])
     recipe = Recipe(1e-3, 4, 1, 1)
-    words = together(2, ShardSet.of(str(tmp_path / "set")), tmp_path / "run", recipe=recipe)
+    words = together(2, ShardSet.from_source(str(tmp_path / "set")), tmp_path / "run", recipe=recipe)
     kinds = sorted(word[1] for word in words)
-    assert kinds == ["Gone", "InputError"], words
+    assert kinds == ["PeerLost", "InputError"], words
     assert str(broken) in next(word[2] for word in words if word[1] == "InputError")

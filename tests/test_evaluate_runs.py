@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastmsflow import MSFlow
+from fastmsflow.evaluation.compare_checkpoints import CheckpointResult, mean_of
 from fastmsflow.metrics import auroc
 from fastmsflow.training import Evaluation
-from fastmsflow.training.comparison import Judged, mean_of
 
 pytestmark = pytest.mark.usefixtures("no_downloads")
 
@@ -90,7 +90,9 @@ def test_all_classes_of_a_set_that_has_none_or_of_runs_that_lack_one_are_refused
 
 
 def test_a_mean_is_of_all_classes_or_not_given() -> None:
-    rows = [Judged(name, how, Evaluation(0.5, 0.5, 0.5)) for name, how in (("a", "x"), ("a", "y"), ("b", "x"))]
+    rows = [
+        CheckpointResult(name, how, Evaluation(0.5, 0.5, 0.5)) for name, how in (("a", "x"), ("a", "y"), ("b", "x"))
+    ]
     assert [row.checkpoint for row in mean_of(rows)] == ["x"]
 
 

@@ -19,16 +19,17 @@ from torch import multiprocessing
 from fastmsflow import InputError
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import ImageSet, Sample, open_image_set
+from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from fastmsflow.evaluation import ground_truth, pixel_metrics
+from fastmsflow.evaluation.evaluator import Calibrator, Evaluator, TestResult
+from fastmsflow.evaluation.ground_truth import GroundTruth
+from fastmsflow.evaluation.pixel_metrics import BinnedPixelMetrics
+from fastmsflow.evaluation.results import METRICS, STATED, exactness
+from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
-from fastmsflow.spill import Spill
-from fastmsflow.training import Evaluation, Recipe, evaluate, pixels, train, truth
-from fastmsflow.training.evaluation import METRICS, STATED, exactness
-from fastmsflow.training.pixels import CountedPixels
-from fastmsflow.training.tally import Calibrator, Findings, Tally
-from fastmsflow.training.truth import Truth
-from fastmsflow.world import ALONE, World
+from fastmsflow.training import Evaluation, Recipe, evaluate, train
 from tests.helpers.listing import names_in
 from tests.helpers.tiny_model import tiny_model
 
@@ -69,24 +70,24 @@ def images(tmp_path_factory) -> ImageSet:
     return ImageSet("images", (), tuple(samples), (SIDE, SIDE))
 
 
-def many(images: ImageSet, world: World = ALONE) -> Truth:
+def many(images: ImageSet, world: ProcessGroup = SINGLE_PROCESS) -> GroundTruth:
     """As of a set too large to be judged exactly."""
     patch = pytest.MonkeyPatch()
     with patch.context() as limits:
-        limits.setattr(truth, "EXACT_PIXELS", 0)
-        return Truth.of(images, images.image_size, world)
+        limits.setattr(ground_truth, "EXACT_PIXELS", 0)
+        return GroundTruth.from_image_set(images, images.image_size, world)
 
 
 def judged(
-    known: Truth,
+    known: GroundTruth,
     order: list[int],
-    world: World = ALONE,
-    maps: Spill | None = None,
+    world: ProcessGroup = SINGLE_PROCESS,
+    maps: ScoreMapStore | None = None,
     batch: int = 5,
     times: float = 1.0,
-) -> Findings:
+) -> TestResult:
     """By a calibrated model."""
-    tally = Tally(known, LEVELS, "absolute", maps, world)
+    tally = Evaluator(known, LEVELS, "absolute", maps, world)
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
         masks = known.masks(numbers)
@@ -109,7 +110,7 @@ def assert_within_the_bound(found: Evaluation, exact: Evaluation) -> None:
 @pytest.fixture
 def small_sample(monkeypatch) -> None:
     """Bins by six images, so that the others are counted one batch after another."""
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 6 * SIDE * SIDE)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 6 * SIDE * SIDE)
 
 
 # 30 times as many nats: most pixels' 1 - exp(L) is 1, as of a model that was hardly trained.
@@ -119,7 +120,7 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
 ) -> None:
     known = many(images)
     found = judged(known, known.order, times=times)
-    exact = judged(Truth.of(images, images.image_size), list(range(COUNT)), times=times)
+    exact = judged(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
     assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
     # A model that does not fit gives most pixels the same highest value, and the published PRO is not defined.
@@ -131,7 +132,7 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
 
 
 def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) -> None:
-    known = Truth.of(images, images.image_size)
+    known = GroundTruth.from_image_set(images, images.image_size)
     assert known.order == list(range(COUNT))
     one, other = (judged(known, order, batch=batch) for order, batch in ((known.order, 24), (known.order[::-1], 7)))
     assert one.evaluation == other.evaluation
@@ -169,7 +170,7 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
     for count in COUNTS.values():
         (folder / str(count)).mkdir()
     # Started once with everything imported; every process is forked off it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.fit", __name__])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", __name__])
     multiprocessing.start_processes(one_process, (images, folder), RANKS, start_method="forkserver")
     return folder
 
@@ -177,13 +178,13 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
 def one_process(rank: int, images: ImageSet, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    world = World(rank, RANKS, rank, RANKS)
+    world = ProcessGroup(rank, RANKS, rank, RANKS)
     # They make their bins at different batches, the first process of good images alone.
-    pixels.SAMPLE_PIXELS = SIDE * SIDE * (2 + 3 * rank)
+    pixel_metrics.SAMPLE_PIXELS = SIDE * SIDE * (2 + 3 * rank)
     for count in COUNTS.values():
-        known = Truth.of(part_of(images, count), images.image_size, world)
+        known = GroundTruth.from_image_set(part_of(images, count), images.image_size, world)
         own = list(range(count))[rank::RANKS]
-        tested = judged(known, own, world, Spill(folder / str(count), world), batch=2)
+        tested = judged(known, own, world, ScoreMapStore(folder / str(count), world), batch=2)
         found = (tested.evaluation, tested.scores, calibrated(own, count, world))
         torch.save(found, folder / str(count) / f"rank{rank}")
         if tested.maps is not None:
@@ -194,7 +195,7 @@ def one_process(rank: int, images: ImageSet, folder: Path) -> None:
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
 def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_three_processes: Path) -> None:
     some, folder = part_of(images, count), of_three_processes / str(count)
-    known = Truth.of(some, some.image_size)
+    known = GroundTruth.from_image_set(some, some.image_size)
     numbers = list(range(count))
     exact = judged(known, numbers)
     calibration = calibrated(numbers, count)
@@ -208,7 +209,7 @@ def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_thre
     assert not list(folder.glob(".*")), "the processes left their maps"
 
 
-def calibrated(numbers: list[int], count: int, world: World = ALONE, batch: int = 2) -> Calibration:
+def calibrated(numbers: list[int], count: int, world: ProcessGroup = SINGLE_PROCESS, batch: int = 2) -> Calibration:
     calibrator = Calibrator([f"{i}.png" for i in range(count)], world)
     for start in range(0, len(numbers), batch):
         part = numbers[start : start + batch]
@@ -217,7 +218,7 @@ def calibrated(numbers: list[int], count: int, world: World = ALONE, batch: int 
 
 
 def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> None:
-    monkeypatch.setattr("fastmsflow.training.tally.MEDIAN_PIXELS", 7000)
+    monkeypatch.setattr("fastmsflow.evaluation.evaluator.MEDIAN_PIXELS", 7000)
     found = calibrated([4, 1, 0, 2, 3, 6, 5], 7)
     scores = scores_of(list(range(7)), np.zeros((7, SIDE, SIDE)))
     maps = scores.absolute_map
@@ -229,7 +230,7 @@ def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> 
 
 def test_images_whose_score_is_not_finite_are_named_by_a_tally(images: ImageSet) -> None:
     known = many(images)
-    tally = Tally(known, LEVELS)
+    tally = Evaluator(known, LEVELS)
     scores = scores_of([0, 1], known.masks([0, 1]))
     scores.peak[1] = float("nan")
     tally.add([0, 1], scores, known.masks([0, 1]))
@@ -241,12 +242,12 @@ def test_images_whose_score_is_not_finite_are_named_by_a_tally(images: ImageSet)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
     judged(many(images), list(range(COUNT)))  # what is imported late is imported
     peaks = []
     for repeats in (2, 20):
         large = many(ImageSet("large", (), images.test * repeats, images.image_size))
-        with Spill(tmp_path) as maps:
+        with ScoreMapStore(tmp_path) as maps:
             tracemalloc.start()
             judged(large, large.order, maps=maps, batch=8)
             peaks.append(tracemalloc.get_traced_memory()[1])
@@ -262,7 +263,7 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
     masks = np.zeros((20, 512, 512), dtype=bool)
     masks[::2, 60:170, 256:350] = True
     masks[::2, 450:460, 3:7] = True
-    counted = CountedPixels(LEVELS, (512, 512), World())
+    counted = BinnedPixelMetrics(LEVELS, (512, 512), ProcessGroup())
     seconds = 0.0
     for start in range(0, 200, 20):
         shifted = log_likelihood - torch.from_numpy(masks).float() - 0.01 * start
@@ -283,7 +284,7 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
 
 def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
-    with Spill(tmp_path / "not/there/yet") as kept:
+    with ScoreMapStore(tmp_path / "not/there/yet") as kept:
         kept.add([4, 0], maps[[4, 0]])
         kept.add([], maps[:0])
         kept.add([2], maps[[2]])
@@ -297,9 +298,9 @@ def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from fastmsflow.spill import Spill
-from fastmsflow.world import ALONE, World
-kept = Spill(Path(sys.argv[1]), World(0, int(sys.argv[2])))
+from fastmsflow.evaluation.score_map_store import ScoreMapStore
+from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+kept = ScoreMapStore(Path(sys.argv[1]), ProcessGroup(0, int(sys.argv[2])))
 kept.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -318,8 +319,8 @@ def test_maps_of_a_killed_process_are_gone_when_the_folder_is_next_used(processe
 def test_evaluate_takes_the_constant_way_where_a_set_is_large(mvtec: Path, monkeypatch) -> None:
     tiles, model = open_image_set(str(mvtec), "tile"), tiny_model(image_size=(SIDE, SIDE)).eval()
     exact, scores = evaluate(model, tiles, batch_size=3)
-    monkeypatch.setattr(truth, "EXACT_PIXELS", 8 * SIDE * SIDE - 1)
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
+    monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 8 * SIDE * SIDE - 1)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
     found, again = evaluate(model, tiles, batch_size=3)
     # Other images beside an image in its batch round its scores otherwise.
     torch.testing.assert_close(again.absolute_score, scores.absolute_score)
@@ -332,8 +333,8 @@ def test_training_validates_in_constant_memory_where_the_set_is_large(mvtec: Pat
     tiles = open_image_set(str(mvtec), "tile")
     recipe = Recipe(lr=1e-3, batch_size=3, meta_epochs=2, sub_epochs=1, hold_out=0.25)
     exact = train(tiny_model(image_size=(SIDE, SIDE)).eval(), tiles, recipe, tmp_path / "exact")
-    monkeypatch.setattr(truth, "EXACT_PIXELS", 0)
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
+    monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 0)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
     found = train(tiny_model(image_size=(SIDE, SIDE)).eval(), tiles, recipe, tmp_path / "counted")
     for one, other in zip(found.moments, exact.moments, strict=True):
         assert_within_the_bound(one.evaluation, other.evaluation)
@@ -353,8 +354,8 @@ def test_evaluate_says_how_exact_its_pixel_metrics_are(mvtec: Path, command, mon
     code, out = command(*arguments)
     assert code == 0 and "pixel metrics: exact" in out
     assert "pixel F1-max" in out
-    monkeypatch.setattr(truth, "EXACT_PIXELS", 0)
-    monkeypatch.setattr(pixels, "SAMPLE_PIXELS", SIDE * SIDE)
+    monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 0)
+    monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", SIDE * SIDE)
     code, out = command(*arguments)
     (row,) = json.loads((tmp_path / "out/metrics.json").read_text())
     assert code == 0 and exactness(row["pixel_error"]) in " ".join(out.split())

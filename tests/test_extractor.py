@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fastmsflow.errors import InputError
-from fastmsflow.nn.extractor import OFFICIAL, Extractor
+from fastmsflow.nn.feature_extractor import OFFICIAL, FeatureExtractor
 
 
 class ReflectedConv(nn.Conv2d):
@@ -50,7 +50,7 @@ def stages(net: nn.Module, images: Tensor) -> list[Tensor]:
 def test_official_five_equal_a_resnet_that_pads_by_reflection(name: str) -> None:
     torch.manual_seed(0)
     reference = torchvision_resnet(name)
-    extractor = Extractor(name, pretrained=False).double()
+    extractor = FeatureExtractor(name, pretrained=False).double()
     values = reference.state_dict()
     extractor.net.load_state_dict({key: values[key] for key in extractor.net.state_dict()})
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
@@ -65,30 +65,30 @@ def test_official_five_equal_a_resnet_that_pads_by_reflection(name: str) -> None
 
 
 def test_max_pool_stays_ordinary() -> None:
-    extractor = Extractor("resnet18", pretrained=False)
+    extractor = FeatureExtractor("resnet18", pretrained=False)
     pools = [module for module in extractor.modules() if isinstance(module, nn.MaxPool2d)]
     assert len(pools) == 1
     x = torch.randn(1, 2, 8, 8)
     assert torch.equal(pools[0](x), F.max_pool2d(x, 3, 2, 1))
 
 
-def padding_modes(extractor: Extractor) -> set[str]:
+def padding_modes(extractor: FeatureExtractor) -> set[str]:
     convolutions = [m for m in extractor.modules() if isinstance(m, nn.Conv2d) and m.padding != (0, 0)]
     return {module.padding_mode for module in convolutions}
 
 
 def test_only_the_official_five_reflect() -> None:
-    assert padding_modes(Extractor("resnet18.tv_in1k", pretrained=False)) == {"reflect"}
-    assert padding_modes(Extractor("resnet18.a1_in1k", pretrained=False)) == {"zeros"}
-    assert padding_modes(Extractor("resnet26", pretrained=False)) == {"zeros"}
+    assert padding_modes(FeatureExtractor("resnet18.tv_in1k", pretrained=False)) == {"reflect"}
+    assert padding_modes(FeatureExtractor("resnet18.a1_in1k", pretrained=False)) == {"zeros"}
+    assert padding_modes(FeatureExtractor("resnet26", pretrained=False)) == {"zeros"}
 
 
 @pytest.fixture(scope="module")
-def small() -> Extractor:
-    return Extractor("resnet18", pretrained=False)
+def small() -> FeatureExtractor:
+    return FeatureExtractor("resnet18", pretrained=False)
 
 
-def test_frozen_in_eval_without_gradient_but_trainable_behind(small: Extractor) -> None:
+def test_frozen_in_eval_without_gradient_but_trainable_behind(small: FeatureExtractor) -> None:
     model = nn.ModuleDict({"extractor": small, "head": nn.Conv2d(64, 2, 1)}).train()
     assert not any(module.training for module in small.modules())
     assert not any(parameter.requires_grad for parameter in small.parameters())
@@ -100,27 +100,27 @@ def test_frozen_in_eval_without_gradient_but_trainable_behind(small: Extractor) 
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
 
 
-def test_normalises_by_the_models_own_configuration(small: Extractor) -> None:
+def test_normalises_by_the_models_own_configuration(small: FeatureExtractor) -> None:
     assert small.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert small.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
-    lite = Extractor("tf_efficientnet_lite0", pretrained=False)
+    lite = FeatureExtractor("tf_efficientnet_lite0", pretrained=False)
     assert lite.mean.flatten().tolist() == lite.std.flatten().tolist() == [0.5, 0.5, 0.5]
     assert not {"mean", "std"} & set(small.state_dict())
 
 
-def test_precisions_and_memory_formats(small: Extractor) -> None:
+def test_precisions_and_memory_formats(small: FeatureExtractor) -> None:
     images = torch.rand(2, 3, 64, 64)
     expected = small(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = small(images)
-    channels_last = Extractor("resnet18", pretrained=False).to(memory_format=torch.channels_last)
+    channels_last = FeatureExtractor("resnet18", pretrained=False).to(memory_format=torch.channels_last)
     channels_last.load_state_dict(small.state_dict())
     laid_out = channels_last(images.to(memory_format=torch.channels_last))
     for level, half, other in zip(expected, mixed, laid_out, strict=True):
         assert (half.float() - level).norm() < 0.05 * level.norm()
         torch.testing.assert_close(other, level, rtol=1e-4, atol=1e-4)
     for dtype in (torch.bfloat16, torch.float64):
-        converted = Extractor("resnet18", pretrained=False)
+        converted = FeatureExtractor("resnet18", pretrained=False)
         converted.load_state_dict(small.state_dict())
         for level, wanted in zip(converted.to(dtype)(images), expected, strict=True):
             assert level.dtype == dtype
@@ -139,7 +139,7 @@ def test_precisions_and_memory_formats(small: Extractor) -> None:
     ],
 )
 def test_other_families(name: str, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    extractor = Extractor(name, pretrained=False, image_size=(64, 96))
+    extractor = FeatureExtractor(name, pretrained=False, image_size=(64, 96))
     assert (extractor.channels, extractor.strides) == (channels, strides)
     shapes = [tuple(level.shape) for level in extractor(torch.rand(2, 3, 64, 96))]
     assert shapes == [(2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)]
@@ -147,7 +147,7 @@ def test_other_families(name: str, channels: tuple[int, ...], strides: tuple[int
 
 def test_a_model_of_one_size_refuses_others() -> None:
     with pytest.raises(InputError, match=r"takes \(224, 224\); resize"):
-        Extractor("vit_tiny_patch16_224", pretrained=False)(torch.rand(1, 3, 64, 64))
+        FeatureExtractor("vit_tiny_patch16_224", pretrained=False)(torch.rand(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_a_model_of_one_size_refuses_others() -> None:
         (torch.zeros(1, 3, 31, 64), "at least 32"),
     ],
 )
-def test_images_that_are_refused(small: Extractor, images: Tensor, says: str) -> None:
+def test_images_that_are_refused(small: FeatureExtractor, images: Tensor, says: str) -> None:
     with pytest.raises(InputError, match=says):
         small(images)
 
 
-def test_smallest_image(small: Extractor) -> None:
+def test_smallest_image(small: FeatureExtractor) -> None:
     assert [tuple(level.shape[2:]) for level in small(torch.rand(1, 3, 32, 32))] == [(8, 8), (4, 4), (2, 2)]
 
 
@@ -180,7 +180,7 @@ def test_smallest_image(small: Extractor) -> None:
 )
 def test_names_that_are_refused(name: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as error:
-        Extractor(name, pretrained=False)
+        FeatureExtractor(name, pretrained=False)
     assert "\n" not in str(error.value)
 
 
@@ -190,17 +190,17 @@ def test_a_model_that_serves_no_features(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("timm.create_model", refuse)
     with pytest.raises(InputError, match=r"cannot build resnet26 for features \(features_only not implemented\);"):
-        Extractor("resnet26", pretrained=False)
+        FeatureExtractor("resnet26", pretrained=False)
 
 
 def test_importing_it_does_not_import_timm() -> None:
-    code = "import sys, fastmsflow.nn.extractor; sys.exit('timm' in sys.modules)"
+    code = "import sys, fastmsflow.nn.feature_extractor; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["legacy_xception", "xception41"])
 def test_a_network_that_collects_features_by_hooks_stays_as_it_is(name: str) -> None:
-    extractor = Extractor(name, pretrained=False)
+    extractor = FeatureExtractor(name, pretrained=False)
     images = torch.rand(1, 3, 96, 96)
     extractor.fold_batch_norms((96, 96))
     before = extractor(images)
@@ -209,7 +209,7 @@ def test_a_network_that_collects_features_by_hooks_stays_as_it_is(name: str) -> 
 
 
 def test_a_users_hook_goes_on_being_called() -> None:
-    extractor, calls = Extractor("resnet18", pretrained=False), []
+    extractor, calls = FeatureExtractor("resnet18", pretrained=False), []
     extractor.net.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
     extractor.fold_batch_norms((64, 64))
     extractor.fuse_convolutions((64, 64))

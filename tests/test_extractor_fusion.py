@@ -13,7 +13,7 @@ from torch._dynamo.testing import EagerAndRecordGraphs
 
 from fastmsflow import MSFlow, backend
 from fastmsflow.nn import fuse_conv_relu
-from fastmsflow.nn.extractor import FOLDED_SIDE, Extractor
+from fastmsflow.nn.feature_extractor import FOLDED_SIDE, FeatureExtractor
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution, fuse_convolutions
 from fastmsflow.ops import convolution_relu as ops
 from fastmsflow.reference import convolution_relu as twin
@@ -23,9 +23,9 @@ from tests.helpers.tolerances import FOLDED, FUSED
 SIZE = (64, 96)
 
 
-def folded(name: str, image_size: tuple[int, int] = SIZE) -> Extractor:
+def folded(name: str, image_size: tuple[int, int] = SIZE) -> FeatureExtractor:
     torch.manual_seed(0)
-    result = Extractor(name, pretrained=False, image_size=image_size)
+    result = FeatureExtractor(name, pretrained=False, image_size=image_size)
     for norm in result.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(std=0.1)
@@ -34,7 +34,7 @@ def folded(name: str, image_size: tuple[int, int] = SIZE) -> Extractor:
     return result
 
 
-def fused(original: Extractor, image_size: tuple[int, int] = SIZE) -> Extractor:
+def fused(original: FeatureExtractor, image_size: tuple[int, int] = SIZE) -> FeatureExtractor:
     result = copy.deepcopy(original)
     result.fuse_convolutions(image_size)
     return result
@@ -354,7 +354,7 @@ def test_cudnns_switches_are_heeded(switch: str, monkeypatch: pytest.MonkeyPatch
 
 def test_an_image_with_nan_does_not_pass_for_a_good_one(cudnn: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
     """Though cuDNN's ReLU makes 0 of it."""
-    monkeypatch.setattr("fastmsflow.nn.extractor.uses_cudnn", lambda backend, x: True)
+    monkeypatch.setattr("fastmsflow.nn.feature_extractor.uses_cudnn", lambda backend, x: True)
     for name, function in (("cudnn_convolution_relu", cudnn_relu), ("cudnn_convolution_add_relu", cudnn_add_relu)):
         hiding = lambda *given, function=function: function(*given).nan_to_num(nan=0.0)  # noqa: E731
         monkeypatch.setattr(torch.ops.aten, name, hiding)

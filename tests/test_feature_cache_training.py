@@ -14,18 +14,18 @@ from scipy.stats import spearmanr
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, elpv, textures
-from fastmsflow.nn.extractor import LITE0_PACKAGE
-from fastmsflow.training import Reading, Recipe, state_file, train
-from fastmsflow.training.cached_features import CachedFeatures
+from fastmsflow.nn.feature_extractor import LITE0_PACKAGE
+from fastmsflow.training import DataConfig, Recipe, checkpointing, train
+from fastmsflow.training.datamodule import TEST
 from fastmsflow.training.feature_cache import FeatureCache
-from fastmsflow.training.sources import TEST
+from fastmsflow.training.features_on_disk import FeaturesOnDisk
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS
 
 # Started once with everything imported; every process is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 
@@ -36,8 +36,8 @@ def images(tmp_path_factory) -> ImageSet:
 
 def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
     torch.set_num_threads(1)
-    state_file.SAVE_SECONDS = 0.0  # the state after every step
-    reading = Reading(feature_cache=at / "cache")
+    checkpointing.SAVE_SECONDS = 0.0  # the state after every step
+    reading = DataConfig(feature_cache=at / "cache")
     train(tiny_model(standardise=True), images, RECIPE, at / "run", reading, resume=resume)
 
 
@@ -110,7 +110,7 @@ def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rou
         test = ImageDataset(images.test, images.image_size)
         cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype)
         cache.build()
-        features = CachedFeatures(cache, cache.rows[TEST], model, "on disk")
+        features = FeaturesOnDisk(cache, cache.rows[TEST], model, "on disk")
         with torch.no_grad():
             levels = features.fetch(list(range(len(features))))
             scores.append(model.scores_of_features(levels))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastmsflow import InputError
-from fastmsflow.data.sources import find_images
+from fastmsflow.data.file_search import find_images
 
 
 def found(*names: object, stdin: bytes = b"", null: bool = False) -> tuple[list[str], list[str]]:

@@ -10,14 +10,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
-from fastmsflow.checkpoint import read_checkpoint
 from fastmsflow.compat import load_official, save_official
-from fastmsflow.data import ImageDataset, ImageSet, LooseImages
-from fastmsflow.training import Reading, Recipe, state_file, train
-from fastmsflow.training.features import KeptFeatures
-from fastmsflow.training.module import MSFlowModule
-from fastmsflow.training.parts import parameter_groups, prepared
-from fastmsflow.training.sources import TRAIN, FeatureSource
+from fastmsflow.data import ImageDataset, ImageFileDataset, ImageSet
+from fastmsflow.models.checkpoint import read_checkpoint
+from fastmsflow.training import DataConfig, Recipe, checkpointing, train
+from fastmsflow.training.datamodule import TRAIN, FeatureTrainingData
+from fastmsflow.training.features_in_memory import FeaturesInMemory
+from fastmsflow.training.lightning_module import MSFlowLightningModule
+from fastmsflow.training.parameter_groups import parameter_groups, prepared
 from fastmsflow.training.trainer import run_trainer
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tolerances import ACCUMULATED, INVERTED
@@ -132,7 +132,7 @@ def test_what_training_sets_on_the_flow_is_as_before_after_an_error() -> None:
 
 def test_the_schedule_multiplies_each_parts_rate() -> None:
     recipe = Recipe(lr=1e-3, lr_of={"fusion": 1e-5, "parallel": 1e-4})
-    module = MSFlowModule(new_model(), recipe, {})
+    module = MSFlowLightningModule(new_model(), recipe, {})
     options = module.configure_optimizers()
     groups, schedule = options["optimizer"].param_groups, options["lr_scheduler"]["scheduler"]
     own = {"level0": 1e-4, "level1": 1e-4, "level2": 1e-4, "fusion": 1e-5}
@@ -173,10 +173,10 @@ def trained_in_float64(recipe: Recipe, count: int) -> list[torch.Tensor]:
     model = new_model()
     model.flow.double()
     torch.manual_seed(2)
-    data = FeatureSource(model, {TRAIN: LooseImages([""] * count, (32, 32))}, recipe)
+    data = FeatureTrainingData(model, {TRAIN: ImageFileDataset([""] * count, (32, 32))}, recipe)
     shapes = zip(model.flow.channels, (4, 2, 1), strict=True)
-    data.features[TRAIN] = KeptFeatures([torch.randn(count, c, n, n, dtype=torch.float64) for c, n in shapes])
-    module = MSFlowModule(model, recipe, {TRAIN: [str(i) for i in range(count)]})
+    data.features[TRAIN] = FeaturesInMemory([torch.randn(count, c, n, n, dtype=torch.float64) for c, n in shapes])
+    module = MSFlowLightningModule(model, recipe, {TRAIN: [str(i) for i in range(count)]})
     run_trainer(module, data, recipe, Console(quiet=True))
     return list(model.flow.parameters())
 
@@ -222,17 +222,17 @@ class Interrupted(Exception):
 
 
 def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)  # the state after every step
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0.0)  # the state after every step
     train(new_model(), images, FULL, tmp_path / "whole")
-    trained = MSFlowModule.training_step
+    trained = MSFlowLightningModule.training_step
 
-    def step(module: MSFlowModule, *batch: object) -> torch.Tensor:
+    def step(module: MSFlowLightningModule, *batch: object) -> torch.Tensor:
         if module.current_epoch == 3 and batch[1] == 3:  # in the middle of the second round, of an epoch and of a step
             raise Interrupted
         return trained(module, *batch)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(MSFlowModule, "training_step", step)
+        patch.setattr(MSFlowLightningModule, "training_step", step)
         train(new_model(), images, FULL, tmp_path / "broken")
     train(new_model(), images, FULL, tmp_path / "broken", resume=True)
     of = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "broken")]
@@ -252,7 +252,7 @@ def test_a_loaded_model_goes_on_with_its_standardiser_and_a_calibration_of_its_o
 ) -> None:
     model, before = MSFlow.load(trained), load_file(trained)
     few = ImageSet("few", images.train[:5], [])
-    reading = Reading(feature_cache=tmp_path / "cache" if cached else None)
+    reading = DataConfig(feature_cache=tmp_path / "cache" if cached else None)
     outcome = train(model, few, SHORT, tmp_path / "run", reading, started_from="there")
     after, config = read_checkpoint(tmp_path / "run/last.safetensors")
     for key, value in before.items():

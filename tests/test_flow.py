@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmsflow import InputError, MultiScaleFlow
-from fastmsflow.nn.position import position_code
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.reference.likelihood import log_likelihood_maps, negative_log_likelihood
 from tests.helpers.tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
@@ -200,7 +200,7 @@ def test_a_copy_and_a_pickle_compute_the_same() -> None:
 
 
 def test_position_code_has_the_published_channels() -> None:
-    code = position_code(8, 3, 5, torch.float64, "cpu")[0]
+    code = positional_encoding_2d(8, 3, 5, torch.float64, "cpu")[0]
     y, x, k = 2, 4, 1
     frequency = 1e4 ** (-2 * k / 4)
     expected = torch.tensor([x * frequency, y * frequency], dtype=torch.float64)

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.cli import app
-from fastmsflow.cli.common import warnings_in_yellow
 from fastmsflow.cli.fine_tuning import started_model
+from fastmsflow.cli.options import warnings_in_yellow
 from fastmsflow.compat import load_official, save_official
+from fastmsflow.compat.clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.compat.convert import own_flow
-from fastmsflow.compat.formula import FormulaFit, compare_formulas
 from fastmsflow.errors import InputWarning
 from fastmsflow.reference.coupling import ClampForm
 from tests.helpers.paths import GOLDEN

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from tests.helpers.error_log import assert_within, note
 from tests.helpers.ops_parity import DEVICE, error_in_the_norm
 from tests.helpers.tolerances import FIFTY_STEPS, FLIPPED, FULL_SIZE, FULL_SIZE_LOG_DET_PER_ELEMENT, REPLAYED
@@ -24,7 +24,7 @@ Results = tuple[list[Tensor], Tensor, dict[str, Tensor]]
 
 @pytest.fixture(params=["own convolution", "vendor's convolution"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: request.param == "own convolution")
+    monkeypatch.setattr(configs, "convolves", lambda *_: request.param == "own convolution")
 
 
 def full_size(batch: int) -> tuple[MultiScaleFlow, list[Tensor]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastmsflow import MSFlow
 from fastmsflow.files import LONGEST_NAME
-from fastmsflow.report.heat_map_names import HEAT_MAP, heat_map_names
+from fastmsflow.inference.heat_map_names import HEAT_MAP, heat_map_names
 
 SHADES = {"test/bent/000.png": 0, "test/good/000.png": 128, "train/good/000.png": 255, "test/good/001.png": 64}
 

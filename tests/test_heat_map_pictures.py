@@ -1,18 +1,18 @@
-"""Heat maps are painted to one scale, whatever the size of the image."""
+"""SortedTable maps are painted to one scale, whatever the size of the image."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastmsflow.inference.regions import find_regions
-from fastmsflow.report.heat import Heat
-from fastmsflow.report.picture import Painter, Verdict
+from fastmsflow.visualization.color_scale import ColorScale
+from fastmsflow.visualization.image_visualizer import ImageVisualizer, Verdict
 
 
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) -> None:
-    heat = Heat(3, "absolute", (0.0, 10.0), 5.0)
-    painter = Painter(heat, (side, side))
+    heat = ColorScale(3, "absolute", (0.0, 10.0), 5.0)
+    painter = ImageVisualizer(heat, (side, side))
     image = Image.new("RGB", (200, 100), (128, 128, 128))
     shown = painter.shrink(image)
     assert shown.size == (max(256, side), max(256, side) // 2)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmsflow import InputError, MSFlow, UnavailableError, hub
+from fastmsflow import InputError, MSFlow, UnavailableError
+from fastmsflow.models import hub
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
-from fastmsflow.nn.extractor import Extractor
-from fastmsflow.nn.fold import folded
+from fastmsflow.nn.feature_extractor import FeatureExtractor
+from fastmsflow.nn.fuse_conv_bn import fuse_conv_bn
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution
-from fastmsflow.nn.kept import Kept
+from fastmsflow.nn.weight_cache import WeightCache
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.small_model import SIZE, images, model
 from tests.helpers.tolerances import AUTOCAST, FOLDED
@@ -76,7 +76,7 @@ def test_a_convolution_used_twice_keeps_its_norm() -> None:
             return [x + self.norm(x)]
 
     net, x = Net().eval(), torch.rand(1, 3, 8, 8)
-    copied = folded(net, x)
+    copied = fuse_conv_bn(net, x)
     assert norms(copied) == 1
     assert torch.equal(copied(x)[0], net(x)[0])
 
@@ -91,7 +91,7 @@ def test_batch_norms_of_a_network_that_takes_no_small_image_are_folded_all_the_s
             assert x.shape[-1] >= 96
             return self.net(x)
 
-    extractor = Extractor("test_efficientnet", pretrained=False)
+    extractor = FeatureExtractor("test_efficientnet", pretrained=False)
     extractor.net = Particular(extractor.net)
     assert norms(extractor) > 5
     extractor.fold_batch_norms((96, 96))
@@ -112,7 +112,7 @@ def test_a_model_for_inference_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_kept_values_follow_their_sources() -> None:
-    kept: Kept[float] = Kept()
+    kept: WeightCache[float] = WeightCache()
     weight = torch.ones(2)
     calls = []
 
@@ -151,7 +151,7 @@ def test_eval_gives_up_what_was_kept_of_half_precision() -> None:
 
 
 def test_a_kept_value_that_another_thread_gives_up_is_still_handed_out(monkeypatch) -> None:
-    kept: Kept[int] = Kept()
+    kept: WeightCache[int] = WeightCache()
 
     class Notebook(list):
         """Stands in for the other thread: it comes in between."""
@@ -159,6 +159,6 @@ def test_a_kept_value_that_another_thread_gives_up_is_still_handed_out(monkeypat
         def append(self, _: object) -> None:
             kept.clear()
 
-    monkeypatch.setattr("fastmsflow.nn.kept._notebook", Notebook())
+    monkeypatch.setattr("fastmsflow.nn.weight_cache._notebook", Notebook())
     with torch.no_grad():
         assert [kept.get(lambda: 1, [torch.ones(1)]) for _ in range(2)] == [1, 1]

@@ -16,14 +16,14 @@ from PIL import Image
 from skimage import data as photographs
 
 from fastmsflow import InputError, UnavailableError
-from fastmsflow.data import LooseImages, ShardedImages, write_shards
-from fastmsflow.data.images import as_tensor, decode_image
-from fastmsflow.data.jpegs import check_decoder, decoded, decoded_or_not, is_plain_jpeg
+from fastmsflow.data import ImageFileDataset, ShardedImages, write_shards
+from fastmsflow.data.image_io import as_tensor, decode_image
+from fastmsflow.data.jpeg_decoder import check_decoder, decoded, decoded_or_not, is_plain_jpeg
+from fastmsflow.data.reader_pool import ReaderPool
+from fastmsflow.distributed.process_group import SINGLE_PROCESS
+from fastmsflow.training.data_config import DataConfig, _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
-from fastmsflow.training.order import InTurn
-from fastmsflow.training.plan import Reading, _decoder
-from fastmsflow.training.readers import Readers
-from fastmsflow.world import ALONE
+from fastmsflow.training.samplers import SequentialBatchSampler
 from tests.helpers.tolerances import JPEG_DECODERS
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ class OnAGpu:
 def test_without_torchcodec_a_run_says_what_to_install_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(UnavailableError, match=r"need TorchCodec: pip install 'fastmsflow\[jpeg\]'$"):
-        _decoder(OnAGpu(), Reading(stream=True, decode_on_gpu=True), False)
+        _decoder(OnAGpu(), DataConfig(stream=True, decode_on_gpu=True), False)
 
 
 def test_a_torchcodec_without_nvjpeg_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_torchcodec_without_nvjpeg_is_told_in_one_line(monkeypatch: pytest.Mon
 
 def test_files_are_handed_on_encoded(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(PLAIN)
-    item = LooseImages([tmp_path / "a.jpg"], (64, 64), encoded=True)[0]
+    item = ImageFileDataset([tmp_path / "a.jpg"], (64, 64), encoded=True)[0]
     assert item["image"].dtype == torch.uint8 and bytes(item["image"].numpy()) == PLAIN
     assert item["source"] == str(tmp_path / "a.jpg")
 
@@ -189,9 +189,9 @@ def some_broken(tmp_path: Path) -> list[Path]:
 
 
 def test_a_file_that_cannot_be_decoded_ends_a_run_of_files_by_its_name(some_broken: list[Path]) -> None:
-    images = LooseImages(some_broken, (64, 64), encoded=True)
+    images = ImageFileDataset(some_broken, (64, 64), encoded=True)
     with pytest.raises(InputError, match=rf"^{some_broken[1]}: damaged"):
-        list(ImageLoader(images, InTurn(6, 2, ALONE, "train"), Readers(), decode))
+        list(ImageLoader(images, SequentialBatchSampler(6, 2, SINGLE_PROCESS, "train"), ReaderPool(), decode))
 
 
 def test_images_of_shards_that_cannot_be_decoded_are_named_or_left_out(some_broken: list[Path], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from fastmsflow import InputError
-from fastmsflow.cli import launch
-from fastmsflow.cli.launch import LAUNCHER, _run, _told, exit_code
+from fastmsflow.distributed import launcher
+from fastmsflow.distributed.launcher import LAUNCHER, _run, _told, exit_code
 from tests.helpers.paths import ROOT
 
 PREEMPTED = 75
@@ -51,10 +51,10 @@ def test_a_signal_that_ended_a_process_is_told_but_not_the_launchers_own(capsys)
 
 def test_machines_that_do_not_meet_are_one_line(monkeypatch) -> None:
     """The first one waits for the second."""
-    monkeypatch.setattr(launch, "MEET_SECONDS", 1)
+    monkeypatch.setattr(launcher, "JOIN_TIMEOUT", 1)
     # What a launcher does to its own process.
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(launch.logging, "disable", lambda: None)
+    monkeypatch.setattr(launcher.logging, "disable", lambda: None)
     names = ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "TORCHELASTIC_SIGNALS_TO_HANDLE", LAUNCHER)
     for name in names:
         monkeypatch.setenv(name, "1")
@@ -69,7 +69,7 @@ def test_machines_that_do_not_meet_are_one_line(monkeypatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
 def test_a_process_whose_launcher_has_gone_before_it_could_look_ends() -> None:
-    script = "from fastmsflow.cli.launch import _end_with_launcher as f; f(); print('alive')"
+    script = "from fastmsflow.distributed.launcher import _end_with_launcher as f; f(); print('alive')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "x"}
 
     def ran(**more: str) -> tuple[int, str]:

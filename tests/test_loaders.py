@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import LooseImages, ShardedImages, ShardSet, write_shards
+from fastmsflow.data import ImageFileDataset, ShardedImages, ShardSet, write_shards
+from fastmsflow.data.reader_pool import ReaderPool
+from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from fastmsflow.training import Recipe
+from fastmsflow.training.datamodule import ShardTrainingData
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
-from fastmsflow.training.order import InTurn, Order
-from fastmsflow.training.readers import Readers
-from fastmsflow.training.sources import ShardSource
-from fastmsflow.world import ALONE, World
+from fastmsflow.training.samplers import SequentialBatchSampler, TrainBatchSampler
 from tests.helpers.noise_images import noise_set
 from tests.helpers.paths import ROOT
 
@@ -36,8 +36,8 @@ def shared_out(draw) -> tuple[int, int, int]:
 @given(shared_out(), st.integers(0, 3), st.integers(0, 5))
 def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed: int, start: int) -> None:
     images, batch_size, size = case
-    orders = [Order(images, batch_size, World(rank, size), seed) for rank in range(size)]
-    alone = Order(images, batch_size, ALONE, seed)
+    orders = [TrainBatchSampler(images, batch_size, ProcessGroup(rank, size), seed) for rank in range(size)]
+    alone = TrainBatchSampler(images, batch_size, SINGLE_PROCESS, seed)
     for order in (alone, *orders):
         order.set_epoch(2)
     batches = list(alone.parts())
@@ -60,7 +60,7 @@ def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int], start: 
     order = [*range(0, images, 2), *range(1, images, 2)]
     own = []
     for rank in range(size):
-        turn = InTurn(images, batch_size, World(rank, size), "test", order)
+        turn = SequentialBatchSampler(images, batch_size, ProcessGroup(rank, size), "test", order)
         parts = list(turn.parts())
         assert list(turn.parts(start)) == parts[start:]
         assert len(turn) == len(parts) and all(len(part.numbers) <= batch_size for part in parts)
@@ -85,9 +85,13 @@ def shards(files: list[Path], tmp_path_factory) -> Path:
 
 def new_loader(kind: str, files: list[Path], shards: Path, **options) -> Loader:
     if kind == "features":
-        return FeatureLoader(lambda numbers: [torch.tensor(numbers)], Order(COUNT, 3, ALONE, seed=1))
+        return FeatureLoader(
+            lambda numbers: [torch.tensor(numbers)], TrainBatchSampler(COUNT, 3, SINGLE_PROCESS, seed=1)
+        )
     if kind == "images":
-        return ImageLoader(LooseImages(files, SIZE), Order(COUNT, 3, ALONE, seed=1), Readers())
+        return ImageLoader(
+            ImageFileDataset(files, SIZE), TrainBatchSampler(COUNT, 3, SINGLE_PROCESS, seed=1), ReaderPool()
+        )
     return ShardLoader(lambda epoch: ShardedImages(shards, SIZE, epoch=epoch, **options), 3, COUNT // 3)
 
 
@@ -222,9 +226,11 @@ def test_an_epoch_of_which_no_batch_is_left_to_begin_again_with_is_an_error(file
 def test_processes_one_of_which_may_lack_a_batch_are_refused_before_the_first(shards: Path) -> None:
     """Six shards, of two images and the last of one: four processes have two or one of them."""
 
-    def source(batch_size: int, processes: int) -> ShardSource:
+    def source(batch_size: int, processes: int) -> ShardTrainingData:
         recipe = Recipe(batch_size=batch_size, hold_out=0)
-        return ShardSource(cast(MSFlow, None), ShardSet.of(str(shards)), recipe, world=World(0, processes))
+        return ShardTrainingData(
+            cast(MSFlow, None), ShardSet.from_source(str(shards)), recipe, world=ProcessGroup(0, processes)
+        )
 
     with pytest.raises(
         InputError, match="one of 4 processes may have 1 images, less than its part of a batch, 2; take"

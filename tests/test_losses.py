@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from fastmsflow import InputError
-from fastmsflow.data.names import Names
-from fastmsflow.training.losses import Losses, NotFinite
-from fastmsflow.world import Elsewhere, World
+from fastmsflow.data.lazy_sequence import LazySequence
+from fastmsflow.distributed.process_group import ErrorOnAnotherRank, ProcessGroup
+from fastmsflow.training.loss_monitor import LossMonitor, NotFinite
 
 SIZE = 2
 
 
-def together(work: Callable[[World], Any]) -> list[Any]:
+def together(work: Callable[[ProcessGroup], Any]) -> list[Any]:
     """What ``work`` returns, or the InputError that it ends with, for each of SIZE processes, which are threads here:
     one waits for the other's word."""
     slots: list[Any] = [None] * SIZE
     all_here = threading.Barrier(SIZE, timeout=20)
 
-    class Threads(World):
-        def gathered(self, own: Any) -> list[Any]:
+    class Threads(ProcessGroup):
+        def all_gather(self, own: Any) -> list[Any]:
             slots[self.rank] = own
             all_here.wait()
             everyone = list(slots)
@@ -40,7 +40,7 @@ def together(work: Callable[[World], Any]) -> list[Any]:
         return list(threads.map(one, range(SIZE)))
 
 
-def add(losses: Losses, values: list[float]) -> None:
+def add(losses: LossMonitor, values: list[float]) -> None:
     for value in values:
         losses.add(torch.tensor(value, dtype=torch.float64), 1.0, [0])
     losses.look(0, ["a.png"])
@@ -51,13 +51,13 @@ VALUES = [[0.1, 0.3, 0.7], [0.2, 0.4, 0.6]]
 
 
 def test_the_mean_of_a_resumed_epoch_is_to_the_bit_that_of_one_that_was_not_interrupted() -> None:
-    def whole(world: World) -> float:
-        losses = Losses(world, False)
+    def whole(world: ProcessGroup) -> float:
+        losses = LossMonitor(world, False)
         add(losses, VALUES[world.rank])
         return losses.mean()
 
-    def resumed(world: World) -> float:
-        first, second = Losses(world, False), Losses(world, False)
+    def resumed(world: ProcessGroup) -> float:
+        first, second = LossMonitor(world, False), LossMonitor(world, False)
         add(first, VALUES[world.rank][:2])
         second.load(first.state())
         add(second, VALUES[world.rank][2:])
@@ -69,7 +69,7 @@ def test_the_mean_of_a_resumed_epoch_is_to_the_bit_that_of_one_that_was_not_inte
 def test_a_state_of_another_kind_is_one_line() -> None:
     for state in ({"steps": 2, "total": 0.3}, {"steps": 2, "totals": [0.1, 0.2]}):
         with pytest.raises(InputError, match="another version of fastmsflow; remove it") as caught:
-            Losses(World(), False).load(state)
+            LossMonitor(ProcessGroup(), False).load(state)
         assert "\n" not in str(caught.value)
 
 
@@ -77,18 +77,18 @@ def test_the_images_names_are_known_before_the_other_processes_end() -> None:
     """Of shards they are read, which may take longer than a launcher waits once one process has ended."""
     events: list[str] = []
 
-    def work(world: World) -> None:
+    def work(world: ProcessGroup) -> None:
         class Noted(type(world)):
-            def gathered(self, own: Any) -> Any:
+            def all_gather(self, own: Any) -> Any:
                 events.append(f"told by {self.rank}")
-                return super().gathered(own)
+                return super().all_gather(own)
 
-        losses = Losses(Noted(*world), False)
+        losses = LossMonitor(Noted(*world), False)
         losses.add(torch.tensor(float("nan") if world.rank else 1.0), 1.0, [7])
-        losses.look(0, Names(10, lambda number: events.append("looked up") or f"{number}.png"))
+        losses.look(0, LazySequence(10, lambda number: events.append("looked up") or f"{number}.png"))
 
     healthy, fault = together(work)
-    assert isinstance(healthy, Elsewhere)
+    assert isinstance(healthy, ErrorOnAnotherRank)
     assert isinstance(fault, NotFinite)
     assert fault.record["images"] == ["7.png"]
     assert events.index("looked up") < events.index("told by 1")

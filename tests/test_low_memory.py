@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.low_memory import measured
 from fastmsflow import InputError, MultiScaleFlow, backend
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
+from fastmsflow.nn.activation_checkpointing import ACTIVATION_CHECKPOINTING
 from fastmsflow.nn.invertible import LIMIT, SEGMENT, invertible
-from fastmsflow.nn.low_memory import MEMORIES
 from fastmsflow.nn.parallel_flow import ParallelFlow
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.tolerances import FLOW_CLOSE, INVERTED
@@ -73,12 +73,12 @@ def test_inverted_gradients_of_small_and_large_log_scales(scale: float, autocast
 
 def test_the_kernels_gradients_are_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
-    monkeypatch.setattr(tables, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "convolves", lambda *_: True)
     torch.manual_seed(1)
     flow = ParallelFlow(4, 4, 2, 1.9, "tanh").to(DEVICE)
     x, condition = (torch.randn(1, 4, 2, 2).to(DEVICE) for _ in range(2))
     found = {}
-    for memory in (None, *MEMORIES):
+    for memory in (None, *ACTIVATION_CHECKPOINTING):
         flow.zero_grad()
         with backend.use("triton"):
             z, log_det = flow(x, condition, "auto", None, memory)
@@ -91,7 +91,7 @@ def test_the_kernels_gradients_are_the_same_too(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_mode_keeps_less_for_the_backward_pass() -> None:
     kept = {}
-    for memory in (None, *MEMORIES):
+    for memory in (None, *ACTIVATION_CHECKPOINTING):
         flow, x = flow_and_batch(memory, torch.float32, batch=64)
         kept[memory], _ = measured(flow, x, bf16=False)
     # Of ten blocks' activations their ten inputs are left, then four segments' outputs.
@@ -103,7 +103,7 @@ def test_where_no_gradient_is_taken_nothing_changes() -> None:
     expected, x = flow_and_batch(None, torch.float32)
     with torch.no_grad():
         z, log_det = expected(x)
-        for memory in MEMORIES:
+        for memory in ACTIVATION_CHECKPOINTING:
             flow, _ = flow_and_batch(memory, torch.float32)
             again, log_det_again = flow(x)
             assert all(map(torch.equal, again, z))
@@ -146,7 +146,7 @@ def test_the_order_of_the_next_flow_is_in_the_last_store() -> None:
 def one_process(rank: int, rendezvous: str, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=WORLD)
-    for memory in MEMORIES:
+    for memory in ACTIVATION_CHECKPOINTING:
         flow, batch = flow_and_batch(memory, torch.float32, 2 * WORLD)
         # Frozen parts as well: every other parameter must get its gradient.
         flow.parallel_flows[1].requires_grad_(False)
@@ -174,7 +174,7 @@ def test_two_processes_compute_the_gradients_of_one_and_of_parts_that_are_not_fr
     flow.parallel_flows[1].requires_grad_(False)
     flow.nll(batch).mean().backward()
     expected = [p.grad for p in flow.parameters()]
-    for memory in MEMORIES:
+    for memory in ACTIVATION_CHECKPOINTING:
         found = torch.load(tmp_path / f"{memory}.pt")
         assert [grad is None for grad in found] == [grad is None for grad in expected]
         pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b is not None]

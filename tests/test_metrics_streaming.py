@@ -33,7 +33,7 @@ def masks_of(images: int, side: int) -> np.ndarray:
 
 def histogram_of(masks: np.ndarray, maps: np.ndarray, batch: int = 4, sample: int = 4) -> PixelHistogram:
     """As an evaluation makes it: bins by the first images, then batch by batch."""
-    histogram = PixelHistogram(Bins.of(masks[:sample], maps[:sample]))
+    histogram = PixelHistogram(Bins.from_sample(masks[:sample], maps[:sample]))
     for start in range(0, len(maps), batch):
         histogram.update(masks[start : start + batch], maps[start : start + batch])
     return histogram
@@ -178,7 +178,7 @@ def test_the_curve_is_close_to_the_exact_one() -> None:
 def test_takes_torch_tensors(dtype: torch.dtype) -> None:
     masks = masks_of(4, 64)
     maps = torch.from_numpy(nats(masks, np.random.default_rng(0))).to(dtype)
-    histogram = PixelHistogram(Bins.of(torch.from_numpy(masks), maps))
+    histogram = PixelHistogram(Bins.from_sample(torch.from_numpy(masks), maps))
     histogram.update(torch.from_numpy(masks), maps)
     found = histogram.auroc()
     assert auroc(masks, maps.float()) == pytest.approx(found.value, abs=found.error + ROUNDING)
@@ -220,12 +220,12 @@ def one_process(rank: int, rendezvous: str, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=WORLD)
     masks, maps = (whole[rank::WORLD] for whole in example())
-    histogram = PixelHistogram(Bins.of(masks, maps, across_ranks=True))
+    histogram = PixelHistogram(Bins.from_sample(masks, maps, across_ranks=True))
     histogram.update(masks, maps)
     histogram.all_reduce()
     refused = False
     try:
-        PixelHistogram(Bins.of(masks, maps + 100 * rank)).all_reduce()
+        PixelHistogram(Bins.from_sample(masks, maps + 100 * rank)).all_reduce()
     except InputError:
         refused = True
     torch.save([refused, *(torch.from_numpy(part) for part in state(histogram))], f"{out}{rank}")
@@ -304,7 +304,7 @@ def test_three_kinds_of_maps_of_200_images_of_512_in_time() -> None:
         started = time.process_time()
         regions = Regions(part)
         if not histograms:
-            histograms = [PixelHistogram(Bins.of(regions, of_kind)) for of_kind in maps]
+            histograms = [PixelHistogram(Bins.from_sample(regions, of_kind)) for of_kind in maps]
         for histogram, of_kind in zip(histograms, maps, strict=True):
             histogram.update(regions, of_kind)
         seconds += time.process_time() - started

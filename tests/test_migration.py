@@ -13,9 +13,9 @@ from timm import create_model
 from torch import Tensor
 
 from fastmsflow import MSFlow, UnavailableError
-from fastmsflow.compat import build_msflow_model, certificate
-from fastmsflow.nn.extractor import Extractor
-from fastmsflow.training import Recipe, state_file, train
+from fastmsflow.compat import build_msflow_model, numerical_check
+from fastmsflow.nn.feature_extractor import FeatureExtractor
+from fastmsflow.training import Recipe, checkpointing, train
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.noise_images import noise_set
 from tests.helpers.pages import COMMANDS
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def script(folder: Path) -> Record:
     """Runs a script of the published kind, whose checkpoint is official.pt."""
-    backbone = Extractor("resnet18", weights=folder / "weights.pth", image_size=(SIDE, SIDE)).eval()
+    backbone = FeatureExtractor("resnet18", weights=folder / "weights.pth", image_size=(SIDE, SIDE)).eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
     def extractor(normalised: Tensor) -> list[Tensor]:
@@ -69,7 +69,7 @@ def interrupted(folder: Path) -> None:
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
     recipe = Recipe(batch_size=4, meta_epochs=2, sub_epochs=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state_file, "SAVE_SECONDS", 0.0)
+        patch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
         images = noise_set(folder / "noise", train=8)
         train(model, images, recipe, out, report=lambda outcome: shutil.copytree(out, kept) and None)
 
@@ -98,7 +98,7 @@ def test_every_command_of_the_page_runs_and_its_figures_are_the_scripts(
     assert len(PAGE) >= 9, "the page's commands were not found"
     monkeypatch.chdir(folder)
     # In Triton's interpreter, which the tests run on, `verify` would take hours for a model of this size.
-    monkeypatch.setattr(certificate, "uses_triton", without_triton)
+    monkeypatch.setattr(numerical_check, "uses_triton", without_triton)
     printed = {}
     for args in PAGE:
         code, printed[" ".join(args)] = command(*smaller(args))

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.checkpoint import OfficialLayout, read_checkpoint, write_checkpoint
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.convert import official_to_own, own_to_official
+from fastmsflow.models.checkpoint import OfficialLayout, read_checkpoint, write_checkpoint
 from tests.helpers.official_files import as_bytes
 from tests.helpers.paths import GOLDEN
 
@@ -47,7 +47,7 @@ def test_other_pools_serve(pool: str, images: torch.Tensor) -> None:
 
 
 def test_average_pool_counts_its_padding(images: torch.Tensor) -> None:
-    from fastmsflow.nn.pool import pool_features
+    from fastmsflow.nn.feature_pooling import pool_features
 
     pooled = pool_features([torch.ones(1, 1, 4, 4)], "avg")[0]
     assert pooled[0, 0, 0, 0] == pytest.approx(4 / 9)

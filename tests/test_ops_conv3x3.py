@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastmsflow import InputError
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.kernels.conv3x3_layer_norm import columns, fuses_layer_norm
 from fastmsflow.ops import conv3x3 as plain
 from fastmsflow.ops import conv3x3_coupling as coupling
@@ -26,7 +26,7 @@ SHAPES = [
     (3, 20, 40, 1, 7),
     (1, 8, 10, 17, 19),
 ]
-JOINING = ["conv3x3_joining_cross_coupling", "conv3x3_joining_cross_coupling_likelihood"]
+JOINING = ["conv3x3_fusion_coupling_concat", "conv3x3_fusion_coupling_concat_likelihood"]
 HALVES = [torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 @pytest.fixture
 def own_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels' own convolution, on whatever chip."""
-    monkeypatch.setattr(tables, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "convolves", lambda *_: True)
 
 
 def weights(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -79,7 +79,7 @@ OPERATIONS = {
     "conv": (plain.conv3x3, reference.conv3x3, convolution),
     "layer_norm": (layer_norm.conv3x3_layer_norm_relu, reference.conv3x3_layer_norm_relu, normed),
     "coupling": (coupling.conv3x3_coupling, reference.conv3x3_coupling, coupled),
-    "cross": (coupling.conv3x3_cross_coupling, reference.conv3x3_cross_coupling, crossed),
+    "cross": (coupling.conv3x3_fusion_coupling, reference.conv3x3_fusion_coupling, crossed),
 }
 
 
@@ -163,7 +163,7 @@ def test_a_bias_in_place_of_the_conditions_map() -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
 @pytest.mark.parametrize("name", ["coupling", "cross", *JOINING])
 def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, name: str, own: bool) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: own)
+    monkeypatch.setattr(configs, "convolves", lambda *_: own)
     if name in JOINING:
         hidden, weight, bias, x, clamp = crossed((2, 12, 24, 6, 10))
         ours, given = getattr(coupling, name), [hidden, weight, bias, x.flip(1), x, clamp]
@@ -181,7 +181,7 @@ def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, nam
 def test_outputs_that_do_not_fit_the_halves_are_refused() -> None:
     hidden, weight, bias, x, clamp = crossed((2, 12, 8, 6, 10))
     with pytest.raises(InputError, match="two each"):
-        coupling.conv3x3_cross_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
+        coupling.conv3x3_fusion_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
 
 
 def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
@@ -192,14 +192,14 @@ def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
 
 
 def test_without_own_convolution_the_vendors_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: False)
+    monkeypatch.setattr(configs, "convolves", lambda *_: False)
     for ours, twin, arguments in OPERATIONS.values():
         assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
 
 
 @pytest.mark.parametrize("vendors", ["conv3x3_input_gradient", "conv3x3_weight_gradient"])
 def test_either_gradient_may_be_the_vendors(monkeypatch: pytest.MonkeyPatch, vendors: str) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda kind, *_: kind != vendors)
+    monkeypatch.setattr(configs, "convolves", lambda kind, *_: kind != vendors)
     for ours, twin, arguments in OPERATIONS.values():
         assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
 

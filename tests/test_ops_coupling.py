@@ -12,7 +12,7 @@ from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, a
 from tests.helpers.tolerances import OPERATION_CLOSE
 
 SHAPES = [(2, 16, 8, 8), (1, 24, 12, 20), (3, 40, 6, 10), (2, 112, 3, 5), (1, 2, 1, 1), (2, 130, 1, 7)]
-JOINING = ["joining_cross_coupling", "joining_cross_coupling_likelihood"]
+JOINING = ["fusion_coupling_concat", "fusion_coupling_concat_likelihood"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -51,7 +51,7 @@ def cross_inverse(shape) -> list:
     return cross(shape)[:2]
 
 
-CROSSES = {"cross_coupling": cross, "cross_coupling_inverse": cross_inverse}
+CROSSES = {"fusion_coupling": cross, "fusion_coupling_inverse": cross_inverse}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

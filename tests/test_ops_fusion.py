@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmsflow import InputError
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.ops import fusion as ops
 from fastmsflow.reference import conv3x3
 from fastmsflow.reference import fusion as reference
@@ -62,7 +62,7 @@ def test_without_a_bias_relu_is_all_that_comes_before() -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
 def test_behind_its_convolution_equals_float64(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    monkeypatch.setattr(tables, "convolves", lambda *_: own)
+    monkeypatch.setattr(configs, "convolves", lambda *_: own)
     joint, bias, *maps = with_joint(LEVELS[1])
     weight = torch.randn(88, 88, 3, 3, device=DEVICE) / 28
     assert_twins(

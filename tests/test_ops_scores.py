@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmsflow import InputError
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.kernels.launch import Tile
 from fastmsflow.ops import likelihood as ops
 from fastmsflow.ops.image_score import image_scores
@@ -113,7 +113,7 @@ def test_image_scores_of_any_size_and_scale_equal_pytorchs(
 def test_an_image_of_many_tiles_is_scored_the_same_whatever_else_is_in_the_batch(monkeypatch) -> None:
     logp = log_likelihoods((3, 48, 80))
     for kernel in ("image_score", "score_map"):
-        monkeypatch.setitem(tables.TILES, kernel, {"any": Tile(64, 1)})
+        monkeypatch.setitem(configs.TILES, kernel, {"any": Tile(64, 1)})
     assert_twins(image_scores, image_scores_twin, [logp, 0.03], gradients=False)
     together, alone = image_scores(logp, 0.03, "triton"), image_scores(logp[1:2], 0.03, "triton")
     maps_together, maps_alone = (score_maps([x[:, ::2], x], (48, 80), "triton") for x in (logp, logp[1:2]))

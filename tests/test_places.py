@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastmsflow import MSFlow
-from fastmsflow.nn.pool import Standardiser
-from fastmsflow.nn.replay import Places
+from fastmsflow.nn.cuda_graph import WeightAddresses
+from fastmsflow.nn.feature_pooling import FeatureNormalizer
 
 
 def model() -> MSFlow:
@@ -59,7 +59,7 @@ def replaced_part(original: MSFlow) -> None:
 
 
 def added_part(original: MSFlow) -> None:
-    original.standardiser = Standardiser(original.extractor.channels)
+    original.standardiser = FeatureNormalizer(original.extractor.channels)
 
 
 def deep_part_in_another_dtype(original: MSFlow) -> None:
@@ -89,7 +89,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_move_or_a_replacement_is_noticed_once(change: Callable[[MSFlow], None]) -> None:
-    original, places = model(), Places()
+    original, places = model(), WeightAddresses()
     first = places.of(original)
     assert places.of(original) == first
     change(original)
@@ -100,7 +100,7 @@ def test_a_move_or_a_replacement_is_noticed_once(change: Callable[[MSFlow], None
 
 def test_weights_of_inference_mode_that_moved_are_noticed() -> None:
     with torch.inference_mode():
-        original, places = model(), Places()
+        original, places = model(), WeightAddresses()
         first = places.of(original)
         assert places.of(original) == first
         moved("extractor.net.conv1.weight")(original)
@@ -117,7 +117,7 @@ def test_a_copy_of_a_model_has_places_of_its_own() -> None:
 
 
 def test_unchanged_places_cost_far_less_than_a_walk_over_the_weights() -> None:
-    original, places = model(), Places()
+    original, places = model(), WeightAddresses()
 
     def walk() -> list[int]:
         return [tensor.data_ptr() for tensor in (*original.parameters(), *original.buffers())]

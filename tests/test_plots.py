@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from fastmsflow.report.plots import TRAINING, plot_training
+from fastmsflow.visualization.plots import TRAINING, plot_training
 
 
 def colours_inside_the_axes(path: Path) -> set[tuple[int, ...]]:

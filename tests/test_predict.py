@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fastmsflow import MSFlow
-from fastmsflow.data.images import load_image
+from fastmsflow.data.image_io import load_image
 from tests.helpers.predictions import Command, table_rows
 
 COLUMNS = ["image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions",

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fastmsflow import InputError
-from fastmsflow.report.picture import Painter
-from fastmsflow.report.rows import Rows
+from fastmsflow.inference.tables import SortedTable
+from fastmsflow.visualization.image_visualizer import ImageVisualizer
 from tests.helpers.disks import small_disk
 from tests.helpers.predictions import Command, table_rows
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
 ) -> None:
     predict(brick_checkpoint, brick_tiles, "--out", tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    paint, calls = Painter.paint, []
+    paint, calls = ImageVisualizer.paint, []
 
     def interrupted(*args) -> Image.Image:
         calls.append(args)
@@ -128,7 +128,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
             raise KeyboardInterrupt
         return paint(*args)
 
-    monkeypatch.setattr(Painter, "paint", interrupted)
+    monkeypatch.setattr(ImageVisualizer, "paint", interrupted)
     code, _, err = predict(brick_checkpoint, brick_tiles, "--out", tmp_path, "--threshold", 0, "--batch-size", 2)
     assert code == 130
     assert f"interrupted after 3 of 6 images; those are in {tmp_path / 'unfinished'}" in err
@@ -137,7 +137,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     assert [row["label"] for row in rows] == ["defective"] * 3
     assert all((tmp_path / "unfinished" / row["heat_map"]).is_file() for row in rows)
 
-    monkeypatch.setattr(Painter, "paint", paint)
+    monkeypatch.setattr(ImageVisualizer, "paint", paint)
     assert predict(brick_checkpoint, brick_tiles / "5.png", "--out", tmp_path)[0] == 0
     assert not (tmp_path / "unfinished").exists()
     assert len(table_rows(tmp_path)) == 1
@@ -177,7 +177,7 @@ def test_a_table_that_fills_the_disk_ends_with_a_whole_row(tmp_path: Path) -> No
     with small_disk(tmp_path / "disk", "64k") as disk:
         with (
             pytest.raises(InputError, match=r"scores\.jsonl: cannot be written, the disk is full"),
-            Rows(disk / "scores.jsonl", ("name",)) as rows,
+            SortedTable(disk / "scores.jsonl", ("name",)) as rows,
         ):
             for i in range(1000):
                 rows.add({"name": str(i) * 300}, i)

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastmsflow import MSFlow
-from fastmsflow.cli.common import Bar, Rate
+from fastmsflow.cli.options import Bar, Rate
 from fastmsflow.data import write_shards
-from fastmsflow.data.shard_set import is_shard_set
+from fastmsflow.data.shards.shard_set import is_shard_set
 from fastmsflow.files import LOCK_FILE
 from tests.helpers.disks import small_disk
 from tests.helpers.predictions import IMAGES, PER_PART, SCORES, SIZES, Command, rows, setting, times

@@ -18,7 +18,7 @@ from pyarrow.fs import LocalFileSystem
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import write_shards
 from fastmsflow.files import claimed_folder
-from fastmsflow.inference.parquet import PredictionFolder
+from fastmsflow.inference.prediction_folder import PredictionFolder
 from tests.helpers.paths import ROOT
 from tests.helpers.predictions import IMAGES, PER_PART, Command, contents, rows, table, times
 
@@ -190,7 +190,7 @@ def test_two_commands_do_not_share_a_folder(
 PEAKS = """\
 from pathlib import Path
 from fastmsflow.__main__ import main
-from fastmsflow.inference.parquet import PredictionFolder
+from fastmsflow.inference.prediction_folder import PredictionFolder
 
 write = PredictionFolder.write
 
@@ -280,7 +280,7 @@ def test_a_part_that_cannot_be_opened_is_not_taken_for_one_that_is_cut_off(
         def get_file_info(self, name: str) -> Any:
             return LocalFileSystem().get_file_info(name)
 
-    monkeypatch.setattr("fastmsflow.inference.parquet.fs.LocalFileSystem", Refuses)
+    monkeypatch.setattr("fastmsflow.inference.prediction_folder.fs.LocalFileSystem", Refuses)
     code, _, err = predict_parquet(checkpoint, noise_images, "--out", tmp_path, "--workers", 0)
     assert (code, err.endswith("cannot be read ([Errno 110] Connection timed out)")) == (1, True), err
     assert contents(tmp_path) == before

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmsflow.data import remote
+from fastmsflow.data import url_images
 from tests.helpers.predictions import IMAGES, PER_PART, Command, rows
 
 pytest.importorskip("fsspec", reason="needs fsspec: pip install 'fastmsflow[shards]'")
@@ -131,7 +131,7 @@ def test_an_image_that_does_not_arrive_has_a_fault_and_the_others_have_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The other images and the listing must arrive in this time on a busy machine.
-    monkeypatch.setattr(remote, "TIMEOUT", 4.0)
+    monkeypatch.setattr(url_images, "TIMEOUT", 4.0)
     get, ended = Quiet.do_GET, threading.Event()
 
     def hangs(handler: Quiet) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmsflow.data import batches
-from fastmsflow.data.batches import Batch, Reader, read_batches
+from fastmsflow.data import image_batches
+from fastmsflow.data.image_batches import BatchReader, ImageBatch, read_batches
 from tests.helpers.paths import ROOT
 from tests.helpers.predictions import Command, contents
 
@@ -50,10 +50,10 @@ def test_no_more_workers_start_than_there_is_to_read_ahead(
 ) -> None:
     begun = []
     monkeypatch.setattr(
-        batches, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
+        image_batches, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
     )
     count = -(-images // size)
-    list(read_batches((Batch(0, []) for _ in range(count)), count, Reader((32, 32)), asked))
+    list(read_batches((ImageBatch(0, []) for _ in range(count)), count, BatchReader((32, 32)), asked))
     assert begun == [started]
 
 

@@ -16,24 +16,24 @@ from safetensors.torch import load_file
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet, ShardSet, write_shards
 from fastmsflow.errors import Preempted
-from fastmsflow.training import Reading, Recipe, train
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training import DataConfig, Recipe, train
+from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
 
 SIGNALS = 4
 PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", "webdataset", __name__])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "webdataset", __name__])
 
 
-def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: Reading) -> None:
+def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: DataConfig) -> None:
     """In a process, and a group, of its own; each step of training leaves a line in ``steps``."""
     os.setsid()
     # As where the training is a process that was not forked itself: a server of its own would import all once more.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
-    step = MSFlowModule.training_step
+    step = MSFlowLightningModule.training_step
 
     def noted(self, batch, batch_index):
         loss = step(self, batch, batch_index)
@@ -42,7 +42,7 @@ def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, readi
         time.sleep(0.02)
         return loss
 
-    MSFlowModule.training_step = noted
+    MSFlowLightningModule.training_step = noted
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
     try:
@@ -60,7 +60,7 @@ def images(tmp_path_factory) -> ImageSet:
 def shards(images: ImageSet, tmp_path_factory) -> ShardSet:
     where = tmp_path_factory.mktemp("shards")
     write_shards([sample.image for sample in images.train], where, images_per_shard=4)
-    return ShardSet.of(str(where))
+    return ShardSet.from_source(str(where))
 
 
 @pytest.mark.parametrize("way", ["kept", "streamed", "shards"])
@@ -68,7 +68,9 @@ def test_after_sigterm_not_one_step_is_repeated_and_the_run_ends_as_if_undisturb
     way: str, images: ImageSet, shards: ShardSet, tmp_path: Path
 ) -> None:
     given = shards if way == "shards" else images
-    reading = {"kept": Reading(), "streamed": Reading(workers=1, stream=True), "shards": Reading(workers=1)}[way]
+    reading = {"kept": DataConfig(), "streamed": DataConfig(workers=1, stream=True), "shards": DataConfig(workers=1)}[
+        way
+    ]
 
     def started(out: Path, resume: bool) -> multiprocessing.process.BaseProcess:
         process = CONTEXT.Process(target=run, args=(given, out, resume, out.with_suffix(".steps"), reading))

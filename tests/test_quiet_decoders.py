@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastmsflow import InputError
 from fastmsflow.data import read_image
-from fastmsflow.data.images import _Quiet
+from fastmsflow.data.image_io import _Quiet
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from fastmsflow import InputError
-from fastmsflow.data import LooseImages
+from fastmsflow.data import ImageFileDataset
+from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.errors import in_one_line
-from fastmsflow.training.readers import Readers
 
 
 def here(number: int) -> dict[str, int]:
@@ -39,7 +39,7 @@ def processes(read: Iterator[dict]) -> set[int]:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_come_as_they_were_asked_for(workers: int) -> None:
-    with Readers(workers) as readers:
+    with ReaderPool(workers) as readers:
         for sizes in ((2, 2, 1), (3,), (), (1,) * 9):
             read = [batch["number"].tolist() for batch in readers.read(batches(*sizes))]
             numbers = iter(range(sum(sizes)))
@@ -47,21 +47,21 @@ def test_batches_come_as_they_were_asked_for(workers: int) -> None:
 
 
 def test_what_is_read_next_is_read_by_the_same_processes() -> None:
-    with Readers(2) as readers:
+    with ReaderPool(2) as readers:
         first = processes(readers.read(batches(1, 1, 1, 1)))
         assert len(first) == 2 and os.getpid() not in first
         assert processes(readers.read(batches(1, 1, 1, 1))) == first
 
 
 def test_they_end_with_the_block() -> None:
-    with Readers(1) as readers:
+    with ReaderPool(1) as readers:
         (process,) = processes(readers.read(batches(1)))
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
 
 def test_what_was_left_unread_does_not_come_later() -> None:
-    with Readers(2) as readers:
+    with ReaderPool(2) as readers:
         before = readers.read(batches(*[1] * 20))
         next(before)
         now = readers.read([partial(here, 100 + i)] for i in range(5))
@@ -77,7 +77,7 @@ def test_no_more_is_asked_for_than_is_soon_needed() -> None:
             asked.append(0)
             yield [partial(here, 0)]
 
-    with Readers(2) as readers:
+    with ReaderPool(2) as readers:
         read = readers.read(endless())
         for _ in range(3):
             next(read)
@@ -88,8 +88,8 @@ def test_no_more_is_asked_for_than_is_soon_needed() -> None:
 def test_an_image_that_cannot_be_read_is_named_and_the_next_ones_are_read(tmp_path: Path, workers: int) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.fromarray(np.full((32, 32), 51, np.uint8)).save(tmp_path / "whole.png")
-    images = LooseImages([tmp_path / "whole.png", tmp_path / "broken.png"], (32, 32))
-    with Readers(workers) as readers:
+    images = ImageFileDataset([tmp_path / "whole.png", tmp_path / "broken.png"], (32, 32))
+    with ReaderPool(workers) as readers:
         with pytest.raises(InputError) as raised:
             list(readers.read([images.to_read(number)] for number in (0, 1, 0)))
         assert in_one_line(raised.value).startswith(f"{tmp_path / 'broken.png'}: not an image")
@@ -98,7 +98,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_next_ones_are_read(tmp_pa
 
 
 def test_where_a_process_is_killed_others_take_its_place() -> None:
-    with Readers(2) as readers:
+    with ReaderPool(2) as readers:
         with pytest.raises(RuntimeError, match=r"killed by signal|exited unexpectedly") as raised:
             list(readers.read([[killed]] * 4))
         assert in_one_line(raised.value).startswith("a process that reads images was killed, most often because memory")

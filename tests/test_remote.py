@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from fastmsflow import InputError
-from fastmsflow.data import remote
-from fastmsflow.data.remote import images_below_url, is_there, is_url, open_image, read_url
+from fastmsflow.data import url_images
+from fastmsflow.data.url_images import images_below_url, is_there, is_url, open_image, read_url
 from fastmsflow.errors import UnavailableError
 from tests.helpers.batches import png
 from tests.helpers.web_servers import send, web_server
@@ -133,13 +133,13 @@ def test_redirects_end(server: str) -> None:
 
 
 def test_a_body_without_end_is_read_to_the_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LARGEST", 2**20)
+    monkeypatch.setattr(url_images, "LARGEST", 2**20)
     begin = time.monotonic()
     assert refusal(f"{server}/endless") == "larger than 1 MiB; leave it out"
     assert time.monotonic() - begin < 30
-    monkeypatch.setattr(remote, "LARGEST", len(CONTENT))
+    monkeypatch.setattr(url_images, "LARGEST", len(CONTENT))
     assert read_url(f"{server}/a.png") == CONTENT
-    monkeypatch.setattr(remote, "LARGEST", len(CONTENT) - 1)
+    monkeypatch.setattr(url_images, "LARGEST", len(CONTENT) - 1)
     assert "larger than" in refusal(f"{server}/a.png")
     fsspec.filesystem("memory").pipe("memory://large.png", CONTENT)
     assert "larger than" in refusal("memory://large.png")
@@ -150,7 +150,7 @@ def test_a_body_that_is_cut_off_is_no_image(server: str) -> None:
 
 
 def test_a_server_that_does_not_answer_ends_in_time(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "TIMEOUT", 0.5)
+    monkeypatch.setattr(url_images, "TIMEOUT", 0.5)
     for function in (read_url, open_image, is_there, images_below_url):
         begin = time.monotonic()
         assert refusal(f"{silent}/a", function) == ("no answer within 0.5 s; look whether the server can be reached")
@@ -180,7 +180,7 @@ def test_a_page_below_that_cannot_be_read_is_not_passed_over(server: str) -> Non
 
 
 def test_a_page_without_end_is_read_to_its_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LARGEST_PAGE", 2**20)
+    monkeypatch.setattr(url_images, "LARGEST_PAGE", 2**20)
     line = "a page larger than 1 MiB; give a list of the images' URLs instead"
     assert refusal(f"{server}/endless", images_below_url) == line
 
@@ -263,7 +263,7 @@ def test_a_package_that_is_missing_is_named(function, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UnavailableError, match=r"^gs://bucket/a: .*gcsfs"):
         function("gs://bucket/a")
-    monkeypatch.setattr(remote, "find_spec", lambda name: None)
+    monkeypatch.setattr(url_images, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match=r"^memory://a: URLs need fsspec: pip install 'fastmsflow\[shards\]'$"):
         function("memory://a")
 
@@ -332,7 +332,7 @@ def test_a_store_that_refuses_or_does_not_answer_is_told(
 ) -> None:
     credentials.setenv("AWS_ACCESS_KEY_ID", "key")
     credentials.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    credentials.setattr(remote, "TIMEOUT", 0.5)
+    credentials.setattr(url_images, "TIMEOUT", 0.5)
     import s3fs
 
     for url, line in ((silent, "no answer within 0.5 s"), (nobody, "")):

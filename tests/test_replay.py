@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.nn import replay
-from fastmsflow.nn.replay import Replay
+from fastmsflow.nn import cuda_graph
+from fastmsflow.nn.cuda_graph import CudaGraphCache
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.small_model import images, model
 
@@ -46,7 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(replay, "_serves", lambda x: not torch.is_grad_enabled())
+    monkeypatch.setattr(cuda_graph, "_serves", lambda x: not torch.is_grad_enabled())
 
 
 def doubler(calls: list[str]):
@@ -64,7 +64,7 @@ def doubler(calls: list[str]):
 
 def test_the_second_call_of_a_shape_is_recorded_and_later_ones_replayed(graphs: None) -> None:
     calls: list[str] = []
-    double, play = doubler(calls), Replay()
+    double, play = doubler(calls), CudaGraphCache()
     with torch.no_grad():
         results = [play(double, [torch.full((2,), float(i))])[0] for i in range(5)]
         assert [r.tolist() for r in results] == [[2.0 * i] * 2 for i in range(5)]
@@ -86,7 +86,7 @@ def test_a_recording_reads_no_weights_that_autocast_rounded_before(graphs: None)
         cached.append(torch.is_autocast_cache_enabled())
         return (x.clone(),)
 
-    play = Replay()
+    play = CudaGraphCache()
     with torch.no_grad():
         for _ in range(2):
             play(look, [torch.ones(2)])
@@ -101,7 +101,7 @@ def test_what_cannot_be_recorded_runs_without_and_says_so_once(graphs: None) -> 
             raise RuntimeError("operation not permitted when stream is capturing")
         return (2 * x,)
 
-    play = Replay()
+    play = CudaGraphCache()
     with torch.no_grad():
         play(waits_for_the_gpu, [torch.ones(2)])
         with pytest.warns(UserWarning, match="without"):
@@ -111,13 +111,13 @@ def test_what_cannot_be_recorded_runs_without_and_says_so_once(graphs: None) -> 
 
 def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
     calls: list[str] = []
-    double, play = doubler(calls), Replay()
+    double, play = doubler(calls), CudaGraphCache()
     with torch.no_grad():
-        for n in range(1, replay.MOST_GRAPHS + 2):
+        for n in range(1, cuda_graph.MOST_GRAPHS + 2):
             for _ in range(3):
                 play(double, [torch.ones(n)])
-    assert len(play._recorded) == replay.MOST_GRAPHS
-    assert calls.count("recorded") == replay.MOST_GRAPHS + 1
+    assert len(play._recorded) == cuda_graph.MOST_GRAPHS
+    assert calls.count("recorded") == cuda_graph.MOST_GRAPHS + 1
 
 
 def let_a_graph_repeat(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -231,7 +231,7 @@ def test_a_part_that_moved_is_met_by_a_new_graph(part: str) -> None:
 
 
 def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
-    flow, play = model().flow, Replay()
+    flow, play = model().flow, CudaGraphCache()
     x = [torch.randn(1, c, 4, 6, device=DEVICE) for c in flow.channels]
     with torch.no_grad():
         for _ in range(2):
@@ -243,7 +243,7 @@ def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
 
 def test_images_that_share_memory_and_inference_mode_are_taken(graphs: None) -> None:
     calls: list[str] = []
-    double, play = doubler(calls), Replay()
+    double, play = doubler(calls), CudaGraphCache()
     with torch.inference_mode():
         for _ in range(2):
             assert play(double, [torch.ones(1).expand(3)])[0].tolist() == [2.0] * 3

@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from fastmsflow.metrics import auroc
-from fastmsflow.report.page import Row, write_page
+from fastmsflow.visualization.html_report import ReportRow, write_report
 from tests.helpers.browser import active, choose, chromium, complaints, find, names, pixel, requested, texts
 from tests.helpers.report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page, rows
 
@@ -34,7 +34,7 @@ def shown(browser: Chrome, tmp_path: Path) -> Iterator[Callable[..., Chrome]]:
     path = tmp_path / "report #1 ä.html"
 
     def show(**changes: Any) -> Chrome:
-        write_page(path, page(**changes))
+        write_report(path, page(**changes))
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.get(path.as_uri())
         return browser
@@ -274,7 +274,7 @@ HOSTILE = [
 def test_hostile_names_are_text(shown: Callable[..., Chrome]) -> None:
     pixels, heat = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8))
     # A slash cannot be in a name, so the kind carries the whole text.
-    given = [Row(Path(text), 1, text, float(i), pixels, heat) for i, text in enumerate(HOSTILE)]
+    given = [ReportRow(Path(text), 1, text, float(i), pixels, heat) for i, text in enumerate(HOSTILE)]
     text = HOSTILE[1]
     browser = shown(
         title=text, rows=given, threshold_note=text, heat_caption=text, metrics={text: {text: 0.5}},
@@ -358,7 +358,7 @@ def test_fits_a_phone_light_and_dark(shown: Callable[..., Chrome], theme: str) -
 
 
 def test_the_page_may_not_reach_the_network(browser: Chrome, tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", page())
+    write_report(tmp_path / "report.html", page())
     browser.get((tmp_path / "report.html").as_uri())
     complaints(browser)
     ended = browser.execute_async_script(

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.cli import app
 from fastmsflow.compat import build_msflow_model, load_official, save_official
-from fastmsflow.compat.keys import official_fusion, official_parallel
-from fastmsflow.nn.position import position_code
-from fastmsflow.training import Recipe, load_state, state_file, train
+from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
+from fastmsflow.training import Recipe, checkpointing, load_state, train
 from tests.helpers.live_freia import BLOCKS, CHANNELS, CONDITIONS, features, in_order_of, live_flows, loss_of
 from tests.helpers.noise_images import noise_set
 from tests.helpers.parity import relative_error
@@ -181,7 +181,7 @@ def run(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state_file, "SAVE_SECONDS", 0.0)
+        patch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
         train(model, images, RECIPE, out, report=lambda outcome: shutil.copytree(out, kept) and None)
     assert not (out / "state.ckpt").exists()
     return kept
@@ -222,7 +222,7 @@ def test_the_script_resumes_from_a_converted_state(run: Path, tmp_path: Path) ->
             module.load_state_dict(state)
         theirs.load_state_dict(content["optimizer"])
         before, x = copy.deepcopy(flow), run_features(flow, seed=3)
-        conditions = [position_code(d, 2, 2, torch.float32, "cpu") for d in flow.condition_channels]
+        conditions = [positional_encoding_2d(d, 2, 2, torch.float32, "cpu") for d in flow.condition_channels]
         z, log_dets = zip(*(m(y, [c]) for m, y, c in zip(parallel, x, conditions, strict=True)), strict=True)
         z, log_det = fusion(list(z))
         (0.5 * sum(y.square().sum(dim=(1, 2, 3)) for y in z) - log_det - sum(log_dets)).mean().backward()

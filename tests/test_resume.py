@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
-from fastmsflow.training import Recipe, state_file, train
+from fastmsflow.training import Recipe, checkpointing, train
 from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
@@ -23,7 +23,7 @@ KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
 # Started once with everything imported; every run is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.fit", "timm", __name__])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def images(tmp_path_factory) -> ImageSet:
 def run(images: ImageSet, out: Path, resume: bool = False, recipe: Recipe = RECIPE) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
-    state_file.SAVE_SECONDS = 0.0  # the state after every step
+    checkpointing.SAVE_SECONDS = 0.0  # the state after every step
     train(tiny_model(standardise=True), images, recipe, out, resume=resume)
 
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from fastmsflow import MSFlow
 from fastmsflow.files import LOCK_FILE
-from fastmsflow.training.folder import SETTINGS_FILE, STATE_FILE
+from fastmsflow.training.run_directory import SETTINGS_FILE, STATE_FILE
 from tests.helpers.disks import remount, small_disk
 from tests.helpers.listing import names_in
 from tests.helpers.small_runs import SMALL, interrupted, train_args

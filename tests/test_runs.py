@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fastmsflow import InputError, MSFlow, UnavailableError
-from fastmsflow.checkpoint import read_checkpoint
+from fastmsflow.models.checkpoint import read_checkpoint
 from fastmsflow.training.loggers import check_loggers
 from tests.helpers.listing import names_in
 from tests.helpers.small_runs import train_args

@@ -16,8 +16,8 @@ import pytest
 
 from fastmsflow import InputError
 from fastmsflow.data import ShardedImages, write_shards
-from fastmsflow.data.locations import Location
-from fastmsflow.data.manifest import Manifest, Shard
+from fastmsflow.data.shards.manifest import Manifest, Shard
+from fastmsflow.data.shards.storage import ShardStorage
 from fastmsflow.errors import UnavailableError
 from fastmsflow.training.loaders import ShardLoader
 from tests.helpers.shards import IMAGES, PER_SHARD, SIZE, numbers, refused_in_a_worker, rewritten
@@ -160,7 +160,7 @@ def test_a_bad_shard_is_named_or_left_out_by_option(
 
 
 def of_manifest(shards: Path) -> tuple[Shard, ...]:
-    return Manifest.read(Location(shards)).shards
+    return Manifest.read(ShardStorage(shards)).shards
 
 
 @pytest.fixture

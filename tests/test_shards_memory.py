@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmsflow.data.manifest import Manifest, Shard
+from fastmsflow.data.shards.manifest import Manifest, Shard
 
 IMAGES, PER_SHARD, EARLY = 100_000, 1000, 10_000
 GROWTH = 1.05

@@ -10,8 +10,8 @@ import torch
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ShardSet, write_shards
-from fastmsflow.training import Reading, Recipe, state_file, train
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training import DataConfig, Recipe, checkpointing, train
+from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
 
 PER_SHARD = 4
@@ -37,10 +37,10 @@ def shards(files: list[Path], tmp_path: Path) -> Path:
     return where
 
 
-def run(shards: Path, out: Path, reading: Reading, resume: bool = False):
+def run(shards: Path, out: Path, reading: DataConfig, resume: bool = False):
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
-    return train(model, ShardSet.of(str(shards)), RECIPE, out, reading, resume=resume)
+    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading, resume=resume)
 
 
 class Stopped(Exception):
@@ -48,15 +48,15 @@ class Stopped(Exception):
 
 
 def stop_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = MSFlowModule.training_step
+    step = MSFlowLightningModule.training_step
 
     def stopped(self, batch, batch_index):
         if (self.current_epoch, batch_index) == (epoch, 1):
             raise Stopped
         return step(self, batch, batch_index)
 
-    monkeypatch.setattr(MSFlowModule, "training_step", stopped)
-    monkeypatch.setattr(state_file, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(MSFlowLightningModule, "training_step", stopped)
+    monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("mended", [False, True], ids=["", "and mended before it was resumed"])
@@ -66,7 +66,7 @@ def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
     faults = tmp_path / "faults.jsonl"
     # Of an earlier run.
     faults.write_text('{"fault": "another", "lost": 9, "epoch": 0, "rank": 0}\n')
-    reading = Reading(workers=1, skip_faults=faults)
+    reading = DataConfig(workers=1, skip_faults=faults)
     with monkeypatch.context() as patch:
         stop_in(1, patch)
         with pytest.raises(Stopped):
@@ -91,9 +91,9 @@ def test_shards_are_gone_on_with_by_as_many_workers_alone(
     with monkeypatch.context() as patch:
         stop_in(1, patch)
         with pytest.raises(Stopped):
-            run(tmp_path / "set", tmp_path / "run", Reading(workers=0))
+            run(tmp_path / "set", tmp_path / "run", DataConfig(workers=0))
     with pytest.raises(InputError, match=r"needs the settings that it began with: workers was 1, is 2$"):
-        run(tmp_path / "set", tmp_path / "run", Reading(workers=2), resume=True)
+        run(tmp_path / "set", tmp_path / "run", DataConfig(workers=2), resume=True)
     # One reads in the same order as none.
-    outcome = run(tmp_path / "set", tmp_path / "run", Reading(workers=1), resume=True)
+    outcome = run(tmp_path / "set", tmp_path / "run", DataConfig(workers=1), resume=True)
     assert (len(outcome.losses), outcome.left_out) == (2, None)

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastmsflow.nn.side_by_side import side_by_side
+from fastmsflow.nn.streams import run_on_streams
 
 
 def test_elsewhere_tasks_run_in_order() -> None:
     done: list[int] = []
-    assert side_by_side([lambda: done.append(0) or "a", lambda: done.append(1) or "b"], torch.device("cpu")) == [
+    assert run_on_streams([lambda: done.append(0) or "a", lambda: done.append(1) or "b"], torch.device("cpu")) == [
         "a",
         "b",
     ]
@@ -46,6 +46,6 @@ def test_in_a_capture_every_task_has_a_stream_forked_from_and_joined_to_the_call
         "stream": entered,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    assert side_by_side([lambda: events.append("a") or 1, lambda: events.append("b") or 2], device) == [1, 2]
+    assert run_on_streams([lambda: events.append("a") or 1, lambda: events.append("b") or 2], device) == [1, 2]
     fork = [("wait", 1, 0), ("enter", 1), "a", ("leave", 1), ("wait", 2, 0), ("enter", 2), "b", ("leave", 2)]
     assert events[3:] == [*fork, ("wait", 0, 1), ("wait", 0, 2)]

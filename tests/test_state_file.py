@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastmsflow.distributed.process_group import ProcessGroup
 from fastmsflow.training import Recipe
-from fastmsflow.training.state_file import AGREE_EVERY, StateFile
-from fastmsflow.world import World
+from fastmsflow.training.checkpointing import AGREE_EVERY, ResumeCheckpoint
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -16,8 +16,8 @@ def test_within_an_epoch_processes_agree_every_so_many_steps_and_before_an_evalu
     accumulate: int, processes: int, monkeypatch
 ) -> None:
     asked: list[int] = []
-    state = StateFile(Path(), Recipe(sub_epochs=1, accumulate=accumulate), World(0, processes), None)
-    monkeypatch.setattr(StateFile, "_save", lambda self, trainer, due: asked.append(trainer.batch))
+    state = ResumeCheckpoint(Path(), Recipe(sub_epochs=1, accumulate=accumulate), ProcessGroup(0, processes), None)
+    monkeypatch.setattr(ResumeCheckpoint, "_save", lambda self, trainer, due: asked.append(trainer.batch))
     batches = 35 * accumulate + 1
     for batch in range(batches):
         trainer = SimpleNamespace(
@@ -30,5 +30,5 @@ def test_within_an_epoch_processes_agree_every_so_many_steps_and_before_an_evalu
 
 @pytest.mark.parametrize("error", [MemoryError(), AssertionError()], ids=repr)
 def test_an_error_without_a_text_is_not_lost(error: Exception) -> None:
-    with pytest.raises(type(error)), World().together():
+    with pytest.raises(type(error)), ProcessGroup().raise_on_any_rank():
         raise error

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fastmsflow.data import ImageSet
-from fastmsflow.training import Reading, Recipe, train
-from fastmsflow.training.features import KeptFeatures
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training import DataConfig, Recipe, train
+from fastmsflow.training.features_in_memory import FeaturesInMemory
+from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 
@@ -28,13 +28,13 @@ RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=1, sub_epochs=3)
 
 def test_speed_and_waiting_are_logged_and_kept_with_the_results(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
     """The time for which a loader sleeps is waited for, however long a busy machine takes for the steps."""
-    fetch = KeptFeatures.fetch
+    fetch = FeaturesInMemory.fetch
 
     def slow(self, numbers: list[int]):
         time.sleep(0.1)
         return fetch(self, numbers)
 
-    monkeypatch.setattr(KeptFeatures, "fetch", slow)
+    monkeypatch.setattr(FeaturesInMemory, "fetch", slow)
     started = time.perf_counter()
     outcome = train(tiny_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
     seconds = time.perf_counter() - started
@@ -75,7 +75,7 @@ def test_a_trace_of_a_few_steps_is_written(
     images_used: int, steps: list[int], images: ImageSet, tmp_path: Path, capfd
 ) -> None:
     some = replace(images, train=images.train[:images_used], test=())
-    train(tiny_model(), some, RECIPE, tmp_path / "run", Reading(stream=True), profile=True)
+    train(tiny_model(), some, RECIPE, tmp_path / "run", DataConfig(stream=True), profile=True)
     found, names = traced(tmp_path / "run")
     assert found == steps
     assert any("conv" in name for name in names)
@@ -87,14 +87,14 @@ def test_a_trace_of_a_few_steps_is_written(
 def test_of_an_interrupted_run_what_was_traced_is_written_and_nothing_is_traced_any_more(
     images: ImageSet, tmp_path: Path, monkeypatch
 ) -> None:
-    step = MSFlowModule.training_step
+    step = MSFlowLightningModule.training_step
 
     def pull_the_plug(self, batch, batch_index: int):
         if self.global_step == 7:
             raise InterruptedError
         return step(self, batch, batch_index)
 
-    monkeypatch.setattr(MSFlowModule, "training_step", pull_the_plug)
+    monkeypatch.setattr(MSFlowLightningModule, "training_step", pull_the_plug)
     with pytest.raises(InterruptedError):
         train(tiny_model(), images, RECIPE, tmp_path / "run", profile=True)
     assert traced(tmp_path / "run")[0] == [5, 6, 7]
@@ -102,12 +102,12 @@ def test_of_an_interrupted_run_what_was_traced_is_written_and_nothing_is_traced_
 
 
 def test_what_is_done_between_batches_is_not_waiting(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
-    look = MSFlowModule.on_train_batch_end
+    look = MSFlowLightningModule.on_train_batch_end
 
     def slow(self, *batch):
         time.sleep(0.1)
         look(self, *batch)
 
-    monkeypatch.setattr(MSFlowModule, "on_train_batch_end", slow)
+    monkeypatch.setattr(MSFlowLightningModule, "on_train_batch_end", slow)
     outcome = train(tiny_model(), images, RECIPE, tmp_path / "run")
     assert outcome.speed["data_wait"] < 0.1

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.module import MSFlowModule
-from fastmsflow.training.preemption import LAST_KEPT
+from fastmsflow.training.callbacks.preemption import LAST_KEPT
+from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
 
 SHORT = (
@@ -102,7 +102,7 @@ def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(folder: Path, comm
     def interrupted(self, batch, batch_index):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MSFlowModule, "training_step", interrupted)
+    monkeypatch.setattr(MSFlowLightningModule, "training_step", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     try:
         code, text = command("train", folder / "noise/train", "--quiet", "--out", tmp_path / "run", *SHORT)

@@ -8,10 +8,10 @@ import torch
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
-from fastmsflow.nn.extractor import Extractor
+from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
-from fastmsflow.training.fit import LAST_EPOCH, ON_TEST
-from fastmsflow.training.sources import TEST, TRAIN, FeatureSource
+from fastmsflow.training.datamodule import TEST, TRAIN, FeatureTrainingData
+from fastmsflow.training.train import LAST_EPOCH, ON_TEST
 from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
 
@@ -123,7 +123,7 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
     outcome = train(model, images, recipe, tmp_path)
 
     plain = small_model().to(memory_format=torch.channels_last)
-    data = FeatureSource(plain, {TRAIN: ImageDataset(images.train, plain.image_size)}, recipe)
+    data = FeatureTrainingData(plain, {TRAIN: ImageDataset(images.train, plain.image_size)}, recipe)
     data.prepare()
     optimizer = torch.optim.Adam(plain.flow.parameters())
     loader, losses = data.train_dataloader(), []
@@ -146,8 +146,8 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
 
 def test_every_image_goes_through_the_extractor_once(images, tmp_path: Path, monkeypatch) -> None:
     seen = []
-    forward = Extractor.forward
-    monkeypatch.setattr(Extractor, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    forward = FeatureExtractor.forward
+    monkeypatch.setattr(FeatureExtractor, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
     train(small_model(), images, Recipe(meta_epochs=2, sub_epochs=3), tmp_path)
     assert sum(seen) == len(images.train) + len(images.test)
 
@@ -166,7 +166,7 @@ def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
 def test_features_are_standardised_by_the_training_images_alone(images) -> None:
     model = small_model(standardise=True)
     parts = {TRAIN: images.train, TEST: images.test}
-    data = FeatureSource(model, {k: ImageDataset(v, model.image_size) for k, v in parts.items()}, Recipe())
+    data = FeatureTrainingData(model, {k: ImageDataset(v, model.image_size) for k, v in parts.items()}, Recipe())
     data.prepare()
     for level in data.features[TRAIN].levels:
         assert level.mean(dim=(0, 2, 3)).abs().max() < 1e-4

@@ -13,27 +13,27 @@ import torch
 from typer.testing import CliRunner
 
 from fastmsflow import UnavailableError
-from fastmsflow.benchmarking import Choice, Contest, cases, save_table, tune, tuning
-from fastmsflow.benchmarking.tuning import as_table, neighbours
+from fastmsflow.benchmarking import Choice, Contest, kernel_cases, save_table, tile_search, tune
+from fastmsflow.benchmarking.tile_search import as_table, neighbours
 from fastmsflow.cli import app
-from fastmsflow.kernels import tables
+from fastmsflow.kernels import configs
 from fastmsflow.kernels.launch import ProductTile, Tile
 from tests.helpers.ops_parity import DEVICE
 
-CHIP = tables.chip(torch.device(DEVICE))
+CHIP = configs.chip(torch.device(DEVICE))
 LEVELS = ((4, 2), (8, 1))
 
 
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("TILES", "PRODUCT_TILES", "CONVOLUTIONS"):
-        monkeypatch.setattr(tables, name, deepcopy(getattr(tables, name)))
+        monkeypatch.setattr(configs, name, deepcopy(getattr(configs, name)))
     return
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> None:
     """The others' cases are left out."""
-    monkeypatch.setattr(tuning, "cases", lambda *shapes: (c for c in cases(*shapes) if c.tiles in kernels))
+    monkeypatch.setattr(tile_search, "cases", lambda *shapes: (c for c in kernel_cases(*shapes) if c.tiles in kernels))
 
 
 def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pyt
         """Fastest at 16 rows of the coupling, on 2 warps."""
         if not torch.is_grad_enabled():  # A convolution: the tiles' launches have run already.
             call()
-        size = tables.tile("coupling", torch.device(DEVICE))
+        size = configs.tile("coupling", torch.device(DEVICE))
         return 1.0 + abs(size.pixels - 16) + abs(size.warps - 2)
 
     only(monkeypatch, "coupling", "conv3x3_layer_norm", "image_score")
@@ -49,10 +49,10 @@ def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pyt
     choices = {r.kernel: r for r in results if isinstance(r, Choice)}
     assert choices["coupling"].after == Tile(16, choices["coupling"].before.channels, 2)
     assert choices["coupling"].gain > 1
-    assert tables.tile("coupling", torch.device(DEVICE)) == choices["coupling"].after
+    assert configs.tile("coupling", torch.device(DEVICE)) == choices["coupling"].after
     assert all(c.after == c.before for c in choices.values() if c.kernel != "coupling")
     contests = [r for r in results if isinstance(r, Contest)]
-    assert len(contests) == len(tables.KINDS) * len(LEVELS)
+    assert len(contests) == len(configs.KINDS) * len(LEVELS)
     table = as_table(CHIP, results)
     assert table[CHIP]["tiles"]["coupling"]["pixels"] == 16
     assert {len(rows) for rows in table[CHIP]["convolutions"].values()} == {len(LEVELS)}
@@ -66,24 +66,24 @@ def test_a_tile_that_computes_something_else_is_refused(monkeypatch: pytest.Monk
     def wrong(x, *rest):
         """Wrong on any tile but the committed one."""
         out = launcher(x, *rest)
-        if tables.tile("layer_norm", x.device) != Tile(64, 256):
+        if configs.tile("layer_norm", x.device) != Tile(64, 256):
             out[0].mul_(1.1)
         return out
 
     def clock(call) -> float:
-        return 1.0 if tables.tile("layer_norm", torch.device(DEVICE)) == Tile(64, 256) else 0.1
+        return 1.0 if configs.tile("layer_norm", torch.device(DEVICE)) == Tile(64, 256) else 0.1
 
     monkeypatch.setattr(layer_norm, "layer_norm_relu", wrong)
     only(monkeypatch, "layer_norm")
-    tables.TILES["layer_norm"][CHIP] = Tile(64, 256)
+    configs.TILES["layer_norm"][CHIP] = Tile(64, 256)
     results = tune(torch.device(DEVICE), clock, LEVELS, (1,), 8)
     choice = next(r for r in results if isinstance(r, Choice) and r.kernel == "layer_norm")
     assert choice.after == choice.before
 
 
 def test_every_kernel_of_the_table_has_a_case() -> None:
-    kernels = {case.tiles for case in cases(LEVELS, 1, 8, torch.device("meta"))}
-    assert kernels == tables.TILES.keys() | tables.PRODUCT_TILES.keys()
+    kernels = {case.tiles for case in kernel_cases(LEVELS, 1, 8, torch.device("meta"))}
+    assert kernels == configs.TILES.keys() | configs.PRODUCT_TILES.keys()
 
 
 def test_neighbours_stay_within_what_a_tile_may_be() -> None:
@@ -93,13 +93,13 @@ def test_neighbours_stay_within_what_a_tile_may_be() -> None:
 
 
 def test_the_nearest_timed_shape_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "chip", lambda device: "sm_90")
+    monkeypatch.setattr(configs, "chip", lambda device: "sm_90")
     device = torch.device(DEVICE)
-    assert not tables.convolves("conv3x3", 4096, 256, device)
-    tables.apply({"sm_90": {"convolutions": {"conv3x3": [[4096, 256, True], [32768, 1024, False]]}}})
-    assert tables.convolves("conv3x3", 5000, 300, device)
-    assert not tables.convolves("conv3x3", 32768, 700, device)
-    assert not tables.convolves("conv3x3_coupling", 4096, 256, device)
+    assert not configs.convolves("conv3x3", 4096, 256, device)
+    configs.apply({"sm_90": {"convolutions": {"conv3x3": [[4096, 256, True], [32768, 1024, False]]}}})
+    assert configs.convolves("conv3x3", 5000, 300, device)
+    assert not configs.convolves("conv3x3", 32768, 700, device)
+    assert not configs.convolves("conv3x3_coupling", 4096, 256, device)
 
 
 def kernels_with(table: Path, code: str) -> subprocess.CompletedProcess:
@@ -112,8 +112,8 @@ def test_a_users_table_lies_over_the_committed_one(tmp_path: Path) -> None:
     tiles = {"coupling": {"pixels": 2, "channels": 4, "warps": 8}}
     table.write_text(json.dumps({"any": {"tiles": tiles, "convolutions": {"conv3x3": [[1, 2, True]]}}}))
     code = (
-        "from fastmsflow.kernels import tables; print(tables.TILES['coupling']['any'], tables.TILES['pool']['any'],"
-        " tables.CONVOLUTIONS)"
+        "from fastmsflow.kernels import configs; print(configs.TILES['coupling']['any'], configs.TILES['pool']['any'],"
+        " configs.CONVOLUTIONS)"
     )
     printed = kernels_with(table, code).stdout
     assert "Tile(pixels=2, channels=4, warps=8) Tile(pixels=16, channels=128, warps=4)" in printed
@@ -138,7 +138,7 @@ def test_a_damaged_table_is_named_with_the_remedy(
     table.write_text(content)
     monkeypatch.setenv("FASTMSFLOW_TABLE", str(table))
     with pytest.raises(ValueError, match=f"{table}: .*delete it"):
-        tables.read_user_table()
+        configs.read_user_table()
 
 
 def test_a_damaged_table_is_an_input_error_of_the_library(tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_the_command_keeps_what_it_found_beside_other_chips_rows(
     run = CliRunner().invoke(app, ["benchmark", "--tune"])
     assert run.exit_code == 0, run.output
     assert "1.25x" in run.output
-    kept = tables.read_user_table()
+    kept = configs.read_user_table()
     assert kept["sm_70"] == other["sm_70"]
-    chip = kept[tables.chip(torch.device("cuda", 0))]
+    chip = kept[configs.chip(torch.device("cuda", 0))]
     assert chip["tiles"] == {"coupling": {"pixels": 2, "channels": 4, "warps": 4}}
     assert chip["convolutions"] == {"conv3x3": [[64, 8, True]]}
 

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
 from fastmsflow.cli import app
-from fastmsflow.compat import certificate, save_official
-from fastmsflow.compat.certificate import certify, noise
-from fastmsflow.data.images import load_image
-from fastmsflow.data.texture_tiles import training_tiles
-from fastmsflow.nn.subnet import ConditionedSubnet
+from fastmsflow.compat import numerical_check, save_official
+from fastmsflow.compat.numerical_check import check_numerics, noise
+from fastmsflow.data.image_io import load_image
+from fastmsflow.data.layouts.texture_tiles import training_tiles
+from fastmsflow.nn.subnets import ConditionedSubnet
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.paths import GOLDEN
 
@@ -35,7 +35,7 @@ def torch_only(monkeypatch) -> None:
     def unavailable(*_: object) -> bool:
         raise UnavailableError("no kernels here")
 
-    monkeypatch.setattr(certificate, "uses_triton", unavailable)
+    monkeypatch.setattr(numerical_check, "uses_triton", unavailable)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def photographs(tmp_path: Path) -> Path:
 
 def test_every_backend_and_dtype_is_compared_and_within() -> None:
     flow = small_flow().to(DEVICE)
-    result = certify(flow, noise(flow, 16, 2), (16, 16))
+    result = check_numerics(flow, noise(flow, 16, 2), (16, 16))
     assert [(row.backend, row.dtype) for row in result.rows] == [
         (backend, dtype) for backend in ("torch", "triton") for dtype in ("float32", "bfloat16", "float16")
     ]
@@ -68,7 +68,7 @@ def test_every_backend_and_dtype_is_compared_and_within() -> None:
 def test_differences_are_those_to_float64(torch_only: None) -> None:
     flow = small_flow()
     (x,) = noise(flow, 32, 2)
-    row = certify(flow, [x], (32, 32)).rows[1]
+    row = check_numerics(flow, [x], (32, 32)).rows[1]
     with torch.no_grad():
         z, log_det = flow.double()([level.double() for level in x])
         flow.backend = "torch"
@@ -86,7 +86,7 @@ def test_a_wrong_result_is_beyond_the_limit(monkeypatch, torch_only: None) -> No
 
     monkeypatch.setattr(ConditionedSubnet, "hidden", wrong_in_float32)
     flow = small_flow()
-    result = certify(flow, noise(flow, 32, 2), (32, 32))
+    result = check_numerics(flow, noise(flow, 32, 2), (32, 32))
     assert not result.within
     assert {row.dtype for row in result.rows if not row.within} >= {"float32"}
 
@@ -94,7 +94,7 @@ def test_a_wrong_result_is_beyond_the_limit(monkeypatch, torch_only: None) -> No
 def test_nan_is_not_within(torch_only: None) -> None:
     flow = small_flow()
     x = [torch.full_like(level, math.nan) for level in next(iter(noise(flow, 32, 1)))]
-    result = certify(flow, [x], (32, 32))
+    result = check_numerics(flow, [x], (32, 32))
     assert not any(row.within for row in result.rows)
     written = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert written["rows"][0]["z"] is written["rows"][0]["rank_correlation"] is None
@@ -102,12 +102,12 @@ def test_nan_is_not_within(torch_only: None) -> None:
 
 def test_nothing_to_compare_on_is_refused(torch_only: None) -> None:
     with pytest.raises(InputError, match="no image"):
-        certify(small_flow(), [], (32, 32))
+        check_numerics(small_flow(), [], (32, 32))
 
 
 def test_the_flow_stays_as_it_was(torch_only: None) -> None:
     flow = small_flow().train()
-    certify(flow, noise(flow, 32, 1), (32, 32))
+    check_numerics(flow, noise(flow, 32, 1), (32, 32))
     assert flow.training and flow.dtype == torch.float32 and all(p.requires_grad for p in flow.parameters())
 
 

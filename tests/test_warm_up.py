@@ -12,8 +12,8 @@ from rich.console import Console
 from fastmsflow import InputError
 from fastmsflow.files import write_yaml
 from fastmsflow.training import Recipe
-from fastmsflow.training.fit import say_if_short
-from fastmsflow.training.module import MSFlowModule
+from fastmsflow.training.lightning_module import MSFlowLightningModule
+from fastmsflow.training.train import say_if_short
 from tests.helpers.noise_images import noise_set
 
 SHORT = (
@@ -119,7 +119,7 @@ def test_a_run_goes_on_by_the_configuration_that_it_left(
     run = ("train", images, *SHORT, "--extractor-weights", weights, "--quiet", *warm_up)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert command(*run, "--out", whole) == (0, "")
-    step = MSFlowModule.training_step
+    step = MSFlowLightningModule.training_step
 
     def until_the_third_pass(self, batch, batch_index):
         if self.current_epoch == 2:
@@ -127,7 +127,7 @@ def test_a_run_goes_on_by_the_configuration_that_it_left(
         return step(self, batch, batch_index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MSFlowModule, "training_step", until_the_third_pass)
+        patch.setattr(MSFlowLightningModule, "training_step", until_the_third_pass)
         code, text = command(*run, "--out", broken)
     assert (code, "pulled the plug" in text) == (1, True)
     resume = ("train", "--config", broken / "config.yaml", "--resume", "--quiet")

@@ -7,8 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastmsflow import InputError, UnavailableError, __main__, world
-from fastmsflow.world import PLACE, Elsewhere, Gone, World, is_gone
+from fastmsflow import InputError, UnavailableError, __main__
+from fastmsflow.distributed import process_group
+from fastmsflow.distributed.process_group import (
+    RANK_VARIABLES,
+    ErrorOnAnotherRank,
+    PeerLost,
+    ProcessGroup,
+    is_peer_lost,
+)
 
 TEXTS = (
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2783",
@@ -20,15 +27,20 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_connection_that_broke_is_known(text: str) -> None:
-    assert is_gone(RuntimeError(text)) and is_gone(torch.distributed.DistBackendError(text))
+    assert is_peer_lost(RuntimeError(text)) and is_peer_lost(torch.distributed.DistBackendError(text))
 
 
 @pytest.mark.parametrize(
     "error",
-    [BrokenPipeError(32, "Broken pipe"), RuntimeError("CUDA out of memory"), InputError("Broken pipe"), Elsewhere("x")],
+    [
+        BrokenPipeError(32, "Broken pipe"),
+        RuntimeError("CUDA out of memory"),
+        InputError("Broken pipe"),
+        ErrorOnAnotherRank("x"),
+    ],
 )
 def test_an_error_of_its_own_is_not_taken_for_one(error: Exception) -> None:
-    assert not is_gone(error)
+    assert not is_peer_lost(error)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -36,13 +48,13 @@ def test_more_processes_than_gpus_are_one_line_in_each_of_them(rank: int, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="2 processes, but this machine has 1 GPUs; start as many"):
-        World(rank, 2, rank, 2).join()
+        ProcessGroup(rank, 2, rank, 2).join()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(InputError, match="2 processes, but this machine has 1 GPUs; start as many"):
-        World(rank, 2, rank, 2).join_apart()
+        ProcessGroup(rank, 2, rank, 2).join_apart()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     with pytest.raises(InputError, match="2 processes, but CUDA_VISIBLE_DEVICES names 1 GPUs; start as many"):
-        World(rank, 2, rank, 2).join_apart()
+        ProcessGroup(rank, 2, rank, 2).join_apart()
 
 
 @pytest.mark.parametrize(
@@ -60,20 +72,20 @@ def test_where_to_meet_is_checked_before_anyone_waits(host: str | None, port: st
         monkeypatch.setenv("MASTER_ADDR", host)
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(InputError, match=line):
-        World(0, 2, 0, 1).join()
+        ProcessGroup(0, 2, 0, 1).join()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_waits_in_vain_says_for_what(rank: int, monkeypatch) -> None:
-    monkeypatch.setattr(world, "MEET_SECONDS", 1)
+    monkeypatch.setattr(process_group, "JOIN_TIMEOUT", 1)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {**dict(zip(PLACE, (str(rank), "2", "0", "1"), strict=True)), "MASTER_ADDR": "localhost"}
+    environment = {**dict(zip(RANK_VARIABLES, (str(rank), "2", "0", "1"), strict=True)), "MASTER_ADDR": "localhost"}
     for name, value in {**environment, "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"2 processes did not meet at localhost:{port} within 1 s") as told:
-        World.here().join()
+        ProcessGroup.here().join()
     assert "\n" not in str(told.value)
 
 
@@ -90,7 +102,7 @@ def end(monkeypatch) -> Callable[[Exception], object]:
 
         monkeypatch.setattr("fastmsflow.cli.app", fail)
         monkeypatch.setattr(__main__, "_joined", lambda: joined)
-        monkeypatch.setattr(__main__, "has_met", lambda: joined or met)
+        monkeypatch.setattr(__main__, "has_joined", lambda: joined or met)
         monkeypatch.setattr(__main__, "SILENT_SECONDS", 0)
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.setenv("RANK", str(local_rank + 2))
@@ -118,13 +130,13 @@ def test_before_they_have_joined_one_process_a_machine_speaks(error: Exception, 
 def test_processes_that_have_joined_leave_without_waiting_for_each_other(end, capsys) -> None:
     assert end(InputError("no"), local_rank=1, joined=True) == 1
     assert capsys.readouterr().err == "fastmsflow: process 3: no\n"
-    assert end(Elsewhere("no"), local_rank=1, joined=True) == 1
+    assert end(ErrorOnAnotherRank("no"), local_rank=1, joined=True) == 1
     assert capsys.readouterr().err == ""
     assert end(ZeroDivisionError("no"), local_rank=1, joined=True) == 1
     assert capsys.readouterr().err.endswith("ZeroDivisionError: no\n")
 
 
-@pytest.mark.parametrize("error", [Gone(TEXTS[0]), RuntimeError(TEXTS[1])])
+@pytest.mark.parametrize("error", [PeerLost(TEXTS[0]), RuntimeError(TEXTS[1])])
 def test_a_process_whose_others_have_gone_silently_says_so_in_one_line(error: Exception, end, capsys) -> None:
     assert end(error, joined=True) == 1
     said = capsys.readouterr().err

@@ -14,8 +14,8 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.compat.keys import official_fusion, official_parallel
-from fastmsflow.nn.position import position_code
+from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.reference.fusion import clamp_output
 
 
@@ -129,7 +129,7 @@ class FreiaMSFlow(nn.Module):
     def __init__(self, flow: MultiScaleFlow, grids: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         for level, (d, grid) in enumerate(zip(flow.condition_channels, grids, strict=True)):
-            self.register_buffer(f"condition{level}", position_code(d, *grid, torch.float32, "cpu"))
+            self.register_buffer(f"condition{level}", positional_encoding_2d(d, *grid, torch.float32, "cpu"))
         self.parallel_flows = nn.ModuleList(
             freia_flow(c, d, n, grid, flow.clamp)
             for c, d, n, grid in zip(flow.channels, flow.condition_channels, flow.blocks, grids, strict=True)

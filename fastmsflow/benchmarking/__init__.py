@@ -1,7 +1,7 @@
 """Which tile serves a kernel best on the GPU at hand, and whose convolution is faster there; speed then and now."""
 
-from .cases import CONDITION, LEVELS, Case, cases, tensors
-from .tuning import Choice, Contest, as_table, operation, save_table, tune
+from .kernel_cases import CONDITION, LEVELS, Case, cases, tensors
+from .tile_search import Choice, Contest, as_table, operation, save_table, tune
 
 __all__ = [
     "CONDITION",

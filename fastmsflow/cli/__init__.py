@@ -3,9 +3,9 @@
 from . import learning  # noqa: F401, I001
 from . import judging  # noqa: F401
 from . import prediction  # noqa: F401
-from . import large_sets  # noqa: F401
+from . import shard  # noqa: F401
 from . import official  # noqa: F401
-from . import speed  # noqa: F401
-from .common import app
+from . import benchmark  # noqa: F401
+from .options import app
 
 __all__ = ["app"]

@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..distributed.process_group import ProcessGroup
 from ..errors import InputError, UnavailableError, in_one_line
 from ..files import shown
-from ..world import World
-from .common import METRIC_NAMES, console, errors, every_class_of, in_table, print_json
+from .options import METRIC_NAMES, console, errors, every_class_of, in_table, print_json
 
 if TYPE_CHECKING:
     from ..data import ImageSet
-    from ..model import MSFlow
-    from ..training import Outcome
-    from ..training.classes import FreshModels
-    from ..training.comparison import Judged
+    from ..evaluation.compare_checkpoints import CheckpointResult
+    from ..models.msflow import MSFlow
+    from ..training import TrainingResult
+    from ..training.multi_class import ModelFactory
 
 METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")
 
@@ -28,18 +28,18 @@ METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")
 def train_every_class(
     source: str,
     out: Path,
-    models: "FreshModels",
+    models: "ModelFactory",
     size_of: Callable[["ImageSet"], tuple[int, int]],
     settings: Callable[["MSFlow", "ImageSet"], Mapping[str, Any]],
-    run: Callable[[str, "ImageSet", "MSFlow", Console], "Outcome"],
-    world: World,
+    run: Callable[[str, "ImageSet", "MSFlow", Console], "TrainingResult"],
+    world: ProcessGroup,
     as_json: bool,
 ) -> None:
     """``run``: of a class, into ``out``/CLASS, with progress on a console. ``settings``: of such a run."""
-    from ..training.classes import train_each
+    from ..training.multi_class import train_each
 
     started = time.perf_counter()
-    classes = world.once(lambda: every_class_of(source))
+    classes = world.broadcast_from_rank0(lambda: every_class_of(source))
     sets = _opened(source, classes)
     sizes = {name: size_of(images) for name, images in sets.items() if not isinstance(images, Exception)}
 
@@ -49,7 +49,7 @@ def train_every_class(
             models.untouched(size)
         return _finished(out, sets, lambda name, of: settings(models.untouched(sizes[name]), of))
 
-    finished = world.once(begin)
+    finished = world.broadcast_from_rank0(begin)
     world.leave()
     for name in finished if world.first else ():
         console.print(escape(f"{shown(name)}: finished, skipped"), style="dim", soft_wrap=True)
@@ -95,8 +95,8 @@ def _finished(
 ) -> list[str]:
     """Before any class begins: what is there must be of this command, and what failed is tried again. -> the classes
     that are finished. Errors: InputError where a class's run has other settings."""
-    from ..training.classes import forget_failure
-    from ..training.folder import has_finished, refuse_another
+    from ..training.multi_class import forget_failure
+    from ..training.run_directory import has_finished, refuse_another
 
     for name, images in sets.items():
         folder = out / name
@@ -107,7 +107,7 @@ def _finished(
     return [name for name in sets if has_finished(out / name)]
 
 
-def _in_short(outcome: "Outcome") -> str:
+def _in_short(outcome: "TrainingResult") -> str:
     last = outcome.last.as_dict() if outcome.last else {}
     named = {METRIC_NAMES[metric]: last.get(metric) for metric in METRICS_SHOWN}
     figures = "".join(f", {name} {value:.4f}" for name, value in named.items() if value is not None)
@@ -123,11 +123,11 @@ def _conclude(
 ) -> None:
     """One table of all classes, printed and written; ``wall``: seconds of this call, before which ``skipped`` classes
     were finished. Errors: typer.Exit where one failed."""
-    from ..report.summary import write_summary
-    from ..training.classes import results_of
-    from ..training.comparison import mean_of, write_metrics
+    from ..evaluation.compare_checkpoints import mean_of, write_metrics
+    from ..training.multi_class import results_of
+    from ..visualization.markdown_table import write_markdown_table
 
-    rows: dict[str, list[Judged]] = {}
+    rows: dict[str, list[CheckpointResult]] = {}
     seconds: dict[str, float] = {}
     for name in classes:
         if name in failures:
@@ -156,7 +156,7 @@ def _conclude(
     if judged:
         write_metrics(out, [*judged, *mean])
     failed = "".join(f"\n- {shown(name)} failed: {reason}" for name, reason in failures.items())
-    write_summary(out / "summary.md", f"{len(classes)} classes", header, lines, f"{notes}\n{failed}")
+    write_markdown_table(out / "summary.md", f"{len(classes)} classes", header, lines, f"{notes}\n{failed}")
     console.print(f"written to {escape(str(out))}", soft_wrap=True)
     if as_json:
         content = {"rows": [row.as_dict() for row in (*judged, *mean)], "seconds": seconds, "failed": failures}
@@ -169,7 +169,7 @@ def _conclude(
 
 
 def _lines(
-    name: str, rows: "Sequence[Judged]", metrics: Sequence[str], seconds: str, instead: str = ""
+    name: str, rows: "Sequence[CheckpointResult]", metrics: Sequence[str], seconds: str, instead: str = ""
 ) -> list[tuple[str, ...]]:
     """A class's part of the table, its name and seconds in the first line."""
     if not rows:

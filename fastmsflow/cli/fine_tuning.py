@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .common import warnings_in_yellow
+from .options import warnings_in_yellow
 
 if TYPE_CHECKING:
-    from ..model import MSFlow
+    from ..models.msflow import MSFlow
 
 StartFrom = Annotated[
     Path | None,
@@ -76,8 +76,8 @@ def started_model(checkpoint: Path, options: Mapping[str, Any], given: set[str],
     Errors: InputError where a checkpoint is not there or does not fit, or one of ours is contradicted.
     """
     from ..compat.convert import official_model
-    from ..model import MSFlow
-    from ..nn.extractor import resolve_name
+    from ..models.msflow import MSFlow
+    from ..nn.feature_extractor import resolve_name
 
     if checkpoint.is_dir():
         raise InputError(f"{checkpoint}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")

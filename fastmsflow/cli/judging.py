@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..files import shown
-from .common import (
+from .config_file import Config, resolved
+from .options import (
     METRIC_NAMES,
     AsJson,
     Category,
@@ -32,10 +33,9 @@ from .common import (
     say_how_exact,
     speak,
 )
-from .configuration import Config, resolved
 
 if TYPE_CHECKING:
-    from ..training.comparison import Judged, Judgement
+    from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
 
 
 @app.command()
@@ -69,15 +69,15 @@ def evaluate(
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
     speak(quiet, as_json)
     console.print("loading torch and timm ...", style="dim")
-    from ..report.run import write_test_report
+    from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
+    from ..evaluation.score_map_store import ScoreMapStore
+    from ..evaluation.test_report import write_test_report
     from ..scoring import check_map
-    from ..spill import Spill
-    from ..training.comparison import checkpoints, judge, mean_of, write_metrics
 
     kind = None if score_map is None else check_map(score_map)
     every = is_every_class(source, category)
     out = out or (model if model.is_dir() else model.parent) / "evaluation"
-    judged: list[Judged] = []
+    judged: list[CheckpointResult] = []
     seconds: Counter[str] = Counter()
     classes = every_class_of(source) if every else [category]
     for name in classes:
@@ -85,8 +85,10 @@ def evaluate(
         checkpoints(model / name if every and name else model)
     for name in classes:
         where, folder = (model / name, out / name) if every and name else (model, out)
-        with progress_bar("reading") as bar, Spill(folder) as maps:
-            found = judge(where, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps, kind)
+        with progress_bar("reading") as bar, ScoreMapStore(folder) as maps:
+            found = compare_checkpoints(
+                where, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps, kind
+            )
             judged += found.rows
             bar.stage("writing the report", len(found.images.test))
             with found.stopwatch("report"):
@@ -124,11 +126,11 @@ def calibrate(
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
     speak(quiet, as_json)
     console.print("loading torch and timm ...", style="dim")
-    from ..checkpoint import read_checkpoint
-    from ..data import LooseImages, list_images
+    from ..data import ImageFileDataset, list_images
+    from ..evaluation.evaluate import scored
+    from ..evaluation.evaluator import Calibrator
     from ..inference import prepare
-    from ..training.tally import Calibrator
-    from ..training.testing import scored
+    from ..models.checkpoint import read_checkpoint
 
     network = load_model(model)
     # The copy cannot be saved; the model that it was made from is.
@@ -137,7 +139,7 @@ def calibrate(
     files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
     calibrator = Calibrator([shown(file) for file in files])
     with progress_bar("scoring good images", len(files)) as advance:
-        images_there = LooseImages(files, network.image_size)
+        images_there = ImageFileDataset(files, network.image_size)
         for numbers, scores in scored([ready], images_there, workers=workers, progress=advance):
             calibrator.add(numbers, scores[0])
     network.calibration = calibrator.calibration(false_alarms)
@@ -151,7 +153,7 @@ def calibrate(
         print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})
 
 
-def _print_threshold(found: "Judgement") -> None:
+def _print_threshold(found: "CheckpointComparison") -> None:
     calibration = found.model.calibration
     if calibration is None:
         console.print("not calibrated, so no threshold: `fastmsflow calibrate MODEL GOOD_IMAGES` sets one", style="dim")
@@ -167,7 +169,7 @@ def _print_threshold(found: "Judgement") -> None:
         console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
 
 
-def _print_metrics(name: str, rows: list["Judged"]) -> None:
+def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:
     table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
     say_how_exact(table, [row.evaluation.pixel_error for row in rows])
     for metric in dict.fromkeys(metric for row in rows for metric in row.evaluation.as_shown()):

@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ..distributed.launcher import Devices, Nodes, launch
+from ..distributed.process_group import SINGLE_PROCESS
 from ..errors import InputError
-from ..world import ALONE
-from .common import (
+from .config_file import Config, chosen, resolved, source_of
+from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
+from .options import (
     AsJson,
     Category,
     Extractor,
@@ -20,9 +23,6 @@ from .common import (
     is_every_class,
     speak,
 )
-from .configuration import Config, chosen, resolved, source_of
-from .fine_tuning import Accumulate, Ema, Freeze, LowMemory, LrOf, StartFrom, rates
-from .launch import Devices, Nodes, launch
 from .runs import Job, train_all, train_one
 
 # A real pretrained backbone that pip installs, so that the demo needs no download.
@@ -63,14 +63,17 @@ def demo(
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     speak(quiet, as_json)
     _refuse_idle(ctx)
-    from ..training import Reading, Recipe
+    from ..training import DataConfig, Recipe
     from ..training.recipe import WARM_UP_SHARE
 
     recipe = Recipe(
         1e-3, 16, meta_epochs, sub_epochs, hold_out=hold_out, false_alarms=false_alarms, warm_up_share=WARM_UP_SHARE
     )  # fmt: skip
     model = {"extractor": LITE0, "extractor_weights": LITE0_PACKAGE, "standardise": True}
-    train_one(Job("elpv", "mono", out, recipe, model, None, Reading(), resolved(ctx), resume, as_json=as_json), ALONE)
+    train_one(
+        Job("elpv", "mono", out, recipe, model, None, DataConfig(), resolved(ctx), resume, as_json=as_json),
+        SINGLE_PROCESS,
+    )
 
 
 @app.command()
@@ -172,7 +175,7 @@ def train(
     every = is_every_class(source, category)
     if every:
         world.join_apart()
-    from ..training import Reading, Recipe
+    from ..training import DataConfig, Recipe
 
     recipe = Recipe(
         lr, batch_size, meta_epochs, sub_epochs, passes, tuple(milestones), decay, clip_norm, precision, seed,
@@ -181,7 +184,7 @@ def train(
     model = {
         "extractor": extractor, "extractor_weights": extractor_weights, "standardise": standardise, "pool": pool,
     }  # fmt: skip
-    reading = Reading(workers, feature_cache, cache_dtype, stream, skip_faults, decode_on_gpu)
+    reading = DataConfig(workers, feature_cache, cache_dtype, stream, skip_faults, decode_on_gpu)
     given = frozenset(name for name in ctx.params if source_of(ctx, name) != "DEFAULT")
     job = Job(
         source, category, out, recipe, model, image_size, reading, resolved(ctx), resume, logger, start_from, given,

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InputError
-from .common import (
+from .config_file import Config
+from .options import (
     AsJson,
     Extractor,
     ExtractorWeights,
@@ -21,7 +22,6 @@ from .common import (
     speak,
     warnings_in_yellow,
 )
-from .configuration import Config
 
 
 @app.command()
@@ -71,7 +71,7 @@ def convert(
             " from it; an interrupted run's state.ckpt has one"
         )
     elif source.suffix == ".ckpt":
-        from ..training.run_state import state_to_official
+        from ..training.resume_state import state_to_official
 
         state_to_official(source, target, fusion_first)
         note = "with the optimizer's state: the published script can resume from it"
@@ -111,10 +111,10 @@ def verify(
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
     speak(quiet, as_json)
-    from ..compat.certificate import certify
-    from ..compat.keys import check_variant
+    from ..compat.numerical_check import check_numerics
+    from ..compat.state_dict_keys import check_variant
+    from ..compat.verify import Described, to_verify
     from ..files import write_json
-    from ..report.verify import Described, to_verify
 
     official = Described(extractor, extractor_weights, pool, clamp, check_variant(variant))
     given = to_verify(checkpoint, images or [], most, image_size, official)
@@ -124,7 +124,7 @@ def verify(
         else:
             console.print(escape(given.formula_line), soft_wrap=True)
     with progress_bar("comparing") as advance:
-        certificate = certify(given.flow, given.batches, given.image_size, advance)
+        certificate = check_numerics(given.flow, given.batches, given.image_size, advance)
     source = f"{certificate.images} images" if images else f"{certificate.images} times noise"
     console.print(f"{escape(str(checkpoint))}: {certificate.formula}; {source}, {certificate.device}", soft_wrap=True)
     headings = ("backend", "dtype", "|dz|", "|dlog-det|", "|dscore|", "ranks", "ms", "error", "limit")

@@ -12,13 +12,13 @@ from rich.markup import escape
 
 from ..errors import InputError, UnavailableError
 from ..files import absolute, shown
-from .common import console, errors, print_json, progress_bar, ready
+from .options import console, errors, print_json, progress_bar, ready
 
 if TYPE_CHECKING:
-    from ..inference.parquet import PredictionFolder
     from ..inference.predict_parquet import Files, Shards
-    from ..inference.scorer import Limit, Scorer
-    from ..model import MSFlow
+    from ..inference.prediction_folder import PredictionFolder
+    from ..inference.scorer import DecisionThreshold, Scorer
+    from ..models.msflow import MSFlow
 
 PER_PART = 1000
 # Images that cannot be read are named up to so many.
@@ -46,9 +46,9 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
     """Scores what has no rows yet, and tells of all rows."""
     if find_spec("pyarrow") is None:
         raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
-    from ..inference.parquet import PredictionFolder
     from ..inference.predict_parquet import setting_of
-    from ..inference.scorer import Limit
+    from ..inference.prediction_folder import PredictionFolder
+    from ..inference.scorer import DecisionThreshold
 
     begin = time.perf_counter()
     with ExitStack() as stack:
@@ -59,7 +59,7 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         # Faults of the folder and the model are told before names are listed, and those before a cluster starts.
         folder = PredictionFolder(options.out)
         model = _model(options)
-        limit = Limit.of(model.calibration, options.false_alarms, options.threshold)
+        limit = DecisionThreshold.from_calibration(model.calibration, options.false_alarms, options.threshold)
         images, skipped = _images(options)
         gpus = None
         if options.cluster is not None:
@@ -91,7 +91,7 @@ def _model(options: ParquetOptions) -> "MSFlow":
     return model if options.cluster is not None else ready(model)
 
 
-def _scorer(options: ParquetOptions, model: "MSFlow", limit: "Limit | None", gpus: int | None) -> "Scorer":
+def _scorer(options: ParquetOptions, model: "MSFlow", limit: "DecisionThreshold | None", gpus: int | None) -> "Scorer":
     """``gpus``: of the cluster, if it is one that scores."""
     import torch
 
@@ -108,9 +108,9 @@ def _scorer(options: ParquetOptions, model: "MSFlow", limit: "Limit | None", gpu
 
 def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
     """Finds what is to be scored -> it, and a line for each name that led to no images."""
-    from ..data.remote import images_below_url, is_url
-    from ..data.shard_set import is_shard_set
-    from ..data.sources import find_images
+    from ..data.file_search import find_images
+    from ..data.shards.shard_set import is_shard_set
+    from ..data.url_images import images_below_url, is_url
     from ..inference.predict_parquet import Files, Shards
 
     sources = options.sources
@@ -130,8 +130,8 @@ def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
 
 def _is_folder_of_images(source: str) -> bool:
     """Returns whether a URL leads to images and not to shards, whose manifest is JSON."""
-    from ..data.locations import MANIFEST, PIPE
-    from ..data.remote import is_image, is_url, read_url
+    from ..data.shards.storage import MANIFEST, PIPE
+    from ..data.url_images import is_image, is_url, read_url
 
     if source.startswith(PIPE) or not is_url(source) or source.endswith(MANIFEST):
         return False
@@ -143,8 +143,8 @@ def _is_folder_of_images(source: str) -> bool:
 
 
 def _is_remote(source: str) -> bool:
-    from ..data.locations import PIPE
-    from ..data.remote import is_url
+    from ..data.shards.storage import PIPE
+    from ..data.url_images import is_url
 
     return is_url(source) or source.startswith(PIPE)
 
@@ -158,7 +158,7 @@ def _score(
 ) -> None:
     per_part = options.images_per_part or PER_PART
     if gpus is not None:
-        from ..data.remote import is_url
+        from ..data.url_images import is_url
         from ..integrations.ray import score_on_ray
 
         arguments = {

@@ -11,7 +11,8 @@ from rich.table import Column, Table
 
 from ..errors import InputError
 from ..files import shown
-from .common import (
+from .config_file import Config
+from .options import (
     AsJson,
     Dtype,
     FalseAlarms,
@@ -26,12 +27,11 @@ from .common import (
     progress_bar,
     speak,
 )
-from .configuration import Config
 from .parquet import ParquetOptions, predict_parquet
 
 if TYPE_CHECKING:
-    from ..inference.scorer import Limit
-    from ..report.predictions import Predictor
+    from ..inference.predictor import Predictor
+    from ..inference.scorer import DecisionThreshold
 
 DTYPES = ("float32", "float16", "bfloat16")
 SHOWN = 20
@@ -145,16 +145,16 @@ def predict(
     _refuse_parquet_options(table, model, [*images, out], images_per_part, cluster)
     folder = Path(out)
     heat_maps = heat_maps is not False
-    from ..data.sources import find_images
-    from ..inference.scorer import Limit
-    from ..report.predictions import Interrupted, Predictor
+    from ..data.file_search import find_images
+    from ..inference.predictor import Interrupted, Predictor
+    from ..inference.scorer import DecisionThreshold
     from ..scoring import check_map
 
     speak(quiet, as_json)
     kind = None if score_map is None else check_map(score_map)
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
-    limit = Limit.of(network.calibration, false_alarms, threshold)
+    limit = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
     predictor = Predictor(network, folder, table, limit, false_alarms, heat_maps, dtype, kind)
     try:
         with progress_bar("scoring images", len(found.files)) as advance:
@@ -178,8 +178,8 @@ def _refuse_parquet_options(
     """``places``: the images and the folder of results."""
     if table not in ("csv", "jsonl"):
         raise InputError(f"format {table}: give csv, jsonl or parquet")
-    from ..data.remote import is_url
-    from ..data.shard_set import is_shard_set
+    from ..data.shards.shard_set import is_shard_set
+    from ..data.url_images import is_url
 
     given = {
         model: is_url(model),
@@ -192,7 +192,7 @@ def _refuse_parquet_options(
             raise InputError(f"{shown(what)}: this needs --format parquet; add that, or leave it out")
 
 
-def _print_scores(predictor: "Predictor", limit: "Limit | None", model: str, calibrated: bool) -> None:
+def _print_scores(predictor: "Predictor", limit: "DecisionThreshold | None", model: str, calibrated: bool) -> None:
     scored = sorted(predictor.scored, key=lambda one: one.absolute_score, reverse=True)
     table = Table(
         Column("image", overflow="fold"),
@@ -221,7 +221,7 @@ def _print_scores(predictor: "Predictor", limit: "Limit | None", model: str, cal
 
 
 def _summary(
-    predictor: "Predictor", limit: "Limit | None", heat_maps: Path | None, faults: list[str]
+    predictor: "Predictor", limit: "DecisionThreshold | None", heat_maps: Path | None, faults: list[str]
 ) -> dict[str, Any]:
     labels = [one.defective for one in predictor.scored]
     return {

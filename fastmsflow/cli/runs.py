@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..world import World
-from .common import (
+from ..distributed.process_group import ProcessGroup
+from .every_class import train_every_class
+from .fine_tuning import described_by, started_model
+from .options import (
     METRIC_NAMES,
     console,
     errors,
@@ -25,14 +27,12 @@ from .common import (
     refuse_class_of_shards,
     say_how_exact,
 )
-from .every_class import train_every_class
-from .fine_tuning import described_by, started_model
 
 if TYPE_CHECKING:
     from ..data import ImageSet, ShardSet
-    from ..model import MSFlow
-    from ..training import Outcome, Reading, Recipe
-    from ..training.readers import Readers
+    from ..data.reader_pool import ReaderPool
+    from ..models.msflow import MSFlow
+    from ..training import DataConfig, Recipe, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Job:
     """Options of a new one."""
     image_size: int | None
     """None: the set's."""
-    reading: "Reading"
+    reading: "DataConfig"
     options: dict[str, Any]
     """All of the command's."""
     resume: bool = False
@@ -64,14 +64,14 @@ class Job:
 
     def build(self, size: tuple[int, int]) -> "MSFlow":
         """Errors: as MSFlow's, or where ``start_from`` does not fit."""
-        from ..model import MSFlow
+        from ..models.msflow import MSFlow
 
         if self.start_from is None:
             return MSFlow(image_size=size, **self.model)
         return started_model(self.start_from, self.model, set(self.given), size)
 
 
-def train_one(job: Job, world: World) -> None:
+def train_one(job: Job, world: ProcessGroup) -> None:
     """One run, by all processes together."""
     world.join()
     console.quiet |= not world.first
@@ -79,16 +79,16 @@ def train_one(job: Job, world: World) -> None:
     import torch
 
     from ..data import ImageSet
-    from ..training.folder import STATE_FILE
+    from ..training.run_directory import STATE_FILE
 
-    images = world.once(lambda: _opened(job))
+    images = world.broadcast_from_rank0(lambda: _opened(job))
     tests = f", {len(images.test)} test images" if isinstance(images, ImageSet) else ""
     count = len(images.train) if isinstance(images, ImageSet) else images.manifest.images
     console.print(f"{escape(images.name)}: {count} training images{tests}", soft_wrap=True)
     if isinstance(images, ImageSet) and images.licence:
         console.print(images.licence, style="dim")
     torch.manual_seed(job.recipe.seed)
-    with world.together():
+    with world.raise_on_any_rank():
         model = job.build(job.size_of(images))
     if job.resume and not (job.out / STATE_FILE).exists():
         console.print(escape(f"{job.out}: no state to go on from; the run begins anew"), soft_wrap=True)
@@ -118,16 +118,16 @@ def train_one(job: Job, world: World) -> None:
     world.leave()
 
 
-def train_all(job: Job, world: World) -> None:
+def train_all(job: Job, world: ProcessGroup) -> None:
     """A run for each class, each by one of the processes, which have joined apart."""
     if world.first:
         console.print("loading torch, timm and lightning ...", style="dim")
-    from ..data.shard_set import is_shard_set
-    from ..training.classes import FreshModels
-    from ..training.fit import say_if_short, settings_of
+    from ..data.reader_pool import ReaderPool
+    from ..data.shards.shard_set import is_shard_set
+    from ..training.data_config import check_reading, description_of
     from ..training.loggers import check_loggers, close_loggers
-    from ..training.plan import check_reading, description_of
-    from ..training.readers import Readers
+    from ..training.multi_class import ModelFactory
+    from ..training.train import say_if_short, settings_of
     from ..training.trainer import check_precision
 
     # Once, and not of each class.
@@ -141,7 +141,7 @@ def train_all(job: Job, world: World) -> None:
     def settings(model: "MSFlow", images: "ImageSet") -> dict[str, Any]:
         return settings_of(model, description_of(images, job.reading), job.recipe, job.reading, started_from(job))
 
-    def run(name: str, images: "ImageSet", model: "MSFlow", where: Console) -> "Outcome":
+    def run(name: str, images: "ImageSet", model: "MSFlow", where: Console) -> "TrainingResult":
         folder = job.reading.feature_cache
         cache = folder / name if folder is not None else None
         # As if each had been asked for by its name.
@@ -150,7 +150,7 @@ def train_all(job: Job, world: World) -> None:
         reading = replace(job.reading, feature_cache=cache)
         own = replace(job, out=job.out / name, reading=reading, options=job.options | options, resume=True)
         try:
-            return _run(own, images, model, where, World(), readers)
+            return _run(own, images, model, where, ProcessGroup(), readers)
         except Exception:
             # Maybe because one was killed, which may show anywhere.
             readers.end()
@@ -158,15 +158,15 @@ def train_all(job: Job, world: World) -> None:
         finally:
             close_loggers(job.log_to)
 
-    models = FreshModels(job.build, job.recipe.seed)
-    with Readers(job.reading.workers) as readers, _interruptible(world):
+    models = ModelFactory(job.build, job.recipe.seed)
+    with ReaderPool(job.reading.workers) as readers, _interruptible(world):
         train_every_class(job.source, job.out, models, job.size_of, settings, run, world, job.as_json)
 
 
 @contextmanager
-def _interruptible(world: World) -> Iterator[None]:
+def _interruptible(world: ProcessGroup) -> Iterator[None]:
     """Ctrl-C ends the command with a line."""
-    from ..training.preemption import LAST_KEPT
+    from ..training.callbacks.preemption import LAST_KEPT
 
     try:
         yield
@@ -182,13 +182,13 @@ def started_from(job: Job) -> str | None:
 
 def _opened(job: Job) -> "ImageSet | ShardSet":
     from ..data import ShardSet, open_image_set
-    from ..data.shard_set import is_shard_set
+    from ..data.shards.shard_set import is_shard_set
 
     if not is_shard_set(job.source):
         return open_image_set(job.source, job.category)
     if job.category is not None:
         refuse_class_of_shards(job.source)
-    return ShardSet.of(job.source)
+    return ShardSet.from_source(job.source)
 
 
 def _run(
@@ -196,22 +196,22 @@ def _run(
     images: "ImageSet | ShardSet",
     model: "MSFlow",
     where: Console,
-    world: World,
-    readers: "Readers | None" = None,
-) -> "Outcome":
+    world: ProcessGroup,
+    readers: "ReaderPool | None" = None,
+) -> "TrainingResult":
     """Trains, and leaves the curves and the report too in the run's folder. ``where``: shows progress; ``readers``: see
     fastmsflow.training.train."""
     import torch
 
     from ..data import ImageSet
-    from ..report.plots import plot_training
-    from ..report.run import write_test_report
+    from ..evaluation.test_report import write_test_report
     from ..training import train
+    from ..visualization.plots import plot_training
 
     out = job.out
     options = job.options if job.start_from is None else job.options | described_by(model)
 
-    def report(outcome: "Outcome") -> None:
+    def report(outcome: "TrainingResult") -> None:
         summary = outcome.summary()
         held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
         curves = {
@@ -237,7 +237,7 @@ def _run(
     )  # fmt: skip
 
 
-def _print_metrics(outcome: "Outcome") -> None:
+def _print_metrics(outcome: "TrainingResult") -> None:
     choices = outcome.by_choice()
     table = Table("metric", *choices)
     for metric, chosen in outcome.summary().items():

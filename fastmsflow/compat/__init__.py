@@ -1,7 +1,7 @@
 """The reference implementation's checkpoints, and its flows by call and state dict."""
 
-from .build import build_msflow_model
-from .live import accelerate
-from .official import load_official, save_official
+from .accelerate import accelerate
+from .build_model import build_msflow_model
+from .official_checkpoint import load_official, save_official
 
 __all__ = ["accelerate", "build_msflow_model", "load_official", "save_official"]

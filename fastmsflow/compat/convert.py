@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, refuse_misfit, write_checkpoint
 from ..errors import InputError
-from ..model import MSFlow, MultiScaleFlow
-from ..nn.extractor import Extractor
-from ..nn.pool import check_pool
-from .formula import check_extractor
-from .keys import check_variant
-from .official import load_official, read_pickle, save_official
+from ..models.checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
+from ..models.msflow import MSFlow, MultiScaleFlow
+from ..nn.feature_extractor import FeatureExtractor
+from ..nn.feature_pooling import check_pool
+from ..state_dicts import refuse_misfit
+from .clamp_formula import check_extractor
+from .official_checkpoint import load_official, read_pickle, save_official
+from .state_dict_keys import check_variant
 
 
 def official_to_own(
@@ -27,11 +28,11 @@ def official_to_own(
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
     The extractor's weights are not in an official file: ``target`` holds those that ``extractor_weights`` names (see
-    fastmsflow.nn.extractor.Extractor), or none, and then ``MSFlow.load`` takes timm's.
+    fastmsflow.nn.feature_extractor.FeatureExtractor), or none, and then ``MSFlow.load`` takes timm's.
     Errors: InputError where the file does not fit, or the extractor does not yield the flow's channels.
     """
     flow = load_official(source, clamp, check_variant(variant))
-    backbone = Extractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
+    backbone = FeatureExtractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
     check_extractor(flow, backbone, source)
     epoch = read_pickle(source).get("epoch")
     config = {

@@ -14,11 +14,11 @@ from ..backend import Backend
 from ..errors import InputError
 from ..nn.coupling_block import CouplingBlock
 from ..nn.fusion_flow import FusionFlow
-from ..nn.kept import Kept
 from ..nn.parallel_flow import ParallelFlow
-from ..nn.subnet import ConditionedSubnet, FusionSubnet
+from ..nn.subnets import ConditionedSubnet, FusionSubnet
+from ..nn.weight_cache import WeightCache
 from ..reference.coupling import ClampForm, invert_permutation, permute_channels
-from .keys import Variant, read_permutation, refuse_masters_formula
+from .state_dict_keys import Variant, read_permutation, refuse_masters_formula
 
 
 class DropInSubnet(ConditionedSubnet):
@@ -31,7 +31,7 @@ class DropInSubnet(ConditionedSubnet):
         nn.Module.__init__(self)
         self.in_channels = conv2.out_channels // 2
         self.conv1, self.ln, self.conv2 = conv1, ln, conv2
-        self._kept, self._wide = Kept(), Kept()
+        self._kept, self._wide = WeightCache(), WeightCache()
 
     @property
     def norm(self) -> nn.LayerNorm:  # type: ignore[override]  # the original's has another name
@@ -71,7 +71,7 @@ class DropInBlock(CouplingBlock):
         self.global_scale, self.global_offset = global_scale, global_offset
         self.w_perm, self.w_perm_inv = w_perm, w_perm_inv
         self.subnet = subnet
-        self._wide = Kept()
+        self._wide = WeightCache()
         self._read: tuple[object, Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(DropInBlock._take_layout)
 
@@ -168,7 +168,7 @@ class DropInFusionSubnet(FusionSubnet):
     def __init__(self, cross_convs: DropInCrossConvolutions, conv_s: nn.ModuleList, conv_t: nn.ModuleList) -> None:
         nn.Module.__init__(self)
         self.cross_convs, self.conv_s, self.conv_t = cross_convs, conv_s, conv_t
-        self._kept = Kept()
+        self._kept = WeightCache()
 
     @property
     def conv1(self) -> nn.Conv2d:  # type: ignore[override]  # the original's has another name

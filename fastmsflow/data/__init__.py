@@ -1,20 +1,24 @@
 """Image sets and how they are read. Knows nothing of models."""
 
-from .dataset import ImageDataset, LooseImages
+from .datasets import ImageDataset, ImageFileDataset
+from .file_search import list_images
 from .fingerprint import fingerprint
+from .image_io import load_image, load_mask, read_image
 from .image_set import ImageSet, Sample
-from .images import load_image, load_mask, read_image
-from .layouts import categories, classes_of, folder, mvtec, open_image_set, visa
-from .listing import list_images
-from .sample_sets import elpv, textures
-from .shard_set import ShardSet
-from .sharding import write_shards
-from .shards import ShardedImages
+from .layouts import categories, classes_of, open_image_set
+from .layouts.elpv import elpv
+from .layouts.folder import folder
+from .layouts.mvtec import mvtec
+from .layouts.textures import textures
+from .layouts.visa import visa
+from .shards.dataset import ShardedImages
+from .shards.shard_set import ShardSet
+from .shards.writer import write_shards
 
 __all__ = [
     "ImageDataset",
+    "ImageFileDataset",
     "ImageSet",
-    "LooseImages",
     "Sample",
     "ShardSet",
     "ShardedImages",

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from ..calibration import check_rate
-from ..data.batches import processors
-from ..data.locations import NO_FILE, Location
-from ..data.remote import is_there, is_url
+from ..data.image_batches import processors
+from ..data.shards.storage import NO_FILE, ShardStorage
+from ..data.url_images import is_there, is_url
 from ..errors import InputError, UnavailableError
 from ..files import shown
-from ..model import MSFlow
-from .columns import BYTES, IMAGE, Columns, Rows, result_columns
+from ..models.msflow import MSFlow
+from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
 from .precision import AUTO, check_dtype
-from .scorer import NOT_FINITE, Judged, Limit, Scorer, region_threshold
+from .scorer import NOT_FINITE, DecisionThreshold, ImageResult, Scorer, region_threshold
 
 ENGINES = ("torch",)
 # Engines hand over thousands of rows at once; so many images are in memory, and go through the model, together.
@@ -121,7 +121,9 @@ class BatchScorer:
         columns = arrow.columns_of(batch) if arrow and is_arrow else batch
         if not isinstance(columns, Mapping):
             raise InputError(f"the batch is a {type(batch).__name__}; give a dict of columns, or an Arrow table")
-        rows = Rows.of({name: arrow.values(column) if arrow else column for name, column in columns.items()})
+        rows = BatchColumns.from_batch(
+            {name: arrow.values(column) if arrow else column for name, column in columns.items()}
+        )
         results = self._results(rows)
         if arrow and is_arrow:
             table = arrow.as_table(batch)
@@ -129,7 +131,7 @@ class BatchScorer:
         kept = {name: column for name, column in columns.items() if name not in (BYTES, IMAGE, *results)}
         return {**kept, **results}
 
-    def _results(self, rows: Rows) -> Columns:
+    def _results(self, rows: BatchColumns) -> Columns:
         ready = self._ready()
         image_size = ready.scorer.model.image_size
 
@@ -147,7 +149,7 @@ class BatchScorer:
             results.append(result_columns(judged, image_size if self._maps else None))
         return {name: np.concatenate([some[name] for some in results]) for name in results[0]}
 
-    def _judged(self, scorer: Scorer, read: "list[_Read]", rows: Rows, start: int) -> list[Judged | str]:
+    def _judged(self, scorer: Scorer, read: "list[_Read]", rows: BatchColumns, start: int) -> list[ImageResult | str]:
         whole = [one for one in read if not isinstance(one, str)]
         sizes = [size for _, size in whole]
         with self._scoring:
@@ -161,7 +163,7 @@ class BatchScorer:
         with self._loading:
             if self._loaded is None:
                 model = _load(self._model).to(_torch_device(self._device)).to(memory_format=torch.channels_last)
-                limit = Limit.of(model.calibration, self._false_alarms, self._threshold)
+                limit = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
                 scorer = Scorer(model, limit=limit, region_threshold=regions, dtype=self._dtype)
                 self._loaded = _Loaded(scorer, _readers(), os.getpid())
@@ -187,7 +189,7 @@ _Read: TypeAlias = tuple[Tensor, tuple[int, int]] | str
 """An image at the model's size and its own (width, height), or its fault."""
 
 
-def _read(rows: Rows, row: int, image_size: tuple[int, int]) -> _Read:
+def _read(rows: BatchColumns, row: int, image_size: tuple[int, int]) -> _Read:
     try:
         return rows.fault(row) or rows.read(row, image_size)
     except (InputError, UnavailableError) as error:
@@ -225,7 +227,7 @@ def read_model(model: str) -> MSFlow:
             with fsspec.open(model, "rb") as there, local.open("wb") as here:
                 shutil.copyfileobj(there, here)
         except Exception as error:  # every kind of storage has its own
-            raise InputError(f"{shown(model)}: {Location.why(error)}") from error
+            raise InputError(f"{shown(model)}: {ShardStorage.why(error)}") from error
         try:
             return MSFlow.load(local)
         except (InputError, UnavailableError) as error:

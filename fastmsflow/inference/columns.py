@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import SMALLEST, as_tensor, decode_image, image_of
-from ..data.remote import open_image
+from ..data.image_io import SMALLEST, as_tensor, decode_image, image_of
+from ..data.url_images import open_image
 from ..errors import InputError
 from ..files import shown
-from .scorer import Judged
+from .scorer import ImageResult
 
 BYTES, IMAGE, PATH, FAULT = "bytes", "image", "path", "fault"
 SCORES = ("score", "log_score", "absolute_score")
@@ -24,7 +24,7 @@ Columns: TypeAlias = dict[str, Any]
 """Each column's values: a NumPy array of any shape with the rows first, or a list."""
 
 
-class Rows(NamedTuple):
+class BatchColumns(NamedTuple):
     """The images of a batch."""
 
     kind: str
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     """Each row's text that says why it is not to be scored, if there is one."""
 
     @classmethod
-    def of(cls, columns: Mapping[Any, Any]) -> "Rows":
+    def from_batch(cls, columns: Mapping[Any, Any]) -> "BatchColumns":
         """Errors: InputError where no column holds images, or columns are not of one length."""
         kind = next((name for name in (BYTES, IMAGE, PATH) if name in columns), None)
         if kind is None:
@@ -143,7 +143,7 @@ def _type(value: Any) -> str:
     return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a value of type {type(value).__name__}"
 
 
-def result_columns(results: Sequence[Judged | str], map_size: tuple[int, int] | None) -> Columns:
+def result_columns(results: Sequence[ImageResult | str], map_size: tuple[int, int] | None) -> Columns:
     """Columns of ``results``, one for each row: what the model says, or its fault. Numbers are float64, NaN where
     there is none; ``defective`` and ``fault`` hold None there. ``map_size``: (H, W) of the column of maps, if any."""
     numbers = np.full((len(NUMBERS), len(results)), np.nan)

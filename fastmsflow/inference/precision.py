@@ -3,7 +3,7 @@
 import torch
 
 from ..errors import InputError
-from ..model import MSFlow
+from ..models.msflow import MSFlow
 
 AUTO = "auto"
 """float16 on a GPU, float32 on a CPU."""

@@ -1,21 +1,20 @@
 """Images by the million -> Parquet, on one machine: worker processes read ahead of the model, part by part."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import pyarrow as pa
-import torch
 
-from ..data.batches import Batch, Reader, ShardBatches, file_batches, read_batches
+from ..data.fingerprint import short_digest, tensor_chunks
+from ..data.image_batches import BatchReader, ImageBatch, ShardBatches, file_batches, read_batches
 from ..files import as_utf8
-from ..model import MSFlow
+from ..models.msflow import MSFlow
 from .arrow import RESULTS, with_results
 from .columns import result_columns
-from .parquet import PATH, PredictionFolder
-from .scorer import Judged, Scorer
+from .prediction_folder import PATH, PredictionFolder
+from .scorer import ImageResult, Scorer
 
 RESULTS_OF_FILES = pa.schema([(PATH, pa.string()), *RESULTS])
 
@@ -33,13 +32,13 @@ class Files:
         """Returns those that ``folder`` has no rows of."""
         return Files(folder.remaining(self.paths))
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[ImageBatch]:
         """Yields the images, ``size`` at once."""
         return file_batches(self.paths, size)
 
 
 class Shards:
-    """Images in a set of shards; ``where``: see fastmsflow.data.locations.Location."""
+    """Images in a set of shards; ``where``: see fastmsflow.data.shards.storage.ShardStorage."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -63,7 +62,7 @@ class Shards:
                 result.done[names[tar]] = result.done.get(names[tar], frozenset()) | set(paths)
         return result
 
-    def batches(self, size: int) -> Iterator[Batch]:
+    def batches(self, size: int) -> Iterator[ImageBatch]:
         """Yields the images, ``size`` at once; shards that are done are not opened."""
         for shard in self.set.manifest.shards:
             done = self.done.get(shard.name, frozenset())
@@ -104,7 +103,7 @@ def score_into(
     Errors: InputError where results cannot be written; RuntimeError where a process that reads is killed.
     """
     rows, done = RESULTS_OF_FILES.empty_table(), 0
-    reader = Reader(scorer.model.image_size)
+    reader = BatchReader(scorer.model.image_size)
     try:
         for read in read_batches(images.batches(batch_size), -(-len(images) // batch_size), reader, workers):
             judged = [(item.name, result or str(fault)) for item, result, fault in scorer.items(read)]
@@ -123,16 +122,13 @@ def score_into(
         folder.write(rows)
 
 
-def _table(judged: Iterable[tuple[str | None, Judged | str]]) -> pa.Table:
+def _table(judged: Iterable[tuple[str | None, ImageResult | str]]) -> pa.Table:
     paths, results = zip(*judged, strict=True)
     table = pa.table({PATH: pa.array([path and as_utf8(path) for path in paths], pa.string())})
     return with_results(table, result_columns(results, None))
 
 
 def fingerprint(model: MSFlow) -> str:
-    """16 hexadecimal digits of a SHA-256 over weights, calibration and what else decides on a score."""
-    total = hashlib.sha256(json.dumps(model.config).encode())
-    for name, tensor in model.state_dict().items():
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
+    """Returns 16 hexadecimal digits of a SHA-256 over weights, calibration and what else decides on a score."""
+    weights = tensor_chunks(model.state_dict(), "{name} {shape} {dtype}")
+    return short_digest(chain([json.dumps(model.config).encode()], weights))

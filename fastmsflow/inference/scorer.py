@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..calibration import Calibration, Threshold
-from ..data.batches import Item, Read
+from ..data.image_batches import ReadBatch, ReadImage
 from ..errors import InputError
 from ..files import shown
-from ..model import MSFlow
+from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from .precision import AUTO, prepare
 from .regions import Region, find_regions
@@ -25,14 +25,16 @@ NOT_FINITE = (
 
 
 @dataclass(frozen=True)
-class Limit:
+class DecisionThreshold:
     """What an absolute score above ``value`` is called defective by."""
 
     value: float
     text: str
 
     @classmethod
-    def of(cls, calibration: Calibration | None, false_alarms: float | None, value: float | None) -> "Limit | None":
+    def from_calibration(
+        cls, calibration: Calibration | None, false_alarms: float | None, value: float | None
+    ) -> "DecisionThreshold | None":
         """``value``, nats, if given; else the calibrated threshold for ``false_alarms`` (None: as calibrated); None
         where there is none. Errors: InputError where one was asked for that cannot be had."""
         if value is not None:
@@ -68,7 +70,7 @@ def region_threshold(calibration: Calibration | None, false_alarms: float | None
         return None
 
 
-class Judged(NamedTuple):
+class ImageResult(NamedTuple):
     """One image."""
 
     score: float
@@ -94,7 +96,7 @@ class Scorer:
         self,
         model: MSFlow,
         *,
-        limit: Limit | None = None,
+        limit: DecisionThreshold | None = None,
         region_threshold: float | None = None,
         dtype: str = AUTO,
         kind: MapKind = "absolute",
@@ -110,7 +112,7 @@ class Scorer:
         """The name of the dtype that it computes in."""
         return str(self._ready.flow.dtype).removeprefix("torch.")
 
-    def items(self, read: Read) -> Iterator[tuple[Item, Judged | None, str | None]]:
+    def items(self, read: ReadBatch) -> Iterator[tuple[ReadImage, ImageResult | None, str | None]]:
         """Yields each image of a batch with its result, or with None and the line that says why there is none."""
         sizes = [item.size for item in read.items if item.size is not None]
         judged = iter([] if read.pixels is None else self(read.pixels, sizes))
@@ -119,7 +121,7 @@ class Scorer:
             yield item, one, item.fault or (None if one else f"{shown(item.name or '')}: {NOT_FINITE}")
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Judged | None]:
+    def __call__(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[ImageResult | None]:
         """``pixels``: (B, 3, H, W) in [0, 1] of images of ``sizes``, (width, height) each. None for an image whose
         score is not finite."""
         device = next(self._ready.parameters()).device
@@ -134,14 +136,14 @@ class Scorer:
 
     def _judged(
         self, values: list[float], score_map: np.ndarray, of_regions: np.ndarray, size: tuple[int, int]
-    ) -> Judged | None:
+    ) -> ImageResult | None:
         if not np.isfinite(values).all():
             return None
         score, log_score, absolute = values
         defective = None if self.limit is None else absolute > self.limit.value
         above = self.region_threshold
         regions = None if above is None else find_regions(of_regions, above, size)
-        return Judged(score, log_score, absolute, defective, regions, score_map)
+        return ImageResult(score, log_score, absolute, defective, regions, score_map)
 
 
 def _as_array(score_map: Tensor) -> np.ndarray:

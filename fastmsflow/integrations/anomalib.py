@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .. import backend
 from ..errors import InputError, UnavailableError
-from ..model import MSFlow
-from ..nn.pool import Pool
+from ..models.msflow import MSFlow
+from ..nn.feature_pooling import Pool
 from ..training.recipe import WARM_UP_SHARE, Recipe
 
 try:

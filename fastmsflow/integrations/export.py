@@ -18,9 +18,9 @@ from torch.export import Dim, ExportedProgram
 from .. import backend
 from ..errors import UnavailableError
 from ..files import written_aside
-from ..model import MSFlow, Prediction
-from ..nn.kept import as_constants
-from ..ops.inlining import inlined
+from ..models.msflow import MSFlow, Prediction
+from ..nn.weight_cache import as_constants
+from ..ops.triton_export import inlined
 
 __all__ = ["Exported", "export_onnx", "export_package", "export_program"]
 

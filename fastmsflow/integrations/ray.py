@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from ..data.batches import ShardBatches
-from ..data.tars import Encoded
+from ..data.image_batches import ShardBatches
+from ..data.shards.reader import Encoded
 from ..errors import InputError, UnavailableError, in_one_line
 from ..files import as_utf8, shown
 from ..inference import BatchScorer
-from ..inference.parquet import PATH, PredictionFolder
 from ..inference.predict_parquet import Files, Shards
+from ..inference.prediction_folder import PATH, PredictionFolder
 
 __all__ = ["check_cluster", "connected", "score_on_ray"]
 

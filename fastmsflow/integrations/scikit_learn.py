@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
-from torch.utils.data import DataLoader
 
-from ..data import LooseImages, list_images
+from ..data import ImageFileDataset, list_images
+from ..data.reader_pool import batched, read_images
 from ..errors import InputError, UnavailableError
-from ..model import MSFlow
-from ..nn.pool import Pool
+from ..models.msflow import MSFlow
+from ..nn.feature_pooling import Pool
 from ..scoring import Scores
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
             from rich.console import Console
 
             from ..training import Recipe
-            from ..training.module import MSFlowModule
+            from ..training.datamodule import TRAIN, FeatureTrainingData
+            from ..training.lightning_module import MSFlowLightningModule
             from ..training.recipe import WARM_UP_SHARE
-            from ..training.sources import TRAIN, FeatureSource
             from ..training.trainer import prepare, run_trainer
         except ImportError as error:
             package = (error.name or "").partition(".")[0]
@@ -105,9 +105,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         model.to(device).to(memory_format=torch.channels_last)
         console = Console(quiet=not self.verbose)
         images = _listed(X)
-        source = FeatureSource(model, {TRAIN: LooseImages(images, model.image_size)}, recipe)
+        source = FeatureTrainingData(model, {TRAIN: ImageFileDataset(images, model.image_size)}, recipe)
         names = [f"image {i}" if isinstance(image, np.ndarray) else str(image) for i, image in enumerate(images)]
-        module = MSFlowModule(model, recipe, {TRAIN: names})
+        module = MSFlowLightningModule(model, recipe, {TRAIN: names})
         prepare(source, console)
         run_trainer(module, source, recipe, console)
         self.model_ = model.to(device)
@@ -146,9 +146,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def _scores(self, X: Images) -> Iterator[Scores]:
         check_is_fitted(self)
         device = next(self.model_.parameters()).device
+        images = ImageFileDataset(_listed(X), self.model_.image_size)
         with torch.no_grad():
-            for batch in DataLoader(LooseImages(_listed(X), self.model_.image_size), batch_size=16):
-                yield self.model_.scores(batch["image"].to(device, memory_format=torch.channels_last))
+            for pixels in read_images(images, batched(range(len(images))), device=device):
+                yield self.model_.scores(pixels)
 
 
 def _normality(batches: Iterable[Scores]) -> np.ndarray:

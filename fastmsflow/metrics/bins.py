@@ -41,7 +41,9 @@ class Bins:
         """Differs, all but surely, where bins do."""
 
     @classmethod
-    def of(cls, masks: Any, maps: Any, bins: int = BINS, across_ranks: bool = False, device: str = "cpu") -> "Bins":
+    def from_sample(
+        cls, masks: Any, maps: Any, bins: int = BINS, across_ranks: bool = False, device: str = "cpu"
+    ) -> "Bins":
         """For values like those of a sample, ``maps`` (B, H, W) with ``masks``, as PixelHistogram.update takes them.
 
         ``across_ranks``: of all ranks' samples together, see PixelHistogram.all_reduce.

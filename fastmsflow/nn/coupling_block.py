@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.coupling import coupling, coupling_inverse
 from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
-from .kept import Kept, wide
-from .subnet import ConditionedSubnet
+from .subnets import ConditionedSubnet
+from .weight_cache import WeightCache, wide
 
 
 class CouplingBlock(nn.Module):
@@ -42,8 +42,8 @@ class CouplingBlock(nn.Module):
         self.register_buffer("inverse_perm", invert_permutation(self.perm), persistent=False)
         self.register_load_state_dict_post_hook(CouplingBlock._invert)
         self.subnet = ConditionedSubnet(self.kept, condition_channels, 2 * self.kept)
-        self._ordered: Kept[tuple[Tensor, Tensor]] = Kept()
-        self._wide: Kept[list[Tensor]] = Kept()
+        self._ordered: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
+        self._wide: WeightCache[list[Tensor]] = WeightCache()
 
     def forward(
         self, x: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None

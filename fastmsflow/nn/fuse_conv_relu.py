@@ -15,7 +15,7 @@ from ..ops.conv3x3 import rounds_to_tf32
 from ..ops.convolution_relu import convolution_relu, cudnn_may_serve, uses_cudnn
 from ..ops.reflection_pad import reflection_pad
 from ..reference import convolution_relu as reference
-from .fold import computes_the_same
+from .fuse_conv_bn import computes_the_same
 
 # The largest error of a fused operator beside its twin on the same device, relative in the norm. In half precision the
 # twin rounds up to three times (after the convolution, the bias and the residual), the operator once: emulated for

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from ..backend import Backend
 from ..ops.conv3x3 import conv3x3
 from ..ops.conv3x3_coupling import (
-    conv3x3_cross_coupling,
-    conv3x3_joining_cross_coupling,
-    conv3x3_joining_cross_coupling_likelihood,
+    conv3x3_fusion_coupling,
+    conv3x3_fusion_coupling_concat,
+    conv3x3_fusion_coupling_concat_likelihood,
 )
-from ..ops.coupling import cross_coupling_inverse
+from ..ops.coupling import fusion_coupling_inverse
 from ..reference.coupling import add_log_dets
-from .low_memory import Memory, recomputed
-from .side_by_side import side_by_side
-from .subnet import FusionSubnet
+from .activation_checkpointing import ActivationCheckpointing, checkpointed
+from .streams import run_on_streams
+from .subnets import FusionSubnet
 
 # Hidden maps, the head's weight and bias, a level's parts, the clamp, whether the log_det is wanted and the backend ->
 # what becomes of the level, and its log_det.
@@ -56,33 +56,37 @@ class FusionFlow(nn.Module):
         return self.latents([level.chunk(2, dim=1) for level in x], backend)
 
     def latents(
-        self, x: Levels, backend: Backend = "auto", memory: Memory | None = None
+        self, x: Levels, backend: Backend = "auto", memory: ActivationCheckpointing | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Computes z per level, (B, C_l, H_l, W_l), and log_det (B,) from halves (B, C_l / 2, H_l, W_l) of x, permuted.
 
         ``memory``: if given, of each of the two couplings only the inputs are kept where gradients are taken.
         """
-        z, log_det = self._couple(x, conv3x3_joining_cross_coupling, backend, memory, True)
+        z, log_det = self._couple(x, conv3x3_fusion_coupling_concat, backend, memory, True)
         return z, cast(Tensor, log_det)
 
     def log_likelihood_maps(
-        self, x: Levels, backend: Backend = "auto", memory: Memory | None = None, with_log_det: bool = True
+        self,
+        x: Levels,
+        backend: Backend = "auto",
+        memory: ActivationCheckpointing | None = None,
+        with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Computes what ``latents`` does, but for z -0.5 mean over channels of z^2, (B, H_l, W_l); z is not kept.
 
         log_det is None where it is not wanted.
         """
-        return self._couple(x, conv3x3_joining_cross_coupling_likelihood, backend, memory, with_log_det)
+        return self._couple(x, conv3x3_fusion_coupling_concat_likelihood, backend, memory, with_log_det)
 
     def _couple(
-        self, x: Levels, join: Couple, backend: Backend, memory: Memory | None, with_log_det: bool
+        self, x: Levels, join: Couple, backend: Backend, memory: ActivationCheckpointing | None, with_log_det: bool
     ) -> tuple[list[Tensor], Tensor | None]:
         """``join``: the coupling of the second halves, which yields what is returned per level."""
         h1, h2 = zip(*x, strict=True)
         drive: Callable[..., tuple[list[Tensor], Tensor | None]] = self._drive
         if memory is not None and torch.is_grad_enabled():
-            drive = partial(recomputed, drive)
-        y1, log_det_2 = drive(conv3x3_cross_coupling, self.subnet_2, h2, [h1], with_log_det, backend=backend)
+            drive = partial(checkpointed, drive)
+        y1, log_det_2 = drive(conv3x3_fusion_coupling, self.subnet_2, h2, [h1], with_log_det, backend=backend)
         joined, log_det_1 = drive(join, self.subnet_1, y1, [y1, h2], with_log_det, backend=backend)
         return joined, add_log_dets([log_det_1, log_det_2])
 
@@ -101,7 +105,7 @@ class FusionFlow(nn.Module):
             partial(couple, *level, self.clamp, with_log_det, backend)
             for level in zip(hidden, *zip(*subnet.heads(), strict=True), *parts, strict=True)
         ]
-        y, log_dets = zip(*side_by_side(tasks, driver[0].device), strict=True)
+        y, log_dets = zip(*run_on_streams(tasks, driver[0].device), strict=True)
         return list(y), add_log_dets(log_dets)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
@@ -117,5 +121,5 @@ class FusionFlow(nn.Module):
         levels = zip(subnet(driver, backend), subnet.heads(), strict=True)
         raws = (conv3x3(hidden, *head, backend) for hidden, head in levels)
         pairs = zip(y, raws, strict=True)
-        h, log_dets = zip(*(cross_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
+        h, log_dets = zip(*(fusion_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
         return list(h), reduce(torch.add, log_dets)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..backend import Backend
 from ..reference.coupling import ClampForm, add_log_dets
+from .activation_checkpointing import ActivationCheckpointing, checkpointed
 from .coupling_block import CouplingBlock
 from .invertible import invertible
-from .lists import all_of
-from .low_memory import Memory, recomputed
+from .module_lists import all_of
 
 
 class ParallelFlow(nn.Module):
@@ -32,7 +32,7 @@ class ParallelFlow(nn.Module):
         condition: Tensor,
         backend: Backend = "auto",
         order: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: ActivationCheckpointing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape, log_det (B,).
 
@@ -49,7 +49,7 @@ class ParallelFlow(nn.Module):
         backend: Backend = "auto",
         order: Tensor | None = None,
         *,
-        memory: Memory | None = None,
+        memory: ActivationCheckpointing | None = None,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Computes ``forward`` and returns z as its halves, (B, C / 2, H, W) each; log_det is None where it is not
@@ -64,7 +64,7 @@ class ParallelFlow(nn.Module):
         backend: Backend,
         order: Tensor | None,
         *,
-        memory: Memory | None,
+        memory: ActivationCheckpointing | None,
         whole: bool = False,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
@@ -82,7 +82,7 @@ class ParallelFlow(nn.Module):
                 block.couple, order=order if last else None, whole=whole and last, with_log_det=with_log_det
             )
             if saving == "recompute":
-                run = partial(recomputed, run)
+                run = partial(checkpointed, run)
             parts, block_log_det = run(parts, condition, backend=backend)
             log_dets.append(block_log_det)
         return list(parts), add_log_dets(log_dets)

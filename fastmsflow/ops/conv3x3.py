@@ -7,7 +7,7 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
-from ..kernels.rows import new_rows
+from ..kernels.channels_last import new_rows
 from ..reference import conv3x3 as reference
 
 
@@ -32,13 +32,13 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def uses_triton_convolution(kind: str, backend: Backend, x: Tensor, outputs: int) -> bool:
     """Whether the kernels' own convolution computes: where they serve, and where it was measured to beat the vendor's.
 
-    ``kind``: see fastmsflow.kernels.tables.
+    ``kind``: see fastmsflow.kernels.configs.
     """
     return uses_triton(backend, x) and _convolves(kind, x, outputs)
 
 
 def _convolves(kind: str, x: Tensor, outputs: int) -> bool:
-    from ..kernels.tables import convolves
+    from ..kernels.configs import convolves
 
     return convolves(kind, x.shape[0] * x.shape[2] * x.shape[3], outputs, x.device)
 

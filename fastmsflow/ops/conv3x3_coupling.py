@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
-from ..kernels.rows import new_results, new_rows
+from ..kernels.channels_last import new_results, new_rows
 from ..reference import conv3x3 as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
@@ -51,7 +51,7 @@ def conv3x3_coupling(
     return _convolve_and_couple(hidden, weight, bias, x1, x2, affine, options, result, with_log_det, backend)
 
 
-def conv3x3_cross_coupling(
+def conv3x3_fusion_coupling(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -60,9 +60,9 @@ def conv3x3_cross_coupling(
     with_log_det: bool = True,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """See fastmsflow.reference.conv3x3.conv3x3_cross_coupling. Differentiable by all its tensors."""
+    """See fastmsflow.reference.conv3x3.conv3x3_fusion_coupling. Differentiable by all its tensors."""
     if not uses_triton(backend, hidden):
-        return reference.conv3x3_cross_coupling(hidden, weight, bias, x, clamp, with_log_det)
+        return reference.conv3x3_fusion_coupling(hidden, weight, bias, x, clamp, with_log_det)
     options = (1.0, clamp, "atan", None)
     (y,), log_det = _convolve_and_couple(
         hidden, weight, bias, None, x, NO_AFFINE, options, "whole", with_log_det, backend
@@ -70,7 +70,7 @@ def conv3x3_cross_coupling(
     return y, log_det
 
 
-def conv3x3_joining_cross_coupling(
+def conv3x3_fusion_coupling_concat(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -80,9 +80,9 @@ def conv3x3_joining_cross_coupling(
     with_log_det: bool = True,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling. Differentiable by all its tensors."""
+    """See fastmsflow.reference.conv3x3.conv3x3_fusion_coupling_concat. Differentiable by all its tensors."""
     if not uses_triton(backend, hidden):
-        return reference.conv3x3_joining_cross_coupling(hidden, weight, bias, x1, x2, clamp, with_log_det)
+        return reference.conv3x3_fusion_coupling_concat(hidden, weight, bias, x1, x2, clamp, with_log_det)
     options = (1.0, clamp, "atan", output_limit(x2.dtype))
     (z,), log_det = _convolve_and_couple(
         hidden, weight, bias, x1, x2, NO_AFFINE, options, "whole", with_log_det, backend
@@ -90,7 +90,7 @@ def conv3x3_joining_cross_coupling(
     return z, log_det
 
 
-def conv3x3_joining_cross_coupling_likelihood(
+def conv3x3_fusion_coupling_concat_likelihood(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -100,12 +100,12 @@ def conv3x3_joining_cross_coupling_likelihood(
     with_log_det: bool = True,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """See fastmsflow.reference.conv3x3.conv3x3_joining_cross_coupling_likelihood. Differentiable by all its tensors.
+    """See fastmsflow.reference.conv3x3.conv3x3_fusion_coupling_concat_likelihood. Differentiable by all its tensors.
 
     By Triton the latents are never written, forward or backward.
     """
     if not uses_triton(backend, hidden):
-        return reference.conv3x3_joining_cross_coupling_likelihood(hidden, weight, bias, x1, x2, clamp, with_log_det)
+        return reference.conv3x3_fusion_coupling_concat_likelihood(hidden, weight, bias, x1, x2, clamp, with_log_det)
     options = (1.0, clamp, "atan", output_limit(x2.dtype))
     (logp,), log_det = _convolve_and_couple(
         hidden, weight, bias, x1, x2, NO_AFFINE, options, "likelihood", with_log_det, backend

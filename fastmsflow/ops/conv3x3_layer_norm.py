@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend
-from ..kernels.rows import new_rows
+from ..kernels.channels_last import new_rows
 from ..reference.layer_norm import LAYER_NORM_EPS
 from .conv3x3 import (
     check_convolution,

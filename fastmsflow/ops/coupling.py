@@ -8,7 +8,7 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
-from ..kernels.rows import new_results, new_rows
+from ..kernels.channels_last import new_results, new_rows
 from ..reference import coupling as reference
 from ..reference.coupling import SUBNET_SCALE, ClampForm
 from ..reference.fusion import output_limit
@@ -69,26 +69,26 @@ def coupling_inverse(
     return _invert(z1, z2, raw, affine, (SUBNET_SCALE, clamp, form, None))
 
 
-def cross_coupling(
+def fusion_coupling(
     x: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor | None]:
-    """See fastmsflow.reference.coupling.cross_coupling. Differentiable by x, raw and bias."""
+    """See fastmsflow.reference.coupling.fusion_coupling. Differentiable by x, raw and bias."""
     check_coupling(None, x, raw, raw.shape[1])
     if not uses_triton(backend, x):
-        return reference.cross_coupling(x, raw, bias, clamp, with_log_det)
+        return reference.fusion_coupling(x, raw, bias, clamp, with_log_det)
     (y,), log_det = couple(None, x, raw, bias, NO_AFFINE, (1.0, clamp, "atan", None), "whole", with_log_det)
     return y, log_det
 
 
-def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
-    """See fastmsflow.reference.coupling.cross_coupling_inverse. Differentiable by y and raw."""
+def fusion_coupling_inverse(y: Tensor, raw: Tensor, clamp: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """See fastmsflow.reference.coupling.fusion_coupling_inverse. Differentiable by y and raw."""
     check_coupling(None, y, raw, raw.shape[1])
     if not uses_triton(backend, y):
-        return reference.cross_coupling_inverse(y, raw, clamp)
+        return reference.fusion_coupling_inverse(y, raw, clamp)
     return _invert(None, y, raw, NO_AFFINE, (1.0, clamp, "atan", None))
 
 
-def joining_cross_coupling(
+def fusion_coupling_concat(
     x1: Tensor,
     x2: Tensor,
     raw: Tensor,
@@ -97,16 +97,16 @@ def joining_cross_coupling(
     with_log_det: bool = True,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """See fastmsflow.reference.coupling.joining_cross_coupling. Differentiable by x1, x2, raw and bias."""
+    """See fastmsflow.reference.coupling.fusion_coupling_concat. Differentiable by x1, x2, raw and bias."""
     check_coupling(x1, x2, raw, raw.shape[1])
     if not uses_triton(backend, x2):
-        return reference.joining_cross_coupling(x1, x2, raw, bias, clamp, with_log_det)
+        return reference.fusion_coupling_concat(x1, x2, raw, bias, clamp, with_log_det)
     options = (1.0, clamp, "atan", output_limit(x2.dtype))
     (z,), log_det = couple(x1, x2, raw, bias, NO_AFFINE, options, "whole", with_log_det)
     return z, log_det
 
 
-def joining_cross_coupling_likelihood(
+def fusion_coupling_concat_likelihood(
     x1: Tensor,
     x2: Tensor,
     raw: Tensor,
@@ -115,13 +115,13 @@ def joining_cross_coupling_likelihood(
     with_log_det: bool = True,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """See fastmsflow.reference.coupling.joining_cross_coupling_likelihood. Differentiable by x1, x2, raw and bias.
+    """See fastmsflow.reference.coupling.fusion_coupling_concat_likelihood. Differentiable by x1, x2, raw and bias.
 
     By Triton the latents are never written, forward or backward.
     """
     check_coupling(x1, x2, raw, raw.shape[1])
     if not uses_triton(backend, x2):
-        return reference.joining_cross_coupling_likelihood(x1, x2, raw, bias, clamp, with_log_det)
+        return reference.fusion_coupling_concat_likelihood(x1, x2, raw, bias, clamp, with_log_det)
     options = (1.0, clamp, "atan", output_limit(x2.dtype))
     (logp,), log_det = couple(x1, x2, raw, bias, NO_AFFINE, options, "likelihood", with_log_det)
     return logp, log_det

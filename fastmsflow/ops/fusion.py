@@ -8,7 +8,7 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
-from ..kernels.rows import new_rows
+from ..kernels.channels_last import new_rows
 from ..reference import fusion as reference
 from . import records_gradients
 from .conv3x3 import bias_gradient, conv3x3

@@ -7,7 +7,7 @@ from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
 from ..errors import InputError
-from ..kernels.rows import new_rows
+from ..kernels.channels_last import new_rows
 from ..reference import layer_norm as reference
 from ..reference.layer_norm import LAYER_NORM_EPS
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, library
 
 from ..backend import Backend, uses_triton
-from ..kernels.rows import new_rows
+from ..kernels.channels_last import new_rows
 from ..reference import likelihood as reference
 from . import records_gradients
 

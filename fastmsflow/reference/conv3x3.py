@@ -8,9 +8,9 @@ from torch import Tensor
 from .coupling import (
     ClampForm,
     coupling,
-    cross_coupling,
-    joining_cross_coupling,
-    joining_cross_coupling_likelihood,
+    fusion_coupling,
+    fusion_coupling_concat,
+    fusion_coupling_concat_likelihood,
 )
 from .fusion import split_and_upsample
 from .layer_norm import layer_norm_relu
@@ -53,22 +53,22 @@ def conv3x3_coupling(
     return coupling(x1, x2, raw, None, *affine, clamp, form, with_log_det)
 
 
-def conv3x3_cross_coupling(
+def conv3x3_fusion_coupling(
     hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, clamp: float, with_log_det: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """``cross_coupling`` of x (B, b, H, W), driven by conv3x3(hidden, weight, bias)."""
-    return cross_coupling(x, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
+    """``fusion_coupling`` of x (B, b, H, W), driven by conv3x3(hidden, weight, bias)."""
+    return fusion_coupling(x, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
 
 
-def conv3x3_joining_cross_coupling(
+def conv3x3_fusion_coupling_concat(
     hidden: Tensor, weight: Tensor, bias: Tensor, x1: Tensor, x2: Tensor, clamp: float, with_log_det: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """``joining_cross_coupling`` of x1 and x2, driven by conv3x3(hidden, weight, bias)."""
-    return joining_cross_coupling(x1, x2, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
+    """``fusion_coupling_concat`` of x1 and x2, driven by conv3x3(hidden, weight, bias)."""
+    return fusion_coupling_concat(x1, x2, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
 
 
-def conv3x3_joining_cross_coupling_likelihood(
+def conv3x3_fusion_coupling_concat_likelihood(
     hidden: Tensor, weight: Tensor, bias: Tensor, x1: Tensor, x2: Tensor, clamp: float, with_log_det: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """``joining_cross_coupling_likelihood`` of x1 and x2, driven by conv3x3(hidden, weight, bias)."""
-    return joining_cross_coupling_likelihood(x1, x2, conv3x3(hidden, weight, bias), None, clamp, with_log_det)
+    """``fusion_coupling_concat_likelihood`` of x1 and x2, driven by conv3x3(hidden, weight, bias)."""
+    return fusion_coupling_concat_likelihood(x1, x2, conv3x3(hidden, weight, bias), None, clamp, with_log_det)

@@ -148,7 +148,7 @@ def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, invers
     return global_affine_inverse(y, global_scale[:kept], global_offset[:kept])[0]
 
 
-def cross_coupling(
+def fusion_coupling(
     x: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """The fusion flow's coupling of a level: x (B, b, H, W), raw (B, 2 b, H, W), and bias (2 b,) where the convolution
@@ -156,24 +156,24 @@ def cross_coupling(
     return affine_forward(x, *_split(raw, bias, scale=1.0), clamp, "atan", with_log_det)
 
 
-def cross_coupling_inverse(y: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """The inverse of ``cross_coupling``: y -> x, and the log_det (B,) of this direction."""
+def fusion_coupling_inverse(y: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
+    """The inverse of ``fusion_coupling``: y -> x, and the log_det (B,) of this direction."""
     return affine_inverse(y, *_split(raw, scale=1.0), clamp, "atan")
 
 
-def joining_cross_coupling(
+def fusion_coupling_concat(
     x1: Tensor, x2: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """``cross_coupling`` of x2, behind x1, bounded to +-1e6: (B, 2 b, H, W), log_det (B,)."""
-    y, log_det = cross_coupling(x2, raw, bias, clamp, with_log_det)
+    """``fusion_coupling`` of x2, behind x1, bounded to +-1e6: (B, 2 b, H, W), log_det (B,)."""
+    y, log_det = fusion_coupling(x2, raw, bias, clamp, with_log_det)
     return clamp_output(torch.cat((x1, y), dim=1)), log_det
 
 
-def joining_cross_coupling_likelihood(
+def fusion_coupling_concat_likelihood(
     x1: Tensor, x2: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """The log-likelihood map of what ``joining_cross_coupling`` returns, (B, H, W), in its place; log_det (B,)."""
-    z, log_det = joining_cross_coupling(x1, x2, raw, bias, clamp, with_log_det)
+    """The log-likelihood map of what ``fusion_coupling_concat`` returns, (B, H, W), in its place; log_det (B,)."""
+    z, log_det = fusion_coupling_concat(x1, x2, raw, bias, clamp, with_log_det)
     return log_likelihood_map(z), log_det
 
 

@@ -1,10 +1,10 @@
 """Training and evaluation on Lightning. Needs the ``train`` extra."""
 
-from .evaluation import Evaluation
-from .fit import Outcome, train
-from .plan import Reading
+from ..evaluation.evaluate import evaluate
+from ..evaluation.results import Evaluation
+from .data_config import DataConfig
 from .recipe import Recipe
-from .run_state import RunState, load_state
-from .testing import evaluate
+from .resume_state import RunState, load_state
+from .train import TrainingResult, train
 
-__all__ = ["Evaluation", "Outcome", "Reading", "Recipe", "RunState", "evaluate", "load_state", "train"]
+__all__ = ["DataConfig", "Evaluation", "Recipe", "RunState", "TrainingResult", "evaluate", "load_state", "train"]

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ..data import ShardedImages
+from ..data.datasets import Images
+from ..data.reader_pool import ReaderPool, collate_encoded, survive_sigterm
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from ..world import ALONE, World
-from .features import Images
-from .order import InTurn, Order
-from .readers import Readers, encoded_together, survive_sigterm
+from .samplers import SequentialBatchSampler, TrainBatchSampler
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
 Batch = tuple[list[Tensor] | Tensor, list[int], float]
@@ -75,7 +75,12 @@ class Loader(ABC):
 class FeatureLoader(Loader):
     """Batches of features that lie ready. ``fetch``: those of some images, by number."""
 
-    def __init__(self, fetch: Callable[[list[int]], list[Tensor]], order: Order | InTurn, ahead: bool = False) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[list[int]], list[Tensor]],
+        order: TrainBatchSampler | SequentialBatchSampler,
+        ahead: bool = False,
+    ) -> None:
         """``ahead``: on a GPU, the next batch is fetched on a stream of its own while a step works on this one."""
         super().__init__()
         self.sampler = order
@@ -94,7 +99,13 @@ class FeatureLoader(Loader):
 class ImageLoader(Loader):
     """Batches of images, read by ``readers`` when they are needed."""
 
-    def __init__(self, images: Images, order: Order | InTurn, readers: Readers, decode: Decode | None = None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        order: TrainBatchSampler | SequentialBatchSampler,
+        readers: ReaderPool,
+        decode: Decode | None = None,
+    ) -> None:
         """``decode``: where ``images`` are encoded, what makes pixels of a batch."""
         super().__init__()
         self.sampler = order
@@ -142,7 +153,7 @@ class ShardLoader(Loader):
         open_shards: Callable[[int], ShardedImages],
         batch_size: int,
         steps: int | None,
-        world: World = ALONE,
+        world: ProcessGroup = SINGLE_PROCESS,
         decode: Decode | None = None,
     ) -> None:
         """``decode``: where the images are encoded, what makes pixels of a batch."""
@@ -162,7 +173,7 @@ class ShardLoader(Loader):
 
     def state_dict(self) -> dict[str, Any]:
         """Also where in the shards that is, for each process: to be called on all of them."""
-        return {**super().state_dict(), "shards": list(self._world.gathered(self._images.state()))}
+        return {**super().state_dict(), "shards": list(self._world.all_gather(self._images.state()))}
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
         self._images = self._open(self._epoch)
@@ -193,7 +204,7 @@ class ShardLoader(Loader):
 
     def _once(self) -> Iterator[dict[str, Any]]:
         """All images, or what is left of them, in whole batches; a last one of fewer where there are no ``steps``."""
-        collate = encoded_together if self._decode else default_collate
+        collate = collate_encoded if self._decode else default_collate
         loader = DataLoader(
             self._images,
             self._batch_size,

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from ..calibration import FALSE_ALARMS, check_rate
 from ..errors import InputError
-from ..nn.low_memory import MEMORIES
+from ..nn.activation_checkpointing import ACTIVATION_CHECKPOINTING
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -88,8 +88,10 @@ class Recipe:
         self._check_parts()
         if self.accumulate < 1:
             raise InputError(f"accumulate is {self.accumulate}; a step needs at least 1 batch")
-        if self.memory is not None and self.memory not in MEMORIES:
-            raise InputError(f"memory {self.memory!r} is not known; choose one of {', '.join(MEMORIES)}")
+        if self.memory is not None and self.memory not in ACTIVATION_CHECKPOINTING:
+            raise InputError(
+                f"memory {self.memory!r} is not known; choose one of {', '.join(ACTIVATION_CHECKPOINTING)}"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}; a decay lies between 0 and 1, e.g. 0.999")
 

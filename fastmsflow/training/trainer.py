@@ -16,14 +16,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
+from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
-from ..world import World
-from .callbacks import TrainingBar, progress
-from .module import MSFlowModule
-from .parts import prepared
+from .callbacks.progress_bar import TrainingProgressBar, progress
+from .checkpointing import ResumeCheckpoint
+from .datamodule import TrainingData
+from .lightning_module import MSFlowLightningModule
+from .parameter_groups import prepared
 from .recipe import Precision, Recipe
-from .sources import Source
-from .state_file import StateFile
 
 
 def check_precision(recipe: Recipe) -> None:
@@ -32,7 +32,7 @@ def check_precision(recipe: Recipe) -> None:
         raise InputError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true")
 
 
-def prepare(source: Source, console: Console) -> None:
+def prepare(source: TrainingData, console: Console) -> None:
     """``source.prepare`` under a progress bar."""
     with progress(console) as bar:
         task = bar.add_task(f"features of {source.total} images", total=source.total or None)
@@ -40,8 +40,8 @@ def prepare(source: Source, console: Console) -> None:
 
 
 def run_trainer(
-    module: MSFlowModule,
-    source: Source,
+    module: MSFlowLightningModule,
+    source: TrainingData,
     recipe: Recipe,
     console: Console,
     callbacks: Sequence[Callback] = (),
@@ -49,7 +49,7 @@ def run_trainer(
     log_to: Sequence[Logger] = (),
 ) -> None:
     """Trains ``module`` on ``source``, from ``state`` if it is given; its model ends in eval mode on the CPU."""
-    callbacks = [*callbacks, TrainingBar(console)]
+    callbacks = [*callbacks, TrainingProgressBar(console)]
     if recipe.patience is not None:
         callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
     if log_to:
@@ -74,7 +74,7 @@ def run_trainer(
             **_processes(source.world),
             callbacks=callbacks,
             logger=list(log_to) or False,
-            enable_checkpointing=any(isinstance(callback, StateFile) for callback in callbacks),
+            enable_checkpointing=any(isinstance(callback, ResumeCheckpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -91,7 +91,7 @@ def run_trainer(
     module.model.eval().to("cpu")
 
 
-def _processes(world: World) -> dict[str, Any]:
+def _processes(world: ProcessGroup) -> dict[str, Any]:
     # Named, or Lightning would take a job's Slurm or MPI variables for its processes.
     if world.size == 1:
         return {"devices": 1, "plugins": [LightningEnvironment()]}

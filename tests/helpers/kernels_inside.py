@@ -11,14 +11,14 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fastmsflow import MSFlow, backend
 from fastmsflow.integrations.export import _Predictor
-from fastmsflow.kernels import tables
-from fastmsflow.ops.inlining import inlined
+from fastmsflow.kernels import configs
+from fastmsflow.ops.triton_export import inlined
 
 # PyTorch asks Triton's driver which arguments a kernel writes; without one it takes all for written, and says so.
 logging.disable(logging.WARNING)
 DEVICE = torch.device("cuda", 0)
 backend._faults[DEVICE] = None
-tables._chips[DEVICE] = "sm_90"
+configs._chips[DEVICE] = "sm_90"
 
 predictor = _Predictor(MSFlow("resnet18", pretrained=False, image_size=(64, 96), blocks=(1, 2, 1)))
 with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.freia import CrossCoupling, freia_flow
-from fastmsflow.nn.position import position_code
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
 
 CHANNELS, CONDITIONS, BLOCKS, GRIDS = (16, 24, 40), (8, 16, 8), (1, 2, 2), ((8, 12), (4, 6), (2, 3))
 CONFIG = SimpleNamespace(c_conds=CONDITIONS, parallel_blocks=BLOCKS, clamp_alpha=1.9)
@@ -44,7 +44,7 @@ def live_flows(seed: int = 0) -> tuple[list[nn.Module], nn.Module]:
 
 def conditions(batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> list[Tensor]:
     """As MSFlow's loop makes them: repeated for every image."""
-    codes = (position_code(d, *grid, dtype, device) for d, grid in zip(CONDITIONS, GRIDS, strict=True))
+    codes = (positional_encoding_2d(d, *grid, dtype, device) for d, grid in zip(CONDITIONS, GRIDS, strict=True))
     return [code.repeat(batch, 1, 1, 1) for code in codes]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
@@ -35,8 +35,7 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, line, match[2], textwrap.dedent(match[3]))
 
 
-# The reference's are signatures.
-EXAMPLES = [b for page in PAGES if page.name != "api.md" for b in blocks(page) if b.language == "python"]
+EXAMPLES = [b for page in PAGES for b in blocks(page) if b.language == "python"]
 COMMANDS = [
     pytest.param(words[1:], id=f"{block}: {shlex.join(words[1:])[:60]}")
     for page in PAGES

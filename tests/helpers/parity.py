@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.peers.freia import freia_flow
 from fastmsflow.compat import load_official, save_official
-from fastmsflow.compat.keys import fusion_key, parallel_key
-from fastmsflow.model import MultiScaleFlow
-from fastmsflow.nn.pool import pool_features
-from fastmsflow.nn.position import position_code
+from fastmsflow.compat.state_dict_keys import fusion_key, parallel_key
+from fastmsflow.models.msflow import MultiScaleFlow
+from fastmsflow.nn.feature_pooling import pool_features
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.scoring import anomaly_scores
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.paths import GOLDEN
@@ -124,7 +124,7 @@ def freia_pairs(path: Path, dtype: torch.dtype) -> Iterator[tuple[int, SequenceI
         theirs = freia_flow(channels[level], conditions[level], blocks[level], grid)
         theirs.load_state_dict(states[level])
         x = torch.randn(3, channels[level], *grid, dtype=dtype).to(DEVICE)
-        yield level, theirs.to(DEVICE, dtype), ours, x, position_code(conditions[level], *grid, dtype, DEVICE)
+        yield level, theirs.to(DEVICE, dtype), ours, x, positional_encoding_2d(conditions[level], *grid, dtype, DEVICE)
 
 
 def freia_errors(path: Path, dtype: torch.dtype) -> dict[str, float]:

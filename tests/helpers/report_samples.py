@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmsflow.report.page import Page, Row
+from fastmsflow.visualization.html_report import Report, ReportRow
 
 SIDE = 64
 RNG = np.random.default_rng(9826)
@@ -25,17 +25,17 @@ def mask_of(label: int) -> np.ndarray:
     return mask
 
 
-def rows(masks: bool = True) -> Iterator[Row]:
+def rows(masks: bool = True) -> Iterator[ReportRow]:
     for i, (kind, label, score) in enumerate(zip(KINDS, LABELS, SCORES, strict=True)):
         pixels = np.full((SIDE, SIDE, 3), 40 + 4 * i, np.uint8)
         heat = np.full((SIDE, SIDE), 2.5)
         heat[24:40, 24:56] = 7.5
         mask = mask_of(label) if masks else None
-        yield Row(Path("some/folder") / NAMES[i], int(label), kind, float(score), pixels, heat, mask)
+        yield ReportRow(Path("some/folder") / NAMES[i], int(label), kind, float(score), pixels, heat, mask)
 
 
-def page(**changes: Any) -> Page:
-    whole = Page(
+def page(**changes: Any) -> Report:
+    whole = Report(
         title="parts, test set",
         rows=rows(),
         heat_scale=(0.0, 10.0),

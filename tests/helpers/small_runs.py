@@ -37,14 +37,14 @@ def train_args(tiles: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 def interrupted(tiles: Path, out: Path, command, monkeypatch) -> None:
     """A run that ends after its state was kept once."""
-    from fastmsflow.training.state_file import StateFile
+    from fastmsflow.training.checkpointing import ResumeCheckpoint
 
     def keep_and_fail(self, trainer, module):
         trainer.save_checkpoint(self._path)
         raise InputError("pulled the plug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(StateFile, "on_train_epoch_end", keep_and_fail)
+        patch.setattr(ResumeCheckpoint, "on_train_epoch_end", keep_and_fail)
         code, text = command(*train_args(tiles, out))
     assert code == 1
     assert "pulled the plug" in text

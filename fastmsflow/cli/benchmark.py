@@ -1,0 +1,103 @@
+"""benchmark."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Column, Table
+
+from ..errors import UnavailableError
+from .config_file import Config
+from .options import AsJson, Quiet, app, console, errors, print_json, speak
+
+
+@app.command()
+def benchmark(
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Time the kernels' tiles and convolutions on this GPU and keep the fastest for this user."
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where the suite's results go.")] = Path("runs/speed.json"),
+    results: Annotated[
+        Path | None, typer.Option(help="Results of an earlier run, to be compared in place of a new one's.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--compare", help="Older results: prints ratios, exits with 1 beyond --threshold.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="How many times slower than the baseline a row may be.")] = 1.1,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
+    speak(quiet, as_json)
+    if tune:
+        _tune(as_json)
+        return
+    from ..benchmarking.compare import compare, run_suite
+
+    if results is None:
+        run_suite(out, console.quiet)
+        results = out
+    if baseline is None:
+        if as_json:
+            print_json({"results": str(results)})
+        return
+    ratios, warning = compare(baseline, results)
+    table = Table(Column("benchmark", overflow="fold"), "before", "now", "now / before")
+    for ratio in ratios:
+        style = "red" if ratio.value > threshold else None
+        times = (f"{1e3 * seconds:.4g} ms" for seconds in (ratio.before, ratio.now))
+        table.add_row(escape(ratio.name.rpartition("::")[2]), *times, f"{ratio.value:.3f}", style=style)
+    console.print(table)
+    if warning is not None:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
+    if as_json:
+        print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
+    slower = sum(ratio.value > threshold for ratio in ratios)
+    if slower:
+        errors.print(f"[red]{slower} of {len(ratios)} are more than {threshold:g} times slower[/red]")
+        raise typer.Exit(1)
+
+
+def _tune(as_json: bool) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UnavailableError("--tune times kernels on a GPU, and torch sees none here")
+    from triton.testing import do_bench
+
+    from ..benchmarking import Choice, as_table, save_table
+    from ..benchmarking import tune as search
+    from ..kernels import configs
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    results = []
+    try:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("tuning", total=None)
+            for result in search(
+                device,
+                lambda call: do_bench(call, warmup=10, rep=50, return_mode="median"),
+                progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            ):
+                results.append(result)
+    finally:
+        # Interrupted, what was found is kept.
+        path = save_table(as_table(configs.chip(device), results)) if results else None
+    tiles, convolutions = Table("kernel", "tile before", "tile now", "speed"), Table("convolution", "own", "vendor's")
+    for r in results:
+        if isinstance(r, Choice):
+            tiles.add_row(r.kernel, str(r.before), str(r.after), f"{r.gain:.2f}x")
+        else:
+            shape = f"{r.kind}, {r.pixels} pixels, {r.outputs} outputs"
+            convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendors:.3f} ms")
+    console.print(tiles, convolutions)
+    console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
+    if as_json:
+        print_json({"kept in": str(path)})

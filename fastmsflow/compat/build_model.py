@@ -1,0 +1,115 @@
+"""New flows with the reference implementation's call and state dict."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..backend import Backend, check
+from ..errors import InputError
+from ..reference.coupling import initial_global_scale, invert_permutation
+from ..reference.layer_norm import LAYER_NORM_EPS
+from .clamp_formula import warn_of_either_formula
+from .drop_in import (
+    DropInBlock,
+    DropInCoupling,
+    DropInCrossConvolutions,
+    DropInFusionFlow,
+    DropInFusionSubnet,
+    DropInParallelFlow,
+    DropInPermutation,
+    DropInSubnet,
+)
+from .state_dict_keys import Variant, check_variant, written_permutation
+
+
+class FlowConfig(Protocol):
+    """What ``build_msflow_model`` reads of the reference implementation's configuration: per level the channels of the
+    condition and the number of coupling blocks; the bound of the log-scales."""
+
+    @property
+    def c_conds(self) -> Sequence[int]: ...
+    @property
+    def parallel_blocks(self) -> Sequence[int]: ...
+    @property
+    def clamp_alpha(self) -> float: ...
+
+
+def build_msflow_model(
+    c: FlowConfig, c_feats: Sequence[int], variant: Variant = "auto", backend: Backend = "auto"
+) -> tuple[list[DropInParallelFlow], DropInFusionFlow]:
+    """In place of the original's function of this name: -> (parallel flows, one per level; fusion flow).
+
+    ``c_feats``: channels C_l of the levels, even. ``parallel_flow(x, [condition])`` -> (z, log_det) and
+    ``fusion_flow([z0, z1, z2])`` -> ([z0, z1, z2], log_det), both with ``rev=True`` backwards; state dicts are the
+    original's; safetensors takes the flows by ``save_model``. New permutations are FrEIA 0.2's (dense) unless
+    ``variant`` is ``"master"``; a checkpoint that is loaded brings its own layout and order of permutations.
+    ``variant``: FrEIA's formula for the soft clamp, see ``load_official``; where ``"auto"`` meets a file with index
+    permutations, it takes clamp tanh(r) and warns (InputWarning) that the file may mean the other one. ``backend``: see
+    fastmsflow.backend.
+    Errors: InputError where a setting is missing or the levels do not agree.
+    """
+    missing = [name for name in ("c_conds", "parallel_blocks", "clamp_alpha") if not hasattr(c, name)]
+    if missing:
+        raise InputError(f"the configuration lacks {', '.join(missing)}; MSFlow's has them")
+    check_variant(variant)
+    if not len(c_feats) == len(c.c_conds) == len(c.parallel_blocks):
+        raise InputError(
+            f"c_feats {tuple(c_feats)}, c_conds {tuple(c.c_conds)} and parallel_blocks {tuple(c.parallel_blocks)} must"
+            " name the same number of levels"
+        )
+    odd = [channels for channels in c_feats if channels <= 0 or channels % 2]
+    if odd:
+        raise InputError(f"c_feats holds {odd[0]}: a coupling splits channels in halves, so they must be even")
+    check(backend)
+    parallel = [
+        DropInParallelFlow([_block(channels, d, c.clamp_alpha, variant) for _ in range(n)], backend)
+        for channels, d, n in zip(c_feats, c.c_conds, c.parallel_blocks, strict=True)
+    ]
+    if variant == "auto":
+        # The first level's alone, so that a file is warned of once.
+        parallel[0].register_load_state_dict_pre_hook(_warn_of_indices)
+    halves = [channels // 2 for channels in c_feats]
+    permutations = [
+        DropInPermutation(*_frozen(perm, invert_permutation(perm))) for perm in map(torch.randperm, c_feats)
+    ]
+    coupling = DropInCoupling(_fusion_subnet(halves), _fusion_subnet(halves), c.clamp_alpha)
+    return parallel, DropInFusionFlow(permutations, coupling, backend)
+
+
+def _block(channels: int, condition_channels: int, clamp: float, variant: Variant) -> DropInBlock:
+    half = channels // 2
+    width = half + condition_channels
+    subnet = DropInSubnet(_conv3x3(width, width), nn.LayerNorm(width, eps=LAYER_NORM_EPS), _conv3x3(width, 2 * half))
+    return DropInBlock(
+        nn.Parameter(torch.full((1, channels, 1, 1), initial_global_scale())),
+        nn.Parameter(torch.zeros(1, channels, 1, 1)),
+        *_frozen(*written_permutation(torch.randperm(channels), dense=variant != "master")),
+        subnet,
+        clamp,
+        variant,
+    )
+
+
+def _warn_of_indices(_: nn.Module, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
+    perm = state.get(f"{prefix}module_list.0.w_perm")
+    if perm is not None and perm.ndim == 1:
+        warn_of_either_formula("the checkpoint", "FILE")
+
+
+def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
+    total = sum(channels)
+    mixing = DropInCrossConvolutions(
+        _conv3x3(total, total // 4), nn.LayerNorm(total // 4, eps=LAYER_NORM_EPS), _conv3x3(total // 4, total)
+    )
+    heads = (nn.ModuleList(_conv3x3(c, c) for c in channels) for _ in range(2))
+    return DropInFusionSubnet(mixing, *heads)
+
+
+def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def _frozen(perm: torch.Tensor, inverse: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:
+    return nn.Parameter(perm, requires_grad=False), nn.Parameter(inverse, requires_grad=False)

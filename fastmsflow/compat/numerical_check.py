@@ -1,0 +1,195 @@
+"""How far each backend and dtype is from the float64 reference, on one's own flow and images."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from ..backend import DTYPES, Backend, uses_triton
+from ..errors import InputError, UnavailableError
+from ..models.msflow import MultiScaleFlow
+from ..ops.conv3x3 import rounds_to_tf32
+from ..scoring import score_log_likelihoods
+
+# Relative errors of z and log scores, and the error of log_det in nats an element: what up to eight blocks and a fusion
+# make of each dtype's rounding of stored values, and of TF32's products, which GPUs take for float32.
+TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 8e-2}
+FORMS = {"tanh": "FrEIA 0.2: clamp tanh(r)", "scaled_tanh": "FrEIA's git master: clamp tanh(r / clamp)"}
+
+Batches = Iterable[Sequence[Tensor]]
+Progress = Callable[[int], None]
+
+
+@dataclass
+class CheckRow:
+    """One backend and dtype against the reference. Differences are the largest over all images."""
+
+    backend: Backend
+    dtype: str
+    tolerance: float
+    z: float = 0.0
+    """|dz|."""
+    log_det: float = 0.0
+    """|dlog_det|, in nats."""
+    score: float = 0.0
+    """|dscore| of the published image score, which is in [0, 1]."""
+    rank_correlation: float = float("nan")
+    """Spearman's, of the images by log score; NaN for fewer than two images."""
+    relative: float = 0.0
+    """The largest of: z's error by level and the log scores' error, relative in the norm; log_det's, in nats an element
+    of z (it may come out near 0, so it is not divided by itself). This is what ``tolerance`` bounds."""
+    seconds: float = 0.0
+    """Per image, the flow and its scores, second of two runs."""
+    log_scores: list[float] = field(default_factory=list)
+
+    @property
+    def within(self) -> bool:
+        """Whether nothing changed but rounding. NaN is not within."""
+        return self.relative <= self.tolerance
+
+
+@dataclass(frozen=True)
+class NumericalCheck:
+    formula: str
+    device: str
+    images: int
+    rows: list[CheckRow]
+    unavailable: dict[str, str]
+    """Backends that cannot serve here, and why."""
+
+    @property
+    def within(self) -> bool:
+        return all(row.within for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: None for NaN, which JSON does not know."""
+        rows = [asdict(row) | {"within": row.within} for row in self.rows]
+        return {**asdict(self), "within": self.within, "rows": [_without_nan(row) for row in rows]}
+
+
+@torch.no_grad()
+def check_numerics(
+    flow: MultiScaleFlow, batches: Batches, image_size: tuple[int, int], progress: Progress = lambda done: None
+) -> NumericalCheck:
+    """Runs ``flow`` on ``batches`` of pooled features, (B, C_l, H_l, W_l) per level, by every backend and dtype that
+    serves on their device; by plain PyTorch in float64 for comparison. ``image_size``: (H, W) of the score maps.
+
+    Errors: InputError where there is no image.
+    """
+    flow = copy.deepcopy(flow).eval().requires_grad_(False)
+    reference = _of(flow, torch.float64, "torch")
+    rows: list[CheckRow] = []
+    unavailable: dict[str, str] = {}
+    flows: list[MultiScaleFlow] = []
+    log_scores: list[float] = []
+    device = ""
+    for levels in batches:
+        if not device:
+            device = _name(levels[0].device)
+            rows, unavailable = _candidates(levels[0])
+            flows = [_of(flow, getattr(torch, row.dtype), row.backend) for row in rows]
+        expected = _outputs(reference, levels, image_size)
+        log_scores += expected[-1].tolist()
+        for row, candidate in zip(rows, flows, strict=True):
+            _compare(row, candidate, levels, image_size, expected)
+        progress(len(log_scores))
+    if not log_scores:
+        raise InputError("no image to compare on; give some that can be read")
+    for row in rows:
+        row.seconds /= len(log_scores)
+        if len(log_scores) > 1:
+            row.rank_correlation = float(spearmanr(log_scores, row.log_scores).statistic)
+    return NumericalCheck(FORMS[flow.clamp_form], device, len(log_scores), rows, unavailable)
+
+
+def noise(flow: MultiScaleFlow, image_size: int, images: int) -> Batches:
+    """Features of no image: standard normal, on the grids of strides 8, 16, 32 ..., two images at once."""
+    generator = torch.Generator().manual_seed(0)
+    device = next(flow.parameters()).device
+    sides = [max(1, image_size // (8 << level)) for level in range(len(flow.channels))]
+    for start in range(0, images, 2):
+        yield [
+            torch.randn(min(2, images - start), c, side, side, generator=generator).to(device)
+            for c, side in zip(flow.channels, sides, strict=True)
+        ]
+
+
+def _candidates(x: Tensor) -> tuple[list[CheckRow], dict[str, str]]:
+    try:
+        uses_triton("triton", x)
+        backends: tuple[Backend, ...] = ("torch", "triton")
+        unavailable = {}
+    except UnavailableError as error:
+        backends = ("torch",)
+        unavailable = {"triton": str(error)}
+    tf32 = x.is_cuda and rounds_to_tf32()
+    names = [str(dtype).removeprefix("torch.") for dtype in reversed(DTYPES)]
+    limit = {name: TOLERANCES["tf32" if tf32 and name == "float32" else name] for name in names}
+    return [CheckRow(backend, name, limit[name]) for backend in backends for name in names], unavailable
+
+
+def _of(flow: MultiScaleFlow, dtype: torch.dtype, backend: Backend) -> MultiScaleFlow:
+    result = copy.deepcopy(flow).to(dtype).to(memory_format=torch.channels_last)
+    result.backend = backend
+    return result
+
+
+def _outputs(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
+    """z per level, log_det, scores, log scores."""
+    x = [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]
+    z, log_det = flow(x)
+    scores = _scores(flow, x, image_size)
+    return [*z, log_det, *scores]
+
+
+def _scores(flow: MultiScaleFlow, x: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    maps = flow.log_likelihoods(x)
+    scores = score_log_likelihoods(maps, image_size, backend=flow.backend)
+    return scores.score, scores.log_score
+
+
+def _compare(
+    row: CheckRow, flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int], expected: list[Tensor]
+) -> None:
+    ours = [value.double() for value in _outputs(flow, levels, image_size)]
+    x = [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]
+    _wait(x[0])
+    started = time.perf_counter()
+    _scores(flow, x, image_size)
+    _wait(x[0])
+    row.seconds += time.perf_counter() - started
+    off = [(a - b).abs().max().item() for a, b in zip(ours, expected, strict=True)]
+    *z, log_det, score, _ = off
+    elements = sum(level[0].numel() for level in levels)
+    of_norm = [((a - b).norm() / b.norm()).item() for a, b in zip(ours, expected, strict=True)]
+    row.z, row.log_det, row.score = _worst(row.z, *z), _worst(row.log_det, log_det), _worst(row.score, score)
+    row.relative = _worst(row.relative, *of_norm[: len(z)], of_norm[-1], log_det / elements)
+    row.log_scores += ours[-1].tolist()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _worst(*errors: float) -> float:
+    """The largest; NaN where there is one."""
+    return float("nan") if any(math.isnan(error) for error in errors) else max(errors)
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

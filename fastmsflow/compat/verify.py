@@ -1,0 +1,111 @@
+"""Makes ready what `verify` compares: a checkpoint's flow, and features of images or noise."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.file_search import list_images
+from ..data.image_batches import BatchReader, file_batches
+from ..errors import InputError, first_few
+from ..models.msflow import MSFlow, MultiScaleFlow
+from .clamp_formula import (
+    BATCH,
+    MOST_IMAGES,
+    FormulaFit,
+    compare_formulas,
+    either_formula,
+    has_one_formula,
+    use_formula,
+)
+from .convert import model_of, own_flow
+from .numerical_check import Batches, noise
+from .official_checkpoint import read_official
+from .state_dict_keys import Variant
+
+NOISE_SIZE, NOISE_IMAGES = 128, 8
+
+
+@dataclass(frozen=True)
+class Described:
+    """Describes what an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
+
+    extractor: str
+    extractor_weights: str | None
+    pool: str
+    clamp: float
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class ToVerify:
+    """Holds what is to be certified, and on what."""
+
+    flow: MultiScaleFlow
+    batches: Batches
+    """Features, (B, C_l, H_l, W_l) per level."""
+    image_size: tuple[int, int]
+    """(H, W) of the score maps."""
+    faults: list[str] = field(default_factory=list[str])
+    """A line for each image that cannot be read, complete when the batches are through."""
+    fit: FormulaFit | None = None
+    """The comparison of both formulas on the images, where the file has index permutations."""
+    formula_line: str | None = None
+    """A line about the formula of such a file."""
+    formula_in_doubt: bool = False
+    """True where that line is a warning."""
+
+
+def to_verify(
+    checkpoint: Path, images: Sequence[Path], most: int, image_size: int | None, official: Described
+) -> ToVerify:
+    """Reads the checkpoint, and makes the features of its images.
+
+    ``images``: files and folders, of which ``most`` are taken; noise if none. Where an official file has index
+    permutations, the formula that fits its first images better is certified, unless ``official`` names one.
+    Errors: InputError where the checkpoint does not fit, or an image size is not that of one of ours.
+    """
+    own = checkpoint.suffix == ".safetensors"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not images:
+        flow = own_flow(checkpoint) if own else read_official(checkpoint, official.clamp, official.variant)
+        flow, side = flow.to(device), image_size or NOISE_SIZE
+        told = own or has_one_formula(flow) or official.variant != "auto"
+        line = None if told else either_formula(f"{checkpoint}:", str(checkpoint))
+        batches = noise(flow, side, NOISE_IMAGES)
+        return ToVerify(flow, batches, (side, side), formula_line=line, formula_in_doubt=True)
+    if own:
+        model = MSFlow.load(checkpoint)
+    else:
+        flow, side = read_official(checkpoint, official.clamp, official.variant), image_size or 512
+        model = model_of(flow, checkpoint, official.extractor, (side, side), official.pool, official.extractor_weights)
+    if own and image_size is not None and model.image_size != (image_size, image_size):
+        raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
+    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:most]
+    faults: list[str] = []
+    batches = _features(model.to(device), files, faults)
+    if own or has_one_formula(model.flow):
+        return ToVerify(model.flow, batches, model.image_size, faults)
+    # Held, so that an image goes through the extractor once.
+    first = list(islice(batches, MOST_IMAGES // BATCH))
+    if not first:
+        raise InputError(f"no image to compare the formulas on: {first_few(faults)}")
+    fit = compare_formulas(model.flow, first)
+    formula, line = fit.settle(official.variant)
+    use_formula(model.flow, formula)
+    doubt = fit.contradicts(official.variant) or (official.variant == "auto" and fit.trained_with is None)
+    return ToVerify(model.flow, chain(first, batches), model.image_size, faults, fit, f"{checkpoint}: {line}", doubt)
+
+
+@torch.no_grad()
+def _features(model: MSFlow, files: Sequence[Path], faults: list[str]) -> Iterator[list[Tensor]]:
+    device = next(model.parameters()).device
+    reader = BatchReader(model.image_size)
+    for batch in file_batches([str(file) for file in files], BATCH):
+        read = reader[batch]
+        faults += [item.fault for item in read.items if item.fault is not None]
+        if read.pixels is not None:
+            yield model.features(read.pixels.to(device, memory_format=torch.channels_last))

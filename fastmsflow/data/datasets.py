@@ -1,0 +1,107 @@
+"""Datasets that turn samples, files and arrays into tensors, for a DataLoader or a ReaderPool."""
+
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from .image_io import as_tensor, image_of, load_image, load_mask, read_bytes, read_image
+from .image_set import Sample
+from .jpeg_decoder import decoded_or_not
+
+ReadItem = Callable[[], dict[str, Any]]
+"""Reads one item when called, in any process."""
+Progress = Callable[[int], None]
+"""Is called with the number of images done so far."""
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Reads samples at ``image_size`` (H, W) when they are asked for.
+
+    Items: ``image`` (3, H, W) float32 in [0, 1], ``mask`` (H, W) bool, ``label`` (1 is defective) and ``index`` int.
+    Reading an item raises InputError that names the file, if the file cannot be read.
+    """
+
+    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
+        self.samples = samples
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.to_read(index)()
+
+    def to_read(self, index: int) -> ReadItem:
+        """Returns a function that reads the item and holds none of the others."""
+        return partial(_read_sample, self.samples[index], index, self.image_size)
+
+
+class ImageFileDataset(Dataset[dict[str, Any]]):
+    """Reads image files and arrays at ``image_size`` (H, W), without masks and labels.
+
+    ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. Items: ``image``
+    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpeg_decoder.decoded`` takes, and ``source``, its name for
+    errors. Reading an item raises InputError that names the file or the array's number.
+    """
+
+    def __init__(
+        self, images: Sequence[str | Path | np.ndarray], image_size: tuple[int, int], encoded: bool = False
+    ) -> None:
+        self.images = images
+        self.image_size = image_size
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.to_read(index)()
+
+    def to_read(self, index: int) -> ReadItem:
+        """Returns a function that reads the item and holds none of the others."""
+        return partial(_read_image, self.images[index], index, self.image_size, self.encoded)
+
+
+Images = ImageDataset | ImageFileDataset
+
+
+class ConcatImages:
+    """Concatenates datasets of images."""
+
+    def __init__(self, datasets: Iterable[Images]) -> None:
+        self._datasets = list(datasets)
+        self._ends = list(accumulate(map(len, self._datasets)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def to_read(self, index: int) -> ReadItem:
+        """Returns a function that reads the item and holds none of the others."""
+        dataset = bisect(self._ends, index)
+        return self._datasets[dataset].to_read(index - (self._ends[dataset - 1] if dataset else 0))
+
+
+def _read_sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "image": load_image(sample.image, image_size),
+        "mask": load_mask(sample, image_size),
+        "label": sample.label,
+        "index": index,
+    }
+
+
+def _read_image(
+    given: str | Path | np.ndarray, index: int, image_size: tuple[int, int], encoded: bool
+) -> dict[str, Any]:
+    name = f"image {index}" if isinstance(given, np.ndarray) else str(given)
+    source = {"source": name} if encoded else {}
+    if encoded and not isinstance(given, np.ndarray):
+        return {"image": decoded_or_not(read_bytes(given), name, image_size), **source}
+    image = image_of(given, name) if isinstance(given, np.ndarray) else read_image(given)
+    return {"image": as_tensor(image, image_size), **source}

@@ -1,0 +1,26 @@
+"""Names of images that may be millions."""
+
+from collections.abc import Callable, Sequence
+from typing import overload
+
+
+class LazySequence(Sequence[str]):
+    """``count`` names, each made by ``name`` when it is asked for by its number."""
+
+    def __init__(self, count: int, name: Callable[[int], str]) -> None:
+        self._numbers = range(count)
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return [self._name(i) for i in self._numbers[number]]
+        return self._name(self._numbers[number])

@@ -1,0 +1,232 @@
+"""Shards -> tensors, for a DataLoader: read from the first byte to the last, by rank and worker, wherever they lie."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ...errors import InputError, UnavailableError
+from ..error_log import ErrorLog
+from ..image_io import load_bytes
+from ..jpeg_decoder import decoded_or_not
+from .manifest import Manifest, Shard, content_of
+from .reader import Encoded, read_shard
+from .shuffle import rank_share, shuffle_buffer, shuffled_by
+from .storage import ShardStorage
+
+
+class ShardedImages(IterableDataset[dict[str, Any]]):
+    """The images of a set of shards at ``image_size`` (H, W), resized by Lanczos, for one rank of ``world_size``.
+
+    ``where``: a folder, a URL that fsspec reads (http://, s3://, ...; ``options``: what its file system takes), either
+    with or without ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name. ``workers``: the DataLoader's
+    ``num_workers``. Items: ``image`` (3, H, W) float32 in [0, 1]; ``index``, the image's number in the set; ``name``,
+    its path when the shards were written; ``source``, its shard and name, for errors; ``reader`` and ``position``, of
+    which ``state`` is made.
+
+    Every epoch of a seed has its own order: shards are shuffled, dealt out to the ranks and then to their workers, and
+    each worker draws from a buffer of ``buffer`` encoded images. The order hangs on the manifest, ``seed``, ``epoch``,
+    ``buffer``, ``world_size`` and ``workers``, and on nothing else. With ``shuffle=False`` shards and images keep the
+    manifest's order, but for being dealt out.
+
+    ``manifest``: read already; None: it is read. ``shards``: those of the manifest to read; None: all. ``verify``: a
+    shard is copied to a temporary file and its checksum compared before any image of it is used; otherwise it is when
+    the shard's end is read, after its images.
+    ``encoded``: ``image`` is what ``jpegs.decoded`` takes.
+    ``skip_faults``: a file; shards and images that cannot be read are then left out and appended to it, a JSON line
+    each, as is a shard of a wrong checksum. None: they are errors.
+
+    Errors: InputError where there are fewer shards than ranks, the manifest is wrong, or, on reading, a shard or an
+    image is, with its name; UnavailableError where a package is missing that reads them.
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
+        image_size: tuple[int, int],
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        buffer: int = 1000,
+        verify: bool = False,
+        skip_faults: str | Path | None = None,
+        options: dict[str, Any] | None = None,
+        manifest: Manifest | None = None,
+        shards: Sequence[Shard] | None = None,
+        encoded: bool = False,
+    ) -> None:
+        try:
+            import webdataset  # noqa: F401
+        except ImportError as error:
+            raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'") from error
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank {rank} of {world_size} ranks; ranks count from 0")
+        if buffer < 1:
+            raise InputError(f"a shuffle buffer of {buffer} images; give 1 or more")
+        self.location = ShardStorage(where, options)
+        self.manifest = manifest or Manifest.read(self.location)
+        self.shards = self.manifest.shards if shards is None else tuple(shards)
+        if len(self.shards) < world_size:
+            raise InputError(
+                f"{world_size} ranks, {len(self.shards)} shards: some ranks would have no data; write {world_size}"
+                f" shards or more (--images-per-shard {max(1, self.manifest.images // world_size)} or less), or take"
+                " fewer ranks"
+            )
+        self.image_size = image_size
+        self.rank, self.world_size = rank, world_size
+        self.workers = workers
+        self.readers = max(1, workers)
+        self.seed = seed
+        self.shuffle, self.buffer = shuffle, buffer
+        self.verify = verify
+        self._faults = None if skip_faults is None else ErrorLog(skip_faults)
+        self._load = decoded_or_not if encoded else load_bytes
+        self._started_in: int | None = None
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """From its beginning. Not while a DataLoader is reading."""
+        self.epoch = epoch
+        self._taken = [0] * self.readers
+        self._next = 0
+
+    @property
+    def images_of_ranks(self) -> tuple[int, ...]:
+        """How many images each rank has in this epoch. Whole shards are dealt out, so they differ by up to a shard:
+        where ranks wait for each other, each may take the least of these."""
+        return tuple(sum(shard.images for shard in self._dealt(rank)) for rank in range(self.world_size))
+
+    @property
+    def images_of_workers(self) -> tuple[int, ...]:
+        """How many each of this rank's workers has in this epoch; without workers, this process."""
+        own = self._dealt(self.rank)
+        return tuple(sum(shard.images for shard in own[reader :: self.readers]) for reader in range(self.readers))
+
+    def seen(self, batch: Mapping[str, Any]) -> None:
+        """Counts a batch of the DataLoader, or an item, as taken: call it for each that ``state`` shall cover."""
+        readers, positions = _numbers(batch["reader"]), _numbers(batch["position"])
+        for reader, position in zip(readers, positions, strict=True):
+            self._taken[reader] = max(self._taken[reader], position)
+            # A DataLoader goes round its workers.
+            self._next = (reader + 1) % self.readers
+
+    def state(self) -> dict[str, Any]:
+        """Where this rank stands in its epoch, for ``resume``: plain numbers and text, good for JSON."""
+        return {**self._setting(), "epoch": self.epoch, "taken": list(self._taken), "next": self._next}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind what ``state`` says is taken: the same images in the same order as if never interrupted.
+
+        Errors: InputError where the shards or the order differ from the state's, or the ranks or workers do: the images
+        of an epoch are dealt out among those, so a change in its middle would repeat some and lose others.
+        """
+        now = self._setting()
+        changes = [f"{key} was {state.get(key)}, is {value}" for key, value in now.items() if state.get(key) != value]
+        taken = state.get("taken")
+        if not changes and not (isinstance(taken, list) and len(taken) == self.readers):
+            changes = [f"positions of {self.readers} workers, there are {taken}"]
+        if changes:
+            raise InputError(
+                f"to go on within an epoch, shards must be read as before: {'; '.join(changes)}; set them back, or"
+                f" begin epoch {int(state.get('epoch', 0)) + 1} without the state"
+            )
+        self.set_epoch(int(state["epoch"]))
+        self._taken = [int(count) for count in state["taken"]]
+        self._next = int(state["next"])
+
+    def fault(self, error: InputError, lost: int) -> None:
+        """``lost`` images are left out, by ``error``, which goes into the file of faults. Errors: ``error``, where
+        faults are not skipped."""
+        if self._faults is None:
+            raise error
+        self._faults.add(error, lost, self.epoch, self.rank)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        reader = (self._worker() + self._next) % self.readers
+        for position, encoded in self._stream(reader, self._taken[reader]):
+            try:
+                image = self._load(encoded.content, encoded.source, self.image_size)
+            except InputError as error:
+                self.fault(error, 1)
+                continue
+            yield {
+                "image": image,
+                "index": encoded.index,
+                "name": encoded.name,
+                "source": encoded.source,
+                "reader": reader,
+                "position": position,
+            }
+
+    def _worker(self) -> int:
+        info = get_worker_info()
+        there = 0 if info is None else info.num_workers
+        if max(1, there) != self.readers:
+            raise InputError(
+                f"the DataLoader has {there} workers, the shards are dealt out to {self.readers};"
+                f" give ShardedImages(workers={there})"
+            )
+        if info is None:
+            return 0
+        if self._started_in == os.getpid():
+            raise InputError("a worker that lives on knows nothing of a new epoch; leave out persistent_workers")
+        self._started_in = os.getpid()
+        return info.id
+
+    def _stream(self, reader: int, taken: int) -> Iterator[tuple[int, Encoded]]:
+        """Behind the first ``taken`` positions. Images that are lost have positions too, so that a fault that comes or
+        goes between two runs moves no other image."""
+        shards = self._dealt(self.rank)[reader :: self.readers]
+        # The same draws without reading show which shards are needed no more.
+        numbers = (i for i, shard in enumerate(shards) for _ in range(shard.images))
+        drawn = Counter(islice(self._ordered(numbers, reader), taken))
+        images = (
+            encoded
+            for i, shard in enumerate(shards)
+            for encoded in (repeat(None, shard.images) if drawn[i] == shard.images else self._whole(shard))
+        )
+        for position, encoded in enumerate(self._ordered(images, reader), 1):
+            if position > taken and encoded is not None:
+                yield position, encoded
+
+    def _ordered(self, items: Iterator[Any], reader: int) -> Iterator[Any]:
+        key = f"{self.seed} {self.epoch} {self.rank} {reader}"
+        return shuffle_buffer(items, self.buffer, key) if self.shuffle else items
+
+    def _dealt(self, rank: int) -> Sequence[Shard]:
+        order = shuffled_by(self.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
+        return rank_share(order, rank, self.world_size)
+
+    def _whole(self, shard: Shard) -> Iterator[Encoded | None]:
+        """As many as the manifest says: None for each that cannot be had."""
+        count = 0
+        try:
+            for encoded in read_shard(self.location, shard, self.verify):
+                count += 1
+                yield encoded
+        except InputError as error:
+            self.fault(error, shard.images - count)
+            yield from repeat(None, shard.images - count)
+
+    def _setting(self) -> dict[str, Any]:
+        return {
+            "shards": content_of(self.shards),
+            "world_size": self.world_size,
+            "rank": self.rank,
+            "workers": self.readers,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "buffer": self.buffer,
+        }
+
+
+def _numbers(value: Any) -> list[int]:
+    """Of a batch, a tensor or a list; of an item, one number."""
+    return [value] if isinstance(value, int) else [int(number) for number in value]

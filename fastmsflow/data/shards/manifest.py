@@ -1,0 +1,123 @@
+"""What a set of shards holds: its manifest, read and checked."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError, UnavailableError
+from ...files import write_json
+from ..fingerprint import short_digest
+from .storage import MANIFEST, NO_FILE, ShardStorage
+
+FORMAT = "fastmsflow shards 1"
+SHARD_NAME = re.compile(r"[\w-][\w.-]*\.tar")
+AGAIN = "copy it again, or write the shards again with `fastmsflow shard`"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file."""
+
+    name: str
+    first: int
+    """The number of its first image in the set; the others follow it."""
+    images: int
+    bytes: int
+    sha256: str
+    """Of the file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A set of shards, in order."""
+
+    shards: tuple[Shard, ...]
+    fingerprint: str
+    """Of the images' names, in order: 16 hexadecimal digits."""
+    images_per_shard: int
+    """At most."""
+    skipped: tuple[str, ...] = ()
+    """A line for each image that was left out."""
+
+    @property
+    def images(self) -> int:
+        return sum(shard.images for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def content(self) -> str:
+        """See ``content_of``."""
+        return content_of(self.shards)
+
+    def write(self, folder: Path) -> None:
+        """``folder``/manifest.json, written aside and renamed."""
+        totals = {"format": FORMAT, "images": self.images, "bytes": self.bytes}
+        write_json(folder / MANIFEST, {**totals, **asdict(self)})
+
+    @classmethod
+    def read(cls, where: ShardStorage) -> "Manifest":
+        """Errors: InputError where there is none, it is none of this format, or what it says contradicts itself."""
+        name = where.name(MANIFEST)
+        try:
+            with where.open(MANIFEST) as file:
+                text = file.read()
+        except (InputError, UnavailableError):
+            raise
+        except Exception as error:  # every kind of storage has its own
+            why = where.why(error)
+            remedy = "give the folder or URL that `fastmsflow shard` wrote, all of it"
+            if why == NO_FILE:
+                remedy += "; where writing was not finished, the same command again goes on with it"
+            raise InputError(f"{name}: {why}; {remedy}") from error
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise InputError(f"{name}: of format {content['format']!r}, this version reads {FORMAT!r}; {AGAIN}")
+            manifest = cls(
+                tuple(Shard(**shard) for shard in content["shards"]),
+                str(content["fingerprint"]),
+                int(content["images_per_shard"]),
+                tuple(content["skipped"]),
+            )
+            fault = _contradiction(manifest, content)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{name}: no manifest of shards ({type(error).__name__}: {error}); {AGAIN}") from error
+        if fault:
+            raise InputError(f"{name}: {fault}; {AGAIN}")
+        return manifest
+
+
+def content_of(shards: Sequence[Shard]) -> str:
+    """16 hexadecimal digits of a SHA-256 over the shards' own: what a position in them belongs to."""
+    return short_digest(shard.sha256.encode() for shard in shards)
+
+
+def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:
+    if not manifest.shards:
+        return "lists no shards"
+    names: set[str] = set()
+    of_bytes: dict[str, str] = {}
+    first = 0
+    for shard in manifest.shards:
+        if not SHARD_NAME.fullmatch(shard.name):
+            return f"{shard.name!r} is no name of a shard"
+        if shard.name in names:
+            return f"lists {shard.name} twice"
+        if shard.sha256 in of_bytes:
+            return f"{of_bytes[shard.sha256]} and {shard.name} are the same file twice"
+        if shard.images < 1 or shard.first != first:
+            return f"{shard.name} begins at image {shard.first} and has {shard.images}, expected image {first}"
+        names.add(shard.name)
+        of_bytes[shard.sha256] = shard.name
+        first += shard.images
+    if (content["images"], content["bytes"]) != (manifest.images, manifest.bytes):
+        return f"says {content['images']} images, its shards hold {manifest.images}"
+    return None

@@ -1,0 +1,96 @@
+"""One shard, read from its first byte to its last and held against its manifest."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from ...errors import InputError, UnavailableError
+from ...files import shown
+from ..fingerprint import HashedFile
+from .manifest import AGAIN, Shard
+from .storage import ShardStorage
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image as its file had it."""
+
+    content: bytes
+    index: int
+    name: str
+    source: str
+    """Shard and name, for errors."""
+
+
+def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> Iterator[Encoded]:
+    """``shard``'s images in its order, one in memory at a time. ``verify``: none before the whole checksum is right.
+
+    Errors: InputError that names the shard where it is missing, damaged, cut off, or not the one that the manifest
+    describes, to the bit; without ``verify`` possibly after some of its images, a wrong checksum after all of them.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    name = location.name(shard.name)
+    count = 0
+    try:
+        with location.open(shard.name) as opened, _checked(opened, shard, name, verify) as file:
+            counted = HashedFile(file)
+            for sample in group_by_keys(tar_file_expander([{"url": name, "stream": counted}])):
+                encoded = _encoded(sample, name)
+                if count == shard.images or encoded.index != shard.first + count:
+                    raise _fault(name, f"holds image {encoded.index} where {_expected(shard, count)}, it is another's")
+                yield encoded
+                count += 1
+            while counted.read(CHUNK):
+                pass
+    except (InputError, UnavailableError):
+        raise
+    except Exception as error:  # every kind of storage has its own, and so has tar
+        raise _fault(name, f"{location.why(error)} after {count} of {shard.images} images") from error
+    if count < shard.images or counted.bytes != shard.bytes:
+        raise _fault(
+            name,
+            f"ends after {count} of {shard.images} images, {counted.bytes} of {shard.bytes} bytes: cut off or damaged",
+        )
+    if counted.sha256 != shard.sha256:
+        raise _fault(name, f"its checksum is not the manifest's, though its {count} images could be read")
+
+
+def _encoded(sample: dict[str, Any], name: str) -> Encoded:
+    """Errors: InputError where it is not an image and a .json that tells its number."""
+    content = [value for key, value in sample.items() if not key.startswith("__") and key != "json"]
+    try:
+        told = json.loads(sample["json"])
+        (image,) = content
+        return Encoded(image, int(told["index"]), str(told["name"]), f"{name}: {shown(told['name'])}")
+    except (KeyError, ValueError, TypeError) as error:
+        raise _fault(name, f"{sample['__key__']} is not an image beside its .json") from error
+
+
+def _expected(shard: Shard, count: int) -> str:
+    return f"{shard.first + count} is expected" if count < shard.images else f"{shard.images} are all"
+
+
+def _fault(name: str, what: str) -> InputError:
+    return InputError(f"{name}: {what}; {AGAIN}")
+
+
+@contextmanager
+def _checked(opened: BinaryIO, shard: Shard, name: str, verify: bool) -> Iterator[BinaryIO]:
+    if not verify:
+        yield opened
+        return
+    # A copy: what is read a second time from far away may differ.
+    with tempfile.TemporaryFile() as copy:
+        hashed = HashedFile(opened)
+        while chunk := hashed.read(CHUNK):
+            copy.write(chunk)
+        if hashed.sha256 != shard.sha256:
+            raise _fault(name, f"its checksum is not the manifest's ({hashed.bytes} of {shard.bytes} bytes)")
+        copy.seek(0)
+        yield copy

@@ -1,0 +1,81 @@
+"""Where a set's files lie: a folder, a URL, a command that prints them."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ...errors import InputError, UnavailableError
+from ...files import shown
+
+PIPE = "pipe:"
+MANIFEST = "manifest.json"
+NO_FILE = "no such file"
+# A line for each finished shard of a set that is not finished yet.
+JOURNAL = "unfinished.jsonl"
+
+
+class ShardStorage:
+    """``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), either with or without
+    ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name: ``pipe:aws s3 cp s3://bucket/set/{} -``.
+    ``options``: what fsspec's file system takes, such as ``{"anon": True}``.
+
+    Errors: InputError for a pipe without ``{}``.
+    """
+
+    def __init__(self, where: str | Path, options: dict[str, Any] | None = None) -> None:
+        self.root = os.fspath(where)
+        self.options = options or {}
+        self._pipe = self.root.startswith(PIPE)
+        if self._pipe and "{}" not in self.root:
+            raise InputError(
+                f"{self.root}: needs a {{}} where a file's name goes: 'pipe:curl -sf https://host/set/{{}}'"
+            )
+        if not self._pipe:
+            self.root = (self.root.removesuffix(MANIFEST) if self.root.endswith(f"/{MANIFEST}") else self.root).rstrip(
+                "/"
+            )
+            self.root = "." if self.root == MANIFEST else self.root or "/"
+
+    def name(self, file: str) -> str:
+        """What errors call it."""
+        return shown(self._full(file))
+
+    @contextmanager
+    def open(self, file: str) -> Iterator[BinaryIO]:
+        """Its bytes, from the first on. Errors: those of what opens it; UnavailableError where a package is missing."""
+        full = self._full(file)
+        if self._pipe:
+            from webdataset.gopen import gopen
+
+            with gopen(full) as stream:
+                yield cast(BinaryIO, stream)
+            return
+        if "://" not in full:
+            with Path(full).open("rb") as stream:
+                yield stream
+            return
+        try:
+            import fsspec
+
+            opened = fsspec.open(full, "rb", **self.options)
+        except ImportError as error:
+            raise UnavailableError(f"{shown(full)}: {error}") from error
+        with opened as stream:
+            yield stream
+
+    @staticmethod
+    def why(error: Exception) -> str:
+        """What kept ``open`` or reading from it, in one line: every kind of storage has its own errors."""
+        # fsspec says so too where no server answers; then its cause is an OSError.
+        if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
+            return NO_FILE
+        said = error.__cause__ or error
+        text = str(said.args[0] if said.args and isinstance(said.args[0], str) else said)
+        return f"cannot be read ({' '.join(text.split())[:200] or type(said).__name__})"
+
+    def _full(self, file: str) -> str:
+        # A name comes out of a manifest: of a command it must be one word.
+        return self.root.replace("{}", shlex.quote(file)) if self._pipe else f"{self.root}/{file}"

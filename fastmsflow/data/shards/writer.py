@@ -1,0 +1,175 @@
+"""Image files -> tar shards in WebDataset's layout, with a manifest. Files' bytes are copied as they are."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ...errors import InputError, UnavailableError
+from ...files import claimed_folder, shown, write_faults, written_aside
+from ..fingerprint import HashedFile, short_digest
+from ..image_io import check_image, decode_image, read_bytes
+from .manifest import FORMAT, Manifest, Shard
+from .storage import JOURNAL, MANIFEST
+
+# Of a member's name tar keeps a hundred bytes; some are for its number and suffix.
+LONGEST_KEY = 60
+
+
+def write_shards(
+    files: Sequence[str | Path],
+    out: str | Path,
+    images_per_shard: int = 1000,
+    decode: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Manifest:
+    """Writes ``files`` in their order into ``out``: 000000.tar, 000001.tar, ... and, last of all, manifest.json.
+
+    Each image is two members of a tar: its bytes as they are, and a .json of its ``name`` (the path below the folder
+    that all files share) and its number in the set, ``index``. The same files give the same bytes. What cannot be read
+    is left out and stands in the manifest's ``skipped``. ``decode``: every image is decoded to see whether it can be;
+    otherwise its header is looked at. Interrupted, the next call with the same files goes on behind the last whole
+    shard: a shard is there whole or not at all. ``progress`` gets the number of files that are through.
+
+    Errors: InputError where ``files`` is empty or names a file twice, none of it is an image, ``out`` holds other
+    shards, another process writes there, or the disk does not take it; UnavailableError without ``webdataset``.
+    """
+    if images_per_shard < 1:
+        raise InputError(f"{images_per_shard} images a shard; give 1 or more")
+    if not files:
+        raise InputError("no images to write into shards")
+    paths = [os.path.abspath(file) for file in files]  # noqa: PTH100 - links stay what they are
+    if len(set(paths)) < len(paths):
+        twice = Counter(paths).most_common(1)[0][0]
+        raise InputError(f"{shown(twice)}: listed twice; list every image once")
+    out = Path(out)
+    with _claimed(out):
+        writer = _Writer(paths, out, images_per_shard, decode)
+        return writer.run(progress)
+
+
+class _Writer:
+    def __init__(self, paths: list[str], out: Path, images_per_shard: int, decode: bool) -> None:
+        self.paths = paths
+        self.out = out
+        self.per_shard = images_per_shard
+        self.look = decode_image if decode else check_image
+        # With one file, the folder that it is in.
+        self.base = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+        self.fingerprint = short_digest(os.fsencode(self._name(path)) + b"\0" for path in paths)
+        self.shards: list[Shard] = []
+        self.skipped: list[str] = []
+
+    def run(self, progress: Callable[[int], None]) -> Manifest:
+        number = self._resume()
+        progress(min(number * self.per_shard, len(self.paths)))
+        with write_faults(self.out / JOURNAL), (self.out / JOURNAL).open("a") as journal:
+            for start in range(number * self.per_shard, len(self.paths), self.per_shard):
+                skipped: list[str] = []
+                shard = self._write(start, skipped, progress)
+                self.shards += [shard] if shard else []
+                self.skipped += skipped
+                line = {"shard": shard and asdict(shard), "skipped": skipped}
+                journal.write(json.dumps(line) + "\n")
+                journal.flush()
+        if not self.shards:
+            (self.out / JOURNAL).unlink()
+            raise InputError(f"none of {len(self.paths)} files can be read as an image; the first: {self.skipped[0]}")
+        manifest = Manifest(tuple(self.shards), self.fingerprint, self.per_shard, tuple(self.skipped))
+        manifest.write(self.out)
+        (self.out / JOURNAL).unlink()
+        return manifest
+
+    def _write(self, start: int, skipped: list[str], progress: Callable[[int], None]) -> Shard | None:
+        """The shard of the files from ``start`` on; None where none of them can be read."""
+        from webdataset.writer import TarWriter
+
+        name = f"{start // self.per_shard:06}.tar"
+        first = self.shards[-1].first + self.shards[-1].images if self.shards else 0
+        index = first
+        with written_aside(self.out / name) as aside, aside.open("wb") as file:
+            hashed = HashedFile(file)
+            with TarWriter(cast(BinaryIO, hashed), user="", group="", encoder=False, mtime=0) as tar:
+                for number, path in enumerate(self.paths[start : start + self.per_shard], start + 1):
+                    try:
+                        content = read_bytes(path)
+                        self.look(content, path)
+                    except InputError as error:
+                        skipped.append(str(error))
+                    else:
+                        tar.write(self._sample(path, index, content))
+                        index += 1
+                    progress(number)
+        if index == first:
+            (self.out / name).unlink()
+            return None
+        return Shard(name, first, index - first, hashed.bytes, hashed.sha256)
+
+    def _sample(self, path: str, index: int, content: bytes) -> dict[str, str | bytes]:
+        name = self._name(path)
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        # WebDataset takes what is before the first dot for the key; the number makes it unique.
+        key = f"{index:010}_{re.sub('[^A-Za-z0-9-]+', '_', stem)[-LONGEST_KEY:]}"
+        kind = suffix[1:].lower()
+        kind = kind if re.fullmatch("[a-z0-9]{1,8}", kind) and kind != "json" else "image"
+        # Bytes of a name that are not UTF-8 stay, escaped.
+        return {"__key__": key, kind: content, "json": json.dumps({"name": name, "index": index}).encode()}
+
+    def _name(self, path: str) -> str:
+        return os.path.relpath(path, self.base)
+
+    def _resume(self) -> int:
+        """How many shards an interrupted call has finished."""
+        journal = self.out / JOURNAL
+        head = {"format": FORMAT, "fingerprint": self.fingerprint, "images_per_shard": self.per_shard}
+        lines = _whole_lines(journal)
+        if not lines:
+            with write_faults(journal):
+                journal.write_text(json.dumps(head) + "\n")
+            return 0
+        if lines[0] != head:
+            raise InputError(
+                f"{shown(self.out)}: holds unfinished shards of other images, or of {lines[0].get('images_per_shard')}"
+                " a shard; go on with those, or choose another folder"
+            )
+        kept = 0
+        for line in lines[1:]:
+            shard = Shard(**line["shard"]) if line["shard"] else None
+            if shard and not _whole(self.out / shard.name, shard.bytes):
+                break
+            self.shards += [shard] if shard else []
+            self.skipped += line["skipped"]
+            kept += 1
+        with written_aside(journal) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in lines[: kept + 1]))
+        return kept
+
+
+def _whole(path: Path, size: int) -> bool:
+    """After a power cut a file may be shorter than what was written into it."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def _whole_lines(journal: Path) -> list[dict[str, Any]]:
+    if not journal.is_file():
+        return []
+    # The last one may have been cut off in the middle: then it has no newline.
+    return [json.loads(line) for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    try:
+        import filelock  # noqa: F401
+        import webdataset.writer  # noqa: F401
+    except ImportError as error:
+        raise UnavailableError(f"shards need {error.name}: pip install 'fastmsflow[shards]'") from error
+    with claimed_folder(out):
+        if (out / MANIFEST).exists():
+            raise InputError(f"{shown(out)}: holds shards already; choose another folder, or remove them")
+        yield

@@ -1,0 +1,1 @@
+"""Several processes that share one piece of work, and how they are started."""

@@ -1,0 +1,140 @@
+"""A test set scored by models that share their extractor, and judged."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ..data import ImageFileDataset, ImageSet
+from ..data.datasets import Images, Progress
+from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
+from ..inference import AUTO, prepare
+from ..models.msflow import MSFlow
+from ..scoring import ImageScores, MapKind, Scores, shown_map
+from .evaluator import Evaluator, TestResult
+from .ground_truth import GroundTruth
+from .results import Evaluation
+from .score_map_store import ScoreMapStore
+
+
+class Stopwatch:
+    """Wall time by stage, in seconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._device = device
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.seconds[stage] += time.perf_counter() - started
+
+
+@torch.no_grad()
+def scored(
+    models: Sequence[MSFlow],
+    images: Images,
+    order: Sequence[int] | None = None,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 0,
+    progress: Progress = lambda done: None,
+    stopwatch: Stopwatch | None = None,
+) -> Iterator[tuple[list[int], list[Scores]]]:
+    """Batch by batch the images' numbers and, by each of ``models``, which differ in their flows only, their scores:
+    float32, on the CPU. ``order``: of the numbers; None: as they are. The stages are load, extractor and flow; the
+    last one makes the scores too.
+    """
+    first = models[0]
+    device = next(first.parameters()).device
+    stopwatch = stopwatch or Stopwatch(device)
+    numbers = list(range(len(images)) if order is None else order)
+    batches = list(batched(numbers, batch_size))
+    done = 0
+    with ReaderPool(workers) as readers:
+        read = read_images(images, batches, readers, device)
+        for batch in batches:
+            with stopwatch("load"):
+                pixels = next(read)
+            with stopwatch("extractor"):
+                features = first.features(pixels)
+            found: list[Scores] = []
+            for model in models:
+                with stopwatch("flow"):
+                    scores = model.scores_of_features(features)
+                    found.append(Scores(*(part.float().cpu() for part in scores)))
+            yield list(batch), found
+            done += len(batch)
+            progress(done)
+
+
+def evaluate(
+    model: MSFlow,
+    images: ImageSet,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 0,
+    progress: Progress = lambda done: None,
+    dtype: str | None = AUTO,
+) -> tuple[Evaluation, ImageScores]:
+    """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
+
+    A copy that ``for_inference`` makes computes the scores, in ``dtype``: float32, float16, or auto, which is float16
+    on a GPU and float32 on a CPU. With None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
+
+    Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512; of more, in constant memory, from histograms,
+    and ``Evaluation.pixel_error`` tells their bound.
+    ``workers``: processes that read images. ``progress`` is called with the number of images done so far.
+    Errors: InputError where the set has only good or only defective test images, a file cannot be read, or ``dtype`` is
+    not known.
+    """
+    tested = evaluate_all([model], images, batch_size, workers, progress, dtype=dtype)[0]
+    return tested.evaluation, tested.scores
+
+
+def evaluate_all(
+    models: Sequence[MSFlow],
+    images: ImageSet,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 0,
+    progress: Progress = lambda done: None,
+    stopwatch: Stopwatch | None = None,
+    stage: Callable[[str, int], None] = lambda what, total: None,
+    maps: ScoreMapStore | None = None,
+    dtype: str | None = AUTO,
+    kind: MapKind | None = None,
+) -> list[TestResult]:
+    """The same for models that differ in their flows only: the extractor runs once.
+
+    ``stopwatch``: gets the wall time of load, extractor, flow and metrics. ``stage``: told what comes next, and
+    up to which number ``progress`` then counts. ``maps``: where the first model's maps to show go, of
+    ``kind``, see fastmsflow.scoring.shown_map. ``dtype``: see ``evaluate``.
+    """
+    first = models[0]
+    stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
+    with stopwatch("load"):
+        ready = [prepare(model, dtype) for model in models]
+        truth = GroundTruth.from_image_set(images, first.image_size)
+    kind = shown_map(first.calibration is not None, kind)
+    tallies = [Evaluator(truth, len(model.flow.channels), kind, maps if model is first else None) for model in models]
+    # Without the masks, which the truth reads.
+    files = ImageFileDataset([sample.image for sample in images.test], first.image_size)
+    for numbers, found in scored(ready, files, truth.order, batch_size, workers, progress, stopwatch):
+        with stopwatch("load"):
+            masks = truth.masks(numbers) if truth.has_masks else None
+        with stopwatch("metrics"):
+            for tally, scores in zip(tallies, found, strict=True):
+                tally.add(numbers, scores, masks)
+    stage("computing metrics", len(models))
+    results: list[TestResult] = []
+    for model, tally in zip(models, tallies, strict=True):
+        with stopwatch("metrics"):
+            tally.complete()
+            results.append(tally.judge(model.calibration))
+        progress(len(results))
+    return results

@@ -1,0 +1,100 @@
+"""Maps of many images on disk, written as they come and read one at a time."""
+
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from ..errors import InputError
+from ..files import ASIDE, write_faults
+
+
+class ScoreMapStore:
+    """Maps (H, W) of one size, float32, of images by their numbers, in a temporary file: 4 H W bytes an image.
+
+    The file is gone when this object is, or is closed, or its process is killed. Of several processes each writes a
+    file of its own, into a folder that all of them see; after ``shared`` the first one reads them all.
+    """
+
+    def __init__(self, folder: Path, world: ProcessGroup = SINGLE_PROCESS) -> None:
+        """``folder``: where the file is; the first folder above that is there, where it is not yet."""
+        self._world = world
+        self._shape: tuple[int, ...] = ()
+        self._where: dict[int, tuple[int, int]] = {}  # number -> file, first byte
+        self._name = folder / "maps"
+        with write_faults(self._name):
+            there = next(path for path in (folder, *folder.parents) if path.is_dir())
+            if world.size == 1:
+                # Without a name, where the system has such files.
+                self._files = [tempfile.TemporaryFile(dir=there, buffering=0)]  # noqa: SIM115
+            else:
+                # By this name the folder's next process removes what a killed one left.
+                handle, name = tempfile.mkstemp(dir=there, prefix=f".maps{ASIDE}")
+                self._files = [os.fdopen(handle, "w+b", buffering=0)]
+                self._path = Path(name)
+        weakref.finalize(self, _close, self._files)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def add(self, numbers: Sequence[int], maps: np.ndarray) -> None:
+        """``maps`` (B, H, W) float32 of the images of ``numbers``. Errors: InputError, see
+        fastmsflow.files.write_faults."""
+        if not len(maps):
+            return
+        self._shape = maps.shape[1:]
+        with write_faults(self._name):
+            start = self._files[0].seek(0, os.SEEK_END)
+            rest = memoryview(np.ascontiguousarray(maps, dtype=np.float32).data).cast("B")
+            while rest:
+                rest = rest[self._files[0].write(rest) :]
+        self._where |= {number: (0, start + i * 4 * maps[0].size) for i, number in enumerate(numbers)}
+
+    def shared(self) -> "ScoreMapStore | None":
+        """On the first process: itself, with the maps of all of them; None on the others. For all to call."""
+        if self._world.size == 1:
+            return self
+        everyone = self._world.all_gather((self._path, self._shape, self._where))
+        if not self._world.first:
+            return None
+        for file, (path, shape, where) in enumerate(everyone):
+            self._shape = self._shape or shape
+            if file:
+                self._files.append(path.open("rb", buffering=0))
+                self._where |= {number: (file, start) for number, (_, start) in where.items()}
+            path.unlink()
+        return self
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """(H, W) float32. Errors: KeyError for an image that was not added."""
+        file, start = self._where[number]
+        found = np.empty(self._shape, np.float32)
+        rest = memoryview(found.data).cast("B")
+        self._files[file].seek(start)
+        while rest:
+            count = self._files[file].readinto(rest)
+            if not count:
+                raise InputError(f"{self._name}: a temporary file of maps was cut short; run it again")
+            rest = rest[count:]
+        return found
+
+    def close(self) -> None:
+        """Nothing can be read any more."""
+        _close(self._files)
+
+    def __enter__(self) -> "ScoreMapStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _close(files: list[FileIO]) -> None:
+    for file in files:
+        file.close()

@@ -1,0 +1,120 @@
+"""The pictures and tables of an evaluated test set."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from .._version import __version__
+from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
+from ..files import shown, write_table
+from ..models.msflow import MSFlow
+from ..scoring import ImageScores, MapKind
+from ..visualization.color_scale import ColorScale
+from ..visualization.heat_maps import Panel, gallery
+from ..visualization.html_report import Report, ReportRow, write_report
+from ..visualization.plots import plot_scores
+from .score_map_store import ScoreMapStore
+
+MetricsTable = Mapping[str, Mapping[str, float | None]]
+
+
+def as_pixels(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    return (rearrange(image, "c h w -> h w c").numpy() * 255).round().astype(np.uint8)
+
+
+def write_test_report(
+    out: Path,
+    images: ImageSet,
+    model: MSFlow,
+    scores: ImageScores,
+    maps: ScoreMapStore,
+    pro: tuple[np.ndarray, np.ndarray] | None,
+    metrics: MetricsTable,
+    settings: Mapping[str, Any],
+    progress: Callable[[int], None] = lambda done: None,
+    kind: MapKind | None = None,
+) -> None:
+    """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
+    score) into ``out``.
+
+    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, of ``kind``, see ColorScale;
+    ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
+    ``settings``: shown with the report; ``progress``: called with the number of images done.
+    """
+    heat = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=kind)
+    labels = np.array([sample.label for sample in images.test])
+    absolute = scores.absolute_score.numpy()
+    table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
+    write_table(
+        out / "scores.csv",
+        ("image", "label", "kind", "score", "log_score", "absolute_score"),
+        ((sample.image, sample.label, sample.kind, *values) for sample, *values in table),
+    )
+    plot_scores(out / "scores.png", labels, absolute, f"{shown(images.name)}: image scores of the test set")
+    chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
+    panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
+    gallery(out / "heatmaps.png", panels, heat.scale, heat.caption)
+    rows = _rows(images, model.image_size, absolute, maps, progress)
+    write_report(out / "report.html", _page(images, model, heat, rows, pro, metrics, settings))
+
+
+def _page(
+    images: ImageSet,
+    model: MSFlow,
+    heat: ColorScale,
+    rows: Iterator[ReportRow],
+    pro: tuple[np.ndarray, np.ndarray] | None,
+    metrics: MetricsTable,
+    settings: Mapping[str, Any],
+) -> Report:
+    calibration = model.calibration
+    threshold, note = None, "not calibrated: no threshold is known"
+    if calibration is not None:
+        threshold = calibration.threshold() if calibration.is_enough() else None
+        note = str(threshold or calibration.shortage())
+    return Report(
+        title=f"{images.name}: {len(images.test)} test images",
+        rows=rows,
+        heat_scale=heat.scale,
+        heat_caption=heat.caption,
+        threshold=threshold.value if threshold is not None else None,
+        threshold_note=note,
+        region_threshold=heat.mark,
+        pro=pro,
+        metrics=metrics,
+        settings=settings,
+        versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
+        fingerprint=fingerprint(images),
+        licence=images.licence,
+    )
+
+
+def _rows(
+    images: ImageSet,
+    image_size: tuple[int, int],
+    scores: np.ndarray,
+    maps: ScoreMapStore,
+    progress: Callable[[int], None],
+) -> Iterator[ReportRow]:
+    for i, sample in enumerate(images.test):
+        mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
+        pixels = as_pixels(load_image(sample.image, image_size))
+        yield ReportRow(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
+        progress(i + 1)
+
+
+def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
+    """``count`` of ``indices``, evenly spaced from the highest score to the lowest: no flattering choice."""
+    ordered = indices[np.argsort(-score[indices], kind="stable")]
+    return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
+
+
+def _panel(sample: Sample, image_size: tuple[int, int], score: float, heat: np.ndarray) -> Panel:
+    mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
+    title = f"{shown(sample.kind)}  {shown(sample.image.stem)}  score {score:.2f}"
+    return Panel(as_pixels(load_image(sample.image, image_size)), heat, title, mask)

@@ -1,0 +1,97 @@
+"""Saves models as folders, here or on the Hugging Face hub, and reads them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+
+from ..errors import InputError, UnavailableError
+from ..hub_access import hub_answers, hub_offline
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..backend import Backend
+
+WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
+# A model is read as it was saved; what else the mixin takes would be passed over in silence.
+OPTIONS = ("backend", "revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
+    """``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` of a model that has ``config``, ``save`` and
+    ``load``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def config(self) -> dict[str, Any]: ...
+        def save(self, path: str | Path) -> None: ...
+        @classmethod
+        def load(cls, path: str | Path, backend: "Backend") -> "Self": ...
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes a folder of what ``save`` writes, the configuration as JSON, for people, and a model card.
+
+        ``options``: of PyTorchModelHubMixin, ``repo_id`` and ``push_to_hub`` among them.
+        """
+        return super().save_pretrained(save_directory, **{"config": self.config, **options})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Self":
+        """The model in a folder that ``save_pretrained`` wrote, or in a repository ``"owner/name"`` of the hub.
+
+        ``options``: ``backend``, and of the hub ``revision``, ``token``, ``cache_dir``, ``local_files_only``,
+        ``force_download``.
+        Errors: InputError where the folder holds no such model or an option is another, UnavailableError where there
+        is neither.
+        """
+        name = pretrained_model_name_or_path
+        unknown = ", ".join(option for option in options if option not in OPTIONS)
+        if unknown:
+            raise InputError(
+                f"{name}: from_pretrained does not take {unknown}: a model is read as it was saved, on the CPU; options"
+                f" are {', '.join(OPTIONS)}"
+            )
+        # Otherwise huggingface_hub itself would retry for most of a minute.
+        offline = not Path(name).is_dir() and not hub_answers()
+        try:
+            with hub_offline(offline):
+                return super().from_pretrained(name, **options)
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:
+            fact = "the hub is not reachable" if offline else f"not on the hub ({type(error).__name__})"
+            raise UnavailableError(
+                f"{name}: no such folder, and {fact}; give one that save_pretrained wrote"
+            ) from error
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory / WEIGHTS_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        backend: "Backend" = "auto",
+        **_: Any,
+    ) -> "Self":
+        """What else comes is read from config.json, and stands in the weights' file too, where ``load`` reads it."""
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id) / WEIGHTS_FILE, backend)
+        path = hf_hub_download(
+            model_id,
+            WEIGHTS_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls.load(path, backend)

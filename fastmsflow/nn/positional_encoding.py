@@ -1,0 +1,53 @@
+"""The condition: a fixed two-dimensional sinusoidal position code."""
+
+import math
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def positional_encoding_2d(
+    channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """(1, channels, height, width). With d = channels / 2 and f_k = exp(-2k ln(10^4) / d):
+    channel 2k is sin(x f_k), 2k + 1 cos(x f_k), d + 2k sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017,
+    one half of the channels for each axis). Computed in float64, then rounded.
+
+    Errors: InputError where ``channels`` is not a positive multiple of 4.
+    """
+    if channels <= 0 or channels % 4:
+        raise InputError(f"condition channels must be a positive multiple of 4, not {channels}")
+    half = channels // 2
+    frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64) * (-math.log(1e4) / half))
+
+    def axis(length: int) -> Tensor:
+        angle = torch.outer(frequency, torch.arange(length, dtype=torch.float64))
+        return rearrange([angle.sin(), angle.cos()], "sin_cos k length -> (k sin_cos) length")
+
+    across = repeat(axis(width), "d x -> d y x", y=height)
+    down = repeat(axis(height), "d y -> d y x", x=width)
+    return torch.cat((across, down))[None].to(device=device, dtype=dtype)
+
+
+class PositionalEncoding2d(nn.Module):
+    """Hands out the same tensor for the same grid, dtype and device, so that what is derived from it can be kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self._last: Tensor = positional_encoding_2d(channels, 1, 1, torch.float32, "cpu")
+
+    def forward(self, like: Tensor) -> Tensor:
+        """(1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
+        last = self._last
+        if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
+            height, width = like.shape[2:]
+            if torch.compiler.is_exporting():
+                return positional_encoding_2d(self.channels, height, width, like.dtype, like.device)
+            # A tensor made in inference mode could not enter a later training step.
+            with torch.inference_mode(False):
+                self._last = positional_encoding_2d(self.channels, height, width, like.dtype, like.device)
+        return self._last

@@ -1,0 +1,32 @@
+"""Reads files of tensors so that nothing in them runs, and compares state dicts."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, first_few
+
+
+def load_pickled(path: str | Path) -> Any:
+    """``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run."""
+    with warnings.catch_warnings():
+        # A protocol other than torch.save's: what such a file holds is checked, or refused, all the same.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copies nothing: raises InputError naming the keys where ``given`` does not fit ``expected`` exactly."""
+    faults = [f"missing {key}" for key in expected if key not in given]
+    faults += [f"unexpected {key}" for key in given if key not in expected]
+    faults += [
+        f"{key} is {tuple(given[key].shape)}, not {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    if faults:
+        raise InputError(f"{path}: does not fit {what}: {first_few(faults)}")

@@ -1,0 +1,1 @@
+"""Lightning callbacks: moving average of the weights, throughput, progress bar, preemption."""

@@ -1,0 +1,46 @@
+"""What is seen of a training on a terminal."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from .throughput import ThroughputCallback
+
+
+class TrainingProgressBar(Callback):
+    """Steps of the whole training, with the time that is left and what ThroughputCallback measures, if it is there."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = progress(console)
+        self._task = self._progress.add_task("training")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps = int(trainer.estimated_stepping_batches)
+        self._progress.reset(self._task, total=steps, completed=trainer.global_step)
+        self._progress.start()
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        line = next((callback.line for callback in trainer.callbacks if isinstance(callback, ThroughputCallback)), "")
+        description = f"training, {line}" if line else "training"
+        self._progress.update(self._task, completed=trainer.global_step, description=description)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._progress.update(self._task, description="evaluating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._progress.update(self._task, description="training")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._progress.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._progress.stop()
+
+
+def progress(console: Console) -> Progress:
+    """A bar with the time that is left and the time that has passed, on a terminal; nothing elsewhere."""
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

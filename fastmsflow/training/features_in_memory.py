@@ -1,0 +1,69 @@
+"""Computes features once and holds them in memory: the extractor is frozen and training augments nothing."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.datasets import ConcatImages, Images, Progress
+from ..data.reader_pool import ReaderPool, batched, read_images
+from ..distributed.process_group import ProcessGroup
+from ..models.msflow import MSFlow
+
+
+def pooled_features(
+    model: MSFlow,
+    images: Images | ConcatImages,
+    numbers: Sequence[int],
+    readers: ReaderPool | None = None,
+    progress: Progress = lambda done: None,
+) -> list[Tensor]:
+    """Computes pooled features of the images of ``numbers``, before any standardization.
+
+    Returns (N, C_l, H_l, W_l) per level, on the CPU, in channels-last memory. ``progress`` is called with the number of
+    images done so far.
+    """
+    device = next(model.parameters()).device
+    features: list[Tensor] = []
+    done = 0
+    for pixels in read_images(images, batched(numbers), readers, device):
+        levels = model.pooled(pixels)
+        if not features:
+            features = [
+                torch.empty((len(numbers), *level.shape[1:]), dtype=level.dtype, memory_format=torch.channels_last)
+                for level in levels
+            ]
+        for store, level in zip(features, levels, strict=True):
+            store[done : done + len(level)] = level
+        done += len(pixels)
+        progress(done)
+    return features
+
+
+class FeaturesInMemory:
+    """Features in memory, (N, C_l, H_l, W_l) per level."""
+
+    def __init__(self, levels: Sequence[Tensor]) -> None:
+        self.levels = levels
+
+    def fetch(self, numbers: list[int]) -> list[Tensor]:
+        """(B, C_l, H_l, W_l) per level, in channels-last memory."""
+        return [level[numbers].contiguous(memory_format=torch.channels_last) for level in self.levels]
+
+
+def features_of_all(own: Sequence[Tensor], images: int, world: ProcessGroup) -> list[Tensor]:
+    """From what each process computed of every ``world.size``-th image, from its rank on: all, on each of them."""
+    if world.size == 1:
+        return list(own)
+    most = -(-images // world.size)
+    levels = []
+    for level in own:
+        _, c, h, w = level.shape
+        parts = [torch.empty((most, h, w, c), dtype=level.dtype) for _ in range(world.size)]
+        parts[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
+        torch.distributed.all_gather(parts, parts[world.rank].clone())
+        whole = torch.empty((images, h, w, c), dtype=level.dtype)
+        for rank, part in enumerate(parts):
+            whole[rank :: world.size] = part[: len(range(rank, images, world.size))]
+        levels.append(whole.permute(0, 3, 1, 2))
+    return levels

@@ -1,0 +1,91 @@
+"""Features out of a cache: where they lie while a run reads them, and how they come to the GPU."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.reader_pool import batched
+from ..models.msflow import MSFlow
+from .feature_cache import FeatureCache
+
+Place = Literal["on the GPU", "in memory", "on disk"]
+# Of what is free; the rest is for the training itself.
+SHARE = 0.5
+
+
+def placement(needed: int, device: torch.device, processes: int = 1) -> Place:
+    """Where ``needed`` bytes of features lie best for a model on ``device``: on its GPU, or in memory, if they take at
+    most half of what is free there. ``processes``: so many on this machine hold as much."""
+    if device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "on the GPU"
+    return "in memory" if needed * processes <= SHARE * available_memory() else "on disk"
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take without swapping, its control group's limit included; 0 where the system
+    (other than Linux) does not tell: its cache of files serves there."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    try:
+        group = root / "sys/fs/cgroup"
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return available
+    return max(0, min(available, limit))
+
+
+class FeaturesOnDisk:
+    """Features out of a cache, on ``model``'s device, in its flow's dtype and standardised by it.
+
+    ``rows``: of the cache, (N,). ``place``: where they lie meanwhile, in the cache's dtype.
+    """
+
+    def __init__(self, cache: FeatureCache, rows: np.ndarray, model: MSFlow, place: Place) -> None:
+        self._cache = cache
+        self._rows = rows
+        self._model = model
+        self._levels: list[Tensor] | None = None
+        if place != "on disk":
+            device = self.device if place == "on the GPU" else torch.device("cpu")
+            levels = [torch.empty((len(rows), *shape), dtype=cache.dtype, device=device) for shape in cache.shapes]
+            for numbers in batched(range(len(rows))):
+                for level, features in zip(levels, cache.take(rows[numbers]), strict=True):
+                    level[numbers[0] : numbers[-1] + 1] = features.permute(0, 2, 3, 1)
+            self._levels = levels
+
+    @property
+    def device(self) -> torch.device:
+        """The model's, which a trainer may move."""
+        return next(self._model.flow.parameters()).device
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fetch(self, numbers: list[int]) -> list[Tensor]:
+        """(B, C_l, H_l, W_l) per level."""
+        levels = [level.to(self._model.flow.dtype) for level in self._on_device(self.stored(numbers))]
+        return levels if self._model.standardiser is None else self._model.standardiser(levels)
+
+    def stored(self, indices: Sequence[int]) -> list[Tensor]:
+        """As the cache has them: (B, C_l, H_l, W_l) per level, channels last, in its dtype, where they lie."""
+        if self._levels is None:
+            return self._cache.take(self._rows[indices])
+        index = torch.tensor(indices, device=self._levels[0].device)
+        return [level.index_select(0, index).permute(0, 3, 1, 2) for level in self._levels]
+
+    def batches(self) -> Iterator[list[Tensor]]:
+        """All of them, ``stored``, in order."""
+        return map(self.stored, batched(range(len(self))))
+
+    def _on_device(self, levels: list[Tensor]) -> list[Tensor]:
+        device = self.device
+        if device.type != "cuda" or levels[0].is_cuda:
+            return levels
+        return [level.pin_memory().to(device, non_blocking=True) for level in levels]

@@ -1,0 +1,99 @@
+"""Reads the state of a run that has not finished: for going on by other means than the run's own."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..compat.convert import refuse_standardised
+from ..compat.official_checkpoint import read_pickle, save_official
+from ..errors import InputError
+from ..models.checkpoint import OfficialLayout
+from ..models.msflow import MultiScaleFlow
+from ..state_dicts import refuse_misfit
+from .lightning_module import STATE
+from .parameter_groups import parameter_groups
+from .recipe import Recipe
+from .run_directory import SETTINGS_FILE
+
+
+class RunState(NamedTuple):
+    """A run as it was when its state was last saved."""
+
+    flow: MultiScaleFlow
+    """The weights of the last step (not their moving average), in eval mode on the CPU."""
+    optimizer: torch.optim.Adam
+    """Adam over the flow's trained parameters, with its state."""
+    epoch: int
+    """The number of completed meta epochs."""
+
+
+def load_state(path: str | Path) -> RunState:
+    """Reads ``state.ckpt`` of a run's folder, which is there until the run has finished; nothing in it is run.
+
+    ``path``: the file, with the run's ``state-settings.json`` beside it.
+    Errors: InputError where either file is missing, damaged, or does not fit the other.
+    """
+    return _load(path, _settings(path))
+
+
+def state_to_official(source: str | Path, target: str | Path, fusion_first: bool = False) -> None:
+    """Writes the run's state ``source`` as an official checkpoint that the published script can resume from.
+
+    ``fusion_first``: see ``fastmsflow.compat.save_official``, whose errors are raised too. Errors: as ``load_state``'s,
+    and InputError where the features are standardised, which the official format cannot hold.
+    """
+    settings = _settings(source)
+    flow, optimizer, epoch = _load(source, settings)
+    refuse_standardised(source, settings["model"])
+    try:
+        save_official(flow, target, epoch, optimizer, fusion_first)
+    except InputError as error:
+        raise InputError(f"{source}: {error} (convert the run's last.safetensors, which has none)") from error
+
+
+def _load(path: str | Path, settings: dict[str, Any]) -> RunState:
+    content, prefix = read_pickle(path), "model.flow."
+    try:
+        recipe = Recipe(**settings["recipe"])
+        flow = MultiScaleFlow(**settings["model"]["flow"])
+        flow.official_layout = OfficialLayout.from_config(settings["model"])
+        # As in a run: a fused Adam goes wrong where its state lies in memory in another order than the weights.
+        flow.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(parameter_groups(flow, recipe), lr=recipe.lr)
+        state = {key.removeprefix(prefix): t for key, t in content["state_dict"].items() if key.startswith(prefix)}
+        refuse_misfit("the flow that the run's settings describe", path, flow.state_dict(), state)
+        flow.load_state_dict(state)
+        optimizer.load_state_dict(content["optimizer_states"][0])
+        _check_shapes(optimizer)
+        sub_epochs = len(content[STATE]["epoch_losses"])
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a run's state; give state.ckpt of a run's folder") from error
+    return RunState(flow.eval(), optimizer, sub_epochs // recipe.sub_epochs)
+
+
+def _settings(path: str | Path) -> dict[str, Any]:
+    beside = Path(path).parent / SETTINGS_FILE
+    if not Path(path).is_file():
+        raise InputError(
+            f"{path}: no such file; a run keeps its state until it has finished, and then its weights alone: convert"
+            " its last.safetensors"
+        )
+    try:
+        return json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{beside}: missing or damaged; a run's state is read with this file beside it (an official checkpoint has"
+            " another ending than .ckpt: rename it)"
+        ) from error
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Errors: ValueError where a parameter's state has not its shape."""
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"a state of {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")

@@ -1,0 +1,60 @@
+"""The score map that is shown, and its scale: the same for every image of a model."""
+
+from dataclasses import dataclass
+
+from ..calibration import Calibration
+from ..inference.scorer import region_threshold
+from ..scoring import MapKind, shown_map
+
+# Good images take the first quarter of the scale, so that the rest tells slight defects from gross ones.
+REACH = 4
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """The score map that is shown of images, and its scale."""
+
+    levels: int
+    """Of the flow."""
+    kind: MapKind
+    scale: tuple[float, float]
+    """Values of the first and the last colour."""
+    region_threshold: float | None
+    """The value of the absolute map at which a region begins; None: there are no regions."""
+
+    @classmethod
+    def from_model(
+        cls,
+        calibration: Calibration | None,
+        levels: int,
+        false_alarms: float | None = None,
+        kind: MapKind | None = None,
+    ) -> "ColorScale":
+        """``false_alarms``: share of good images that may show a region; None: as calibrated, and no regions where
+        there are too few held-out images for that. ``kind``: see fastmsflow.scoring.shown_map.
+
+        Errors: InputError where ``false_alarms`` is given and cannot be had; and that of ``shown_map``.
+        """
+        kind = shown_map(calibration is not None, kind)
+        published = (0.0, 1.0 if kind == "multiplicative" else float(levels))
+        region = region_threshold(calibration, false_alarms)
+        if calibration is None:
+            return cls(levels, kind, published, None)
+        low = calibration.typical
+        most_of_good = max(calibration.peaks) if region is None else region
+        scale = (low, low + REACH * (most_of_good - low)) if kind == "absolute" else published
+        return cls(levels, kind, scale, region)
+
+    @property
+    def mark(self) -> float | None:
+        """The value on the scale where a region begins."""
+        return self.region_threshold if self.kind == "absolute" else None
+
+    @property
+    def caption(self) -> str:
+        if self.kind == "additive":
+            return f"additive score map (0: the image's most normal pixel, {self.levels}: abnormal at every level)"
+        if self.kind == "multiplicative":
+            return "multiplicative score map (0: the image's most normal pixel, 1: abnormal)"
+        regions = "" if self.mark is None else f"; a region begins at {self.mark:.2f}"
+        return f"negative log-likelihood of a pixel, nats{regions}"
