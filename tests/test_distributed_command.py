@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import small_disk
-from few_tiles import few_tiles
-from listing import names_in
 
 from fastmsflow.data import list_images, write_shards
 from fastmsflow.training.callbacks.preemption import KEPT
+from tests.helpers.disks import small_disk
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.listing import names_in
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PREEMPTED = 75
 TINY = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", "32", "--batch-size", "4", "--sub-epochs", "2",

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 from rich.console import Console
 from safetensors.torch import load_file
-from tolerances import ACCUMULATED, INVERTED
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.compat import load_official, save_official
@@ -21,6 +19,8 @@ from fastmsflow.training.features_in_memory import FeaturesInMemory
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from fastmsflow.training.parameter_groups import parameter_groups, prepared
 from fastmsflow.training.trainer import run_trainer
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tolerances import ACCUMULATED, INVERTED
 
 EXTRACTOR = "test_resnet.r160_in1k"
 SHORT = Recipe(lr=1e-3, batch_size=4, meta_epochs=1, sub_epochs=1)

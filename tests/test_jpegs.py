@@ -14,7 +14,6 @@ import torch
 import torchcodec.decoders
 from PIL import Image
 from skimage import data as photographs
-from tolerances import JPEG_DECODERS
 
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import ImageFileDataset, ShardedImages, write_shards
@@ -26,6 +25,7 @@ from fastmsflow.training import DataConfig
 from fastmsflow.training.data_config import _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler
+from tests.helpers.tolerances import JPEG_DECODERS
 
 CPU = torch.device("cpu")
 
