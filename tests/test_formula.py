@@ -19,7 +19,7 @@ from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.compat.convert import own_flow
 from fastmsflow.errors import InputWarning
-from fastmsflow.reference.coupling import ClampForm
+from fastmsflow.reference.clamp_forms import ClampForm
 
 FORMS = {"0.2": "tanh", "master": "scaled_tanh"}
 TWO = pytest.mark.parametrize("formula", list(FORMS))
