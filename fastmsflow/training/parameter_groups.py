@@ -28,15 +28,15 @@ def trained_parameters(flow: MultiScaleFlow) -> list[nn.Parameter]:
 @contextmanager
 def prepared(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
     """In the block ``recipe``'s frozen parts take no gradient and memory is saved as it says; then all is as before."""
-    before = [(parameter, parameter.requires_grad) for parameter in flow.parameters()], flow.memory
+    before = [(parameter, parameter.requires_grad) for parameter in flow.parameters()], flow.activation_checkpointing
     try:
         for part, module in _parts(flow).items():
             if part not in recipe.rates:
                 module.requires_grad_(False)
-        flow.memory = cast("ActivationCheckpointing | None", recipe.memory)
+        flow.activation_checkpointing = cast("ActivationCheckpointing | None", recipe.memory)
         yield
     finally:
-        flow.memory = before[1]
+        flow.activation_checkpointing = before[1]
         for parameter, required in before[0]:
             parameter.requires_grad_(required)
 
