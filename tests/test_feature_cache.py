@@ -27,7 +27,7 @@ from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor
 from fastmsflow.nn.feature_pooling import FeatureNormalizer
 from fastmsflow.training import DataConfig, Recipe, checkpointing, train
-from fastmsflow.training.break_even import measured
+from fastmsflow.training.break_even import measure_break_even
 from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_in_memory import pooled_features
@@ -59,7 +59,7 @@ def parts_of(images: ImageSet, size: tuple[int, int] = (32, 32)) -> dict[str, Im
 
 def new_cache(images: ImageSet, at: Path, dtype: torch.dtype = torch.bfloat16, **model) -> FeatureCache:
     built = new_model(**model)
-    return FeatureCache(built, parts_of(images, built.image_size), at, dtype, shard_bytes=3 * IMAGE_BYTES)
+    return FeatureCache(built, parts_of(images, built.image_size), at, dtype=dtype, shard_bytes=3 * IMAGE_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_batches_are_those_of_features_kept_in_memory(
     monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
     kept = FeatureTrainingData(new_model(standardise=standardise), parts_of(images), RECIPE)
     cached = FeatureTrainingData(
-        new_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32
+        new_model(standardise=standardise), parts_of(images), RECIPE, cache=tmp_path, cache_dtype=torch.float32
     )
     loaders = []
     for data in (kept, cached):
@@ -368,7 +368,7 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
     cache = new_cache(images, tmp_path)
     cache.build(rank=0, world_size=2)
     before = content(tmp_path)
-    even = measured(cache)
+    even = measure_break_even(cache)
     assert (even.images, even.bytes_per_image) == (6, IMAGE_BYTES)
     assert min(even.extract, even.write, even.read) > 0
     assert content(tmp_path) == before
@@ -448,7 +448,7 @@ def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rou
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         test = ImageDataset(images.test, images.image_size)
-        cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype)
+        cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype=dtype)
         cache.build()
         features = FeaturesOnDisk(cache, cache.rows[TEST], model, "on disk")
         with torch.no_grad():

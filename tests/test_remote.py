@@ -180,7 +180,7 @@ def test_a_page_below_that_cannot_be_read_is_not_passed_over(server: str) -> Non
 
 
 def test_a_page_without_end_is_read_to_its_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_images, "LARGEST_PAGE", 2**20)
+    monkeypatch.setattr(url_images, "MAX_PAGE_BYTES", 2**20)
     line = "a page larger than 1 MiB; give a list of the images' URLs instead"
     assert refusal(f"{server}/endless", images_below_url) == line
 

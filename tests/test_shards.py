@@ -181,7 +181,9 @@ def test_items_are_the_files_as_image_dataset_has_them(files: list[Path], writte
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 0), (3, 2), (12, 0)])
 def test_ranks_and_workers_share_out_every_image_once(world_size: int, workers: int, written: Path) -> None:
-    ranks = [ShardedImages(written, SIZE, rank, world_size, workers) for rank in range(world_size)]
+    ranks = [
+        ShardedImages(written, SIZE, rank=rank, world_size=world_size, workers=workers) for rank in range(world_size)
+    ]
     read = [numbers(images, workers) for images in ranks]
     assert sorted(chain(*read)) == list(range(IMAGES))
     assert tuple(map(len, read)) == ranks[0].images_of_ranks

@@ -50,7 +50,7 @@ def shard(
     speak(quiet, as_json)
     found = find_images(images, sys.stdin.buffer, null)
     with progress_bar("writing shards", len(found.files)) as advance:
-        manifest = write_shards(found.files, out, images_per_shard, decode, advance)
+        manifest = write_shards(found.files, out, images_per_shard, decode=decode, progress=advance)
     faults = [*found.faults, *manifest.skipped]
     console.print(
         escape(
