@@ -133,13 +133,13 @@ def test_redirects_end(server: str) -> None:
 
 
 def test_a_body_without_end_is_read_to_the_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_images, "LARGEST", 2**20)
+    monkeypatch.setattr(url_images, "MAX_BYTES", 2**20)
     begin = time.monotonic()
     assert refusal(f"{server}/endless") == "larger than 1 MiB; leave it out"
     assert time.monotonic() - begin < 30
-    monkeypatch.setattr(url_images, "LARGEST", len(CONTENT))
+    monkeypatch.setattr(url_images, "MAX_BYTES", len(CONTENT))
     assert read_url(f"{server}/a.png") == CONTENT
-    monkeypatch.setattr(url_images, "LARGEST", len(CONTENT) - 1)
+    monkeypatch.setattr(url_images, "MAX_BYTES", len(CONTENT) - 1)
     assert "larger than" in refusal(f"{server}/a.png")
     fsspec.filesystem("memory").pipe("memory://large.png", CONTENT)
     assert "larger than" in refusal("memory://large.png")
