@@ -29,7 +29,7 @@ class ErrorLog:
         self.start = self._size()
 
     def add(self, error: InputError, lost: int, epoch: int, rank: int) -> None:
-        """Appends a fault that costs ``lost`` images. Raises OSError if the file cannot be written."""
+        """Appends a fault that costs ``lost`` images. Raises: OSError if the file cannot be written."""
         line = json.dumps({"fault": str(error), "lost": lost, "epoch": epoch, "rank": rank})
         # One write in append mode, so that workers' and ranks' lines do not mix.
         with self.path.open("a") as file:

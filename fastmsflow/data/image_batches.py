@@ -50,7 +50,7 @@ class ShardBatches:
     """Batches of a set of shards; an image's name is its shard's name and its own.
 
     A shard that is damaged, cut off or missing loses images, and its last batch says so. ``where``: see
-    fastmsflow.data.shards.storage.ShardStorage. Raises InputError if there is no manifest or it is wrong, and
+    fastmsflow.data.shards.storage.ShardStorage. Raises: InputError if there is no manifest or it is wrong, and
     UnavailableError if a package is missing that reads shards.
     """
 
@@ -155,7 +155,7 @@ def read_batches(
     """Yields the ``count`` batches, read in order by ``workers`` processes ahead of the caller.
 
     No more processes start than there are processors. This process reads if ``workers`` is 0 or there is one batch, as
-    nothing is to be ahead of. Raises RuntimeError, see fastmsflow.errors.in_one_line, if one of the processes is
+    nothing is to be ahead of. Raises: RuntimeError, see fastmsflow.errors.in_one_line, if one of the processes is
     killed.
     """
     if not count:

@@ -62,20 +62,23 @@ def read_image(path: str | Path) -> Image.Image:
     """Reads a file as 8-bit RGB, upright as viewers show it (EXIF orientation applied).
 
     Gray is repeated, 16 bits are scaled (not clipped), transparency is dropped, CMYK is converted without its color
-    profile. Raises InputError if the file is missing, no image, damaged, too large (over 179 megapixels, by its
+    profile. Raises: InputError if the file is missing, no image, damaged, too large (over 179 megapixels, by its
     header), under 32 pixels on a side, of several frames or pages, or of floating-point pixels.
     """
     return _rgb(_open(path), path)
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decodes a file's bytes as ``read_image`` reads the file, with the same errors. ``name``: the name in errors."""
+    """Decodes a file's bytes into the image that ``read_image`` makes of the file. ``name``: the name in errors.
+
+    Raises: InputError if the bytes are no image that ``read_image`` takes.
+    """
     with _faults_named(name), _identified(io.BytesIO(content), name) as image:
         return _rgb(_upright(image), name)
 
 
 def check_image(content: bytes, name: str) -> None:
-    """Raises InputError if a file's bytes are, by their header, no image that ``read_image`` takes.
+    """Raises: InputError if a file's bytes are, by their header, no image that ``read_image`` takes.
 
     Pixels are not decoded, so damage behind the header goes unseen.
     """
@@ -84,7 +87,7 @@ def check_image(content: bytes, name: str) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Reads a file's bytes. Raises InputError if the file is missing, no file, or cannot be read."""
+    """Reads a file's bytes. Raises: InputError if the file is missing, no file, or cannot be read."""
     with _faults_named(path):
         _check_regular(path)
         return Path(path).read_bytes()
@@ -93,7 +96,7 @@ def read_bytes(path: str | Path) -> bytes:
 def image_from_array(array: np.ndarray, name: str) -> Image.Image:
     """Converts an array into the image that ``read_image`` makes of such a file.
 
-    ``array``: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. ``name``: the name in errors. Raises
+    ``array``: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. ``name``: the name in errors. Raises:
     InputError for another shape or dtype, or under 32 pixels on a side.
     """
     gray, color = array.ndim == 2, array.ndim == 3 and array.shape[-1] in (3, 4)
@@ -110,13 +113,16 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
     """Reads a file and resizes it to ``image_size`` (H, W) by Lanczos.
 
-    Returns float32 (3, H, W) in [0, 1], not normalized. Raises what ``read_image`` raises.
+    Returns float32 (3, H, W) in [0, 1], not normalized. Raises: InputError if ``read_image`` does not take the file.
     """
     return as_tensor(read_image(path), image_size)
 
 
 def load_bytes(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor:
-    """Decodes a file's bytes as ``load_image`` reads the file, with the same errors. ``name``: the name in errors."""
+    """Decodes a file's bytes into the tensor that ``load_image`` makes of the file. ``name``: the name in errors.
+
+    Raises: InputError if the bytes are no image that ``read_image`` takes.
+    """
     return as_tensor(decode_image(content, name), image_size)
 
 
@@ -132,7 +138,7 @@ def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
     """Reads the mask of ``sample``, resized by nearest neighbor: bool (H, W), all False if there is no mask.
 
     Pixels above ``sample.mask_above`` (16 bits: 257 times that) are defective. In a mask of 0 and one other value, the
-    other value is defective, whatever it is. Raises InputError if the mask cannot be read, is not of its image's size,
+    other value is defective, whatever it is. Raises: InputError if the mask cannot be read, is not of its image's size,
     or holds several values none of which is above.
     """
     if sample.mask is None:

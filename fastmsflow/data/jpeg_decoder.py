@@ -19,7 +19,7 @@ START, END = b"\xff\xd8\xff", b"\xff\xd9"
 def check_decoder(device: torch.device) -> None:
     """Decodes a small image, so that a missing package is reported before any file is read.
 
-    Raises UnavailableError if TorchCodec is not installed, or decodes no JPEG files on ``device``.
+    Raises: UnavailableError if TorchCodec is not installed, or decodes no JPEG files on ``device``.
     """
     content = io.BytesIO()
     Image.new("RGB", (SMALLEST, SMALLEST)).save(content, "JPEG")
@@ -52,7 +52,7 @@ def is_plain_jpeg(content: bytes) -> bool:
 def encoded_or_pixels(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor:
     """Returns what ``decode_batch`` takes for a file: a plain JPEG's bytes, uint8 (N,), or another file's pixels.
 
-    Raises what ``decode_image`` raises.
+    Raises: InputError if another file is no image.
     """
     if is_plain_jpeg(content):
         return torch.frombuffer(bytearray(content), dtype=torch.uint8)

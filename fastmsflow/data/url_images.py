@@ -37,15 +37,18 @@ def is_url(name: str) -> bool:
 
 
 def open_image(name: str) -> Image.Image:
-    """Reads the file or the URL ``name`` as ``read_image`` reads a file. Raises what ``read_image`` and ``read_url``
-    raise."""
+    """Reads the image in the file or behind the URL ``name``.
+
+    Raises: InputError if there is no image or it cannot be read; UnavailableError if a package is missing that reads
+    this kind of URL.
+    """
     return decode_image(read_url(name), name) if is_url(name) else read_image(name)
 
 
 def read_url(url: str) -> bytes:
     """Returns the bytes behind ``url``, at most MAX_BYTES of them.
 
-    A web server and an object store have TIMEOUT seconds; other protocols take the time that fsspec gives them. Raises
+    A web server and an object store have TIMEOUT seconds; other protocols take the time that fsspec gives them. Raises:
     InputError if nothing is there, nothing answers, access is refused, or the file is larger; UnavailableError if a
     package is missing that reads this kind of URL.
     """
@@ -66,7 +69,7 @@ def read_url(url: str) -> bytes:
 def is_there(url: str) -> bool:
     """Returns whether a file is behind ``url``.
 
-    Raises InputError if nothing answers within TIMEOUT seconds or access is refused, and UnavailableError if a package
+    Raises: InputError if nothing answers within TIMEOUT seconds or access is refused, and UnavailableError if a package
     is missing.
     """
     with _faults_named(url):
@@ -79,7 +82,7 @@ def is_there(url: str) -> bool:
 def images_below_url(url: str) -> list[str]:
     """Returns the URLs of all files below ``url`` that have an image's suffix, sorted; ``url`` itself if it has one.
 
-    A web server's pages are followed to links that lie below ``url``. Raises InputError if there are none or they
+    A web server's pages are followed to links that lie below ``url``. Raises: InputError if there are none or they
     cannot be listed, and UnavailableError if a package is missing.
     """
     if is_image(url):

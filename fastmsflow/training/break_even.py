@@ -55,7 +55,7 @@ class BreakEven:
 def measure_break_even(cache: FeatureCache) -> BreakEven:
     """Runs ``cache``'s extractor on a few of its images, writes their features onto its disk and reads them again.
 
-    Raises InputError if an image cannot be read or the disk cannot be written.
+    Raises: InputError if an image cannot be read or the disk cannot be written.
     """
     few = range(min(MEASURED_IMAGES, len(cache.images)))
     pooled_features(cache.model, cache.images, few[:1])  # a first call does work that is not repeated

@@ -69,7 +69,7 @@ def plan_training(
 ) -> TrainingPlan:
     """Chooses the splits of ``images`` and how their batches are made.
 
-    ``readers``: the processes that read image files. Raises InputError if the images, ``reading`` and the processes do
+    ``readers``: the processes that read image files. Raises: InputError if the images, ``reading`` and the processes do
     not go together, and UnavailableError if JPEG files cannot be decoded on the GPU.
     """
     with world.raise_on_any_rank():
@@ -146,7 +146,7 @@ def _plan_files(
 
 
 def check_reading(reading: DataConfig, of_shards: bool) -> None:
-    """Raises InputError if ``reading`` contradicts itself, or does not fit the images: shards or files."""
+    """Raises: InputError if ``reading`` contradicts itself, or does not fit the images: shards or files."""
     if reading.feature_cache is not None and of_shards:
         raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
     if reading.feature_cache is not None and reading.stream:
@@ -180,7 +180,7 @@ def description_of(images: ImageSet, reading: DataConfig) -> dict[str, object]:
 def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
     """Returns the training samples and the held-out samples, in their order; the seed alone chooses the latter.
 
-    Raises InputError if nothing is left to train on.
+    Raises: InputError if nothing is left to train on.
     """
     count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
     if count >= len(samples):

@@ -40,7 +40,7 @@ def _ignore(value: object) -> None:
 class TrainingData(L.LightningDataModule, ABC):
     """Batches of TRAIN and, where they are, of HELD_OUT and TEST, for one process of ``world``.
 
-    Raises InputError if a process would have no images of a split.
+    Raises: InputError if a process would have no images of a split.
     """
 
     total = 0
@@ -160,7 +160,7 @@ class FeatureTrainingData(FileTrainingData):
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         """Runs the extractor over all images, once. ``say`` gets a line about a cache's cost before it is built.
 
-        Raises what FeatureCache raises.
+        Raises: InputError if the cache is stale, damaged or cannot be written (see FeatureCache).
         """
         if self.cache is None:
             features = self._compute_features(progress)
@@ -263,7 +263,7 @@ class ShardTrainingData(TrainingData):
     """Batches of images out of shards, which are read in every pass.
 
     ``workers``: processes that read. ``skip_faults``: see ShardedImages. ``decode``: makes pixels of a batch of encoded
-    images; None: the workers do. Raises InputError if the shards or a batch cannot be shared out among the processes.
+    images; None: the workers do. Raises: InputError if the shards or a batch cannot be shared out among the processes.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ REMEDY = "remove the folder to have it built anew, or choose another folder"
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Returns the dtype of this name. Raises InputError if it is not one of CACHE_DTYPES."""
+    """Returns the dtype of this name. Raises: InputError if it is not one of CACHE_DTYPES."""
     if name not in CACHE_DTYPES:
         raise InputError(f"a cache of {name!r} is not known; choose one of {', '.join(CACHE_DTYPES)}")
     return CACHE_DTYPES[name]
@@ -52,8 +52,8 @@ class FeatureCache:
     ``splits``: images by the name of their split. ``dtype``: bfloat16 or float32. ``shard_bytes``: the approximate size
     of a shard in a new cache. ``world``: the processes that all make this object, at the same time.
 
-    Raises InputError if the cache in ``folder`` is of another extractor, size, pool, dtype or format, lacks images (the
-    message names what differs), or is damaged; or if ``folder`` holds something else or cannot be written.
+    Raises: InputError if the cache in ``folder`` is of another extractor, size, pool, dtype or format, lacks images
+    (the message names what differs), or is damaged; or if ``folder`` holds something else or cannot be written.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class FeatureCache:
         share the work. Shards that an interrupted build has finished stay.
 
         ``readers``: the processes that read the images; None: this one. ``progress`` is called with the number of
-        images done so far. Raises InputError if an image cannot be read, another process does the same work, or the
+        images done so far. Raises: InputError if an image cannot be read, another process does the same work, or the
         disk cannot be written; shards that are finished stay.
         """
         missing = self.missing()
@@ -146,7 +146,7 @@ class FeatureCache:
     def take(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
         """Copies the features of ``rows`` off the disk.
 
-        Returns (B, C_l, H_l, W_l) per level, channels last, in the cache's dtype. Raises InputError if a shard is
+        Returns (B, C_l, H_l, W_l) per level, channels last, in the cache's dtype. Raises: InputError if a shard is
         missing or damaged.
         """
         levels = [torch.empty((len(rows), *shape), dtype=self.dtype) for shape in self.shapes]
@@ -280,7 +280,7 @@ def _write_description(folder: Path, settings: Mapping[str, Any], digests: np.nd
 
 
 def _read_description(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the cache's description. Raises InputError if it is damaged, or of other settings."""
+    """Returns the cache's description. Raises: InputError if it is damaged, or of other settings."""
     path = folder / DESCRIPTION_FILE
     try:
         description: dict[str, Any] = json.loads(path.read_text())

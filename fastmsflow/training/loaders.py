@@ -158,7 +158,7 @@ class ShardLoader(Loader):
     come last; only what is left behind whole batches, less than one, is left out. Images that cannot be decoded make
     their batch smaller.
 
-    Raises InputError if an image cannot be read and faults are not skipped, or if not one whole batch can be read.
+    Raises: InputError if an image cannot be read and faults are not skipped, or if not one whole batch can be read.
     """
 
     def __init__(

@@ -44,8 +44,8 @@ class BatchSampler(ABC):
 class TrainBatchSampler(BatchSampler):
     """Yields batches of ``images`` numbered images in random order, each shared out among the processes of ``world``.
 
-    Each epoch has an order of its own, drawn from ``seed`` and the epoch's number. Raises InputError if a process would
-    have no images.
+    Each epoch has an order of its own, drawn from ``seed`` and the epoch's number. Raises: InputError if a process
+    would have no images.
     """
 
     def __init__(self, images: int, batch_size: int, world: ProcessGroup, seed: int) -> None:
@@ -75,7 +75,7 @@ class SequentialBatchSampler(BatchSampler):
     """Yields every image once, in a fixed order: each process has the images whose number modulo the number of
     processes is its rank.
 
-    ``split``: names the images in errors. ``order``: their numbers; None: ascending. Raises InputError if a process
+    ``split``: names the images in errors. ``order``: their numbers; None: ascending. Raises: InputError if a process
     would have no images.
     """
 

@@ -41,7 +41,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
     checksum. None: they are errors. ``manifest``: the manifest if it was read before. ``shards``: the shards of the
     manifest to read; None: all. ``encoded``: ``image`` is what ``jpeg_decoder.decode_batch`` takes.
 
-    Raises InputError if there are fewer shards than ranks, the manifest is wrong, or, on reading, a shard or an image
+    Raises: InputError if there are fewer shards than ranks, the manifest is wrong, or, on reading, a shard or an image
     is, with its name; UnavailableError if a package is missing that reads shards.
     """
 
@@ -127,7 +127,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         """Continues behind what ``state`` says is taken, with the same images in the same order as if never
         interrupted.
 
-        Raises InputError if the shards, the order, the ranks or the workers differ from those of the state: images of
+        Raises: InputError if the shards, the order, the ranks or the workers differ from those of the state: images of
         an epoch are dealt out among these, so a change in its middle would repeat some images and lose others.
         """
         changes = changed_settings(state, self._settings(), only_now=True)

@@ -64,7 +64,7 @@ class Manifest:
 
     @classmethod
     def read(cls, where: ShardStorage) -> "Manifest":
-        """Reads a set's manifest. Raises InputError if there is none, it has another format, or it contradicts
+        """Reads a set's manifest. Raises: InputError if there is none, it has another format, or it contradicts
         itself."""
         name = where.name(MANIFEST)
         try:

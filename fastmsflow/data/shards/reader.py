@@ -30,7 +30,7 @@ class Encoded:
 def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> Iterator[Encoded]:
     """Yields the images of ``shard`` in order, one in memory at a time. ``verify``: none before the checksum was right.
 
-    Raises InputError that names the shard if it is missing, damaged, cut off, or not the one that the manifest
+    Raises: InputError that names the shard if it is missing, damaged, cut off, or not the one that the manifest
     describes, to the bit; without ``verify`` possibly after some of its images, for a wrong checksum after all of them.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -62,7 +62,7 @@ def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> It
 
 
 def _encoded(sample: dict[str, Any], name: str) -> Encoded:
-    """Returns the image. Raises InputError if the sample is not an image and a .json with its number."""
+    """Returns the image. Raises: InputError if the sample is not an image and a .json with its number."""
     content = [value for key, value in sample.items() if not key.startswith("__") and key != "json"]
     try:
         described = json.loads(sample["json"])

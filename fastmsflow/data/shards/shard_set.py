@@ -30,7 +30,7 @@ class ShardSet:
 
     @classmethod
     def from_source(cls, where: str, options: dict[str, Any] | None = None) -> "ShardSet":
-        """Opens a set of shards. Raises InputError if there is no manifest or it is wrong, and UnavailableError if a
+        """Opens a set of shards. Raises: InputError if there is no manifest or it is wrong, and UnavailableError if a
         package is missing that reads it."""
         return cls(where, Manifest.read(ShardStorage(where, options)), options)
 
@@ -43,7 +43,7 @@ class ShardSet:
         """Returns the shards to train on and the shards held out.
 
         About ``share`` of all shards, whole ones, are held out, at least one for each of ``processes``; none if
-        ``share`` is 0. ``seed`` alone chooses them. Raises InputError if there are too few shards.
+        ``share`` is 0. ``seed`` alone chooses them. Raises: InputError if there are too few shards.
         """
         order = shuffled_by(range(len(self.manifest.shards)), f"held out {seed}")
         count = max(processes, round(share * len(order))) if share else 0

@@ -22,7 +22,7 @@ class ShardStorage:
 
     ``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), either with or without
     ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name: ``pipe:aws s3 cp s3://bucket/set/{} -``.
-    ``options``: what fsspec's file system takes, such as ``{"anon": True}``. Raises InputError for a pipe without
+    ``options``: what fsspec's file system takes, such as ``{"anon": True}``. Raises: InputError for a pipe without
     ``{}``.
     """
 
@@ -46,7 +46,8 @@ class ShardStorage:
 
     @contextmanager
     def open(self, file: str) -> Iterator[BinaryIO]:
-        """Opens a file of the set. Raises what the storage raises; UnavailableError if a package is missing."""
+        """Opens a file of the set. Raises: errors of the storage's own types; UnavailableError if a package is
+        missing."""
         full = self._full(file)
         if self._pipe:
             from webdataset.gopen import gopen

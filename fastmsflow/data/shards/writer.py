@@ -40,7 +40,7 @@ def write_shards(
     ``decode``: every image is decoded to see whether it can be; otherwise its header is looked at. ``progress`` is
     called with the number of files done so far.
 
-    Raises InputError if ``files`` is empty or names a file twice, none of it is an image, ``out`` holds other shards,
+    Raises: InputError if ``files`` is empty or names a file twice, none of it is an image, ``out`` holds other shards,
     another process writes there, or the disk cannot be written; UnavailableError without ``webdataset``.
     """
     if images_per_shard < 1:
