@@ -178,7 +178,7 @@ class FeatureTrainingData(FileTrainingData):
             for split, images in self.images.items():
                 own = self._own_numbers(split)
                 advance = partial(_advance, progress, before)
-                features[split] = pooled_features(self.model, images, own, self.readers, advance)
+                features[split] = pooled_features(self.model, images, own, self.readers, progress=advance)
                 before += len(own)
         # A process may have any training image in a batch; of the other splits it scores its own images only.
         features[TRAIN] = gather_features(features[TRAIN], len(self.images[TRAIN]), self.world)

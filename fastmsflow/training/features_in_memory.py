@@ -16,6 +16,7 @@ def pooled_features(
     images: Images | ConcatImages,
     numbers: Sequence[int],
     readers: ReaderPool | None = None,
+    *,
     progress: Progress = lambda done: None,
 ) -> list[Tensor]:
     """Computes pooled features of the images of ``numbers``, before any standardization.

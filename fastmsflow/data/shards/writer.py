@@ -70,6 +70,7 @@ class _Writer:
         self.skipped: list[str] = []
 
     def run(self, progress: Callable[[int], None]) -> Manifest:
+        """Writes the shards that are not finished yet, and the manifest."""
         number = self._resume()
         progress(min(number * self.per_shard, len(self.paths)))
         with write_faults(self.out / JOURNAL), (self.out / JOURNAL).open("a") as journal:
