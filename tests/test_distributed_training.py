@@ -177,7 +177,7 @@ def test_processes_without_images_are_refused_before_any_work(images: ImageSet, 
 def test_what_is_wrong_with_a_run_is_told_once(images: ImageSet, tmp_path: Path) -> None:
     words = together(2, images, tmp_path / "run", log_to=("paper",))
     assert told_once(words, "logger 'paper' is not known"), words
-    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", torch.float32)
+    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", dtype=torch.float32)
     words = together(2, images, tmp_path / "run", reading=DataConfig(feature_cache=tmp_path / "cache"))
     assert told_once(words, "dtype"), words
 

@@ -27,7 +27,7 @@ from .callbacks.ema import EMACallback
 from .callbacks.preemption import LAST_KEPT, PreemptionHandler
 from .callbacks.throughput import ProfilerCallback, ThroughputCallback
 from .checkpointing import ResumeCheckpoint
-from .data_config import planned
+from .data_config import plan_training
 from .lightning_module import EpochResult, MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
@@ -156,7 +156,7 @@ def train(
         check_loggers(log_to)
         check_precision(recipe)
     reads = readers or ReaderPool(reading.workers)
-    plan = planned(model, images, recipe, reading, reads, world)
+    plan = plan_training(model, images, recipe, reading, readers=reads, world=world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)
     averaging = EMACallback(model.flow, recipe.ema) if recipe.ema is not None else None
     notes = {} if started_from is None else {"started_from": started_from}
