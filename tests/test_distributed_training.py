@@ -72,7 +72,7 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
     recipe = options.pop("recipe", RECIPE)
     try:
         outcome = train(new_model(), images, recipe, out, world=world, **options)
-        told.put((rank, outcome.losses, [moment.held_out_nll for moment in outcome.moments]))
+        told.put((rank, outcome.losses, [result.held_out_nll for result in outcome.epoch_results]))
     except Exception as error:
         told.put((rank, type(error).__name__, str(error)))
     world.leave()
@@ -104,7 +104,7 @@ def alone(request, images: ImageSet, tmp_path_factory):
     """One process: how images came, where to, and what came of it."""
     folder = tmp_path_factory.mktemp("alone")
     reading = reading_of(request.param, folder)
-    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading)
+    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading=reading)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -113,7 +113,7 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     way, of_one, expected = alone
     words = together(size, images, tmp_path / "run", reading=reading_of(way, tmp_path))
     assert all(isinstance(losses, list) for _, losses, _ in words), words
-    expected_held_out = [moment.held_out_nll for moment in expected.moments]
+    expected_held_out = [result.held_out_nll for result in expected.epoch_results]
     for _, losses, held_out in words:
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
         torch.testing.assert_close(torch.tensor(held_out), torch.tensor(expected_held_out), **DISTRIBUTED)
@@ -161,7 +161,11 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
 
 def told_once(words: list[tuple], line: str) -> bool:
     """Whether the first process tells it and the others nothing."""
-    return words[0][1] == "InputError" and line in words[0][2] and all(word[1] == "ErrorOnAnotherRank" for word in words[1:])
+    return (
+        words[0][1] == "InputError"
+        and line in words[0][2]
+        and all(word[1] == "ErrorOnAnotherRank" for word in words[1:])
+    )
 
 
 def test_processes_without_images_are_refused_before_any_work(images: ImageSet, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def evaluate(
             bar.stage("writing the report", len(found.images.test))
             with found.stopwatch("report"):
                 metrics = {row.checkpoint: named(row.evaluation.as_shown()) for row in found.rows}
-                seen = (found.tested.scores, maps, found.tested.pro_curve())
+                seen = (found.test_result.scores, maps, found.test_result.pro_curve())
                 write_test_report(folder, found.images, found.model, *seen, metrics, resolved(ctx), bar, kind)
         seconds.update(found.stopwatch.seconds)
         _print_threshold(found)

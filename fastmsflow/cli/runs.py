@@ -94,7 +94,7 @@ def train_one(job: Job, world: ProcessGroup) -> None:
         console.print(escape(f"{job.out}: no state to go on from; the run begins anew"), soft_wrap=True)
     with _interruptible(world):
         outcome = _run(job, images, model, console, world)
-    if outcome.tested is not None:
+    if outcome.test_result is not None:
         _print_metrics(outcome)
     _print_threshold(model)
     speed = outcome.speed
@@ -166,13 +166,13 @@ def train_all(job: Job, world: ProcessGroup) -> None:
 @contextmanager
 def _interruptible(world: ProcessGroup) -> Iterator[None]:
     """Ctrl-C ends the command with a line."""
-    from ..training.callbacks.preemption import LAST_KEPT
+    from ..training.callbacks.preemption import RESUME_FROM_LAST
 
     try:
         yield
     except KeyboardInterrupt as interrupt:
         if world.first:
-            errors.print(f"interrupted; {LAST_KEPT}", soft_wrap=True, highlight=False)
+            errors.print(f"interrupted; {RESUME_FROM_LAST}", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from interrupt
 
 
@@ -213,14 +213,14 @@ def _run(
 
     def report(outcome: "TrainingResult") -> None:
         summary = outcome.summary()
-        held_out = [(m.epoch, m.held_out_nll) for m in outcome.moments if m.held_out_nll is not None]
+        held_out = [(m.epoch, m.held_out_nll) for m in outcome.epoch_results if m.held_out_nll is not None]
         curves = {
-            METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.moments]
+            METRIC_NAMES[key]: [(m.epoch, getattr(m.evaluation, key)) for m in outcome.epoch_results]
             for key in ("image_auroc_absolute", "pixel_auroc", "aupro")
             if key in summary
         }
         plot_training(out / "training.png", outcome.losses, held_out, curves)
-        tested = outcome.tested
+        tested = outcome.test_result
         if tested is not None and tested.maps is not None and isinstance(images, ImageSet):
             metrics = {how: named(values) for how, values in outcome.by_choice().items()}
             seen = (tested.scores, tested.maps, tested.pro_curve())
@@ -232,8 +232,9 @@ def _run(
         model.cuda()
     command = shlex.join(["fastmsflow", *sys.argv[1:]])
     return train(
-        model, images, job.recipe, out, job.reading, where, command, job.resume, job.log_to, options, report,
-        job.profile, world, started_from(job), readers,
+        model, images, job.recipe, out, reading=job.reading, console=where, command=command, resume=job.resume,
+        log_to=job.log_to, options=options, report=report, profile=job.profile, world=world,
+        started_from=started_from(job), readers=readers,
     )  # fmt: skip
 
 
@@ -245,7 +246,7 @@ def _print_metrics(outcome: "TrainingResult") -> None:
             f"{in_table(chosen[how]['value'])} ({chosen[how]['epoch']})" if how in chosen else "" for how in choices
         )
         table.add_row(METRIC_NAMES[metric], *cells)
-    say_how_exact(table, [m.evaluation.pixel_error for m in outcome.moments if m.evaluation is not None])
+    say_how_exact(table, [m.evaluation.pixel_error for m in outcome.epoch_results if m.evaluation is not None])
     console.print(table)
     console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
 

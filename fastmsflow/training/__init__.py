@@ -5,6 +5,7 @@ from ..evaluation.results import Evaluation
 from .data_config import DataConfig
 from .recipe import Recipe
 from .resume_state import RunState, load_state
-from .train import TrainingResult, train
+from .train import train
+from .training_result import TrainingResult
 
 __all__ = ["DataConfig", "Evaluation", "Recipe", "RunState", "TrainingResult", "evaluate", "load_state", "train"]

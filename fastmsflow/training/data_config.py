@@ -108,7 +108,7 @@ def _of_files(
         for part, of in parts.items()
         if of
     }
-    order = None if truth is None else truth.order
+    order = None if truth is None else truth.scoring_order
     if reading.stream:
         source: TrainingData = ImageTrainingData(model, files, recipe, readers, world, order, decode)
     else:

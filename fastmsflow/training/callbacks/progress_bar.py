@@ -1,4 +1,4 @@
-"""What is seen of a training on a terminal."""
+"""Shows the progress of a training on a terminal."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .throughput import ThroughputCallback
 
 
 class TrainingProgressBar(Callback):
-    """Steps of the whole training, with the time that is left and what ThroughputCallback measures, if it is there."""
+    """Shows the steps of the whole training, the time left, and the speed that a ThroughputCallback measures."""
 
     def __init__(self, console: Console) -> None:
         self._progress = progress(console)
@@ -41,6 +41,6 @@ class TrainingProgressBar(Callback):
 
 
 def progress(console: Console) -> Progress:
-    """A bar with the time that is left and the time that has passed, on a terminal; nothing elsewhere."""
+    """Returns a progress bar with the time left and the time passed; nothing is shown if there is no terminal."""
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
