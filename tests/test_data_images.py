@@ -338,6 +338,22 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         list_images(tmp_path / "none")
 
 
+def test_two_links_to_a_folder_give_its_images_once(tmp_path: Path) -> None:
+    (tmp_path / "b/c").mkdir(parents=True)
+    for i in range(5):
+        (tmp_path / f"b/c/{i}.png").touch()
+    (tmp_path / "z").symlink_to(tmp_path / "b/c")
+    (tmp_path / "0").symlink_to(tmp_path / "b/c")
+    assert list_images(tmp_path) == [tmp_path / f"0/{i}.png" for i in range(5)]
+
+
+def test_names_of_every_kind_come_back_as_they_are(tmp_path: Path) -> None:
+    names = ["new\nline.png", os.fsdecode(b"\xff.png"), "é.png", "a;'b.png"]
+    for name in (*names, ".hidden.png"):
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == sorted(tmp_path / name for name in names)
+
+
 def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     for path in (inside / "a/1.png", outside / "2.png"):

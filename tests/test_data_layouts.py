@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fastmsflow import InputError
-from fastmsflow.data import ImageDataset, categories, folder, mvtec, open_image_set, visa
+from fastmsflow.data import ImageDataset, categories, folder, layouts, mvtec, open_image_set, visa
 
 
 def image(path: Path, size: tuple[int, int] = (40, 36), value: int = 100) -> Path:
@@ -242,3 +242,15 @@ def test_the_dataset_goes_through_loader_workers(tmp_path: Path) -> None:
 def test_a_folder_that_is_one_class_says_so_where_a_class_is_named(mvtec: Path) -> None:
     with pytest.raises(InputError, match=r"no class 'tile' .*; it is one class itself: leave the class out"):
         open_image_set(mvtec / "tile", "tile")
+
+
+def test_every_layout_is_registered_and_has_a_file_of_its_name() -> None:
+    names = {layout.name for layout in layouts.LAYOUTS}
+    files = {path.stem for path in Path(layouts.__file__).parent.glob("*.py") if "LAYOUT = " in path.read_text()}
+    assert names == files == {"elpv", "folder", "mvtec", "textures", "visa"}
+
+
+def test_a_visa_table_without_rows_is_named(visa_root: Path) -> None:
+    (visa_root / "split_csv/1cls.csv").write_text("object,split,label,image,mask\n")
+    with pytest.raises(InputError, match="holds no classes"):
+        open_image_set(visa_root)

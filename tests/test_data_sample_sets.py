@@ -11,8 +11,9 @@ from skimage import data as photographs
 
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import elpv, textures
-from fastmsflow.data.layouts import sample_sets
+from fastmsflow.data.layouts import elpv as elpv_layout
 from fastmsflow.data.layouts.texture_tiles import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
+from fastmsflow.data.layouts.textures import TEXTURES
 
 
 @pytest.mark.parametrize(("kind", "train", "good", "defective"), [("mono", 471, 117, 313), ("poly", 736, 184, 402)])
@@ -38,7 +39,7 @@ def test_elpvs_split_is_the_documented_one() -> None:
 
 
 def test_missing_packages_are_named_with_the_remedy(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sample_sets, "find_spec", lambda name: None)
+    monkeypatch.setattr(elpv_layout, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="pip install elpv-dataset"):
         elpv()
     monkeypatch.setitem(sys.modules, "skimage.data", None)
@@ -56,7 +57,7 @@ def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    for kind in sample_sets.TEXTURES:
+    for kind in TEXTURES:
         textures(kind, folder)
     return folder
 
@@ -71,11 +72,11 @@ def test_textures_have_masks_for_every_defect(kind: str, cache: Path) -> None:
     assert {sample.kind for sample in images.test} == {"good", *DEFECTS}
 
 
-@pytest.mark.parametrize("texture", sample_sets.TEXTURES)
+@pytest.mark.parametrize("texture", TEXTURES)
 @pytest.mark.parametrize("kind", DEFECTS)
 def test_a_defect_changes_what_its_mask_marks_and_nothing_else(kind: str, texture: str) -> None:
     tile = held_out_tiles(getattr(photographs, texture)())[7]
-    other = held_out_tiles(getattr(photographs, sample_sets.TEXTURES[texture])())[3]
+    other = held_out_tiles(getattr(photographs, TEXTURES[texture])())[3]
     unchanged = []
     for seed in range(20):
         image, mask = DEFECTS[kind](tile, np.random.default_rng(seed), other)

@@ -1,5 +1,5 @@
-"""The documentation: its examples run, its commands exist, its links lead somewhere, its reference is what the
-docstrings say."""
+"""Tests that the documentation's examples run, its commands exist, its links lead somewhere, and its site is built
+strictly and names everything public."""
 
 import ast
 import importlib.util
@@ -7,13 +7,17 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -31,7 +35,7 @@ from fastmsflow.compat.convert import official_to_own
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
 # Commands that take seconds on the files below; the others train, download or need a GPU, or are docs/migration.md's,
@@ -56,8 +60,7 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, line, match[2], textwrap.dedent(match[3]))
 
 
-# The reference's are signatures.
-EXAMPLES = [b for page in PAGES if page.name != "api.md" for b in blocks(page) if b.language == "python"]
+EXAMPLES = [b for page in PAGES for b in blocks(page) if b.language == "python"]
 COMMANDS = [
     pytest.param(words[1:], id=f"{block}: {shlex.join(words[1:])[:60]}")
     for page in PAGES
@@ -193,35 +196,83 @@ def test_a_command_exists_and_runs_where_that_is_cheap(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
-    text = page.read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings
-        elif "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        address, _, fragment = target.partition("#")
+        file = page.parent / address if address else page
+        assert file.exists(), target
+        assert not fragment or fragment in headings(file), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 @pytest.fixture(scope="module")
-def reference():
-    """docs/api.py; the reference is compared where its tools are (Python 3.11 or later)."""
-    pytest.importorskip("griffe2md", reason="needs griffe2md")
-    pytest.importorskip("black", reason="needs black")
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        return importlib.import_module("api")
-    finally:
-        sys.path.pop(0)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Builds the site, strictly: a page, link or name that does not exist fails the build."""
+    pytest.importorskip("mkdocs", reason="needs mkdocs")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs mkdocstrings, for Python 3.11 or later")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+    return folder
 
 
-def test_the_reference_is_what_the_docstrings_say(reference) -> None:
-    assert reference.rendered() == reference.PAGE.read_text(), "run python docs/api.py"
+class Anchors(HTMLParser):
+    """Collects the ids of an HTML page, and the files that the page refers to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.targets: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids.update(value for name, value in attrs if name == "id" and value)
+        target = given.get("src") or (given.get("href") if tag in ("a", "link") else None)
+        if target is not None:
+            self.targets.append(target)
 
 
-def test_every_public_name_is_in_the_reference_with_a_docstring(reference) -> None:
-    root, page = reference.package(), reference.PAGE.read_text()
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Anchors]:
+    """The built pages by file; 404.html is left out, because its links start at the root of a server."""
+    return {page: Anchors(page) for page in sorted(site.rglob("*.html")) if page.name != "404.html"}
+
+
+def test_the_links_of_the_site_lead_somewhere(site: Path, pages: dict[Path, Anchors]) -> None:
+    broken = []
+    for page, anchors in pages.items():
+        for target in anchors.targets:
+            address, _, fragment = unquote(target).partition("#")
+            if urlsplit(address).scheme or address.startswith("//"):
+                continue
+            file = page if not address else page.parent / address
+            file = (file / "index.html" if file.is_dir() else file).resolve()
+            there = fragment in pages[file].ids if fragment and file in pages else file.is_file()
+            broken += [] if there else [f"{page.relative_to(site)}: {target}"]
+    assert broken == []
+
+
+def test_every_page_is_on_the_site(pages: dict[Path, Anchors], site: Path) -> None:
+    sources = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")]
+    built = {page.relative_to(site) for page in pages}
+    expected = {s.with_suffix(".html") if s.stem == "index" else s.with_suffix("") / "index.html" for s in sources}
+    assert expected <= built
+
+
+def test_every_public_name_is_in_the_reference_with_a_docstring(pages: dict[Path, Anchors]) -> None:
+    griffe = importlib.import_module("griffe")
+    loader = griffe.GriffeLoader(search_paths=[ROOT], docstring_parser=None)
+    root = loader.load("fastmsflow")
+    loader.resolve_aliases(external=False)
+    ids = set().union(*(anchors.ids for anchors in pages.values()))
     public = [
         "",
         "inference",
@@ -231,13 +282,18 @@ def test_every_public_name_is_in_the_reference_with_a_docstring(reference) -> No
         *(name for name in map(str, root.exports) if root[name].is_module),
     ]
     public += [f"integrations.{name}" for name in root["integrations"].modules]
+    modules = [root[path] if path else root for path in public]
+    # A name that several modules export has its place at one of them.
+    places: dict[str, set[str]] = defaultdict(set)
+    for module in modules:
+        for name in map(str, module.exports or ()):
+            places[module[name].canonical_path].add(f"{module.path}.{name}")
     faults = []
-    for path in public:
-        module = root[path] if path else root
+    for module in modules:
         faults += [] if module.exports else [f"{module.path} has no __all__"]
         for name in map(str, module.exports or ()):
             obj = module[name]
-            if not obj.is_module and not re.search(rf"^### `fastmsflow[.\w]*\.{name}`$", page, re.MULTILINE):
+            if not obj.is_module and not places[obj.canonical_path] & ids:
                 faults.append(f"{obj.path} is not in the reference")
             faults += [f"{member.path} has no docstring" for member in [obj, *stated(obj)] if not member.has_docstring]
     assert faults == []

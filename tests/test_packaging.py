@@ -34,13 +34,13 @@ DEMO = """\
 from dataclasses import replace
 
 from fastmsflow.__main__ import main
-from fastmsflow.data.layouts import folders as layouts
+from fastmsflow.data.layouts import elpv as layout
 
 def few(kind):
     images = elpv(kind)
     return replace(images, train=images.train[:4], test=(*images.test[:2], *images.test[-2:]), image_size=(64, 64))
 
-elpv, layouts.elpv = layouts.elpv, few
+elpv, layout.elpv = layout.elpv, few
 sys.argv = ["fastmsflow", "demo", "--meta-epochs", "1", "--sub-epochs", "1"]
 main()
 """

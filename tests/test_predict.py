@@ -18,8 +18,8 @@ from skimage import data as photographs
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.calibration import Calibration
+from fastmsflow.data.file_search import find_images
 from fastmsflow.data.image_io import load_image
-from fastmsflow.data.input_files import find_images
 from fastmsflow.inference.regions import find_regions
 from fastmsflow.inference.tables import SortedTable
 from fastmsflow.visualization.color_scale import ColorScale

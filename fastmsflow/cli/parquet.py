@@ -108,7 +108,7 @@ def _scorer(options: ParquetOptions, model: "MSFlow", limit: "DecisionThreshold 
 
 def _images(options: ParquetOptions) -> "tuple[Files | Shards, list[str]]":
     """Finds what is to be scored -> it, and a line for each name that led to no images."""
-    from ..data.input_files import find_images
+    from ..data.file_search import find_images
     from ..data.shards.shard_set import is_shard_set
     from ..data.url_images import images_below_url, is_url
     from ..inference.predict_parquet import Files, Shards

@@ -145,7 +145,7 @@ def predict(
     _refuse_parquet_options(table, model, [*images, out], images_per_part, cluster)
     folder = Path(out)
     heat_maps = heat_maps is not False
-    from ..data.input_files import find_images
+    from ..data.file_search import find_images
     from ..inference.predictor import Interrupted, Predictor
     from ..inference.scorer import DecisionThreshold
     from ..scoring import check_map

@@ -44,7 +44,7 @@ def shard(
     Images that cannot be read are named and left out. Interrupted, the same command goes on behind the last whole
     shard. Exit code: 0 if all images are in, 1 if any is not.
     """
-    from ..data.input_files import find_images
+    from ..data.file_search import find_images
     from ..data.shards.writer import write_shards
 
     speak(quiet, as_json)

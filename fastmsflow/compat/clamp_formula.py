@@ -194,14 +194,14 @@ def _pixels(images: Images, size: tuple[int, int]) -> Iterator[Tensor]:
         yield from images[:MOST_IMAGES].split(BATCH)
         return
     # Pillow comes with the train extra, and tensors do without it.
+    from ..data.datasets import ImageFileDataset
     from ..data.file_search import list_images
-    from ..data.image_io import load_image
+    from ..data.reader_pool import batched, read_images
 
     listed = [images] if isinstance(images, (str, Path)) else images
     paths = [Path(path) for path in listed if not isinstance(path, Tensor)]
     files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])][:MOST_IMAGES]
-    for start in range(0, len(files), BATCH):
-        yield torch.stack([load_image(file, size) for file in files[start : start + BATCH]])
+    yield from read_images(ImageFileDataset(files, size), batched(range(len(files)), BATCH))
 
 
 def _other(formula: Formula) -> Formula:

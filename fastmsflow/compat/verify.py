@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.file_search import list_images
-from ..data.image_io import load_image
+from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
 from .clamp_formula import (
@@ -103,12 +103,9 @@ def to_verify(
 @torch.no_grad()
 def _features(model: MSFlow, files: Sequence[Path], faults: list[str]) -> Iterator[list[Tensor]]:
     device = next(model.parameters()).device
-    for start in range(0, len(files), BATCH):
-        pixels = []
-        for file in files[start : start + BATCH]:
-            try:
-                pixels.append(load_image(file, model.image_size))
-            except InputError as error:
-                faults.append(str(error))
-        if pixels:
-            yield model.features(torch.stack(pixels).to(device, memory_format=torch.channels_last))
+    reader = BatchReader(model.image_size)
+    for batch in file_batches([str(file) for file in files], BATCH):
+        read = reader[batch]
+        faults += [item.fault for item in read.items if item.fault is not None]
+        if read.pixels is not None:
+            yield model.features(read.pixels.to(device, memory_format=torch.channels_last))

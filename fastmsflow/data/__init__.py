@@ -5,8 +5,12 @@ from .file_search import list_images
 from .fingerprint import fingerprint
 from .image_io import load_image, load_mask, read_image
 from .image_set import ImageSet, Sample
-from .layouts.folders import categories, classes_of, folder, mvtec, open_image_set, visa
-from .layouts.sample_sets import elpv, textures
+from .layouts import categories, classes_of, open_image_set
+from .layouts.elpv import elpv
+from .layouts.folder import folder
+from .layouts.mvtec import mvtec
+from .layouts.textures import textures
+from .layouts.visa import visa
 from .shards.dataset import ShardedImages
 from .shards.shard_set import ShardSet
 from .shards.writer import write_shards

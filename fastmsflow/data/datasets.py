@@ -1,7 +1,9 @@
-"""Samples, files and arrays -> tensors, for a DataLoader."""
+"""Datasets that turn samples, files and arrays into tensors, for a DataLoader or a ReaderPool."""
 
-from collections.abc import Callable, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ from .image_io import as_tensor, image_of, load_image, load_mask, read_bytes, re
 from .image_set import Sample
 from .jpeg_decoder import decoded_or_not
 
-ToRead = Callable[[], dict[str, Any]]
-"""An item that is not read yet, by whatever process that will be."""
+ReadItem = Callable[[], dict[str, Any]]
+"""Reads one item when called, in any process."""
+Progress = Callable[[int], None]
+"""Is called with the number of images done so far."""
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Samples for a DataLoader, at ``image_size`` (H, W), read when they are asked for.
+    """Reads samples at ``image_size`` (H, W) when they are asked for.
 
     Items: ``image`` (3, H, W) float32 in [0, 1], ``mask`` (H, W) bool, ``label`` (1 is defective) and ``index`` int.
-    Errors, on reading: InputError that names the file.
+    Reading an item raises InputError that names the file, if the file cannot be read.
     """
 
     def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
@@ -33,17 +37,17 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.to_read(index)()
 
-    def to_read(self, index: int) -> ToRead:
-        """The item without the others."""
-        return partial(_sample, self.samples[index], index, self.image_size)
+    def to_read(self, index: int) -> ReadItem:
+        """Returns a function that reads the item and holds none of the others."""
+        return partial(_read_sample, self.samples[index], index, self.image_size)
 
 
 class ImageFileDataset(Dataset[dict[str, Any]]):
-    """Images of no set for a DataLoader, at ``image_size`` (H, W).
+    """Reads image files and arrays at ``image_size`` (H, W), without masks and labels.
 
-    ``images``: files, or arrays: grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16. Items: ``image``
-    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpegs.decoded`` takes, and ``source``, its name for errors.
-    Errors, on reading: InputError that names the file or the array's number.
+    ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. Items: ``image``
+    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpeg_decoder.decoded`` takes, and ``source``, its name for
+    errors. Reading an item raises InputError that names the file or the array's number.
     """
 
     def __init__(
@@ -59,12 +63,31 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.to_read(index)()
 
-    def to_read(self, index: int) -> ToRead:
-        """The item without the others."""
-        return partial(_loose, self.images[index], index, self.image_size, self.encoded)
+    def to_read(self, index: int) -> ReadItem:
+        """Returns a function that reads the item and holds none of the others."""
+        return partial(_read_image, self.images[index], index, self.image_size, self.encoded)
 
 
-def _sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str, Any]:
+Images = ImageDataset | ImageFileDataset
+
+
+class ConcatImages:
+    """Concatenates datasets of images."""
+
+    def __init__(self, datasets: Iterable[Images]) -> None:
+        self._datasets = list(datasets)
+        self._ends = list(accumulate(map(len, self._datasets)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def to_read(self, index: int) -> ReadItem:
+        """Returns a function that reads the item and holds none of the others."""
+        dataset = bisect(self._ends, index)
+        return self._datasets[dataset].to_read(index - (self._ends[dataset - 1] if dataset else 0))
+
+
+def _read_sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str, Any]:
     return {
         "image": load_image(sample.image, image_size),
         "mask": load_mask(sample, image_size),
@@ -73,7 +96,9 @@ def _sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str
     }
 
 
-def _loose(given: str | Path | np.ndarray, index: int, image_size: tuple[int, int], encoded: bool) -> dict[str, Any]:
+def _read_image(
+    given: str | Path | np.ndarray, index: int, image_size: tuple[int, int], encoded: bool
+) -> dict[str, Any]:
     name = f"image {index}" if isinstance(given, np.ndarray) else str(given)
     source = {"source": name} if encoded else {}
     if encoded and not isinstance(given, np.ndarray):

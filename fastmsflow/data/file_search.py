@@ -1,70 +1,150 @@
-"""Folders -> their image files, sorted."""
+"""Finds image files: below folders, by shell patterns, and in lists of names on standard input."""
 
+import glob
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import InputError
-from ..files import shown
+from ..files import absolute, shown
 from .image_io import SUFFIXES
-from .index import FolderIndex, Listing, scan
-
-# From so many on, what a folder holds is kept for the next time: listing them takes longer than looking it up.
-INDEXED_FROM = 10_000
+from .url_images import is_url
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All image files below ``folder``, sorted, as ``images_below`` finds them.
+    """Returns all image files below ``folder``, sorted; hidden ones are left out, links to folders are followed.
 
-    Errors: InputError where there are none, or a folder cannot be read.
+    Raises InputError if there are none, or a folder cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{shown(folder)}: no such folder")
     faults: list[str] = []
-    files = images_below(folder, faults.append)
+    files = _images_below(folder, faults.append)
     if faults:
         raise InputError(faults[0])
     if not files:
-        raise InputError(f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(_no_images(folder))
     return files
 
 
-def images_below(folder: Path, fault: Callable[[str], None]) -> list[Path]:
-    """All files below ``folder`` with an image's suffix, sorted, hidden ones left out; links to folders are followed,
-    every folder once. ``fault`` gets a line for each folder that cannot be read.
+class ImageFiles:
+    """Image files in the order in which they were named, each once, and a line for each name that led to none."""
 
-    Of a tree of 10,000 images or more an index is kept (``fastmsflow.data.index``), so that the next call lists only
-    the folders that have changed.
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.urls: list[str] = []
+        """The URLs among the names on standard input."""
+        self._files: dict[str, Path] = {}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, without the URLs."""
+        return list(self._files.values())
+
+    def add_pattern(self, pattern: str) -> None:
+        """Adds a file or a folder; where there is none of that name, what the shell pattern matches (``**``: any
+        folders).
+
+        Unlike in a shell, hidden files need a pattern of their own, ``.*`` or the like.
+        """
+        if os.path.lexists(pattern) or not glob.has_magic(pattern):
+            self.add(Path(pattern))
+            return
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if not matches:
+            self.faults.append(f"{shown(pattern)}: no file matches this pattern")
+        for match in matches:
+            self.add(Path(match))
+
+    def add(self, path: Path) -> None:
+        """Adds a file, or all image files below a folder. A file is not opened, so it may be missing or no image."""
+        if not path.is_dir():
+            self._files.setdefault(absolute(path), path)
+            return
+        before = len(self.faults)
+        files = _images_below(path, self.faults.append)
+        if not files and len(self.faults) == before:
+            self.faults.append(_no_images(path))
+        for file in files:
+            self._files.setdefault(absolute(file), file)
+
+
+def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls: bool = False) -> ImageFiles:
+    """Finds the image files that ``names`` lead to.
+
+    ``names``: files, folders, patterns, and ``-`` for the files and folders listed on ``stdin``. They stand there one a
+    line, or, with ``null``, each before a NUL, so that names with newlines can be listed too. Bytes that are not UTF-8
+    stay as they are. ``urls``: URLs may be listed among them. Raises InputError if ``null`` is given without ``-``, or
+    if nothing at all was found.
     """
-    index = FolderIndex.of(folder)
-    if index is None:
-        files = _walk(folder, scan, fault)
-        if len(files) < INDEXED_FROM or (index := FolderIndex.of(folder, create=True)) is None:
-            return files
-        # Once more, into the index: this tree's next start is what the time is spent for.
-    with closing(index):
-        return _walk(folder, index.listing, fault)
+    if null and "-" not in names:
+        raise InputError("--null is for names on standard input; give - among IMAGES")
+    found = ImageFiles()
+    for name in names:
+        if name != "-":
+            found.add_pattern(name)
+            continue
+        listed = _split_names(stdin.read(), null)
+        if not listed:
+            found.faults.append("standard input: holds no names; list one a line")
+        for listed_name in listed:
+            if not is_url(listed_name):
+                found.add(Path(listed_name))
+            elif urls:
+                found.urls.append(listed_name)
+            else:
+                found.faults.append(f"{shown(listed_name)}: a URL; they are for predict --format parquet alone")
+    if not found.files and not found.urls:
+        raise InputError(found.faults[0])
+    return found
 
 
-def _walk(folder: Path, listing: Callable[[str], Listing], fault: Callable[[str], None]) -> list[Path]:
+def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
+    """Returns all files below ``folder`` with an image's suffix, sorted. Every folder is visited once, whatever links
+    lead to it. ``on_fault`` gets a line for each folder that cannot be read."""
     files: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     waiting = [str(folder)]
     while waiting:
         base = waiting.pop()
         try:
-            found = listing(base)
+            status = os.stat(base)  # noqa: PTH116 - here and below strings, which take a third of the time of paths
+            images, folders = _scan(base)
         except OSError as error:
-            fault(f"{shown(base)}: this folder cannot be read ({error.strerror}); change its mode or leave it out")
+            on_fault(f"{shown(base)}: this folder cannot be read ({error.strerror}); change its mode or leave it out")
             continue
-        if found.place in seen:
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        seen.add(found.place)
-        start = os.path.join(base, "")  # noqa: PTH118 - here and below strings, which take a third of the time
-        files += [start + name for name in found.images]
+        visited.add((status.st_dev, status.st_ino))
+        start = os.path.join(base, "")  # noqa: PTH118
+        files += [start + name for name in images]
         # Sorted, the first on top: of a folder that two links lead to, the first is taken.
-        waiting += [start + name for name in sorted(found.folders, reverse=True)]
-    # As paths are sorted, part by part: no name has a NUL.
+        waiting += [start + name for name in sorted(folders, reverse=True)]
+    # By components, as paths are sorted: no name has a NUL.
     return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]
+
+
+def _scan(folder: str) -> tuple[list[str], list[str]]:
+    """Returns the names of the images and of the folders in ``folder``, without hidden ones."""
+    images: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                images.append(entry.name)
+    return images, folders
+
+
+def _split_names(content: bytes, null: bool) -> list[str]:
+    names = content.split(b"\0") if null else [line.removesuffix(b"\r") for line in content.split(b"\n")]
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _no_images(folder: Path) -> str:
+    return f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})"

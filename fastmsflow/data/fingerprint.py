@@ -1,45 +1,113 @@
-"""What an image set holds, as one short text: two runs with the same one saw the same bytes."""
+"""Fingerprints of image sets, images, tensors and files: SHA-256, in full or shortened to 16 hexadecimal digits."""
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from .image_set import ImageSet
+from .image_set import ImageSet, Sample
+
+SHORT = 16
+
+
+def short_digest(chunks: Iterable[bytes | memoryview]) -> str:
+    """Returns the first 16 hexadecimal digits of a SHA-256 over ``chunks``, joined."""
+    total = hashlib.sha256()
+    for chunk in chunks:
+        total.update(chunk)
+    return total.hexdigest()[:SHORT]
 
 
 def fingerprint(images: ImageSet) -> str:
-    """16 hexadecimal digits of a SHA-256 over each sample's place in the set, label, image bytes and mask bytes, in
-    order; not over where the files lie. A file that cannot be read counts as such: reading it later says why."""
-    total = hashlib.sha256()
-    for part in (images.train, images.test):
-        for sample in part:
-            masked = digest(sample.mask) if sample.mask is not None else ""
-            line = f"{sample.label}|{sample.kind}|{sample.mask_above}|{digest(sample.image)}|{masked}\n"
-            total.update(line.encode(errors="surrogateescape"))
-        total.update(b"--\n")
-    return total.hexdigest()[:16]
+    """Returns a short text that two image sets share only if they hold the same bytes.
+
+    16 hexadecimal digits of a SHA-256 over each sample's kind, label, image bytes and mask bytes, in order; where the
+    files lie does not count. A file that cannot be read counts as such: reading it later says why.
+    """
+    return _image_set_digest(images, lambda sample: f"{image_digest(sample.image)}|{_mask_digest(sample)}")
 
 
-def listing(images: ImageSet) -> str:
-    """16 hexadecimal digits of a SHA-256 over each sample's place in the set, label, and the names and sizes of its
-    files: for sets too large to be read for it."""
-    total = hashlib.sha256()
-    for part in (images.train, images.test):
-        for sample in part:
-            files = [path for path in (sample.image, sample.mask) if path is not None]
-            sizes = "|".join(f"{path.name}|{path.stat().st_size if path.exists() else None}" for path in files)
-            total.update(f"{sample.label}|{sample.kind}|{sample.mask_above}|{sizes}\n".encode(errors="surrogateescape"))
-        total.update(b"--\n")
-    return total.hexdigest()[:16]
+def names_fingerprint(images: ImageSet) -> str:
+    """Returns what ``fingerprint`` does, from names and sizes of files in place of bytes: for sets too large to be read
+    for it."""
+    return _image_set_digest(images, _names_and_sizes)
 
 
-def digest(image: str | Path | np.ndarray) -> str:
-    """SHA-256 of a file's bytes, or of an array's shape, dtype and values, hexadecimal; "unreadable"'s of a file that
-    cannot be read."""
+def image_digest(image: str | Path | np.ndarray) -> str:
+    """Returns the SHA-256 of a file's bytes, or of an array's shape, dtype and values, as 64 hexadecimal digits.
+
+    A file that cannot be read has the digest of the text "unreadable".
+    """
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.shape} {image.dtype}\n".encode() + image.tobytes()).hexdigest()
     try:
         return hashlib.sha256(Path(image).read_bytes()).hexdigest()
     except OSError:
         return hashlib.sha256(b"unreadable").hexdigest()
+
+
+def tensor_chunks(tensors: Mapping[str, Tensor], heading: str) -> Iterator[bytes | memoryview]:
+    """Yields what ``short_digest`` hashes of named tensors: each one's heading and values.
+
+    ``heading``: a format string with the fields ``name``, ``shape`` and ``dtype``.
+    """
+    for name, tensor in tensors.items():
+        yield heading.format(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype).encode()
+        yield tensor.detach().cpu().flatten().view(torch.uint8).numpy().data
+
+
+class HashedFile:
+    """A binary file that counts and hashes the bytes which are read from it or written into it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the bytes so far, as 64 hexadecimal digits."""
+        return self._sha256.hexdigest()
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads as the file does."""
+        data = self._file.read(size)
+        self._count(data)
+        return data
+
+    def write(self, data: bytes) -> int:
+        """Writes as the file does."""
+        self._count(data)
+        return self._file.write(data)
+
+    def _count(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self._sha256.update(data)
+
+    def __str__(self) -> str:
+        """WebDataset puts this into its errors."""
+        return f"byte {self.bytes}"
+
+
+def _image_set_digest(images: ImageSet, describe: Callable[[Sample], str]) -> str:
+    def chunks() -> Iterator[bytes]:
+        for samples in (images.train, images.test):
+            for sample in samples:
+                line = f"{sample.label}|{sample.kind}|{sample.mask_above}|{describe(sample)}\n"
+                yield line.encode(errors="surrogateescape")
+            yield b"--\n"
+
+    return short_digest(chunks())
+
+
+def _mask_digest(sample: Sample) -> str:
+    return "" if sample.mask is None else image_digest(sample.mask)
+
+
+def _names_and_sizes(sample: Sample) -> str:
+    files = [path for path in (sample.image, sample.mask) if path is not None]
+    return "|".join(f"{path.name}|{path.stat().st_size if path.exists() else None}" for path in files)

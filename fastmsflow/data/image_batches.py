@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError, UnavailableError
 from ..files import as_utf8
 from .image_io import as_tensor, decode_image
+from .reader_pool import batched, identity
 from .shards.manifest import Manifest, Shard
 from .shards.reader import Encoded, read_shard
 from .shards.storage import ShardStorage
@@ -38,8 +39,8 @@ class ImageBatch:
 
 def file_batches(names: Sequence[str], size: int) -> Iterator[ImageBatch]:
     """Yields ``names``, of files or URLs, ``size`` at once."""
-    for start in range(0, len(names), size):
-        yield ImageBatch(start, list(names[start : start + size]))
+    for number, batch in enumerate(batched(names, size)):
+        yield ImageBatch(number * size, list(batch))
 
 
 class ShardBatches:
@@ -161,7 +162,7 @@ def read_batches(
         batch_size=None,
         sampler=batches,
         num_workers=min(workers, count - 1, processors()),
-        collate_fn=_as_it_is,
+        collate_fn=identity,
         worker_init_fn=_leave_interruptions,
     )
 
@@ -174,7 +175,3 @@ def processors() -> int:
 def _leave_interruptions(worker: int) -> None:
     """To the process that the worker reads for, which ends it; a terminal sends Ctrl-C to them all."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_it_is(read: Any) -> Any:
-    return read

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+Source = str | Path
+"""A folder of images, or the name of a sample set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -1,57 +1,61 @@
-"""Processes that read images: started once, for all that a run reads, or the runs of all classes."""
+"""Processes that read images. A run starts them once, for all that it reads; so does a run of all classes."""
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from threading import Thread
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .datasets import ToRead
+from .datasets import ConcatImages, Images, ReadItem
 
-Batch = dict[str, Any]
+BATCH_SIZE = 16
+"""Images that go through an extractor at once where nobody asks for another number."""
+
+T = TypeVar("T")
 
 
-class _Asked(NamedTuple):
-    images: list[ToRead]
+class _ReadRequest(NamedTuple):
+    items: list[ReadItem]
     encoded: bool
 
 
 class ReaderPool(AbstractContextManager["ReaderPool"]):
-    """``workers`` processes, or none: this one then reads. They start when they are first needed, and end with the
-    block, or when one of them fails; they read one thing at a time."""
+    """``workers`` processes that read images, or none: then this process reads. They start when they are first needed,
+    and end with the block, or when one of them fails. They read for one caller at a time."""
 
     def __init__(self, workers: int = 0) -> None:
         self._workers = workers
-        self._asked = _InTurn()
-        self._loader: DataLoader[Batch] | None = None
-        self._reading: Generator[Batch, None, None] | None = None
+        self._requests = _CurrentRequests()
+        self._loader: DataLoader[dict[str, Any]] | None = None
+        self._reading: Generator[dict[str, Any], None, None] | None = None
 
-    def read(self, batches: Iterable[list[ToRead]], encoded: bool = False) -> Iterator[Batch]:
-        """Each of ``batches``, which are asked for as they are needed: its images' items, stacked. It ends what was
-        being read before. ``encoded``: the images are not pixels yet but bytes, of any length, which make a list.
+    def read(self, batches: Iterable[list[ReadItem]], encoded: bool = False) -> Iterator[dict[str, Any]]:
+        """Yields the items of each batch, collated. Batches are drawn as they are needed. A call ends the one before.
 
-        Errors: as the images'; RuntimeError where a process is killed.
+        ``encoded``: the images are not pixels yet but bytes of any length, so they are collated into a list. Raises
+        what reading an item raises; RuntimeError if a process is killed.
         """
         self._stop()
         self._reading = self._read(batches, encoded)
         return self._reading
 
-    def _read(self, batches: Iterable[list[ToRead]], encoded: bool) -> Generator[Batch, None, None]:
-        # Only what is asked for goes to a process, so that it need not know of an image before.
-        self._asked.batches = (_Asked(images, encoded) for images in batches)
+    def _read(self, batches: Iterable[list[ReadItem]], encoded: bool) -> Generator[dict[str, Any], None, None]:
+        # A process gets the requests only, so that it need not know of an image before.
+        self._requests.current = (_ReadRequest(items, encoded) for items in batches)
         if self._loader is None:
             self._loader = DataLoader(
-                _Reader(),
+                _RequestReader(),
                 batch_size=None,
-                sampler=self._asked,
+                sampler=self._requests,
                 num_workers=self._workers,
-                collate_fn=_as_it_is,
+                collate_fn=identity,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=survive_sigterm,
                 persistent_workers=self._workers > 0,
@@ -67,7 +71,7 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
             raise
 
     def end(self) -> None:
-        """The processes, whatever they are doing; others take their place when they are needed."""
+        """Ends the processes, whatever they are doing; others start when they are needed."""
         self._stop()
         self._loader = None
 
@@ -79,36 +83,48 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
         self.end()
 
 
-class _InTurn(Sampler[_Asked]):
-    """Whatever ``batches`` is at the time."""
+def read_images(
+    images: Images | ConcatImages,
+    batches: Iterable[Sequence[int]],
+    readers: ReaderPool | None = None,
+    device: torch.device | None = None,
+) -> Iterator[Tensor]:
+    """Yields each of ``batches``, numbers of ``images``, as (B, 3, H, W) float32 in [0, 1], in channels-last memory on
+    ``device`` (by default the CPU).
 
-    batches: Iterator[_Asked] = iter(())
-
-    def __iter__(self) -> Iterator[_Asked]:
-        return self.batches
-
-
-class _Reader(Dataset[Batch]):
-    def __getitem__(self, asked: _Asked) -> Batch:
-        items = [read() for read in asked.images]
-        return encoded_together(items) if asked.encoded else default_collate(items)
+    ``readers``: the processes that read; None: this one. Raises InputError if an image cannot be read, and RuntimeError
+    if a process is killed.
+    """
+    requests = ([images.to_read(number) for number in batch] for batch in batches)
+    for items in (readers or ReaderPool()).read(requests):
+        yield items["image"].to(device or "cpu", memory_format=torch.channels_last)
 
 
-def encoded_together(items: list[dict[str, Any]]) -> Batch:
-    """As usual, but for images, which may be encoded and of any length."""
+def batched(items: Sequence[T], size: int = BATCH_SIZE) -> Iterator[Sequence[T]]:
+    """Yields ``items`` in order, ``size`` at once; the last time what is left."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def collate_encoded(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collates items as usual, but their images, which may be encoded and of any length, into a list."""
     rest = default_collate([{key: value for key, value in item.items() if key != "image"} for item in items])
     return {**rest, "image": [item["image"] for item in items]}
 
 
+def identity(batch: T) -> T:
+    """Returns ``batch`` as it is: a DataLoader's collate_fn where the dataset makes whole batches."""
+    return batch
+
+
 def survive_sigterm(worker: int) -> None:
-    """One that was sent to all processes: the training still needs batches, to end with a whole step. That of the
-    process which started the worker ends it: at its exit it waits for it."""
+    """Initializes a worker that outlives a SIGTERM sent to all processes: the training still needs batches, to end with
+    a whole step. A SIGTERM of the process which started the worker ends it: at its exit that process waits for it."""
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_by_parent, daemon=True).start()
+        Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_by_parent() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
@@ -116,5 +132,16 @@ def _end_by_parent() -> None:
     os._exit(0)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+class _CurrentRequests(Sampler[_ReadRequest]):
+    """Iterates over whatever ``current`` is at the time: a DataLoader's sampler cannot be replaced."""
+
+    current: Iterator[_ReadRequest] = iter(())
+
+    def __iter__(self) -> Iterator[_ReadRequest]:
+        return self.current
+
+
+class _RequestReader(Dataset[dict[str, Any]]):
+    def __getitem__(self, request: _ReadRequest) -> dict[str, Any]:
+        items = [read() for read in request.items]
+        return collate_encoded(items) if request.encoded else default_collate(items)

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..calibration import Calibration, Threshold
 from ..data import ImageSet, open_image_set
+from ..data.datasets import Progress
 from ..errors import InputError
 from ..files import write_json, write_table
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
-from ..training.features_in_memory import Progress
 from .checkpoint_files import CHECKPOINT_FILES
 from .evaluate import Stopwatch, evaluate_all
 from .evaluator import TestResult

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from ..data import ImageFileDataset, ImageSet
+from ..data.datasets import Images, Progress
+from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..inference import AUTO, prepare
 from ..models.msflow import MSFlow
 from ..scoring import ImageScores, MapKind, Scores, shown_map
-from ..training.features_in_memory import Images, Progress
 from .evaluator import Evaluator, TestResult
 from .ground_truth import GroundTruth
 from .results import Evaluation
@@ -41,7 +42,7 @@ def scored(
     models: Sequence[MSFlow],
     images: Images,
     order: Sequence[int] | None = None,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Progress = lambda done: None,
     stopwatch: Stopwatch | None = None,
@@ -54,27 +55,29 @@ def scored(
     device = next(first.parameters()).device
     stopwatch = stopwatch or Stopwatch(device)
     numbers = list(range(len(images)) if order is None else order)
-    loader = iter(torch.utils.data.DataLoader(images, batch_size, sampler=numbers, num_workers=workers))
+    batches = list(batched(numbers, batch_size))
     done = 0
-    while done < len(numbers):
-        with stopwatch("load"):
-            pixels = next(loader)["image"].to(device, memory_format=torch.channels_last)
-        with stopwatch("extractor"):
-            features = first.features(pixels)
-        found: list[Scores] = []
-        for model in models:
-            with stopwatch("flow"):
-                scores = model.scores_of_features(features)
-                found.append(Scores(*(part.float().cpu() for part in scores)))
-        yield numbers[done : done + len(pixels)], found
-        done += len(pixels)
-        progress(done)
+    with ReaderPool(workers) as readers:
+        read = read_images(images, batches, readers, device)
+        for batch in batches:
+            with stopwatch("load"):
+                pixels = next(read)
+            with stopwatch("extractor"):
+                features = first.features(pixels)
+            found: list[Scores] = []
+            for model in models:
+                with stopwatch("flow"):
+                    scores = model.scores_of_features(features)
+                    found.append(Scores(*(part.float().cpu() for part in scores)))
+            yield list(batch), found
+            done += len(batch)
+            progress(done)
 
 
 def evaluate(
     model: MSFlow,
     images: ImageSet,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Progress = lambda done: None,
     dtype: str | None = AUTO,
@@ -97,7 +100,7 @@ def evaluate(
 def evaluate_all(
     models: Sequence[MSFlow],
     images: ImageSet,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Progress = lambda done: None,
     stopwatch: Stopwatch | None = None,

@@ -1,14 +1,13 @@
 """Images by the million -> Parquet, on one machine: worker processes read ahead of the model, part by part."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import pyarrow as pa
-import torch
 
+from ..data.fingerprint import short_digest, tensor_chunks
 from ..data.image_batches import BatchReader, ImageBatch, ShardBatches, file_batches, read_batches
 from ..files import as_utf8
 from ..models.msflow import MSFlow
@@ -130,9 +129,6 @@ def _table(judged: Iterable[tuple[str | None, ImageResult | str]]) -> pa.Table:
 
 
 def fingerprint(model: MSFlow) -> str:
-    """16 hexadecimal digits of a SHA-256 over weights, calibration and what else decides on a score."""
-    total = hashlib.sha256(json.dumps(model.config).encode())
-    for name, tensor in model.state_dict().items():
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
+    """Returns 16 hexadecimal digits of a SHA-256 over weights, calibration and what else decides on a score."""
+    weights = tensor_chunks(model.state_dict(), "{name} {shape} {dtype}")
+    return short_digest(chain([json.dumps(model.config).encode()], weights))

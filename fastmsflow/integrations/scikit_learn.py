@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
-from torch.utils.data import DataLoader
 
 from ..data import ImageFileDataset, list_images
+from ..data.reader_pool import batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
@@ -146,9 +146,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def _scores(self, X: Images) -> Iterator[Scores]:
         check_is_fitted(self)
         device = next(self.model_.parameters()).device
+        images = ImageFileDataset(_listed(X), self.model_.image_size)
         with torch.no_grad():
-            for batch in DataLoader(ImageFileDataset(_listed(X), self.model_.image_size), batch_size=16):
-                yield self.model_.scores(batch["image"].to(device, memory_format=torch.channels_last))
+            for pixels in read_images(images, batched(range(len(images))), device=device):
+                yield self.model_.scores(pixels)
 
 
 def _normality(batches: Iterable[Scores]) -> np.ndarray:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.reader_pool import ReaderPool
 from ..files import write_faults
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import pooled_features
@@ -59,10 +58,9 @@ def measured(cache: FeatureCache) -> BreakEven:
     Errors: InputError where an image cannot be read or the disk not be written.
     """
     few = range(min(MEASURED, len(cache.images)))
-    here = ReaderPool()
-    pooled_features(cache.model, cache.images, few[:1], here)  # what is done once is not counted
+    pooled_features(cache.model, cache.images, few[:1])  # what is done once is not counted
     started = time.perf_counter()
-    levels = pooled_features(cache.model, cache.images, few, here)
+    levels = pooled_features(cache.model, cache.images, few)
     extracted = time.perf_counter()
     content = torch.cat([level.to(cache.dtype).flatten().view(torch.uint8) for level in levels]).numpy().tobytes()
     # Without a name: nothing of it can be left behind.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageFileDataset, ImageSet, Sample, ShardSet, fingerprint
-from ..data.fingerprint import listing
+from ..data.fingerprint import names_fingerprint
 from ..data.jpeg_decoder import check_decoder, decoded
 from ..data.lazy_sequence import LazySequence
 from ..data.reader_pool import ReaderPool
@@ -154,7 +154,7 @@ def description_of(images: ImageSet, reading: DataConfig) -> dict[str, object]:
     """What tells ``images`` from others: their bytes or, of those that are not read at first, names and sizes."""
     if not reading.stream:
         return {"name": images.name, "fingerprint": fingerprint(images)}
-    return {"name": images.name, "files": listing(images)}
+    return {"name": images.name, "files": names_fingerprint(images)}
 
 
 def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from ..data import ShardedImages, ShardSet
+from ..data.datasets import Images, Progress
 from ..data.error_log import ErrorLog, SkippedImages
-from ..data.reader_pool import ReaderPool
+from ..data.reader_pool import BATCH_SIZE, ReaderPool
 from ..data.shards.manifest import Shard
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from .break_even import measured
 from .feature_cache import FeatureCache, binary
-from .features_in_memory import BATCH, FeaturesInMemory, Images, Progress, features_of_all, pooled_features
+from .features_in_memory import FeaturesInMemory, features_of_all, pooled_features
 from .features_on_disk import FeaturesOnDisk, placement
 from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
 from .recipe import Recipe
@@ -229,7 +230,7 @@ class ImageTrainingData(OfImages):
         chosen = torch.randperm(
             len(self.images[TRAIN]), generator=torch.Generator().manual_seed(self.recipe.seed)
         ).tolist()[:count]
-        order = SequentialBatchSampler(len(self.images[TRAIN]), BATCH, SINGLE_PROCESS, TRAIN, chosen)
+        order = SequentialBatchSampler(len(self.images[TRAIN]), BATCH_SIZE, SINGLE_PROCESS, TRAIN, chosen)
         loader = ImageLoader(self.images[TRAIN], order, self.readers, self.decode)
         standardise(self.model, _pooled(self.model, loader, count), self.world)
 
@@ -304,7 +305,7 @@ class ShardTrainingData(TrainingData):
     def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDISED, sum(shards.images_of_workers))
-        loader = ShardLoader(lambda epoch: shards, BATCH, None, decode=self.decode)
+        loader = ShardLoader(lambda epoch: shards, BATCH_SIZE, None, decode=self.decode)
         standardise(self.model, _pooled(self.model, loader, count), self.world)
 
     def train_dataloader(self) -> Loader:
@@ -346,9 +347,9 @@ def standardise(model: MSFlow, batches: Iterable[Sequence[Tensor]], world: Proce
 
 
 def _pooled(model: MSFlow, loader: Loader, images: int) -> Iterator[list[Tensor]]:
-    """Of about the first ``images`` of batches of BATCH."""
+    """Of about the first ``images`` of batches of BATCH_SIZE."""
     device = next(model.parameters()).device
-    for batch in islice(loader, -(-images // BATCH)):
+    for batch in islice(loader, -(-images // BATCH_SIZE)):
         assert isinstance(batch[0], Tensor)
         yield model.pooled(batch[0].to(device, memory_format=torch.channels_last))
 

@@ -1,6 +1,5 @@
 """Features on disk: computed once, then read in each pass of each run of that extractor, size and pool."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import ImageDataset
-from ..data.fingerprint import digest
-from ..data.reader_pool import ReaderPool
+from ..data.datasets import ConcatImages, Images, Progress
+from ..data.fingerprint import image_digest, short_digest, tensor_chunks
+from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..files import ASIDE, locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
 from ..settings_diff import changed_settings
-from .features_in_memory import BATCH, ConcatImages, Images, Progress
 
 # Of what the files hold and of how images become features; a cache of another is stale.
 FORMAT = 1
@@ -126,17 +125,17 @@ class FeatureCache:
         self._check_room(self.missing_images() * self.bytes_per_image)
         done = len(self._kept) - self.missing_images()
         # No batch goes over a shard's end: its features do not depend on where an earlier build ended.
-        batches = [sources[rows].tolist() for shard in todo for rows in _batches(self._rows_of(shard))]
+        batches = [sources[rows].tolist() for shard in todo for rows in batched(self._rows_of(shard))]
         if any(source < 0 for batch in batches for source in batch):
             raise InputError(f"{shown(self.folder)}: unfinished, and some of the cache's images are gone; {REMEDY}")
-        read = (readers or ReaderPool()).read([self.images.to_read(source) for source in batch] for batch in batches)
+        read = read_images(self.images, batches, readers, next(self.model.parameters()).device)
         with self._claimed(rank, world_size):
             for shard in todo:
                 count = len(self._rows_of(shard))
                 levels = [torch.empty((count, *shape), dtype=self.dtype) for shape in self.shapes]
                 at = 0
-                for batch in islice(read, -(-count // BATCH)):
-                    at += self._compute(batch["image"], [level[at:] for level in levels])
+                for batch in islice(read, -(-count // BATCH_SIZE)):
+                    at += self._compute(batch, [level[at:] for level in levels])
                     progress(done + at)
                 done += count
                 self._write(shard, levels)
@@ -190,8 +189,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def _compute(self, images: Tensor, into: Sequence[Tensor]) -> int:
-        device = next(self.model.parameters()).device
-        levels = self.model.pooled(images.to(device, memory_format=torch.channels_last))
+        levels = self.model.pooled(images)
         for store, level in zip(into, levels, strict=True):
             store[: len(level)] = level.permute(0, 2, 3, 1)
         return len(images)
@@ -242,18 +240,16 @@ def _made_of(model: MSFlow, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _weights(extractor: nn.Module) -> str:
-    total = hashlib.sha256()
-    for name, tensor in extractor.state_dict().items():
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
+    return short_digest(tensor_chunks(extractor.state_dict(), "{name} {dtype} {shape}\n"))
 
 
 def _contents(images: Images, world: ProcessGroup) -> np.ndarray:
     """(N,) of 16 bytes each: what the images hold. Each process reads its share of them."""
     given = [sample.image for sample in images.samples] if isinstance(images, ImageDataset) else images.images
     with world.raise_on_any_rank():
-        own = np.array([bytes.fromhex(digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16")
+        own = np.array(
+            [bytes.fromhex(image_digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16"
+        )
     contents = np.empty(len(given), "S16")
     for rank, part in enumerate(world.all_gather(own)):
         contents[rank :: world.size] = part
@@ -275,7 +271,7 @@ def _begin(folder: Path, of: Mapping[str, Any], contents: np.ndarray, shard_imag
     with written_aside(folder / IMAGES_FILE) as aside, aside.open("wb") as file:
         np.save(file, contents)
     counts = {"images": len(contents), "images a shard": shard_images, "contents": _sum(contents)}
-    key = hashlib.sha256(json.dumps([dict(of), counts]).encode()).hexdigest()[:16]
+    key = short_digest([json.dumps([dict(of), counts]).encode()])
     write_json(folder / DESCRIPTION_FILE, {"of": dict(of), **counts, "key": key})
 
 
@@ -305,7 +301,7 @@ def _read_images(folder: Path, description: Mapping[str, Any]) -> np.ndarray:
 
 
 def _sum(contents: np.ndarray) -> str:
-    return hashlib.sha256(contents.tobytes()).hexdigest()[:16]
+    return short_digest([contents.tobytes()])
 
 
 def _places(of: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -313,7 +309,3 @@ def _places(of: np.ndarray, among: np.ndarray) -> np.ndarray:
     order = np.argsort(among, kind="stable")
     at = order[np.minimum(np.searchsorted(among, of, sorter=order), len(among) - 1)]
     return np.where(among[at] == of, at, -1)
-
-
-def _batches(rows: range) -> Iterator[range]:
-    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))

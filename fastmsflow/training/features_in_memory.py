@@ -1,64 +1,43 @@
-"""Features are computed once and kept: the extractor is frozen and training augments nothing."""
+"""Computes features once and holds them in memory: the extractor is frozen and training augments nothing."""
 
-from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..data import ImageDataset, ImageFileDataset
-from ..data.datasets import ToRead
-from ..data.reader_pool import ReaderPool
+from ..data.datasets import ConcatImages, Images, Progress
+from ..data.reader_pool import ReaderPool, batched, read_images
 from ..distributed.process_group import ProcessGroup
 from ..models.msflow import MSFlow
-
-Progress = Callable[[int], None]
-Images = ImageDataset | ImageFileDataset
-BATCH = 16
-
-
-class ConcatImages:
-    """The images of all ``parts``, one part behind the other."""
-
-    def __init__(self, parts: Iterable[Images]) -> None:
-        self._parts = list(parts)
-        self._ends = list(accumulate(map(len, self._parts)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def to_read(self, index: int) -> ToRead:
-        """See ImageFileDataset."""
-        part = bisect(self._ends, index)
-        return self._parts[part].to_read(index - (self._ends[part - 1] if part else 0))
 
 
 def pooled_features(
     model: MSFlow,
     images: Images | ConcatImages,
     numbers: Sequence[int],
-    readers: ReaderPool,
+    readers: ReaderPool | None = None,
     progress: Progress = lambda done: None,
 ) -> list[Tensor]:
-    """Pooled features of the images of ``numbers``, before any standardisation: (N, C_l, H_l, W_l) per level, on the
-    CPU, in channels-last memory. ``progress`` is called with the number of images done so far."""
+    """Computes pooled features of the images of ``numbers``, before any standardization.
+
+    Returns (N, C_l, H_l, W_l) per level, on the CPU, in channels-last memory. ``progress`` is called with the number of
+    images done so far.
+    """
     device = next(model.parameters()).device
-    kept: list[Tensor] = []
+    features: list[Tensor] = []
     done = 0
-    batches = (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))
-    for batch in readers.read([images.to_read(number) for number in batch] for batch in batches):
-        levels = model.pooled(batch["image"].to(device, memory_format=torch.channels_last))
-        if not kept:
-            kept = [
+    for pixels in read_images(images, batched(numbers), readers, device):
+        levels = model.pooled(pixels)
+        if not features:
+            features = [
                 torch.empty((len(numbers), *level.shape[1:]), dtype=level.dtype, memory_format=torch.channels_last)
                 for level in levels
             ]
-        for store, level in zip(kept, levels, strict=True):
+        for store, level in zip(features, levels, strict=True):
             store[done : done + len(level)] = level
-        done += len(levels[0])
+        done += len(pixels)
         progress(done)
-    return kept
+    return features
 
 
 class FeaturesInMemory:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.reader_pool import batched
 from ..models.msflow import MSFlow
 from .feature_cache import FeatureCache
-from .features_in_memory import BATCH
 
 Place = Literal["on the GPU", "in memory", "on disk"]
 # Of what is free; the rest is for the training itself.
@@ -55,9 +55,9 @@ class FeaturesOnDisk:
         if place != "on disk":
             device = self.device if place == "on the GPU" else torch.device("cpu")
             levels = [torch.empty((len(rows), *shape), dtype=cache.dtype, device=device) for shape in cache.shapes]
-            for start in range(0, len(rows), BATCH):
-                for level, part in zip(levels, cache.take(rows[start : start + BATCH]), strict=True):
-                    level[start : start + BATCH] = part.permute(0, 2, 3, 1)
+            for numbers in batched(range(len(rows))):
+                for level, features in zip(levels, cache.take(rows[numbers]), strict=True):
+                    level[numbers[0] : numbers[-1] + 1] = features.permute(0, 2, 3, 1)
             self._levels = levels
 
     @property
@@ -82,7 +82,7 @@ class FeaturesOnDisk:
 
     def batches(self) -> Iterator[list[Tensor]]:
         """All of them, ``stored``, in order."""
-        return (self.stored(range(len(self))[start : start + BATCH]) for start in range(0, len(self), BATCH))
+        return map(self.stored, batched(range(len(self))))
 
     def _on_device(self, levels: list[Tensor]) -> list[Tensor]:
         device = self.device

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ..data import ShardedImages
-from ..data.reader_pool import ReaderPool, encoded_together, survive_sigterm
+from ..data.datasets import Images
+from ..data.reader_pool import ReaderPool, collate_encoded, survive_sigterm
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from .features_in_memory import Images
 from .samplers import SequentialBatchSampler, TrainBatchSampler
 
 # Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
@@ -204,7 +204,7 @@ class ShardLoader(Loader):
 
     def _once(self) -> Iterator[dict[str, Any]]:
         """All images, or what is left of them, in whole batches; a last one of fewer where there are no ``steps``."""
-        collate = encoded_together if self._decode else default_collate
+        collate = collate_encoded if self._decode else default_collate
         loader = DataLoader(
             self._images,
             self._batch_size,

@@ -1,1 +1,45 @@
-"""Data layouts: how folders become image sets."""
+"""Data layouts, one file each, and the functions that open an image set of any of them."""
+
+from pathlib import Path
+
+from ...errors import InputError
+from ..image_set import ImageSet, Source
+from . import elpv, folder, mvtec, textures, visa
+from .layout import Layout
+
+SAMPLE_SETS = (elpv.LAYOUT, textures.LAYOUT)
+FOLDER_LAYOUTS = (visa.LAYOUT, mvtec.LAYOUT, folder.LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (*SAMPLE_SETS, *FOLDER_LAYOUTS)
+"""All layouts; the first that detects a source opens it."""
+
+
+def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
+    """Opens ``"elpv"`` or ``"textures"``, or a folder: VisA as published, the MVTec AD layout, train/ of good images
+    beside test/KIND and ground_truth/KIND, or just good images.
+
+    ``category``: the class, where there are several. Raises InputError that names what is there instead.
+    """
+    layout = _detect(source)
+    if layout is None:
+        names = ", ".join(layout.name for layout in SAMPLE_SETS)
+        raise InputError(f"{source}: no such folder, and not a sample set ({names})")
+    return layout.open(source, category)
+
+
+def classes_of(source: str | Path) -> list[str]:
+    """Returns the classes of a set by the name or folder that ``open_image_set`` takes; none where it is one class
+    itself."""
+    layout = _detect(source)
+    return [] if layout is None else layout.classes(source)
+
+
+def categories(root: str | Path) -> list[str]:
+    """Returns the classes below ``root``, in the VisA or the MVTec AD layout; none where it has neither.
+
+    Raises InputError if VisA's table cannot be read.
+    """
+    return classes_of(Path(root))
+
+
+def _detect(source: Source) -> Layout | None:
+    return next((layout for layout in LAYOUTS if layout.detects(source)), None)

@@ -1,6 +1,5 @@
 """What a set of shards holds: its manifest, read and checked."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from ...errors import InputError, UnavailableError
 from ...files import write_json
+from ..fingerprint import short_digest
 from .storage import MANIFEST, NO_FILE, ShardStorage
 
 FORMAT = "fastmsflow shards 1"
@@ -97,7 +97,7 @@ class Manifest:
 
 def content_of(shards: Sequence[Shard]) -> str:
     """16 hexadecimal digits of a SHA-256 over the shards' own: what a position in them belongs to."""
-    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
+    return short_digest(shard.sha256.encode() for shard in shards)
 
 
 def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:

@@ -1,6 +1,5 @@
 """One shard, read from its first byte to its last and held against its manifest."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO
 
 from ...errors import InputError, UnavailableError
 from ...files import shown
+from ..fingerprint import HashedFile
 from .manifest import AGAIN, Shard
 from .storage import ShardStorage
 
@@ -39,7 +39,7 @@ def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> It
     count = 0
     try:
         with location.open(shard.name) as opened, _checked(opened, shard, name, verify) as file:
-            counted = _Counted(file)
+            counted = HashedFile(file)
             for sample in group_by_keys(tar_file_expander([{"url": name, "stream": counted}])):
                 encoded = _encoded(sample, name)
                 if count == shard.images or encoded.index != shard.first + count:
@@ -57,7 +57,7 @@ def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> It
             name,
             f"ends after {count} of {shard.images} images, {counted.bytes} of {shard.bytes} bytes: cut off or damaged",
         )
-    if counted.sha256.hexdigest() != shard.sha256:
+    if counted.sha256 != shard.sha256:
         raise _fault(name, f"its checksum is not the manifest's, though its {count} images could be read")
 
 
@@ -87,30 +87,10 @@ def _checked(opened: BinaryIO, shard: Shard, name: str, verify: bool) -> Iterato
         return
     # A copy: what is read a second time from far away may differ.
     with tempfile.TemporaryFile() as copy:
-        digest = hashlib.sha256()
-        while chunk := opened.read(CHUNK):
-            digest.update(chunk)
+        hashed = HashedFile(opened)
+        while chunk := hashed.read(CHUNK):
             copy.write(chunk)
-        if digest.hexdigest() != shard.sha256:
-            raise _fault(name, f"its checksum is not the manifest's ({copy.tell()} of {shard.bytes} bytes)")
+        if hashed.sha256 != shard.sha256:
+            raise _fault(name, f"its checksum is not the manifest's ({hashed.bytes} of {shard.bytes} bytes)")
         copy.seek(0)
         yield copy
-
-
-class _Counted:
-    """A file that is read, with the length and the checksum of what was."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.bytes = 0
-        self.sha256 = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.bytes += len(data)
-        self.sha256.update(data)
-        return data
-
-    def __str__(self) -> str:
-        """WebDataset puts it into its errors."""
-        return f"byte {self.bytes}"

@@ -1,6 +1,5 @@
 """Image files -> tar shards in WebDataset's layout, with a manifest. Files' bytes are copied as they are."""
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from ...errors import InputError, UnavailableError
 from ...files import claimed_folder, shown, write_faults, written_aside
+from ..fingerprint import HashedFile, short_digest
 from ..image_io import check_image, decode_image, read_bytes
 from .manifest import FORMAT, Manifest, Shard
 from .storage import JOURNAL, MANIFEST
@@ -61,10 +61,7 @@ class _Writer:
         self.look = decode_image if decode else check_image
         # With one file, the folder that it is in.
         self.base = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
-        names = hashlib.sha256()
-        for path in paths:
-            names.update(os.fsencode(self._name(path)) + b"\0")
-        self.fingerprint = names.hexdigest()[:16]
+        self.fingerprint = short_digest(os.fsencode(self._name(path)) + b"\0" for path in paths)
         self.shards: list[Shard] = []
         self.skipped: list[str] = []
 
@@ -96,7 +93,7 @@ class _Writer:
         first = self.shards[-1].first + self.shards[-1].images if self.shards else 0
         index = first
         with written_aside(self.out / name) as aside, aside.open("wb") as file:
-            hashed = _Hashed(file)
+            hashed = HashedFile(file)
             with TarWriter(cast(BinaryIO, hashed), user="", group="", encoder=False, mtime=0) as tar:
                 for number, path in enumerate(self.paths[start : start + self.per_shard], start + 1):
                     try:
@@ -111,7 +108,7 @@ class _Writer:
         if index == first:
             (self.out / name).unlink()
             return None
-        return Shard(name, first, index - first, hashed.bytes, hashed.sha256.hexdigest())
+        return Shard(name, first, index - first, hashed.bytes, hashed.sha256)
 
     def _sample(self, path: str, index: int, content: bytes) -> dict[str, str | bytes]:
         name = self._name(path)
@@ -151,20 +148,6 @@ class _Writer:
         with written_aside(journal) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in lines[: kept + 1]))
         return kept
-
-
-class _Hashed:
-    """A file that is written, with its length and checksum."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.bytes = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.bytes += len(data)
-        self.sha256.update(data)
-        return self.file.write(data)
 
 
 def _whole(path: Path, size: int) -> bool:

@@ -1,0 +1,43 @@
+"""The interface that every data layout implements, and the errors that layouts share."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...errors import InputError
+from ..image_set import ImageSet, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A way in which images lie in folders, or come with a package.
+
+    Each function takes what a user names as the source: a folder or a sample set's name.
+    """
+
+    name: str
+    detects: Callable[[Source], bool]
+    """Returns whether the source has this layout."""
+    classes: Callable[[Source], list[str]]
+    """Returns the names of the source's classes, sorted; none if the source is one class itself."""
+    open: Callable[[Source, str | None], ImageSet]
+    """Returns the images of a class. None stands for the source itself, its default class or its only class. Raises
+    InputError if there is no such class."""
+
+
+def only_class(source: Source, classes: Sequence[str]) -> str:
+    """Returns the one class in ``classes``. Raises InputError if there are none or several."""
+    if not classes:
+        raise InputError(f"{source}: holds no classes")
+    if len(classes) > 1:
+        raise InputError(f"{source}: holds several classes; name one with --class: {', '.join(classes)}")
+    return classes[0]
+
+
+def check_class(source: Source, category: str, classes: Sequence[str], hint: str = "") -> None:
+    """Raises InputError if ``category`` is not among ``classes``; ``hint`` ends the message if no name is close."""
+    if category in classes:
+        return
+    close = difflib.get_close_matches(category, classes, 1)
+    hint = f"; did you mean {close[0]}?" if close else hint
+    raise InputError(f"{source}: no class {category!r} (there: {', '.join(classes) or 'none'}){hint}")

@@ -1,0 +1,60 @@
+"""Opens the MVTec AD layout: CLASS/train/good, CLASS/test/KIND and CLASS/ground_truth/KIND."""
+
+from pathlib import Path
+
+from ..image_set import ImageSet, Source
+from .folder import good_samples, samples_by_kind
+from .layout import Layout, check_class, only_class
+
+# The published runs train this class at another size.
+IMAGE_SIZES = {"transistor": (256, 256)}
+DEFAULT_SIZE = (512, 512)
+LICENCE_FILES = ("LICENCE.txt", "license.txt")
+
+
+def mvtec(root: str | Path, category: str) -> ImageSet:
+    """Opens one class of the MVTec AD layout: train/good, test/KIND, ground_truth/KIND/STEM_mask.png (or STEM.png).
+
+    Raises InputError if the class is not there, a folder is empty, or a defective image lacks its mask although
+    ground_truth is there.
+    """
+    root = Path(root)
+    classes = mvtec_classes(root)
+    hint = "; it is one class itself: leave the class out" if not classes and (root / "train").is_dir() else ""
+    check_class(root, category, classes, hint)
+    base = root / category
+    masks = base / "ground_truth"
+    test = samples_by_kind(base / "test", masks if masks.is_dir() else None) if (base / "test").is_dir() else ()
+    size = IMAGE_SIZES.get(category, DEFAULT_SIZE)
+    return ImageSet(category, good_samples(base / "train/good"), test, size, _licence(base))
+
+
+def mvtec_classes(root: Source) -> list[str]:
+    """Returns the names of the folders in ``root`` that have a folder train/good, sorted; hidden ones are left out."""
+    return sorted(p.parents[1].name for p in Path(root).glob("[!.]*/train/good") if p.is_dir())
+
+
+def _is_class(root: Path) -> bool:
+    return (root / "train/good").is_dir()
+
+
+def _detects(source: Source) -> bool:
+    return _is_class(Path(source)) or bool(mvtec_classes(source))
+
+
+def _open(source: Source, category: str | None) -> ImageSet:
+    root = Path(source)
+    if category is None and _is_class(root):
+        return mvtec(root.resolve().parent, root.resolve().name)
+    return mvtec(root, category or only_class(root, mvtec_classes(root)))
+
+
+def _licence(base: Path) -> str:
+    """Returns the first line of the class's own licence file, or an empty text."""
+    for name in LICENCE_FILES:
+        if (base / name).is_file():
+            return (base / name).read_text(errors="replace").strip().split("\n")[0]
+    return ""
+
+
+LAYOUT = Layout(name="mvtec", detects=_detects, classes=mvtec_classes, open=_open)

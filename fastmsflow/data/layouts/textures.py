@@ -1,0 +1,51 @@
+"""Opens textures: tiles of scikit-image's photographs with synthetic defects."""
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+from ...errors import InputError, UnavailableError
+from ..image_set import ImageSet, Source
+from .layout import Layout
+from .mvtec import mvtec
+from .texture_tiles import write_textures
+
+IMAGE_SIZE = (256, 256)
+LICENCE = "textures: photographs bundled with scikit-image, CC0, defects drawn by fastmsflow"
+# Each texture, and the one that its foreign patches come from.
+TEXTURES = {"brick": "gravel", "grass": "brick", "gravel": "grass"}
+
+
+def textures(kind: str = "brick", cache_dir: str | Path | None = None) -> ImageSet:
+    """Opens tiles of one photograph with synthetic defects and exact masks, written once into ``cache_dir``.
+
+    ``cache_dir``: by default fastmsflow/textures-v1 in XDG_CACHE_HOME or ~/.cache. See
+    fastmsflow.data.layouts.texture_tiles. Raises InputError for another kind, UnavailableError if scikit-image is not
+    installed.
+    """
+    if kind not in TEXTURES:
+        raise InputError(f"textures: no class {kind!r}; there are {', '.join(TEXTURES)}")
+    photographs = _scikit_image_data()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmsflow" / "textures-v1"
+    target = Path(cache_dir or cache) / kind
+    if not target.is_dir():
+        write_textures(target, getattr(photographs, kind)(), getattr(photographs, TEXTURES[kind])())
+    tiles = mvtec(target.parent, kind)
+    return ImageSet(f"textures {kind}", tiles.train, tiles.test, IMAGE_SIZE, LICENCE)
+
+
+def _scikit_image_data() -> ModuleType:
+    try:
+        return importlib.import_module("skimage.data")
+    except ImportError as error:
+        raise UnavailableError("the texture photographs are not installed: pip install scikit-image") from error
+
+
+def _open(source: Source, category: str | None) -> ImageSet:
+    return textures(category or "brick")
+
+
+LAYOUT = Layout(
+    name="textures", detects=lambda source: source == "textures", classes=lambda source: sorted(TEXTURES), open=_open
+)
