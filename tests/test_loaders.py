@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageFileDataset, ShardedImages, ShardSet, write_shards
@@ -20,6 +19,8 @@ from fastmsflow.training import Recipe
 from fastmsflow.training.datamodule import ShardTrainingData
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler, TrainBatchSampler
+from tests.helpers.noise_images import noise_set
+from tests.helpers.paths import ROOT
 
 SIZE = (32, 32)
 COUNT = 11
@@ -255,7 +256,7 @@ sys.exit(3)
 
 def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
     """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
-    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=Path(__file__).parents[1])
+    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=ROOT)
     try:
         assert process.wait(timeout=30) == 3
     finally:
