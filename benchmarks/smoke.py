@@ -62,7 +62,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one result is from float64, or why there is none."""
+    """Holds how far one result is from float64, or why there is none."""
 
     kernels: tuple[str, ...]
     arithmetic: str
@@ -254,7 +254,7 @@ def _wide(a: object) -> object:
 
 
 def poison_buffers() -> None:
-    """From now on new buffers are filled with NaN: what a kernel leaves unwritten shows."""
+    """Fills new buffers with NaN from now on, so that what a kernel leaves unwritten shows."""
     empty = torch.empty
 
     def nan(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Where kept features lie, how they get to a GPU (with stand-ins for it), and when keeping them pays off."""
+"""Tests where cached features lie, how they get to a GPU (with stand-ins for it), and when keeping them pays off."""
 
 from contextlib import contextmanager
 from pathlib import Path

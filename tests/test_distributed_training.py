@@ -42,7 +42,7 @@ def new_model() -> MSFlow:
 
 
 def note_images(file: Path) -> None:
-    """Of each step of training, a line: the epoch and the numbers of the images."""
+    """Writes a line for each step of training: the epoch and the numbers of the images."""
     step = MSFlowLightningModule.training_step
 
     def noted(self, batch, batch_index):
@@ -78,7 +78,7 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
 
 
 def together(size: int, images: ImageSet | ShardSet, out: Path, **options) -> list[tuple]:
-    """What each of ``size`` processes has to tell, by rank."""
+    """Returns what each of ``size`` processes has to tell, by rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -159,7 +159,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
 
 
 def told_once(words: list[tuple], line: str) -> bool:
-    """Whether the first process tells it and the others nothing."""
+    """Tells if the first process says ``line`` and the others say nothing."""
     return (
         words[0][1] == "InputError"
         and line in words[0][2]

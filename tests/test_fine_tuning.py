@@ -193,7 +193,7 @@ def test_a_step_of_three_batches_is_that_of_one_three_times_as_large(count: int)
 
 
 def test_averaged_weights_are_what_is_saved_and_what_the_model_ends_with(images: ImageSet, tmp_path: Path) -> None:
-    """By hand: a plain run of each length gives the weights after each step."""
+    """Computes by hand: a plain run of each length gives the weights after each step."""
     decay, average = 0.75, None
     for epochs in (1, 2, 3):
         # 11 images in a batch: a step an epoch. The rate does not change.

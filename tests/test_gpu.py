@@ -1,4 +1,4 @@
-"""What only a GPU can show: full-size parity per dtype, a training run, capture in a CUDA graph."""
+"""Tests what only a GPU can show: full-size parity per dtype, a training run, capture in a CUDA graph."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -84,7 +84,8 @@ def test_full_size_parity_with_float64(
 
 
 def losses(flow: MultiScaleFlow, x: list[Tensor], backend: str, seed: int) -> list[float]:
-    """Of a training whose batches come in an order of ``seed``, which changes nothing but the order of sums."""
+    """Returns the losses of a training whose batches come in an order of ``seed``, which changes nothing but the order
+    of sums."""
     flow = deepcopy(flow)
     flow.backend = backend
     generator = torch.Generator(DEVICE).manual_seed(seed)

@@ -37,7 +37,7 @@ def flow_and_batch(
 def gradients(
     memory: str | None, dtype: torch.dtype = torch.float64, autocast: bool = False, scale: float = 1.0
 ) -> list[Tensor]:
-    """Of the features, then of the parameters. ``scale``: of the log-scales."""
+    """Returns gradients of the features, then of the parameters. ``scale`` multiplies the log-scales."""
     flow, x = flow_and_batch(memory, dtype)
     with torch.no_grad():
         for block in (block for level in flow.parallel_flows for block in level.blocks):

@@ -46,7 +46,7 @@ def own_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of about the size that keeps the variance, as training does; in channels-last memory, a slice of wider ones."""
+    """Draws weights that keep the variance, as training does; in channels-last memory, a slice of wider ones."""
     wide = torch.randn(outputs, inputs + 4, 3, 3) / (9 * inputs) ** 0.5
     return wide.to(DEVICE, dtype, memory_format=torch.channels_last)[:, :inputs]
 
