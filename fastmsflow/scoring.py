@@ -76,6 +76,10 @@ class Scores(NamedTuple):
     peak: Tensor
     """(B,) sum_l up(logp_l) at the image's likeliest pixel, at most 0: L + peak is comparable between images."""
 
+    def to_cpu(self) -> "Scores":
+        """Returns a copy in float32 on the CPU."""
+        return Scores(*(value.float().cpu() for value in self))
+
     @property
     def absolute_score(self) -> Tensor:
         """(B,) mean of -(L + peak) over the same pixels, in nats, at least 0: not relative to the image itself, so

@@ -24,8 +24,8 @@ from skimage import data as photographs
 from torch.utils.data import DataLoader
 
 from fastmsflow import MSFlow
-from fastmsflow.cli.options import is_every_class
 from fastmsflow.data import reader_pool
+from fastmsflow.data.classes import is_every_class
 from fastmsflow.distributed.process_group import RANK_VARIABLES, ProcessGroup
 from fastmsflow.files import LOCK_FILE, Busy
 from fastmsflow.training.multi_class import FAILED_FILE, ModelFactory, train_each

@@ -187,7 +187,7 @@ def test_train_reads_shards(tiles: Path, weights: Path, tmp_path: Path, command)
     code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "bad")
     assert code == 1 and names[1] in text
     faults = tmp_path / "faults.jsonl"
-    code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "skipped", "--skip-faults", faults)
+    code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "skipped", "--error-log", faults)
     assert code == 0, text
     assert names[1] in faults.read_text()
     assert f"3 images left out by faults in 1 images or shards: see {faults}" in text

@@ -21,7 +21,8 @@ from fastmsflow.data.image_io import as_tensor, decode_image
 from fastmsflow.data.jpeg_decoder import check_decoder, decoded, decoded_or_not, is_plain_jpeg
 from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.distributed.process_group import SINGLE_PROCESS
-from fastmsflow.training.data_config import DataConfig, _decoder
+from fastmsflow.training import DataConfig
+from fastmsflow.training.data_config import _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler
 from tests.helpers.tolerances import JPEG_DECODERS

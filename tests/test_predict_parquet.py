@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastmsflow import MSFlow
-from fastmsflow.cli.options import Bar, Rate
 from fastmsflow.data import write_shards
 from fastmsflow.data.shards.shard_set import is_shard_set
 from fastmsflow.files import LOCK_FILE
+from fastmsflow.progress import ProgressBar, RateColumn
 from tests.helpers.disks import small_disk
 from tests.helpers.predictions import IMAGES, PER_PART, SCORES, SIZES, Command, rows, setting, times
 
@@ -329,9 +329,9 @@ def test_a_package_that_is_missing_is_named(
 
 def test_the_bar_shows_the_rate_and_what_was_there_before_does_not_count() -> None:
     clock = [0.0]
-    with Progress(Rate("images"), console=Console(file=io.StringIO()), get_time=lambda: clock[0]) as progress:
-        bar = Bar(progress, "scoring", 1000)
+    with Progress(RateColumn("images"), console=Console(file=io.StringIO()), get_time=lambda: clock[0]) as progress:
+        bar = ProgressBar(progress, "scoring", 1000)
         bar.stage("scoring", 1000, 600)
         for clock[0] in (1.0, 2.0, 3.0):
             bar(600 + 50 * int(clock[0]))
-        assert Rate("images").render(progress.tasks[0]).plain == "50.0 images/s"
+        assert RateColumn("images").render(progress.tasks[0]).plain == "50.0 images/s"

@@ -261,8 +261,8 @@ def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
     checkpoint: Path, noise_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastmsflow import InputError
-    from fastmsflow.inference.predict_parquet import Files
     from fastmsflow.inference.prediction_folder import PredictionFolder
+    from fastmsflow.inference.prediction_sources import Files
     from fastmsflow.integrations import ray as ours
 
     monkeypatch.setattr(ours, "_score", lambda *args, **options: None)

@@ -139,7 +139,7 @@ def test_the_written_state_has_the_official_shapes_and_none_for_permutations(tmp
             lambda flow: torch.optim.Adam(
                 [{"params": flow.parallel_flows.parameters()}, {"params": flow.fusion_flow.parameters(), "lr": 1e-5}]
             ),
-            r"groups differ in lr, .*\(train without --lr-of\)",
+            r"groups differ in lr, .*\(train without --part-lr\)",
         ),
         (
             lambda flow: torch.optim.Adam(flow.parameters(), weight_decay=1e-2, decoupled_weight_decay=True),

@@ -34,7 +34,7 @@ def test_a_run_is_configured_by_the_file_that_an_earlier_one_left(
     ("content", "message"),
     [
         ("batch_sise: 4", "train has no option 'batch_sise'; did you mean 'batch_size'?"),
-        ("zebra: 4", "train has no option 'zebra'; there are accumulate, batch_size, cache_dtype, class,"),
+        ("zebra: 4", "train has no option 'zebra'; there are accumulate_grad_batches, activation_checkpointing,"),
         ("- 4", "holds a list; give one 'option: value' a line"),
         ("lr: [", "not YAML"),
     ],

@@ -59,9 +59,13 @@ def stop_in(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("mended", [False, True], ids=["", "and mended before it was resumed"])
+@pytest.mark.parametrize(
+    ("mended", "old_state"),
+    [(False, False), (True, False), (False, True)],
+    ids=["", "and mended before it was resumed", "and its state was written by version 0.1"],
+)
 def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
-    mended: bool, files: list[Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mended: bool, old_state: bool, files: list[Path], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = tmp_path / "faults.jsonl"
     # Of an earlier run.
@@ -75,6 +79,10 @@ def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
         write_shards(files, tmp_path / "good", PER_SHARD)
         for name in ("000001.tar", "000002.tar"):
             shutil.copy(tmp_path / "good" / name, shards)
+    if old_state:
+        state = torch.load(tmp_path / "run/state.ckpt", weights_only=True)
+        state["ShardSource"] = state.pop("ShardTrainingData")
+        torch.save(state, tmp_path / "run/state.ckpt")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*left out")
         outcome = run(shards, tmp_path / "run", reading, resume=True)

@@ -8,10 +8,10 @@ import torch
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
+from fastmsflow.evaluation.checkpoint_files import LAST_EPOCH, ON_TEST
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.datamodule import TEST, TRAIN, FeatureTrainingData
-from fastmsflow.training.train import LAST_EPOCH, ON_TEST
 from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
 

@@ -13,8 +13,7 @@ from ..errors import InputError
 from ..files import write_json, write_table
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
-from ..training.run_directory import BEST, BEST_ON_TEST, LAST
-from ..training.train import LAST_EPOCH, ON_HELD_OUT, ON_TEST
+from .checkpoint_files import CHECKPOINT_FILES
 from .evaluate import Stopwatch, evaluate_all
 from .evaluator import TestResult
 from .results import METRICS, Evaluation
@@ -22,8 +21,6 @@ from .score_map_store import ScoreMapStore
 
 MEAN = "mean"
 THRESHOLD = ("value", "false_alarms", "low", "high", "images")
-# The first that is there is the one to look at.
-FILES = {ON_HELD_OUT: BEST, LAST_EPOCH: LAST, ON_TEST: BEST_ON_TEST}
 
 
 @dataclass(frozen=True)
@@ -108,9 +105,10 @@ def checkpoints(where: Path) -> dict[str, Path]:
         raise InputError(f"{where}: not there; give a checkpoint or the folder of a run")
     if not where.is_dir():
         return {where.stem: where}
-    there = {how: where / name for how, name in FILES.items() if (where / name).is_file()}
+    there = {how: where / name for how, name in CHECKPOINT_FILES.items() if (where / name).is_file()}
     if not there:
-        raise InputError(f"{where}: holds no {', '.join(FILES.values())}; give a checkpoint or the folder of a run")
+        names = ", ".join(CHECKPOINT_FILES.values())
+        raise InputError(f"{where}: holds no {names}; give a checkpoint or the folder of a run")
     return there
 
 

@@ -42,7 +42,8 @@ def write_test_report(
     """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
     score) into ``out``.
 
-    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, of ``kind``, see ColorScale;
+    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, of ``kind``,
+    see ColorScale;
     ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
     ``settings``: shown with the report; ``progress``: called with the number of images done.
     """

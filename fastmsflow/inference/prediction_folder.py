@@ -28,6 +28,7 @@ from ..data.shards.shard_set import is_shard_set
 from ..data.url_images import is_url
 from ..errors import InputError
 from ..files import absolute, as_utf8, claimed_folder, remove_asides, shown, write_faults, write_json, written_aside
+from ..settings_diff import changed_settings
 
 FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
@@ -48,8 +49,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Counts the rows of all parts."""
+class RowCounts:
+    """Numbers of rows in all parts."""
 
     rows: int
     faults: int
@@ -111,7 +112,11 @@ class PredictionFolder:
         elif found.get("format") != FORMAT:
             raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
         else:
-            _refuse_changes(self.out, found, setting)
+            changes = changed_settings(found, setting, only_now=True)
+            if changes:
+                raise InputError(
+                    f"{shown(self.out)}: holds results of another run ({changes}); set that back, or {ELSEWHERE}"
+                )
             names = self._names()
             for name, whole in zip(names, _side_by_side(self._is_whole, names), strict=True):
                 if not whole:
@@ -185,7 +190,7 @@ class PredictionFolder:
             with written_aside(name) as aside:
                 aside.write_bytes(content.getbuffer())
 
-    def totals(self) -> Totals:
+    def count_rows(self) -> RowCounts:
         """Counts the rows of all parts."""
         rows = faults = lost = defective = 0
         for table in self._read_all(self._names(), [PATH, "fault", "defective"]):
@@ -193,7 +198,7 @@ class PredictionFolder:
             faults += table.num_rows - table["fault"].null_count
             lost += table[PATH].null_count
             defective += pc.sum(table["defective"]).as_py() or 0
-        return Totals(rows, faults, lost, defective)
+        return RowCounts(rows, faults, lost, defective)
 
     def faults(self, most: int) -> list[str]:
         """Returns the lines of the first ``most`` images that could not be scored, and of each damaged shard one."""
@@ -271,18 +276,6 @@ class PredictionFolder:
         except (ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
-
-
-def _refuse_changes(out: str, found: dict[str, Any], setting: dict[str, Any]) -> None:
-    changes = [
-        f"{name.replace('_', ' ')} was {found.get(name)}, is {value}"
-        for name, value in setting.items()
-        if found.get(name) != value
-    ]
-    if changes:
-        raise InputError(
-            f"{shown(out)}: holds results of another run ({'; '.join(changes)}); set that back, or {ELSEWHERE}"
-        )
 
 
 def _side_by_side(ask: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:

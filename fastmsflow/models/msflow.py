@@ -18,6 +18,7 @@ from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
 from ..nn.weight_cache import invalidations
 from ..reference.coupling import ClampForm
+from ..reference.likelihood import negative_log_likelihood
 from ..scoring import TOP_K, Scores, score_log_likelihoods
 from ..state_dicts import refuse_misfit
 from .checkpoint import OfficialLayout, built_from, read_checkpoint, write_checkpoint
@@ -143,6 +144,14 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         """``scores`` from what ``features`` returned, (B, C_l, H_l, W_l) per level."""
         return Scores(*self._replayed(self._scores_of_features, features, top_k))
 
+    def scores_and_nll(self, features: Sequence[Tensor]) -> tuple[Scores, Tensor]:
+        """Features (B, C_l, H_l, W_l) per level -> ``scores_of_features`` and ``MultiScaleFlow.nll`` (B,), in one pass.
+
+        Never replays a CUDA graph, so that it suits a flow that is being trained.
+        """
+        maps, log_det = self.flow.log_likelihood_maps(features)
+        return self._scores_of_maps(maps), negative_log_likelihood(maps, self.flow.channels, log_det)
+
     @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
         """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``. Arguments and errors: as ``scores``'s.
@@ -172,7 +181,9 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return tuple(level.to(self.flow.dtype) for level in pooled)
 
     def _scores_of_features(self, top_k: float, *features: Tensor) -> Scores:
-        maps = self.flow.log_likelihoods(features)
+        return self._scores_of_maps(self.flow.log_likelihoods(features), top_k)
+
+    def _scores_of_maps(self, maps: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
         return score_log_likelihoods(maps, self.image_size, top_k, self.flow.backend)
 
     def _scores(self, top_k: float, images: Tensor) -> Scores:

@@ -23,6 +23,7 @@ from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..files import ASIDE, locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
+from ..settings_diff import changed_settings
 
 # Of what the files hold and of how images become features; a cache of another is stale.
 FORMAT = 1
@@ -281,9 +282,9 @@ def _described(folder: Path, of: Mapping[str, Any]) -> dict[str, Any]:
         before: dict[str, Any] = description["of"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{shown(path)}: damaged ({error!r}); {REMEDY}") from error
-    changes = [f"{key} was {before.get(key)}, is {value}" for key, value in of.items() if before.get(key) != value]
+    changes = changed_settings(before, of, only_now=True)
     if changes:
-        raise InputError(f"{shown(folder)}: a stale feature cache: {'; '.join(changes)}; {REMEDY}")
+        raise InputError(f"{shown(folder)}: a stale feature cache: {changes}; {REMEDY}")
     return description
 
 

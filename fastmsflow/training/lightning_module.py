@@ -20,15 +20,16 @@ from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.results import Evaluation
 from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
-from ..reference.likelihood import negative_log_likelihood
-from ..scoring import Scores, score_log_likelihoods, shown_map
+from ..recipe import Recipe
+from ..scoring import shown_map
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
 from .parameter_groups import parameter_groups, trained_parameters
-from .recipe import Recipe
 
 STATE = "fastmsflow"
+# Lightning's key for the state of shards as version 0.1 wrote it: the name that ShardTrainingData had.
+OLD_SHARD_STATE = "ShardSource"
 # Steps after which losses are looked at: every look waits for the GPU and for the other processes.
 LOOK_EVERY = 50
 
@@ -158,13 +159,12 @@ class MSFlowLightningModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         numbers = batch[1]
-        maps, log_det = self.model.flow.log_likelihood_maps(self._features(batch))
-        found = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
-        scores = Scores(*(value.float().cpu() for value in found))
+        on_device, nll = self.model.scores_and_nll(self._features(batch))
+        scores = on_device.to_cpu()
         if self.evaluated[dataloader_idx] == HELD_OUT:
             assert self._calibrator is not None
             self._calibrator.add(numbers, scores)
-            self._held_out_nll.append(negative_log_likelihood(maps, self.model.flow.channels, log_det))
+            self._held_out_nll.append(nll)
         else:
             assert self._tally is not None and self.truth is not None
             self._tally.add(numbers, scores, self.truth.masks(numbers) if self.truth.has_masks else None)
@@ -208,6 +208,8 @@ class MSFlowLightningModule(L.LightningModule):
         # The features, already computed, are of these.
         if not all(torch.equal(own[key].cpu(), kept[key].cpu()) for key in own if key.startswith("model.extractor.")):
             raise InputError("the extractor's weights are not those that the run began with; give the same to resume")
+        if OLD_SHARD_STATE in checkpoint:
+            self.source.load_state_dict(checkpoint[OLD_SHARD_STATE])
         state = checkpoint[STATE]
         self.epoch_losses = list(state["epoch_losses"])
         self._losses.load(state["losses"])

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..evaluation.checkpoint_files import CHECKPOINT_FILES
 from ..files import claimed_folder, write_json
+from ..settings_diff import changed_settings
 
 STATE_FILE = "state.ckpt"
 SETTINGS_FILE = "state-settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"
-LAST, BEST, BEST_ON_TEST = "last.safetensors", "best.safetensors", "best_on_test.safetensors"
 
 
 class Finished(InputError):
@@ -65,12 +66,12 @@ def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
             _compare(out, settings)
         return
     try:
-        results = _flat(json.loads((out / RESULTS_FILE).read_text(encoding="utf-8")))
+        # The results hold the settings, among other things.
+        changes = changed_settings(
+            json.loads((out / RESULTS_FILE).read_text(encoding="utf-8")), settings, only_now=True
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{out / RESULTS_FILE}: damaged ({error}); remove the folder, or choose another") from error
-    # The results hold the settings, among other things.
-    now = _flat(settings)
-    changes = _changes({key: results.get(key) for key in now}, now)
     if changes:
         raise InputError(f"{out}: holds a finished run of other settings: {changes}; choose another folder")
 
@@ -101,7 +102,7 @@ def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
 
 
 def _begun(out: Path) -> bool:
-    return any((out / name).exists() for name in (STATE_FILE, LAST, BEST, BEST_ON_TEST))
+    return any((out / name).exists() for name in (STATE_FILE, *CHECKPOINT_FILES.values()))
 
 
 def _compare(out: Path, settings: Mapping[str, Any]) -> None:
@@ -110,21 +111,6 @@ def _compare(out: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{out}: holds models, but no run to go on with; choose another folder") from error
-    changes = _changes(_flat(before), _flat(settings))
+    changes = changed_settings(before, settings)
     if changes:
         raise InputError(f"{out}: to be resumed, a run needs the settings that it began with: {changes}")
-
-
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    keys = [key for key in {**then, **now} if now.get(key) != then.get(key)]
-    return "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

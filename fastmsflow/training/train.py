@@ -17,24 +17,22 @@ from ..data.error_log import SkippedImages
 from ..data.reader_pool import ReaderPool
 from ..distributed.process_group import SINGLE_PROCESS, PeerLost, ProcessGroup, is_peer_lost
 from ..errors import Preempted
+from ..evaluation.checkpoint_files import BEST, BEST_ON_TEST, LAST, LAST_EPOCH, ON_HELD_OUT, ON_TEST
 from ..evaluation.evaluator import TestResult
 from ..evaluation.results import RANKING_METRICS, Evaluation
 from ..files import write_json, write_yaml
 from ..models.msflow import MSFlow
+from ..recipe import WARM_UP_SHARE, DataConfig, Recipe
 from .callbacks.ema import EMACallback
 from .callbacks.preemption import LAST_KEPT, PreemptionHandler
 from .callbacks.throughput import ProfilerCallback, ThroughputCallback
 from .checkpointing import ResumeCheckpoint
-from .data_config import DataConfig, planned
+from .data_config import planned
 from .lightning_module import EpochResult, MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
-from .recipe import WARM_UP_SHARE, Recipe
 from .run_directory import (
-    BEST,
-    BEST_ON_TEST,
     CONFIG_FILE,
-    LAST,
     NOT_FINITE_FILE,
     RESULTS_FILE,
     STATE_FILE,
@@ -45,8 +43,6 @@ from .run_directory import (
 from .trainer import check_precision, prepare, run_trainer
 
 READING = DataConfig()
-# How a moment is chosen, by what the choice is called.
-LAST_EPOCH, ON_TEST, ON_HELD_OUT = "last", "best on test", "chosen on held-out"
 
 
 @dataclass(frozen=True)
@@ -268,7 +264,7 @@ def say_if_short(recipe: Recipe, console: Console) -> None:
     if recipe.ends_in_warm_up:
         fact = f"the run ends inside the warm-up, after {recipe.epochs} of its {recipe.warm_up_epochs} passes"
     line = (
-        f"{fact}; the learning rate reaches {reached:.2f} of --lr; give a shorter --warm-up, or --warm-up-share"
+        f"{fact}; the learning rate reaches {reached:.2f} of --lr; give a shorter --warmup, or --warmup-share"
         f" {WARM_UP_SHARE}"
     )
     console.print(line, style="yellow", soft_wrap=True, highlight=False)

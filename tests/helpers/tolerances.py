@@ -136,3 +136,6 @@ OTHER_BATCH = 1e-6
 # Pixels in [0, 1] resized in floating point beside 8 bits: Lanczos rounds to 8 bits after each of its two passes, half
 # a step each, and the second one weighs the first one's roundings with weights whose absolute values add up to 1.3.
 RESIZED_FLOAT = 1.2 / 255
+# Scores, metrics and losses of files that an earlier version wrote, beside those that it had, relative: both compute
+# in float32 from the same weights, maybe on another machine; four epochs of Adam magnify rounding.
+OLD_RUN = 1e-4

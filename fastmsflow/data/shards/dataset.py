@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...errors import InputError, UnavailableError
+from ...settings_diff import changed_settings
 from ..error_log import ErrorLog
 from ..image_io import load_bytes
 from ..jpeg_decoder import decoded_or_not
@@ -127,14 +128,13 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         Errors: InputError where the shards or the order differ from the state's, or the ranks or workers do: the images
         of an epoch are dealt out among those, so a change in its middle would repeat some and lose others.
         """
-        now = self._setting()
-        changes = [f"{key} was {state.get(key)}, is {value}" for key, value in now.items() if state.get(key) != value]
+        changes = changed_settings(state, self._setting(), only_now=True)
         taken = state.get("taken")
         if not changes and not (isinstance(taken, list) and len(taken) == self.readers):
-            changes = [f"positions of {self.readers} workers, there are {taken}"]
+            changes = f"positions of {self.readers} workers, there are {taken}"
         if changes:
             raise InputError(
-                f"to go on within an epoch, shards must be read as before: {'; '.join(changes)}; set them back, or"
+                f"to go on within an epoch, shards must be read as before: {changes}; set them back, or"
                 f" begin epoch {int(state.get('epoch', 0)) + 1} without the state"
             )
         self.set_epoch(int(state["epoch"]))

@@ -19,6 +19,9 @@ class EMACallback(Callback):
     back before a round's checkpoints are written.
     """
 
+    state_key = "Averaging"
+    """The key of its state in a run's state file: the class's name when the first of these were written."""
+
     def __init__(self, flow: MultiScaleFlow, decay: float) -> None:
         self._flow = flow
         self._average_of_weights = get_ema_multi_avg_fn(decay)

@@ -1,0 +1,25 @@
+"""Compares the settings of now with those that something was written with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], only_now: bool = False) -> str:
+    """Returns "KEY was A, is B" for each setting that differs, joined by "; "; an empty text if none does.
+
+    Nested settings are compared one by one, as "OUTER.INNER", and a tuple equals the list of its items. ``only_now``:
+    settings that only ``before`` has are left out.
+    """
+    old, new = _flat(before), _flat(now)
+    keys = new if only_now else {**old, **new}
+    return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys if old.get(key) != new.get(key))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
