@@ -120,4 +120,7 @@ def test_every_command_of_the_page_runs_and_its_figures_are_the_scripts(
 
 def test_the_page_names_the_script_that_it_stands_for() -> None:
     page = (ROOT / "docs/migration.md").read_text()
-    assert "tests/test_published_script.py" in page and (ROOT / "tests/test_published_script.py").is_file()
+    assert (
+        "tests/integration/test_published_script.py" in page
+        and (ROOT / "tests/integration/test_published_script.py").is_file()
+    )

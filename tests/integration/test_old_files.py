@@ -12,9 +12,10 @@ import torch
 from fastmsflow import MSFlow
 from fastmsflow.data import load_image
 from fastmsflow.training import Recipe, load_state
+from tests.helpers.paths import GOLDEN
 from tests.helpers.tolerances import OLD_RUN
 
-RECORDED = Path(__file__).parent / "golden/old_0_1/runs.tar.xz"
+RECORDED = GOLDEN / "old_0_1/runs.tar.xz"
 
 
 @pytest.fixture(scope="session")

@@ -259,7 +259,7 @@ def test_a_red_parity_test_is_named_and_costs_nothing_else(tmp_path: Path) -> No
     planted = tmp_path / "test_planted.py"
     planted.write_text("def test_that_is_red():\n    assert 1 == 2\n")
     # A test that compares, beside the red one.
-    parity = f"{planted} {ROOT}/tests/test_ops_scores.py::test_any_memory_layout"
+    parity = f"{planted} {ROOT}/tests/unit/ops/test_scores.py::test_any_memory_layout"
     out = tmp_path / "out"
     assert begin(out, "--more", parity=parity).wait() == 0
     found = endings(out, "summary-more.txt")
