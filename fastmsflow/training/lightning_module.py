@@ -20,8 +20,7 @@ from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.results import Evaluation
 from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
-from ..reference.likelihood import negative_log_likelihood
-from ..scoring import Scores, score_log_likelihoods, shown_map
+from ..scoring import Scores, shown_map
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
@@ -158,13 +157,12 @@ class MSFlowLightningModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         numbers = batch[1]
-        maps, log_det = self.model.flow.log_likelihood_maps(self._features(batch))
-        found = score_log_likelihoods(maps, self.model.image_size, backend=self.model.flow.backend)
+        found, nll = self.model.flow.scores_and_nll(self._features(batch), self.model.image_size)
         scores = Scores(*(value.float().cpu() for value in found))
         if self.evaluated[dataloader_idx] == HELD_OUT:
             assert self._calibrator is not None
             self._calibrator.add(numbers, scores)
-            self._held_out_nll.append(negative_log_likelihood(maps, self.model.flow.channels, log_det))
+            self._held_out_nll.append(nll)
         else:
             assert self._tally is not None and self.truth is not None
             self._tally.add(numbers, scores, self.truth.masks(numbers) if self.truth.has_masks else None)
