@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written: aside first, then renamed. Names of files in messages."""
+"""Writes files aside, then renames them, so that none is ever half-written; shows files' names in messages."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ _ADDED = len(ASIDE) + 16
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it.
 
-    Errors: InputError, as ``write_faults`` has it.
+    Raises: InputError if the file system does not allow it: see ``write_faults``.
     """
     path = Path(path)
     with write_faults(path):
@@ -46,9 +46,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_faults(path: Path) -> Iterator[None]:
-    """What a file system has against ``path`` being written, as an InputError: one line with the remedy.
+    """Turns file-system errors of the block, which writes ``path``, into InputError: one line with the remedy.
 
-    A full or read-only disk, no permission, a name too long, a file where a folder should be or the reverse. Other
+    These are a full or read-only disk, no permission, a name too long, a file in a folder's place or the reverse. Other
     errors go through as they are.
     """
     try:
@@ -63,7 +63,7 @@ def write_faults(path: Path) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """A file's name as one line of printable text: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
+    """Returns a file's name as one printable line: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
     text = os.fspath(path)
     if text.isprintable():
         return text
@@ -74,12 +74,12 @@ def shown(path: str | Path) -> str:
 
 
 def as_utf8(name: str) -> str:
-    """``name`` as text that Parquet takes: UTF-8, which a file's name need not be; its other bytes become \\xNN."""
+    """Returns ``name`` as UTF-8, which Parquet takes and a file's name need not be; other bytes become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def absolute(path: str | Path) -> str:
-    """``path`` from the root on, without dots; links stay what they are."""
+    """Returns ``path`` from the root on, without dots; links are not resolved."""
     return os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links
 
 
@@ -115,21 +115,21 @@ def _errno(error: Exception) -> int | None:
 
 
 class Busy(InputError):
-    """Another process is at work in a folder."""
+    """Reports that another process is at work in a folder."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits. Needs the
-    ``train`` extra.
+    """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits.
 
     The file stays when the block ends: a process that had opened it would lock a file that is gone, and another one the
-    new file of that name. Errors: InputError as ``write_faults`` has it.
+    new file of that name. The ``train`` extra is needed.
+    Raises: InputError if the file cannot be written: see ``write_faults``.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
-    # The folder is not there where another process's claim, which left it empty, ended in this very moment.
+    # The folder is gone if another process's claim, which left it empty, ended in this very moment.
     with suppress(Timeout), write_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
@@ -142,10 +142,11 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
-    """In the block ``folder`` is there and no other process that asks writes into it; what a killed one was writing
-    aside is gone. If it was made here and nothing but the LOCK_FILE is in it, it goes again. Needs the ``train`` extra.
+    """Claims ``folder`` for this process in the block, and makes it if it is not there.
 
-    Errors: Busy where another process is at work; InputError as ``write_faults`` has it.
+    Files that a killed process was writing aside are removed first. If the folder was made here and holds nothing but
+    the LOCK_FILE in the end, it is removed. The ``train`` extra is needed.
+    Raises: Busy if another process is at work; InputError if the folder cannot be written: see ``write_faults``.
     """
     created, path = not folder.exists(), folder / LOCK_FILE
     with locked(path) as is_ours:
@@ -164,7 +165,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether another process is at work in ``folder``, as ``claimed_folder`` would find."""
+    """Tells whether another process is at work in ``folder``, as ``claimed_folder`` would find."""
     path = folder / LOCK_FILE
     if not path.exists():
         return False
@@ -173,7 +174,7 @@ def is_claimed(folder: Path) -> bool:
 
 
 def remove_asides(folder: Path) -> None:
-    """Removes what killed processes were writing aside in ``folder``, which the caller has claimed."""
+    """Removes files that killed processes were writing aside in ``folder``, which the caller has claimed."""
     # The second kind are safetensors': it writes aside too.
     for pattern in (f".*{ASIDE}*", ".tmp" + "[0-9A-Za-z]" * 6):
         for path in folder.glob(pattern):
@@ -181,13 +182,13 @@ def remove_asides(folder: Path) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """JSON, indented, written aside and renamed."""
+    """Writes indented JSON, aside and then renamed."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
-    """YAML in the mapping's order, written aside and renamed. Needs the ``train`` extra."""
+    """Writes YAML in the mapping's order, aside and then renamed. The ``train`` extra is needed."""
     import yaml
 
     with written_aside(path) as aside:
@@ -195,7 +196,7 @@ def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """CSV, written aside and renamed; names that are not UTF-8 keep their bytes."""
+    """Writes CSV, aside and then renamed; names that are not UTF-8 keep their bytes."""
     with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -61,7 +61,7 @@ class FeatureNormalizer(nn.Module):
             self._set(i, statistics)
 
     def fit_batches(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Fits the statistics to features that come batch by batch, (B, C_l, H_l, W_l) per level, and are not stored."""
+        """Fits the statistics to features that come in batches, (B, C_l, H_l, W_l) per level, and are not stored."""
         statistics: dict[int, _RunningStatistics] = defaultdict(_RunningStatistics)
         for batch in batches:
             for i, level in enumerate(batch):
