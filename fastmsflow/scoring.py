@@ -91,7 +91,7 @@ class Scores(NamedTuple):
 
     @property
     def score_map_add(self) -> Tensor:
-        """(B, H, W) max(A) - A, the published map for localisation: see ``additive_score_map``."""
+        """(B, H, W) max(A) - A, the published map for localization: see ``additive_score_map``."""
         return additive_score_map(self.likelihood_add)
 
     @property

@@ -195,7 +195,10 @@ def weight_rows(weight: Tensor) -> tuple[Tensor, int, int]:
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
-    """Launches ``conv3x3_kernel``: x (B, I, H, W), weight (O, I, 3, 3), bias (O,) -> (B, O, H, W) of x's dtype."""
+    """Launches ``conv3x3_kernel`` and returns (B, O, H, W) of x's dtype.
+
+    x (B, I, H, W), weight (O, I, 3, 3), bias (O,) or None.
+    """
     weight, step_out, step_tap = weight_rows(weight)
     return _conv3x3(
         x, weight, bias, outputs=len(weight), steps=(1, step_out, step_tap), reverse_taps=False, precision=precision

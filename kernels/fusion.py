@@ -1,4 +1,4 @@
-"""How the fusion subnet carries information between the levels: adaptive average pool to one grid, and back up.
+"""The fusion subnet's way of carrying information between the levels: adaptive average pool to one grid, and back up.
 
 On the way back up bias and ReLU come first, then the bilinear interpolation. Gradients are gathered: each pixel sums
 over the pixels that it contributed to, so that no sum's order is left to chance.
@@ -168,7 +168,7 @@ def upsample_backward_kernel(
 
 
 def pool_and_concat(maps: list[Tensor]) -> Tensor:
-    """Launches ``pool_kernel``: maps (B, C_l, H_l, W_l) -> (B, sum C_l, H, W) on the last map's grid."""
+    """Launches ``pool_kernel`` for maps (B, C_l, H_l, W_l) and returns (B, sum C_l, H, W) on the last map's grid."""
     out = new_rows(maps[-1], sum(level.shape[1] for level in maps))
     for level, pooled in zip(maps, _split_by_level(out, maps), strict=True):
         _pool(level, pooled, backward=False)

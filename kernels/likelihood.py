@@ -73,7 +73,7 @@ def log_likelihood_backward_kernel(
 
 
 def log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
-    """Launches ``log_likelihood_kernel``: z (B, C_l, H_l, W_l) per level -> (B, H_l, W_l) per level, float32."""
+    """Launches ``log_likelihood_kernel``: maps (B, H_l, W_l) per level, float32, of z (B, C_l, H_l, W_l)."""
     logps = [torch.empty((level.shape[0], *level.shape[2:]), dtype=torch.float32, device=level.device) for level in z]
     tensors, strides = zip(*(as_rows(level) for level in z), strict=True)
     _launch(log_likelihood_kernel, z, tensors, tuple(logps), strides=strides)

@@ -1,4 +1,4 @@
-"""A device function that permutes the channels of whole rows in shared memory.
+"""Device function that permutes the channels of whole rows in shared memory.
 
 A program holds whole rows, so they are read and written as they lie, 16 bytes at a time. Sorting the channels inside a
 half, which would be allowed, gains nothing: a random half of the input leaves runs of two channels on average, and a

@@ -56,9 +56,9 @@ def reflection_pad_kernel(
 
 
 def reflection_pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Launches ``reflection_pad_kernel``: x (B, C, H, W) -> (B, C, top + H + bottom, left + W + right), of x's dtype.
+    """Launches ``reflection_pad_kernel`` and returns (B, C, top + H + bottom, left + W + right) of x's dtype.
 
-    ``padding``: left, right, top, bottom.
+    x (B, C, H, W); ``padding``: left, right, top, bottom.
     """
     b, channels, height, width = x.shape
     left, right, top, bottom = padding

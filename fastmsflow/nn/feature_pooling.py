@@ -50,7 +50,7 @@ class FeatureNormalizer(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether the statistics are others than a new module's, mean 0 and std 1."""
+        """True if the statistics are not a new module's, mean 0 and std 1."""
         return any(not torch.equal(b, torch.full_like(b, float("std" in name))) for name, b in self.named_buffers())
 
     def fit(self, levels: Iterable[Tensor]) -> None:
