@@ -15,7 +15,6 @@ from ..backend import DTYPES, Backend, uses_triton
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MultiScaleFlow
 from ..ops.conv3x3 import rounds_to_tf32
-from ..scoring import score_log_likelihoods
 
 # Relative errors of z and log scores, and the error of log_det in nats an element: what up to eight blocks and a fusion
 # make of each dtype's rounding of stored values, and of TF32's products, which GPUs take for float32.
@@ -149,8 +148,7 @@ def _outputs(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[i
 
 
 def _scores(flow: MultiScaleFlow, x: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    maps = flow.log_likelihoods(x)
-    scores = score_log_likelihoods(maps, image_size, backend=flow.backend)
+    scores = flow.scores(x, image_size)
     return scores.score, scores.log_score
 
 
