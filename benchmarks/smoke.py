@@ -35,7 +35,7 @@ from fastmsflow.reference import layer_norm as layer_norm_twin
 from fastmsflow.reference import likelihood as likelihood_twin
 from fastmsflow.reference import reflection_pad as reflection_pad_twin
 from fastmsflow.reference import score_map as score_map_twin
-from tests.tolerances import OPERATION
+from tests.helpers.tolerances import OPERATION
 
 BATCH = 2
 DTYPES = (torch.float16, torch.bfloat16)

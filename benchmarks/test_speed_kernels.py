@@ -17,7 +17,7 @@ from fastmsflow.benchmarking import CONDITION, Case, kernel_cases, operation, te
 from fastmsflow.kernels import configs, conv3x3
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED, ProductTile
-from tests.tolerances import OPERATION
+from tests.helpers.tolerances import OPERATION
 
 # float16 as in inference, bfloat16 as in training.
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -13,7 +13,7 @@ from benchmarks.setting import DEVICE, Size, measure, rotated
 from fastmsflow.backend import Backend
 from fastmsflow.metrics import aupro, auroc
 from fastmsflow.scoring import Scores, score_log_likelihoods
-from tests.tolerances import OPERATION
+from tests.helpers.tolerances import OPERATION
 
 MAPS = 50
 

@@ -8,17 +8,6 @@ from itertools import islice
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from parity import NAMES, allowed, golden_errors, golden_gradients, golden_trajectory
-from tolerances import (
-    AUTOCAST,
-    FLOW_CLOSE,
-    GOLDEN_FLOAT32,
-    GOLDEN_LOG_DET_PER_ELEMENT,
-    GOLDEN_TRAJECTORY,
-    OPERATION_CLOSE,
-    SAME_SUMS,
-)
 from torch import Tensor, library
 
 from fastmsflow import InputError, MultiScaleFlow, UnavailableError, backend
@@ -37,7 +26,18 @@ from fastmsflow.ops import (
     score_map,
 )
 from fastmsflow.scoring import score_log_likelihoods
-from tests.error_log import assert_within
+from tests.helpers.error_log import assert_within
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.parity import NAMES, allowed, golden_errors, golden_gradients, golden_trajectory
+from tests.helpers.tolerances import (
+    AUTOCAST,
+    FLOW_CLOSE,
+    GOLDEN_FLOAT32,
+    GOLDEN_LOG_DET_PER_ELEMENT,
+    GOLDEN_TRAJECTORY,
+    OPERATION_CLOSE,
+    SAME_SUMS,
+)
 
 each_recording = pytest.mark.parametrize("name", NAMES)
 

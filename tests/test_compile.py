@@ -4,8 +4,6 @@ import threading
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from tolerances import FLOW_CLOSE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -13,6 +11,8 @@ from fastmsflow import MSFlow, MultiScaleFlow, backend
 from fastmsflow.kernels import configs
 from fastmsflow.ops.fusion import pool_and_concat, split_and_upsample
 from fastmsflow.ops.likelihood import log_likelihood_maps
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.tolerances import FLOW_CLOSE
 
 
 @pytest.fixture(autouse=True)

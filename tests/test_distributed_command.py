@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import small_disk
-from few_tiles import few_tiles
-from listing import names_in
 
 from fastmsflow.data import list_images, write_shards
 from fastmsflow.training.callbacks.preemption import KEPT
+from tests.helpers.disks import small_disk
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.listing import names_in
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PREEMPTED = 75
 TINY = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", "32", "--batch-size", "4", "--sub-epochs", "2",
@@ -187,7 +187,7 @@ def test_train_reads_shards(tiles: Path, weights: Path, tmp_path: Path, command)
     code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "bad")
     assert code == 1 and names[1] in text
     faults = tmp_path / "faults.jsonl"
-    code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "skipped", "--skip-faults", faults)
+    code, text = command(*train[:1], broken, *train[1:], "--out", tmp_path / "skipped", "--error-log", faults)
     assert code == 0, text
     assert names[1] in faults.read_text()
     assert f"3 images left out by faults in 1 images or shards: see {faults}" in text

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 from safetensors.torch import load_file
-from tolerances import DISTRIBUTED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
@@ -22,12 +19,16 @@ from fastmsflow.training.checkpointing import ResumeCheckpoint
 from fastmsflow.training.datamodule import TRAIN
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
+from tests.helpers.tolerances import DISTRIBUTED
 
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "test_distributed_training"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,7 @@ def images(tmp_path_factory) -> ImageSet:
 
 
 def new_model() -> MSFlow:
-    torch.manual_seed(0)
-    model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
-    return model.double()
+    return tiny_model(standardise=True).double()
 
 
 def note_images(file: Path) -> None:

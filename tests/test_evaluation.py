@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from listing import names_in
 from PIL import Image
 from scipy import ndimage
 from torch import multiprocessing
 
-from fastmsflow import InputError, MSFlow
+from fastmsflow import InputError
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import ImageSet, Sample, open_image_set
 from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -31,6 +30,8 @@ from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
 from fastmsflow.training import Evaluation, Recipe, evaluate, train
+from tests.helpers.listing import names_in
+from tests.helpers.tiny_model import tiny_model
 
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_auroc_absolute", "pixel_f1", "aupro", "aupro_published", "aupro_log")
@@ -169,7 +170,7 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
     for count in COUNTS.values():
         (folder / str(count)).mkdir()
     # Started once with everything imported; every process is forked off it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", "test_evaluation"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", __name__])
     multiprocessing.start_processes(one_process, (images, folder), RANKS, start_method="forkserver")
     return folder
 
@@ -315,13 +316,8 @@ def test_maps_of_a_killed_process_are_gone_when_the_folder_is_next_used(processe
     assert not names_in(tmp_path)
 
 
-def small_model() -> MSFlow:
-    torch.manual_seed(0)
-    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(SIDE, SIDE), blocks=(1, 1, 1)).eval()
-
-
 def test_evaluate_takes_the_constant_way_where_a_set_is_large(mvtec: Path, monkeypatch) -> None:
-    tiles, model = open_image_set(str(mvtec), "tile"), small_model()
+    tiles, model = open_image_set(str(mvtec), "tile"), tiny_model(image_size=(SIDE, SIDE)).eval()
     exact, scores = evaluate(model, tiles, batch_size=3)
     monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 8 * SIDE * SIDE - 1)
     monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
@@ -336,10 +332,10 @@ def test_evaluate_takes_the_constant_way_where_a_set_is_large(mvtec: Path, monke
 def test_training_validates_in_constant_memory_where_the_set_is_large(mvtec: Path, monkeypatch, tmp_path: Path) -> None:
     tiles = open_image_set(str(mvtec), "tile")
     recipe = Recipe(lr=1e-3, batch_size=3, meta_epochs=2, sub_epochs=1, hold_out=0.25)
-    exact = train(small_model(), tiles, recipe, tmp_path / "exact")
+    exact = train(tiny_model(image_size=(SIDE, SIDE)).eval(), tiles, recipe, tmp_path / "exact")
     monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 0)
     monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
-    found = train(small_model(), tiles, recipe, tmp_path / "counted")
+    found = train(tiny_model(image_size=(SIDE, SIDE)).eval(), tiles, recipe, tmp_path / "counted")
     for one, other in zip(found.moments, exact.moments, strict=True):
         assert_within_the_bound(one.evaluation, other.evaluation)
         assert one.held_out_nll == other.held_out_nll
@@ -353,7 +349,7 @@ def test_training_validates_in_constant_memory_where_the_set_is_large(mvtec: Pat
 
 
 def test_evaluate_says_how_exact_its_pixel_metrics_are(mvtec: Path, command, monkeypatch, tmp_path: Path) -> None:
-    small_model().save(tmp_path / "model.safetensors")
+    tiny_model(image_size=(SIDE, SIDE)).eval().save(tmp_path / "model.safetensors")
     arguments = ("evaluate", tmp_path / "model.safetensors", mvtec, "--out", tmp_path / "out")
     code, out = command(*arguments)
     assert code == 0 and "pixel metrics: exact" in out

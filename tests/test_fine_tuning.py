@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 from rich.console import Console
 from safetensors.torch import load_file
-from tolerances import ACCUMULATED, INVERTED
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.compat import load_official, save_official
@@ -21,6 +19,8 @@ from fastmsflow.training.features_in_memory import FeaturesInMemory
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from fastmsflow.training.parameter_groups import parameter_groups, prepared
 from fastmsflow.training.trainer import run_trainer
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tolerances import ACCUMULATED, INVERTED
 
 EXTRACTOR = "test_resnet.r160_in1k"
 SHORT = Recipe(lr=1e-3, batch_size=4, meta_epochs=1, sub_epochs=1)
@@ -276,7 +276,7 @@ def good_images(images: ImageSet) -> Path:
 def test_the_command_takes_extractor_size_pool_and_standardiser_from_the_checkpoint(
     trained: Path, images: ImageSet, command, tmp_path: Path
 ) -> None:
-    options = ("--meta-epochs", 1, "--sub-epochs", 1, "--freeze", "parallel", "--lr-of", "fusion=1e-5")
+    options = ("--meta-epochs", 1, "--sub-epochs", 1, "--freeze", "parallel", "--part-lr", "fusion=1e-5")
     code, out = command("train", good_images(images), "--out", tmp_path / "run", "--start-from", trained, *options)
     assert code == 0, out
     now, config = read_checkpoint(tmp_path / "run/last.safetensors")
@@ -301,12 +301,12 @@ def test_the_command_takes_extractor_size_pool_and_standardiser_from_the_checkpo
         (("--extractor", "resnet18"), "its extractor is test_resnet.r160_in1k, not resnet18"),
         (("--image-size", 64), "its image size is (32, 32), not (64, 64); leave --image-size out"),
         (("--extractor-weights", "x.pth"), "brings its extractor's weights; leave --extractor-weights out"),
-        (("--lr-of", "fusion"), "--lr-of fusion: give PART=RATE"),
-        (("--lr-of", "fusion=fast"), "--lr-of fusion=fast: give PART=RATE"),
-        (("--lr-of", "head=1"), "lr_of: the flow has no part 'head'"),
+        (("--part-lr", "fusion"), "--part-lr fusion: give PART=RATE"),
+        (("--part-lr", "fusion=fast"), "--part-lr fusion=fast: give PART=RATE"),
+        (("--part-lr", "head=1"), "lr_of: the flow has no part 'head'"),
         (("--freeze", "head"), "freeze: the flow has no part 'head'"),
-        (("--memory", "less"), "memory 'less' is not known"),
-        (("--accumulate", 0), "accumulate is 0"),
+        (("--activation-checkpointing", "less"), "memory 'less' is not known"),
+        (("--accumulate-grad-batches", 0), "accumulate is 0"),
         (("--ema", 2), "ema is 2.0"),
     ],
     ids=str,

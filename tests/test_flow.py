@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.reference.likelihood import log_likelihood_maps, negative_log_likelihood
+from tests.helpers.tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
 GRIDS = ((6, 10), (3, 5), (2, 3))
 

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import GOLDEN
 from PIL import Image
-from trained_flows import CHANNELS, GRIDS, correlated, trained_flow
 from typer.testing import CliRunner
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.cli import app
-from fastmsflow.cli.fine_tuning import started_model
-from fastmsflow.cli.options import warnings_in_yellow
+from fastmsflow.cli.output import warnings_in_yellow
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.compat.convert import own_flow
 from fastmsflow.errors import InputWarning
 from fastmsflow.reference.coupling import ClampForm
+from fastmsflow.training.start_from import model_from_checkpoint
+from tests.helpers.paths import GOLDEN
+from tests.helpers.trained_flows import CHANNELS, GRIDS, correlated, trained_flow
 
 FORMS = {"0.2": "tanh", "master": "scaled_tanh"}
 TWO = pytest.mark.parametrize("formula", list(FORMS))
@@ -275,7 +275,8 @@ def test_convert_names_the_alternative_in_one_yellow_line(tmp_path: Path) -> Non
 
 def test_train_names_the_alternative_in_one_yellow_line(weights: Path, tmp_path: Path, capsys) -> None:
     options = {"extractor": "resnet18", "pool": "avg", "extractor_weights": weights, "standardise": False}
-    model = started_model(resnets_file(tmp_path), options, set(), (64, 64))
+    with warnings_in_yellow():
+        model = model_from_checkpoint(resnets_file(tmp_path), options, set(), (64, 64))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path}/resnet.pt: has index permutations")
     assert model.flow.clamp_form == "tanh"

@@ -5,13 +5,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from ops_parity import DEVICE, error_in_the_norm
-from tolerances import FIFTY_STEPS, FLIPPED, FULL_SIZE, FULL_SIZE_LOG_DET_PER_ELEMENT, REPLAYED
 from torch import Tensor
 
 from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.kernels import configs
-from tests.error_log import assert_within, note
+from tests.helpers.error_log import assert_within, note
+from tests.helpers.ops_parity import DEVICE, error_in_the_norm
+from tests.helpers.tolerances import FIFTY_STEPS, FLIPPED, FULL_SIZE, FULL_SIZE_LOG_DET_PER_ELEMENT, REPLAYED
 
 pytestmark = [
     pytest.mark.gpu,

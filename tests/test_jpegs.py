@@ -14,7 +14,6 @@ import torch
 import torchcodec.decoders
 from PIL import Image
 from skimage import data as photographs
-from tolerances import JPEG_DECODERS
 
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import ImageFileDataset, ShardedImages, write_shards
@@ -22,9 +21,11 @@ from fastmsflow.data.image_io import as_tensor, decode_image
 from fastmsflow.data.jpeg_decoder import check_decoder, decode_batch, encoded_or_pixels, is_plain_jpeg
 from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.distributed.process_group import SINGLE_PROCESS
-from fastmsflow.training.data_config import DataConfig, _decoder
+from fastmsflow.training import DataConfig
+from fastmsflow.training.data_config import _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler
+from tests.helpers.tolerances import JPEG_DECODERS
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from ops_parity import DEVICE
 
 from fastmsflow.kernels import conv3x3, coupling, fusion, layer_norm, reflection_pad
+from tests.helpers.ops_parity import DEVICE
 
 BATCH, SIZE, CHANNELS, BLOCK = 64, 256, 1024, 16
 HELPERS = ("coupling", "layer_norm", "conv3x3", "reflection_pad", "fusion")

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ROOT
+
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[1]
 # Registers spilled to memory would be slower than a smaller tile; no kernel needs any.
 SPILLS = 0
 

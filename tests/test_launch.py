@@ -5,14 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fastmsflow import InputError
 from fastmsflow.distributed import launcher
-from fastmsflow.distributed.launcher import LAUNCHER, _run, _told, exit_code
+from fastmsflow.distributed.launcher import LAUNCHER, _print_failures, _run, exit_code
+from tests.helpers.paths import ROOT
 
 PREEMPTED = 75
 
@@ -36,7 +36,7 @@ def test_the_launcher_ends_as_the_process_that_failed_not_as_those_it_ended(code
 def test_a_signal_that_ended_a_process_is_told_but_not_the_launchers_own(capsys) -> None:
     def ended(**of: tuple[int, int]) -> tuple[int, str]:
         failures = {int(name[1:]): SimpleNamespace(exitcode=code, timestamp=at) for name, (code, at) in of.items()}
-        return _told(failures), capsys.readouterr().err
+        return _print_failures(failures), capsys.readouterr().err
 
     assert ended(p3=(-signal.SIGSEGV, 100), p0=(-signal.SIGTERM, 100)) == (
         128 + signal.SIGSEGV,
@@ -70,7 +70,7 @@ def test_machines_that_do_not_meet_are_one_line(monkeypatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
 def test_a_process_whose_launcher_has_gone_before_it_could_look_ends() -> None:
     script = "from fastmsflow.distributed.launcher import _end_with_launcher as f; f(); print('alive')"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TORCHELASTIC_RUN_ID": "x"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "x"}
 
     def ran(**more: str) -> tuple[int, str]:
         done = subprocess.run([sys.executable, "-c", script], env=environment | more, capture_output=True, text=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageFileDataset, ShardedImages, ShardSet, write_shards
@@ -20,6 +19,8 @@ from fastmsflow.training import Recipe
 from fastmsflow.training.datamodule import ShardTrainingData
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler, TrainBatchSampler
+from tests.helpers.noise_images import noise_set
+from tests.helpers.paths import ROOT
 
 SIZE = (32, 32)
 COUNT = 11
@@ -54,7 +55,7 @@ def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed:
 
 
 @given(shared_out(), st.integers(0, 5))
-def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int], start: int) -> None:
+def test_sequentially_every_image_is_one_processs(case: tuple[int, int, int], start: int) -> None:
     images, batch_size, size = case
     order = [*range(0, images, 2), *range(1, images, 2)]
     own = []
@@ -255,7 +256,7 @@ sys.exit(3)
 
 def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
     """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
-    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=Path(__file__).parents[1])
+    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=ROOT)
     try:
         assert process.wait(timeout=30) == 3
     finally:

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from ops_parity import DEVICE
-from tolerances import FLOW_CLOSE, INVERTED
 from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +14,8 @@ from fastmsflow.kernels import configs
 from fastmsflow.nn.activation_checkpointing import ACTIVATION_CHECKPOINTING
 from fastmsflow.nn.invertible import LIMIT, SEGMENT, invertible
 from fastmsflow.nn.parallel_flow import ParallelFlow
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.tolerances import FLOW_CLOSE, INVERTED
 
 CHANNELS, GRIDS = (8, 12, 6), ((6, 10), (3, 5), (2, 3))
 WORLD = 2

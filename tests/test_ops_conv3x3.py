@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
-from tolerances import SAME_SUMS
 from torch import Tensor
 
 from fastmsflow import InputError
@@ -16,6 +14,8 @@ from fastmsflow.ops import conv3x3_coupling as coupling
 from fastmsflow.ops import conv3x3_layer_norm as layer_norm
 from fastmsflow.reference import conv3x3 as reference
 from fastmsflow.reference.coupling import initial_global_scale
+from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
+from tests.helpers.tolerances import SAME_SUMS
 
 # (batch, inputs, outputs, height, width)
 SHAPES = [

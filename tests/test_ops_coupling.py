@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, flatten, tensor
-from tolerances import OPERATION_CLOSE
 
 from fastmsflow import InputError
 from fastmsflow.ops import coupling as ops
 from fastmsflow.reference import coupling as reference
+from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, flatten, tensor
+from tests.helpers.tolerances import OPERATION_CLOSE
 
 SHAPES = [(2, 16, 8, 8), (1, 24, 12, 20), (3, 40, 6, 10), (2, 112, 3, 5), (1, 2, 1, 1), (2, 130, 1, 7)]
 JOINING = ["fusion_coupling_concat", "fusion_coupling_concat_likelihood"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
 from fastmsflow import InputError
 from fastmsflow.kernels import configs
 from fastmsflow.ops import fusion as ops
 from fastmsflow.reference import conv3x3
 from fastmsflow.reference import fusion as reference
+from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
 LEVELS = [
     [(2, 8, 8, 8), (2, 16, 4, 4), (2, 32, 2, 2)],

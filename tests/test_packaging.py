@@ -14,10 +14,10 @@ from zipfile import ZipFile
 import pytest
 
 import fastmsflow
+from tests.helpers.paths import ROOT
 
 pytest.importorskip("build", reason="needs build")
 
-ROOT = Path(__file__).parents[1]
 VERSION = fastmsflow.__version__
 LOCAL = ("*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs", "results", ".*", "*venv*")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batches_scored import png
-from web_servers import send, web_server
 
 from fastmsflow import InputError
 from fastmsflow.data import url_images
 from fastmsflow.data.url_images import images_below_url, is_there, is_url, open_image, read_url
 from fastmsflow.errors import UnavailableError
+from tests.helpers.batches import png
+from tests.helpers.web_servers import send, web_server
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install 'fastmsflow[shards]'")
 pytest.importorskip("aiohttp", reason="needs aiohttp: pip install 'fastmsflow[shards]'")

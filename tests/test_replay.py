@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from small_model import images, model
 from torch import Tensor
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.nn import cuda_graph
 from fastmsflow.nn.cuda_graph import CudaGraphCache
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.small_model import images, model
 
 
 class Graph:

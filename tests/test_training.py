@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
@@ -14,6 +12,8 @@ from fastmsflow.evaluation.checkpoint_files import LAST_EPOCH, ON_TEST
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.datamodule import TEST, TRAIN, FeatureTrainingData
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_parity import DEVICE
 from typer.testing import CliRunner
 
 from fastmsflow import UnavailableError
@@ -19,6 +18,7 @@ from fastmsflow.benchmarking.tile_search import as_table, neighbours
 from fastmsflow.cli import app
 from fastmsflow.kernels import configs
 from fastmsflow.kernels.launch import ProductTile, Tile
+from tests.helpers.ops_parity import DEVICE
 
 CHIP = configs.chip(torch.device(DEVICE))
 LEVELS = ((4, 2), (8, 1))

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from parity import GOLDEN
 from typer.testing import CliRunner
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
@@ -17,6 +15,8 @@ from fastmsflow.compat.numerical_check import check_numerics, noise
 from fastmsflow.data.image_io import load_image
 from fastmsflow.data.layouts.texture_tiles import training_tiles
 from fastmsflow.nn.subnets import ConditionedSubnet
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.paths import GOLDEN
 
 
 def small_flow() -> MultiScaleFlow:
@@ -205,7 +205,7 @@ def test_a_formula_that_the_images_contradict_is_certified_with_a_warning(
 def test_images_that_tell_nothing_leave_a_warning(
     fitted: dict[str, Path], photographs: Path, resnet, torch_only: None
 ) -> None:
-    result = run(fitted["master"], photographs, *resnet, "--most", 1)
+    result = run(fitted["master"], photographs, *resnet, "--max-images", 1)
     (line,) = result.stderr.splitlines()
     assert "the formulas are not told apart by 1 image:" in line and line.endswith("; clamp tanh(r) is taken")
     assert "FrEIA 0.2: clamp tanh(r); 1 images" in result.stdout
@@ -230,7 +230,7 @@ def test_images_go_through_the_models_own_extractor(photographs: Path, tmp_path:
     assert result.exit_code == 1
     (photographs / "broken.png").unlink()
     assert run(tmp_path / "model.safetensors", photographs).exit_code == 0
-    limited = run(tmp_path / "model.safetensors", photographs, "--most", 2)
+    limited = run(tmp_path / "model.safetensors", photographs, "--max-images", 2)
     assert "2 images" in limited.output
 
 

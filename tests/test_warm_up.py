@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from noise_images import noise_set
 from rich.console import Console
 
 from fastmsflow import InputError
@@ -15,14 +14,16 @@ from fastmsflow.files import write_yaml
 from fastmsflow.training import Recipe
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from fastmsflow.training.train import say_if_short
+from tests.helpers.noise_images import noise_set
 
 SHORT = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", 32, "--meta-epochs", 2, "--sub-epochs", 2, "--hold-out", 0,
 )  # fmt: skip
-SHARE = ("--warm-up-share", 0.5)
+SHARE = ("--warmup-share", 0.5)
+NOTHING_TO_DO = SimpleNamespace(run=lambda on_failure: None)
 LINE = (
     "the run ends inside the warm-up, after 4 of its 12 passes; the learning rate reaches 0.33 of --lr; give a shorter"
-    " --warm-up, or --warm-up-share 0.12"
+    " --warmup, or --warmup-share 0.12"
 )
 
 
@@ -37,7 +38,8 @@ def images(tmp_path_factory) -> Path:
 def recipe_of(command, monkeypatch, tmp_path):
     """Runs a verb as far as its job -> the recipe, having left the configuration in ``config.yaml``."""
     jobs = []
-    monkeypatch.setattr("fastmsflow.cli.learning.train_one", lambda job, world: jobs.append(job))
+    for verb in ("train", "demo"):
+        monkeypatch.setattr(f"fastmsflow.cli.{verb}.train_one", lambda job, group, as_json: jobs.append(job))
 
     def run(*args: object) -> Recipe:
         code, text = command(*args)
@@ -54,8 +56,8 @@ def length(recipe: Recipe) -> tuple[int, float | None]:
 
 def test_the_published_warm_up_is_the_default_of_train_and_its_share_that_of_demo(recipe_of) -> None:
     assert length(recipe_of("train", "data", "--out", "run")) == (12, None)
-    assert length(recipe_of("train", "data", "--out", "run", "--warm-up", 5)) == (5, None)
-    assert length(recipe_of("train", "data", "--out", "run", "--warm-up-share", 0.2)) == (12, 0.2)
+    assert length(recipe_of("train", "data", "--out", "run", "--warmup", 5)) == (5, None)
+    assert length(recipe_of("train", "data", "--out", "run", "--warmup-share", 0.2)) == (12, 0.2)
     assert length(recipe_of("demo", "--out", "run")) == (12, 0.12)
 
 
@@ -63,12 +65,12 @@ def test_the_published_warm_up_is_the_default_of_train_and_its_share_that_of_dem
     ("first", "then", "expected"),
     [
         ((), (), (12, None)),
-        (("--warm-up", 5), (), (5, None)),
-        (("--warm-up-share", 0.2), (), (12, 0.2)),
-        ((), ("--warm-up-share", 0.2), (12, 0.2)),
-        (("--warm-up", 5), ("--warm-up-share", 0.2), (12, 0.2)),
-        (("--warm-up-share", 0.2), ("--warm-up", 12), (12, None)),
-        (("--warm-up-share", 0.2), ("--warm-up", 5), (5, None)),
+        (("--warmup", 5), (), (5, None)),
+        (("--warmup-share", 0.2), (), (12, 0.2)),
+        ((), ("--warmup-share", 0.2), (12, 0.2)),
+        (("--warmup", 5), ("--warmup-share", 0.2), (12, 0.2)),
+        (("--warmup-share", 0.2), ("--warmup", 12), (12, None)),
+        (("--warmup-share", 0.2), ("--warmup", 5), (5, None)),
     ],
     ids=str,
 )
@@ -83,7 +85,7 @@ def test_the_command_lines_warm_up_takes_the_place_of_a_files(
 
 def test_an_older_configuration_is_taken_with_a_share_on_the_command_line(recipe_of, tmp_path: Path) -> None:
     (tmp_path / "older.yaml").write_text("warm-up: 0.12\n")
-    args = ("train", "data", "--out", "run", "--config", tmp_path / "older.yaml", "--warm-up-share", 0.12)
+    args = ("train", "data", "--out", "run", "--config", tmp_path / "older.yaml", "--warmup-share", 0.12)
     assert length(recipe_of(*args)) == (12, 0.12)
 
 
@@ -112,7 +114,7 @@ def test_the_line_counts_the_warm_up_that_was_given() -> None:
     assert said(meta_epochs=19) == said(meta_epochs=8, warm_up_share=0.12) == ""
 
 
-@pytest.mark.parametrize("warm_up", [(), ("--warm-up", 2), SHARE], ids=str)
+@pytest.mark.parametrize("warm_up", [(), ("--warmup", 2), SHARE], ids=str)
 def test_a_run_goes_on_by_the_configuration_that_it_left(
     warm_up: tuple, images: Path, weights: Path, command, monkeypatch, tmp_path: Path
 ) -> None:
@@ -131,7 +133,7 @@ def test_a_run_goes_on_by_the_configuration_that_it_left(
         code, text = command(*run, "--out", broken)
     assert (code, "pulled the plug" in text) == (1, True)
     resume = ("train", "--config", broken / "config.yaml", "--resume", "--quiet")
-    code, text = command(*resume, "--warm-up", 3)
+    code, text = command(*resume, "--warmup", 3)
     assert code == 1
     assert "to be resumed, a run needs the settings that it began with: recipe.warm_up was" in text
     assert command(*resume) == (0, "")
@@ -148,7 +150,7 @@ def test_processes_that_share_out_classes_say_it_once(
 ) -> None:
     """Their runs print nothing."""
     world = SimpleNamespace(size=2, rank=rank, first=rank == 0, join_apart=lambda: None)
-    monkeypatch.setattr("fastmsflow.cli.learning.launch", lambda devices, nodes: world)
-    monkeypatch.setattr("fastmsflow.cli.runs.train_every_class", lambda *args: None)
+    monkeypatch.setattr("fastmsflow.cli.train.launch", lambda devices, nodes, notify: world)
+    monkeypatch.setattr("fastmsflow.training.every_class._ClassRuns", lambda *args: NOTHING_TO_DO)
     code, text = command("train", "textures", "--class", "all", "--out", tmp_path, *SHORT)
     assert (code, text.count(LINE)) == (0, count)

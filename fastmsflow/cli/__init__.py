@@ -1,11 +1,50 @@
-"""The command line: parses, calls, prints. Verbs are listed in the order of these imports."""
+"""The command line: one file a verb, which parses, calls the library and prints."""
 
-from . import learning  # noqa: F401, I001
-from . import judging  # noqa: F401
-from . import prediction  # noqa: F401
-from . import shard  # noqa: F401
-from . import official  # noqa: F401
-from . import benchmark  # noqa: F401
-from .options import app
+from typing import Annotated
+
+import typer
+
+from .._version import __version__
+from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, train, verify
+from .options import Command
+from .output import console
 
 __all__ = ["app"]
+
+app: typer.Typer = typer.Typer(
+    help="MSFlow anomaly detection: learns from good images, then finds and locates defects.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"fastmsflow {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Takes the options before a verb."""
+
+
+for verb in (
+    demo.demo,
+    train.train,
+    evaluate.evaluate,
+    calibrate.calibrate,
+    predict.predict,
+    export.export,
+    shard.shard,
+    convert.convert,
+    verify.verify,
+    benchmark.benchmark,
+):
+    app.command(cls=Command)(verb)

@@ -1,4 +1,4 @@
-"""benchmark."""
+"""fastmsflow benchmark: measures speed, compares results, tunes the kernels to this GPU."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,36 +6,38 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Column, Table
 
 from ..errors import UnavailableError
 from .config_file import Config
-from .options import AsJson, Quiet, app, console, errors, print_json, speak
+from .options import OUTPUT, AsJson, Quiet
+from .output import console, errors, print_json, progress_bar, silence
 
 
-@app.command()
 def benchmark(
+    *,
     tune: Annotated[
         bool,
         typer.Option(
-            "--tune", help="Time the kernels' tiles and convolutions on this GPU and keep the fastest for this user."
+            "--tune", help="Time the kernels' tiles and convolutions on this GPU and save the fastest for this user."
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where the suite's results go.")] = Path("runs/speed.json"),
+    out: Annotated[Path, typer.Option(help="File for the suite's results.", rich_help_panel=OUTPUT)] = Path(
+        "runs/speed.json"
+    ),
     results: Annotated[
-        Path | None, typer.Option(help="Results of an earlier run, to be compared in place of a new one's.")
+        Path | None, typer.Option(help="Results of an earlier run, which are compared instead of those of a new run.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option("--compare", help="Older results: prints ratios, exits with 1 beyond --threshold.")
+        Path | None, typer.Option("--compare", help="Older results; prints ratios and exits with 1 beyond --threshold.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="How many times slower than the baseline a row may be.")] = 1.1,
+    threshold: Annotated[float, typer.Option(help="Largest ratio to the older time that is accepted.")] = 1.1,
     config: Config = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
-    speak(quiet, as_json)
+    silence(quiet, as_json)
     if tune:
         _tune(as_json)
         return
@@ -79,16 +81,15 @@ def _tune(as_json: bool) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     results = []
     try:
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-            task = bar.add_task("tuning", total=None)
+        with progress_bar("tuning") as bar:
             for result in search(
                 device,
                 lambda call: do_bench(call, warmup=10, rep=50, return_mode="median"),
-                progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+                progress=lambda label, done, total: bar.stage(label, total, done),
             ):
                 results.append(result)
     finally:
-        # Interrupted, what was found is kept.
+        # The results so far are saved also after Ctrl-C.
         path = save_table(as_table(configs.chip(device), results)) if results else None
     tiles, convolutions = Table("kernel", "tile before", "tile now", "speed"), Table("convolution", "own", "vendor's")
     for r in results:

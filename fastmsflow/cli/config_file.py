@@ -1,4 +1,4 @@
-"""Every option of a verb from a YAML file, and all of them into one."""
+"""Options of a verb from a YAML file (``--config``), and the options of a run as such a file."""
 
 import difflib
 from pathlib import Path
@@ -8,15 +8,19 @@ import typer
 import yaml
 
 from ..errors import InputError
+from .options import OLD_SPELLINGS, OUTPUT
 
-# Not of a run, but of one call: in no configuration that is saved.
+# Options of one call, which no saved configuration holds.
 CALL_ONLY = frozenset({"config", "quiet", "as_json", "resume"})
+OLD_KEYS = {old.lstrip("-"): new.lstrip("-") for old, new in OLD_SPELLINGS.items()}
+FILE_KEYS = {new: old for old, new in OLD_KEYS.items()}
+"""Option name -> its name in the files that runs write, which every version reads."""
 
 
 def _read(ctx: typer.Context, path: Path | None) -> Path | None:
-    """The file's values become the defaults of the verb's options; what stands in the command line counts more.
+    """Makes the file's values the defaults of the verb's options; the command line overrides them.
 
-    Errors: InputError where it is no mapping of the verb's options, with the nearest name for a misspelt one.
+    Raises: InputError if the file is no mapping of the verb's options, with the nearest name for a misspelt one.
     """
     if path is None:
         return None
@@ -27,17 +31,21 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; give one 'option: value' a line")
     names = {str(p.name) for p in ctx.command.params} - {"config", "help"}
-    # As in the command line, where it has another name than the function's parameter.
-    spelt = {option.lstrip("-").replace("-", "_"): str(p.name) for p in ctx.command.params for option in p.opts}
-    values = {}
+    # Options may have another name in the command line than the function's parameter has.
+    parameter_of = {option.lstrip("-").replace("-", "_"): str(p.name) for p in ctx.command.params for option in p.opts}
+    old_keys = {old.replace("-", "_"): new.replace("-", "_") for old, new in OLD_KEYS.items()}
+    values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        name = spelt.get(name, name)
+        name = old_keys.get(name, name)
+        name = parameter_of.get(name, name)
         if name not in names:
-            shown = sorted({spell for spell, of in spelt.items() if of in names} - {"help"})
-            close = difflib.get_close_matches(name, shown, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(shown)}"
+            known = sorted({option for option, parameter in parameter_of.items() if parameter in names} - {"help"})
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
             raise InputError(f"{path}: {ctx.info_name} has no option {str(key)!r}{hint}")
+        if name in values:
+            raise InputError(f"{path}: {str(key)!r} is another spelling of an option in this file; leave one out")
         values[name] = value
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
@@ -51,43 +59,46 @@ Config = Annotated[
         is_eager=True,
         dir_okay=False,
         exists=True,
-        help="YAML file of options, one 'name: value' a line; options given here count more.",
+        help="YAML file of options, one 'name: value' a line; the command line overrides it.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 
 
-def resolved(ctx: typer.Context) -> dict[str, Any]:
-    """What every option came to, by its name in the command line: what ``--config`` reads."""
+def resolved_options(ctx: typer.Context) -> dict[str, Any]:
+    """Returns the value of every option under the name that ``--config`` reads, for the configuration of a run."""
     values = {}
     for parameter in ctx.command.params:
         name = str(parameter.name)
         value = ctx.params.get(name)
         if name in CALL_ONLY or value is None or name == "help":
             continue
-        spelt = next((o.lstrip("-") for o in parameter.opts if o.startswith("--")), name)
-        values[spelt] = _plain(value)
+        option = next((o.lstrip("-") for o in parameter.opts if o.startswith("--")), name)
+        values[FILE_KEYS.get(option, option)] = _as_yaml(value)
     return values
 
 
 def source_of(ctx: typer.Context, name: str) -> str:
-    """Tells the source of the parameter ``name``: COMMANDLINE, DEFAULT_MAP (a file) or DEFAULT."""
+    """Returns the source of the parameter ``name``: COMMANDLINE, DEFAULT_MAP (a file) or DEFAULT."""
     return getattr(ctx.get_parameter_source(name), "name", "DEFAULT")
 
 
-def chosen(ctx: typer.Context) -> set[str]:
-    """The parameters that the command line names, and those that a file gives another value than their default: one
-    that a run wrote names all of them."""
-    found = set()
+def chosen_options(ctx: typer.Context) -> set[str]:
+    """Returns the parameters that the command line names and those that a file changes from their default.
+
+    A file that a run wrote names all parameters.
+    """
+    chosen = set()
     for parameter in ctx.command.params:
         name = str(parameter.name)
         source = source_of(ctx, name)
         changed = source != "DEFAULT_MAP" or ctx.params.get(name) != parameter.default
         if source != "DEFAULT" and changed:
-            found.add(name)
-    return found
+            chosen.add(name)
+    return chosen
 
 
-def _plain(value: Any) -> Any:
+def _as_yaml(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [_as_yaml(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -71,7 +71,7 @@ def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
     if differing:
         raise InputError(
             f"the optimizer's groups differ in {', '.join(differing)}, and the published script has one group; give all"
-            " parts the same (train without --lr-of), or leave the optimizer out"
+            " parts the same (train without --part-lr), or leave the optimizer out"
         )
     return first
 

@@ -1,84 +1,27 @@
 """Images by the million -> Parquet, on one machine: worker processes read ahead of the model, part by part."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, groupby
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
 from ..data.fingerprint import short_digest, tensor_chunks
-from ..data.image_batches import BatchReader, ImageBatch, ShardBatches, file_batches, read_batches
+from ..data.image_batches import BatchReader, read_batches
 from ..files import as_utf8
 from ..models.msflow import MSFlow
 from .arrow import RESULTS, with_results
 from .columns import result_columns
 from .prediction_folder import PATH, PredictionFolder
+from .prediction_sources import Files, Shards
 from .scorer import ImageResult, Scorer
 
 RESULTS_OF_FILES = pa.schema([(PATH, pa.string()), *RESULTS])
 
 
-class Files:
-    """Images that are files or URLs."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def waiting(self, folder: PredictionFolder) -> "Files":
-        """Returns those that ``folder`` has no rows of."""
-        return Files(folder.remaining(self.paths))
-
-    def batches(self, size: int) -> Iterator[ImageBatch]:
-        """Yields the images, ``size`` at once."""
-        return file_batches(self.paths, size)
-
-
-class Shards:
-    """Images in a set of shards; ``where``: see fastmsflow.data.shards.storage.ShardStorage."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.set = ShardBatches(where)
-        self.done: dict[str, frozenset[str]] = {}
-        """The images of each shard that have rows."""
-
-    def __len__(self) -> int:
-        return sum(shard.images - len(self.done.get(shard.name, ())) for shard in self.set.manifest.shards)
-
-    def waiting(self, folder: PredictionFolder) -> "Shards":
-        """Returns those that ``folder`` has no rows of; what was lost with a damaged shard is tried again."""
-        names = {self.set.name(shard): shard.name for shard in self.set.manifest.shards}
-        folder.drop_lost(names)
-        scored = sorted(path for path in folder.scored().to_pylist() if path is not None)
-        # A path is its shard's and the image's own, which may have slashes of its own.
-        by_tar = groupby(scored, lambda path: next((tar for tar in _parents(path) if tar in names), None))
-        result = Shards(self.where)
-        for tar, paths in by_tar:
-            if tar is not None:
-                result.done[names[tar]] = result.done.get(names[tar], frozenset()) | set(paths)
-        return result
-
-    def batches(self, size: int) -> Iterator[ImageBatch]:
-        """Yields the images, ``size`` at once; shards that are done are not opened."""
-        for shard in self.set.manifest.shards:
-            done = self.done.get(shard.name, frozenset())
-            if len(done) < shard.images:
-                yield from self.set.batches(shard, size, done)
-
-
-def _parents(path: str) -> Iterator[str]:
-    place = path.find("/")
-    while place >= 0:
-        yield path[:place]
-        place = path.find("/", place + 1)
-
-
-def setting_of(scorer: Scorer) -> dict[str, Any]:
-    """What results hang on."""
+def settings_of(scorer: Scorer) -> dict[str, Any]:
+    """Returns the settings that decide on the results: model, thresholds and dtype."""
     return {
         "model": fingerprint(scorer.model),
         "threshold": None if scorer.limit is None else scorer.limit.value,

@@ -49,8 +49,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Counts the rows of all parts."""
+class RowCounts:
+    """Numbers of rows in all parts."""
 
     rows: int
     faults: int
@@ -190,7 +190,7 @@ class PredictionFolder:
             with written_aside(name) as aside:
                 aside.write_bytes(content.getbuffer())
 
-    def totals(self) -> Totals:
+    def count_rows(self) -> RowCounts:
         """Counts the rows of all parts."""
         rows = faults = lost = defective = 0
         for table in self._read_all(self._names(), [PATH, "fault", "defective"]):
@@ -198,7 +198,7 @@ class PredictionFolder:
             faults += table.num_rows - table["fault"].null_count
             lost += table[PATH].null_count
             defective += pc.sum(table["defective"]).as_py() or 0
-        return Totals(rows, faults, lost, defective)
+        return RowCounts(rows, faults, lost, defective)
 
     def faults(self, most: int) -> list[str]:
         """Returns the lines of the first ``most`` images that could not be scored, and of each damaged shard one."""

@@ -15,7 +15,7 @@ from .. import backend
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
-from ..training.recipe import WARM_UP_SHARE, Recipe
+from ..recipe import WARM_UP_SHARE, Recipe
 
 try:
     from anomalib import __version__

@@ -21,8 +21,8 @@ from ..data.shards.reader import Encoded
 from ..errors import InputError, UnavailableError, in_one_line
 from ..files import as_utf8, shown
 from ..inference import BatchScorer
-from ..inference.predict_parquet import Files, Shards
 from ..inference.prediction_folder import PATH, PredictionFolder
+from ..inference.prediction_sources import Files, Shards
 
 __all__ = ["check_cluster", "connected", "score_on_ray"]
 

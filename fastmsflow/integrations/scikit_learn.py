@@ -80,10 +80,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         try:
             from rich.console import Console
 
+            from ..recipe import WARM_UP_SHARE
             from ..training import Recipe
             from ..training.datamodule import TRAIN, FeatureTrainingData
             from ..training.lightning_module import MSFlowLightningModule
-            from ..training.recipe import WARM_UP_SHARE
             from ..training.trainer import prepare, run_trainer
         except ImportError as error:
             package = (error.name or "").partition(".")[0]

@@ -2,8 +2,7 @@
 
 from ..evaluation.evaluate import evaluate
 from ..evaluation.results import Evaluation
-from .data_config import DataConfig
-from .recipe import Recipe
+from ..recipe import DataConfig, Recipe
 from .resume_state import RunState, load_state
 from .train import TrainingResult, train
 

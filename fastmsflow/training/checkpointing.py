@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from ..distributed.process_group import ProcessGroup
 from ..errors import Preempted
 from ..files import written_aside
+from ..recipe import Recipe
 from .callbacks.preemption import KEPT, LAST_KEPT, PreemptionHandler
-from .recipe import Recipe
 
 SAVE_SECONDS = 60.0
 # Before an evaluation, in which a pre-empted run cannot save.

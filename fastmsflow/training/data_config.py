@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -17,28 +16,10 @@ from ..errors import InputError
 from ..evaluation.ground_truth import GroundTruth
 from ..files import shown
 from ..models.msflow import MSFlow
+from ..recipe import DataConfig, Recipe
 from .datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData, ImageTrainingData, ShardTrainingData, TrainingData
 from .feature_cache import dtype_of
 from .loaders import Decode
-from .recipe import Recipe
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How images are read, and whether their features are kept."""
-
-    workers: int = 0
-    """Processes that read images."""
-    feature_cache: Path | None = None
-    """A folder where features are kept on disk for this and later runs; None: they are kept in memory, in float32."""
-    cache_dtype: str = "bf16"
-    """bf16 or float32."""
-    stream: bool = False
-    """Nothing is kept: images are read and go through the extractor in every pass. Those of shards always do."""
-    skip_faults: Path | None = None
-    """Of shards, see ShardedImages."""
-    decode_on_gpu: bool = False
-    """JPEG files that are streamed are decoded by the model's GPU, see fastmsflow.data.jpeg_decoder."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +134,7 @@ def check_reading(reading: DataConfig, of_shards: bool) -> None:
         raise InputError("a feature cache is of images that are not streamed; leave one of the two out")
     if reading.skip_faults is not None and not of_shards:
         raise InputError(
-            "faults are skipped of shards only; leave --skip-faults out, and remove files that cannot be read, or write"
+            "faults are skipped of shards only; leave --error-log out, and remove files that cannot be read, or write"
             " shards, which are without them (`fastmsflow shard`)"
         )
 

@@ -19,12 +19,12 @@ from ..data.shards.manifest import Shard
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..models.msflow import MSFlow
+from ..recipe import Recipe
 from .break_even import measure_break_even
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import FeaturesInMemory, gather_features, pooled_features
 from .features_on_disk import FeaturesOnDisk, placement
 from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
-from .recipe import Recipe
 from .samplers import BatchSampler, SequentialBatchSampler, TrainBatchSampler
 
 # An image set's splits: training images, training images that are held out of training, test images.

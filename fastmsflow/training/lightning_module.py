@@ -20,12 +20,12 @@ from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.results import Evaluation
 from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
+from ..recipe import Recipe
 from ..scoring import shown_map
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
 from .parameter_groups import parameter_groups, trained_parameters
-from .recipe import Recipe
 
 STATE = "fastmsflow"
 # Lightning's key for the state of shards as version 0.1 wrote it: the name that ShardTrainingData had.

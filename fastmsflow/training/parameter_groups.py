@@ -8,7 +8,7 @@ from torch import nn
 
 from ..models.msflow import MultiScaleFlow
 from ..nn.activation_checkpointing import ActivationCheckpointing
-from .recipe import LEVELS, Recipe
+from ..recipe import LEVELS, Recipe
 
 
 def parameter_groups(flow: MultiScaleFlow, recipe: Recipe) -> list[dict[str, Any]]:

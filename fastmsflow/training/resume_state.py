@@ -11,10 +11,10 @@ from ..compat.official_checkpoint import read_pickle, save_official
 from ..errors import InputError
 from ..models.checkpoint import OfficialLayout
 from ..models.msflow import MultiScaleFlow
+from ..recipe import Recipe
 from ..state_dicts import refuse_misfit
 from .lightning_module import STATE
 from .parameter_groups import parameter_groups
-from .recipe import Recipe
 from .run_directory import SETTINGS_FILE
 
 

@@ -22,15 +22,15 @@ from ..evaluation.evaluator import TestResult
 from ..evaluation.results import RANKING_METRICS, Evaluation
 from ..files import write_json, write_yaml
 from ..models.msflow import MSFlow
+from ..recipe import WARM_UP_SHARE, DataConfig, Recipe
 from .callbacks.ema import EMACallback
 from .callbacks.preemption import LAST_KEPT, PreemptionHandler
 from .callbacks.throughput import ProfilerCallback, ThroughputCallback
 from .checkpointing import ResumeCheckpoint
-from .data_config import DataConfig, plan_training
+from .data_config import plan_training
 from .lightning_module import EpochResult, MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
-from .recipe import WARM_UP_SHARE, Recipe
 from .run_directory import (
     CONFIG_FILE,
     NOT_FINITE_FILE,
@@ -264,7 +264,7 @@ def say_if_short(recipe: Recipe, console: Console) -> None:
     if recipe.ends_in_warm_up:
         fact = f"the run ends inside the warm-up, after {recipe.epochs} of its {recipe.warm_up_epochs} passes"
     line = (
-        f"{fact}; the learning rate reaches {reached:.2f} of --lr; give a shorter --warm-up, or --warm-up-share"
+        f"{fact}; the learning rate reaches {reached:.2f} of --lr; give a shorter --warmup, or --warmup-share"
         f" {WARM_UP_SHARE}"
     )
     console.print(line, style="yellow", soft_wrap=True, highlight=False)

@@ -18,12 +18,13 @@ from rich.console import Console
 
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
-from .callbacks.progress_bar import TrainingProgressBar, progress
+from ..progress import progress
+from ..recipe import Precision, Recipe
+from .callbacks.progress_bar import TrainingProgressBar
 from .checkpointing import ResumeCheckpoint
 from .datamodule import TrainingData
 from .lightning_module import MSFlowLightningModule
 from .parameter_groups import prepared
-from .recipe import Precision, Recipe
 
 
 def check_precision(recipe: Recipe) -> None:

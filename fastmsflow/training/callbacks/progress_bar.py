@@ -1,12 +1,12 @@
-"""What is seen of a training on a terminal."""
+"""Shows the progress of a training on a terminal."""
 
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from ...progress import progress
 from .throughput import ThroughputCallback
 
 
@@ -38,9 +38,3 @@ class TrainingProgressBar(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._progress.stop()
-
-
-def progress(console: Console) -> Progress:
-    """A bar with the time that is left and the time that has passed, on a terminal; nothing elsewhere."""
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

@@ -1,18 +1,12 @@
-"""A model, images of several sizes and a scorer, for the tests of scoring batches; and what results must be."""
+"""Images of several sizes that the tests of scoring batches use, and what their results must be."""
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 
-from fastmsflow import MSFlow
-from fastmsflow.calibration import Calibration
-from fastmsflow.data import load_image
 from fastmsflow.inference import BatchScorer
 
 SIZE = (32, 48)
@@ -23,56 +17,6 @@ IMAGES = 12
 SCORES = ("score", "log_score", "absolute_score")
 BOX = ("largest_region_left", "largest_region_top", "largest_region_right", "largest_region_bottom")
 RESULTS = {*SCORES, "defective", "largest_region", *BOX, "fault"}
-
-
-@pytest.fixture(scope="module")
-def arrays() -> list[np.ndarray]:
-    random = np.random.default_rng(0)
-    return [random.integers(0, 256, (*SIZES[i % 4], 3), np.uint8) for i in range(IMAGES)]
-
-
-@pytest.fixture(scope="module")
-def images(arrays: list[np.ndarray], tmp_path_factory) -> list[Path]:
-    """00.png to 11.png."""
-    folder = tmp_path_factory.mktemp("images")
-    for i, array in enumerate(arrays):
-        Image.fromarray(array).save(folder / f"{i:02}.png")
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def contents(images: list[Path]) -> list[bytes]:
-    return [path.read_bytes() for path in images]
-
-
-@pytest.fixture(scope="module")
-def network(images: list[Path]) -> MSFlow:
-    """Untrained, and calibrated so that half of the images are defective, and some have regions, others none."""
-    torch.manual_seed(0)
-    model = MSFlow("test_efficientnet", pretrained=False, image_size=SIZE, blocks=(1, 1, 1)).eval()
-    with torch.no_grad():
-        scores = model.scores(torch.stack([load_image(path, SIZE) for path in images]))
-    middle = float(scores.absolute_score.median())
-    peaks, pixels = scores.absolute_map.flatten(1).amax(dim=1), scores.absolute_map.flatten()
-    model.calibration = Calibration((middle,) * 20, (float(peaks.sort().values[3]),) * 20, float(pixels.median()))
-    return model
-
-
-@pytest.fixture(scope="module")
-def model(network: MSFlow, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
-    network.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scorer(model: Path) -> BatchScorer:
-    return BatchScorer(model, dtype="float32", device="cpu").load()
-
-
-@pytest.fixture(scope="module")
-def expected(scorer: BatchScorer, contents: list[bytes]) -> dict[str, Any]:
-    return scorer({"bytes": contents})
 
 
 def assert_same(results: Mapping[str, Any], expected: Mapping[str, Any], rows: Any = slice(None)) -> None:
@@ -115,3 +59,7 @@ def png(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "PNG")
     return file.getvalue()
+
+
+def on_cpu(model: object, **options: Any) -> BatchScorer:
+    return BatchScorer(model, **{"dtype": "float32", "device": "cpu", **options})  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from tests.error_log import assert_within
-from tests.tolerances import FLIPPED, OPERATION, OPERATION_CLOSE
+from tests.helpers.error_log import assert_within
+from tests.helpers.tolerances import FLIPPED, OPERATION, OPERATION_CLOSE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = ("channels_last", "channels_first", "slice", "every_other")

@@ -1,0 +1,57 @@
+"""fastmsflow calibrate: sets a model's threshold for a rate of false alarms."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..calibration import FALSE_ALARMS
+from .config_file import Config
+from .options import OUTPUT, AsJson, Dtype, ModelPath, Quiet, Workers
+from .output import console, print_json, print_loading, progress_bar, silence
+
+
+def calibrate(
+    *,
+    model: ModelPath,
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Good images, or folders of them, that MODEL was not trained on.", metavar="IMAGES..."),
+    ],
+    false_alarms: Annotated[
+        float, typer.Option(help="Share of good images that may be called defective.")
+    ] = FALSE_ALARMS,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the calibrated model. Default: MODEL itself.", rich_help_panel=OUTPUT)
+    ] = None,
+    workers: Workers = 0,
+    dtype: Dtype = "auto",
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
+    silence(quiet, as_json)
+    print_loading("torch and timm")
+    from ..data.file_search import list_images
+    from ..evaluation.calibrate import calibrate_on_files
+    from ..inference.loading import load_model
+    from ..models.checkpoint import read_checkpoint
+
+    network = load_model(model)
+    # An image that is given twice counts once.
+    files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
+    with progress_bar("scoring good images", len(files)) as bar:
+        calibration = calibrate_on_files(
+            network, files, false_alarms=false_alarms, dtype=dtype, workers=workers, progress=bar
+        )
+    # Before anything is written, since too few images are an error.
+    threshold, region = calibration.threshold(), calibration.region_threshold()
+    network.calibration = calibration
+    network.save(out or model, **read_checkpoint(model)[1].get("notes", {}))
+    console.print(f"threshold of an image: {threshold}", soft_wrap=True)
+    console.print(f"threshold of a region: {region}", soft_wrap=True)
+    console.print(f"kept in {escape(str(out or model))}", soft_wrap=True)
+    if as_json:
+        print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})

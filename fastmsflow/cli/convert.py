@@ -1,0 +1,94 @@
+"""fastmsflow convert: official checkpoints to ours and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import InputError
+from .config_file import Config
+from .options import (
+    MODEL,
+    AsJson,
+    Extractor,
+    OfficialClamp,
+    OfficialImageSize,
+    OfficialPool,
+    OfficialVariant,
+    Quiet,
+)
+from .output import console, print_json, silence, warnings_in_yellow
+
+NO_OPTIMIZER_STATE = (
+    "without an optimizer's state: the published script can load it to test or to start from, but not resume from it;"
+    " an interrupted run's state.ckpt has one"
+)
+OPTIMIZER_STATE = "with the optimizer's state: the published script can resume from it"
+
+
+def convert(
+    *,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="An official checkpoint, one of ours (.safetensors), or an interrupted run's state.ckpt.",
+            metavar="FROM",
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="File for the other format.", metavar="TO")],
+    extractor: Extractor = "wide_resnet50_2.tv_in1k",
+    extractor_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Local weights as for `train`, stored in TO. Default: TO uses timm's, downloaded on use.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    image_size: OfficialImageSize = 512,
+    pool: OfficialPool = "avg",
+    clamp: OfficialClamp = 1.9,
+    variant: OfficialVariant = "auto",
+    fusion_first: Annotated[
+        bool,
+        typer.Option(
+            "--fusion-first",
+            help="For a state.ckpt: the script's Adam lists the fusion flow first.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Converts between the official checkpoint format and ours, whichever FROM is not.
+
+    --extractor to --variant describe an official FROM, which does not hold them. An interrupted run's state.ckpt
+    becomes an official checkpoint with the optimizer's state, which the published script can resume from.
+    """
+    silence(quiet, as_json)
+    from ..compat.convert import official_to_own, own_to_official
+
+    note = None
+    if fusion_first and source.suffix != ".ckpt":
+        raise InputError("--fusion-first is of a run's state.ckpt, which has an optimizer; leave it out")
+    if (target.suffix == ".safetensors") == (source.suffix in (".safetensors", ".ckpt")):
+        ending = ".pt" if target.suffix == ".safetensors" else ".safetensors"
+        raise InputError(f"{target}: what {source.name} is converted to ends in {ending}; give such a name")
+    if source.suffix == ".safetensors":
+        own_to_official(source, target)
+        note = NO_OPTIMIZER_STATE
+    elif source.suffix == ".ckpt":
+        from ..training.resume_state import state_to_official
+
+        state_to_official(source, target, fusion_first)
+        note = OPTIMIZER_STATE
+    else:
+        size = (image_size, image_size)
+        with warnings_in_yellow():
+            official_to_own(source, target, extractor, size, pool, clamp, variant, extractor_weights)
+    console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
+    if note is not None:
+        console.print(note, soft_wrap=True)
+    if as_json:
+        print_json({"from": str(source), "to": str(target)})

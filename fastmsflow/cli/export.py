@@ -1,0 +1,64 @@
+"""fastmsflow export: a model as a graph that runs without this library."""
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ..errors import InputError
+from .config_file import Config
+from .options import MODEL, OUTPUT, AsJson, ModelPath, Quiet
+from .output import console, print_json, silence
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def export(
+    *,
+    model: ModelPath,
+    to: Annotated[
+        Path, typer.Argument(help="model.onnx, or model.pt2 for a torch.export program or --compiled.", metavar="TO")
+    ],
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled",
+            help="Write an AOTInductor package of machine code for this machine's device.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(help="dtype of a compiled package: float32 or, on a GPU, float16.", rich_help_panel=MODEL),
+    ] = "float32",
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Writes MODEL as a graph that runs without this library, checked against it: ONNX, torch.export, AOTInductor."""
+    silence(quiet, as_json)
+    if to.suffix not in (".onnx", ".pt2") or (compiled and to.suffix != ".pt2"):
+        raise InputError(f"{to}: give a name that ends in .onnx or .pt2; a compiled package is a .pt2")
+    if dtype not in DTYPES or (dtype != "float32" and not compiled):
+        raise InputError(f"dtype {dtype}: float32, or with --compiled one of {', '.join(DTYPES)}")
+    import torch
+
+    from ..inference.loading import load_model
+    from ..integrations.export import export_onnx, export_package, export_program
+
+    network = load_model(model)
+    with console.status("exporting and comparing ..."), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if compiled:
+            exported = export_package(network, to, getattr(torch, dtype))
+        elif to.suffix == ".onnx":
+            exported = export_onnx(network, to)
+        else:
+            exported = export_program(network, to)
+    size, difference = exported.path.stat().st_size, exported.difference
+    line = f"{model} -> {to} ({size / 2**20:.0f} MiB); scores differ by at most {difference:.0e}"
+    console.print(escape(line), soft_wrap=True)
+    if as_json:
+        print_json({"from": str(model), "to": str(to), "bytes": size, "difference": difference})

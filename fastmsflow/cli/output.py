@@ -1,0 +1,92 @@
+"""The console, progress bars, tables of metrics, warnings and JSON, as every verb prints them."""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .. import progress
+from ..errors import InputWarning
+from ..progress import ProgressBar
+
+console: Console = Console()
+# --quiet does not silence it.
+errors: Console = Console(stderr=True)
+
+
+def silence(quiet: bool, as_json: bool) -> None:
+    """Silences ``console`` for --quiet and --json."""
+    console.quiet = quiet or as_json
+
+
+def progress_bar(label: str, total: int | None = None, unit: str | None = None) -> AbstractContextManager[ProgressBar]:
+    """Shows a progress bar on ``console`` in a with block."""
+    return progress.progress_bar(label, total, console=console, unit=unit)
+
+
+def print_loading(packages: str) -> None:
+    """Says that ``packages`` are being imported, which takes seconds."""
+    console.print(f"loading {packages} ...", style="dim")
+
+
+def print_json(result: object) -> None:
+    """Prints ``result`` as JSON on standard output, also where ``console`` is silenced."""
+    typer.echo(json.dumps(result, indent=2, default=str))
+
+
+def print_error(label: str, text: str) -> None:
+    """Prints a line on standard error, with ``label`` in red before it."""
+    errors.print(f"[red]{label}[/red] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def exit_if_skipped(faults: list[str]) -> None:
+    """Prints a line for each of ``faults``. Raises: typer.Exit with code 1 if there are any."""
+    for fault in faults:
+        print_error("skipped", fault)
+    if faults:
+        raise typer.Exit(1)
+
+
+def format_metric(value: float | None) -> str:
+    """Formats a metric for a table; "-" where it is not defined."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def add_pixel_error(table: Table, pixel_errors: Iterable[float | None]) -> None:
+    """Says below ``table`` how exact its pixel metrics are, where there are any."""
+    from ..evaluation.results import STATED, exactness
+
+    error = max((error for error in pixel_errors if error is not None), default=None)
+    if error is not None:
+        table.caption = exactness(error)
+        table.caption_style = "yellow" if error > STATED else "dim"
+
+
+@contextmanager
+def warnings_in_yellow() -> Iterator[None]:
+    """Prints each InputWarning of the block as one yellow line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        default_show = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, InputWarning):
+                errors.print(f"[yellow]{escape(str(message))}[/yellow]", soft_wrap=True)
+            else:
+                default_show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,238 @@
+"""fastmsflow predict: scores images into a table with heat maps, or into Parquet files."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..errors import InputError
+from ..files import shown
+from ..recipe import DATA, VALIDATION
+from .config_file import Config
+from .options import (
+    DISTRIBUTED,
+    OUTPUT,
+    AsJson,
+    Dtype,
+    FalseAlarms,
+    Null,
+    Quiet,
+    ScoreMap,
+)
+from .output import console, errors, exit_if_skipped, print_json, progress_bar, silence
+from .predict_parquet import ParquetOptions, predict_parquet
+
+if TYPE_CHECKING:
+    from ..inference.predictor import Predictor
+    from ..inference.scorer import DecisionThreshold
+
+ROWS_SHOWN = 20
+WORKERS = 2
+
+
+def predict(
+    *,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint that `train` or `convert` wrote; for parquet also its URL, or a model's folder.",
+            metavar="MODEL",
+        ),
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
+            " files and folders on standard input, one a line. For parquet also URLs of images or of folders of them,"
+            " and a set of shards: its folder, a URL, or 'pipe:COMMAND' with {} for a file's name.",
+            metavar="IMAGES...",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder for the scores and the heat maps; for parquet also a URL: s3://, gs://.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "predictions",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel=DATA)] = 8,
+    false_alarms: FalseAlarms = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Absolute scores above it, in nats, are defective. Default: the calibrated threshold.",
+            rich_help_panel=VALIDATION,
+        ),
+    ] = None,
+    table: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Format of the scores: csv; jsonl, which lists every region; or parquet, for millions of images: a"
+            " folder of files that grows, without heat maps.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "csv",
+    heat_maps: Annotated[
+        bool | None,
+        typer.Option(
+            help="Write a heat map of each image, or none. Default: write them, except with parquet.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    score_map: ScoreMap = None,
+    images_per_part: Annotated[
+        int | None,
+        typer.Option(
+            help="parquet: rows per file; a cluster that reads shards writes at least so many. Default: 1000.",
+            min=1,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read images; a cluster has its own. Default: 2.", min=0, rich_help_panel=DATA
+        ),
+    ] = None,
+    dtype: Dtype = "auto",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="parquet: score by Ray. ray: on all GPUs, or processors, of this machine or of the cluster that it"
+            " has joined; ray://ADDRESS:10001: on that cluster. All machines must see MODEL, IMAGES and OUT alike.",
+            metavar="CLUSTER",
+            rich_help_panel=DISTRIBUTED,
+        ),
+    ] = None,
+    null: Null = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Scores images; labels them by a threshold; writes a table, highest score first, and a heat map of each.
+
+    Images that cannot be read are named and left out. Exit code: 0 if all were scored, 1 if any was not, 130 if
+    interrupted. Until all images are scored, results are in OUT/unfinished, and earlier ones in OUT stay as they were.
+
+    With --format parquet every image has a row; the row of an image that cannot be read has the reason. Images that
+    have a row are left out: the same command, started again, continues. Read: pandas.read_parquet("OUT/parts"), or any
+    other reader of Parquet.
+    """
+    if cluster is not None and workers is not None:
+        raise InputError("--workers: these are this machine's, and a cluster has its own; leave it out")
+    workers = WORKERS if workers is None else workers
+    if score_map is not None and (table == "parquet" or heat_maps is False):
+        raise InputError("--map is of heat maps, and none are written here; leave it out")
+    if table == "parquet":
+        if heat_maps:
+            raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
+        silence(quiet, as_json)
+        options = ParquetOptions(
+            model=model,
+            sources=images,
+            null=null,
+            out=out,
+            batch_size=batch_size,
+            false_alarms=false_alarms,
+            threshold=threshold,
+            images_per_part=images_per_part,
+            workers=workers,
+            dtype=dtype,
+            cluster=cluster,
+        )
+        predict_parquet(options, as_json)
+        return
+    flags = {"--images-per-part": images_per_part, "--cluster": cluster}
+    _refuse_parquet_options(table, model, [*images, out], flags)
+    from ..data.file_search import find_images
+    from ..inference.loading import load_model
+    from ..inference.predictor import Interrupted, Predictor
+    from ..inference.scorer import DecisionThreshold
+    from ..scoring import check_map
+
+    silence(quiet, as_json)
+    kind = None if score_map is None else check_map(score_map)
+    found = find_images(images, sys.stdin.buffer, null)
+    network = load_model(model)
+    decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
+    predictor = Predictor(network, Path(out), table, decision, false_alarms, heat_maps is not False, dtype, kind)
+    try:
+        with progress_bar("scoring images", len(found.files)) as bar:
+            predictor.run(found.files, batch_size, workers, bar)
+    except Interrupted as interrupted:
+        errors.print(escape(str(interrupted)), soft_wrap=True)
+        raise typer.Exit(130) from interrupted
+    skipped = [*found.faults, *predictor.faults]
+    if as_json:
+        print_json(_summary(predictor, decision, out, skipped))
+    _print_scores(predictor, decision, model, network.calibration is not None)
+    exit_if_skipped(skipped)
+
+
+def _refuse_parquet_options(table: str, model: str, places: Sequence[str], flags: Mapping[str, object]) -> None:
+    """Raises InputError if the table's format is not known, or something is given that only Parquet takes.
+
+    ``places``: the images and the folder of results; ``flags``: options for Parquet alone.
+    """
+    if table not in ("csv", "jsonl"):
+        raise InputError(f"format {table}: give csv, jsonl or parquet")
+    from ..data.shards.shard_set import is_shard_set
+    from ..data.url_images import is_url
+
+    given = {
+        model: is_url(model),
+        **{flag: value is not None for flag, value in flags.items()},
+        **{place: is_shard_set(place) for place in places},
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(f"{shown(name)}: this needs --format parquet; add that, or leave it out")
+
+
+def _print_scores(predictor: "Predictor", decision: "DecisionThreshold | None", model: str, calibrated: bool) -> None:
+    scored = sorted(predictor.scored, key=lambda image: image.absolute_score, reverse=True)
+    table = Table(
+        Column("image", overflow="fold"),
+        Column("score, nats", justify="right"),
+        Column("published score", justify="right"),
+        "label",
+        title=f"highest {min(ROWS_SHOWN, len(scored))} of {len(scored)}",
+    )
+    for image in scored[:ROWS_SHOWN]:
+        label = {True: "[red]defective[/red]", False: "good", None: ""}[image.defective]
+        table.add_row(escape(shown(image.image)), f"{image.absolute_score:.3f}", f"{image.score:.4f}", label)
+    console.print(table)
+    if decision is None:
+        remedy = (
+            "calibrate it with more good images, or give --false-alarms"
+            if calibrated
+            else "calibrate it with `fastmsflow calibrate MODEL GOOD_IMAGES`"
+        )
+        line = f"no labels: {shown(model)} has no threshold; {remedy}, or give --threshold"
+    else:
+        defective = sum(image.defective is True for image in scored)
+        line = f"{defective} of {len(scored)} defective; threshold {decision.text}"
+    console.print(escape(line), soft_wrap=True, highlight=False)
+    written = f"heat maps ({predictor.heat.kind}) and " if predictor.paints else ""
+    console.print(escape(f"{written}{predictor.table.name} in {shown(predictor.table.parent)}"), soft_wrap=True)
+
+
+def _summary(
+    predictor: "Predictor", decision: "DecisionThreshold | None", out: str, skipped: list[str]
+) -> dict[str, Any]:
+    labels = [image.defective for image in predictor.scored]
+    return {
+        "images": len(labels),
+        "good": labels.count(False) if decision else None,
+        "defective": labels.count(True) if decision else None,
+        "skipped": skipped,
+        "threshold": decision and decision.value,
+        "region_threshold": predictor.heat.region_threshold,
+        "scores": str(predictor.table),
+        "heat_maps": str(Path(out)) if predictor.paints else None,
+    }

@@ -1,0 +1,111 @@
+"""Options of ``train`` built from the fields of Recipe and DataConfig: a new field there is a new option here."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+from ..errors import InputError
+from ..recipe import DataConfig, Recipe
+from .options import PANELS
+
+Command = TypeVar("Command", bound=Callable[..., None])
+Settings = TypeVar("Settings", Recipe, DataConfig)
+
+
+def with_options_of(
+    *classes: type, defaults: Mapping[str, Any], only: Sequence[str] | None = None
+) -> Callable[[Command], Command]:
+    """Replaces the ``**`` parameter of a command by an option for each field of the dataclasses ``classes``.
+
+    ``defaults``: defaults of the command that differ from the dataclass's, by field; ``only``: the fields that become
+    options, None for all of them.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        annotations = get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=annotations[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        chosen = [(cls, field) for cls in classes for field in fields(cls) if only is None or field.name in only]
+        built = [_parameter(cls, field, defaults) for cls, field in chosen]
+        parameters = sorted([*own, *built], key=_panel_number)
+        setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - no such attribute
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _panel_number(parameter: inspect.Parameter) -> int:
+    """Returns the place of a parameter's panel in the help, which shows panels in the order of their parameters."""
+    _, *infos = get_args(parameter.annotation) or (None,)
+    panel = next((info.rich_help_panel for info in infos if hasattr(info, "rich_help_panel")), None)
+    return -1 if panel is None else PANELS.index(panel)
+
+
+def option_name(field: "Field[Any]") -> str:
+    """Returns the parameter of the command line for a field."""
+    return field.metadata.get("name", field.name)
+
+
+def settings_from(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Returns the dataclass ``cls`` with the values of its options. Raises: InputError if one cannot be had."""
+    annotations = get_type_hints(cls)
+    return cls(**{f.name: _field_value(annotations[f.name], values[option_name(f)]) for f in fields(cls)})
+
+
+def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> inspect.Parameter:
+    annotation = field.metadata.get("type", get_type_hints(cls)[field.name])
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    default = defaults.get(field.name, default)
+    name = option_name(field)
+    declaration = f"--{name.replace('_', '-')}"
+    if _is_mapping(annotation):
+        annotation, default = list[str], []
+    elif get_origin(annotation) is tuple:
+        annotation, default = list[get_args(annotation)[0]], list(default)  # type: ignore[misc]
+    option = typer.Option(
+        declaration,
+        help=field.metadata["help"],
+        metavar=field.metadata.get("metavar"),
+        rich_help_panel=field.metadata["panel"],
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
+
+
+def _field_value(annotation: Any, value: Any) -> Any:
+    if _is_mapping(annotation):
+        return part_rates(value)
+    if get_origin(annotation) is tuple:
+        return tuple(value)
+    if isinstance(annotation, UnionType) and Path in get_args(annotation):
+        return None if value is None else Path(value)
+    return value
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return inspect.isclass(get_origin(annotation)) and issubclass(get_origin(annotation), Mapping)
+
+
+def part_rates(assignments: Sequence[str]) -> dict[str, float]:
+    """Parses ``PART=RATE`` texts. Raises: InputError if one has another form, or a part comes twice."""
+    rates: dict[str, float] = {}
+    for text in assignments:
+        part, _, rate = text.partition("=")
+        if part in rates:
+            raise InputError(f"--part-lr {text}: {part} has the rate {rates[part]} already; give one of the two")
+        try:
+            rates[part] = float(rate)
+        except ValueError as error:
+            raise InputError(f"--part-lr {text}: give PART=RATE, e.g. fusion=1e-5") from error
+    return rates

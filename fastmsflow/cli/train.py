@@ -1,0 +1,296 @@
+"""fastmsflow train: trains a model on good images, or one model for each class of a set."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..distributed.launcher import launch
+from ..distributed.process_group import ProcessGroup
+from ..errors import InputError
+from ..files import shown
+from ..recipe import DataConfig, Recipe
+from .config_file import Config, chosen_options, resolved_options, source_of
+from .options import (
+    MODEL,
+    OUTPUT,
+    AsJson,
+    Category,
+    Devices,
+    Extractor,
+    ExtractorWeights,
+    ImageSize,
+    Nodes,
+    Out,
+    Profile,
+    Quiet,
+    Resume,
+    Source,
+)
+from .output import (
+    add_pixel_error,
+    console,
+    errors,
+    format_metric,
+    print_error,
+    print_json,
+    print_loading,
+    silence,
+    warnings_in_yellow,
+)
+from .recipe_options import settings_from, with_options_of
+
+if TYPE_CHECKING:
+    from ..models.msflow import MSFlow
+    from ..training import TrainingResult
+    from ..training.every_class import EveryClassResult
+    from ..training.job import TrainingJob
+
+
+@with_options_of(DataConfig, Recipe, defaults={"hold_out": 0.1})
+def train(
+    ctx: typer.Context,
+    *,
+    source: Source,
+    category: Category = None,
+    extractor: Extractor = "wide_resnet50_2.tv_in1k",
+    extractor_weights: ExtractorWeights = None,
+    image_size: ImageSize = None,
+    pool: Annotated[
+        str, typer.Option(help="Pool on the extractor's features: avg, max or none.", rich_help_panel=MODEL)
+    ] = "avg",
+    standardise: Annotated[
+        bool,
+        typer.Option(
+            help="Standardize each feature channel: fewer epochs needed, but not the published recipe.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of this checkpoint. One of ours (.safetensors) brings its extractor, image"
+            " size, pool and standardization; --extractor, --image-size and --pool describe an official one (.pt).",
+            metavar="CHECKPOINT",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    out: Out,
+    logger: Annotated[
+        list[str], typer.Option(help="csv, tensorboard or wandb, into --out/logs; repeatable.", rich_help_panel=OUTPUT)
+    ] = [],  # noqa: B006 - typer copies it
+    resume: Resume = False,
+    profile: Profile = False,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    **settings: Any,
+) -> None:
+    """Trains on the good images of SOURCE; evaluates on its test images, where there are any.
+
+    The defaults are the published recipe (arXiv 2308.15300), except for --hold-out. With --class all, each class is a
+    run of its own, in OUT/CLASS; the same command again continues where it stopped.
+    """
+    silence(quiet, as_json)
+    refuse_unused_options(ctx)
+    settings |= _warm_up(ctx, settings["warmup"], settings["warmup_share"])
+    group = launch(devices, nodes, lambda line: console.print(line, style="dim", soft_wrap=True))
+    from ..data.classes import is_every_class
+
+    every_class = is_every_class(source, category)
+    if every_class:
+        group.join_apart()
+    from ..training.job import TrainingJob
+
+    job = TrainingJob(
+        source=source,
+        category=category,
+        out=out,
+        recipe=settings_from(Recipe, settings),
+        data=settings_from(DataConfig, settings),
+        model={
+            "extractor": extractor,
+            "extractor_weights": extractor_weights,
+            "standardise": standardise,
+            "pool": pool,
+        },
+        image_size=image_size,
+        options=resolved_options(ctx),
+        resume=resume,
+        loggers=logger,
+        start_from=start_from,
+        chosen=frozenset(name for name in ctx.params if source_of(ctx, name) != "DEFAULT"),
+        profile=profile,
+    )
+    if every_class:
+        _train_all(job, group, as_json)
+    else:
+        train_one(job, group, as_json)
+
+
+def _warm_up(ctx: typer.Context, passes: float, share: float | None) -> dict[str, Any]:
+    """Returns ``--warmup`` and ``--warmup-share`` as a Recipe takes them, and puts them into the run's configuration.
+
+    The command line overrides also the other one of the two in a file.
+
+    Raises: InputError if the command line has both, or a share is given as passes, as older files do.
+    """
+    typed = [name for name in ("warmup", "warmup_share") if source_of(ctx, name) == "COMMANDLINE"]
+    if len(typed) == 2:
+        raise InputError(f"--warmup {passes:g} and --warmup-share {share} are lengths of one warm-up; give one")
+    if typed == ["warmup"]:
+        share = None
+    elif typed == ["warmup_share"]:
+        passes = Recipe.warm_up
+    if not float(passes).is_integer():
+        raise InputError(
+            f"--warmup {passes:g}: it counts passes; give a whole number, or --warmup-share {passes:g}"
+            f" (in a file: 'warmup-share: {passes:g}') for a share of them"
+        )
+    lengths = {"warmup": int(passes), "warmup_share": share}
+    ctx.params |= lengths
+    return lengths
+
+
+def refuse_unused_options(ctx: typer.Context) -> None:
+    """Raises InputError if an option was chosen that would have no effect."""
+    chosen = chosen_options(ctx)
+    if "cache_dtype" in chosen and ctx.params["feature_cache"] is None:
+        raise InputError("--cache-dtype is of the features in --feature-cache; give that too, or leave it out")
+    if "false_alarms" in chosen and not ctx.params["hold_out"]:
+        raise InputError(
+            "--false-alarms sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave it out"
+        )
+
+
+def train_one(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
+    """Trains one model, by all processes of ``group`` together, and prints the results."""
+    group.join()
+    console.quiet |= not group.first
+    print_loading("torch, timm and lightning")
+    import torch
+
+    from ..data import ImageSet
+    from ..training.run_directory import STATE_FILE
+
+    images = group.broadcast_from_rank0(job.open_images)
+    tests = f", {len(images.test)} test images" if isinstance(images, ImageSet) else ""
+    count = len(images.train) if isinstance(images, ImageSet) else images.manifest.images
+    console.print(f"{escape(images.name)}: {count} training images{tests}", soft_wrap=True)
+    if isinstance(images, ImageSet) and images.licence:
+        console.print(images.licence, style="dim")
+    torch.manual_seed(job.recipe.seed)
+    with group.raise_on_any_rank(), warnings_in_yellow():
+        model = job.build_model(job.image_size_for(images))
+    if job.resume and not (job.out / STATE_FILE).exists():
+        console.print(escape(f"{job.out}: no state to go on from; the run begins anew"), soft_wrap=True)
+    with _interruptible(group):
+        result = job.run(model, images, console=console, group=group)
+    _print_metrics(result)
+    _print_threshold(model)
+    if group.first:
+        _print_end(job, result, as_json)
+    group.leave()
+
+
+def _train_all(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
+    """Trains a model for each class, each by one of the processes, which have joined apart, and prints the results."""
+    if group.first:
+        print_loading("torch, timm and lightning")
+    from ..training.every_class import train_every_class
+
+    with _interruptible(group), warnings_in_yellow():
+        result = train_every_class(job, group, console, _print_failure)
+    if result is not None:
+        _print_every_class(result, job.out, as_json)
+
+
+@contextmanager
+def _interruptible(group: ProcessGroup) -> Iterator[None]:
+    """Ends the command with one line after Ctrl-C."""
+    from ..training.callbacks.preemption import LAST_KEPT
+
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if group.first:
+            errors.print(f"interrupted; {LAST_KEPT}", soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from interrupt
+
+
+def _print_end(job: "TrainingJob", result: "TrainingResult", as_json: bool) -> None:
+    speed = result.speed
+    console.print(
+        f"features {result.seconds['features']:.0f} s, training {result.seconds['training']:.0f} s"
+        f" ({speed.get('images_per_second', 0):.3g} images/s, {speed.get('data_wait', 0):.0%} of it waiting for them);"
+        f" in {escape(str(job.out))}:"
+        f" {', '.join(sorted(path.name for path in job.out.iterdir() if path.name[0] != '.'))}",
+        soft_wrap=True,
+    )
+    left_out = result.left_out
+    if left_out is not None and left_out.faults:
+        line = f"{left_out.images} images left out by faults in {left_out.faults} images or shards: see "
+        console.print(escape(f"{line}{job.data.skip_faults}"), style="yellow", soft_wrap=True, highlight=False)
+    if as_json:
+        content = {"metrics": result.summary(), "nll": result.losses, "seconds": result.seconds, "speed": speed}
+        print_json({"out": str(job.out), **content, "left_out": left_out and left_out._asdict()})
+
+
+def _print_metrics(result: "TrainingResult") -> None:
+    if result.tested is None:
+        return
+    from ..evaluation.metric_labels import METRIC_LABELS
+
+    choices = result.by_choice()
+    table = Table("metric", *choices)
+    for metric, chosen in result.summary().items():
+        cells = (
+            f"{format_metric(chosen[how]['value'])} ({chosen[how]['epoch']})" if how in chosen else ""
+            for how in choices
+        )
+        table.add_row(METRIC_LABELS[metric], *cells)
+    add_pixel_error(table, [m.evaluation.pixel_error for m in result.moments if m.evaluation is not None])
+    console.print(table)
+    console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
+
+
+def _print_threshold(model: "MSFlow") -> None:
+    calibration = model.calibration
+    if calibration is None:
+        console.print("no threshold: no images were held out; `fastmsflow calibrate` sets one", style="dim")
+    elif calibration.is_enough():
+        console.print(f"threshold: {calibration.threshold()}", soft_wrap=True)
+    else:
+        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
+
+
+def _print_failure(name: str, reason: str) -> None:
+    print_error(f"{escape(shown(name))}: failed:", reason)
+
+
+def _print_every_class(result: "EveryClassResult", out: Path, as_json: bool) -> None:
+    """Prints and writes one table of all classes. Raises: typer.Exit if a class failed."""
+    header, lines = result.as_table(format_metric)
+    table = Table(*header)
+    for line in lines:
+        table.add_row(*map(escape, line), style="red" if line[1] == "failed" else None)
+    console.print(table)
+    console.print(result.summary, style="dim")
+    result.write(out, format_metric)
+    console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    if as_json:
+        rows = [row.as_dict() for row in (*result.rows, *result.mean)]
+        content = {"rows": rows, "seconds": result.seconds, "failed": result.failures}
+        print_json({"out": str(out), "wall_seconds": result.wall_seconds, **content})
+    if result.failures:
+        for name, reason in result.failures.items():
+            _print_failure(name, reason)
+        count = f"{len(result.failures)} of {len(result.classes)} classes failed"
+        errors.print(f"[red]{count}; the same command tries them again[/red]")
+        raise typer.Exit(1)

@@ -1,0 +1,104 @@
+"""fastmsflow verify: compares every backend and dtype with float64."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..recipe import DATA
+from .config_file import Config
+from .options import (
+    MODEL,
+    OUTPUT,
+    AsJson,
+    Extractor,
+    ExtractorWeights,
+    OfficialClamp,
+    OfficialPool,
+    OfficialVariant,
+    Quiet,
+)
+from .output import console, errors, print_error, print_json, progress_bar, silence
+
+if TYPE_CHECKING:
+    from ..compat.numerical_check import NumericalCheck
+
+HEADINGS = ("backend", "dtype", "|dz|", "|dlog-det|", "|dscore|", "ranks", "ms", "error", "limit")
+
+
+def verify(
+    *,
+    checkpoint: Annotated[Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files or folders; without any, noise goes through the flow.", metavar="[IMAGES]..."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the results as JSON.", rich_help_panel=OUTPUT)] = None,
+    max_images: Annotated[int, typer.Option(help="Largest number of images.", rich_help_panel=DATA)] = 32,
+    extractor: Extractor = "wide_resnet50_2.tv_in1k",
+    extractor_weights: ExtractorWeights = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Image size that the official model was trained at, N x N; noise: 128.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    pool: OfficialPool = "avg",
+    clamp: OfficialClamp = 1.9,
+    variant: OfficialVariant = "auto",
+    config: Config = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Certifies that nothing changes but the time: every backend and dtype against float64, on a flow and its images.
+
+    Good IMAGES that it was trained on also tell which formula an official CHECKPOINT with index permutations has.
+    Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
+    """
+    silence(quiet, as_json)
+    from ..compat.numerical_check import check_numerics
+    from ..compat.state_dict_keys import check_variant
+    from ..compat.verify import Described, to_verify
+    from ..files import write_json
+
+    official = Described(extractor, extractor_weights, pool, clamp, check_variant(variant))
+    given = to_verify(checkpoint, images or [], max_images, image_size, official)
+    if given.formula_line is not None:
+        if given.formula_in_doubt:
+            errors.print(f"[yellow]{escape(given.formula_line)}[/yellow]", soft_wrap=True)
+        else:
+            console.print(escape(given.formula_line), soft_wrap=True)
+    with progress_bar("comparing") as bar:
+        check = check_numerics(given.flow, given.batches, given.image_size, bar)
+    source = f"{check.images} images" if images else f"{check.images} times noise"
+    console.print(f"{escape(str(checkpoint))}: {check.formula}; {source}, {check.device}", soft_wrap=True)
+    _print_rows(check)
+    for fault in check.unavailable.values():
+        console.print(f"not compared: {escape(fault)}", soft_wrap=True)
+    for fault in given.faults:
+        print_error("skipped", fault)
+    fit = given.fit and given.fit.as_dict()
+    content = {"checkpoint": str(checkpoint), **check.as_dict(), "formula_fit": fit}
+    if out is not None:
+        write_json(out, content)
+    if as_json:
+        print_json(content)
+    beyond = [f"{row.backend} {row.dtype}" for row in check.rows if not row.within]
+    if beyond:
+        errors.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")
+    if beyond or given.faults:
+        raise typer.Exit(1)
+
+
+def _print_rows(check: "NumericalCheck") -> None:
+    table = Table(*(Column(heading, no_wrap=True) for heading in HEADINGS), box=None, padding=(0, 1, 0, 0))
+    for row in check.rows:
+        differences = [f"{value:.1e}" for value in (row.z, row.log_det, row.score)]
+        timing = (f"{row.rank_correlation:.4f}", f"{1e3 * row.seconds:.1f}")
+        limits = (f"{row.relative:.1e}", f"{row.tolerance:.0e}")
+        cells = (row.backend, row.dtype, *differences, *timing, *limits)
+        table.add_row(*cells, style=None if row.within else "red")
+    console.print(table)
+    console.print("largest differences over the images; ranks: Spearman's, by log score; ms an image", style="dim")

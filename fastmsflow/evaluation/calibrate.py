@@ -1,0 +1,35 @@
+"""Calibration of a model on image files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..calibration import Calibration
+from ..data import ImageFileDataset
+from ..files import shown
+from ..inference import AUTO, prepare
+from ..models.msflow import MSFlow
+from .evaluate import scored
+from .evaluator import Calibrator
+
+
+def calibrate_on_files(
+    model: MSFlow,
+    files: Sequence[Path],
+    *,
+    false_alarms: float,
+    dtype: str = AUTO,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Calibration:
+    """Returns the calibration of ``model`` on the good images ``files``, for a rate of ``false_alarms``.
+
+    ``dtype``: see fastmsflow.inference.resolve_dtype; ``workers``: processes that read images; ``progress`` is called
+    with the number of images that are scored.
+
+    Raises: InputError if an image cannot be read, or its score is not finite.
+    """
+    calibrator = Calibrator([shown(file) for file in files])
+    dataset = ImageFileDataset(files, model.image_size)
+    for numbers, scores in scored([prepare(model, dtype)], dataset, workers=workers, progress=progress):
+        calibrator.add(numbers, scores[0])
+    return calibrator.calibration(false_alarms)

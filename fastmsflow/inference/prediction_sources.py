@@ -1,0 +1,109 @@
+"""Images that are scored into a folder of Parquet files: files and URLs, or a set of shards."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import BinaryIO
+
+from ..data.file_search import find_images
+from ..data.image_batches import ImageBatch, ShardBatches, file_batches
+from ..data.shards.shard_set import is_shard_set
+from ..data.shards.storage import MANIFEST, PIPE
+from ..data.url_images import images_below_url, is_image, is_url, read_url
+from ..errors import InputError
+from ..files import absolute, shown
+from .prediction_folder import PredictionFolder
+
+
+class Files:
+    """Images that are files or URLs."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def without_rows(self, folder: PredictionFolder) -> "Files":
+        """Returns the images that have no row in ``folder``."""
+        return Files(folder.remaining(self.paths))
+
+    def batches(self, size: int) -> Iterator[ImageBatch]:
+        """Yields the images in batches of ``size``."""
+        return file_batches(self.paths, size)
+
+
+class Shards:
+    """Images in a set of shards; ``where``: see fastmsflow.data.shards.storage.ShardStorage."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.set = ShardBatches(where)
+        self.done: dict[str, frozenset[str]] = {}
+        """The images of each shard that have rows."""
+
+    def __len__(self) -> int:
+        return sum(shard.images - len(self.done.get(shard.name, ())) for shard in self.set.manifest.shards)
+
+    def without_rows(self, folder: PredictionFolder) -> "Shards":
+        """Returns the images that have no row in ``folder``, those that were lost with a damaged shard included."""
+        names = {self.set.name(shard): shard.name for shard in self.set.manifest.shards}
+        folder.drop_lost(names)
+        scored = sorted(path for path in folder.scored().to_pylist() if path is not None)
+        # A path is the shard's path and the image's own path, which may contain slashes.
+        by_tar = groupby(scored, lambda path: next((tar for tar in _parents(path) if tar in names), None))
+        result = Shards(self.where)
+        for tar, paths in by_tar:
+            if tar is not None:
+                result.done[names[tar]] = result.done.get(names[tar], frozenset()) | set(paths)
+        return result
+
+    def batches(self, size: int) -> Iterator[ImageBatch]:
+        """Yields the images in batches of ``size``; shards whose images all have rows are not opened."""
+        for shard in self.set.manifest.shards:
+            done = self.done.get(shard.name, frozenset())
+            if len(done) < shard.images:
+                yield from self.set.batches(shard, size, done)
+
+
+def _parents(path: str) -> Iterator[str]:
+    place = path.find("/")
+    while place >= 0:
+        yield path[:place]
+        place = path.find("/", place + 1)
+
+
+def find_sources(sources: Sequence[str], stdin: BinaryIO, null: bool) -> tuple[Files | Shards, list[str]]:
+    """Finds the images of ``sources``: files, folders, patterns, URLs, "-" for names on ``stdin``, or a set of shards.
+
+    ``null``: names on ``stdin`` end with NUL.
+
+    Returns: the images, and a line for each name that led to none.
+    Raises: InputError if no image is found, or a set of shards stands beside other sources.
+    """
+    if any(is_shard_set(source) and not _is_folder_of_images(source) for source in sources):
+        if len(sources) > 1:
+            raise InputError("a set of shards is scored alone; give each set a command, and an --out, of its own")
+        if null:
+            raise InputError(f"{shown(sources[0])}: a set of shards; leave out --null")
+        return Shards(sources[0] if _is_remote(sources[0]) else absolute(sources[0])), []
+    urls = [url for source in sources if is_url(source) for url in images_below_url(source)]
+    local = [source for source in sources if not is_url(source)]
+    if not local:
+        return Files(list(dict.fromkeys(urls))), []
+    found = find_images(local, stdin, null, urls=True)
+    return Files([*map(absolute, found.files), *dict.fromkeys([*found.urls, *urls])]), found.faults
+
+
+def _is_folder_of_images(source: str) -> bool:
+    """Returns whether a URL leads to images and not to shards, whose manifest is JSON."""
+    if source.startswith(PIPE) or not is_url(source) or source.endswith(MANIFEST):
+        return False
+    try:
+        # Some servers have no such file, and others answer with a page that says so.
+        return is_image(source) or not read_url(f"{source.rstrip('/')}/{MANIFEST}").lstrip().startswith(b"{")
+    except InputError:
+        return True
+
+
+def _is_remote(source: str) -> bool:
+    return is_url(source) or source.startswith(PIPE)

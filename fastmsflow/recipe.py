@@ -1,0 +1,243 @@
+"""Settings of a training run: how a flow is trained (Recipe) and how its images are read (DataConfig).
+
+The command line builds the options of ``train`` from the fields of both classes, so this module imports neither torch
+nor Lightning. The defaults are the published recipe (arXiv 2308.15300).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .calibration import FALSE_ALARMS, check_rate
+from .errors import InputError
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+LEVELS = ("level0", "level1", "level2")
+# The published warm-up, 12 of 100 sub-epochs, as a share of them: for runs of a few sub-epochs.
+WARM_UP_SHARE = 0.12
+# Parts of a flow that can be frozen or given a learning rate: one parallel flow, all of them, the fusion flow.
+PARTS = (*LEVELS, "parallel", "fusion")
+
+DATA, OPTIMIZATION, MEMORY_AND_SPEED = "Data", "Optimization", "Memory and speed"
+VALIDATION, ADVANCED = "Validation", "Advanced"
+
+
+def option(default: Any, panel: str, help: str, **more: Any) -> Any:
+    """Returns a dataclass field that the command line offers as an option.
+
+    ``panel``: the group of options in ``--help``; ``help``: one short sentence; ``more``: ``name`` where the option is
+    not called like the field, ``metavar``, and ``type`` where the command line takes another type.
+    """
+    metadata = {"panel": panel, "help": help, **more}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a flow is trained by Adam; the defaults are the published recipe (arXiv 2308.15300).
+
+    In a run of another length the milestones keep their shares of it, and the warm-up its number of sub-epochs, unless
+    ``warm_up_share`` is given.
+
+    Raises: InputError if a number is not positive that must be, a share is not within its bounds, a name is not known,
+    the warm-up has two lengths, or nothing is left to train.
+    """
+
+    lr: float = option(1e-4, OPTIMIZATION, "Adam's learning rate.")
+    """Adam's learning rate after the warm-up."""
+    batch_size: int = option(8, OPTIMIZATION, "Images in a batch.")
+    """Images in a batch."""
+    meta_epochs: int = option(25, OPTIMIZATION, "Rounds of training, each followed by an evaluation.")
+    """Rounds of training, each followed by an evaluation."""
+    sub_epochs: int = option(4, OPTIMIZATION, "Passes over the training images in a round.")
+    """Passes over the training images in a round."""
+    warm_up: int = option(
+        12, OPTIMIZATION, "Passes in which the learning rate rises from a tenth to --lr.",
+        name="warmup", type=float, metavar="N",
+    )  # fmt: skip
+    """Sub-epochs in which the rate rises linearly from a tenth of ``lr``, whatever the length of the run."""
+    milestones: tuple[float, ...] = option(
+        (0.7, 0.9), OPTIMIZATION, "Share of the passes after which the learning rate falls; repeatable."
+    )
+    """Shares of the sub-epochs after which the rate is multiplied by ``decay``: 70 and 90 of the published 100."""
+    decay: float = option(0.33, OPTIMIZATION, "Factor of the learning rate at each milestone.")
+    """Factor of the learning rate at each milestone."""
+    clip_norm: float = option(2.0, OPTIMIZATION, "Bound on the norm of the gradient of all flow weights.")
+    """Bound on the gradient norm of all flow parameters."""
+    precision: str = option("32-true", MEMORY_AND_SPEED, "32-true, bf16-mixed, or 16-mixed with a gradient scaler.")
+    """One of PRECISIONS, in Lightning's names: ``16-mixed`` is float16 autocast with a scaler."""
+    seed: int = option(9826, ADVANCED, "Seed of the initial weights, the order of images and the held-out images.")
+    """Seed of the order of images and of the choice of held-out images."""
+    hold_out: float = option(
+        0.0, VALIDATION,
+        "Share of the training images held out to choose the best round and to set the threshold, without a defective"
+        " image. 0: the published recipe, and no threshold.",
+    )  # fmt: skip
+    """Share of the training images that are kept out of training: they choose the best round without a defective image,
+    and thresholds are calibrated on them. 0 in the published recipe."""
+    patience: int | None = option(
+        None, VALIDATION, "Rounds without a lower held-out nll after which training stops. Default: no early stop."
+    )
+    """Rounds without a lower nll of the held-out images after which training stops; None: no early stop."""
+    false_alarms: float = option(
+        FALSE_ALARMS, VALIDATION, "Share of good images that may be called defective; sets the threshold."
+    )
+    """Share of good images that may be called defective, for which the threshold is calibrated."""
+    freeze: tuple[str, ...] = option(
+        (), ADVANCED,
+        "Part that is not trained: level0, level1, level2, parallel (all three) or fusion; repeatable.", metavar="PART",
+    )  # fmt: skip
+    """Those of PARTS that are not trained: ``level0``, ``level1``, ``level2`` (a parallel flow), ``parallel`` (all of
+    them), ``fusion``."""
+    lr_of: Mapping[str, float] = option(
+        {}, ADVANCED, "Learning rate of one part, e.g. fusion=1e-5; repeatable.",
+        name="part_lr", metavar="PART=RATE",
+    )  # fmt: skip
+    """Those of PARTS that learn at another rate than ``lr``; a level's own rate counts more than ``parallel``'s."""
+    accumulate: int = option(
+        1, MEMORY_AND_SPEED, "Batches per step; a step equals that of one batch as large as all of them.",
+        name="accumulate_grad_batches",
+    )  # fmt: skip
+    """Batches per step; a step equals that of one batch as large as all of them."""
+    memory: str | None = option(
+        None, MEMORY_AND_SPEED,
+        "recompute or invertible: compute activations again in the backward pass instead of storing them; invertible"
+        " stores least. Default: store all.",
+        name="activation_checkpointing",
+    )  # fmt: skip
+    """How activations are saved: ``recompute`` stores the couplings' inputs, ``invertible`` less (see
+    fastmsflow.nn.invertible), both for one more forward pass; None: all are stored."""
+    ema: float | None = option(
+        None, OPTIMIZATION,
+        "Decay of a moving average of the weights, e.g. 0.999, which is evaluated and saved in their place."
+        " Default: no average.",
+    )  # fmt: skip
+    """Decay per step of the moving average of the weights that is evaluated and saved in their place; None: no
+    average."""
+    warm_up_share: float | None = option(
+        None, OPTIMIZATION, "Warm-up as a share of the passes, in place of --warmup, e.g. 0.12 for a short run.",
+        name="warmup_share",
+    )  # fmt: skip
+    """Takes the place of ``warm_up`` as a share of the sub-epochs: 0.12 is 12 of the published 100 and 5 of 40."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision {self.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
+        for name in ("lr", "batch_size", "meta_epochs", "sub_epochs", "decay", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
+        self._check_warm_up()
+        for name, share in (("warm_up_share", self.warm_up_share), *(("milestones", m) for m in self.milestones)):
+            if share is not None and not 0 <= share <= 1:
+                raise InputError(f"{name}: {share} is no share of the sub-epochs; it must be within 0 and 1")
+        if not 0 <= self.hold_out <= 0.5:
+            raise InputError(f"hold_out is {self.hold_out}; it is a share of the training images, at most 0.5")
+        if self.patience is not None and (self.patience < 1 or not self.hold_out):
+            raise InputError(
+                "patience counts rounds, at least 1, by images that were held out: give hold_out, e.g. 0.1"
+            )
+        check_rate(self.false_alarms)
+        self._check_parts()
+        if self.accumulate < 1:
+            raise InputError(f"accumulate is {self.accumulate}; a step needs at least 1 batch")
+        if self.memory is not None:
+            from .nn.activation_checkpointing import ACTIVATION_CHECKPOINTING  # imports torch
+
+            if self.memory not in ACTIVATION_CHECKPOINTING:
+                raise InputError(
+                    f"memory {self.memory!r} is not known; choose one of {', '.join(ACTIVATION_CHECKPOINTING)}"
+                )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema is {self.ema}; a decay lies between 0 and 1, e.g. 0.999")
+
+    def _check_warm_up(self) -> None:
+        # A float was a share once, and 1.0 would pass for one sub-epoch.
+        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise InputError(
+                f"warm_up is {self.warm_up}; it is a whole number of sub-epochs: give warm_up_share for a share of them"
+            )
+        if self.warm_up_share is not None and self.warm_up != Recipe.warm_up:
+            raise InputError(f"warm_up is {self.warm_up} and warm_up_share {self.warm_up_share}; give one of the two")
+
+    def _check_parts(self) -> None:
+        for name, parts in (("freeze", self.freeze), ("lr_of", self.lr_of)):
+            for part in parts:
+                if part not in PARTS:
+                    raise InputError(f"{name}: the flow has no part {part!r}; choose of {', '.join(PARTS)}")
+        if not self.rates:
+            raise InputError(f"freeze {', '.join(self.freeze)}: nothing is left to train; leave a part out")
+        for part, rate in self.lr_of.items():
+            if not rate > 0:
+                raise InputError(f"lr_of {part} is {rate}; it must be above 0")
+            if part not in self.rates and not (part == "parallel" and any(level in self.rates for level in LEVELS)):
+                raise InputError(f"lr_of {part}: it is frozen and does not learn; leave one of the two out")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each level's parallel flow and of the fusion flow, of those that are not frozen."""
+        of_levels = self.lr_of.get("parallel", self.lr)
+        rates = {level: self.lr_of.get(level, of_levels) for level in LEVELS if "parallel" not in self.freeze}
+        rates["fusion"] = self.lr_of.get("fusion", self.lr)
+        return {part: rate for part, rate in rates.items() if part not in self.freeze}
+
+    def share(self, batch: int, images: int) -> float:
+        """By what the mean loss of an epoch's batch number ``batch``, from 0, counts in its step; ``images``: of the
+        epoch. 1 but in an incomplete step: Lightning divides by ``accumulate``, however many images there are."""
+        if self.accumulate == 1:
+            return 1.0
+        step = batch - batch % self.accumulate
+        of_step = min(images - step * self.batch_size, self.accumulate * self.batch_size)
+        of_batch = min(images - batch * self.batch_size, self.batch_size)
+        return self.accumulate * of_batch / of_step
+
+    @property
+    def epochs(self) -> int:
+        """All passes over the training images."""
+        return self.meta_epochs * self.sub_epochs
+
+    @property
+    def warm_up_epochs(self) -> int:
+        """Sub-epochs of the warm-up, which may be more than there are in all."""
+        return self.warm_up if self.warm_up_share is None else round(self.warm_up_share * self.epochs)
+
+    @property
+    def ends_in_warm_up(self) -> bool:
+        """True where the last sub-epoch is one of the warm-up, so that the rate never reaches ``lr``."""
+        return self.epochs <= self.warm_up_epochs
+
+    def lr_factor(self, sub_epoch: int) -> float:
+        """What ``lr`` is multiplied by in ``sub_epoch``, counted from 0."""
+        if sub_epoch < self.warm_up_epochs:
+            return 0.1 + 0.9 * sub_epoch / self.warm_up_epochs
+        return self.decay ** sum(sub_epoch >= round(share * self.epochs) for share in self.milestones)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How images are read, and whether their features are stored."""
+
+    workers: int = option(0, DATA, "Processes that read images; 0: this process reads them.")
+    """Processes that read images."""
+    feature_cache: Path | None = option(  # noqa: RUF009
+        None, DATA, "Folder that stores features for this run and later ones. Default: in memory, for this run.",
+        metavar="DIR",
+    )  # fmt: skip
+    """A folder that stores features for this run and later ones; None: they are stored in memory, in float32."""
+    cache_dtype: str = option("bf16", DATA, "dtype of the features in --feature-cache: bf16 or float32.")
+    """dtype of the features in ``feature_cache``: bf16 or float32."""
+    stream: bool = option(
+        False, DATA, "Store no features: read images and run the extractor in every pass, as for shards always."
+    )
+    """No features are stored: images go through the extractor in every pass. Those of shards always do."""
+    skip_faults: Path | None = option(  # noqa: RUF009
+        None, DATA, "File that names shards and images that cannot be read; they are skipped.", name="error_log"
+    )
+    """File that names shards, and images in them, that cannot be read and are skipped; None: they are errors."""
+    decode_on_gpu: bool = option(
+        False, DATA, "Decode streamed JPEG files on the GPU, and resize them by a bicubic filter instead of Lanczos."
+    )
+    """JPEG files that are streamed are decoded by the model's GPU, see fastmsflow.data.jpeg_decoder."""

@@ -1,0 +1,136 @@
+"""A training run as a user asks for it: an image set by name, a model, settings, and what the run leaves in its
+folder, curves and report included."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..data import ImageSet, ShardSet, open_image_set
+from ..data.classes import refuse_class_of_shards
+from ..data.reader_pool import ReaderPool
+from ..data.shards.shard_set import is_shard_set
+from ..distributed.process_group import ProcessGroup
+from ..evaluation.metric_labels import METRIC_LABELS, labeled
+from ..evaluation.test_report import write_test_report
+from ..models.msflow import MSFlow
+from ..progress import progress_bar
+from ..recipe import DataConfig, Recipe
+from ..visualization.plots import plot_training
+from .start_from import model_from_checkpoint, model_options
+from .train import TrainingResult, train
+
+PLOTTED_METRICS = ("image_auroc_absolute", "pixel_auroc", "aupro")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """A training run as a user asks for it."""
+
+    source: str
+    """An image set or a set of shards, by name or path."""
+    category: str | None = None
+    out: Path
+    recipe: Recipe
+    data: DataConfig
+    model: dict[str, Any]
+    """Options of a new model."""
+    image_size: int | None = None
+    """Side of the model's images; None: the set's."""
+    options: dict[str, Any]
+    """All options of the command, which the run's folder records."""
+    resume: bool = False
+    loggers: Sequence[str] = ()
+    start_from: Path | None = None
+    """The checkpoint whose weights the run starts from; None: new weights."""
+    chosen: frozenset[str] = frozenset()
+    """Names of the options that the user gave."""
+    profile: bool = False
+
+    @property
+    def started_from(self) -> str | None:
+        """The path of ``start_from``, for the record."""
+        return None if self.start_from is None else str(self.start_from)
+
+    def open_images(self) -> ImageSet | ShardSet:
+        """Opens the image set or the set of shards. Raises: InputError if it is not there or has no such class."""
+        if not is_shard_set(self.source):
+            return open_image_set(self.source, self.category)
+        if self.category is not None:
+            refuse_class_of_shards(self.source)
+        return ShardSet.from_source(self.source)
+
+    def image_size_for(self, images: ImageSet | ShardSet) -> tuple[int, int]:
+        """Returns the (H, W) that the model takes."""
+        return (self.image_size, self.image_size) if self.image_size else images.image_size
+
+    def build_model(self, image_size: tuple[int, int]) -> MSFlow:
+        """Builds a new model, or loads that of ``start_from``. Raises: InputError if the options do not fit."""
+        if self.start_from is None:
+            return MSFlow(image_size=image_size, **self.model)
+        return model_from_checkpoint(self.start_from, self.model, set(self.chosen), image_size)
+
+    def run(
+        self,
+        model: MSFlow,
+        images: ImageSet | ShardSet,
+        *,
+        console: Console,
+        group: ProcessGroup,
+        readers: ReaderPool | None = None,
+    ) -> TrainingResult:
+        """Trains ``model`` and writes the curves and the report of the test set, too, into the run's folder.
+
+        ``console`` shows progress; ``group`` and ``readers``: see fastmsflow.training.train, as for errors.
+        """
+        options = self.options if self.start_from is None else self.options | model_options(model)
+        if torch.cuda.is_available():
+            model.cuda()
+        return train(
+            model,
+            images,
+            self.recipe,
+            self.out,
+            self.data,
+            console=console,
+            command=shlex.join(["fastmsflow", *sys.argv[1:]]),
+            resume=self.resume,
+            log_to=self.loggers,
+            options=options,
+            report=lambda result: self._write_report(result, model, images, options, console),
+            profile=self.profile,
+            world=group,
+            started_from=self.started_from,
+            readers=readers,
+        )
+
+    def _write_report(
+        self,
+        result: TrainingResult,
+        model: MSFlow,
+        images: ImageSet | ShardSet,
+        options: dict[str, Any],
+        console: Console,
+    ) -> None:
+        summary = result.summary()
+        held_out = [(r.epoch, r.held_out_nll) for r in result.moments if r.held_out_nll is not None]
+        curves = {
+            METRIC_LABELS[name]: [(r.epoch, getattr(r.evaluation, name)) for r in result.moments]
+            for name in PLOTTED_METRICS
+            if name in summary
+        }
+        plot_training(self.out / "training.png", result.losses, held_out, curves)
+        tested = result.tested
+        if tested is None or tested.maps is None or not isinstance(images, ImageSet):
+            return
+        metrics = {choice: labeled(values) for choice, values in result.by_choice().items()}
+        with progress_bar("writing the report", len(images.test), console=console) as bar:
+            write_test_report(
+                self.out, images, model, tested.scores, tested.maps, tested.pro_curve(), metrics, options, bar
+            )
+        tested.maps.close()

@@ -1,0 +1,1 @@
+"""What the tests share: data, models, servers, comparisons and their tolerances."""
