@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.callbacks.preemption import KEPT
+from fastmsflow.training.callbacks.preemption import STATE_SAVED
 from tests.helpers.disks import small_disk
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.listing import names_in
@@ -112,7 +112,7 @@ def test_stopped_by_sigterm_and_with_a_killed_launcher_two_processes_repeat_no_s
     out, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
     command = ("-m", "fastmsflow", *train, out, "--devices", 2)
-    line = f"fastmsflow: stopped by SIGTERM; {KEPT}\n"
+    line = f"fastmsflow: stopped by SIGTERM; {STATE_SAVED}\n"
     process = started(*command, TMPDIR=str(temporary))
     wait_for(lambda: (out / "last.safetensors").exists())
     process.send_signal(signal.SIGTERM)

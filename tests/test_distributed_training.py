@@ -71,7 +71,7 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
     recipe = options.pop("recipe", RECIPE)
     try:
         outcome = train(new_model(), images, recipe, out, world=world, **options)
-        told.put((rank, outcome.losses, [moment.held_out_nll for moment in outcome.moments]))
+        told.put((rank, outcome.losses, [result.held_out_nll for result in outcome.epoch_results]))
     except Exception as error:
         told.put((rank, type(error).__name__, str(error)))
     world.leave()
@@ -103,7 +103,7 @@ def alone(request, images: ImageSet, tmp_path_factory):
     """One process: how images came, where to, and what came of it."""
     folder = tmp_path_factory.mktemp("alone")
     reading = reading_of(request.param, folder)
-    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading)
+    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading=reading)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -112,7 +112,7 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     way, of_one, expected = alone
     words = together(size, images, tmp_path / "run", reading=reading_of(way, tmp_path))
     assert all(isinstance(losses, list) for _, losses, _ in words), words
-    expected_held_out = [moment.held_out_nll for moment in expected.moments]
+    expected_held_out = [result.held_out_nll for result in expected.epoch_results]
     for _, losses, held_out in words:
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
         torch.testing.assert_close(torch.tensor(held_out), torch.tensor(expected_held_out), **DISTRIBUTED)

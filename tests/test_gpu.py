@@ -24,7 +24,7 @@ Results = tuple[list[Tensor], Tensor, dict[str, Tensor]]
 
 @pytest.fixture(params=["own convolution", "vendor's convolution"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: request.param == "own convolution")
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: request.param == "own convolution")
 
 
 def full_size(batch: int) -> tuple[MultiScaleFlow, list[Tensor]]:

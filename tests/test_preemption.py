@@ -46,7 +46,7 @@ def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, readi
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
     try:
-        train(model, images, RECIPE, out, reading, resume=resume)
+        train(model, images, RECIPE, out, reading=reading, resume=resume)
     except Preempted:
         sys.exit(PREEMPTED)
 

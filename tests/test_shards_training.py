@@ -40,7 +40,7 @@ def shards(files: list[Path], tmp_path: Path) -> Path:
 def run(shards: Path, out: Path, reading: DataConfig, resume: bool = False):
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
-    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading, resume=resume)
+    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading=reading, resume=resume)
 
 
 class Stopped(Exception):

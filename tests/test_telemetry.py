@@ -75,7 +75,7 @@ def test_a_trace_of_a_few_steps_is_written(
     images_used: int, steps: list[int], images: ImageSet, tmp_path: Path, capfd
 ) -> None:
     some = replace(images, train=images.train[:images_used], test=())
-    train(tiny_model(), some, RECIPE, tmp_path / "run", DataConfig(stream=True), profile=True)
+    train(tiny_model(), some, RECIPE, tmp_path / "run", reading=DataConfig(stream=True), profile=True)
     found, names = traced(tmp_path / "run")
     assert found == steps
     assert any("conv" in name for name in names)

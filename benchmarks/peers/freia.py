@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastmsflow import MultiScaleFlow
 from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
-from fastmsflow.reference.fusion import clamp_output
+from fastmsflow.reference.coupling import clamp_output
 
 
 class FreiaSubnet(nn.Module):

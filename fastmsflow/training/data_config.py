@@ -100,7 +100,7 @@ def _plan_files(
         for name, samples in splits.items()
         if samples
     }
-    order = None if truth is None else truth.order
+    order = None if truth is None else truth.scoring_order
     if reading.stream:
         source: TrainingData = ImageTrainingData(
             model, files, recipe, readers=readers, world=world, test_order=order, decode=decode
