@@ -22,9 +22,9 @@ from fastmsflow.data.jpeg_decoder import check_decoder, decode_batch, encoded_or
 from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.distributed.process_group import SINGLE_PROCESS
 from fastmsflow.training import DataConfig
-from fastmsflow.training.data_config import _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler
+from fastmsflow.training.training_plan import _decoder
 from tests.helpers.tolerances import JPEG_DECODERS
 
 CPU = torch.device("cpu")

@@ -19,13 +19,13 @@ from ..evaluation.compare_checkpoints import CheckpointResult, mean_of, write_me
 from ..evaluation.metric_labels import METRIC_LABELS
 from ..files import shown
 from ..visualization.markdown_table import write_markdown_table
-from .data_config import check_reading, description_of
 from .job import TrainingJob
 from .loggers import check_loggers, close_loggers
 from .multi_class import ModelFactory, forget_failure, results_of, train_each
 from .run_directory import has_finished, refuse_another
 from .train import say_if_short, settings_of
 from .trainer import check_precision
+from .training_plan import check_reading, description_of
 from .training_result import TrainingResult
 
 METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")

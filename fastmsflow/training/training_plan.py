@@ -1,4 +1,4 @@
-"""The data of a training run: how images are read (DataConfig), and the plan that is made from them."""
+"""Plans a training run: the splits of its images, and how their batches are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
