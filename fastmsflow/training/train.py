@@ -106,7 +106,7 @@ def train(
         recipe,
         plan.names,
         evaluated=plan.source.evaluated,
-        ground_truth=plan.truth,
+        ground_truth=plan.ground_truth,
         on_round_end=on_round_end,
         maps_folder=out,
         world=world,
