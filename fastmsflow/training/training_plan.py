@@ -17,12 +17,21 @@ from ..evaluation.ground_truth import GroundTruth
 from ..files import shown
 from ..models.msflow import MSFlow
 from ..recipe import DataConfig, Recipe
-from .datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData, ImageTrainingData, ShardTrainingData, TrainingData
+from .datamodule import (
+    HELD_OUT,
+    TEST,
+    TRAIN,
+    FeatureTrainingData,
+    ImageTrainingData,
+    ReadOptions,
+    ShardTrainingData,
+    TrainingData,
+)
 from .feature_cache import dtype_of
 from .loaders import Decode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """The images of a run, and what is known of them before the first pass."""
 
@@ -76,7 +85,8 @@ def _plan_shards(source: ShardTrainingData, shards: ShardSet) -> TrainingPlan:
     counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
     # Not the URL, which may hold a password.
     description: dict[str, object] = {"shards": shards.manifest.content}
-    return TrainingPlan(source, {TRAIN: shards.names, HELD_OUT: shards.names}, counts, None, description)
+    names: dict[str, Sequence[str]] = {TRAIN: shards.names, HELD_OUT: shards.names}
+    return TrainingPlan(source=source, names=names, counts=counts, ground_truth=None, description=description)
 
 
 def _plan_files(
@@ -101,28 +111,20 @@ def _plan_files(
         if samples
     }
     order = None if ground_truth is None else ground_truth.scoring_order
+    options = ReadOptions(readers=readers, world=world, test_order=order)
     if data_config.stream:
-        source: TrainingData = ImageTrainingData(
-            model, files, recipe, readers=readers, world=world, test_order=order, decode=decode
-        )
+        source: TrainingData = ImageTrainingData(model, files, recipe, options, decode=decode)
     else:
-        source = FeatureTrainingData(
-            model,
-            files,
-            recipe,
-            readers=readers,
-            cache=data_config.feature_cache,
-            cache_dtype=dtype_of(data_config.cache_dtype),
-            world=world,
-            test_order=order,
-        )
+        dtype = dtype_of(data_config.cache_dtype)
+        cache = data_config.feature_cache
+        source = FeatureTrainingData(model, files, recipe, options, cache=cache, cache_dtype=dtype)
     return TrainingPlan(
-        source,
-        {name: _names(samples) for name, samples in splits.items()},
-        {"train": len(train), "held_out": len(held_out), "test": len(images.test)},
-        ground_truth,
-        {},
-        images.licence,
+        source=source,
+        names={name: _names(samples) for name, samples in splits.items()},
+        counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)},
+        ground_truth=ground_truth,
+        description={},
+        licence=images.licence,
     )
 
 
