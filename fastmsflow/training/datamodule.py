@@ -44,9 +44,6 @@ class TrainingData(L.LightningDataModule, ABC):
     Raises: InputError if a process would have no images of a split.
     """
 
-    total = 0
-    """The number of images that ``prepare`` goes through."""
-
     def __init__(self, model: MSFlow, recipe: Recipe, splits: Sequence[str], world: ProcessGroup) -> None:
         super().__init__()
         self.model = model
@@ -54,6 +51,11 @@ class TrainingData(L.LightningDataModule, ABC):
         self.world = world
         self.evaluated = [split for split in splits if split != TRAIN]
         """The splits that are scored after each meta epoch, in the order of the loaders."""
+
+    @property
+    def total(self) -> int:
+        """The number of images that ``prepare`` goes through."""
+        return 0
 
     @property
     def left_out(self) -> SkippedImages | None:
@@ -151,7 +153,7 @@ class FeatureTrainingData(FileTrainingData):
         self.features: dict[str, FeaturesInMemory | FeaturesOnDisk] = {}
 
     @property
-    def total(self) -> int:  # type: ignore[override]
+    def total(self) -> int:
         """The number of images whose features this process computes, or may compute."""
         if self.cache is not None:
             return sum(map(len, self.images.values()))
