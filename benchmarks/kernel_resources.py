@@ -1,4 +1,4 @@
-"""What every kernel takes of a chip, by compiling ahead of time: no GPU is needed.
+"""Counts what every kernel takes of a chip by compiling ahead of time: no GPU is needed.
 
 ``python benchmarks/kernel_resources.py`` compiles the kernels as their launchers launch them at the default model's
 shapes and replaces the running Triton's section of benchmarks/kernel_resources.md; ``--json`` prints the figures.

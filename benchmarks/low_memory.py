@@ -1,4 +1,4 @@
-"""What training keeps for its backward pass, and the CPU time of a step, in each memory mode; on one core.
+"""Measures what training keeps for its backward pass, and the CPU time of a step, in each memory mode; on one core.
 
 ``python benchmarks/low_memory.py [--size N] [--batch N] [--steps N] [--bf16]`` makes the default flow on a
 WideResNet-50-2's channels, random weights and features, and prints a row a mode.

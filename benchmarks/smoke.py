@@ -1,9 +1,9 @@
 """Runs every kernel, forward and backward, at full size in half precision, and tells how far it is from float64.
 
 ``python -m benchmarks.smoke [--json FILE]`` prints a row a result. An error is |ours - truth| / |truth|, in the norm.
-It may be what a stored value's rounding makes of it (tests/tolerances.py), or half as large again as plain PyTorch's in
-the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding, and in PyTorch
-others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
+It may be what a stored value's rounding makes of it (tests/helpers/tolerances.py), or half as large again as plain
+PyTorch's in the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding, and in
+PyTorch others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one result is from float64, or why there is none."""
+    """Holds how far one result is from float64, or why there is none."""
 
     kernels: tuple[str, ...]
     arithmetic: str
@@ -254,7 +254,7 @@ def _wide(a: object) -> object:
 
 
 def poison_buffers() -> None:
-    """From now on new buffers are filled with NaN: what a kernel leaves unwritten shows."""
+    """Fills new buffers with NaN from now on, so that what a kernel leaves unwritten shows."""
     empty = torch.empty
 
     def nan(*args, **kwargs):

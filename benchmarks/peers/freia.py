@@ -1,5 +1,5 @@
-"""What a user would run instead: the flows of the reference algorithm, written from its description on FrEIA 0.2's
-blocks, as its users run it; and our own plain PyTorch, compiled.
+"""Builds what a user would run instead: the flows of the reference algorithm, written from its description on FrEIA
+0.2's blocks, as its users run it; and our own plain PyTorch, compiled.
 
 Modules and parameters are named as in official checkpoints, so those load with ``load_state_dict``.
 """
