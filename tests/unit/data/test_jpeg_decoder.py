@@ -22,9 +22,9 @@ from fastmsflow.data.jpeg_decoder import check_decoder, decode_batch, encoded_or
 from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.distributed.process_group import SINGLE_PROCESS
 from fastmsflow.training import DataConfig
-from fastmsflow.training.data_config import _decoder
 from fastmsflow.training.loaders import ImageLoader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler
+from fastmsflow.training.training_plan import _make_decoder
 from tests.helpers.tolerances import JPEG_DECODERS
 
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ class OnAGpu:
 def test_without_torchcodec_a_run_says_what_to_install_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(UnavailableError, match=r"need TorchCodec: pip install 'fastmsflow\[jpeg\]'$"):
-        _decoder(OnAGpu(), DataConfig(stream=True, decode_on_gpu=True), False)
+        _make_decoder(OnAGpu(), DataConfig(stream=True, decode_on_gpu=True), False)
 
 
 def test_a_torchcodec_without_nvjpeg_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

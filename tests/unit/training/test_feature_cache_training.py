@@ -108,7 +108,7 @@ def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rou
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         test = ImageDataset(images.test, images.image_size)
-        cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype)
+        cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype=dtype)
         cache.build()
         features = FeaturesOnDisk(cache, cache.rows[TEST], model, "on disk")
         with torch.no_grad():

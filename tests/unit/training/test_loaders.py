@@ -55,7 +55,7 @@ def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed:
 
 
 @given(shared_out(), st.integers(0, 5))
-def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int], start: int) -> None:
+def test_sequentially_every_image_is_one_processs(case: tuple[int, int, int], start: int) -> None:
     images, batch_size, size = case
     order = [*range(0, images, 2), *range(1, images, 2)]
     own = []

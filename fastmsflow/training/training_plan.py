@@ -1,4 +1,4 @@
-"""The data of a training run: how images are read (DataConfig), and the plan that is made from them."""
+"""Plans a training run: the splits of its images, and how their batches are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +17,21 @@ from ..evaluation.ground_truth import GroundTruth
 from ..files import shown
 from ..models.msflow import MSFlow
 from ..recipe import DataConfig, Recipe
-from .datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData, ImageTrainingData, ShardTrainingData, TrainingData
+from .datamodule import (
+    HELD_OUT,
+    TEST,
+    TRAIN,
+    FeatureTrainingData,
+    ImageTrainingData,
+    ReadOptions,
+    ShardTrainingData,
+    TrainingData,
+)
 from .feature_cache import dtype_of
 from .loaders import Decode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """The images of a run, and what is known of them before the first pass."""
 
@@ -31,10 +40,10 @@ class TrainingPlan:
     """The names of the images of TRAIN and HELD_OUT, by number."""
     counts: dict[str, int]
     """The number of images by split, as ``results.json`` has them."""
-    truth: GroundTruth | None
+    ground_truth: GroundTruth | None
     """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
-    """Identifies these images, see ``description_of``."""
+    """Identifies these images, see ``describe_images``."""
     licence: str = ""
     """One line: source and licence."""
 
@@ -43,47 +52,48 @@ def plan_training(
     model: MSFlow,
     images: ImageSet | ShardSet,
     recipe: Recipe,
-    reading: DataConfig,
+    data_config: DataConfig,
     *,
     readers: ReaderPool,
     world: ProcessGroup,
 ) -> TrainingPlan:
     """Chooses the splits of ``images`` and how their batches are made.
 
-    ``readers``: the processes that read image files. Raises: InputError if the images, ``reading`` and the processes do
-    not go together, and UnavailableError if JPEG files cannot be decoded on the GPU.
+    ``readers``: the processes that read image files. Raises: InputError if the images, ``data_config`` and the
+    processes do not go together, and UnavailableError if JPEG files cannot be decoded on the GPU.
     """
     with world.raise_on_any_rank():
-        check_reading(reading, isinstance(images, ShardSet))
-        decode = _decoder(model, reading, isinstance(images, ShardSet)) if reading.decode_on_gpu else None
+        check_data_config(data_config, isinstance(images, ShardSet))
+        decode = _make_decoder(model, data_config, isinstance(images, ShardSet)) if data_config.decode_on_gpu else None
         if isinstance(images, ShardSet):
             source = ShardTrainingData(
                 model,
                 images,
                 recipe,
-                workers=reading.workers,
+                workers=data_config.workers,
                 world=world,
-                skip_faults=reading.skip_faults,
+                skip_faults=data_config.skip_faults,
                 decode=decode,
             )
             return _plan_shards(source, images)
-        plan = _plan_files(model, images, recipe, reading, decode=decode, readers=readers, world=world)
+        plan = _plan_files(model, images, recipe, data_config, decode=decode, readers=readers, world=world)
     # Outside the block: it takes long, so one process does it for all.
-    return replace(plan, description=world.broadcast_from_rank0(lambda: description_of(images, reading)))
+    return replace(plan, description=world.broadcast_from_rank0(lambda: describe_images(images, data_config)))
 
 
 def _plan_shards(source: ShardTrainingData, shards: ShardSet) -> TrainingPlan:
     counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
     # Not the URL, which may hold a password.
     description: dict[str, object] = {"shards": shards.manifest.content}
-    return TrainingPlan(source, {TRAIN: shards.names, HELD_OUT: shards.names}, counts, None, description)
+    names: dict[str, Sequence[str]] = {TRAIN: shards.names, HELD_OUT: shards.names}
+    return TrainingPlan(source=source, names=names, counts=counts, ground_truth=None, description=description)
 
 
 def _plan_files(
     model: MSFlow,
     images: ImageSet,
     recipe: Recipe,
-    reading: DataConfig,
+    data_config: DataConfig,
     *,
     decode: Decode | None,
     readers: ReaderPool,
@@ -92,7 +102,7 @@ def _plan_files(
     """Returns a plan without its description."""
     if not images.train:
         raise InputError(f"{images.name}: no training images")
-    truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
+    ground_truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
     train, held_out = split(images.train, recipe)
     splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
     files = {
@@ -100,48 +110,40 @@ def _plan_files(
         for name, samples in splits.items()
         if samples
     }
-    order = None if truth is None else truth.scoring_order
-    if reading.stream:
-        source: TrainingData = ImageTrainingData(
-            model, files, recipe, readers=readers, world=world, test_order=order, decode=decode
-        )
+    order = None if ground_truth is None else ground_truth.scoring_order
+    options = ReadOptions(readers=readers, world=world, test_order=order)
+    if data_config.stream:
+        source: TrainingData = ImageTrainingData(model, files, recipe, options, decode=decode)
     else:
-        source = FeatureTrainingData(
-            model,
-            files,
-            recipe,
-            readers=readers,
-            cache=reading.feature_cache,
-            cache_dtype=dtype_of(reading.cache_dtype),
-            world=world,
-            test_order=order,
-        )
+        dtype = dtype_of(data_config.cache_dtype)
+        cache = data_config.feature_cache
+        source = FeatureTrainingData(model, files, recipe, options, cache=cache, cache_dtype=dtype)
     return TrainingPlan(
-        source,
-        {name: _names(samples) for name, samples in splits.items()},
-        {"train": len(train), "held_out": len(held_out), "test": len(images.test)},
-        truth,
-        {},
-        images.licence,
+        source=source,
+        names={name: _names(samples) for name, samples in splits.items()},
+        counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)},
+        ground_truth=ground_truth,
+        description={},
+        licence=images.licence,
     )
 
 
-def check_reading(reading: DataConfig, of_shards: bool) -> None:
-    """Raises: InputError if ``reading`` contradicts itself, or does not fit the images: shards or files."""
-    if reading.feature_cache is not None and of_shards:
+def check_data_config(data_config: DataConfig, of_shards: bool) -> None:
+    """Raises: InputError if ``data_config`` contradicts itself, or does not fit the images: shards or files."""
+    if data_config.feature_cache is not None and of_shards:
         raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
-    if reading.feature_cache is not None and reading.stream:
+    if data_config.feature_cache is not None and data_config.stream:
         raise InputError("a feature cache is of images that are not streamed; leave one of the two out")
-    if reading.skip_faults is not None and not of_shards:
+    if data_config.skip_faults is not None and not of_shards:
         raise InputError(
             "faults are skipped of shards only; leave --error-log out, and remove files that cannot be read, or write"
             " shards, which are without them (`fastmsflow shard`)"
         )
 
 
-def _decoder(model: MSFlow, reading: DataConfig, of_shards: bool) -> Decode:
+def _make_decoder(model: MSFlow, data_config: DataConfig, of_shards: bool) -> Decode:
     device = next(model.parameters()).device
-    if device.type != "cuda" or not (reading.stream or of_shards):
+    if device.type != "cuda" or not (data_config.stream or of_shards):
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
     check_decoder(device)
     return partial(decode_batch, image_size=model.image_size, device=device)
@@ -151,9 +153,9 @@ def _names(samples: Sequence[Sample]) -> LazySequence:
     return LazySequence(len(samples), lambda number: shown(samples[number].image))
 
 
-def description_of(images: ImageSet, reading: DataConfig) -> dict[str, object]:
+def describe_images(images: ImageSet, data_config: DataConfig) -> dict[str, object]:
     """Returns what identifies ``images``: a digest of their bytes or, if they are streamed, of names and sizes."""
-    if not reading.stream:
+    if not data_config.stream:
         return {"name": images.name, "fingerprint": fingerprint(images)}
     return {"name": images.name, "files": names_fingerprint(images)}
 
