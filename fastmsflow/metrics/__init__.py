@@ -1,4 +1,4 @@
-"""Metrics of anomaly detection and localisation, on numpy arrays or torch tensors: exact, or in constant memory."""
+"""Metrics of anomaly detection and localization, on numpy arrays or torch tensors: exact, or in constant memory."""
 
 from .bins import Bins
 from .pro import aupro, aupro_published, pro_curve
