@@ -291,11 +291,11 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     paint, calls = ImageVisualizer.paint, []
 
-    def interrupted(*args) -> Image.Image:
+    def interrupted(*args, **options) -> Image.Image:
         calls.append(args)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return paint(*args)
+        return paint(*args, **options)
 
     monkeypatch.setattr(ImageVisualizer, "paint", interrupted)
     code, _, err = command(model, images, "--out", tmp_path, "--threshold", 0, "--batch-size", 2)
@@ -435,10 +435,13 @@ def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) ->
     assert shown.size == (max(256, side), max(256, side) // 2)
     score_map = np.zeros((side, side), np.float32)
     score_map[side // 4 : side // 2, side // 4 : side // 2] = 10
-    regions = find_regions(score_map, 5.0, image.size)
+    blank = np.zeros_like(score_map)
+    outlines = [region.outline for region in find_regions(score_map, 5.0, image.size)]
     verdict = Verdict("a name that is far too long for so small a picture, " * 4, "score", None)
-    with_region = np.asarray(painter.paint(shown, score_map, regions, image.size, verdict)).astype(int)
-    without = np.asarray(painter.paint(shown, np.zeros_like(score_map), (), image.size, verdict)).astype(int)
+    with_region = np.asarray(
+        painter.paint(shown, score_map, outlines=outlines, size=image.size, verdict=verdict)
+    ).astype(int)
+    without = np.asarray(painter.paint(shown, blank, outlines=(), size=image.size, verdict=verdict)).astype(int)
     assert with_region.shape == without.shape
     changed = np.argwhere((with_region != without).any(axis=2))
     (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)
