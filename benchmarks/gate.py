@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.contestants import CLIP, Contestant
 from benchmarks.setting import DEVICE
 from fastmsflow import MSFlow, backend
-from tests.tolerances import CONTESTANT, PREDICTION
+from tests.helpers.tolerances import CONTESTANT, PREDICTION
 
 T = TypeVar("T")
 

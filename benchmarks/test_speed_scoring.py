@@ -1,4 +1,4 @@
-"""What surrounds the flows: scores and maps, metrics, the import."""
+"""Measures what surrounds the flows: scores and maps, metrics, the import."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from benchmarks.setting import DEVICE, Size, measure, rotated
 from fastmsflow.backend import Backend
 from fastmsflow.metrics import aupro, auroc
 from fastmsflow.scoring import Scores, score_log_likelihoods
-from tests.tolerances import OPERATION
+from tests.helpers.tolerances import OPERATION
 
 MAPS = 50
 

@@ -51,7 +51,7 @@ def main() -> None:
             if torch.cuda.is_available():
                 model.cuda()
             started = time.perf_counter()
-            outcome = train(model, images, recipe, folder / str(number), reading)
+            outcome = train(model, images, recipe, folder / str(number), reading=reading)
             seconds = time.perf_counter() - started
             results[way] = {"seconds": seconds, **outcome.seconds, **outcome.speed}
             print(

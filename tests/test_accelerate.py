@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from live_freia import (
+from torch import nn
+
+from benchmarks.peers.freia import FreiaFusion
+from fastmsflow import InputError
+from fastmsflow.compat import accelerate
+from tests.helpers.live_freia import (
     CHANNELS,
     as_between,
     as_master,
@@ -13,13 +18,8 @@ from live_freia import (
     parameters,
     run,
 )
-from parity import relative_error
-from tolerances import AUTOCAST, FREIA_FLOAT32
-from torch import nn
-
-from benchmarks.peers.freia import FreiaFusion
-from fastmsflow import InputError
-from fastmsflow.compat import accelerate
+from tests.helpers.parity import relative_error
+from tests.helpers.tolerances import AUTOCAST, FREIA_FLOAT32
 
 
 def test_accelerated_modules_share_their_parameters_and_their_optimizer() -> None:

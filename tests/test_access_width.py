@@ -4,15 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.helpers.paths import ROOT
 
 pytest.importorskip("triton")
 
 from benchmarks.access_width import counted
 
-ROOT = Path(__file__).parents[1]
 SASS = """
 	.section	.text.some_kernel,"ax",@progbits
 some_kernel:

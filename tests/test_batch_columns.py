@@ -8,31 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches_scored import (
-    IMAGES,
-    RESULTS,
-    SIZE,
-    arrays,
-    as_numpy,
-    assert_as_expected,
-    assert_same,
-    contents,
-    expected,
-    images,
-    model,
-    network,
-    objects,
-    png,
-    scorer,
-)
-from tolerances import RESIZED_FLOAT
 
 from fastmsflow.inference import BatchScorer
 from fastmsflow.inference.columns import BatchColumns
+from tests.helpers.batches import IMAGES, RESULTS, SIZE, as_numpy, assert_as_expected, assert_same, objects, png
+from tests.helpers.tolerances import RESIZED_FLOAT
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 
-from fastmsflow.inference import arrow
+arrow = pytest.importorskip("fastmsflow.inference.arrow")
 
 Results = dict[str, Any]
 OF_SIZE = range(1, IMAGES, 4)
@@ -61,15 +45,19 @@ ARROW_BYTES: dict[str, Callable[[list[bytes]], Any]] = {
 
 
 @pytest.mark.parametrize("form", BYTES)
-def test_bytes_in_every_form_of_numpy(form: str, scorer: BatchScorer, contents: list[bytes], expected: Results) -> None:
-    results = scorer({"bytes": BYTES[form](contents)})
+def test_bytes_in_every_form_of_numpy(
+    form: str, scorer: BatchScorer, batch_contents: list[bytes], expected: Results
+) -> None:
+    results = scorer({"bytes": BYTES[form](batch_contents)})
     assert set(results) == RESULTS
     assert_same(results, expected)
 
 
 @pytest.mark.parametrize("form", ARROW_BYTES)
-def test_bytes_in_every_form_of_arrow(form: str, scorer: BatchScorer, contents: list[bytes], expected: Results) -> None:
-    column = ARROW_BYTES[form](contents)
+def test_bytes_in_every_form_of_arrow(
+    form: str, scorer: BatchScorer, batch_contents: list[bytes], expected: Results
+) -> None:
+    column = ARROW_BYTES[form](batch_contents)
     assert_as_expected(scorer({"bytes": column}), expected)
     assert_as_expected(scorer(pa.table({"bytes": column})), expected)
     if isinstance(column, pa.Array):
@@ -81,20 +69,24 @@ def test_bytes_in_every_form_of_arrow(form: str, scorer: BatchScorer, contents: 
 # Arrays
 
 
-def test_arrays_of_several_sizes_and_of_one(scorer: BatchScorer, arrays: list[np.ndarray], expected: Results) -> None:
-    assert_same(scorer({"image": arrays}), expected)
-    assert_same(scorer({"image": objects(arrays)}), expected)
-    assert_same(scorer({"image": [torch.from_numpy(array) for array in arrays]}), expected)
-    assert_same(scorer({"image": [np.asfortranarray(array) for array in arrays]}), expected)
-    of_size = [arrays[i] for i in OF_SIZE]
+def test_arrays_of_several_sizes_and_of_one(
+    scorer: BatchScorer, batch_arrays: list[np.ndarray], expected: Results
+) -> None:
+    assert_same(scorer({"image": batch_arrays}), expected)
+    assert_same(scorer({"image": objects(batch_arrays)}), expected)
+    assert_same(scorer({"image": [torch.from_numpy(array) for array in batch_arrays]}), expected)
+    assert_same(scorer({"image": [np.asfortranarray(array) for array in batch_arrays]}), expected)
+    of_size = [batch_arrays[i] for i in OF_SIZE]
     wanted = scorer({"image": of_size})
     assert_same(scorer({"image": np.stack(of_size)}), wanted)
     assert_same(scorer({"image": torch.from_numpy(np.stack(of_size))}), wanted)
 
 
-def test_grey_transparent_and_16_bit_arrays_are_as_their_files(scorer: BatchScorer, arrays: list[np.ndarray]) -> None:
-    grey, sixteen = arrays[0][..., 0], arrays[0][..., 0].astype(np.uint16) * 257 + 100
-    transparent = np.dstack([arrays[0], arrays[1][:1, :1, 0].repeat(40, 0).repeat(36, 1)])
+def test_grey_transparent_and_16_bit_arrays_are_as_their_files(
+    scorer: BatchScorer, batch_arrays: list[np.ndarray]
+) -> None:
+    grey, sixteen = batch_arrays[0][..., 0], batch_arrays[0][..., 0].astype(np.uint16) * 257 + 100
+    transparent = np.dstack([batch_arrays[0], batch_arrays[1][:1, :1, 0].repeat(40, 0).repeat(36, 1)])
     for array in (grey, sixteen, transparent):
         results = scorer({"image": [array, array]})
         assert list(results["fault"]) == [None, None]
@@ -103,9 +95,9 @@ def test_grey_transparent_and_16_bit_arrays_are_as_their_files(scorer: BatchScor
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
 def test_arrays_of_floats_are_as_the_bytes_they_are_shares_of(
-    dtype: str, scorer: BatchScorer, arrays: list[np.ndarray]
+    dtype: str, scorer: BatchScorer, batch_arrays: list[np.ndarray]
 ) -> None:
-    of_size = [arrays[i] for i in OF_SIZE]
+    of_size = [batch_arrays[i] for i in OF_SIZE]
     floats = [np.divide(array, 255, dtype=np.float32).astype(dtype) for array in of_size]
     rounded = [array.astype(np.float32) for array in floats]
     results = scorer({"image": floats})
@@ -115,9 +107,9 @@ def test_arrays_of_floats_are_as_the_bytes_they_are_shares_of(
     assert_same(scorer({"image": np.stack(floats)}), results)
 
 
-def test_floats_are_resized_as_bytes_are_but_for_rounding(arrays: list[np.ndarray]) -> None:
+def test_floats_are_resized_as_bytes_are_but_for_rounding(batch_arrays: list[np.ndarray]) -> None:
     # Without black and white: Lanczos overshoots them, and what is 8 bits is clipped there between its two passes.
-    grey = [64 + array // 2 for array in arrays]
+    grey = [64 + array // 2 for array in batch_arrays]
     rows = BatchColumns.from_batch({"image": [*grey, *(np.float32(array / 255) for array in grey)]})
     for row, array in enumerate(grey):
         (of_bytes, size), (of_floats, other) = rows.read(row, SIZE), rows.read(IMAGES + row, SIZE)
@@ -163,30 +155,32 @@ ARROW_OF_SIZES: dict[str, Callable[[list[np.ndarray]], Any]] = {
 
 
 @pytest.mark.parametrize("form", ARROW_OF_SIZE)
-def test_arrays_of_one_size_in_every_form_of_arrow(form: str, scorer: BatchScorer, arrays: list[np.ndarray]) -> None:
-    of_size = [arrays[i] for i in OF_SIZE]
+def test_arrays_of_one_size_in_every_form_of_arrow(
+    form: str, scorer: BatchScorer, batch_arrays: list[np.ndarray]
+) -> None:
+    of_size = [batch_arrays[i] for i in OF_SIZE]
     assert_as_expected(scorer({"image": ARROW_OF_SIZE[form](of_size)}), scorer({"image": of_size}))
 
 
 @pytest.mark.parametrize("form", ARROW_OF_SIZES)
 def test_arrays_of_several_sizes_in_every_form_of_arrow(
-    form: str, scorer: BatchScorer, arrays: list[np.ndarray], expected: Results
+    form: str, scorer: BatchScorer, batch_arrays: list[np.ndarray], expected: Results
 ) -> None:
-    assert_as_expected(scorer({"image": ARROW_OF_SIZES[form](arrays)}), expected)
+    assert_as_expected(scorer({"image": ARROW_OF_SIZES[form](batch_arrays)}), expected)
 
 
 def test_nulls_of_arrow_are_faults_in_their_rows(
-    scorer: BatchScorer, arrays: list[np.ndarray], contents: list[bytes]
+    scorer: BatchScorer, batch_arrays: list[np.ndarray], batch_contents: list[bytes]
 ) -> None:
-    tensors = fixed([arrays[1], arrays[5]])
+    tensors = fixed([batch_arrays[1], batch_arrays[5]])
     kind, storage = tensors.type, tensors.storage
     gap = pa.ExtensionArray.from_storage(kind, pa.array([None, *storage.to_pylist()], storage.type))
-    wanted = scorer({"image": [None, arrays[1], arrays[5]]})
+    wanted = scorer({"image": [None, batch_arrays[1], batch_arrays[5]]})
     assert wanted["fault"].tolist() == ["row 0: the column image is empty here", None, None]
     assert_as_expected(scorer({"image": gap}), wanted)
-    lists = [None, arrays[1].tolist(), arrays[5].tolist()]
+    lists = [None, batch_arrays[1].tolist(), batch_arrays[5].tolist()]
     assert_as_expected(scorer({"image": pa.array(lists, pa.list_(pa.list_(pa.list_(pa.uint8()))))}), wanted)
-    results = as_numpy(scorer({"bytes": pa.array([None, contents[1]], pa.binary())}))
+    results = as_numpy(scorer({"bytes": pa.array([None, batch_contents[1]], pa.binary())}))
     assert results["fault"].tolist() == ["row 0: the column bytes is empty here", None]
 
 
@@ -194,13 +188,13 @@ def test_nulls_of_arrow_are_faults_in_their_rows(
 
 
 @pytest.mark.parametrize("form", ["text", "Path", "np.str_", "objects", "URL", "Arrow", "large Arrow", "dictionary"])
-def test_paths_in_every_form(form: str, scorer: BatchScorer, images: list[Path], expected: Results) -> None:
-    names = [str(path) for path in images]
+def test_paths_in_every_form(form: str, scorer: BatchScorer, batch_images: list[Path], expected: Results) -> None:
+    names = [str(path) for path in batch_images]
     if form == "URL":
         pytest.importorskip("fsspec")
     column = {
         "text": names,
-        "Path": images,
+        "Path": batch_images,
         "np.str_": np.array(names),
         "objects": objects(names),
         "URL": [f"file://{name}" for name in names],
@@ -217,9 +211,11 @@ def test_paths_in_every_form(form: str, scorer: BatchScorer, images: list[Path],
         assert_same(results, expected)
 
 
-def test_names_that_are_no_utf8_are_read_and_told(scorer: BatchScorer, contents: list[bytes], tmp_path: Path) -> None:
+def test_names_that_are_no_utf8_are_read_and_told(
+    scorer: BatchScorer, batch_contents: list[bytes], tmp_path: Path
+) -> None:
     names = [bytes(tmp_path) + b"/caf\xe9.png", bytes(tmp_path) + b"/none\xff\n.png"]
-    Path(names[0].decode(errors="surrogateescape")).write_bytes(contents[0])
+    Path(names[0].decode(errors="surrogateescape")).write_bytes(batch_contents[0])
     text = pa.array(names, pa.binary()).view(pa.string())
     results = scorer(pa.table({"path": text, "fault": pa.array([None, b"\xff!"], pa.binary()).view(pa.string())}))
     assert results["fault"].to_pylist() == [None, "\\udcff!"]
@@ -234,24 +230,24 @@ def test_names_that_are_no_utf8_are_read_and_told(scorer: BatchScorer, contents:
 
 
 def test_bytes_come_before_arrays_and_arrays_before_paths(
-    scorer: BatchScorer, arrays: list[np.ndarray], contents: list[bytes], images: list[Path]
+    scorer: BatchScorer, batch_arrays: list[np.ndarray], batch_contents: list[bytes], batch_images: list[Path]
 ) -> None:
-    path = [str(images[2])]
-    first, second, third = (scorer({"path": [str(images[i])]}) for i in range(3))
+    path = [str(batch_images[2])]
+    first, second, third = (scorer({"path": [str(batch_images[i])]}) for i in range(3))
     assert len({float(results["score"][0]) for results in (first, second, third)}) == 3
-    assert_same(scorer({"path": path, "image": [arrays[1]], "bytes": [contents[0]]}), first)
-    assert_same(scorer({"path": path, "image": [arrays[1]]}), second)
-    table = scorer(pa.table({"path": path, "image": fixed([arrays[1]])}))
+    assert_same(scorer({"path": path, "image": [batch_arrays[1]], "bytes": [batch_contents[0]]}), first)
+    assert_same(scorer({"path": path, "image": [batch_arrays[1]]}), second)
+    table = scorer(pa.table({"path": path, "image": fixed([batch_arrays[1]])}))
     assert table["score"].to_pylist() == second["score"].tolist()
     # A name that errors tell, whatever is there.
-    assert scorer({"path": path, "bytes": [b"no"]})["fault"][0].startswith(f"{images[2]}: not an image")
+    assert scorer({"path": path, "bytes": [b"no"]})["fault"][0].startswith(f"{batch_images[2]}: not an image")
 
 
 def test_other_columns_are_kept_in_their_order_before_the_results(
-    scorer: BatchScorer, contents: list[bytes], images: list[Path]
+    scorer: BatchScorer, batch_contents: list[bytes], batch_images: list[Path]
 ) -> None:
-    columns = OrderedDict(z=[1, 2], bytes=contents[:2], fault=["gone before", None], path=["a", "b"], score=["x", "y"],
-                          image=[None, None], tags=[["p"], []])  # fmt: skip
+    columns = OrderedDict(z=[1, 2], bytes=batch_contents[:2], fault=["gone before", None], path=["a", "b"],
+                          score=["x", "y"], image=[None, None], tags=[["p"], []])  # fmt: skip
     results = scorer(columns)
     names = ["z", "path", "tags"]
     assert list(results)[:3] == names
@@ -265,21 +261,25 @@ def test_other_columns_are_kept_in_their_order_before_the_results(
     assert table.column_names == list(columns)
 
 
-def test_a_row_with_a_fault_keeps_it_in_one_line_and_is_not_read(scorer: BatchScorer, contents: list[bytes]) -> None:
+def test_a_row_with_a_fault_keeps_it_in_one_line_and_is_not_read(
+    scorer: BatchScorer, batch_contents: list[bytes]
+) -> None:
     told = ["two\nlines InputError: x", "", None, 7, np.str_("gone"), np.nan]
     for faults in (told, objects(told)):
-        results = scorer({"bytes": [b"", *contents[:3], None, contents[3]], "fault": faults})
+        results = scorer({"bytes": [b"", *batch_contents[:3], None, batch_contents[3]], "fault": faults})
         assert results["fault"].tolist() == ["two lines InputError: x", None, None, None, "gone", None]
         assert np.isnan(results["score"]).tolist() == [True, False, False, False, True, False]
-        assert_same(scorer({"bytes": contents[:4]}), results, [1, 2, 3, 5])
-    results = scorer(pa.table({"bytes": [contents[0], b""], "fault": [None, told[0]]}))
+        assert_same(scorer({"bytes": batch_contents[:4]}), results, [1, 2, 3, 5])
+    results = scorer(pa.table({"bytes": [batch_contents[0], b""], "fault": [None, told[0]]}))
     assert results["fault"].to_pylist() == [None, "two lines InputError: x"]
-    assert scorer({"bytes": contents[:2], "fault": pa.array([1, 2])})["fault"].tolist() == [None, None]
+    assert scorer({"bytes": batch_contents[:2], "fault": pa.array([1, 2])})["fault"].tolist() == [None, None]
 
 
-def test_maps_of_arrow_are_tensors_with_nan_for_faults(model: Path, scorer: BatchScorer, contents: list[bytes]) -> None:
-    mapped = BatchScorer(model, dtype="float32", device="cpu", maps=True)
-    batch = [contents[0], b"", contents[1]]
+def test_maps_of_arrow_are_tensors_with_nan_for_faults(
+    batch_checkpoint: Path, scorer: BatchScorer, batch_contents: list[bytes]
+) -> None:
+    mapped = BatchScorer(batch_checkpoint, dtype="float32", device="cpu", maps=True)
+    batch = [batch_contents[0], b"", batch_contents[1]]
     maps = mapped({"bytes": batch})["score_map"]
     found = mapped(pa.table({"bytes": batch}))
     assert found.schema.field("score_map").type == pa.fixed_shape_tensor(pa.float32(), SIZE)

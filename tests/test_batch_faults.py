@@ -10,28 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches_scored import (
-    SCORES,
-    arrays,
-    as_numpy,
-    assert_as_expected,
-    assert_same,
-    contents,
-    images,
-    model,
-    network,
-    objects,
-    scorer,
-)
 from PIL import Image
-from web_servers import send, web_server
 
 from fastmsflow import InputError
 from fastmsflow.inference import BatchScorer
+from tests.helpers.batches import SCORES, as_numpy, assert_as_expected, assert_same, objects
+from tests.helpers.web_servers import send, web_server
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 
-from fastmsflow.inference import arrow
+arrow = pytest.importorskip("fastmsflow.inference.arrow")
 
 
 def bomb() -> bytes:
@@ -111,10 +99,14 @@ BAD_ARRAYS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_rows_are_faults_between_good_ones(
-    kind: str, scorer: BatchScorer, arrays: list[np.ndarray], contents: list[bytes], images: list[Path]
+    kind: str,
+    scorer: BatchScorer,
+    batch_arrays: list[np.ndarray],
+    batch_contents: list[bytes],
+    batch_images: list[Path],
 ) -> None:
-    good = {"bytes": contents, "image": arrays, "path": [str(path) for path in images]}[kind]
-    bad = [(contents[0][:-200] if value == "cut off" else value, line) for value, line in BAD[kind].items()]
+    good = {"bytes": batch_contents, "image": batch_arrays, "path": [str(path) for path in batch_images]}[kind]
+    bad = [(batch_contents[0][:-200] if value == "cut off" else value, line) for value, line in BAD[kind].items()]
     bad += BAD_ARRAYS if kind == "image" else []
     rows = [good[0], *(value for value, _ in bad), good[1]]
     results = scorer({kind: objects(rows)})
@@ -186,36 +178,42 @@ def test_what_is_no_batch_is_told_in_one_line(batch: Any, line: str, scorer: Bat
     assert "\n" not in str(refused.value)
 
 
-def test_pandas_frames_are_refused_and_their_columns_read_by_place(scorer: BatchScorer, contents: list[bytes]) -> None:
+def test_pandas_frames_are_refused_and_their_columns_read_by_place(
+    scorer: BatchScorer, batch_contents: list[bytes]
+) -> None:
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"bytes": contents[:3]}, index=[2, 0, 1])
+    frame = pandas.DataFrame({"bytes": batch_contents[:3]}, index=[2, 0, 1])
     with pytest.raises(InputError, match=r"^the batch is a DataFrame; give a dict of columns, or an Arrow table$"):
         scorer(frame)
-    assert_same(scorer({"bytes": frame["bytes"]}), scorer({"bytes": contents[:3]}))
-    assert_as_expected(scorer(pa.Table.from_pandas(frame)), scorer({"bytes": contents[:3]}))
+    assert_same(scorer({"bytes": frame["bytes"]}), scorer({"bytes": batch_contents[:3]}))
+    assert_as_expected(scorer(pa.Table.from_pandas(frame)), scorer({"bytes": batch_contents[:3]}))
 
 
-def test_columns_that_share_a_name_are_kept_or_dropped_together(scorer: BatchScorer, contents: list[bytes]) -> None:
-    table = pa.table([pa.array([1]), pa.array([2]), pa.array(contents[:1])], ["a", "a", "bytes"])
+def test_columns_that_share_a_name_are_kept_or_dropped_together(
+    scorer: BatchScorer, batch_contents: list[bytes]
+) -> None:
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array(batch_contents[:1])], ["a", "a", "bytes"])
     assert scorer(table).column_names == ["a", "a", *arrow.RESULTS.names]
-    twice = pa.table([pa.array(contents[:1]), pa.array(contents[1:2])], ["bytes", "bytes"])
+    twice = pa.table([pa.array(batch_contents[:1]), pa.array(batch_contents[1:2])], ["bytes", "bytes"])
     found = scorer(twice)
     assert found.column_names == arrow.RESULTS.names
-    assert found["score"].to_pylist() == scorer({"bytes": contents[1:2]})["score"].tolist()
+    assert found["score"].to_pylist() == scorer({"bytes": batch_contents[1:2]})["score"].tolist()
 
 
-def test_a_url_that_a_server_refuses_is_a_fault_between_good_ones(scorer: BatchScorer, contents: list[bytes]) -> None:
+def test_a_url_that_a_server_refuses_is_a_fault_between_good_ones(
+    scorer: BatchScorer, batch_contents: list[bytes]
+) -> None:
     pytest.importorskip("aiohttp", reason="needs aiohttp")
 
     def answer(request: Any) -> None:
         if request.path == "/500":
             send(request, b"", 500)
         else:
-            send(request, contents[int(request.path[1:])])
+            send(request, batch_contents[int(request.path[1:])])
 
     with web_server(answer) as server:
         results = scorer({"path": [f"{server}/{path}" for path in (0, 500, 1)]})
-    assert_same(scorer({"bytes": contents[:2]}), results, [0, -1])
+    assert_same(scorer({"bytes": batch_contents[:2]}), results, [0, -1])
     assert results["fault"][1].startswith(f"{server}/500: the server answers with status 500")
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from tolerances import CONTESTANT
 from torch._dynamo.testing import CompileCounterWithBackend
 from typer.testing import CliRunner
 
@@ -28,9 +27,9 @@ from fastmsflow import InputError, MSFlow
 from fastmsflow.benchmarking.compare import compare
 from fastmsflow.cli import app
 from fastmsflow.compat import load_official
+from tests.helpers.paths import GOLDEN, ROOT
+from tests.helpers.tolerances import CONTESTANT
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden"
 FIRST = ("smoke", "kernels", "ours", "compiled", "as-shipped", "training", "kernels-other-batches")
 MORE = ("parity", "smoke", "training-kernels", "compiled-other-batches", "autotuned", "profile", "tune", "sanitizer")
 # Steps that are interrupted once they have measured something, for which they have so many seconds; the others at once.

@@ -10,7 +10,7 @@ import pytest
 from fastmsflow.files import LOCK_FILE, Busy, claimed_folder, is_claimed, locked
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.files", "filelock", "test_claims"])
+CONTEXT.set_forkserver_preload(["fastmsflow.files", "filelock", __name__])
 PROCESSES, SECONDS, CLAIMS = 4, 2.0, 300
 
 

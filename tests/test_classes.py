@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from listing import names_in
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photographs
@@ -31,12 +30,14 @@ from fastmsflow.distributed.process_group import RANK_VARIABLES, ProcessGroup
 from fastmsflow.files import LOCK_FILE, Busy
 from fastmsflow.training.multi_class import FAILED_FILE, ModelFactory, train_each
 from fastmsflow.training.run_directory import RESULTS_FILE
+from tests.helpers.listing import names_in
+from tests.helpers.paths import ROOT
 
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["fastmsflow.training.multi_class", "fastmsflow.evaluation.test_report", "timm", "test_classes"]
+    ["fastmsflow.training.multi_class", "fastmsflow.evaluation.test_report", "timm", __name__]
 )
 
 
@@ -82,7 +83,7 @@ def alone(images: Path, weights: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(images: Path, weights: Path, tmp_path_factory) -> Path:
-    """What --class all leaves."""
+    """Runs ``--class all`` and returns what it leaves."""
     out = tmp_path_factory.mktemp("together") / "runs"
     run(*arguments(images, "all", out, weights))
     return out
@@ -220,7 +221,7 @@ def test_two_processes_share_the_classes_out(images: Path, weights: Path, alone:
     bad.write_bytes(b"no image")
     more = ("--devices", 2, "--logger", "csv", "--json")
     args = arguments(tmp_path / "images", "all", tmp_path / "runs", weights, *more)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "fastmsflow", *map(str, args)], env=environment, capture_output=True, text=True
     )

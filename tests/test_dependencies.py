@@ -1,4 +1,4 @@
-"""What pyproject.toml lets be installed: no version that is known to be bad; and what is done without Triton."""
+"""Tests what pyproject.toml lets be installed, without any version known to be bad, and what is done without Triton."""
 
 import csv
 import subprocess
@@ -14,9 +14,10 @@ from skimage import data as photographs
 
 from fastmsflow import MSFlow
 from fastmsflow.data.image_io import load_image
+from tests.helpers.paths import ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def requirements() -> Iterator[Requirement]:
@@ -80,7 +81,7 @@ def test_predict_works_where_triton_cannot_be_imported(tmp_path: Path) -> None:
     model = MSFlow("test_efficientnet", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1)).eval()
     model.save(tmp_path / "model.safetensors")
     command = ["predict", tmp_path / "model.safetensors", images, "--out", tmp_path / "out", "--no-heat-maps"]
-    subprocess.run([sys.executable, "-c", WITHOUT_TRITON, *command], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON, *command], check=True, cwd=ROOT)
     with (tmp_path / "out/scores.csv").open() as file:
         found = {row["image"]: float(row["absolute_score"]) for row in csv.DictReader(file)}
     names = sorted(images.iterdir())

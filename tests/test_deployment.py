@@ -1,5 +1,5 @@
-"""What docs/deployment.md shows: the C++ sample, compiled by the page's own line, scores as the model does and refuses
-in one line what it cannot score; the page's Python gives the model's scores; the table tells what is off."""
+"""Tests what docs/deployment.md shows: the C++ sample, compiled by the page's own line, scores as the model does and
+refuses in one line what it cannot score; the page's Python gives the model's scores; the table tells what is off."""
 
 import ast
 import os
@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_docs import ROOT, blocks, missing
-from tolerances import EXPORTED
 
 from benchmarks import deployment
 from fastmsflow import MSFlow, Prediction
 from fastmsflow.data import load_image
 from fastmsflow.integrations.export import export_onnx
+from tests.helpers.pages import blocks, missing
+from tests.helpers.paths import ROOT
+from tests.helpers.tolerances import EXPORTED
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from ops_parity import DEVICE
-from tolerances import FLOW_CLOSE
 from torch import Tensor, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmsflow import MultiScaleFlow
 from fastmsflow.ops.likelihood import log_likelihood_maps
 from fastmsflow.reference.likelihood import negative_log_likelihood
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.tolerances import FLOW_CLOSE
 
 WORLD = 2
 

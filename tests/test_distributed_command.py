@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import small_disk
-from few_tiles import few_tiles
-from listing import names_in
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.callbacks.preemption import KEPT
+from fastmsflow.training.callbacks.preemption import STATE_SAVED
+from tests.helpers.disks import small_disk
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.listing import names_in
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PREEMPTED = 75
 TINY = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", "32", "--batch-size", "4", "--sub-epochs", "2",
@@ -70,7 +70,7 @@ def steps_of(out: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(train: Train, tmp_path_factory) -> tuple[Path, Path]:
-    """Of one process, and of two."""
+    """Returns the results of one process, and of two."""
     out = tmp_path_factory.mktemp("undisturbed")
     both = [
         started("-m", "fastmsflow", *train, out / "one"),
@@ -112,7 +112,7 @@ def test_stopped_by_sigterm_and_with_a_killed_launcher_two_processes_repeat_no_s
     out, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
     command = ("-m", "fastmsflow", *train, out, "--devices", 2)
-    line = f"fastmsflow: stopped by SIGTERM; {KEPT}\n"
+    line = f"fastmsflow: stopped by SIGTERM; {STATE_SAVED}\n"
     process = started(*command, TMPDIR=str(temporary))
     wait_for(lambda: (out / "last.safetensors").exists())
     process.send_signal(signal.SIGTERM)

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 from safetensors.torch import load_file
-from tolerances import DISTRIBUTED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
@@ -22,12 +19,16 @@ from fastmsflow.training.checkpointing import ResumeCheckpoint
 from fastmsflow.training.datamodule import TRAIN
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
+from tests.helpers.tolerances import DISTRIBUTED
 
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "test_distributed_training"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,11 @@ def images(tmp_path_factory) -> ImageSet:
 
 
 def new_model() -> MSFlow:
-    torch.manual_seed(0)
-    model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
-    return model.double()
+    return tiny_model(standardise=True).double()
 
 
 def note_images(file: Path) -> None:
-    """Of each step of training, a line: the epoch and the numbers of the images."""
+    """Writes a line for each step of training: the epoch and the numbers of the images."""
     step = MSFlowLightningModule.training_step
 
     def noted(self, batch, batch_index):
@@ -72,14 +71,14 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
     recipe = options.pop("recipe", RECIPE)
     try:
         outcome = train(new_model(), images, recipe, out, world=world, **options)
-        told.put((rank, outcome.losses, [moment.held_out_nll for moment in outcome.moments]))
+        told.put((rank, outcome.losses, [result.held_out_nll for result in outcome.epoch_results]))
     except Exception as error:
         told.put((rank, type(error).__name__, str(error)))
     world.leave()
 
 
 def together(size: int, images: ImageSet | ShardSet, out: Path, **options) -> list[tuple]:
-    """What each of ``size`` processes has to tell, by rank."""
+    """Returns what each of ``size`` processes has to tell, by rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -104,7 +103,7 @@ def alone(request, images: ImageSet, tmp_path_factory):
     """One process: how images came, where to, and what came of it."""
     folder = tmp_path_factory.mktemp("alone")
     reading = reading_of(request.param, folder)
-    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading)
+    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading=reading)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -113,7 +112,7 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     way, of_one, expected = alone
     words = together(size, images, tmp_path / "run", reading=reading_of(way, tmp_path))
     assert all(isinstance(losses, list) for _, losses, _ in words), words
-    expected_held_out = [moment.held_out_nll for moment in expected.moments]
+    expected_held_out = [result.held_out_nll for result in expected.epoch_results]
     for _, losses, held_out in words:
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
         torch.testing.assert_close(torch.tensor(held_out), torch.tensor(expected_held_out), **DISTRIBUTED)
@@ -160,7 +159,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
 
 
 def told_once(words: list[tuple], line: str) -> bool:
-    """Whether the first process tells it and the others nothing."""
+    """Tells if the first process says ``line`` and the others say nothing."""
     return (
         words[0][1] == "InputError"
         and line in words[0][2]
@@ -178,7 +177,7 @@ def test_processes_without_images_are_refused_before_any_work(images: ImageSet, 
 def test_what_is_wrong_with_a_run_is_told_once(images: ImageSet, tmp_path: Path) -> None:
     words = together(2, images, tmp_path / "run", log_to=("paper",))
     assert told_once(words, "logger 'paper' is not known"), words
-    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", torch.float32)
+    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", dtype=torch.float32)
     words = together(2, images, tmp_path / "run", reading=DataConfig(feature_cache=tmp_path / "cache"))
     assert told_once(words, "dtype"), words
 

@@ -1,94 +1,43 @@
 """Tests that the documentation's examples run, its commands exist, its links lead somewhere, and its site is built
 strictly and names everything public."""
 
-import ast
 import importlib.util
-import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
-import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 import pytest
 import torch
 import typer
-from few_tiles import few_tiles
-from live_freia import live_flows
-from PIL import Image
 
-from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.calibration import Calibration
 from fastmsflow.cli import app
-from fastmsflow.compat import save_official
-from fastmsflow.compat.convert import official_to_own
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.live_freia import live_flows
+from tests.helpers.pages import COMMANDS, EXAMPLES, PAGES, Block, run_up_to
+from tests.helpers.pages_folder import CHANNELS, pages_folder
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-CHANNELS, GRIDS = (256, 512, 1024), ((4, 4), (2, 2), (1, 1))
+GRIDS = ((4, 4), (2, 2), (1, 1))
 # Commands that take seconds on the files below; the others train, download or need a GPU, or are docs/migration.md's,
 # which run in test_migration.py.
 RUN = ("predict runs/mine/best.safetensors", "convert official.pt own.safetensors")
 
 
-class Block(NamedTuple):
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text()
-    for match in FENCE.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        yield Block(page, line, match[2], textwrap.dedent(match[3]))
-
-
-EXAMPLES = [b for page in PAGES for b in blocks(page) if b.language == "python"]
-COMMANDS = [
-    pytest.param(words[1:], id=f"{block}: {shlex.join(words[1:])[:60]}")
-    for page in PAGES
-    for block in blocks(page)
-    if not block.language
-    for line in block.text.replace("\\\n", "").splitlines()
-    for command in line.split("&&")
-    if command.lstrip().startswith("fastmsflow ") and (words := shlex.split(command, comments=True))
-]
+# Those of docs/engines.md run in test_engines.py.
+ELSEWHERE = "engines.md"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the pages name: small ones, of the kinds and names."""
-    folder = tmp_path_factory.mktemp("docs")
-    torch.manual_seed(0)
-    (folder / "runs/mine").mkdir(parents=True)
-    small = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
-    small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
-    small.save(folder / "runs/mine/best.safetensors", epoch=1)
-    save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
-    official_to_own(folder / "official.pt", folder / "own.safetensors")
-    random = np.random.default_rng(0)
-    for name in ("good_images", "new_images"):
-        (folder / name).mkdir()
-        for i in range(4):
-            Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / name / f"{i}.png")
-    return folder
+    return pages_folder(tmp_path_factory.mktemp("docs"))
 
 
 @pytest.fixture(scope="module")
@@ -111,68 +60,23 @@ def namespaces() -> dict[Path, dict[str, Any]]:
     return {page: {"run": [], **given} for page in PAGES}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_an_example_runs(example: Block, folder: Path, namespaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    if lacking := missing(example):
-        pytest.skip(f"needs {lacking}")
-    # The workers of Spark and Ray are this Python, and import this package.
-    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    monkeypatch.chdir(folder)
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes what examples do small: few images, an epoch of training, no processes that read."""
     monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
     if importlib.util.find_spec("anomalib"):
-        data = importlib.import_module("anomalib.data")
-        # Its eight processes a pass, on the few cores of a test machine, take longer than all that they read.
+        data, engine = map(importlib.import_module, ("anomalib.data", "anomalib.engine"))
         monkeypatch.setattr(data, "MVTecAD", partial(data.MVTecAD, num_workers=0))
-    names = namespaces[example.page]
-    # A page's examples build on each other; this one may be run alone.
-    for block in (b for b in EXAMPLES if b.page == example.page and b.line <= example.line):
-        if block in names["run"] or missing(block):
-            continue
-        # The empty lines make a traceback show the page's own.
-        exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
-        names["run"].append(block)
+        made = engine.Engine
+        monkeypatch.setattr(engine, "Engine", lambda **options: made(**{**options, "max_epochs": 1}))
 
 
-@pytest.mark.parametrize("engine", ["ray", "spark", "daft"])
-def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engine: str, folder: Path) -> None:
-    """By its example above."""
-    parts = sorted((folder / f"results_{engine}").glob("*.parquet"))
-    if not parts:
-        pytest.skip(f"the example of {engine} did not run")
-    import pyarrow
-    from pyarrow import parquet
-    from same_rows import assert_same_row
-
-    from fastmsflow.inference import BatchScorer
-
-    rows = [row for part in parts for row in parquet.read_table(part).to_pylist()]
-    rows.sort(key=lambda row: row["path"])
-    # Some call a file file:/...
-    rows = [row | {"path": Path(row["path"]).name} for row in rows]
-    files = sorted(str(file) for file in (folder / "new_images").iterdir())
-    scored = BatchScorer(folder / "runs/mine/best.safetensors")(pyarrow.table({"path": files})).to_pylist()
-    for row, one in zip(rows, scored, strict=True):
-        assert row.keys() == one.keys()
-        assert_same_row(row, one | {"path": Path(one["path"]).name})
-
-
-def missing(example: Block) -> str | None:
-    """What the example needs and is not here."""
-    for module in imported_modules(example):
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return module
-    return "a JVM" if "pyspark" in example.text and shutil.which("java") is None else None
-
-
-def imported_modules(example: Block) -> set[str]:
-    """Those of others."""
-    nodes = list(ast.walk(ast.parse(example.text)))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name for name in names if name.partition(".")[0] != "fastmsflow"}
+@pytest.mark.parametrize("example", [b for b in EXAMPLES if b.page.name != ELSEWHERE], ids=str)
+def test_an_example_runs(
+    example: Block, folder: Path, namespaces, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    run_up_to(example, namespaces[example.page])
 
 
 @pytest.mark.parametrize("args", COMMANDS)

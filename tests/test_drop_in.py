@@ -9,7 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from live_freia import (
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from fastmsflow import InputError, MultiScaleFlow
+from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
+from fastmsflow.compat.drop_in import shared_condition
+from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
+from fastmsflow.errors import InputWarning
+from fastmsflow.nn.positional_encoding import positional_encoding_2d
+from tests.helpers.live_freia import (
     BLOCKS,
     CHANNELS,
     CONDITIONS,
@@ -22,18 +31,10 @@ from live_freia import (
     parameters,
     run,
 )
-from ops_parity import DEVICE
-from parity import GOLDEN, allowed, recording, relative_error
-from safetensors.torch import load_model, save_model
-from tolerances import FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
-from torch import Tensor
-
-from fastmsflow import InputError, MultiScaleFlow
-from fastmsflow.compat import accelerate, build_msflow_model, load_official, save_official
-from fastmsflow.compat.drop_in import shared_condition
-from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
-from fastmsflow.errors import InputWarning
-from fastmsflow.nn.positional_encoding import positional_encoding_2d
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.parity import allowed, recording, relative_error
+from tests.helpers.paths import GOLDEN
+from tests.helpers.tolerances import FREIA_FLOAT32, GOLDEN_FLOAT32, ROUND_TRIP_FLOAT64
 
 
 def config_of(name: str) -> tuple[SimpleNamespace, list[int]]:

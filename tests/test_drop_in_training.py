@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from live_freia import CHANNELS, CONFIG, as_master, features, in_order_of, live_flows, loss_of, parameters
-from tolerances import AUTOCAST_LOSS, FLOW_CLOSE, FREIA_FLOAT32
 from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmsflow.compat import build_msflow_model
+from tests.helpers.live_freia import CHANNELS, CONFIG, as_master, features, in_order_of, live_flows, loss_of, parameters
+from tests.helpers.tolerances import AUTOCAST_LOSS, FLOW_CLOSE, FREIA_FLOAT32
 
 STEPS, WORLD = 20, 2
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.error_log import ErrorFile, assert_within, noted_in
+from tests.helpers.error_log import ErrorFile, assert_within, noted_in
 
 
 def test_comparisons_and_outcomes_of_passed_failed_and_crashed_tests_are_written(tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from listing import names_in
 from PIL import Image
 from scipy import ndimage
 from torch import multiprocessing
 
-from fastmsflow import InputError, MSFlow
+from fastmsflow import InputError
 from fastmsflow.calibration import Calibration
 from fastmsflow.data import ImageSet, Sample, open_image_set
 from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -31,6 +30,8 @@ from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
 from fastmsflow.training import Evaluation, Recipe, evaluate, train
+from tests.helpers.listing import names_in
+from tests.helpers.tiny_model import tiny_model
 
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_auroc_absolute", "pixel_f1", "aupro", "aupro_published", "aupro_log")
@@ -85,14 +86,14 @@ def judged(
     batch: int = 5,
     times: float = 1.0,
 ) -> TestResult:
-    """By a calibrated model."""
-    tally = Evaluator(known, LEVELS, "absolute", maps, world)
+    """Evaluates with a calibrated model."""
+    evaluator = Evaluator(known, LEVELS, map_kind="absolute", maps=maps, world=world)
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
-        masks = known.masks(numbers)
-        tally.add(numbers, scores_of(numbers, masks, times=times), masks)
-    tally.complete()
-    return tally.judge(Calibration((1.0,) * 30, (1.0,) * 30, 0.5))
+        masks = known.load_masks(numbers)
+        evaluator.add(numbers, scores_of(numbers, masks, times=times), masks)
+    evaluator.complete()
+    return evaluator.result(Calibration((1.0,) * 30, (1.0,) * 30, 0.5))
 
 
 def assert_within_the_bound(found: Evaluation, exact: Evaluation) -> None:
@@ -118,7 +119,7 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
     times: float, images: ImageSet, small_sample
 ) -> None:
     known = many(images)
-    found = judged(known, known.order, times=times)
+    found = judged(known, known.scoring_order, times=times)
     exact = judged(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
     assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
@@ -132,11 +133,14 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
 
 def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) -> None:
     known = GroundTruth.from_image_set(images, images.image_size)
-    assert known.order == list(range(COUNT))
-    one, other = (judged(known, order, batch=batch) for order, batch in ((known.order, 24), (known.order[::-1], 7)))
+    assert known.scoring_order == list(range(COUNT))
+    one, other = (
+        judged(known, order, batch=batch)
+        for order, batch in ((known.scoring_order, 24), (known.scoring_order[::-1], 7))
+    )
     assert one.evaluation == other.evaluation
-    masks = known.masks(known.order)
-    scores = scores_of(known.order, masks)
+    masks = known.load_masks(known.scoring_order)
+    scores = scores_of(known.scoring_order, masks)
     additive = torch.stack([image.max() - image for image in scores.likelihood_add])
     absolute = -(scores.log_likelihood + scores.peak[:, None, None])
     assert [getattr(one.evaluation, name) for name in PIXEL_METRICS] == [
@@ -147,7 +151,7 @@ def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) ->
 
 
 def test_any_few_images_in_a_row_are_spread_over_a_large_set(images: ImageSet) -> None:
-    order = many(images).order
+    order = many(images).scoring_order
     assert sorted(order) == list(range(COUNT))
     for start in range(COUNT - 4):
         assert any(number < COUNT // 2 for number in order[start : start + 4])
@@ -169,7 +173,7 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
     for count in COUNTS.values():
         (folder / str(count)).mkdir()
     # Started once with everything imported; every process is forked off it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", "test_evaluation"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", __name__])
     multiprocessing.start_processes(one_process, (images, folder), RANKS, start_method="forkserver")
     return folder
 
@@ -204,7 +208,7 @@ def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_thre
         assert all(torch.equal(one, other) for one, other in zip(scores, exact.scores, strict=True))
         assert found == calibration
     maps = torch.load(folder / "maps", weights_only=False)
-    assert np.array_equal(maps, scores_of(numbers, known.masks(numbers)).absolute_map.numpy())
+    assert np.array_equal(maps, scores_of(numbers, known.load_masks(numbers)).absolute_map.numpy())
     assert not list(folder.glob(".*")), "the processes left their maps"
 
 
@@ -227,17 +231,17 @@ def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> 
     )
 
 
-def test_images_whose_score_is_not_finite_are_named_by_a_tally(images: ImageSet) -> None:
+def test_images_whose_score_is_not_finite_are_named_by_an_evaluator(images: ImageSet) -> None:
     known = many(images)
-    tally = Evaluator(known, LEVELS)
-    scores = scores_of([0, 1], known.masks([0, 1]))
+    evaluator = Evaluator(known, LEVELS)
+    scores = scores_of([0, 1], known.load_masks([0, 1]))
     scores.peak[1] = float("nan")
-    tally.add([0, 1], scores, known.masks([0, 1]))
-    tally.complete()
+    evaluator.add([0, 1], scores, known.load_masks([0, 1]))
+    evaluator.complete()
     rest = list(range(2, COUNT))
-    tally.add(rest, scores_of(rest, known.masks(rest)), known.masks(rest))
+    evaluator.add(rest, scores_of(rest, known.load_masks(rest)), known.load_masks(rest))
     with pytest.raises(InputError, match=r"not finite of .*image\.png; look"):
-        tally.judge(None)
+        evaluator.result(None)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
@@ -248,7 +252,7 @@ def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkey
         large = many(ImageSet("large", (), images.test * repeats, images.image_size))
         with ScoreMapStore(tmp_path) as maps:
             tracemalloc.start()
-            judged(large, large.order, maps=maps, batch=8)
+            judged(large, large.scoring_order, maps=maps, batch=8)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
             assert len(maps) == COUNT * repeats
@@ -274,7 +278,7 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
         seconds += time.process_time() - started
     started = time.process_time()
     counted.complete()
-    assert counted.figures().pixel_error <= STATED
+    assert counted.compute().pixel_error <= STATED
     seconds += time.process_time() - started
     # One core's seconds, which others on the machine do not lengthen much: 3 asked for on two, 2 measured.
     # A fourth kind of map, the absolute one, came since: 6 were allowed then.
@@ -315,13 +319,8 @@ def test_maps_of_a_killed_process_are_gone_when_the_folder_is_next_used(processe
     assert not names_in(tmp_path)
 
 
-def small_model() -> MSFlow:
-    torch.manual_seed(0)
-    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(SIDE, SIDE), blocks=(1, 1, 1)).eval()
-
-
 def test_evaluate_takes_the_constant_way_where_a_set_is_large(mvtec: Path, monkeypatch) -> None:
-    tiles, model = open_image_set(str(mvtec), "tile"), small_model()
+    tiles, model = open_image_set(str(mvtec), "tile"), tiny_model(image_size=(SIDE, SIDE)).eval()
     exact, scores = evaluate(model, tiles, batch_size=3)
     monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 8 * SIDE * SIDE - 1)
     monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
@@ -336,24 +335,24 @@ def test_evaluate_takes_the_constant_way_where_a_set_is_large(mvtec: Path, monke
 def test_training_validates_in_constant_memory_where_the_set_is_large(mvtec: Path, monkeypatch, tmp_path: Path) -> None:
     tiles = open_image_set(str(mvtec), "tile")
     recipe = Recipe(lr=1e-3, batch_size=3, meta_epochs=2, sub_epochs=1, hold_out=0.25)
-    exact = train(small_model(), tiles, recipe, tmp_path / "exact")
+    exact = train(tiny_model(image_size=(SIDE, SIDE)).eval(), tiles, recipe, tmp_path / "exact")
     monkeypatch.setattr(ground_truth, "EXACT_PIXELS", 0)
     monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 3 * SIDE * SIDE)
-    found = train(small_model(), tiles, recipe, tmp_path / "counted")
-    for one, other in zip(found.moments, exact.moments, strict=True):
+    found = train(tiny_model(image_size=(SIDE, SIDE)).eval(), tiles, recipe, tmp_path / "counted")
+    for one, other in zip(found.epoch_results, exact.epoch_results, strict=True):
         assert_within_the_bound(one.evaluation, other.evaluation)
         assert one.held_out_nll == other.held_out_nll
     for number in range(8):
-        assert np.array_equal(found.tested.maps[number], exact.tested.maps[number])
+        assert np.array_equal(found.test_result.maps[number], exact.test_result.maps[number])
     rounds = json.loads((tmp_path / "counted/results.json").read_text())["rounds"]
-    assert [of_one["pixel_error"] for of_one in rounds] == [m.evaluation.pixel_error for m in found.moments]
+    assert [of_one["pixel_error"] for of_one in rounds] == [m.evaluation.pixel_error for m in found.epoch_results]
     assert names_in(tmp_path / "counted") == {
         "best.safetensors", "best_on_test.safetensors", "last.safetensors", "results.json",
     }  # fmt: skip
 
 
 def test_evaluate_says_how_exact_its_pixel_metrics_are(mvtec: Path, command, monkeypatch, tmp_path: Path) -> None:
-    small_model().save(tmp_path / "model.safetensors")
+    tiny_model(image_size=(SIDE, SIDE)).eval().save(tmp_path / "model.safetensors")
     arguments = ("evaluate", tmp_path / "model.safetensors", mvtec, "--out", tmp_path / "out")
     code, out = command(*arguments)
     assert code == 0 and "pixel metrics: exact" in out

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import EXPORTED
 from torch import Tensor
 
 from fastmsflow import MSFlow, Prediction, UnavailableError
 from fastmsflow.integrations import export
+from tests.helpers.paths import ROOT
+from tests.helpers.tolerances import EXPORTED
 
 SIZE = (72, 104)  # grids of 9x13, 5x7 and 3x4: none divides another
 
@@ -114,7 +115,7 @@ def test_onnx_without_its_packages_says_what_to_install(model: MSFlow, tmp_path:
 
 def test_a_package_for_a_gpu_has_the_kernels_inside_at_any_batch() -> None:
     # In a process of its own, where Triton compiles: in the interpreter there is nothing to record.
-    script = Path(__file__).with_name("kernels_inside.py")
+    script = ROOT / "tests/helpers/kernels_inside.py"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, str(script)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -8,8 +8,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from ops_parity import error_in_the_norm
-from tolerances import FOLDED, FUSED
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import EagerAndRecordGraphs
 
@@ -19,6 +17,8 @@ from fastmsflow.nn.feature_extractor import FOLDED_SIDE, FeatureExtractor
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution, fuse_convolutions
 from fastmsflow.ops import convolution_relu as ops
 from fastmsflow.reference import convolution_relu as twin
+from tests.helpers.ops_parity import error_in_the_norm
+from tests.helpers.tolerances import FOLDED, FUSED
 
 SIZE = (64, 96)
 

@@ -1,44 +1,40 @@
 """Features on disk: what comes out is what went in, of the same extractor, size, pool and images, or an error."""
 
-import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from disks import remount, small_disk
 from filelock import FileLock
-from listing import names_in
-from noise_images import noise_set
 from PIL import Image
-from safetensors.torch import load_file
-from scipy.stats import spearmanr
-from tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS, CACHED
 
 from fastmsflow import InputError, MSFlow
-from fastmsflow.data import ImageDataset, ImageSet, elpv, folder, textures
+from fastmsflow.data import ImageDataset, ImageSet, folder
 from fastmsflow.data.reader_pool import ReaderPool
-from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor
+from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.nn.feature_pooling import FeatureNormalizer
-from fastmsflow.training import DataConfig, Recipe, checkpointing, train
-from fastmsflow.training.break_even import measured
+from fastmsflow.training import Recipe
+from fastmsflow.training.break_even import measure_break_even
 from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_in_memory import pooled_features
 from fastmsflow.training.features_on_disk import FeaturesOnDisk
+from tests.helpers.disks import remount, small_disk
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
+from tests.helpers.tolerances import CACHED
 
 COUNT = 10
 # An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.
 IMAGE_BYTES = 1792
 # Started once with everything imported; every process is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "test_feature_cache"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 
@@ -47,19 +43,13 @@ def images(tmp_path_factory) -> ImageSet:
     return noise_set(tmp_path_factory.mktemp("images"), train=COUNT, test=2)
 
 
-def new_model(**options) -> MSFlow:
-    torch.manual_seed(0)
-    options = {"image_size": (32, 32), "blocks": (1, 1, 1), **options}
-    return MSFlow("test_resnet.r160_in1k", pretrained=False, **options)
-
-
 def parts_of(images: ImageSet, size: tuple[int, int] = (32, 32)) -> dict[str, ImageDataset]:
     return {TRAIN: ImageDataset(images.train, size), TEST: ImageDataset(images.test, size)}
 
 
 def new_cache(images: ImageSet, at: Path, dtype: torch.dtype = torch.bfloat16, **model) -> FeatureCache:
-    built = new_model(**model)
-    return FeatureCache(built, parts_of(images, built.image_size), at, dtype, shard_bytes=3 * IMAGE_BYTES)
+    built = tiny_model(**model)
+    return FeatureCache(built, parts_of(images, built.image_size), at, dtype=dtype, shard_bytes=3 * IMAGE_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +98,9 @@ def test_batches_are_those_of_features_kept_in_memory(
     images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
-    kept = FeatureTrainingData(new_model(standardise=standardise), parts_of(images), RECIPE)
+    kept = FeatureTrainingData(tiny_model(standardise=standardise), parts_of(images), RECIPE)
     cached = FeatureTrainingData(
-        new_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32
+        tiny_model(standardise=standardise), parts_of(images), RECIPE, cache=tmp_path, cache_dtype=torch.float32
     )
     loaders = []
     for data in (kept, cached):
@@ -218,14 +208,14 @@ def test_a_stale_cache_is_named_and_left_alone(
 
 
 def test_one_changed_weight_of_the_extractor_makes_a_cache_stale(images: ImageSet, whole: Path) -> None:
-    model = new_model()
+    model = tiny_model()
     other_weights(model)
     with pytest.raises(InputError, match=r"a stale feature cache: extractor weights was \w{16}, is \w{16}; remove"):
         FeatureCache(model, parts_of(images), whole)
 
 
 def test_where_weights_lie_in_memory_makes_nothing_stale(images: ImageSet, whole: Path) -> None:
-    assert not FeatureCache(new_model().to(memory_format=torch.channels_last), parts_of(images), whole).missing()
+    assert not FeatureCache(tiny_model().to(memory_format=torch.channels_last), parts_of(images), whole).missing()
 
 
 def test_another_extractor_makes_a_cache_stale(images: ImageSet, whole: Path) -> None:
@@ -261,7 +251,7 @@ def test_a_cache_serves_its_images_wherever_they_are_and_however_they_are_split(
     own.train[0].image.rename(own.train[0].image.with_name("zz.png"))
     own = folder(tmp_path / "elsewhere/train", tmp_path / "elsewhere/test")
     parts = {HELD_OUT: own.train[7:], TRAIN: own.train[:3]}
-    cache = FeatureCache(new_model(), {part: ImageDataset(of, (32, 32)) for part, of in parts.items()}, whole)
+    cache = FeatureCache(tiny_model(), {part: ImageDataset(of, (32, 32)) for part, of in parts.items()}, whole)
     assert not cache.missing()
     assert extracted == []
     assert cache.rows[TRAIN].tolist() == [1, 2, 3]
@@ -368,96 +358,7 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
     cache = new_cache(images, tmp_path)
     cache.build(rank=0, world_size=2)
     before = content(tmp_path)
-    even = measured(cache)
+    even = measure_break_even(cache)
     assert (even.images, even.bytes_per_image) == (6, IMAGE_BYTES)
     assert min(even.extract, even.write, even.read) > 0
     assert content(tmp_path) == before
-
-
-def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
-    torch.set_num_threads(1)
-    checkpointing.SAVE_SECONDS = 0.0  # the state after every step
-    reading = DataConfig(feature_cache=at / "cache")
-    train(new_model(standardise=True), images, RECIPE, at / "run", reading, resume=resume)
-
-
-def test_killed_and_resumed_with_a_cache_a_run_ends_as_if_never_disturbed(images: ImageSet, tmp_path: Path) -> None:
-    train_with_cache(images, tmp_path / "unbroken", False)
-    process = CONTEXT.Process(target=train_with_cache, args=(images, tmp_path, False))
-    process.start()
-    while process.is_alive() and not (tmp_path / "run/state.ckpt").exists():
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    with pytest.raises(InputError, match="cache_dtype was bf16, is None"):
-        train(new_model(standardise=True), images, RECIPE, tmp_path / "run", resume=True)
-    train_with_cache(images, tmp_path, True)
-    results = [json.loads((at / "run/results.json").read_text()) for at in (tmp_path / "unbroken", tmp_path)]
-    assert results[0]["nll"] == results[1]["nll"]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    for name in ("last", "best"):
-        ours, theirs = (load_file(at / f"run/{name}.safetensors") for at in (tmp_path / "unbroken", tmp_path))
-        assert all(torch.equal(ours[key], value) for key, value in theirs.items()), name
-
-
-def test_the_command_builds_once_and_later_runs_read(images: ImageSet, command, tmp_path: Path, monkeypatch) -> None:
-    made = MSFlow.__init__
-
-    def untrained(self, extractor: str, pretrained: bool = True, *rest, **options) -> None:
-        made(self, extractor, False, *rest, **options)
-
-    monkeypatch.setattr(MSFlow, "__init__", untrained)
-    common = (
-        "train", images.train[0].image.parents[1], "--extractor", "test_resnet.r160_in1k", "--image-size", 32,
-        "--meta-epochs", 1, "--sub-epochs", 1, "--feature-cache", tmp_path / "cache", "--hold-out", 0,
-    )  # fmt: skip
-    code, out = command(*common, "--out", tmp_path / "first")
-    assert code == 0
-    assert "cache: 1.8 KiB an image" in out
-    assert "pays off from pass" in out
-    assert "features: 24.5 KiB, in memory" in out
-    code, out = command(*common, "--out", tmp_path / "second", "--lr", 1e-3)
-    assert code == 0
-    assert "cache: " not in out
-    code, out = command(*common, "--out", tmp_path / "third", "--cache-dtype", "float32")
-    assert code == 1
-    assert "a stale feature cache: dtype was bfloat16, is float32; remove the folder" in out
-    code, out = command(*common, "--out", tmp_path / "third", "--cache-dtype", "int8")
-    assert code == 1
-    assert "a cache of 'int8' is not known; choose one of bf16, float32" in out
-    assert not (tmp_path / "third").exists()
-
-
-def real_images(name: str, root: Path) -> ImageSet:
-    found = textures("gravel", root) if name == "gravel" else elpv("mono")
-    return ImageSet(name, found.train[:16], found.test[:: len(found.test) // 24], (96, 96))
-
-
-@pytest.mark.parametrize("name", ["gravel", "solar cells"])
-def test_scores_from_features_in_bfloat16_are_those_from_float32_but_for_its_rounding(
-    name: str, tmp_path: Path
-) -> None:
-    images = real_images(name, tmp_path / "textures")
-    torch.manual_seed(0)
-    model = MSFlow(
-        "tf_efficientnet_lite0", image_size=images.image_size, extractor_weights=LITE0_PACKAGE, standardise=True,
-        blocks=(1, 2, 2),
-    )  # fmt: skip
-    train(model, images, Recipe(lr=1e-3, meta_epochs=1, sub_epochs=4), tmp_path / "run")
-    scores = []
-    for dtype in (torch.float32, torch.bfloat16):
-        test = ImageDataset(images.test, images.image_size)
-        cache = FeatureCache(model, {TEST: test}, tmp_path / str(dtype), dtype)
-        cache.build()
-        features = FeaturesOnDisk(cache, cache.rows[TEST], model, "on disk")
-        with torch.no_grad():
-            levels = features.fetch(list(range(len(features))))
-            scores.append(model.scores_of_features(levels))
-    for kind in ("absolute_score", "log_score"):
-        exact, rounded = (getattr(of, kind) for of in scores)
-        relative = ((rounded - exact).abs().max() / exact.abs().max()).item()
-        ranks = spearmanr(exact, rounded).statistic
-        print(f"{name}, {kind}: {relative:.1e}, {ranks:.5f}")
-        assert 0 < relative < BFLOAT16_CACHE
-        assert ranks > BFLOAT16_CACHE_RANKS

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 from rich.console import Console
 from safetensors.torch import load_file
-from tolerances import ACCUMULATED, INVERTED
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
 from fastmsflow.compat import load_official, save_official
@@ -19,8 +17,10 @@ from fastmsflow.training import DataConfig, Recipe, checkpointing, train
 from fastmsflow.training.datamodule import TRAIN, FeatureTrainingData
 from fastmsflow.training.features_in_memory import FeaturesInMemory
 from fastmsflow.training.lightning_module import MSFlowLightningModule
-from fastmsflow.training.parameter_groups import parameter_groups, prepared
+from fastmsflow.training.parameter_groups import parameter_groups, prepared_for_training
 from fastmsflow.training.trainer import run_trainer
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tolerances import ACCUMULATED, INVERTED
 
 EXTRACTOR = "test_resnet.r160_in1k"
 SHORT = Recipe(lr=1e-3, batch_size=4, meta_epochs=1, sub_epochs=1)
@@ -123,10 +123,10 @@ def test_what_training_sets_on_the_flow_is_as_before_after_an_error() -> None:
     flow = new_model().flow
     flow.fusion_flow.subnet_1.requires_grad_(False)
     before = [p.requires_grad for p in flow.parameters()]
-    with pytest.raises(KeyboardInterrupt), prepared(flow, Recipe(freeze=("level0",), memory="recompute")):
-        assert flow.memory == "recompute"
+    with pytest.raises(KeyboardInterrupt), prepared_for_training(flow, Recipe(freeze=("level0",), memory="recompute")):
+        assert flow.activation_checkpointing == "recompute"
         raise KeyboardInterrupt
-    assert flow.memory is None
+    assert flow.activation_checkpointing is None
     assert [p.requires_grad for p in flow.parameters()] == before
 
 
@@ -163,7 +163,7 @@ def test_a_run_in_less_memory_comes_to_the_same(
     model = new_model()
     saving = train(model, images, Recipe(**options, memory=memory), tmp_path / "saving")
     assert saving.losses == pytest.approx(plain.losses, rel=tolerance, abs=0)
-    assert model.flow.memory is None
+    assert model.flow.activation_checkpointing is None
 
 
 # Steps of several batches
@@ -193,7 +193,7 @@ def test_a_step_of_three_batches_is_that_of_one_three_times_as_large(count: int)
 
 
 def test_averaged_weights_are_what_is_saved_and_what_the_model_ends_with(images: ImageSet, tmp_path: Path) -> None:
-    """By hand: a plain run of each length gives the weights after each step."""
+    """Computes by hand: a plain run of each length gives the weights after each step."""
     decay, average = 0.75, None
     for epochs in (1, 2, 3):
         # 11 images in a batch: a step an epoch. The rate does not change.
@@ -211,7 +211,7 @@ def test_averaged_weights_are_what_is_saved_and_what_the_model_ends_with(images:
     # And what was evaluated: the scores are the saved model's.
     data = ImageDataset(images.test, (32, 32))
     scores = saved.scores(torch.stack([data[i]["image"] for i in range(len(data))]))
-    torch.testing.assert_close(outcome.tested.scores.absolute_score, scores.absolute_score)
+    torch.testing.assert_close(outcome.test_result.scores.absolute_score, scores.absolute_score)
 
 
 # Resuming
@@ -253,7 +253,7 @@ def test_a_loaded_model_goes_on_with_its_standardiser_and_a_calibration_of_its_o
     model, before = MSFlow.load(trained), load_file(trained)
     few = ImageSet("few", images.train[:5], [])
     reading = DataConfig(feature_cache=tmp_path / "cache" if cached else None)
-    outcome = train(model, few, SHORT, tmp_path / "run", reading, started_from="there")
+    outcome = train(model, few, SHORT, tmp_path / "run", reading=reading, started_from="there")
     after, config = read_checkpoint(tmp_path / "run/last.safetensors")
     for key, value in before.items():
         assert torch.equal(after[key], value) == (not key.startswith("flow.") or ".perm" in key), key

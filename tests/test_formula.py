@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import GOLDEN
 from PIL import Image
-from trained_flows import CHANNELS, GRIDS, correlated, trained_flow
 from typer.testing import CliRunner
 
 from fastmsflow import InputError, MultiScaleFlow
@@ -18,8 +16,10 @@ from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.compat.convert import own_flow
 from fastmsflow.errors import InputWarning
-from fastmsflow.reference.coupling import ClampForm
+from fastmsflow.reference.clamp_forms import ClampForm
 from fastmsflow.training.start_from import model_from_checkpoint
+from tests.helpers.paths import GOLDEN
+from tests.helpers.trained_flows import CHANNELS, GRIDS, correlated, trained_flow
 
 FORMS = {"0.2": "tanh", "master": "scaled_tanh"}
 TWO = pytest.mark.parametrize("formula", list(FORMS))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import allowed, freia_errors, freia_pairs
-from tolerances import FREIA_FLOAT32, FREIA_FLOAT64
 
-from tests.error_log import assert_within
+from tests.helpers.error_log import assert_within
+from tests.helpers.parity import allowed, freia_errors, freia_pairs
+from tests.helpers.tolerances import FREIA_FLOAT32, FREIA_FLOAT64
 
 
 @pytest.mark.parametrize(

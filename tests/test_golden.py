@@ -4,9 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from parity import (
-    GOLDEN,
+
+from fastmsflow import backend
+from fastmsflow.metrics import aupro_published, auroc
+from fastmsflow.scoring import score_log_likelihoods
+from tests.helpers.error_log import assert_within
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.parity import (
     NAMES,
     allowed,
     golden_errors,
@@ -16,7 +20,8 @@ from parity import (
     golden_trajectory,
     relative_error,
 )
-from tolerances import (
+from tests.helpers.paths import GOLDEN
+from tests.helpers.tolerances import (
     GOLDEN_FLOAT32,
     GOLDEN_FLOAT64,
     GOLDEN_LOG_DET_PER_ELEMENT,
@@ -24,11 +29,6 @@ from tolerances import (
     GOLDEN_TRAJECTORY,
     ROUND_TRIP_FLOAT64,
 )
-
-from fastmsflow import backend
-from fastmsflow.metrics import aupro_published, auroc
-from fastmsflow.scoring import score_log_likelihoods
-from tests.error_log import assert_within
 
 TOLERANCE = {torch.float32: allowed(GOLDEN_FLOAT32), torch.float64: GOLDEN_FLOAT64}
 each_recording = pytest.mark.parametrize("name", NAMES)

@@ -1,15 +1,15 @@
-"""What ``import fastmsflow`` costs and touches, and what an installation holds."""
+"""Tests what ``import fastmsflow`` costs and touches, and what an installation holds."""
 
 import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ROOT
+
 OPTIONAL = ["timm", "sklearn", "scipy", "lightning", "PIL", "matplotlib", "typer", "rich", "triton"]
-ROOT = Path(__file__).parents[1]
 
 
 def test_import_takes_at_most_1_2_times_import_torch() -> None:

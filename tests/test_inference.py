@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from small_model import SIZE, images, model
-from tolerances import AUTOCAST, FOLDED
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
@@ -16,6 +13,9 @@ from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.nn.fuse_conv_bn import fuse_conv_bn
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution
 from fastmsflow.nn.weight_cache import WeightCache
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.small_model import SIZE, images, model
+from tests.helpers.tolerances import AUTOCAST, FOLDED
 
 
 def norms(net: nn.Module) -> int:

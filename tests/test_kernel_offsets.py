@@ -1,4 +1,4 @@
-"""Where the kernels' last tiles lie in the largest tensors anyone will have, without having them.
+"""Tests where the kernels' last tiles lie in the largest tensors anyone will have, without having them.
 
 Batch 64 at 1024x1024, no pool: 256x256 pixels at the finest level; 1024 channels make 2^32 elements, more than
 32-bit offsets can tell apart.
@@ -8,9 +8,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from ops_parity import DEVICE
 
 from fastmsflow.kernels import conv3x3, coupling, fusion, layer_norm, reflection_pad
+from tests.helpers.ops_parity import DEVICE
 
 BATCH, SIZE, CHANNELS, BLOCK = 64, 256, 1024, 16
 HELPERS = ("coupling", "layer_norm", "conv3x3", "reflection_pad", "fusion")

@@ -1,11 +1,10 @@
-"""What the launcher makes of how its processes end, and what they make of its end."""
+"""Tests what the launcher makes of how its processes end, and what they make of its end."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from fastmsflow import InputError
 from fastmsflow.distributed import launcher
 from fastmsflow.distributed.launcher import LAUNCHER, _print_failures, _run, exit_code
+from tests.helpers.paths import ROOT
 
 PREEMPTED = 75
 
@@ -70,7 +70,7 @@ def test_machines_that_do_not_meet_are_one_line(monkeypatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
 def test_a_process_whose_launcher_has_gone_before_it_could_look_ends() -> None:
     script = "from fastmsflow.distributed.launcher import _end_with_launcher as f; f(); print('alive')"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TORCHELASTIC_RUN_ID": "x"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "x"}
 
     def ran(**more: str) -> tuple[int, str]:
         done = subprocess.run([sys.executable, "-c", script], env=environment | more, capture_output=True, text=True)

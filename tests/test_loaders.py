@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageFileDataset, ShardedImages, ShardSet, write_shards
@@ -20,6 +19,8 @@ from fastmsflow.training import Recipe
 from fastmsflow.training.datamodule import ShardTrainingData
 from fastmsflow.training.loaders import FeatureLoader, ImageLoader, Loader, ShardLoader
 from fastmsflow.training.samplers import SequentialBatchSampler, TrainBatchSampler
+from tests.helpers.noise_images import noise_set
+from tests.helpers.paths import ROOT
 
 SIZE = (32, 32)
 COUNT = 11
@@ -39,18 +40,18 @@ def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed:
     alone = TrainBatchSampler(images, batch_size, SINGLE_PROCESS, seed)
     for order in (alone, *orders):
         order.set_epoch(2)
-    batches = list(alone.parts())
+    batches = list(alone.batches())
     assert sorted(number for part in batches for number in part.numbers) == list(range(images))
-    assert all(part.share == 1 for part in batches)
-    for whole, *parts in zip(batches, *(order.parts() for order in orders), strict=True):
-        own = [number for part in parts if part.share for number in part.numbers]
+    assert all(part.weight == 1 for part in batches)
+    for whole, *parts in zip(batches, *(order.batches() for order in orders), strict=True):
+        own = [number for part in parts if part.weight for number in part.numbers]
         assert sorted(own) == sorted(whole.numbers)
-        assert sum(part.share for part in parts) == pytest.approx(size)
+        assert sum(part.weight for part in parts) == pytest.approx(size)
         # The mean over processes of shares times means is the batch's mean.
-        mean = sum(part.share * sum(part.numbers) / len(part.numbers) for part in parts) / size
+        mean = sum(part.weight * sum(part.numbers) / len(part.numbers) for part in parts) / size
         assert mean == pytest.approx(sum(whole.numbers) / len(whole.numbers))
     for order in (alone, *orders):
-        assert list(order.parts(start)) == list(order.parts())[start:]
+        assert list(order.batches(start)) == list(order.batches())[start:]
 
 
 @given(shared_out(), st.integers(0, 5))
@@ -59,9 +60,9 @@ def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int], start: 
     order = [*range(0, images, 2), *range(1, images, 2)]
     own = []
     for rank in range(size):
-        turn = SequentialBatchSampler(images, batch_size, ProcessGroup(rank, size), "test", order)
-        parts = list(turn.parts())
-        assert list(turn.parts(start)) == parts[start:]
+        turn = SequentialBatchSampler(images, batch_size, ProcessGroup(rank, size), split="test", order=order)
+        parts = list(turn.batches())
+        assert list(turn.batches(start)) == parts[start:]
         assert len(turn) == len(parts) and all(len(part.numbers) <= batch_size for part in parts)
         numbers = [number for part in parts for number in part.numbers]
         assert numbers == [number for number in order if number % size == rank]
@@ -255,7 +256,7 @@ sys.exit(3)
 
 def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
     """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
-    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=Path(__file__).parents[1])
+    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=ROOT)
     try:
         assert process.wait(timeout=30) == 3
     finally:

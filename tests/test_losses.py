@@ -17,8 +17,8 @@ SIZE = 2
 
 
 def together(work: Callable[[ProcessGroup], Any]) -> list[Any]:
-    """What ``work`` returns, or the InputError that it ends with, for each of SIZE processes, which are threads here:
-    one waits for the other's word."""
+    """Returns what ``work`` returns, or the InputError that it ends with, for each of SIZE processes, which are threads
+    here: one waits for the other's word."""
     slots: list[Any] = [None] * SIZE
     all_here = threading.Barrier(SIZE, timeout=20)
 
@@ -43,7 +43,7 @@ def together(work: Callable[[ProcessGroup], Any]) -> list[Any]:
 def add(losses: LossMonitor, values: list[float]) -> None:
     for value in values:
         losses.add(torch.tensor(value, dtype=torch.float64), 1.0, [0])
-    losses.look(0, ["a.png"])
+    losses.check(0, ["a.png"])
 
 
 # Of each process; the sums in another order differ in the last digit.
@@ -74,7 +74,7 @@ def test_a_state_of_another_kind_is_one_line() -> None:
 
 
 def test_the_images_names_are_known_before_the_other_processes_end() -> None:
-    """Of shards they are read, which may take longer than a launcher waits once one process has ended."""
+    """Names are read from shards, which may take longer than a launcher waits once one process has ended."""
     events: list[str] = []
 
     def work(world: ProcessGroup) -> None:
@@ -85,7 +85,7 @@ def test_the_images_names_are_known_before_the_other_processes_end() -> None:
 
         losses = LossMonitor(Noted(*world), False)
         losses.add(torch.tensor(float("nan") if world.rank else 1.0), 1.0, [7])
-        losses.look(0, LazySequence(10, lambda number: events.append("looked up") or f"{number}.png"))
+        losses.check(0, LazySequence(10, lambda number: events.append("looked up") or f"{number}.png"))
 
     healthy, fault = together(work)
     assert isinstance(healthy, ErrorOnAnotherRank)

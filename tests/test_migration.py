@@ -9,18 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from few_tiles import few_tiles
-from noise_images import noise_set
-from published_script import Record, Script, Settings
-from test_docs import COMMANDS, ROOT
 from timm import create_model
-from tolerances import SCRIPT_METRICS
 from torch import Tensor
 
 from fastmsflow import MSFlow, UnavailableError
 from fastmsflow.compat import build_msflow_model, numerical_check
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, checkpointing, train
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.noise_images import noise_set
+from tests.helpers.pages import COMMANDS
+from tests.helpers.paths import ROOT
+from tests.helpers.published_script import Record, Script, Settings
+from tests.helpers.tolerances import SCRIPT_METRICS
 
 SIDE = 64
 CONDITIONS, BLOCKS = (64, 64, 64), (2, 5, 8)

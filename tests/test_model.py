@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_official import as_bytes
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.convert import official_to_own, own_to_official
 from fastmsflow.models.checkpoint import OfficialLayout, read_checkpoint, write_checkpoint
+from tests.helpers.official_files import as_bytes
+from tests.helpers.paths import GOLDEN
 
 SMALL = {"extractor": "resnet18.tv_in1k", "pretrained": False, "image_size": (64, 96), "blocks": (1, 1, 1)}
 

@@ -1,7 +1,6 @@
 """Official checkpoints: what is read, what is written, and what is refused."""
 
 import copy
-import io
 import itertools
 import os
 import pickle
@@ -10,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import GOLDEN, NAMES, golden_inputs
 from torch import Tensor
 
 from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.compat import load_official, save_official
+from tests.helpers.official_files import as_bytes
+from tests.helpers.parity import NAMES, golden_inputs
+from tests.helpers.paths import GOLDEN
 
 
 def checkpoint(name: str = "tiny") -> dict:
@@ -66,10 +67,10 @@ def coupling_by_hand(flow: MultiScaleFlow, x: Tensor, ratio: float) -> Tensor:
     """The first block of level 0, written out: s = alpha tanh(r / ratio)."""
     block, condition = flow.parallel_flows[0].blocks[0], flow.position_codes[0](x)
     net = block.subnet
-    hidden = net.conv1(torch.cat([x[:, : block.kept], condition.expand(len(x), -1, -1, -1)], dim=1))
+    hidden = net.conv1(torch.cat([x[:, : block.half_channels], condition.expand(len(x), -1, -1, -1)], dim=1))
     r = 0.1 * net.conv2(net.norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu())
-    s, t = flow.clamp * torch.tanh(r[:, : block.kept] / ratio), r[:, block.kept :]
-    u = torch.cat([x[:, : block.kept], x[:, block.kept :] * s.exp() + t], dim=1)
+    s, t = flow.clamp * torch.tanh(r[:, : block.half_channels] / ratio), r[:, block.half_channels :]
+    u = torch.cat([x[:, : block.half_channels], x[:, block.half_channels :] * s.exp() + t], dim=1)
     gain = 0.1 * torch.nn.functional.softplus(block.global_scale, beta=0.5)
     return (u * gain[:, None, None] + block.global_offset[:, None, None])[:, block.perm]
 
@@ -81,18 +82,6 @@ def test_what_is_written_is_read_back_to_the_bit(name: str, tmp_path: Path) -> N
     again, original = torch.load(tmp_path / "again.pt", weights_only=True), checkpoint(name)
     assert same_state(flow, load_official(tmp_path / "again.pt"))
     assert as_bytes(again) == as_bytes(original)
-
-
-def as_bytes(content: dict) -> bytes:
-    """The bytes that torch.save writes, but for the version numbers that a module's state dict carries beside it."""
-    plain = {
-        **content,
-        "fusion_flow": dict(content["fusion_flow"]),
-        "parallel_flows": [dict(state) for state in content["parallel_flows"]],
-    }
-    file = io.BytesIO()
-    torch.save(plain, file)
-    return file.getvalue()
 
 
 ORDERS = list(itertools.permutations(range(3)))

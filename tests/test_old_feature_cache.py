@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from old_feature_cache import COUNT, RECORDED, images, model
-from tolerances import CACHED
 
 from fastmsflow import InputError
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_in_memory import pooled_features
+from tests.helpers.old_feature_cache import COUNT, RECORDED, images, model
+from tests.helpers.tolerances import CACHED
 
 CACHE_FILES = ("cache.json", "images.npy", "000000.safetensors", "000001.safetensors")
 

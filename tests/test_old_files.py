@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import OLD_RUN
 
 from fastmsflow import MSFlow
 from fastmsflow.data import load_image
 from fastmsflow.training import Recipe, load_state
+from tests.helpers.tolerances import OLD_RUN
 
 RECORDED = Path(__file__).parent / "golden/old_0_1/runs.tar.xz"
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
 from fastmsflow import InputError
 from fastmsflow.ops.layer_norm import layer_norm_relu
 from fastmsflow.reference import layer_norm as reference
+from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
 SHAPES = [(2, 192, 8, 8), (1, 88, 12, 20), (3, 120, 3, 5), (2, 576, 2, 3), (1, 1, 1, 1), (1, 3, 33, 1)]
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, examples, tensor
 
 from fastmsflow import InputError
 from fastmsflow.ops.reflection_pad import reflection_pad
 from fastmsflow.reference.reflection_pad import reflection_pad as twin
+from tests.helpers.ops_parity import DEVICE, LAYOUTS, examples, tensor
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 Padding = tuple[int, int, int, int]

@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
-from tolerances import OPERATION_CLOSE
 
 from fastmsflow import InputError
 from fastmsflow.kernels import configs
@@ -16,6 +14,8 @@ from fastmsflow.ops.score_map import score_maps
 from fastmsflow.reference import likelihood as reference
 from fastmsflow.reference.image_score import image_scores as image_scores_twin
 from fastmsflow.reference.score_map import score_maps as score_maps_twin
+from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
+from tests.helpers.tolerances import OPERATION_CLOSE
 
 LEVELS = [
     [(2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)],

@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parquet_predicted import SCORES, Command, images, model, network, rows, setting, times, written
-from parquet_predicted import command as predict_command
-from tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import load_image, open_image_set
 from fastmsflow.inference import prepare, resolve_dtype
 from fastmsflow.inference.scorer import Scorer
 from fastmsflow.training import evaluate
+from tests.helpers.predictions import SCORES, Command, rows, setting, times
+from tests.helpers.tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
 
 CLOSE = {"float32": FOLDED, "float16": FLOAT16_SCORES}
 MAPS_CLOSE = {"float32": FOLDED, "float16": FLOAT16_MAPS}
@@ -55,38 +54,42 @@ def test_auto_is_float16_on_a_gpu_and_float32_on_a_cpu() -> None:
         resolve_dtype("half", torch.device("cpu"))
 
 
-def test_a_model_is_made_ready_once(network: MSFlow) -> None:
-    ready = prepare(network, "float16")
-    assert (ready.flow.dtype, network.flow.dtype) == (torch.float16, torch.float32)
+def test_a_model_is_made_ready_once(calibrated_model: MSFlow) -> None:
+    ready = prepare(calibrated_model, "float16")
+    assert (ready.flow.dtype, calibrated_model.flow.dtype) == (torch.float16, torch.float32)
     assert prepare(ready, "float32") is ready
-    assert prepare(network, None) is network
+    assert prepare(calibrated_model, None) is calibrated_model
 
 
 @pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_predict_scores_with_a_model_made_for_inference(
-    form: str, options: tuple[str, ...], dtype: torch.dtype, model: Path, network: MSFlow, images: Path,
-    predict_command: Command, asked: list[torch.dtype], tmp_path: Path,
+    form: str, options: tuple[str, ...], dtype: torch.dtype, checkpoint: Path, calibrated_model: MSFlow,
+    noise_images: Path, predict_parquet: Command, asked: list[torch.dtype], tmp_path: Path,
 ) -> None:  # fmt: skip
     maps = () if form == "parquet" else ("--no-heat-maps",)
-    given = (model, images, "--out", tmp_path, "--workers", 0, *maps, *options)
-    assert predict_command(*given, form=form)[0] == 0
+    given = (checkpoint, noise_images, "--out", tmp_path, "--workers", 0, *maps, *options)
+    assert predict_parquet(*given, form=form)[0] == 0
     assert asked == [dtype]
     if form == "parquet":
         assert setting(tmp_path)["dtype"] == str(dtype).removeprefix("torch.")
         with torch.no_grad():
-            slow = network.scores(torch.stack([load_image(file, (32, 32)) for file in sorted(images.iterdir())]))
+            slow = calibrated_model.scores(
+                torch.stack([load_image(file, (32, 32)) for file in sorted(noise_images.iterdir())])
+            )
         found = [[row[name] for row in rows(tmp_path)] for name in SCORES]
         expected = [getattr(slow, name).tolist() for name in SCORES]
         np.testing.assert_allclose(found, expected, **CLOSE[str(dtype).removeprefix("torch.")])
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-def test_the_values_of_heat_maps_are_those_of_the_slow_path(dtype: str, network: MSFlow, images: Path) -> None:
-    pixels = torch.stack([load_image(file, (32, 32)) for file in sorted(images.iterdir())])
-    scorer = Scorer(network, dtype=dtype)
+def test_the_values_of_heat_maps_are_those_of_the_slow_path(
+    dtype: str, calibrated_model: MSFlow, noise_images: Path
+) -> None:
+    pixels = torch.stack([load_image(file, (32, 32)) for file in sorted(noise_images.iterdir())])
+    scorer = Scorer(calibrated_model, dtype=dtype)
     with torch.no_grad():
-        expected = network.scores(pixels).absolute_map.numpy()
+        expected = calibrated_model.scores(pixels).absolute_map.numpy()
     found = [one.score_map for one in scorer(pixels, [(36, 40)] * len(pixels))]
     np.testing.assert_allclose(found, expected, **MAPS_CLOSE[dtype])
 
@@ -130,13 +133,21 @@ def test_calibrate_scores_likewise_and_saves_the_model_that_was_trained(
 
 
 def test_a_dtype_that_is_not_known_is_refused_in_one_line(
-    run: Path, model: Path, images: Path, mvtec: Path, command, predict_command: Command, tmp_path: Path
+    run: Path,
+    checkpoint: Path,
+    noise_images: Path,
+    mvtec: Path,
+    command,
+    predict_parquet: Command,
+    tmp_path: Path,
 ) -> None:
     line = "fastmsflow: dtype float64: give float32, float16 or auto"
     for form in ("csv", "parquet"):
-        code, _, err = predict_command(model, images, "--out", tmp_path / "out", "--dtype", "float64", form=form)
+        code, _, err = predict_parquet(
+            checkpoint, noise_images, "--out", tmp_path / "out", "--dtype", "float64", form=form
+        )
         assert (code, err) == (1, line)
-    for verb in (("evaluate", run, mvtec, "--class", "tile"), ("calibrate", run / "best.safetensors", images)):
+    for verb in (("evaluate", run, mvtec, "--class", "tile"), ("calibrate", run / "best.safetensors", noise_images)):
         code, printed = command(*verb, "--dtype", "float64")
         assert (code, printed.strip().splitlines()[-1]) == (1, line)
     assert not (tmp_path / "out").exists()
@@ -146,11 +157,11 @@ def test_a_dtype_that_is_not_known_is_refused_in_one_line(
 
 
 def test_a_folder_of_results_is_gone_on_with_in_its_dtype_alone(
-    model: Path, written: Path, predict_command: Command, tmp_path: Path
+    checkpoint: Path, noise_shards: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
-    given = (model, written, "--out", tmp_path, "--workers", 0)
-    predict_command(*given)
+    given = (checkpoint, noise_shards, "--out", tmp_path, "--workers", 0)
+    predict_parquet(*given)
     before = times(tmp_path)
-    code, _, err = predict_command(*given, "--dtype", "float16")
+    code, _, err = predict_parquet(*given, "--dtype", "float16")
     assert (code, "holds results of another run (dtype was float32, is float16); set that back" in err) == (1, True)
     assert times(tmp_path) == before

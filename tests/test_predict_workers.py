@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from parquet_predicted import ROOT, Command, command, contents, images, model, network
 
 from fastmsflow.data import image_batches
 from fastmsflow.data.image_batches import BatchReader, ImageBatch, read_batches
+from tests.helpers.paths import ROOT
+from tests.helpers.predictions import Command, contents
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_workers_change_neither_results_nor_faults_nor_order(
-    form: str, model: Path, images: Path, command: Command, tmp_path: Path
+    form: str, checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
-    whole = (images / "00.png").read_bytes()
+    whole = (noise_images / "00.png").read_bytes()
     for name, content in (
         (b"new\nline.png", whole),
         (b"caf\xe9.png", whole),
@@ -32,7 +33,9 @@ def test_workers_change_neither_results_nor_faults_nor_order(
     for workers in (0, 2):
         out = tmp_path / f"out{workers}"
         options = ("--batch-size", 4, "--workers", workers, "--out", out)
-        code, printed, err = command(model, images, *sorted(tmp_path.glob("*.png")), *options, form=form)
+        code, printed, err = predict_parquet(
+            checkpoint, noise_images, *sorted(tmp_path.glob("*.png")), *options, form=form
+        )
         assert (code, err.count("skipped ")) == (1, 2)
         found.append((contents(out), printed.replace(str(out), ""), err))
     assert found[0] == found[1]
@@ -78,17 +81,22 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> None:
     ids=["a worker killed", "Ctrl-C"],
 )
 def test_what_was_written_is_kept_and_one_line_says_what_happened(
-    end: Callable[[subprocess.Popen[str]], None], code: int, line: str, model: Path, images: Path, tmp_path: Path
+    end: Callable[[subprocess.Popen[str]], None],
+    code: int,
+    line: str,
+    checkpoint: Path,
+    noise_images: Path,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "in").mkdir()
     for i in range(2000):
-        os.link(images / "00.png", tmp_path / f"in/{i:04}.png")
+        os.link(noise_images / "00.png", tmp_path / f"in/{i:04}.png")
     args = [
         sys.executable,
         "-m",
         "fastmsflow",
         "predict",
-        str(model),
+        str(checkpoint),
         str(tmp_path / "in"),
         "--out",
         str(tmp_path / "out"),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 from safetensors.torch import load_file
 
 from fastmsflow import MSFlow
@@ -19,12 +18,13 @@ from fastmsflow.data import ImageSet, ShardSet, write_shards
 from fastmsflow.errors import Preempted
 from fastmsflow.training import DataConfig, Recipe, train
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.noise_images import noise_set
 
 SIGNALS = 4
 PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "webdataset", "test_preemption"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "webdataset", __name__])
 
 
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: DataConfig) -> None:
@@ -46,7 +46,7 @@ def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, readi
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
     try:
-        train(model, images, RECIPE, out, reading, resume=resume)
+        train(model, images, RECIPE, out, reading=reading, resume=resume)
     except Preempted:
         sys.exit(PREEMPTED)
 

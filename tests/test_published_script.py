@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from few_tiles import few_tiles
-from live_freia import CHANNELS, CONDITIONS, CONFIG, GRIDS, live_flows
-from published_script import Script, Settings
 from sklearn.metrics import roc_auc_score
-from tolerances import FREIA_FLOAT32, SCRIPT_METRICS
 from torch import Tensor, nn
 
 from fastmsflow.compat import build_msflow_model, load_official
 from fastmsflow.metrics import aupro_published, auroc
 from fastmsflow.scoring import anomaly_scores
 from fastmsflow.training import Recipe
+from tests.helpers.few_tiles import few_tiles
+from tests.helpers.live_freia import CHANNELS, CONDITIONS, CONFIG, GRIDS, live_flows
+from tests.helpers.published_script import Script, Settings
+from tests.helpers.tolerances import FREIA_FLOAT32, SCRIPT_METRICS
 
 SIZE = (8 * GRIDS[0][0], 8 * GRIDS[0][1])
 SETTINGS = Settings(SIZE, CONDITIONS, lr=2e-3, meta_epochs=4, warm_up=6, milestones=(11, 14))

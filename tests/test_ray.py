@@ -12,30 +12,35 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from parquet_predicted import ROOT, Command, command, images, model, network, rows, shards, written
 from PIL import Image
 
+from fastmsflow.inference import BatchScorer
+from tests.helpers.paths import ROOT
+from tests.helpers.predictions import Command, rows
+
 pytest.importorskip("ray.data", reason="needs Ray: pip install 'fastmsflow[ray]'")
+ray_driver = pytest.importorskip("tests.helpers.ray_driver")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-IMAGES, FOLDERS, BROKEN = 5000, 5, "3/0003.jpg"
+IMAGES, FOLDERS, BROKEN = 1000, 5, "3/0003.jpg"
 ENVIRONMENT = {
-    **os.environ,
     "OMP_NUM_THREADS": "1",
     # Ray's workers import the package too.
     "PYTHONPATH": str(ROOT),
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 NUMBERS = ("score", "log_score", "absolute_score", "largest_region", "largest_region_left", "largest_region_bottom")
 
 
 @pytest.fixture(scope="module")
 def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,000 small JPEGs in folders, one of them broken."""
+    """1,000 small JPEGs in folders, one of them broken."""
     root = tmp_path_factory.mktemp("jpegs")
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
@@ -48,19 +53,18 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="module")
-def expected(jpegs: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def expected(jpegs: Path, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """The row of each image by one process, by the image's name."""
-    out = tmp_path_factory.mktemp("expected") / "out"
-    options = ("--out", out, "--batch-size", 32, "--workers", 1, "--quiet")
-    assert run("predict", model, jpegs, *options, "--format", "parquet").returncode == 1
-    return by_name(rows(out))
-
-
-def run(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """``fastmsflow ARGS`` in a process of its own."""
-    call = [sys.executable, "-m", "fastmsflow", *map(str, args)]
-    return subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, **options)
+    scorer, files = BatchScorer(checkpoint), [str(file) for file in sorted(jpegs.rglob("*.jpg"))]
+    batches = [pa.table({"path": files[start : start + 32]}) for start in range(0, IMAGES, 32)]
+    return by_name([row for batch in batches for row in scorer(batch).to_pylist()])
 
 
 def by_name(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -84,15 +88,15 @@ def assert_same_scores(found: dict[str, dict[str, Any]], expected: dict[str, dic
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(
-    jpegs: Path, expected: dict[str, dict[str, Any]], model: Path, tmp_path: Path
+    jpegs: Path, expected: dict[str, dict[str, Any]], checkpoint: Path, predict: Command, tmp_path: Path
 ) -> None:
     """SIGKILL behind the second file of results. Ray goes on with the folder at once, while the killed driver's workers
     may still write; one process then finds nothing left to do."""
     out = tmp_path / "out"
-    options = ("predict", model, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
-    cluster = (*options, "--cluster", "ray", "--images-per-part", 250)
-    call = [sys.executable, "-m", "fastmsflow", *map(str, cluster)]
-    driver = subprocess.Popen(call, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    options = (checkpoint, jpegs, "--out", out, "--format", "parquet", "--batch-size", 10, "--json")
+    cluster = (*options, "--cluster", "ray", "--images-per-part", 50)
+    call = [sys.executable, "-m", "fastmsflow", "predict", *map(str, cluster)]
+    driver = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: len(list(out.rglob("*.parquet"))) >= 2, driver)
     finally:
@@ -105,25 +109,65 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     before = times_of_all(path for path in out.rglob("*.parquet") if path.read_bytes().endswith(b"PAR1"))
     assert len(rows_of_all(out, set(before))) < IMAGES
 
-    again = run(*cluster)
-    summary = json.loads(again.stdout)
-    assert (again.returncode, summary["images"], summary["faults"]) == (1, IMAGES, 1), again.stderr
+    code, printed, err = predict(*cluster)
+    summary = json.loads(printed)
+    assert (code, summary["images"], summary["faults"]) == (1, IMAGES, 1), err
     assert 0 < summary["scored_now"] <= IMAGES - len(rows_of_all(out, set(before)))
-    assert again.stderr.count(BROKEN) == 1
+    assert err.count(BROKEN) == 1
     assert before.items() <= times_of_all(out.rglob("*.parquet")).items(), "finished files were written again"
     assert_same_scores(by_name(rows_of_all(out)), expected)
 
-    alone = run(*options, "--workers", 0)
-    assert json.loads(alone.stdout)["scored_now"] == 0
+    _, printed, _ = predict(*options, "--workers", 0)
+    assert json.loads(printed)["scored_now"] == 0
+
+
+class Head(NamedTuple):
+    """A cluster of this machine, started from a shell."""
+
+    process: int
+    address: str
+    for_clients: str
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    ports = []
+    with socket.socket() as one, socket.socket() as other:
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    # A folder of its own, where no other test's Ray finds this one; the sockets in it want a short name.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
+        options = f"--num-cpus=2 --port={ports[0]} --ray-client-server-port={ports[1]} --include-dashboard=false"
+        process = subprocess.Popen(
+            [*start, *options.split()],
+            env={**os.environ, **ENVIRONMENT, "RAY_TMPDIR": folder},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: all(map(answers, ports)), process)
+            yield Head(process.pid, f"127.0.0.1:{ports[0]}", f"ray://127.0.0.1:{ports[1]}")
+        finally:
+            # Ended otherwise, it waits half a minute for its own processes.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
 def driven(
-    jpegs: Path, images: Path, expected: dict[str, dict[str, Any]], model: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, str]:  # fmt: skip
-    """What a user's own driver wrote and printed: of tars, of Parquet with bytes, of files and of decoded images; one
-    of its workers is killed when some of the tars' results are there."""
+    head: Head, jpegs: Path, noise_images: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """Returns what a user's own driver wrote and found: of tars, of Parquet with bytes, of files and of decoded images;
+    one of its workers is killed when some of the tars' results are there."""
     import tarfile
 
     folder = tmp_path_factory.mktemp("driven")
@@ -138,25 +182,24 @@ def driven(
         some = files[i::10]
         table = pa.table({"path": [file.name for file in some], "bytes": [file.read_bytes() for file in some]})
         pq.write_table(table, folder / f"parquet/{i}.parquet")
-    args = (model, folder / "tars", folder / "parquet", images, folder / "out")
-    script = [sys.executable, str(ROOT / "tests/ray_driver.py"), *map(str, args)]
-    ended = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert ended.returncode == 0, ended.stderr[-5000:]
-    return folder / "out", ended.stdout
+    found = ray_driver.drive(
+        head.address, head.process, checkpoint, folder / "tars", folder / "parquet", noise_images, folder / "out"
+    )
+    return folder / "out", found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_worker_loses_nothing_and_repeats_nothing(
-    driven: tuple[Path, str], expected: dict[str, dict[str, Any]]
+    driven: tuple[Path, dict[str, Any]], expected: dict[str, dict[str, Any]]
 ) -> None:
-    out, printed = driven
-    assert printed.startswith("killed "), "no worker was killed before the tars were through"
+    out, found = driven
+    assert found["killed"], "no worker was killed before the tars were through"
     named = {f"{name}.jpg": row for name, row in by_name(rows_in(out / "tars")).items()}
     assert_same_scores(named, expected)
 
 
 def test_bytes_in_parquet_have_the_scores_of_their_files(
-    driven: tuple[Path, str], expected: dict[str, dict[str, Any]]
+    driven: tuple[Path, dict[str, Any]], expected: dict[str, dict[str, Any]]
 ) -> None:
     found = by_name(rows_in(driven[0] / "parquet"))
     assert_same_scores(found, expected)
@@ -165,85 +208,57 @@ def test_bytes_in_parquet_have_the_scores_of_their_files(
 
 
 def test_files_and_decoded_images_have_the_scores_of_predict(
-    driven: tuple[Path, str], images: Path, model: Path, command: Command, tmp_path: Path
+    driven: tuple[Path, dict[str, Any]], noise_images: Path, checkpoint: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
-    command(model, images, "--out", tmp_path, "--workers", 0)
+    predict_parquet(checkpoint, noise_images, "--out", tmp_path, "--workers", 0)
     for kind in ("files", "images"):
         assert_same_scores(by_name(rows_in(driven[0] / kind)), by_name(rows(tmp_path)))
 
 
-def test_an_empty_data_set_has_no_rows_and_bad_input_gives_its_line(driven: tuple[Path, str]) -> None:
-    told = dict(line.split(": ", 1) for line in driven[1].splitlines() if ": " in line)
-    assert told["rows of no rows"] == "0"
+def test_an_empty_data_set_has_no_rows_and_bad_input_gives_its_line(driven: tuple[Path, dict[str, Any]]) -> None:
+    told = driven[1]
+    assert told["rows of no rows"] == 0
     assert "/nowhere/m.safetensors: no such file; give the path of a fastmsflow checkpoint" in told["no model"]
     assert "one of bytes, image and path must hold the images" in told["no column"]
 
 
 def test_shards_are_read_by_the_cluster_and_a_damaged_one_is_tried_again(
-    model: Path, images: Path, shards: Path, tmp_path: Path
+    head: Head,
+    checkpoint: Path,
+    noise_images: Path,
+    noise_shards_copy: Path,
+    predict_parquet: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = (shards / "000002.tar").read_bytes()
-    (shards / "000002.tar").write_bytes(whole[:9000])
-    options = ("predict", model, shards, "--out", tmp_path / "out", "--format", "parquet", "--cluster", "ray", "--json")
-    cut = run(*options)
-    summary = json.loads(cut.stdout)
-    assert (cut.returncode, summary["images"], summary["lost"]) == (1, 18, 3), cut.stderr
-    assert cut.stderr.count("000002.tar: ") == 1
-    (shards / "000002.tar").write_bytes(whole)
-    mended = run(*options)
-    assert (mended.returncode, json.loads(mended.stdout)["faults"]) == (0, 0), mended.stderr
-    alone = run("predict", model, images, "--out", tmp_path / "alone", "--format", "parquet")
-    assert alone.returncode == 0
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    whole = (noise_shards_copy / "000002.tar").read_bytes()
+    (noise_shards_copy / "000002.tar").write_bytes(whole[:9000])
+    options = (checkpoint, noise_shards_copy, "--out", tmp_path / "out", "--cluster", "ray", "--json")
+    code, printed, err = predict_parquet(*options)
+    summary = json.loads(printed)
+    assert (code, summary["images"], summary["lost"]) == (1, 18, 3), err
+    assert err.count("000002.tar: ") == 1
+    (noise_shards_copy / "000002.tar").write_bytes(whole)
+    code, printed, err = predict_parquet(*options)
+    assert (code, json.loads(printed)["faults"]) == (0, 0), err
+    assert predict_parquet(checkpoint, noise_images, "--out", tmp_path / "alone", "--workers", 0)[0] == 0
     assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
 
 
-@pytest.fixture
-def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A cluster of this machine, started from a shell, until the test ends -> its address for clients."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # A folder of its own, where no other test's Ray finds this one; the sockets in it want a short name.
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        monkeypatch.setitem(ENVIRONMENT, "RAY_TMPDIR", folder)
-        monkeypatch.setitem(ENVIRONMENT, "RAY_AUTH_MODE", "disabled")
-        start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
-        options = f"--num-cpus=2 --port=0 --ray-client-server-port={port} --include-dashboard=false"
-        process = subprocess.Popen(
-            [*start, *options.split()],
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            wait_for(lambda: answers(port), process)
-            yield f"ray://127.0.0.1:{port}"
-        finally:
-            # Ended otherwise, it waits half a minute for its own processes.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
-def answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
 def test_a_cluster_is_reached_from_outside_by_its_address(
-    head: str, model: Path, images: Path, command: Command, tmp_path: Path
+    head: Head, checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
-    done = run("predict", model, images, "--out", tmp_path / "out", "--format", "parquet", "--cluster", head)
-    assert (done.returncode, done.stderr) == (0, "")
+    code, _, err = predict_parquet(checkpoint, noise_images, "--out", tmp_path / "out", "--cluster", head.for_clients)
+    assert (code, err) == (0, "")
     # As Spark reads a folder, which looks into no folders below, and Daft, which takes every file.
     assert {path.suffix for path in (tmp_path / "out/parts").iterdir()} == {".parquet"}
-    command(model, images, "--out", tmp_path / "alone", "--workers", 0)
+    predict_parquet(checkpoint, noise_images, "--out", tmp_path / "alone", "--workers", 0)
     assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
 
 
 def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, noise_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastmsflow import InputError
     from fastmsflow.inference.prediction_folder import PredictionFolder
@@ -269,14 +284,21 @@ def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
     ids=["address", "name", "RAY_ADDRESS", "left behind"],
 )
 def test_a_cluster_that_does_not_answer_is_named_at_once(
-    cluster: str, address: str, left: str, model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch
+    cluster: str,
+    address: str,
+    left: str,
+    checkpoint: Path,
+    noise_images: Path,
+    predict_parquet: Command,
+    tmp_path: Path,
+    monkeypatch,
 ) -> None:
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text(left)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", address)
     begin = time.monotonic()
-    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", cluster)
+    code, _, err = predict_parquet(checkpoint, noise_images, "--out", tmp_path / "out", "--cluster", cluster)
     where = left or address or cluster
     assert (code, err.startswith(f"fastmsflow: {where}: no Ray cluster answers there (")) == (1, True), err
     assert len(err.splitlines()) == 1
@@ -284,13 +306,15 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_ray_that_is_missing_is_named(model: Path, images: Path, command: Command, tmp_path: Path, monkeypatch) -> None:
+def test_ray_that_is_missing_is_named(
+    checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray.data", None)
-    code, _, err = command(model, images, "--out", tmp_path / "out", "--cluster", "ray")
+    code, _, err = predict_parquet(checkpoint, noise_images, "--out", tmp_path / "out", "--cluster", "ray")
     assert (code, err) == (1, "fastmsflow: a cluster needs Ray: pip install 'fastmsflow[ray]'")
 
 
-def wait_for(condition: Any, process: "subprocess.Popen[str] | None" = None, seconds: float = 300) -> None:
+def wait_for(condition: Any, process: "subprocess.Popen[Any] | None" = None, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_samples import RNG, ROW, SIDE, mask_of, page
 from scipy import ndimage
 from skimage import data as photographs
 
 from fastmsflow.errors import InputError
 from fastmsflow.visualization.html_report import ReportRow, write_report
+from tests.helpers.report_samples import RNG, ROW, SIDE, mask_of, page
 
 
 def test_one_row_at_a_time_is_in_memory(tmp_path: Path) -> None:

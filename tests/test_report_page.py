@@ -1,7 +1,6 @@
 """The report page in a real browser."""
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
-from browser import chromium, complaints, requested
-from PIL import Image
-from report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page, rows
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
 from fastmsflow.metrics import auroc
 from fastmsflow.visualization.html_report import ReportRow, write_report
+from tests.helpers.browser import active, choose, chromium, complaints, find, names, pixel, requested, texts
+from tests.helpers.report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page, rows
 
 # The outcome: (label, whether the score is above the threshold).
 OUTCOMES = {"hit": (1, True), "missed": (1, False), "alarm": (0, True), "correct": (0, False)}
@@ -48,24 +45,6 @@ def shown(browser: Chrome, tmp_path: Path) -> Iterator[Callable[..., Chrome]]:
     assert requested(browser) == [path.as_uri()]
 
 
-def find(browser: Chrome, what: str) -> Any:
-    return browser.find_element(By.CSS_SELECTOR, what)
-
-
-def texts(browser: Chrome, what: str) -> list[str]:
-    return browser.execute_script(
-        "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", what
-    )
-
-
-def names(browser: Chrome) -> list[str]:
-    return texts(browser, "#gallery .name")
-
-
-def choose(browser: Chrome, control: str, value: str) -> None:
-    Select(find(browser, control)).select_by_value(value)
-
-
 def counts(browser: Chrome) -> dict[str, int]:
     return {key: int(find(browser, f".count.{key} b").text) for key in OUTCOMES}
 
@@ -80,17 +59,6 @@ def expected_counts(threshold: float) -> dict[str, int]:
 def expected_names(threshold: float, outcome: str) -> list[str]:
     label, above = OUTCOMES[outcome]
     return [NAMES[i] for i in np.flatnonzero((label == LABELS) & ((threshold < SCORES) == above))]
-
-
-def active(browser: Chrome) -> str:
-    """What has the focus: its id, or its class."""
-    return browser.execute_script("const a = document.activeElement; return a.id || a.className || a.tagName")
-
-
-def pixel(node: Any, x: float, y: float) -> np.ndarray:
-    """(3,) of what is seen of ``node`` at a share of its width and height."""
-    seen = np.asarray(Image.open(io.BytesIO(node.screenshot_as_png)).convert("RGB"), dtype=int)
-    return seen[int(y * seen.shape[0]), int(x * seen.shape[1])]
 
 
 def test_rows_are_the_images(shown: Callable[..., Chrome]) -> None:

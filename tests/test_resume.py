@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 from safetensors.torch import load_file
 
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Recipe, checkpointing, train
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
 
 KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
 # Started once with everything imported; every run is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "test_resume"])
+CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +31,11 @@ def images(tmp_path_factory) -> ImageSet:
     return noise_set(tmp_path_factory.mktemp("images"), train=12)
 
 
-def new_model() -> MSFlow:
-    torch.manual_seed(0)
-    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
-
-
 def run(images: ImageSet, out: Path, resume: bool = False, recipe: Recipe = RECIPE) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
     checkpointing.SAVE_SECONDS = 0.0  # the state after every step
-    train(new_model(), images, recipe, out, resume=resume)
+    train(tiny_model(standardise=True), images, recipe, out, resume=resume)
 
 
 def started(images: ImageSet, out: Path, resume: bool) -> multiprocessing.process.BaseProcess:

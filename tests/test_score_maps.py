@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastmsflow.data import list_images
 from fastmsflow.data.image_io import load_image
 from fastmsflow.scoring import MAP_KINDS
 from fastmsflow.training import Evaluation, TrainingResult
-from fastmsflow.training.lightning_module import EpochResult
+from fastmsflow.training.training_result import EpochResult
 
 SIDE = 64
 
@@ -160,14 +161,12 @@ def test_both_pixel_aurocs_are_reported_and_a_pro_that_is_not_defined_is_no_numb
 
 def test_the_summary_of_a_run_tells_of_a_pro_that_is_not_defined() -> None:
     defined, undefined = (Evaluation(0.5, 0.5, 0.5, aupro=0.4, aupro_published=value) for value in (0.3, None))
-    moments = [EpochResult(4, defined, None), EpochResult(8, undefined, None)]
-    outcome = TrainingResult(losses=[], moments=moments, tested=None, seconds={}, speed={})
+    results = [EpochResult(4, defined, None), EpochResult(8, undefined, None)]
+    outcome = TrainingResult(losses=[], epoch_results=results, test_result=None, seconds={}, speed={})
     assert outcome.summary()["aupro_published"] == {
         "last": {"value": None, "epoch": 8}, "best on test": {"value": 0.3, "epoch": 4},
     }  # fmt: skip
     assert outcome.by_choice()["last"]["aupro_published"] is None
     # A set without masks has no such row.
-    assert (
-        "aupro_published"
-        not in TrainingResult([], [EpochResult(4, Evaluation(0.5, 0.5, 0.5), None)], None, {}, {}).summary()
-    )
+    without_masks = [EpochResult(4, Evaluation(0.5, 0.5, 0.5), None)]
+    assert "aupro_published" not in replace(outcome, epoch_results=without_masks).summary()

@@ -17,14 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from parquet_predicted import images, model, network
 from PIL import Image
-from same_rows import assert_same_row
 
 from fastmsflow.inference import BatchScorer
+from tests.helpers.paths import ROOT
+from tests.helpers.same_rows import assert_same_row
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
-ROOT = Path(__file__).parents[1]
 STARTS = 120.0
 """Seconds that a service may take to answer for the first time, on a busy machine."""
 Post = Callable[[bytes], tuple[int, dict]]
@@ -113,13 +112,15 @@ def check(post: Post, images: Path, model: Path) -> None:
 
 
 @pytest.fixture
-def folder(model: Path, tmp_path: Path) -> Path:
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
     (tmp_path / "runs/mine").mkdir(parents=True)
-    (tmp_path / "runs/mine/best.safetensors").write_bytes(model.read_bytes())
+    (tmp_path / "runs/mine/best.safetensors").write_bytes(checkpoint.read_bytes())
     return tmp_path
 
 
-def test_litserve_scores_a_png_and_refuses_what_is_no_image_or_too_large(folder: Path, images: Path, model: Path):
+def test_litserve_scores_a_png_and_refuses_what_is_no_image_or_too_large(
+    folder: Path, noise_images: Path, checkpoint: Path
+):
     pytest.importorskip("litserve", reason="needs litserve: pip install litserve")
     port = free_port()
     text = block("LitServe")
@@ -132,15 +133,17 @@ def test_litserve_scores_a_png_and_refuses_what_is_no_image_or_too_large(folder:
         return posted(f"{root}/predict", body.encode(), "application/json")
 
     with serving(folder, [sys.executable, "service.py"], lambda: is_up(f"{root}/health")):
-        check(post, images, model)
+        check(post, noise_images, checkpoint)
         assert posted(f"{root}/predict", b'{"image": "*"}', "application/json")[0] == 422
         # As base64 just over 32 MiB: a server that stops reading long before the end resets the connection.
         assert post(bytes(24 * 2**20))[0] == 413
         # It goes on serving after all of them.
-        assert post(min(images.iterdir()).read_bytes())[0] == 200
+        assert post(min(noise_images.iterdir()).read_bytes())[0] == 200
 
 
-def test_ray_serve_scores_a_png_and_refuses_what_is_no_image_or_too_large(folder: Path, images: Path, model: Path):
+def test_ray_serve_scores_a_png_and_refuses_what_is_no_image_or_too_large(
+    folder: Path, noise_images: Path, checkpoint: Path
+):
     pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'ray[serve]'")
     port = free_port()
     text = block("Ray Serve")
@@ -164,6 +167,6 @@ ray.shutdown()
         return posted(root, content, "application/octet-stream")
 
     with serving(folder, [sys.executable, "service.py"], lambda: is_up(f"{root}/-/healthz")):
-        check(post, images, model)
+        check(post, noise_images, checkpoint)
         assert post(bytes(32 * 2**20 + 1)) == (413, {"fault": "more than 33554432 bytes"})
-        assert post(min(images.iterdir()).read_bytes())[0] == 200
+        assert post(min(noise_images.iterdir()).read_bytes())[0] == 200

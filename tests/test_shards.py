@@ -9,62 +9,53 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import small_disk
 from PIL import Image
-from shards_written import (
-    IMAGES,
-    ORDER,
-    PER_SHARD,
-    SHARDS,
-    SIZE,
-    files,
-    numbers,
-    refused_in_a_worker,
-    shards,
-    webdataset,
-    written,
-)
 from torch.utils.data import DataLoader
 
 from fastmsflow import InputError
 from fastmsflow.data import ImageDataset, Sample, ShardedImages, write_shards
+from tests.helpers.disks import small_disk
+from tests.helpers.shards import IMAGES, ORDER, PER_SHARD, SHARDS, SIZE, numbers, refused_in_a_worker
 
 # Writing
 
 
-def test_a_shard_holds_the_files_bytes_and_their_names(files: list[Path], written: Path) -> None:
+def test_a_shard_holds_the_files_bytes_and_their_names(jpeg_files: list[Path], jpeg_shards: Path) -> None:
     found = {}
-    for path in sorted(written.glob("0*.tar")):
+    for path in sorted(jpeg_shards.glob("0*.tar")):
         with tarfile.open(path) as tar:
             members = tar.getmembers()
             for image, told in zip(members[::2], members[1::2], strict=True):
                 assert Path(image.name).stem == Path(told.name).stem
                 name = json.load(tar.extractfile(told))["name"]
                 found[name] = tar.extractfile(image).read()
-    assert found == {str(file.relative_to(file.parents[1])): file.read_bytes() for file in files}
+    assert found == {str(file.relative_to(file.parents[1])): file.read_bytes() for file in jpeg_files}
 
 
-def test_webdataset_itself_reads_the_shards(written: Path) -> None:
-    urls = [str(path) for path in sorted(written.glob("0*.tar"))]
+def test_webdataset_itself_reads_the_shards(jpeg_shards: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    urls = [str(path) for path in sorted(jpeg_shards.glob("0*.tar"))]
     read = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
     assert [sample["json"]["index"] for sample in read] == list(range(IMAGES))
     assert read[0]["jpg"].size == (36, 40)
 
 
-def test_the_manifest_has_totals_and_checksums(written: Path) -> None:
-    manifest = json.loads((written / "manifest.json").read_text())
+def test_the_manifest_has_totals_and_checksums(jpeg_shards: Path) -> None:
+    manifest = json.loads((jpeg_shards / "manifest.json").read_text())
     assert (manifest["images"], len(manifest["shards"])) == (IMAGES, SHARDS)
-    assert manifest["bytes"] == sum(path.stat().st_size for path in written.glob("0*.tar"))
+    assert manifest["bytes"] == sum(path.stat().st_size for path in jpeg_shards.glob("0*.tar"))
     for shard in manifest["shards"]:
-        printed = subprocess.run(["sha256sum", written / shard["name"]], capture_output=True, text=True, check=True)
+        printed = subprocess.run(["sha256sum", jpeg_shards / shard["name"]], capture_output=True, text=True, check=True)
         assert printed.stdout.split()[0] == shard["sha256"]
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(files: list[Path], written: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
+    jpeg_files: list[Path], jpeg_shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "set"
     child = os.fork()
     if not child:
-        write_shards(files, out, PER_SHARD, progress=lambda done: os._exit(9) if done == 15 else None)
+        write_shards(jpeg_files, out, PER_SHARD, progress=lambda done: os._exit(9) if done == 15 else None)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert sorted(path.name for path in out.glob("0*.tar")) == ["000000.tar", "000001.tar", "000002.tar"]
@@ -72,16 +63,16 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(files: list[Path], writ
     before = {path: path.stat().st_mtime_ns for path in out.glob("0*.tar")}
 
     seen: list[int] = []
-    write_shards(files, out, PER_SHARD, progress=seen.append)
+    write_shards(jpeg_files, out, PER_SHARD, progress=seen.append)
 
     assert seen == [12, *range(13, IMAGES + 1)]
     assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("0*.tar")}.items()
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in written.iterdir()}
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in jpeg_shards.iterdir()}
 
 
 @pytest.mark.parametrize("cut", ["journal", "shard"])
 def test_what_a_power_cut_left_half_written_is_written_again(
-    cut: str, files: list[Path], written: Path, tmp_path: Path
+    cut: str, jpeg_files: list[Path], jpeg_shards: Path, tmp_path: Path
 ) -> None:
     def stop(done: int) -> None:
         if done == 15:
@@ -89,52 +80,54 @@ def test_what_a_power_cut_left_half_written_is_written_again(
 
     out = tmp_path / "set"
     with pytest.raises(KeyboardInterrupt):
-        write_shards(files, out, PER_SHARD, progress=stop)
+        write_shards(jpeg_files, out, PER_SHARD, progress=stop)
     assert not list(out.glob(".*.tar")), "a half-written shard is left"
     half = out / ("unfinished.jsonl" if cut == "journal" else "000001.tar")
     half.write_bytes(half.read_bytes()[:-30])
 
-    write_shards(files, out, PER_SHARD)
+    write_shards(jpeg_files, out, PER_SHARD)
 
-    assert (out / "manifest.json").read_bytes() == (written / "manifest.json").read_bytes()
+    assert (out / "manifest.json").read_bytes() == (jpeg_shards / "manifest.json").read_bytes()
 
 
-def test_a_full_disk_is_named_and_nothing_half_written_is_left(files: list[Path], tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(jpeg_files: list[Path], tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         with pytest.raises(InputError, match="disk is full"):
-            write_shards(files, disk / "set", PER_SHARD)
+            write_shards(jpeg_files, disk / "set", PER_SHARD)
         assert not list((disk / "set").glob(".*aside*"))
         assert not (disk / "set/manifest.json").exists()
 
 
-def test_a_set_is_not_written_over_nor_mixed_with_another(files: list[Path], shards: Path, tmp_path: Path) -> None:
+def test_a_set_is_not_written_over_nor_mixed_with_another(
+    jpeg_files: list[Path], jpeg_shards_copy: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="holds shards already"):
-        write_shards(files, shards, PER_SHARD)
+        write_shards(jpeg_files, jpeg_shards_copy, PER_SHARD)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/unfinished.jsonl").write_text('{"fingerprint": "another", "images_per_shard": 7}\n')
     with pytest.raises(InputError, match="unfinished shards of other images, or of 7 a shard"):
-        write_shards(files, tmp_path / "begun", PER_SHARD)
+        write_shards(jpeg_files, tmp_path / "begun", PER_SHARD)
 
 
-def test_two_writers_do_not_share_a_folder(files: list[Path], tmp_path: Path) -> None:
+def test_two_writers_do_not_share_a_folder(jpeg_files: list[Path], tmp_path: Path) -> None:
     def another(done: int) -> None:
-        write_shards(files, tmp_path / "set", PER_SHARD)
+        write_shards(jpeg_files, tmp_path / "set", PER_SHARD)
 
     with pytest.raises(InputError, match="another process is writing"):
-        write_shards(files, tmp_path / "set", PER_SHARD, progress=another)
+        write_shards(jpeg_files, tmp_path / "set", PER_SHARD, progress=another)
 
 
-def test_an_image_listed_twice_is_an_error(files: list[Path], tmp_path: Path) -> None:
-    again = Path(os.path.relpath(files[3]))
+def test_an_image_listed_twice_is_an_error(jpeg_files: list[Path], tmp_path: Path) -> None:
+    again = Path(os.path.relpath(jpeg_files[3]))
     with pytest.raises(InputError, match=r"é\.03\.jpg: listed twice"):
-        write_shards([*files, again], tmp_path / "set")
+        write_shards([*jpeg_files, again], tmp_path / "set")
 
 
-def test_what_is_no_image_is_left_out_and_listed(files: list[Path], tmp_path: Path) -> None:
-    bad = {"empty.jpg": b"", "text.png": b"hello", "cut.jpg": files[0].read_bytes()[:-400]}
+def test_what_is_no_image_is_left_out_and_listed(jpeg_files: list[Path], tmp_path: Path) -> None:
+    bad = {"empty.jpg": b"", "text.png": b"hello", "cut.jpg": jpeg_files[0].read_bytes()[:-400]}
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
-    paths = [files[0], *(tmp_path / name for name in bad), tmp_path / "none.jpg", files[1]]
+    paths = [jpeg_files[0], *(tmp_path / name for name in bad), tmp_path / "none.jpg", jpeg_files[1]]
 
     by_header = write_shards(paths, tmp_path / "by header", 2)
     decoded = write_shards(paths, tmp_path / "decoded", 2, decode=True)
@@ -171,46 +164,49 @@ def test_names_of_every_kind_come_back_as_they_were(tmp_path: Path) -> None:
 # Reading
 
 
-def test_items_are_the_files_as_image_dataset_has_them(files: list[Path], written: Path) -> None:
-    plain = ImageDataset([Sample(file, 0) for file in files], SIZE)
-    streamed = list(ShardedImages(written, SIZE, shuffle=False))
+def test_items_are_the_files_as_image_dataset_has_them(jpeg_files: list[Path], jpeg_shards: Path) -> None:
+    plain = ImageDataset([Sample(file, 0) for file in jpeg_files], SIZE)
+    streamed = list(ShardedImages(jpeg_shards, SIZE, shuffle=False))
     assert [item["index"] for item in streamed] == list(range(IMAGES))
-    assert [item["name"] for item in streamed] == [str(file.relative_to(file.parents[1])) for file in files]
+    assert [item["name"] for item in streamed] == [str(file.relative_to(file.parents[1])) for file in jpeg_files]
     assert all(torch.equal(item["image"], plain[item["index"]]["image"]) for item in streamed)
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 0), (3, 2), (12, 0)])
-def test_ranks_and_workers_share_out_every_image_once(world_size: int, workers: int, written: Path) -> None:
-    ranks = [ShardedImages(written, SIZE, rank, world_size, workers) for rank in range(world_size)]
+def test_ranks_and_workers_share_out_every_image_once(world_size: int, workers: int, jpeg_shards: Path) -> None:
+    ranks = [
+        ShardedImages(jpeg_shards, SIZE, rank=rank, world_size=world_size, workers=workers)
+        for rank in range(world_size)
+    ]
     read = [numbers(images, workers) for images in ranks]
     assert sorted(chain(*read)) == list(range(IMAGES))
     assert tuple(map(len, read)) == ranks[0].images_of_ranks
     assert max(map(len, read)) - min(map(len, read)) <= PER_SHARD
 
 
-def test_an_epoch_has_its_own_order_and_always_the_same(written: Path) -> None:
-    images = ShardedImages(written, SIZE, seed=3, buffer=7)
+def test_an_epoch_has_its_own_order_and_always_the_same(jpeg_shards: Path) -> None:
+    images = ShardedImages(jpeg_shards, SIZE, seed=3, buffer=7)
     first = numbers(images)
     images.set_epoch(1)
     assert numbers(images) != first
-    assert numbers(ShardedImages(written, SIZE, seed=3, buffer=7)) == first
-    assert numbers(ShardedImages(written, SIZE, seed=4, buffer=7)) != first
+    assert numbers(ShardedImages(jpeg_shards, SIZE, seed=3, buffer=7)) == first
+    assert numbers(ShardedImages(jpeg_shards, SIZE, seed=4, buffer=7)) != first
 
 
-def test_the_order_is_the_one_that_earlier_versions_resume_into(written: Path) -> None:
-    assert numbers(ShardedImages(written, SIZE, seed=3, buffer=7))[:8] == ORDER
+def test_the_order_is_the_one_that_earlier_versions_resume_into(jpeg_shards: Path) -> None:
+    assert numbers(ShardedImages(jpeg_shards, SIZE, seed=3, buffer=7))[:8] == ORDER
 
 
-def test_neighbours_are_torn_apart(written: Path) -> None:
-    order = numbers(ShardedImages(written, SIZE, buffer=16))
+def test_neighbours_are_torn_apart(jpeg_shards: Path) -> None:
+    order = numbers(ShardedImages(jpeg_shards, SIZE, buffer=16))
     assert sum(b == a + 1 for a, b in pairwise(order)) < 10
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batches", [0, 1, 4, 7, 23])
-def test_a_resumed_epoch_goes_on_as_if_never_interrupted(workers: int, batches: int, written: Path) -> None:
+def test_a_resumed_epoch_goes_on_as_if_never_interrupted(workers: int, batches: int, jpeg_shards: Path) -> None:
     def fresh() -> ShardedImages:
-        return ShardedImages(written, SIZE, workers=workers, seed=1, epoch=2, buffer=6)
+        return ShardedImages(jpeg_shards, SIZE, workers=workers, seed=1, epoch=2, buffer=6)
 
     whole = numbers(fresh(), workers)
     images, before = fresh(), []
@@ -222,13 +218,13 @@ def test_a_resumed_epoch_goes_on_as_if_never_interrupted(workers: int, batches: 
     assert before + numbers(resumed, workers) == whole
 
 
-def test_resuming_opens_no_shard_that_is_used_up(shards: Path) -> None:
-    images = ShardedImages(shards, SIZE, shuffle=False)
+def test_resuming_opens_no_shard_that_is_used_up(jpeg_shards_copy: Path) -> None:
+    images = ShardedImages(jpeg_shards_copy, SIZE, shuffle=False)
     for item in islice(images, 3 * PER_SHARD + 1):
         images.seen(item)
     for used in ("000000.tar", "000001.tar", "000002.tar"):
-        (shards / used).unlink()
-    resumed = ShardedImages(shards, SIZE, shuffle=False)
+        (jpeg_shards_copy / used).unlink()
+    resumed = ShardedImages(jpeg_shards_copy, SIZE, shuffle=False)
     resumed.resume(images.state())
     assert numbers(resumed) == list(range(3 * PER_SHARD + 1, IMAGES))
 
@@ -244,30 +240,30 @@ def test_resuming_opens_no_shard_that_is_used_up(shards: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_resume_that_would_lose_images_is_refused(other: dict, message: str, written: Path) -> None:
-    state = ShardedImages(written, SIZE, world_size=2).state()
+def test_a_resume_that_would_lose_images_is_refused(other: dict, message: str, jpeg_shards: Path) -> None:
+    state = ShardedImages(jpeg_shards, SIZE, world_size=2).state()
     with pytest.raises(InputError, match=f"{message}; set them back, or begin epoch 1"):
-        ShardedImages(written, SIZE, **{"world_size": 2, **other}).resume(state)
+        ShardedImages(jpeg_shards, SIZE, **{"world_size": 2, **other}).resume(state)
 
 
-def test_a_resume_on_other_shards_is_refused(files: list[Path], written: Path, tmp_path: Path) -> None:
-    write_shards(files[1:], tmp_path / "other", PER_SHARD)
+def test_a_resume_on_other_shards_is_refused(jpeg_files: list[Path], jpeg_shards: Path, tmp_path: Path) -> None:
+    write_shards(jpeg_files[1:], tmp_path / "other", PER_SHARD)
     with pytest.raises(InputError, match="shards was"):
-        ShardedImages(tmp_path / "other", SIZE).resume(ShardedImages(written, SIZE).state())
+        ShardedImages(tmp_path / "other", SIZE).resume(ShardedImages(jpeg_shards, SIZE).state())
 
 
-def test_more_ranks_than_shards_is_an_error_that_says_what_to_write(written: Path) -> None:
+def test_more_ranks_than_shards_is_an_error_that_says_what_to_write(jpeg_shards: Path) -> None:
     with pytest.raises(InputError, match=r"16 ranks, 12 shards.*--images-per-shard 2 or less"):
-        ShardedImages(written, SIZE, world_size=16)
+        ShardedImages(jpeg_shards, SIZE, world_size=16)
 
 
-def test_a_loader_of_other_workers_is_refused(written: Path) -> None:
+def test_a_loader_of_other_workers_is_refused(jpeg_shards: Path) -> None:
     with refused_in_a_worker(r"give ShardedImages\(workers=2\)"):
-        numbers(ShardedImages(written, SIZE), workers=2)
+        numbers(ShardedImages(jpeg_shards, SIZE), workers=2)
 
 
-def test_persistent_workers_are_refused(written: Path) -> None:
-    loader = DataLoader(ShardedImages(written, SIZE, workers=1), num_workers=1, persistent_workers=True)
+def test_persistent_workers_are_refused(jpeg_shards: Path) -> None:
+    loader = DataLoader(ShardedImages(jpeg_shards, SIZE, workers=1), num_workers=1, persistent_workers=True)
     list(loader)
     with refused_in_a_worker("leave out persistent_workers"):
         list(loader)
@@ -276,9 +272,17 @@ def test_persistent_workers_are_refused(written: Path) -> None:
 # The command
 
 
-def test_shard_speaks_json_and_its_shards_are_read(files: list[Path], tmp_path: Path, command) -> None:
+def test_shard_speaks_json_and_its_shards_are_read(jpeg_files: list[Path], tmp_path: Path, command) -> None:
     (tmp_path / "text.png").write_text("no image")
-    args = ("shard", files[0].parents[1], tmp_path / "text.png", "--images-per-shard", 10, "--out", tmp_path / "set")
+    args = (
+        "shard",
+        jpeg_files[0].parents[1],
+        tmp_path / "text.png",
+        "--images-per-shard",
+        10,
+        "--out",
+        tmp_path / "set",
+    )
     code, printed = command(*args, "--json")
     result = json.loads(printed[: printed.rindex("}") + 1])
     assert (code, result["images"], result["shards"]) == (1, IMAGES, 5)
@@ -289,7 +293,7 @@ def test_shard_speaks_json_and_its_shards_are_read(files: list[Path], tmp_path: 
     assert (code, "holds shards already" in printed) == (1, True)
 
 
-def test_shard_takes_a_configuration_and_is_quiet(files: list[Path], tmp_path: Path, command) -> None:
+def test_shard_takes_a_configuration_and_is_quiet(jpeg_files: list[Path], tmp_path: Path, command) -> None:
     (tmp_path / "shard.yaml").write_text(f"out: {tmp_path}/set\nimages-per-shard: 20\n")
-    assert command("shard", files[0].parents[1], "--config", tmp_path / "shard.yaml", "--quiet") == (0, "")
+    assert command("shard", jpeg_files[0].parents[1], "--config", tmp_path / "shard.yaml", "--quiet") == (0, "")
     assert len(list((tmp_path / "set").glob("0*.tar"))) == 3

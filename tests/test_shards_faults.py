@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from shards_written import IMAGES, PER_SHARD, SIZE, files, numbers, refused_in_a_worker, rewritten, shards, written
 
 from fastmsflow import InputError
 from fastmsflow.data import ShardedImages, write_shards
@@ -21,17 +20,18 @@ from fastmsflow.data.shards.manifest import Manifest, Shard
 from fastmsflow.data.shards.storage import ShardStorage
 from fastmsflow.errors import UnavailableError
 from fastmsflow.training.loaders import ShardLoader
+from tests.helpers.shards import IMAGES, PER_SHARD, SIZE, numbers, refused_in_a_worker, rewritten
 
 # Elsewhere than on a disk
 
 
 @pytest.fixture
-def server(written: Path) -> Iterator[str]:
+def server(jpeg_shards: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(written)))
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(jpeg_shards)))
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}"
     httpd.shutdown()
@@ -39,10 +39,10 @@ def server(written: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_stream_over_http(workers: int, server: str, written: Path) -> None:
+def test_shards_stream_over_http(workers: int, server: str, jpeg_shards: Path) -> None:
     pytest.importorskip("aiohttp", reason="needs aiohttp")
     streamed = numbers(ShardedImages(f"{server}/manifest.json", SIZE, workers=workers, verify=True), workers)
-    assert streamed == numbers(ShardedImages(written, SIZE, workers=workers), workers)
+    assert streamed == numbers(ShardedImages(jpeg_shards, SIZE, workers=workers), workers)
 
 
 def test_an_address_that_is_not_there_is_named(server: str) -> None:
@@ -54,44 +54,44 @@ def test_an_address_that_is_not_there_is_named(server: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "memory", "pipe", "manifest"])
-def test_every_kind_of_address_gives_the_same(kind: str, written: Path) -> None:
+def test_every_kind_of_address_gives_the_same(kind: str, jpeg_shards: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     if kind == "memory":
-        fsspec.filesystem("memory").put(f"{written}/", "/set/", recursive=True)
+        fsspec.filesystem("memory").put(f"{jpeg_shards}/", "/set/", recursive=True)
     where = {
-        "file": f"file://{written}",
+        "file": f"file://{jpeg_shards}",
         "memory": "memory://set",
-        "pipe": f"pipe:cat {written}/{{}}",
-        "manifest": written / "manifest.json",
+        "pipe": f"pipe:cat {jpeg_shards}/{{}}",
+        "manifest": jpeg_shards / "manifest.json",
     }[kind]
-    assert numbers(ShardedImages(where, SIZE)) == numbers(ShardedImages(written, SIZE))
+    assert numbers(ShardedImages(where, SIZE)) == numbers(ShardedImages(jpeg_shards, SIZE))
 
 
-def test_addresses_that_cannot_be_read_say_so(shards: Path) -> None:
+def test_addresses_that_cannot_be_read_say_so(jpeg_shards_copy: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read \(Protocol not known: nonsense"):
         ShardedImages("nonsense://set", SIZE)
     with pytest.raises(InputError, match=r"needs a \{\} where a file's name goes"):
         ShardedImages("pipe:cat set", SIZE)
     with pytest.raises(InputError, match=r"cannot be read .*exit 1"):
         ShardedImages("pipe:false {}", SIZE)
-    (shards / "000002.tar").unlink()
+    (jpeg_shards_copy / "000002.tar").unlink()
     with pytest.raises(InputError, match=r"000002\.tar.*: cannot be read .* after 0 of 4 images"):
-        numbers(ShardedImages(f"pipe:cat {shards}/{{}} 2>/dev/null", SIZE))
+        numbers(ShardedImages(f"pipe:cat {jpeg_shards_copy}/{{}} 2>/dev/null", SIZE))
 
 
-def test_a_package_that_is_missing_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_named(jpeg_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UnavailableError, match="s3fs"):
         ShardedImages("s3://bucket/set", SIZE)
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(UnavailableError, match=r"pip install 'fastmsflow\[shards\]'"):
-        ShardedImages(written, SIZE)
+        ShardedImages(jpeg_shards, SIZE)
 
 
-def test_a_shards_name_runs_no_command(shards: Path, tmp_path: Path) -> None:
-    rewritten(shards, lambda manifest: manifest["shards"][0].update(name=f"x; touch {tmp_path}/ran; .tar"))
+def test_a_shards_name_runs_no_command(jpeg_shards_copy: Path, tmp_path: Path) -> None:
+    rewritten(jpeg_shards_copy, lambda manifest: manifest["shards"][0].update(name=f"x; touch {tmp_path}/ran; .tar"))
     with pytest.raises(InputError, match="is no name of a shard"):
-        ShardedImages(f"pipe:cat {shards}/{{}}", SIZE)
+        ShardedImages(f"pipe:cat {jpeg_shards_copy}/{{}}", SIZE)
 
 
 # Faults
@@ -141,18 +141,18 @@ FAULTS = {
 @pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("verify", [False, True], ids=["", "verified"])
 def test_a_bad_shard_is_named_or_left_out_by_option(
-    damage: Callable[[Path], None], verify: bool, shards: Path, tmp_path: Path
+    damage: Callable[[Path], None], verify: bool, jpeg_shards_copy: Path, tmp_path: Path
 ) -> None:
     message, good = FAULTS[damage]
     if verify:
         good, message = 0, message if damage is Path.unlink else "its checksum is not the manifest's"
-    damage(shards / "000002.tar")
+    damage(jpeg_shards_copy / "000002.tar")
 
     with pytest.raises(InputError, match=rf"000002\.tar: {message}.*write the shards again"):
-        numbers(ShardedImages(shards, SIZE, shuffle=False, verify=verify))
+        numbers(ShardedImages(jpeg_shards_copy, SIZE, shuffle=False, verify=verify))
 
     log = tmp_path / "faults.jsonl"
-    images = ShardedImages(shards, SIZE, shuffle=False, verify=verify, skip_faults=log)
+    images = ShardedImages(jpeg_shards_copy, SIZE, shuffle=False, verify=verify, skip_faults=log)
     assert numbers(images) == [i for i in range(IMAGES) if not 8 + good <= i < 12]
     (line,) = map(json.loads, log.read_text().splitlines())
     assert (line["lost"], line["epoch"], line["rank"]) == (4 - good, 0, 0)
@@ -164,12 +164,12 @@ def of_manifest(shards: Path) -> tuple[Shard, ...]:
 
 
 @pytest.fixture
-def flipped(shards: Path) -> Path:
+def flipped(jpeg_shards_copy: Path) -> Path:
     """One bit of an image in the third shard, which decodes all the same."""
-    content = bytearray((shards / "000002.tar").read_bytes())
+    content = bytearray((jpeg_shards_copy / "000002.tar").read_bytes())
     content[512 + 1500] ^= 1
-    (shards / "000002.tar").write_bytes(content)
-    return shards
+    (jpeg_shards_copy / "000002.tar").write_bytes(content)
+    return jpeg_shards_copy
 
 
 def test_a_bit_that_flipped_is_an_error_when_its_shard_has_been_read(flipped: Path) -> None:
@@ -202,22 +202,22 @@ def test_a_flipped_bit_that_is_skipped_loses_no_image_and_is_told(flipped: Path,
     assert line["lost"] == 0 and "000002.tar: its checksum" in line["fault"]
 
 
-def test_a_whole_shard_that_is_gone_on_with_has_the_right_checksum(written: Path) -> None:
-    images = ShardedImages(written, SIZE, shuffle=False)
+def test_a_whole_shard_that_is_gone_on_with_has_the_right_checksum(jpeg_shards: Path) -> None:
+    images = ShardedImages(jpeg_shards, SIZE, shuffle=False)
     before = [item["index"] for item in islice(images, 10) if images.seen(item) is None]
     images.resume(images.state())
     assert before + numbers(images) == list(range(IMAGES))
 
 
-def test_a_wrong_checksum_in_the_manifest_is_found(shards: Path) -> None:
-    rewritten(shards, lambda manifest: manifest["shards"][5].update(sha256="0" * 64))
+def test_a_wrong_checksum_in_the_manifest_is_found(jpeg_shards_copy: Path) -> None:
+    rewritten(jpeg_shards_copy, lambda manifest: manifest["shards"][5].update(sha256="0" * 64))
     with pytest.raises(InputError, match=r"000005\.tar: its checksum is not the manifest's"):
-        numbers(ShardedImages(shards, SIZE))
+        numbers(ShardedImages(jpeg_shards_copy, SIZE))
 
 
-def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(files: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "cut.jpg").write_bytes(files[0].read_bytes()[:-400])
-    write_shards([*files[:3], tmp_path / "cut.jpg"], tmp_path / "set")
+def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(jpeg_files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(jpeg_files[0].read_bytes()[:-400])
+    write_shards([*jpeg_files[:3], tmp_path / "cut.jpg"], tmp_path / "set")
     with pytest.raises(InputError, match=r"000000\.tar: .*cut\.jpg: damaged or truncated"):
         numbers(ShardedImages(tmp_path / "set", SIZE))
     images = ShardedImages(tmp_path / "set", SIZE, shuffle=False, skip_faults=tmp_path / "faults.jsonl")
@@ -225,14 +225,14 @@ def test_a_damaged_image_in_a_good_shard_is_named_or_left_out(files: list[Path],
     assert "cut.jpg: damaged" in (tmp_path / "faults.jsonl").read_text()
 
 
-def test_a_shard_lost_between_two_runs_moves_no_other_image(shards: Path, tmp_path: Path) -> None:
+def test_a_shard_lost_between_two_runs_moves_no_other_image(jpeg_shards_copy: Path, tmp_path: Path) -> None:
     def fresh() -> ShardedImages:
-        return ShardedImages(shards, SIZE, buffer=6, skip_faults=tmp_path / "faults.jsonl")
+        return ShardedImages(jpeg_shards_copy, SIZE, buffer=6, skip_faults=tmp_path / "faults.jsonl")
 
     whole, images = numbers(fresh()), fresh()
     before = [int(item["index"]) for item in islice(images, 11) if images.seen(item) is None]
     lost = images.manifest.shards[whole[30] // PER_SHARD]
-    (shards / lost.name).unlink()
+    (jpeg_shards_copy / lost.name).unlink()
     resumed = fresh()
     resumed.resume(images.state())
     after = numbers(resumed)
@@ -240,10 +240,10 @@ def test_a_shard_lost_between_two_runs_moves_no_other_image(shards: Path, tmp_pa
     assert before + after == [i for i in whole if i in before or i not in gone]
 
 
-def test_an_error_in_a_worker_reaches_the_caller(shards: Path) -> None:
-    (shards / "000002.tar").unlink()
+def test_an_error_in_a_worker_reaches_the_caller(jpeg_shards_copy: Path) -> None:
+    (jpeg_shards_copy / "000002.tar").unlink()
     with refused_in_a_worker(r"000002\.tar: no such file"):
-        numbers(ShardedImages(shards, SIZE, workers=2), workers=2)
+        numbers(ShardedImages(jpeg_shards_copy, SIZE, workers=2), workers=2)
 
 
 MANIFESTS = {
@@ -263,21 +263,21 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_a_wrong_manifest_is_named(kind: str, shards: Path) -> None:
+def test_a_wrong_manifest_is_named(kind: str, jpeg_shards_copy: Path) -> None:
     change, message = MANIFESTS[kind]
-    rewritten(shards, change)
+    rewritten(jpeg_shards_copy, change)
     with pytest.raises(InputError, match=rf"manifest\.json: .*{message}.*; copy it again, or write the shards again"):
-        ShardedImages(shards, SIZE)
+        ShardedImages(jpeg_shards_copy, SIZE)
 
 
-def test_a_manifest_of_other_counts_than_its_shards_is_named(shards: Path) -> None:
+def test_a_manifest_of_other_counts_than_its_shards_is_named(jpeg_shards_copy: Path) -> None:
     def shift(manifest: dict) -> None:
         manifest["shards"][-1]["images"] += 1
         manifest["images"] += 1
 
-    rewritten(shards, shift)
+    rewritten(jpeg_shards_copy, shift)
     with pytest.raises(InputError, match=r"000011\.tar: ends after 2 of 3 images"):
-        numbers(ShardedImages(shards, SIZE))
+        numbers(ShardedImages(jpeg_shards_copy, SIZE))
 
 
 def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
@@ -287,18 +287,18 @@ def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["removed", "cut off", "never written"])
 def test_shards_without_their_manifest_are_not_taken_for_a_folder_of_images(
-    fault: str, shards: Path, command, tmp_path: Path
+    fault: str, jpeg_shards_copy: Path, command, tmp_path: Path
 ) -> None:
-    manifest = shards / "manifest.json"
+    manifest = jpeg_shards_copy / "manifest.json"
     if fault == "cut off":
         manifest.write_bytes(manifest.read_bytes()[:-5])
     else:
         manifest.unlink()
     if fault == "never written":
         # The first shard's images could not be read.
-        (shards / "000000.tar").unlink()
-        (shards / "unfinished.jsonl").touch()
+        (jpeg_shards_copy / "000000.tar").unlink()
+        (jpeg_shards_copy / "unfinished.jsonl").touch()
     message = "no manifest of shards" if fault == "cut off" else "the same command again goes on with it"
-    for source in (shards, manifest):
+    for source in (jpeg_shards_copy, manifest):
         code, printed = command("train", source, "--out", tmp_path / "run")
         assert (code, f"{manifest}: no " in printed, message in printed) == (1, True, True), printed

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ShardSet, write_shards
 from fastmsflow.training import DataConfig, Recipe, checkpointing, train
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.noise_images import noise_set
 
 PER_SHARD = 4
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0)
@@ -40,7 +40,7 @@ def shards(files: list[Path], tmp_path: Path) -> Path:
 def run(shards: Path, out: Path, reading: DataConfig, resume: bool = False):
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
-    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading, resume=resume)
+    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading=reading, resume=resume)
 
 
 class Stopped(Exception):

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from parquet_predicted import images, model, network
-from same_rows import assert_same_row
 
 from fastmsflow import UnavailableError
 from fastmsflow.inference import BatchScorer
+from tests.helpers.same_rows import assert_same_row
 
 pytest.importorskip("pandas", reason="needs pandas: pip install 'fastmsflow[spark]'")
 pyspark = pytest.importorskip("pyspark", reason="needs pyspark: pip install 'fastmsflow[spark]'")
@@ -59,20 +58,20 @@ def scorer_udf():
 
 
 @pytest.fixture(scope="module")
-def files(images: Path) -> list[str]:
-    return [str(path) for path in sorted(images.iterdir())]
+def files(noise_images: Path) -> list[str]:
+    return [str(path) for path in sorted(noise_images.iterdir())]
 
 
 @pytest.fixture(scope="module")
-def expected(files: list[str], model: Path) -> list[dict]:
+def expected(files: list[str], checkpoint: Path) -> list[dict]:
     import pyarrow as pa
 
-    return BatchScorer(model)(pa.table({"path": files})).to_pylist()
+    return BatchScorer(checkpoint)(pa.table({"path": files})).to_pylist()
 
 
-def test_paths_come_back_in_their_order_with_the_scores_of_the_scorer(spark, scorer_udf, files, model, expected):
+def test_paths_come_back_in_their_order_with_the_scores_of_the_scorer(spark, scorer_udf, files, checkpoint, expected):
     rows = spark.createDataFrame([(f,) for f in files], "path string").coalesce(1)
-    scored = rows.withColumn("result", scorer_udf(model)("path")).collect()
+    scored = rows.withColumn("result", scorer_udf(checkpoint)("path")).collect()
     assert [row.path for row in scored] == files
     for row, one in zip(scored, expected, strict=True):
         assert_same_row(row.result.asDict(), one)
@@ -82,10 +81,10 @@ def test_paths_come_back_in_their_order_with_the_scores_of_the_scorer(spark, sco
 
 
 def test_files_as_spark_reads_them_score_alike_by_content_and_by_path(
-    spark, scorer_udf, images, files, model, expected
+    spark, scorer_udf, noise_images, files, checkpoint, expected
 ):
-    score = scorer_udf(model)
-    read = spark.read.format("binaryFile").load(str(images))
+    score = scorer_udf(checkpoint)
+    read = spark.read.format("binaryFile").load(str(noise_images))
     scored = read.select("path", score("content").alias("of_bytes"), score("path").alias("of_path")).collect()
     by_name = {Path(file).name: one for file, one in zip(files, expected, strict=True)}
     assert sorted(Path(row.path).name for row in scored) == sorted(by_name)
@@ -94,11 +93,11 @@ def test_files_as_spark_reads_them_score_alike_by_content_and_by_path(
         assert_same_row(row.of_path.asDict(), by_name[Path(row.path).name])
 
 
-def test_a_fault_stands_in_its_row_and_calls_the_image_by_its_name(spark, scorer_udf, files, model, expected):
+def test_a_fault_stands_in_its_row_and_calls_the_image_by_its_name(spark, scorer_udf, files, checkpoint, expected):
     good = Path(files[0]).read_bytes()
     content = [(0, "a", good), (1, "b", b"no image"), (2, "c", None), (3, "d", good[:200]), (4, "e", good)]
     rows = spark.createDataFrame(content, "number int, name string, content binary").repartition(2)
-    scored = rows.withColumn("result", scorer_udf(model)("content", "name")).orderBy("number").collect()
+    scored = rows.withColumn("result", scorer_udf(checkpoint)("content", "name")).orderBy("number").collect()
     faults = [row.result.fault for row in scored]
     assert faults[0] is faults[4] is None
     assert faults[1].startswith("b: not an image that can be read")
@@ -110,29 +109,29 @@ def test_a_fault_stands_in_its_row_and_calls_the_image_by_its_name(spark, scorer
     assert_same_row(scored[4].result.asDict(), expected[0])
 
 
-def test_a_file_that_is_not_there_and_a_null_among_paths_are_faults(spark, scorer_udf, files, model):
+def test_a_file_that_is_not_there_and_a_null_among_paths_are_faults(spark, scorer_udf, files, checkpoint):
     rows = spark.createDataFrame([("/nowhere/x.png",), (None,), (files[0],)], "path string").coalesce(1)
-    faults = [row[0].fault for row in rows.select(scorer_udf(model)("path")).collect()]
+    faults = [row[0].fault for row in rows.select(scorer_udf(checkpoint)("path")).collect()]
     assert faults[0] == "/nowhere/x.png: no such file"
     assert faults[1].endswith("the column path is empty here")
     assert faults[2] is None
 
 
-def test_nulls_alone_are_faults_and_no_rows_are_no_rows(spark, scorer_udf, files, model):
+def test_nulls_alone_are_faults_and_no_rows_are_no_rows(spark, scorer_udf, files, checkpoint):
     nulls = spark.createDataFrame([(None,), (None,)], "content binary")
-    assert all("empty" in row[0].fault for row in nulls.select(scorer_udf(model)("content")).collect())
-    assert nulls.limit(0).select(scorer_udf(model)("content")).collect() == []
+    assert all("empty" in row[0].fault for row in nulls.select(scorer_udf(checkpoint)("content")).collect())
+    assert nulls.limit(0).select(scorer_udf(checkpoint)("content")).collect() == []
 
 
-def test_a_threshold_decides_the_labels(spark, scorer_udf, files, model, expected):
+def test_a_threshold_decides_the_labels(spark, scorer_udf, files, checkpoint, expected):
     limit = expected[0]["absolute_score"]
     rows = spark.createDataFrame([(f,) for f in files], "path string").coalesce(1)
-    labels = [row[0].defective for row in rows.select(scorer_udf(model, threshold=limit)("path")).collect()]
+    labels = [row[0].defective for row in rows.select(scorer_udf(checkpoint, threshold=limit)("path")).collect()]
     assert labels == [bool(one["absolute_score"] > limit) for one in expected]
     assert len(set(labels)) == 2
 
 
-def test_the_model_is_read_once_by_each_python_worker(spark, scorer_udf, files, model):
+def test_the_model_is_read_once_by_each_python_worker(spark, scorer_udf, files, checkpoint):
     read = []
 
     class Counting(SimpleHTTPRequestHandler):
@@ -142,9 +141,9 @@ def test_the_model_is_read_once_by_each_python_worker(spark, scorer_udf, files, 
 
         def log_message(self, *args: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=model.parent)) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=checkpoint.parent)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/{model.name}"
+        url = f"http://127.0.0.1:{server.server_port}/{checkpoint.name}"
         BatchScorer(url).load()
         gets_a_load = len(read)
         rows = spark.createDataFrame([(f,) for f in files], "path string").repartition(2 * WORKERS)
@@ -160,20 +159,20 @@ def test_the_model_is_read_once_by_each_python_worker(spark, scorer_udf, files, 
         server.shutdown()
 
 
-def test_the_fields_are_those_of_the_results_of_every_engine(spark, scorer_udf, model):
+def test_the_fields_are_those_of_the_results_of_every_engine(spark, scorer_udf, checkpoint):
     from pyspark.sql.pandas.types import to_arrow_schema
 
     from fastmsflow.inference.arrow import RESULTS
 
-    assert to_arrow_schema(scorer_udf(model).returnType).equals(RESULTS)
+    assert to_arrow_schema(scorer_udf(checkpoint).returnType).equals(RESULTS)
 
 
 @pytest.mark.parametrize("column", ["number", "list", "struct"])
-def test_a_column_of_another_type_ends_the_job_with_one_line(spark, scorer_udf, model, column):
+def test_a_column_of_another_type_ends_the_job_with_one_line(spark, scorer_udf, checkpoint, column):
     made = "1 AS number, array(1.5) AS list, struct(1 AS a) AS struct"
     rows = spark.sql(f"SELECT {made}")
     with pytest.raises(Exception, match=r"InputError: scorer_udf got a column of \w+; give it a binary column"):
-        rows.select(scorer_udf(model)(column)).collect()
+        rows.select(scorer_udf(checkpoint)(column)).collect()
 
 
 def test_a_model_that_is_not_there_ends_the_job_with_one_line(spark, scorer_udf, files):
@@ -182,9 +181,9 @@ def test_a_model_that_is_not_there_ends_the_job_with_one_line(spark, scorer_udf,
         rows.select(scorer_udf("/nowhere/model.safetensors")("path")).collect()
 
 
-def test_a_wrong_argument_is_told_before_any_job(scorer_udf, model):
+def test_a_wrong_argument_is_told_before_any_job(scorer_udf, checkpoint):
     with pytest.raises(ValueError, match="dtype int8: give"):
-        scorer_udf(model, dtype="int8")
+        scorer_udf(checkpoint, dtype="int8")
 
 
 def test_a_task_uses_the_gpu_that_spark_has_given_it(monkeypatch):

@@ -1,4 +1,4 @@
-"""What is measured of a running training: its speed, what it waits for, a trace of a few steps."""
+"""Tests what is measured of a running training: its speed, what it waits for, a trace of a few steps."""
 
 import csv
 import json
@@ -9,23 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 
-from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import DataConfig, Recipe, train
 from fastmsflow.training.features_in_memory import FeaturesInMemory
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> ImageSet:
     return noise_set(tmp_path_factory.mktemp("images"), train=12)
-
-
-def new_model() -> MSFlow:
-    torch.manual_seed(0)
-    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
 
 
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=1, sub_epochs=3)
@@ -41,7 +36,7 @@ def test_speed_and_waiting_are_logged_and_kept_with_the_results(images: ImageSet
 
     monkeypatch.setattr(FeaturesInMemory, "fetch", slow)
     started = time.perf_counter()
-    outcome = train(new_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
+    outcome = train(tiny_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
     seconds = time.perf_counter() - started
     assert 36 / seconds <= outcome.speed["images_per_second"] <= 2 / 0.1
     assert 3 * 6 * 0.1 <= waited(outcome.speed, 3 * 12) < seconds
@@ -59,7 +54,7 @@ def waited(speed: Mapping[str, float | str], images: int) -> float:
 
 
 def test_a_fast_loader_is_not_waited_for(images: ImageSet, tmp_path: Path) -> None:
-    outcome = train(new_model(), images, RECIPE, tmp_path / "run")
+    outcome = train(tiny_model(), images, RECIPE, tmp_path / "run")
     assert outcome.speed["data_wait"] < 0.5
 
 
@@ -80,7 +75,7 @@ def test_a_trace_of_a_few_steps_is_written(
     images_used: int, steps: list[int], images: ImageSet, tmp_path: Path, capfd
 ) -> None:
     some = replace(images, train=images.train[:images_used], test=())
-    train(new_model(), some, RECIPE, tmp_path / "run", DataConfig(stream=True), profile=True)
+    train(tiny_model(), some, RECIPE, tmp_path / "run", reading=DataConfig(stream=True), profile=True)
     found, names = traced(tmp_path / "run")
     assert found == steps
     assert any("conv" in name for name in names)
@@ -101,7 +96,7 @@ def test_of_an_interrupted_run_what_was_traced_is_written_and_nothing_is_traced_
 
     monkeypatch.setattr(MSFlowLightningModule, "training_step", pull_the_plug)
     with pytest.raises(InterruptedError):
-        train(new_model(), images, RECIPE, tmp_path / "run", profile=True)
+        train(tiny_model(), images, RECIPE, tmp_path / "run", profile=True)
     assert traced(tmp_path / "run")[0] == [5, 6, 7]
     assert no_profiler_runs()
 
@@ -114,5 +109,5 @@ def test_what_is_done_between_batches_is_not_waiting(images: ImageSet, tmp_path:
         look(self, *batch)
 
     monkeypatch.setattr(MSFlowLightningModule, "on_train_batch_end", slow)
-    outcome = train(new_model(), images, RECIPE, tmp_path / "run")
+    outcome = train(tiny_model(), images, RECIPE, tmp_path / "run")
     assert outcome.speed["data_wait"] < 0.1

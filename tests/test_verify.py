@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops_parity import DEVICE
-from parity import GOLDEN
 from typer.testing import CliRunner
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow, UnavailableError
@@ -17,6 +15,8 @@ from fastmsflow.compat.numerical_check import check_numerics, noise
 from fastmsflow.data.image_io import load_image
 from fastmsflow.data.layouts.texture_tiles import training_tiles
 from fastmsflow.nn.subnets import ConditionedSubnet
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.paths import GOLDEN
 
 
 def small_flow() -> MultiScaleFlow:

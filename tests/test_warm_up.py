@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from noise_images import noise_set
 from rich.console import Console
 
 from fastmsflow import InputError
@@ -15,6 +14,7 @@ from fastmsflow.files import write_yaml
 from fastmsflow.training import Recipe
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from fastmsflow.training.train import say_if_short
+from tests.helpers.noise_images import noise_set
 
 SHORT = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", 32, "--meta-epochs", 2, "--sub-epochs", 2, "--hold-out", 0,

@@ -72,7 +72,7 @@ def evaluate(
                 model_path, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps, kind
             )
             results += comparison.rows
-            images, tested = comparison.images, comparison.tested
+            images, tested = comparison.images, comparison.test_result
             bar.stage("writing the report", len(images.test))
             with comparison.stopwatch("report"):
                 metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}

@@ -214,13 +214,13 @@ def _train_all(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
 @contextmanager
 def _interruptible(group: ProcessGroup) -> Iterator[None]:
     """Ends the command with one line after Ctrl-C."""
-    from ..training.callbacks.preemption import LAST_KEPT
+    from ..training.callbacks.preemption import RESUME_FROM_LAST
 
     try:
         yield
     except KeyboardInterrupt as interrupt:
         if group.first:
-            errors.print(f"interrupted; {LAST_KEPT}", soft_wrap=True, highlight=False)
+            errors.print(f"interrupted; {RESUME_FROM_LAST}", soft_wrap=True, highlight=False)
         raise typer.Exit(130) from interrupt
 
 
@@ -243,7 +243,7 @@ def _print_end(job: "TrainingJob", result: "TrainingResult", as_json: bool) -> N
 
 
 def _print_metrics(result: "TrainingResult") -> None:
-    if result.tested is None:
+    if result.test_result is None:
         return
     from ..evaluation.metric_labels import METRIC_LABELS
 
@@ -255,7 +255,7 @@ def _print_metrics(result: "TrainingResult") -> None:
             for how in choices
         )
         table.add_row(METRIC_LABELS[metric], *cells)
-    add_pixel_error(table, [m.evaluation.pixel_error for m in result.moments if m.evaluation is not None])
+    add_pixel_error(table, [m.evaluation.pixel_error for m in result.epoch_results if m.evaluation is not None])
     console.print(table)
     console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")
 

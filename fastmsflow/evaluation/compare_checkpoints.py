@@ -44,12 +44,12 @@ class CheckpointResult:
 
 @dataclass(frozen=True)
 class CheckpointComparison:
-    """What was found of one class; ``model`` and ``tested`` are of the first row."""
+    """What was found of one class; ``model`` and ``test_result`` are of the first row."""
 
     rows: list[CheckpointResult]
     images: ImageSet
     model: MSFlow
-    tested: TestResult
+    test_result: TestResult
     stopwatch: Stopwatch
 
 
@@ -85,7 +85,7 @@ def compare_checkpoints(
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(
         models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps, dtype=dtype,
-        kind=kind,
+        map_kind=kind,
     )  # fmt: skip
     rows = [
         CheckpointResult(images.name, name, result.evaluation, threshold_of(model.calibration))

@@ -107,7 +107,7 @@ def evaluate_all(
     stage: Callable[[str, int], None] = lambda what, total: None,
     maps: ScoreMapStore | None = None,
     dtype: str | None = AUTO,
-    kind: MapKind | None = None,
+    map_kind: MapKind | None = None,
 ) -> list[TestResult]:
     """The same for models that differ in their flows only: the extractor runs once.
 
@@ -119,22 +119,25 @@ def evaluate_all(
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
         ready = [prepare(model, dtype) for model in models]
-        truth = GroundTruth.from_image_set(images, first.image_size)
-    kind = shown_map(first.calibration is not None, kind)
-    tallies = [Evaluator(truth, len(model.flow.channels), kind, maps if model is first else None) for model in models]
-    # Without the masks, which the truth reads.
+        ground_truth = GroundTruth.from_image_set(images, first.image_size)
+    map_kind = shown_map(first.calibration is not None, map_kind)
+    evaluators = [
+        Evaluator(ground_truth, len(model.flow.channels), map_kind=map_kind, maps=maps if model is first else None)
+        for model in models
+    ]
+    # Images alone: the ground truth reads the masks.
     files = ImageFileDataset([sample.image for sample in images.test], first.image_size)
-    for numbers, found in scored(ready, files, truth.order, batch_size, workers, progress, stopwatch):
+    for numbers, found in scored(ready, files, ground_truth.scoring_order, batch_size, workers, progress, stopwatch):
         with stopwatch("load"):
-            masks = truth.masks(numbers) if truth.has_masks else None
+            masks = ground_truth.load_masks(numbers) if ground_truth.has_masks else None
         with stopwatch("metrics"):
-            for tally, scores in zip(tallies, found, strict=True):
-                tally.add(numbers, scores, masks)
+            for evaluator, scores in zip(evaluators, found, strict=True):
+                evaluator.add(numbers, scores, masks)
     stage("computing metrics", len(models))
     results: list[TestResult] = []
-    for model, tally in zip(models, tallies, strict=True):
+    for model, evaluator in zip(models, evaluators, strict=True):
         with stopwatch("metrics"):
-            tally.complete()
-            results.append(tally.judge(model.calibration))
+            evaluator.complete()
+            results.append(evaluator.result(model.calibration))
         progress(len(results))
     return results

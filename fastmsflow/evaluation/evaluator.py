@@ -1,4 +1,4 @@
-"""Scores of a set's images, taken in batch by batch: into metrics, into a calibration. Maps are not kept for long."""
+"""Collects scores batch by batch, and computes metrics or a calibration from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,129 +13,135 @@ from ..errors import InputError, first_few
 from ..metrics import auroc
 from ..scoring import ImageScores, MapKind, Scores
 from .ground_truth import GroundTruth
-from .pixel_metrics import BinnedPixelMetrics, Curve, ExactPixelMetrics, Pixels
+from .pixel_metrics import BinnedPixelMetrics, Curve, ExactPixelMetrics, PixelMetricsAccumulator
 from .results import Evaluation
 from .score_map_store import ScoreMapStore
 
-# Of some millions of pixels a sample does.
+# The median of a set's pixels is taken over about so many of them.
 MEDIAN_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """What one model made of a test set."""
+    """Metrics, scores and maps of one model on a test set."""
 
     evaluation: Evaluation
     scores: ImageScores
-    """In the set's order."""
+    """Scores of the images, in the set's order."""
     maps: ScoreMapStore | None
-    """The map to show of each image; None: not kept, or with another process."""
-    pixels: Pixels | None
+    """The map to show of each image; None if they are not stored, or another process has them."""
+    pixel_metrics: PixelMetricsAccumulator | None
 
     def pro_curve(self) -> Curve | None:
-        """See fastmsflow.metrics.pro_curve; None where there are no masks."""
-        return None if self.pixels is None else self.pixels.pro_curve()
+        """Returns the curve of fastmsflow.metrics.pro_curve; None if there are no masks."""
+        return None if self.pixel_metrics is None else self.pixel_metrics.pro_curve()
 
 
 class Evaluator:
-    """Judges one model on a test set.
+    """Computes the metrics of one model on a test set from scores that are added batch by batch.
 
-    ``levels``: of its flow. ``maps``: where the maps to show go, of ``kind``. Of several processes each adds the images
-    that it scored.
+    ``levels``: number of levels of the model's flow. ``maps``: stores the maps to show, of ``map_kind``. Each of
+    several processes adds the images that it scored.
     """
 
     def __init__(
         self,
-        truth: GroundTruth,
+        ground_truth: GroundTruth,
         levels: int,
-        kind: MapKind = "additive",
+        *,
+        map_kind: MapKind = "additive",
         maps: ScoreMapStore | None = None,
         world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self._truth = truth
-        self._kind: MapKind = kind
+        self._ground_truth = ground_truth
+        self._map_kind: MapKind = map_kind
         self._maps = maps
-        self._images = ScoreCollector(world)
-        self._pixels: Pixels | None = None
-        if truth.has_masks:
-            size = truth.image_size
-            of_one = ExactPixelMetrics(len(truth.labels), size) if truth.exact else None
-            self._pixels = of_one or BinnedPixelMetrics(levels, size, world)
+        self._scores = ScoreCollector(world)
+        self._pixel_metrics: PixelMetricsAccumulator | None = None
+        if ground_truth.has_masks and ground_truth.exact:
+            self._pixel_metrics = ExactPixelMetrics(len(ground_truth.labels), ground_truth.image_size)
+        elif ground_truth.has_masks:
+            self._pixel_metrics = BinnedPixelMetrics(levels, ground_truth.image_size, world)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray | None) -> None:
-        """``scores``: of the images of ``numbers``, float32 on the CPU; ``masks``: theirs, where the set has masks.
+        """Adds the scores of the images of ``numbers``, float32 on the CPU, and their masks if the set has masks.
 
-        Errors: InputError where maps cannot be written.
+        Raises: InputError if maps cannot be written.
         """
-        self._images.add(numbers, scores)
-        # Else ``judge`` names the images.
+        self._scores.add(numbers, scores)
+        # ``result`` names images whose score is not finite.
         if not scores.absolute_score.isfinite().all():
             return
-        if self._pixels is not None and masks is not None:
-            self._pixels.add(numbers, scores, masks)
+        if self._pixel_metrics is not None and masks is not None:
+            self._pixel_metrics.add(numbers, scores, masks)
         if self._maps is not None:
-            self._maps.add(numbers, scores.score_map(self._kind).numpy())
+            self._maps.add(numbers, scores.score_map(self._map_kind).numpy())
 
     def complete(self) -> None:
-        """When all images are in; for all processes to call, before anything else that they do together."""
-        if self._pixels is not None:
-            self._pixels.complete()
+        """Ends the adding; all processes call this before they exchange anything else."""
+        if self._pixel_metrics is not None:
+            self._pixel_metrics.complete()
 
-    def judge(self, calibration: Calibration | None) -> TestResult:
-        """After ``complete``; for all processes to call. Errors: InputError naming the images whose score is not
-        finite."""
-        numbers, scores = self._images.joined()
-        check_finite(scores, numbers, self._truth.names)
-        figures = {} if self._pixels is None else self._pixels.figures()._asdict()
-        labels = self._truth.labels
+    def result(self, calibration: Calibration | None) -> TestResult:
+        """Computes the metrics of the images of all processes, which all call this after ``complete``.
+
+        Raises: InputError with the names of images whose score is not finite.
+        """
+        numbers, scores = self._scores.gather()
+        check_finite(scores, numbers, self._ground_truth.names)
+        pixel_metrics = {} if self._pixel_metrics is None else self._pixel_metrics.compute()._asdict()
+        labels = self._ground_truth.labels
         evaluation = Evaluation(
             auroc(labels, scores.score),
             auroc(labels, scores.log_score),
             auroc(labels, scores.absolute_score),
-            **figures,
+            **pixel_metrics,
             **_at_threshold(labels, scores.absolute_score.numpy(), calibration),
         )
-        return TestResult(evaluation, scores, None if self._maps is None else self._maps.shared(), self._pixels)
+        maps = None if self._maps is None else self._maps.gather()
+        return TestResult(evaluation, scores, maps, self._pixel_metrics)
 
 
 class Calibrator:
-    """Calibrates on held-out good images. Of several processes each adds the images that it scored.
+    """Computes a calibration from the scores of held-out good images; each process adds the images that it scored.
 
-    ``names``: by the images' numbers. ``images``: how many they are; None: as many as names.
+    ``names``: names of the images, by number. ``images``: number of images of all processes; None: as many as names.
     """
 
     def __init__(self, names: Sequence[str], world: ProcessGroup = SINGLE_PROCESS, images: int | None = None) -> None:
         self._count = len(names) if images is None else images
         self._names = names
         self._world = world
-        self._images = ScoreCollector(world)
+        self._scores = ScoreCollector(world)
         self._peaks: list[tuple[int, float]] = []
         self._pixels: list[Tensor] = []
 
     def add(self, numbers: Sequence[int], scores: Scores) -> None:
-        """``scores``: of the images of ``numbers``, float32 on the CPU."""
-        self._images.add(numbers, scores)
+        """Adds the scores of the images of ``numbers``, float32 on the CPU."""
+        self._scores.add(numbers, scores)
         maps = scores.absolute_map
         self._peaks += zip(numbers, maps.amax(dim=(1, 2)).tolist(), strict=True)
-        # Every so many pixels of all images' in a row, however they come.
+        # Samples every ``step``-th pixel of all images in a row, whatever the order in which they are added.
         size = maps[0].numel()
         step = max(1, self._count * size // MEDIAN_PIXELS)
-        for number, one in zip(numbers, maps, strict=True):
-            self._pixels.append(one.flatten()[-number * size % step :: step].clone())
+        for number, score_map in zip(numbers, maps, strict=True):
+            self._pixels.append(score_map.flatten()[-number * size % step :: step].clone())
 
     def calibration(self, false_alarms: float) -> Calibration:
-        """When all images are in; for all processes to call. Errors: InputError naming the images whose score is not
-        finite."""
-        numbers, scores = self._images.joined()
+        """Returns the calibration on the images of all processes, which all call this.
+
+        Raises: InputError with the names of images whose score is not finite.
+        """
+        numbers, scores = self._scores.gather()
         check_finite(scores, numbers, self._names)
-        peaks = sorted(peak for own in self._world.all_gather(self._peaks) for peak in own)
+        peaks = sorted(peak for peaks in self._world.all_gather(self._peaks) for peak in peaks)
         pixels = torch.cat(list(self._world.all_gather(torch.cat(self._pixels or [torch.empty(0)]))))
         absolute = scores.absolute_score.tolist()
         return Calibration(tuple(absolute), tuple(peak for _, peak in peaks), pixels.median().item(), false_alarms)
 
 
 class ScoreCollector:
-    """Images' scores, put in the order of the images' numbers in the end."""
+    """Collects image scores, and sorts them by the images' numbers."""
 
     def __init__(self, world: ProcessGroup) -> None:
         self._world = world
@@ -146,18 +152,18 @@ class ScoreCollector:
         self._numbers += numbers
         self._scores.append(torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1))
 
-    def joined(self) -> tuple[list[int], ImageScores]:
-        """The numbers, ascending, and their scores: of all processes, on each of them."""
+    def gather(self) -> tuple[list[int], ImageScores]:
+        """Returns the images' numbers, ascending, and their scores, of all processes, on each of them."""
         own = torch.cat(self._scores or [torch.empty(0, 3)])
-        everyone = self._world.all_gather((self._numbers, own))
-        numbers, order = torch.tensor([number for numbers, _ in everyone for number in numbers]).sort()
-        return numbers.tolist(), ImageScores(*torch.cat([of_one for _, of_one in everyone])[order].unbind(dim=1))
+        gathered = self._world.all_gather((self._numbers, own))
+        numbers, order = torch.tensor([number for numbers, _ in gathered for number in numbers]).sort()
+        return numbers.tolist(), ImageScores(*torch.cat([scores for _, scores in gathered])[order].unbind(dim=1))
 
 
 def check_finite(scores: ImageScores, numbers: Sequence[int], names: Sequence[str]) -> None:
-    """``scores``: of the images of ``numbers``. Errors: InputError naming those whose score is not finite."""
+    """Raises: InputError with the names of those images of ``numbers`` whose score is not finite."""
     finite = scores.absolute_score.isfinite().tolist()
-    faults = [names[number] for number, fine in zip(numbers, finite, strict=True) if not fine]
+    faults = [names[number] for number, is_finite in zip(numbers, finite, strict=True) if not is_finite]
     if faults:
         raise InputError(
             f"the score is not finite of {first_few(faults)}; look at them, or for where the model overflows"
@@ -167,11 +173,11 @@ def check_finite(scores: ImageScores, numbers: Sequence[int], names: Sequence[st
 def _at_threshold(labels: np.ndarray, scores: np.ndarray, calibration: Calibration | None) -> dict[str, float]:
     if calibration is None or not calibration.is_enough():
         return {}
-    called = scores > calibration.threshold().value
-    hits = int((called & (labels == 1)).sum())
+    predicted = scores > calibration.threshold().value
+    hits = int((predicted & (labels == 1)).sum())
     defective = int((labels == 1).sum())
     return {
-        "false_alarm_rate": float(called[labels == 0].mean()),
+        "false_alarm_rate": float(predicted[labels == 0].mean()),
         "recall": hits / defective,
-        "f1": 2 * hits / (defective + int(called.sum())),
+        "f1": 2 * hits / (defective + int(predicted.sum())),
     }

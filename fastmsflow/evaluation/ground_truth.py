@@ -1,4 +1,4 @@
-"""What is known of a test set: which images are defective, and where."""
+"""Holds the labels and masks of a test set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,28 +11,31 @@ from ..errors import InputError
 from ..files import shown
 
 EXACT_PIXELS = 2**26
-"""Up to so many pixels of a test set, 256 images of 512x512, a single process keeps its maps and masks and computes
-pixel metrics from them exactly: 9 bytes a pixel for each model, and while it sorts about as much again."""
+"""Pixels of a test set, 256 images of 512x512, up to which a single process holds all maps and masks in memory and
+computes exact pixel metrics: 9 bytes a pixel for each model, and about as much again for sorting."""
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Labels (N,) of a test set and, where it has them, its masks."""
+    """Labels (N,) of a test set, 1 for a defective image, and its masks if it has any."""
 
     samples: Sequence[Sample]
     labels: np.ndarray
     image_size: tuple[int, int]
     has_masks: bool
     exact: bool
-    """Whether pixel metrics are from all maps at once; else, in constant memory, from histograms."""
-    kept: np.ndarray | None
-    """Masks (N, H, W) bool, where ``exact``."""
+    """Pixel metrics are computed from all maps at once; if False, from histograms in constant memory."""
+    masks: np.ndarray | None
+    """Masks (N, H, W) bool, if ``exact``; else they are read when they are needed."""
 
     @classmethod
     def from_image_set(
         cls, images: ImageSet, image_size: tuple[int, int], world: ProcessGroup = SINGLE_PROCESS
     ) -> "GroundTruth":
-        """Errors: InputError where the images are all good or all defective, or a mask that is kept cannot be read."""
+        """Reads the labels of ``images.test``, and the masks if they fit in memory.
+
+        Raises: InputError if the images are all good or all defective, or a mask cannot be read.
+        """
         labels = np.array([sample.label for sample in images.test])
         defective = int(labels.sum())
         if defective in (0, len(labels)):
@@ -42,28 +45,31 @@ class GroundTruth:
                 " without an evaluation, move the test images elsewhere"
             )
         exact = world.size == 1 and len(labels) * image_size[0] * image_size[1] <= EXACT_PIXELS
-        kept = None
+        masks = None
         if images.has_masks and exact:
-            kept = np.stack([load_mask(sample, image_size).numpy() for sample in images.test])
-        return cls(images.test, labels, image_size, images.has_masks, exact, kept)
+            masks = np.stack([load_mask(sample, image_size).numpy() for sample in images.test])
+        return cls(images.test, labels, image_size, images.has_masks, exact, masks)
 
     @property
     def names(self) -> list[str]:
-        """Of the files."""
+        """The names of the images' files."""
         return [shown(sample.image) for sample in self.samples]
 
     @property
-    def order(self) -> list[int]:
-        """The images' numbers, in the order to score them in: the set's own; for histograms, whose bins the first ones
-        make, so that any few in a row are spread over the set."""
+    def scoring_order(self) -> list[int]:
+        """The images' numbers in the order in which they are to be scored.
+
+        This is the set's own order for exact metrics. The first images choose the bins of histograms, so for these any
+        few images in a row are spread over the whole set.
+        """
         numbers = np.arange(len(self.labels))
         if self.exact:
             return numbers.tolist()
-        # The golden ratio's multiples, less their whole parts, leave no wide gap however many there are.
+        # Fractional parts of multiples of the golden ratio leave no wide gap, however many there are.
         return np.argsort(numbers * ((5**0.5 - 1) / 2) % 1).tolist()
 
-    def masks(self, numbers: Sequence[int]) -> np.ndarray:
-        """Of these images, (B, H, W) bool. Errors: InputError where one cannot be read."""
-        if self.kept is not None:
-            return self.kept[list(numbers)]
+    def load_masks(self, numbers: Sequence[int]) -> np.ndarray:
+        """Returns the masks (B, H, W) bool of these images. Raises: InputError if one cannot be read."""
+        if self.masks is not None:
+            return self.masks[list(numbers)]
         return np.stack([load_mask(self.samples[number], self.image_size).numpy() for number in numbers])

@@ -1,4 +1,4 @@
-"""Maps of many images on disk, written as they come and read one at a time."""
+"""Stores score maps of many images on disk, and reads them one at a time."""
 
 import os
 import tempfile
@@ -16,14 +16,14 @@ from ..files import ASIDE, write_faults
 
 
 class ScoreMapStore:
-    """Maps (H, W) of one size, float32, of images by their numbers, in a temporary file: 4 H W bytes an image.
+    """Stores maps (H, W) of one size, float32, by the images' numbers in a temporary file: 4 H W bytes an image.
 
-    The file is gone when this object is, or is closed, or its process is killed. Of several processes each writes a
-    file of its own, into a folder that all of them see; after ``shared`` the first one reads them all.
+    The file is removed when this object is deleted or closed, or its process is killed. Each of several processes
+    writes a file of its own into a folder that all of them see; after ``gather`` the first one reads them all.
     """
 
     def __init__(self, folder: Path, world: ProcessGroup = SINGLE_PROCESS) -> None:
-        """``folder``: where the file is; the first folder above that is there, where it is not yet."""
+        """Opens the file in ``folder`` or, if that does not exist, in the nearest folder above that does."""
         self._world = world
         self._shape: tuple[int, ...] = ()
         self._where: dict[int, tuple[int, int]] = {}  # number -> file, first byte
@@ -31,10 +31,10 @@ class ScoreMapStore:
         with write_faults(self._name):
             there = next(path for path in (folder, *folder.parents) if path.is_dir())
             if world.size == 1:
-                # Without a name, where the system has such files.
+                # The file has no name if the system supports that.
                 self._files = [tempfile.TemporaryFile(dir=there, buffering=0)]  # noqa: SIM115
             else:
-                # By this name the folder's next process removes what a killed one left.
+                # The folder's next process recognizes by this name what a killed one left, and removes it.
                 handle, name = tempfile.mkstemp(dir=there, prefix=f".maps{ASIDE}")
                 self._files = [os.fdopen(handle, "w+b", buffering=0)]
                 self._path = Path(name)
@@ -44,8 +44,10 @@ class ScoreMapStore:
         return len(self._where)
 
     def add(self, numbers: Sequence[int], maps: np.ndarray) -> None:
-        """``maps`` (B, H, W) float32 of the images of ``numbers``. Errors: InputError, see
-        fastmsflow.files.write_faults."""
+        """Writes ``maps`` (B, H, W) float32 of the images of ``numbers``.
+
+        Raises: InputError if they cannot be written, see fastmsflow.files.write_faults.
+        """
         if not len(maps):
             return
         self._shape = maps.shape[1:]
@@ -56,14 +58,14 @@ class ScoreMapStore:
                 rest = rest[self._files[0].write(rest) :]
         self._where |= {number: (0, start + i * 4 * maps[0].size) for i, number in enumerate(numbers)}
 
-    def shared(self) -> "ScoreMapStore | None":
-        """On the first process: itself, with the maps of all of them; None on the others. For all to call."""
+    def gather(self) -> "ScoreMapStore | None":
+        """Returns this store with the maps of all processes on the first process, None on the others; all call this."""
         if self._world.size == 1:
             return self
-        everyone = self._world.all_gather((self._path, self._shape, self._where))
+        stores = self._world.all_gather((self._path, self._shape, self._where))
         if not self._world.first:
             return None
-        for file, (path, shape, where) in enumerate(everyone):
+        for file, (path, shape, where) in enumerate(stores):
             self._shape = self._shape or shape
             if file:
                 self._files.append(path.open("rb", buffering=0))
@@ -72,20 +74,20 @@ class ScoreMapStore:
         return self
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """(H, W) float32. Errors: KeyError for an image that was not added."""
+        """Returns the map (H, W) float32 of an image. Raises: KeyError if the image was not added."""
         file, start = self._where[number]
-        found = np.empty(self._shape, np.float32)
-        rest = memoryview(found.data).cast("B")
+        score_map = np.empty(self._shape, np.float32)
+        rest = memoryview(score_map.data).cast("B")
         self._files[file].seek(start)
         while rest:
             count = self._files[file].readinto(rest)
             if not count:
                 raise InputError(f"{self._name}: a temporary file of maps was cut short; run it again")
             rest = rest[count:]
-        return found
+        return score_map
 
     def close(self) -> None:
-        """Nothing can be read any more."""
+        """Removes the file; the maps cannot be read any more."""
         _close(self._files)
 
     def __enter__(self) -> "ScoreMapStore":

@@ -1,4 +1,4 @@
-"""What a metric takes, as checked numpy arrays, without a copy where none is needed."""
+"""Checks what a metric takes and makes numpy arrays of it, without a copy where none is needed."""
 
 from typing import Any
 

@@ -34,7 +34,7 @@ class Bins:
         halvings = np.log2(np.maximum(1, shares * (bins - CELLS))).astype(np.int32).clip(max=LOW_BITS)
         sizes = 1 << halvings.astype(np.int64)
         self.number = int(sizes.sum())
-        """How many they are."""
+        """The number of bins."""
         self._shift = LOW_BITS - halvings
         self._first = (np.cumsum(sizes) - sizes).astype(np.int32)
         self.mark = zlib.crc32(halvings.tobytes())

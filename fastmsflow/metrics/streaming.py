@@ -31,7 +31,7 @@ class Bounded(NamedTuple):
 
 
 class PixelHistogram:
-    """What AUROC, AUPRO and F1 need of maps, kept as counts in bins: maps are looked at once and not kept.
+    """Counts what AUROC, AUPRO and F1 need of maps in bins: maps are looked at once and not kept.
 
     Good and defective pixels are counted, the latter also weighted so that each region (an 8-connected component of a
     mask) weighs 1 in all. Each bin knows the lowest and the highest value it has seen: a bin of one value is a tie,
@@ -88,7 +88,7 @@ class PixelHistogram:
         np.maximum(self._highest, other._highest, out=self._highest)
 
     def all_reduce(self, device: str = "cpu") -> None:
-        """What all ranks of torch.distributed's default group have seen, on each of them; counts are exact.
+        """Adds up what all ranks of torch.distributed's default group have seen, on each of them; counts are exact.
 
         ``device``: where the group's backend reduces ("cuda" for nccl). To be called on every rank. Errors: InputError
         on all of them where their bins are not the same.
@@ -169,7 +169,7 @@ class PixelHistogram:
         return Bounded(float(value) / limit, float(low) / limit, float(high) / limit)
 
     def _open(self) -> np.ndarray:
-        """Which bins hold several values, from the highest bin down."""
+        """Tells for each bin, from the highest one down, if several values are in the bin."""
         return (self._lowest < self._highest)[::-1]
 
     def _counted(self, what: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.results import Evaluation
 from ..recipe import DataConfig, Recipe
 from .resume_state import RunState, load_state
-from .train import TrainingResult, train
+from .train import train
+from .training_result import TrainingResult
 
 __all__ = ["DataConfig", "Evaluation", "Recipe", "RunState", "TrainingResult", "evaluate", "load_state", "train"]

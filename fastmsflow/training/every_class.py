@@ -24,8 +24,9 @@ from .job import TrainingJob
 from .loggers import check_loggers, close_loggers
 from .multi_class import ModelFactory, forget_failure, results_of, train_each
 from .run_directory import has_finished, refuse_another
-from .train import TrainingResult, say_if_short, settings_of
+from .train import say_if_short, settings_of
 from .trainer import check_precision
+from .training_result import TrainingResult
 
 METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")
 

@@ -23,7 +23,8 @@ from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
 from ..visualization.plots import plot_training
 from .start_from import model_from_checkpoint, model_options
-from .train import TrainingResult, train
+from .train import train
+from .training_result import TrainingResult
 
 PLOTTED_METRICS = ("image_auroc_absolute", "pixel_auroc", "aupro")
 
@@ -96,7 +97,7 @@ class TrainingJob:
             images,
             self.recipe,
             self.out,
-            self.data,
+            reading=self.data,
             console=console,
             command=shlex.join(["fastmsflow", *sys.argv[1:]]),
             resume=self.resume,
@@ -118,14 +119,14 @@ class TrainingJob:
         console: Console,
     ) -> None:
         summary = result.summary()
-        held_out = [(r.epoch, r.held_out_nll) for r in result.moments if r.held_out_nll is not None]
+        held_out = [(r.epoch, r.held_out_nll) for r in result.epoch_results if r.held_out_nll is not None]
         curves = {
-            METRIC_LABELS[name]: [(r.epoch, getattr(r.evaluation, name)) for r in result.moments]
+            METRIC_LABELS[name]: [(r.epoch, getattr(r.evaluation, name)) for r in result.epoch_results]
             for name in PLOTTED_METRICS
             if name in summary
         }
         plot_training(self.out / "training.png", result.losses, held_out, curves)
-        tested = result.tested
+        tested = result.test_result
         if tested is None or tested.maps is None or not isinstance(images, ImageSet):
             return
         metrics = {choice: labeled(values) for choice, values in result.by_choice().items()}

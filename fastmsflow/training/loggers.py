@@ -1,4 +1,4 @@
-"""Lightning's loggers by name."""
+"""Creates Lightning's loggers by name."""
 
 import importlib
 import importlib.util
@@ -13,15 +13,15 @@ LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 def loggers(names: Sequence[str], out: Path) -> list[Logger]:
-    """``names``: of LOGGERS. They write into ``out``/logs; of csv and tensorboard each resumed run has its own.
+    """Returns the loggers of ``names``, which are among LOGGERS; they write into ``out``/logs.
 
-    Errors: InputError for another name, UnavailableError where a logger's package is not installed.
+    A resumed run gets csv and tensorboard files of its own.
     """
     return [_logger(name, out / "logs") for name in dict.fromkeys(names)]
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Errors: as ``loggers``."""
+    """Raises: InputError if a name is not among LOGGERS; UnavailableError if a logger's package is not installed."""
     for name in names:
         if name not in LOGGERS:
             raise InputError(f"logger {name!r} is not known; choose of {', '.join(LOGGERS)}")
@@ -30,7 +30,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def close_loggers(names: Sequence[str]) -> None:
-    """After a run, if another follows in this process: Weights & Biases would go on in the first one's."""
+    """Ends the loggers' runs: Weights & Biases would log this process's next run into the same one."""
     if "wandb" in names:
         importlib.import_module("wandb").finish()
 
@@ -40,5 +40,5 @@ def _logger(name: str, folder: Path) -> Logger:
         return CSVLogger(folder, name="csv")
     if name == "tensorboard":
         return TensorBoardLogger(folder, name="tensorboard")
-    # Its name and project, keys and modes are taken from its own environment variables.
+    # Weights & Biases takes its name, project, key and mode from environment variables.
     return WandbLogger(save_dir=folder)

@@ -1,4 +1,4 @@
-"""The losses of an epoch: their mean over all processes, and the one that is not finite."""
+"""Averages the losses of an epoch over all processes, and finds a loss or gradient that is not finite."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 class NotFinite(InputError):
-    """A loss or a gradient is not finite; ``record`` says where, with the batch's images."""
+    """Raised when a loss or a gradient is not finite; ``record`` names the step and the batch's images."""
 
     def __init__(self, message: str, record: dict[str, Any]) -> None:
         super().__init__(message)
@@ -19,14 +19,14 @@ class NotFinite(InputError):
 
 
 class LossMonitor:
-    """Collects the losses of steps; ``look`` takes them off the device, which waits for it and for other processes.
+    """Collects the losses of steps on the device; ``check`` copies them to the CPU, and waits for the other processes.
 
-    ``scaled``: gradients are scaled for float16, and those of some steps are meant to overflow.
+    ``scaled``: gradients are scaled for float16, so that some are expected to overflow.
     """
 
     def __init__(self, world: ProcessGroup, scaled: bool) -> None:
         self.steps = 0
-        """Of this epoch."""
+        """Steps of this epoch so far."""
         self._world = world
         self._scaled = scaled
         self._total = 0.0
@@ -35,19 +35,22 @@ class LossMonitor:
         self._norms: dict[int, Tensor] = {}
 
     def add(self, loss: Tensor, share: float, numbers: list[int]) -> None:
-        """Of a step; ``share``: see Part."""
+        """Adds the loss of a step on the images of ``numbers``; ``share``: its weight among the processes."""
         self._losses.append(loss.detach() * share)
         self._numbers.append(numbers)
         self.steps += 1
 
     def add_gradient_norm(self, norm: Tensor) -> None:
-        """Of the same step."""
+        """Adds the gradient norm of the step whose loss was added last."""
         if not self._scaled:
             self._norms[len(self._losses) - 1] = norm
 
-    def look(self, epoch: int, names: Sequence[str]) -> None:
-        """To be called by all processes. ``names``: of the images, by number. Errors: NotFinite, in the process where
-        the first of them is; ErrorOnAnotherRank in the others."""
+    def check(self, epoch: int, names: Sequence[str]) -> None:
+        """Checks that the losses and gradient norms since the last check are finite; all processes call this.
+
+        ``names``: the images' names, by number.
+        Raises: NotFinite in the process of the first value that is not finite, ErrorOnAnotherRank in the others.
+        """
         fault = None
         if self._losses:
             norms = [self._norms.get(i, torch.zeros_like(loss)) for i, loss in enumerate(self._losses)]
@@ -57,10 +60,10 @@ class LossMonitor:
                 i = int(finite.logical_not().nonzero()[0])
                 what = "gradient" if values[0, i].isfinite() else "loss"
                 step, value = self.steps - len(self._losses) + i + 1, values[int(what == "gradient"), i].item()
-                # Before the others know and end: a shard may have to be read for a name.
+                # The names are read before the other processes end: a shard may have to be read for them.
                 fault = self._not_finite(epoch, step, what, value, [names[number] for number in self._numbers[i]])
             for value in values[0].tolist():
-                # One by one, in float64: the sum does not depend on when it was looked at.
+                # One by one, in float64, so that the sum does not depend on when the losses were checked.
                 self._total += value
         steps = self._world.all_gather(None if fault is None else fault.record["step"])
         faults = [(step, rank) for rank, step in enumerate(steps) if step is not None]
@@ -73,18 +76,18 @@ class LossMonitor:
         self._norms.clear()
 
     def mean(self) -> float:
-        """Of the epoch's steps, after a last look; the next epoch begins."""
+        """Returns the mean loss of the epoch, after a last ``check``, and begins the next epoch."""
         total = sum(self._world.all_gather(self._total))
         mean = total / self._world.size / self.steps
         self._total, self.steps = 0.0, 0
         return mean
 
     def state(self) -> dict[str, Any]:
-        """After a look, on all processes: what ``load`` takes on all of them."""
+        """Returns the state that ``load`` takes, after ``check``; all processes call this."""
         return {"steps": self.steps, "totals": list(self._world.all_gather(self._total))}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Errors: InputError where it is no such state."""
+        """Continues from ``state``. Raises: InputError if the state has another form."""
         totals = state.get("totals", ())
         if len(totals) != self._world.size:
             raise InputError("the run's state is of another version of fastmsflow; remove it to begin the run again")

@@ -1,4 +1,4 @@
-"""Every class of a set, a run of its own: shared out among processes; where one fails, the others go on."""
+"""Trains every class of a set in a run of its own, shared out among processes; if one fails, the others go on."""
 
 import copy
 import json
@@ -24,27 +24,26 @@ WAIT_SECONDS = 0.5
 
 
 class ModelFactory:
-    """Models as ``build`` makes them, for an image size, from ``seed``: each size built once, then copied, so that
-    weights are read once. The copies are whole: training moves and changes a model as it likes."""
+    """Makes models with ``build`` from ``seed``: one for each image size, then copies, which read no weights."""
 
     def __init__(self, build: Callable[[tuple[int, int]], MSFlow], seed: int) -> None:
         self._build = build
         self._seed = seed
-        self._made: dict[tuple[int, int], tuple[MSFlow, torch.Tensor]] = {}
+        self._built: dict[tuple[int, int], tuple[MSFlow, torch.Tensor]] = {}
 
     def untouched(self, image_size: tuple[int, int]) -> MSFlow:
-        """The one that the others are copies of. Errors: as ``build``'s."""
-        if image_size not in self._made:
+        """Returns the model that the others are copies of. Raises: the errors of ``build``."""
+        if image_size not in self._built:
             torch.manual_seed(self._seed)
             model = self._build(image_size)
-            self._made[image_size] = model, torch.get_rng_state()
-        return self._made[image_size][0]
+            self._built[image_size] = model, torch.get_rng_state()
+        return self._built[image_size][0]
 
     def new(self, image_size: tuple[int, int]) -> MSFlow:
-        """Leaves torch's random numbers, too, as they are after ``build``. Errors: as ``build``'s."""
+        """Returns a new model, and leaves torch's random state as ``build`` does. Raises: the errors of ``build``."""
         model = copy.deepcopy(self.untouched(image_size))
         torch.manual_seed(self._seed)
-        torch.set_rng_state(self._made[image_size][1])
+        torch.set_rng_state(self._built[image_size][1])
         return model
 
 
@@ -56,22 +55,23 @@ def train_each(
     rank: int = 0,
     size: int = 1,
 ) -> dict[str, str]:
-    """``work`` on every class whose run in ``out``/CLASS has neither finished nor failed, by ``size`` processes, each
-    of which calls this and takes what no other has. The first one returns when all classes are through, another one
-    when none is left for it.
+    """Calls ``work`` for every class whose run in ``out``/CLASS has neither finished nor failed.
 
-    ``failed``: told at once of a class of this process that fails, and why; what there is to know is kept in its
-    FAILED_FILE. -> class -> why it failed, of all processes so far.
+    ``size`` processes call this function, and each takes classes that no other one has. The first process returns when
+    all classes are done, another one when none is left for it. ``failed``: is called at once with a class of this
+    process that fails and the reason; the class's FAILED_FILE holds the traceback.
+
+    Returns: class -> why it failed, from all processes so far.
     """
     reasons: dict[str, str] = {}
-    # Each begins elsewhere, so that they seldom look at the same.
+    # Each process starts at another class, so that they seldom compete for one.
     start = rank * len(classes) // size
     left = [*classes[start:], *classes[:start]]
     while left:
         before = len(left)
         for name in list(left):
             folder = out / name
-            # A run claims its folder itself, but not before its images are read, and against everybody.
+            # A run locks its folder itself, but only after its images have been read.
             with locked(out / f".{name}{LOCK_FILE}") as is_ours:
                 if not is_ours or is_claimed(folder):
                     continue
@@ -90,7 +90,7 @@ def train_each(
 
 
 def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Callable[[str, str], None]) -> str | None:
-    """-> why it failed, if it did. Errors: Busy."""
+    """Returns why the class failed; None if it did not. Raises: Busy if another process is at work on the class."""
     try:
         work(name)
     except Busy:
@@ -99,7 +99,7 @@ def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Calla
         return None
     except Exception as error:
         reason = in_one_line(error)
-        # A full disk takes no record either.
+        # On a full disk the record cannot be written either.
         with suppress(InputError):
             write_json(folder / FAILED_FILE, {"reason": reason, "traceback": traceback.format_exception(error)})
         failed(name, reason)
@@ -108,7 +108,7 @@ def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Calla
 
 
 def forget_failure(folder: Path) -> None:
-    """So that the class is tried again."""
+    """Removes the record of a failure, so that the class is tried again."""
     (folder / FAILED_FILE).unlink(missing_ok=True)
 
 
@@ -120,22 +120,22 @@ def _reason(folder: Path) -> str | None:
 
 
 def results_of(folder: Path) -> tuple[list[CheckpointResult], float]:
-    """-> (the rows that ``evaluate`` would give of a finished run, from what it measured itself; its wall time, in
-    seconds). No rows where the run had no test images.
+    """Returns (the rows that ``evaluate`` would give for a finished run, from its own results; its seconds).
 
-    Errors: InputError where its files are damaged or gone.
+    There are no rows if the run had no test images.
+    Raises: InputError if the run's files are damaged or missing.
     """
     path = folder / RESULTS_FILE
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        rounds = {moment["epoch"]: moment for moment in results["rounds"]}
+        rounds = {row["epoch"]: row for row in results["rounds"]}
         rows = []
         for how, checkpoint in checkpoints(folder).items():
             config = read_config(checkpoint)
-            moment = rounds[config["notes"]["epoch"]]
-            if METRICS[0] not in moment:
+            row = rounds[config["notes"]["epoch"]]
+            if METRICS[0] not in row:
                 continue
-            evaluation = Evaluation.from_dict(moment)
+            evaluation = Evaluation.from_dict(row)
             calibration = config["calibration"] and Calibration.from_dict(config["calibration"])
             rows.append(CheckpointResult(results["images"]["name"], how, evaluation, threshold_of(calibration)))
         return rows, sum(results["seconds"].values())

@@ -1,4 +1,4 @@
-"""The flow's parts while a recipe trains it: which are frozen, at what rate each learns, how memory is saved."""
+"""Applies a recipe to the modules of a flow: frozen ones, learning rates, activation checkpointing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,34 +12,35 @@ from ..recipe import LEVELS, Recipe
 
 
 def parameter_groups(flow: MultiScaleFlow, recipe: Recipe) -> list[dict[str, Any]]:
-    """For an optimizer: the parameters that are trained, in one group, or one a part where parts' rates differ."""
+    """Returns the trained parameters for an optimizer: one group, or one for each module if their rates differ."""
     rates = recipe.rates
-    learning = {part: module for part, module in _parts(flow).items() if part in rates}
+    trained = {name: module for name, module in _modules(flow).items() if name in rates}
     if not recipe.lr_of:
-        return [{"params": [p for module in learning.values() for p in module.parameters()], "lr": recipe.lr}]
-    return [{"params": list(module.parameters()), "lr": rates[part], "name": part} for part, module in learning.items()]
+        return [{"params": [p for module in trained.values() for p in module.parameters()], "lr": recipe.lr}]
+    return [{"params": list(module.parameters()), "lr": rates[name], "name": name} for name, module in trained.items()]
 
 
 def trained_parameters(flow: MultiScaleFlow) -> list[nn.Parameter]:
-    """Those that are not frozen."""
+    """Returns the parameters that are not frozen."""
     return [parameter for parameter in flow.parameters() if parameter.requires_grad]
 
 
 @contextmanager
-def prepared(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
-    """In the block ``recipe``'s frozen parts take no gradient and memory is saved as it says; then all is as before."""
-    before = [(parameter, parameter.requires_grad) for parameter in flow.parameters()], flow.memory
+def prepared_for_training(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
+    """Freezes modules and sets activation checkpointing as ``recipe`` says, within the block."""
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in flow.parameters()]
+    checkpointing = flow.activation_checkpointing
     try:
-        for part, module in _parts(flow).items():
-            if part not in recipe.rates:
+        for name, module in _modules(flow).items():
+            if name not in recipe.rates:
                 module.requires_grad_(False)
-        flow.memory = cast("ActivationCheckpointing | None", recipe.memory)
+        flow.activation_checkpointing = cast("ActivationCheckpointing | None", recipe.memory)
         yield
     finally:
-        flow.memory = before[1]
-        for parameter, required in before[0]:
+        flow.activation_checkpointing = checkpointing
+        for parameter, required in requires_grad:
             parameter.requires_grad_(required)
 
 
-def _parts(flow: MultiScaleFlow) -> dict[str, nn.Module]:
+def _modules(flow: MultiScaleFlow) -> dict[str, nn.Module]:
     return dict(zip(LEVELS, flow.parallel_flows, strict=True)) | {"fusion": flow.fusion_flow}

@@ -1,4 +1,4 @@
-"""Reads the state of a run that has not finished: for going on by other means than the run's own."""
+"""Reads the state of an unfinished run, to continue the run by other means than ``train``."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from .run_directory import SETTINGS_FILE
 
 
 class RunState(NamedTuple):
-    """A run as it was when its state was last saved."""
+    """A run at the time when its state was last saved."""
 
     flow: MultiScaleFlow
     """The weights of the last step (not their moving average), in eval mode on the CPU."""
@@ -30,19 +30,20 @@ class RunState(NamedTuple):
 
 
 def load_state(path: str | Path) -> RunState:
-    """Reads ``state.ckpt`` of a run's folder, which is there until the run has finished; nothing in it is run.
+    """Reads ``state.ckpt`` of a run's folder, which exists until the run has finished; no code in the file is run.
 
     ``path``: the file, with the run's ``state-settings.json`` beside it.
-    Errors: InputError where either file is missing, damaged, or does not fit the other.
+    Raises: InputError if either file is missing, damaged, or does not fit the other.
     """
     return _load(path, _settings(path))
 
 
 def state_to_official(source: str | Path, target: str | Path, fusion_first: bool = False) -> None:
-    """Writes the run's state ``source`` as an official checkpoint that the published script can resume from.
+    """Writes the run's state ``source`` as an official checkpoint, from which the published script can resume.
 
-    ``fusion_first``: see ``fastmsflow.compat.save_official``, whose errors are raised too. Errors: as ``load_state``'s,
-    and InputError where the features are standardised, which the official format cannot hold.
+    ``fusion_first``: see ``fastmsflow.compat.save_official``.
+    Raises: InputError if the state cannot be read, or ``save_official`` raises one, or the features are standardized,
+    which the official format cannot hold.
     """
     settings = _settings(source)
     flow, optimizer, epoch = _load(source, settings)
@@ -59,7 +60,7 @@ def _load(path: str | Path, settings: dict[str, Any]) -> RunState:
         recipe = Recipe(**settings["recipe"])
         flow = MultiScaleFlow(**settings["model"]["flow"])
         flow.official_layout = OfficialLayout.from_config(settings["model"])
-        # As in a run: a fused Adam goes wrong where its state lies in memory in another order than the weights.
+        # As in a run: a fused Adam errs if its state has another memory format than the weights.
         flow.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(parameter_groups(flow, recipe), lr=recipe.lr)
         state = {key.removeprefix(prefix): t for key, t in content["state_dict"].items() if key.startswith(prefix)}
@@ -92,7 +93,7 @@ def _settings(path: str | Path) -> dict[str, Any]:
 
 
 def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Errors: ValueError where a parameter's state has not its shape."""
+    """Raises: ValueError if a parameter's state has another shape than the parameter."""
     for parameter, state in optimizer.state.items():
         for value in state.values():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:

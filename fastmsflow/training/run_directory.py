@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one process, and never written over by another run."""
+"""Opens the folder of a run, which one process owns at a time and no other run overwrites."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,52 +18,54 @@ SETTINGS_FILE = "state-settings.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"
+PROFILE_FILE = "profile.json"
 
 
 class Finished(InputError):
-    """A run that is to begin or to go on has finished."""
+    """Raised when a run that is to begin or to be resumed has finished already."""
 
 
 @contextmanager
 def open_run_directory(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Path | None]:
-    """In the block ``out`` belongs to this run. Yields the state that it goes on from; None: it begins.
+    """Reserves ``out`` for this run within the block, and yields the state that the run resumes from; None: it begins.
 
-    ``settings``: what the run that is gone on with must agree in; ``keep_settings`` wrote that run's.
-    Errors: Busy where another run is at work, Finished where one has finished here; InputError where one was here that
-    is not to be gone on with, or not with these settings.
+    ``settings``: the settings in which a resumed run must agree with those that ``write_settings`` wrote.
+
+    Raises: Busy if another run is at work in ``out``; Finished if a run has finished there; InputError if an
+    interrupted run is there and ``resume`` is not set, or its settings are others.
     """
     with claimed_folder(out):
-        state = _state(out, resume, settings)
+        state = _find_state(out, resume, settings)
         try:
             yield state
         finally:
-            # Both are this run's: ``_state`` refuses a configuration of somebody else's.
-            if not _begun(out):
+            # Both files are this run's: ``_find_state`` refuses the configuration of another one.
+            if not _has_models(out):
                 for name in (SETTINGS_FILE, CONFIG_FILE):
                     (out / name).unlink(missing_ok=True)
 
 
-def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Before the first model is written."""
+def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a run, before its first model is saved."""
     write_json(out / SETTINGS_FILE, settings)
 
 
 def finish(out: Path) -> None:
-    """Removes what only an unfinished run needs."""
+    """Removes the files that only an unfinished run needs."""
     for name in (STATE_FILE, SETTINGS_FILE, NOT_FINITE_FILE):
         (out / name).unlink(missing_ok=True)
 
 
 def has_finished(out: Path) -> bool:
-    """Whether a run did all of its work in ``out``, up to the removal of what only an unfinished one needs."""
+    """Returns whether a run has finished in ``out``, removal of its state included."""
     return (out / RESULTS_FILE).exists() and not (out / SETTINGS_FILE).exists()
 
 
 def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
-    """Errors: InputError where ``out`` holds a run, finished or interrupted, of other settings."""
+    """Raises: InputError if ``out`` holds a run, finished or interrupted, of other settings."""
     if not (out / RESULTS_FILE).exists():
-        if _begun(out):
-            _compare(out, settings)
+        if _has_models(out):
+            _refuse_changes(out, settings)
         return
     try:
         # The results hold the settings, among other things.
@@ -76,37 +78,39 @@ def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{out}: holds a finished run of other settings: {changes}; choose another folder")
 
 
-def _state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
+def _find_state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
     state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
     if finished:
         if (out / SETTINGS_FILE).exists():
-            finish(out)  # where it was killed before it did
+            # The run was killed before it removed them.
+            finish(out)
         raise Finished(
             f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder, or remove it"
         )
-    if not _begun(out):
+    if not _has_models(out):
         if (out / CONFIG_FILE).exists() and not (out / SETTINGS_FILE).exists():
             raise InputError(f"{out / CONFIG_FILE}: would be written over; move it, or choose another folder")
         return None
     if not resume:
         raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")
-    _compare(out, settings)
+    _refuse_changes(out, settings)
     if not state.exists():
-        return None  # killed in its first round
+        # The run was killed in its first round.
+        return None
     try:
         torch.load(state, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load's are of many kinds
+    except Exception as error:  # torch.load raises errors of many kinds
         why = str(error).partition("\n")[0]
         raise InputError(f"{state}: damaged ({why}); remove it to begin the run again") from error
     return state
 
 
-def _begun(out: Path) -> bool:
+def _has_models(out: Path) -> bool:
     return any((out / name).exists() for name in (STATE_FILE, *CHECKPOINT_FILES.values()))
 
 
-def _compare(out: Path, settings: Mapping[str, Any]) -> None:
-    """Errors: InputError where the run in ``out`` began with other settings, or none are known."""
+def _refuse_changes(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raises: InputError if the run in ``out`` began with other settings, or its settings are not known."""
     try:
         before = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Lightning's trainer, as a run needs it."""
+"""Runs Lightning's trainer with the settings of a recipe."""
 
 import logging
 import warnings
@@ -24,17 +24,17 @@ from .callbacks.progress_bar import TrainingProgressBar
 from .checkpointing import ResumeCheckpoint
 from .datamodule import TrainingData
 from .lightning_module import MSFlowLightningModule
-from .parameter_groups import prepared
+from .parameter_groups import prepared_for_training
 
 
 def check_precision(recipe: Recipe) -> None:
-    """Errors: InputError where Lightning would take another on this machine."""
+    """Raises: InputError if this machine does not support the recipe's precision."""
     if recipe.precision == "16-mixed" and not torch.accelerator.is_available():
         raise InputError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true")
 
 
 def prepare(source: TrainingData, console: Console) -> None:
-    """``source.prepare`` under a progress bar."""
+    """Calls ``source.prepare`` under a progress bar."""
     with progress(console) as bar:
         task = bar.add_task(f"features of {source.total} images", total=source.total or None)
         source.prepare(lambda done: bar.update(task, completed=done), partial(console.print, soft_wrap=True))
@@ -45,23 +45,24 @@ def run_trainer(
     source: TrainingData,
     recipe: Recipe,
     console: Console,
+    *,
     callbacks: Sequence[Callback] = (),
     state: Path | None = None,
-    log_to: Sequence[Logger] = (),
+    loggers: Sequence[Logger] = (),
 ) -> None:
-    """Trains ``module`` on ``source``, from ``state`` if it is given; its model ends in eval mode on the CPU."""
+    """Trains ``module`` on ``source``, from ``state`` if that is given; the model ends in eval mode on the CPU."""
     callbacks = [*callbacks, TrainingProgressBar(console)]
     if recipe.patience is not None:
         callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
-    if log_to:
+    if loggers:
         callbacks.append(LearningRateMonitor("epoch"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # Features lie in memory: loader workers, which Lightning recommends, would only copy them.
+        # Lightning recommends loader workers, but features are in memory and workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # The extractor is frozen: that it is in eval mode is meant.
+        # The frozen extractor stays in eval mode on purpose.
         warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
-        # What is logged after an evaluation is of all processes already.
+        # Metrics are computed over all processes before they are logged.
         warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -74,29 +75,29 @@ def run_trainer(
             accelerator="auto",
             **_processes(source.world),
             callbacks=callbacks,
-            logger=list(log_to) or False,
+            logger=list(loggers) or False,
             enable_checkpointing=any(isinstance(callback, ResumeCheckpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        with prepared(module.model.flow, recipe):
+        with prepared_for_training(module.model.flow, recipe):
             try:
                 trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
             except SystemExit as end:
                 if isinstance(end.__context__, KeyboardInterrupt):
-                    # Lightning makes an exit code of 1 of it.
+                    # Lightning turns the interrupt into exit code 1.
                     raise KeyboardInterrupt from end
                 raise
     module.model.eval().to("cpu")
 
 
 def _processes(world: ProcessGroup) -> dict[str, Any]:
-    # Named, or Lightning would take a job's Slurm or MPI variables for its processes.
+    # Without a plugin that is named, Lightning would read the Slurm or MPI variables of a job.
     if world.size == 1:
         return {"devices": 1, "plugins": [LightningEnvironment()]}
-    # Only the flow's weights are in it; all of them are used, and no buffer of it changes.
+    # DDP holds the flow's weights only; all of them are used, and no buffer changes.
     strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True)
     return {
         "devices": world.local_size,

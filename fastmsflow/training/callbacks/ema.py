@@ -1,4 +1,4 @@
-"""An exponential moving average of the flow's weights, in use wherever they are judged or saved."""
+"""Keeps an exponential moving average of the flow's weights, used wherever the model is evaluated or saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,27 +13,29 @@ from ...models.msflow import MultiScaleFlow
 
 
 class EMACallback(Callback):
-    """``average = decay average + (1 - decay) weights`` after each step, from the first step's weights on.
+    """Computes ``average = decay average + (1 - decay) weights`` after each step, from the first step's weights on.
 
-    Not Lightning's own callback: that averages the frozen extractor and the permutations as well, and takes the average
-    back before a round's checkpoints are written.
+    Lightning's own callback averages the frozen extractor too, swaps weights through ``.data``, which the weight caches
+    do not notice, and takes the average back before a round's checkpoints are written.
     """
-
-    state_key = "Averaging"
-    """The key of its state in a run's state file: the class's name when the first of these were written."""
 
     def __init__(self, flow: MultiScaleFlow, decay: float) -> None:
         self._flow = flow
-        self._average_of_weights = get_ema_multi_avg_fn(decay)
+        self._average_fn = get_ema_multi_avg_fn(decay)
         self._average: AveragedModel | None = None
-        self._kept: dict[str, Any] = {}
+        self._saved_state: dict[str, Any] = {}
         self._steps = 0
 
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in ``state.ckpt``: the name that the class had in version 0.1."""
+        return "Averaging"
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning has moved the flow to its device by now, and read the state.
-        self._average = AveragedModel(self._flow, multi_avg_fn=self._average_of_weights)
-        if self._kept:
-            self._average.load_state_dict(self._kept)
+        # Lightning has moved the flow to its device by now, and loaded the state.
+        self._average = AveragedModel(self._flow, multi_avg_fn=self._average_fn)
+        if self._saved_state:
+            self._average.load_state_dict(self._saved_state)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps = trainer.global_step
@@ -41,7 +43,7 @@ class EMACallback(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            self._there.update_parameters(self._flow)
+            self._started_average.update_parameters(self._flow)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap()
@@ -54,7 +56,7 @@ class EMACallback(Callback):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """In the block the flow has the average for its weights."""
+        """Gives the flow the average as its weights within the block."""
         self._swap()
         try:
             yield
@@ -62,21 +64,21 @@ class EMACallback(Callback):
             self._swap()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._there.state_dict()
+        return self._started_average.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._kept = state_dict
+        self._saved_state = state_dict
 
     @property
-    def _there(self) -> AveragedModel:
+    def _started_average(self) -> AveragedModel:
         if self._average is None:
             raise RuntimeError("the average begins with a training")
         return self._average
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for own, average in zip(self._flow.parameters(), self._there.module.parameters(), strict=True):
-            kept = own.clone()
-            # Not through .data: what is kept of the weights has to notice.
-            own.copy_(average)
-            average.copy_(kept)
+        for weight, average in zip(self._flow.parameters(), self._started_average.module.parameters(), strict=True):
+            previous = weight.clone()
+            # In place, but not through .data: weight caches watch the version counter.
+            weight.copy_(average)
+            average.copy_(previous)

@@ -1,4 +1,4 @@
-"""SIGTERM: a machine is taken away, and the run on it ends so that it can go on elsewhere."""
+"""Ends a run on SIGTERM, when its machine is taken away, so that the run can be resumed elsewhere."""
 
 import signal
 import threading
@@ -8,13 +8,16 @@ from typing import Any
 
 from ...errors import Preempted
 
-KEPT = "its state is kept, and the same command with --resume goes on"
-LAST_KEPT = "the same command with --resume goes on from the last state, or, if none was kept yet, begins anew"
+STATE_SAVED = "its state is kept, and the same command with --resume goes on"
+RESUME_FROM_LAST = "the same command with --resume goes on from the last state, or, if none was kept yet, begins anew"
 
 
 class PreemptionHandler(AbstractContextManager["PreemptionHandler"]):
-    """In its block SIGTERM raises Preempted: at once, or, while ``deferred``, only sets ``asked``, for whoever looks
-    there to save first. In a thread other than the main one signals stay what they are."""
+    """Raises Preempted on SIGTERM within its block.
+
+    While ``deferred``, SIGTERM only sets ``asked``, so that the state can be saved first. Outside the main thread
+    signals are left as they are.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -33,11 +36,11 @@ class PreemptionHandler(AbstractContextManager["PreemptionHandler"]):
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def install(self) -> None:
-        """Once more, where somebody else has put a handler of his own in its place."""
+        """Installs the handler, again if another one has taken its place."""
         if self._in_main:
             signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         if not self.deferred:
-            raise Preempted(LAST_KEPT)
+            raise Preempted(RESUME_FROM_LAST)

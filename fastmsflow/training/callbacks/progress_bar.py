@@ -11,7 +11,7 @@ from .throughput import ThroughputCallback
 
 
 class TrainingProgressBar(Callback):
-    """Steps of the whole training, with the time that is left and what ThroughputCallback measures, if it is there."""
+    """Shows the steps of the whole training, the time left, and the speed that a ThroughputCallback measures."""
 
     def __init__(self, console: Console) -> None:
         self._progress = progress(console)

@@ -1,4 +1,4 @@
-"""How fast a run is, and what its time goes into."""
+"""Measures the speed of a run, and traces some of its steps."""
 
 import os
 import time
@@ -16,40 +16,46 @@ from ...distributed.process_group import ProcessGroup
 from ...files import written_aside
 from ..loaders import Batch, Loader
 
-# Steps a figure is of.
+# Steps over which the speed is averaged.
 WINDOW = 50
-# Steps of a trace, and before it.
+# Steps that a trace covers, and steps before them.
 TRACED, SKIPPED = 5, 5
 
 
 class ThroughputCallback(Callback):
-    """How fast images are learned from, what share of the time is spent waiting for them, and how much of the GPU's
-    memory is used: logged every WINDOW steps and at an epoch's end, and kept over the run."""
+    """Measures images per second, the share of time spent waiting for data, and the GPU memory in use.
+
+    They are logged every WINDOW steps and at the end of an epoch, and averaged over the run. Lightning's
+    ThroughputMonitor does not measure the waiting, and writes to loggers only.
+    """
 
     def __init__(self, world: ProcessGroup) -> None:
         self.line = ""
-        """What was last measured."""
+        """The last measurement as text."""
         self._world = world
-        self._whole = _Window()
+        self._run = _Window()
         self._images = 0
-        self._began = self._waited = 0.0
+        self._started = self._waited = 0.0
 
     @property
     def speed(self) -> dict[str, float]:
-        """Over the run, evaluations left out: ``images_per_second`` of all processes, ``data_wait``, a share of the
-        time, and on a GPU ``gpu_memory``, GiB at most, both of this process."""
-        return self._whole.speed(self._world.size)
+        """Averages over the run without its evaluations.
+
+        ``images_per_second`` is the sum over all processes; ``data_wait`` is a share of this process's time; on a GPU
+        ``gpu_memory`` is this process's peak, in GiB.
+        """
+        return self._run.speed(self._world.size)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # A run that is resumed within an epoch sees no start of it.
-        self._begin(trainer)
+        # A run that is resumed within an epoch gets no call at the epoch's start.
+        self._start_window(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin(trainer)
+        self._start_window(trainer)
 
-    def _begin(self, trainer: L.Trainer) -> None:
+    def _start_window(self, trainer: L.Trainer) -> None:
         self._images = 0
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
         self._waited = _waited(trainer)
 
     def on_train_batch_end(
@@ -60,13 +66,13 @@ class ThroughputCallback(Callback):
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._started
         window = _Window(self._images, seconds, _waited(trainer) - self._waited)
         speed = window.speed(self._world.size)
-        self.line = _shown(speed)
+        self.line = _as_text(speed)
         pl_module.log_dict(speed, on_step=True, on_epoch=False)
-        self._whole.add(window)
-        self._begin(trainer)
+        self._run.add(window)
+        self._start_window(trainer)
 
 
 def _waited(trainer: L.Trainer) -> float:
@@ -96,15 +102,18 @@ class _Window:
         return speed
 
 
-def _shown(speed: dict[str, float]) -> str:
+def _as_text(speed: dict[str, float]) -> str:
     memory = f", GPU {speed['gpu_memory']:.1f} GiB" if "gpu_memory" in speed else ""
     return f"{speed['images_per_second']:.3g} images/s, {speed['data_wait']:.0%} waiting{memory}"
 
 
 class ProfilerCallback(Callback):
-    """A trace for chrome://tracing or Perfetto: of the TRACED steps behind the first SKIPPED, or of the run's last ones
-    where it has fewer steps than that, on a GPU of what runs there too. It is written once they are through, or, of
-    those that there were, when the training ends before or is interrupted."""
+    """Writes a trace of TRACED steps, after the first SKIPPED ones, for chrome://tracing or Perfetto.
+
+    A shorter run's last steps are traced. On a GPU the trace has its kernels too. If the training ends or is
+    interrupted before, the steps so far are written; Lightning's PyTorchProfiler would choose the file's name itself
+    and record its own hooks.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -122,7 +131,7 @@ class ProfilerCallback(Callback):
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
         else:
-            # Nothing: else lines of its own, of its beginning, its end and the GPU that it misses.
+            # The profiler would print lines of its own about its start, its end and the missing GPU.
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self._profiler = torch.profiler.profile(
             activities=activities, schedule=partial(_action, skipped, traced), on_trace_ready=self._write
@@ -146,7 +155,7 @@ class ProfilerCallback(Callback):
 
 
 def _action(skipped: int, traced: int, step: int) -> ProfilerAction:
-    """Of the profiler in ``step``, from 0. It warms up in the last two that are skipped."""
+    """Returns the profiler's action in ``step``, counted from 0; it warms up in the last two skipped steps."""
     if not skipped - 2 <= step < skipped + traced:
         return ProfilerAction.NONE
     if step < skipped:

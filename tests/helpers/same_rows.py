@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from tolerances import OTHER_BATCH
+
+from tests.helpers.tolerances import OTHER_BATCH
 
 
 def assert_same_row(row: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 from FrEIA.framework import SequenceINN
-from ops_parity import DEVICE
-from tolerances import ON_A_GPU
 from torch import Tensor, nn
 
 from benchmarks.peers.freia import freia_flow
@@ -19,8 +17,10 @@ from fastmsflow.models.msflow import MultiScaleFlow
 from fastmsflow.nn.feature_pooling import pool_features
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.scoring import anomaly_scores
+from tests.helpers.ops_parity import DEVICE
+from tests.helpers.paths import GOLDEN
+from tests.helpers.tolerances import ON_A_GPU
 
-GOLDEN = Path(__file__).parent / "golden"
 NAMES = ("tiny", "odd")
 
 

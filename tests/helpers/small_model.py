@@ -1,10 +1,10 @@
 """A model that is small enough for tests, and images for it."""
 
 import torch
-from ops_parity import DEVICE
 from torch import Tensor, nn
 
 from fastmsflow import MSFlow
+from tests.helpers.ops_parity import DEVICE
 
 SIZE = (64, 96)
 

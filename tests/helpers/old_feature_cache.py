@@ -10,8 +10,9 @@ import torch
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageFileDataset
 from fastmsflow.training.feature_cache import FeatureCache
+from tests.helpers.paths import GOLDEN
 
-RECORDED = Path(__file__).parent / "golden/old_feature_cache"
+RECORDED = GOLDEN / "old_feature_cache"
 SIZE = (32, 32)
 COUNT = 5
 

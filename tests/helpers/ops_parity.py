@@ -6,15 +6,16 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from tests.error_log import assert_within
-from tests.tolerances import FLIPPED, OPERATION, OPERATION_CLOSE
+from tests.helpers.error_log import assert_within
+from tests.helpers.tolerances import FLIPPED, OPERATION, OPERATION_CLOSE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = ("channels_last", "channels_first", "slice", "every_other")
 
 
 def examples(most: int) -> settings:
-    """How many examples Hypothesis draws. On a GPU few: each has another shape, for which kernels are compiled anew."""
+    """Sets how many examples Hypothesis draws. On a GPU they are few: each has another shape, for which kernels are
+    compiled anew."""
     return settings(max_examples=min(most, 4) if DEVICE != "cpu" else most, deadline=None)
 
 

@@ -1,0 +1,1 @@
+"""The tests share these: data, models, servers, comparisons and their tolerances."""

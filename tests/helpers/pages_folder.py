@@ -1,0 +1,31 @@
+"""The files that the documentation's pages name: small ones, of the kinds and names."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastmsflow import MSFlow, MultiScaleFlow
+from fastmsflow.calibration import Calibration
+from fastmsflow.compat import save_official
+from fastmsflow.compat.convert import official_to_own
+
+CHANNELS = (256, 512, 1024)
+
+
+def pages_folder(folder: Path) -> Path:
+    """Writes the files into ``folder``."""
+    torch.manual_seed(0)
+    (folder / "runs/mine").mkdir(parents=True)
+    small = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
+    small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
+    small.save(folder / "runs/mine/best.safetensors", epoch=1)
+    save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
+    official_to_own(folder / "official.pt", folder / "own.safetensors")
+    random = np.random.default_rng(0)
+    for name in ("good_images", "new_images"):
+        (folder / name).mkdir()
+        for i in range(4):
+            Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / name / f"{i}.png")
+    return folder

@@ -1,0 +1,50 @@
+"""Files, folders, patterns and names on standard input lead to images."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from fastmsflow import InputError
+from fastmsflow.data.file_search import find_images
+
+
+def found(*names: object, stdin: bytes = b"", null: bool = False) -> tuple[list[str], list[str]]:
+    sources = find_images([str(name) for name in names], io.BytesIO(stdin), null)
+    return [str(file) for file in sources.files], sources.faults
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch) -> Path:
+    for name in ("1.png", "2.jpg", "day/3.png", "day/deep/4.png", "part[1].png", "part1.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_folders_and_patterns_are_found_each_once(tree: Path) -> None:
+    assert found("1.png", ".") == (["1.png", "2.jpg", "day/3.png", "day/deep/4.png", "part1.png", "part[1].png"], [])
+    assert found("*.png", "2.jpg")[0] == ["1.png", "part1.png", "part[1].png", "2.jpg"]
+    assert found("**/*.png")[0] == ["1.png", "day/3.png", "day/deep/4.png", "part1.png", "part[1].png"]
+    assert found(f"{tree}/d*")[0] == [f"{tree}/day/3.png", f"{tree}/day/deep/4.png"]
+    assert found("part[1].png")[0] == ["part[1].png"]  # a file of that name comes before the pattern
+    assert found("notes.txt")[0] == ["notes.txt"]  # what is named is tried
+
+
+def test_names_on_standard_input_are_taken_as_they_are(tree: Path) -> None:
+    assert found("-", stdin=b"1.png\r\n\nday\n*.png\n") == (["1.png", "day/3.png", "day/deep/4.png", "*.png"], [])
+    assert found("-", stdin=b"1.png\0a\nb.png\0", null=True)[0] == ["1.png", "a\nb.png"]
+    assert found("1.png", "-", stdin=b"") == (["1.png"], ["standard input: holds no names; list one a line"])
+    with pytest.raises(InputError, match="--null is for names on standard input"):
+        found("1.png", null=True)
+
+
+def test_names_that_lead_to_nothing_are_faults(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    files, faults = found("1.png", "*.bmp", "empty")
+    assert files == ["1.png"]
+    assert faults[0] == "*.bmp: no file matches this pattern"
+    assert faults[1].startswith("empty: holds no images (")
+    with pytest.raises(InputError, match="no file matches this pattern"):
+        found("*.bmp")
