@@ -19,7 +19,7 @@ import numpy as np
 
 from .errors import InputError
 
-__all__ = ["Calibration", "Threshold", "threshold"]
+__all__ = ["Calibration", "DecisionThreshold", "Threshold", "region_threshold", "threshold"]
 
 FALSE_ALARMS = 0.05
 CONFIDENCE = 0.95
@@ -124,6 +124,61 @@ class Calibration:
         Raises: InputError if the scores are not finite or not as many as the peaks.
         """
         return cls(**{**content, "scores": tuple(content["scores"]), "peaks": tuple(content["peaks"])})
+
+
+@dataclass(frozen=True)
+class DecisionThreshold:
+    """The threshold that labels images: an absolute score above ``value`` is called defective."""
+
+    value: float
+    """In nats."""
+    text: str
+    """The value and its origin, for people."""
+
+    @classmethod
+    def from_calibration(
+        cls, calibration: Calibration | None, false_alarms: float | None, value: float | None
+    ) -> "DecisionThreshold | None":
+        """Returns the threshold ``value`` in nats or, where that is None, the calibrated one for ``false_alarms``.
+
+        ``false_alarms``: share of good images that may be called defective; None: the rate of the calibration.
+
+        Returns: None if no threshold was asked for and the calibration has none.
+        Raises: InputError if ``value`` is not finite, or ``calibration`` has no threshold for ``false_alarms``.
+        """
+        if value is not None:
+            if not math.isfinite(value):
+                raise InputError(f"the threshold is {value}; give a number of nats")
+            return cls(value, f"{value:.4g} nats, as given")
+        if calibration is None:
+            return None
+        try:
+            calibrated = calibration.threshold(false_alarms)
+        except InputError:
+            if false_alarms is not None:
+                raise
+            return None
+        return cls(calibrated.value, str(calibrated))
+
+
+def region_threshold(calibration: Calibration | None, false_alarms: float | None) -> float | None:
+    """Returns the value of the absolute map, in nats, above which a region begins.
+
+    ``false_alarms``: share of good images that may show a region; None: the rate of the calibration.
+
+    Returns: None if no rate was asked for and the calibration has no threshold.
+    Raises: InputError if ``calibration`` has no threshold for ``false_alarms``.
+    """
+    if calibration is None:
+        if false_alarms is not None:
+            raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
+        return None
+    try:
+        return calibration.region_threshold(false_alarms).value
+    except InputError:
+        if false_alarms is not None:
+            raise
+        return None
 
 
 def threshold(scores: Any, false_alarms: float) -> Threshold:
