@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +30,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+SLOW_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--errors", type=Path, metavar="FILE", help="write how far every comparison erred, as JSON")
 
@@ -37,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--errors")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ErrorFile(path))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spares a run without slow tests the files that are slow as a whole: some import for seconds."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return True if SLOW_FILE.search(collection_path.read_text()) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
