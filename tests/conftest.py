@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.helpers.error_log import ErrorFile, noted_in
+from tests.helpers.interpreter import hasten_interpreter
 
 if TYPE_CHECKING:
     pass
@@ -83,15 +83,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def unchecked_integers() -> None:
-    """Spares the interpreter a second, 64-bit reckoning of every integer: it takes nearly half of the time.
-
-    No test's tensors reach 32 bits but those of test_kernel_offsets.py, which looks at the result itself.
-    """
+def fast_interpreter() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-        from triton.runtime.interpreter import interpreter_builder as builder
-
-        builder.options = replace(builder.options, sanitize_overflow=False)
+        hasten_interpreter()
 
 
 @pytest.fixture
