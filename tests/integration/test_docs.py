@@ -153,6 +153,7 @@ def pages(site: Path) -> dict[Path, Anchors]:
     return {page: Anchors(page) for page in sorted(site.rglob("*.html")) if page.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_the_links_of_the_site_lead_somewhere(site: Path, pages: dict[Path, Anchors]) -> None:
     broken = []
     for page, anchors in pages.items():
