@@ -51,8 +51,8 @@ def evaluate(
     from ..data.classes import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
     from ..evaluation.metric_labels import labeled
+    from ..evaluation.report import write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
-    from ..evaluation.test_report import write_test_report
     from ..inference.loading import load_model
     from ..scoring import check_map
 
