@@ -2,9 +2,9 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.helpers.error_log import ErrorFile, noted_in
+from tests.helpers.interpreter import hasten_interpreter
 
 if TYPE_CHECKING:
     pass
@@ -29,6 +30,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+SLOW_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--errors", type=Path, metavar="FILE", help="write how far every comparison erred, as JSON")
 
@@ -37,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--errors")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ErrorFile(path))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spares a run without slow tests the files that are slow as a whole: some import for seconds."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return True if SLOW_FILE.search(collection_path.read_text()) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,15 +83,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def unchecked_integers() -> None:
-    """Spares the interpreter a second, 64-bit reckoning of every integer: it takes nearly half of the time.
-
-    No test's tensors reach 32 bits but those of test_kernel_offsets.py, which looks at the result itself.
-    """
+def fast_interpreter() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-        from triton.runtime.interpreter import interpreter_builder as builder
-
-        builder.options = replace(builder.options, sanitize_overflow=False)
+        hasten_interpreter()
 
 
 @pytest.fixture

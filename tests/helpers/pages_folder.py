@@ -18,7 +18,7 @@ def pages_folder(folder: Path) -> Path:
     """Writes the files into ``folder``."""
     torch.manual_seed(0)
     (folder / "runs/mine").mkdir(parents=True)
-    small = MSFlow("resnet18", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
+    small = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
     small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
     small.save(folder / "runs/mine/best.safetensors", epoch=1)
     save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")

@@ -54,12 +54,14 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_surroundings_are_timed_and_said_to_be_rehearsed(rehearsal: Path) -> None:
     machine, rows = report.read([rehearsal])
     assert machine["rehearsal"]
     assert {row["group"] for row in rows} == {"scoring", "metrics", "import"}
 
 
+@pytest.mark.slow
 def test_a_rehearsal_does_not_enter_the_readme(rehearsal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = report.README.read_text()
     monkeypatch.setattr(sys, "argv", ["report.py", str(rehearsal), "--readme"])
@@ -208,6 +210,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_whole_visit_leaves_a_record_of_every_step(first: Path) -> None:
     assert {path.name for path in first.iterdir()} == {"record.tgz", "summary.txt"}
     found = endings(first)
@@ -218,6 +221,7 @@ def test_a_whole_visit_leaves_a_record_of_every_step(first: Path) -> None:
     assert {f"{step}.log" for step in FIRST} <= files.keys()
 
 
+@pytest.mark.slow
 def test_every_contestant_is_timed_with_a_green_gate(first: Path) -> None:
     files = record(first)
     timed = [row for step in ("ours", "compiled", "as-shipped", "training") for row in rows_of(files, step)]
@@ -231,6 +235,7 @@ def test_every_contestant_is_timed_with_a_green_gate(first: Path) -> None:
         assert set(report.by_contestant(timed, group)[2]) == {*peers, "compiled bf16"}
 
 
+@pytest.mark.slow
 def test_convolutions_are_timed_by_three_tiles_beside_the_vendors(first: Path) -> None:
     timed = rows_of(record(first), "kernels")
     for group, cases in zip(report.CONVOLUTIONS, (3, 2), strict=True):
@@ -239,6 +244,7 @@ def test_convolutions_are_timed_by_three_tiles_beside_the_vendors(first: Path) -
         assert all(len(case) == 4 and report.VENDORS in case for case in found.values())
 
 
+@pytest.mark.slow
 def test_kernels_are_timed_in_float16_at_every_batch(first: Path) -> None:
     files = record(first)
     kernels = [row for step in ("kernels", "kernels-other-batches") for row in rows_of(files, step)]
@@ -249,12 +255,14 @@ def test_kernels_are_timed_in_float16_at_every_batch(first: Path) -> None:
     assert {info["kernel"] for info in kernels} == {*names, "likelihood", "reflection_pad", "score_map", "image_score"}
 
 
+@pytest.mark.slow
 def test_our_rows_come_batch_by_batch_and_the_flow_first(first: Path) -> None:
     order = [row["name"].split("[")[0] + str(row["extra_info"]["images"]) for row in rows_of(record(first), "ours")]
     flow, whole = "test_flow_inference", "test_end_to_end_inference"
     assert order[:4] == [f"{flow}2", f"{whole}2", f"{flow}1", f"{whole}1"]
 
 
+@pytest.mark.slow
 def test_a_red_parity_test_is_named_and_costs_nothing_else(tmp_path: Path) -> None:
     planted = tmp_path / "test_planted.py"
     planted.write_text("def test_that_is_red():\n    assert 1 == 2\n")
@@ -315,6 +323,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(tmp_path: Path) -> None:
     visit = begin(tmp_path)
     try:

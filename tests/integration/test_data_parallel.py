@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed
 from torch import Tensor, multiprocessing
@@ -12,6 +13,8 @@ from fastmsflow.ops.likelihood import log_likelihood_maps
 from fastmsflow.reference.likelihood import negative_log_likelihood
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.tolerances import FLOW_CLOSE
+
+pytestmark = pytest.mark.slow
 
 WORLD = 2
 

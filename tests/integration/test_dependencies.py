@@ -17,6 +17,8 @@ from fastmsflow.data.image_io import load_image
 from tests.helpers.paths import ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+
+pytestmark = pytest.mark.slow
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -25,6 +25,8 @@ from tests.helpers.tolerances import EXPORTED
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs/deployment.md"
 SIZE = (64, 96)
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), np.uint8)

@@ -21,6 +21,8 @@ from tests.helpers.few_tiles import few_tiles
 from tests.helpers.listing import names_in
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PREEMPTED = 75
 TINY = (
     "--extractor", "test_resnet.r160_in1k", "--image-size", "32", "--batch-size", "4", "--sub-epochs", "2",

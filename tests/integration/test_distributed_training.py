@@ -24,6 +24,8 @@ from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import DISTRIBUTED
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}

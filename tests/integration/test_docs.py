@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer
 
+from fastmsflow import MSFlow
 from fastmsflow.cli import app
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from tests.helpers.few_tiles import few_tiles
@@ -62,15 +63,17 @@ def namespaces() -> dict[Path, dict[str, Any]]:
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes what examples do small: few images, an epoch of training, no processes that read."""
+    """Makes what examples do small: few images, few blocks, an epoch of training, no processes that read."""
     monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
     if importlib.util.find_spec("anomalib"):
         data, engine = map(importlib.import_module, ("anomalib.data", "anomalib.engine"))
         monkeypatch.setattr(data, "MVTecAD", partial(data.MVTecAD, num_workers=0))
         made = engine.Engine
         monkeypatch.setattr(engine, "Engine", lambda **options: made(**{**options, "max_epochs": 1}))
+        monkeypatch.setattr("fastmsflow.integrations.anomalib.MSFlow", partial(MSFlow, blocks=(1, 1, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [b for b in EXAMPLES if b.page.name != ELSEWHERE], ids=str)
 def test_an_example_runs(
     example: Block, folder: Path, namespaces, small_steps: None, monkeypatch: pytest.MonkeyPatch

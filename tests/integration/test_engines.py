@@ -19,6 +19,8 @@ from tests.helpers.same_rows import assert_same_row
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
 pq = pytest.importorskip("pyarrow.parquet")
 
+pytestmark = pytest.mark.slow
+
 OF_PAGE = [block for block in EXAMPLES if block.page.name == "engines.md"]
 
 

@@ -13,7 +13,7 @@ from fastmsflow.evaluation.compare_checkpoints import CheckpointResult, mean_of
 from fastmsflow.metrics import auroc
 from fastmsflow.training import Evaluation
 
-pytestmark = pytest.mark.usefixtures("no_downloads")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_downloads")]
 
 
 def test_evaluate_shows_a_runs_checkpoints_side_by_side(runs: Path, two_classes: Path, command, tmp_path: Path) -> None:

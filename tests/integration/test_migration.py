@@ -23,6 +23,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.published_script import Record, Script, Settings
 from tests.helpers.tolerances import SCRIPT_METRICS
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 CONDITIONS, BLOCKS = (64, 64, 64), (2, 5, 8)
 # These make a command of the page cheap, and spare it downloads: another backbone, smaller images, fewer passes.

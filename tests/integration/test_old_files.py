@@ -15,6 +15,8 @@ from fastmsflow.training import Recipe, load_state
 from tests.helpers.paths import GOLDEN
 from tests.helpers.tolerances import OLD_RUN
 
+pytestmark = pytest.mark.slow
+
 RECORDED = GOLDEN / "old_0_1/runs.tar.xz"
 
 

@@ -18,6 +18,8 @@ from tests.helpers.paths import ROOT
 
 pytest.importorskip("build", reason="needs build")
 
+pytestmark = pytest.mark.slow
+
 VERSION = fastmsflow.__version__
 LOCAL = ("*_cache", "__pycache__", "*.egg-info", "build", "dist", "runs", "results", ".*", "*venv*")
 

@@ -204,6 +204,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(checkpoint: Path, noise_images: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for i in range(2_000):

@@ -16,6 +16,8 @@ from fastmsflow.data.image_batches import BatchReader, ImageBatch, read_batches
 from tests.helpers.paths import ROOT
 from tests.helpers.predictions import Command, contents
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_workers_change_neither_results_nor_faults_nor_order(

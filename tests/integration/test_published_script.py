@@ -18,6 +18,8 @@ from tests.helpers.live_freia import CHANNELS, CONDITIONS, CONFIG, GRIDS, live_f
 from tests.helpers.published_script import Script, Settings
 from tests.helpers.tolerances import FREIA_FLOAT32, SCRIPT_METRICS
 
+pytestmark = pytest.mark.slow
+
 SIZE = (8 * GRIDS[0][0], 8 * GRIDS[0][1])
 SETTINGS = Settings(SIZE, CONDITIONS, lr=2e-3, meta_epochs=4, warm_up=6, milestones=(11, 14))
 

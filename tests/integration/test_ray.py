@@ -27,6 +27,8 @@ ray_driver = pytest.importorskip("tests.helpers.ray_driver")
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
+pytestmark = pytest.mark.slow
+
 IMAGES, FOLDERS, BROKEN = 1000, 5, "3/0003.jpg"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

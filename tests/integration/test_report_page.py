@@ -18,6 +18,8 @@ from fastmsflow.visualization.html_report import ReportRow, write_report
 from tests.helpers.browser import active, choose, chromium, complaints, find, names, pixel, requested, texts
 from tests.helpers.report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page, rows
 
+pytestmark = pytest.mark.slow
+
 # The outcome: (label, whether the score is above the threshold).
 OUTCOMES = {"hit": (1, True), "missed": (1, False), "alarm": (0, True), "correct": (0, False)}
 

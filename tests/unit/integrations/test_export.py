@@ -17,6 +17,8 @@ from fastmsflow.integrations import export
 from tests.helpers.paths import ROOT
 from tests.helpers.tolerances import EXPORTED
 
+pytestmark = pytest.mark.slow
+
 SIZE = (72, 104)  # grids of 9x13, 5x7 and 3x4: none divides another
 
 

@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 
 from benchmarks.access_width import counted
 
+pytestmark = pytest.mark.slow
+
 SASS = """
 	.section	.text.some_kernel,"ax",@progbits
 some_kernel:

@@ -11,6 +11,8 @@ from tests.helpers.paths import ROOT
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.slow
+
 # Registers spilled to memory would be slower than a smaller tile; no kernel needs any.
 SPILLS = 0
 

@@ -14,6 +14,8 @@ from fastmsflow.ops.likelihood import log_likelihood_maps
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.tolerances import FLOW_CLOSE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def compile_anew() -> None:

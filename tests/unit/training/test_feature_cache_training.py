@@ -23,6 +23,8 @@ from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS
 
+pytestmark = pytest.mark.slow
+
 # Started once with everything imported; every process is forked off it.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])

@@ -33,6 +33,8 @@ from fastmsflow.training.run_directory import RESULTS_FILE
 from tests.helpers.listing import names_in
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")

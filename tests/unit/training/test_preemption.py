@@ -20,6 +20,8 @@ from fastmsflow.training import DataConfig, Recipe, train
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = 4
 PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)

@@ -19,6 +19,8 @@ from tests.helpers.listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
 # Started once with everything imported; every run is forked off it.
