@@ -276,7 +276,7 @@ def main() -> None:
     findings: list[Finding] = []
     with ExitStack() as stack:
         for kind in configs.KINDS:
-            stack.enter_context(configs.deciding(kind, True, DEVICE))
+            stack.enter_context(configs.force_convolution(kind, True, DEVICE))
         for dtype in DTYPES:
             for operation in operations(SIZES[options.size], dtype):
                 for finding in examined(operation, dtype):

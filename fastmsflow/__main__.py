@@ -1,4 +1,7 @@
-"""Where ``fastmsflow`` and ``python -m fastmsflow`` start: one line for what the user can mend, no traceback."""
+"""The entry point of ``fastmsflow`` and ``python -m fastmsflow``.
+
+An error that the user can mend is printed on one line, without a traceback.
+"""
 
 import os
 import signal
@@ -54,7 +57,7 @@ def _run() -> None:
 
 
 def _is_told_by_another(error: Exception) -> bool:
-    """Before the processes have met, what was asked for is wrong in all of them alike: one a machine tells it."""
+    """Tells whether another process of this machine reports the same error: so it is before the processes have met."""
     alike = isinstance(error, (InputError, UnavailableError)) and not has_joined()
     return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
@@ -65,7 +68,7 @@ def _joined() -> bool:
 
 
 def _leave_at_once(end: SystemExit) -> NoReturn:
-    """The others may never answer again, and threads that wait for them would abort an orderly end."""
+    """Ends this process at once: threads that wait for other processes would abort an orderly end."""
     if isinstance(end.code, str):
         print(end.code, file=sys.stderr)
     sys.stdout.flush()
@@ -74,7 +77,7 @@ def _leave_at_once(end: SystemExit) -> NoReturn:
 
 
 def _rank() -> str:
-    """As torchrun has it, which may be what the error is about."""
+    """Returns this process's number as torchrun gives it; nothing is checked, since the error may be about it."""
     return os.environ.get("RANK", "0")
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..calibration import DecisionThreshold
 from ..errors import InputError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
@@ -28,7 +29,6 @@ from .predict_parquet import ParquetOptions, predict_parquet
 
 if TYPE_CHECKING:
     from ..inference.predictor import Predictor
-    from ..inference.scorer import DecisionThreshold
 
 ROWS_SHOWN = 20
 WORKERS = 2
@@ -152,7 +152,6 @@ def predict(
     from ..data.file_search import find_images
     from ..inference.loading import load_model
     from ..inference.predictor import Interrupted, Predictor
-    from ..inference.scorer import DecisionThreshold
     from ..scoring import check_map
 
     silence(quiet, as_json)
@@ -160,7 +159,16 @@ def predict(
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
     decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
-    predictor = Predictor(network, Path(out), table, decision, false_alarms, heat_maps is not False, dtype, kind)
+    predictor = Predictor(
+        network,
+        Path(out),
+        table=table,
+        decision=decision,
+        false_alarms=false_alarms,
+        pictures=heat_maps is not False,
+        dtype=dtype,
+        kind=kind,
+    )
     try:
         with progress_bar("scoring images", len(found.files)) as bar:
             predictor.run(found.files, batch_size, workers, bar)
@@ -194,7 +202,7 @@ def _refuse_parquet_options(table: str, model: str, places: Sequence[str], flags
             raise InputError(f"{shown(name)}: this needs --format parquet; add that, or leave it out")
 
 
-def _print_scores(predictor: "Predictor", decision: "DecisionThreshold | None", model: str, calibrated: bool) -> None:
+def _print_scores(predictor: "Predictor", decision: DecisionThreshold | None, model: str, calibrated: bool) -> None:
     scored = sorted(predictor.scored, key=lambda image: image.absolute_score, reverse=True)
     table = Table(
         Column("image", overflow="fold"),
@@ -218,12 +226,12 @@ def _print_scores(predictor: "Predictor", decision: "DecisionThreshold | None", 
         defective = sum(image.defective is True for image in scored)
         line = f"{defective} of {len(scored)} defective; threshold {decision.text}"
     console.print(escape(line), soft_wrap=True, highlight=False)
-    written = f"heat maps ({predictor.heat.kind}) and " if predictor.paints else ""
+    written = f"heat maps ({predictor.color_scale.kind}) and " if predictor.draws else ""
     console.print(escape(f"{written}{predictor.table.name} in {shown(predictor.table.parent)}"), soft_wrap=True)
 
 
 def _summary(
-    predictor: "Predictor", decision: "DecisionThreshold | None", out: str, skipped: list[str]
+    predictor: "Predictor", decision: DecisionThreshold | None, out: str, skipped: list[str]
 ) -> dict[str, Any]:
     labels = [image.defective for image in predictor.scored]
     return {
@@ -232,7 +240,7 @@ def _summary(
         "defective": labels.count(True) if decision else None,
         "skipped": skipped,
         "threshold": decision and decision.value,
-        "region_threshold": predictor.heat.region_threshold,
+        "region_threshold": predictor.color_scale.region_threshold,
         "scores": str(predictor.table),
-        "heat_maps": str(Path(out)) if predictor.paints else None,
+        "heat_maps": str(Path(out)) if predictor.draws else None,
     }

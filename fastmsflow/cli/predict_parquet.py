@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markup import escape
 
+from ..calibration import DecisionThreshold, region_threshold
 from ..errors import UnavailableError
 from ..files import absolute, shown
 from .output import console, errors, exit_if_skipped, print_json, progress_bar
@@ -17,7 +18,7 @@ from .output import console, errors, exit_if_skipped, print_json, progress_bar
 if TYPE_CHECKING:
     from ..inference.prediction_folder import PredictionFolder
     from ..inference.prediction_sources import Files, Shards
-    from ..inference.scorer import DecisionThreshold, Scorer
+    from ..inference.scorer import Scorer
     from ..models.msflow import MSFlow
 
 IMAGES_PER_PART = 1000
@@ -50,7 +51,6 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
     from ..inference.predict_parquet import settings_of
     from ..inference.prediction_folder import PredictionFolder
     from ..inference.prediction_sources import find_sources
-    from ..inference.scorer import DecisionThreshold
 
     begin = time.perf_counter()
     with ExitStack() as stack:
@@ -87,21 +87,19 @@ def predict_parquet(options: ParquetOptions, as_json: bool) -> None:
         _print_summary(options.out, scorer, folder, as_json, scored_now=len(waiting), begin=begin, skipped=skipped)
 
 
-def _scorer(
-    options: ParquetOptions, model: "MSFlow", decision: "DecisionThreshold | None", gpus: int | None
-) -> "Scorer":
+def _scorer(options: ParquetOptions, model: "MSFlow", decision: DecisionThreshold | None, gpus: int | None) -> "Scorer":
     """``gpus``: number of GPUs of the cluster; None: this machine scores."""
     import torch
 
     from ..inference import resolve_dtype
-    from ..inference.scorer import Scorer, region_threshold
+    from ..inference.scorer import Scorer
 
     dtype = options.dtype
     if gpus is not None:
         device = torch.device("cuda" if gpus else "cpu")
         dtype = str(resolve_dtype(dtype, device)).removeprefix("torch.")
     regions = region_threshold(model.calibration, options.false_alarms)
-    return Scorer(model, limit=decision, region_threshold=regions, dtype=dtype)
+    return Scorer(model, decision=decision, region_threshold=regions, dtype=dtype)
 
 
 def _score(
@@ -114,7 +112,7 @@ def _score(
     images_per_part = options.images_per_part or IMAGES_PER_PART
     if gpus is not None:
         from ..data.url_images import is_url
-        from ..integrations.ray import score_on_ray
+        from ..integrations.ray import RayOptions, score_on_ray
 
         arguments = {
             "model": options.model if is_url(options.model) else absolute(options.model),
@@ -122,8 +120,8 @@ def _score(
             "false_alarms": options.false_alarms,
             "dtype": scorer.dtype,
         }
-        sizes = {"batch_size": options.batch_size, "images_per_part": images_per_part}
-        score_on_ray(folder, images, arguments, **sizes, gpus=gpus)
+        ray_options = RayOptions(batch_size=options.batch_size, images_per_part=images_per_part, gpus=gpus)
+        score_on_ray(folder, images, arguments, ray_options)
         return
     from ..inference.predict_parquet import score_into
 
@@ -153,7 +151,7 @@ def _print_summary(
 
     ``begin``: time.perf_counter() at the start; ``skipped``: lines for names that led to no image.
     """
-    counts, decision, seconds = folder.count_rows(), scorer.limit, time.perf_counter() - begin
+    counts, decision, seconds = folder.count_rows(), scorer.decision, time.perf_counter() - begin
     scored = counts.rows - counts.faults
     if as_json:
         summary: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Everything from a checkpoint and images to scores: batches of any engine's table, files by the million."""
+"""From a checkpoint and images to scores: batches of any engine's table, files by the million."""
 
 from .batch_scorer import BatchScorer
 from .precision import AUTO, DTYPES, prepare, resolve_dtype

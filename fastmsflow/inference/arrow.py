@@ -1,4 +1,4 @@
-"""Batches as Arrow tables: their columns as the scorer reads them, and its results as columns of a table."""
+"""Reads the columns of Arrow tables for the scorer, and writes its results as columns of a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 
 from .columns import BOX, MAP, SCORES, Columns
 
-# Scores in float64, the values that the other formats print to the last bit and that thresholds are compared with; what
-# float32 leaves empty of it compresses well.
+# float64, so that scores equal those of the other formats to the last bit; Parquet compresses the unused bits.
 RESULTS = pa.schema(
     [
         *((name, pa.float64()) for name in SCORES),
@@ -31,19 +30,19 @@ def is_arrow(batch: Any) -> bool:
 
 
 def columns_of(batch: Any) -> Mapping[str, Any]:
-    """The columns of a batch of Arrow by name; of several with one name, the last."""
+    """Returns the columns of a batch of Arrow by name; the last one where several have one name."""
     return batch if isinstance(batch, Mapping) else dict(zip(batch.schema.names, batch.columns, strict=True))
 
 
 def as_table(batch: Any) -> Any:
-    """``batch`` as a pyarrow.Table."""
+    """Returns ``batch`` as a pyarrow.Table."""
     return pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else pa.table(batch)
 
 
 class Values(Sequence[Any]):
-    """A column's values, each made when it is asked for: a row at a time is in memory twice, not the batch.
+    """A column's values, each converted when it is read, so that the batch is not in memory twice.
 
-    Tensors and nested lists of numbers are arrays; everything else is what Python has for it, and null is None.
+    Tensors and nested lists of numbers become arrays, everything else Python's objects, and null None.
     """
 
     def __init__(self, column: Any) -> None:
@@ -57,7 +56,7 @@ class Values(Sequence[Any]):
         if not value.is_valid:
             return None
         if isinstance(value, pa.StringScalar):
-            # Arrow does not look whether text is UTF-8; names of files need not be.
+            # Arrow does not check that text is UTF-8, and names of files need not be.
             return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
         if isinstance(value.type, pa.FixedShapeTensorType):
             return value.to_numpy()
@@ -65,7 +64,7 @@ class Values(Sequence[Any]):
 
 
 def values(column: Any) -> Any:
-    """A column as the scorer reads it: of Arrow, its Values; everything else as it is."""
+    """Returns an Arrow column as Values, any other column as it is."""
     return Values(column) if isinstance(column, (pa.Array, pa.ChunkedArray)) else column
 
 
@@ -74,7 +73,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _array(value: Any) -> Any:
-    """Lists in lists -> an array of as many dimensions; Python's lists where they are ragged or hold no numbers."""
+    """Returns nested lists as an array; Python's lists if they are ragged or hold no numbers."""
     flat, shape = value.values, [len(value.values)]
     while _is_list(flat.type):
         lengths = pc.unique(pc.list_value_length(flat)).to_pylist()
@@ -88,13 +87,13 @@ def _array(value: Any) -> Any:
 
 
 def with_results(table: Any, results: Columns) -> Any:
-    """``table`` with ``results`` as its last columns, in the types of RESULTS; NaN becomes null."""
+    """Returns ``table`` with ``results`` as its last columns, in the types of RESULTS; NaN becomes null."""
     for field in RESULTS:
-        found = results[field.name]
+        values = results[field.name]
         if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
-            column = pa.array(found, mask=np.isnan(found), type=pa.float64()).cast(field.type, safe=False)
+            column = pa.array(values, mask=np.isnan(values), type=pa.float64()).cast(field.type, safe=False)
         else:
-            column = pa.array([_utf8(value) for value in found], type=field.type)
+            column = pa.array([_utf8(value) for value in values], type=field.type)
         table = _put(table, field, column)
     if MAP in results:
         maps = results[MAP]
@@ -105,12 +104,12 @@ def with_results(table: Any, results: Columns) -> Any:
 
 
 def _utf8(value: Any) -> Any:
-    """A fault that came as text that is no UTF-8 goes as such a text."""
+    """Returns text with escapes for what is not UTF-8."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def without(table: Any, names: Sequence[str]) -> Any:
-    """``table`` but for its columns of these names, however many there are of each; no rows go with the last."""
+    """Returns ``table`` without its columns of these names; the number of rows stays."""
     for place in reversed([i for i, name in enumerate(table.column_names) if name in names]):
         table = table.remove_column(place)
     return table

@@ -1,4 +1,4 @@
-"""A callable that scores batches of images in whatever engine holds them: Ray Data, Spark, Daft, a web service."""
+"""Scores batches of images in the engine that holds them: Ray Data, Spark, Daft, a web service."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import check_rate
+from ..calibration import DecisionThreshold, check_rate, region_threshold
 from ..data.image_batches import processors
 from ..data.shards.storage import NO_FILE, ShardStorage
 from ..data.url_images import is_there, is_url
@@ -26,12 +26,12 @@ from ..files import shown
 from ..models.msflow import MSFlow
 from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
 from .precision import AUTO, check_dtype
-from .scorer import NOT_FINITE, DecisionThreshold, ImageResult, Scorer, region_threshold
+from .scorer import NOT_FINITE, ImageResult, Scorer
 
 ENGINES = ("torch",)
-# Engines hand over thousands of rows at once; so many images are in memory, and go through the model, together.
-AT_ONCE = 32
-# Reading from a server is waiting.
+# Engines hand over thousands of rows at once; so many images are in memory and in the model together.
+BATCH_SIZE = 32
+# More threads than processors, since reading from a server is waiting.
 READERS = max(8, processors())
 
 
@@ -45,11 +45,11 @@ class BatchScorer:
     resized to the model's size. ``maps``: results have a column ``score_map`` too, the absolute map at the model's
     size. ``device``: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
-    It can be pickled, before and after it has loaded; a copy loads for itself. Threads may share it: they decode side
-    by side, and one of them at a time uses the model. A process that is forked after it has loaded computes in one
-    thread.
+    A scorer can be pickled, before and after it has loaded its model; a copy loads its own. Threads may share a scorer:
+    they decode side by side, and one of them at a time uses the model. A process that is forked after the model has
+    loaded computes in one thread.
 
-    Errors: InputError where an argument cannot be had.
+    Raises: InputError if an argument is not valid.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class BatchScorer:
         self._loaded: _Loaded | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keeps the arguments alone: a copy makes its own model, threads and locks."""
+        """Returns the arguments alone; a copy makes its own model, threads and locks."""
         return {name: value for name, value in vars(self).items() if name not in ("_loading", "_scoring", "_loaded")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -91,22 +91,21 @@ class BatchScorer:
         self._begin()
 
     def load(self) -> "BatchScorer":
-        """Loads the model now, so that the first batch does not wait for it -> itself.
+        """Loads the model now, so that the first batch does not wait, and returns the scorer.
 
-        Errors: InputError or UnavailableError, one line, where the checkpoint cannot be read, has no such threshold, or
-        the device is not there.
+        Raises: InputError or UnavailableError if the checkpoint cannot be read or has no such threshold, or the device
+        is not available.
         """
         self._ready()
         return self
 
     def __call__(self, batch: Any) -> Any:
-        """Scores a batch -> the same rows, in their order, without the columns ``bytes`` and ``image``, with those of
-        the results.
+        """Scores a batch and returns its rows with the columns of the results, without ``bytes`` and ``image``.
 
-        ``batch``: a dict of columns, each a NumPy array, a list or an Arrow array, or an Arrow table. One column holds
-        the images, the first there is of: ``bytes``, files' bytes; ``image``, arrays (H, W, 3), (H, W, 4) or (H, W) of
-        uint8, (H, W) of uint16, or (H, W, 3) of floats in [0, 1], of one size or several; ``path``, paths and URLs. A
-        row with a text in the column ``fault`` keeps it and is not scored.
+        ``batch``: a dict of columns, each a NumPy array, a list or an Arrow array, or an Arrow table. The images are in
+        the first of these columns that the batch has: ``bytes``, files' bytes; ``image``, arrays (H, W, 3), (H, W, 4)
+        or (H, W) of uint8, (H, W) of uint16, or (H, W, 3) of floats in [0, 1], of one size or several; ``path``, paths
+        and URLs. A row with a text in the column ``fault`` keeps that text and is not scored.
 
         Results: ``score`` (published, in [0, 1]), ``log_score`` and ``absolute_score`` in nats, float64; ``defective``,
         bool, null without a threshold; ``largest_region``, the area in pixels of the image, 0 if there is none above
@@ -114,7 +113,7 @@ class BatchScorer:
         its box in pixels; ``fault``, one line where the image could not be read or scored, null elsewhere; with
         ``maps``, ``score_map`` (H, W) float32. Null is None or, of numbers in NumPy, NaN.
 
-        Errors: InputError where the batch has no column of images, or columns of several lengths; ``load``'s.
+        Raises: InputError if the batch has no column of images, or columns of several lengths; the errors of ``load``.
         """
         arrow = None if find_spec("pyarrow") is None else _arrow()
         is_arrow = arrow is not None and arrow.is_arrow(batch)
@@ -128,47 +127,50 @@ class BatchScorer:
         if arrow and is_arrow:
             table = arrow.as_table(batch)
             return arrow.with_results(arrow.without(table, (BYTES, IMAGE)), results)
-        kept = {name: column for name, column in columns.items() if name not in (BYTES, IMAGE, *results)}
-        return {**kept, **results}
+        others = {name: column for name, column in columns.items() if name not in (BYTES, IMAGE, *results)}
+        return {**others, **results}
 
     def _results(self, rows: BatchColumns) -> Columns:
         ready = self._ready()
         image_size = ready.scorer.model.image_size
 
         def read(start: int) -> list["Future[_Read]"]:
-            return [ready.readers.submit(_read, rows, row, image_size) for row in rows.numbers[start : start + AT_ONCE]]
+            return [
+                ready.readers.submit(_read, rows, row, image_size) for row in rows.numbers[start : start + BATCH_SIZE]
+            ]
 
         results: list[Columns] = []
         ahead = read(0)
-        # Once where there are no rows: they have columns too.
-        for start in range(0, max(1, len(rows.numbers)), AT_ONCE):
-            # The next images are decoded while the model is at these.
-            current, ahead = ahead, read(start + AT_ONCE)
-            judged = self._judged(ready.scorer, [future.result() for future in current], rows, start)
-            # Columns at once: each image's map would be kept otherwise.
-            results.append(result_columns(judged, image_size if self._maps else None))
+        # At least once, since a batch without rows has result columns too.
+        for start in range(0, max(1, len(rows.numbers)), BATCH_SIZE):
+            # The next images are decoded while the model scores these.
+            current, ahead = ahead, read(start + BATCH_SIZE)
+            scored = self._score(ready.scorer, [future.result() for future in current], rows, start)
+            # Made at once, so that the maps of the images are not all in memory.
+            results.append(result_columns(scored, image_size if self._maps else None))
         return {name: np.concatenate([some[name] for some in results]) for name in results[0]}
 
-    def _judged(self, scorer: Scorer, read: "list[_Read]", rows: BatchColumns, start: int) -> list[ImageResult | str]:
-        whole = [one for one in read if not isinstance(one, str)]
-        sizes = [size for _, size in whole]
+    def _score(self, scorer: Scorer, read: "list[_Read]", rows: BatchColumns, start: int) -> list[ImageResult | str]:
+        """Returns the result or the fault of each image; ``start``: the row of the first one."""
+        images = [image for image in read if not isinstance(image, str)]
+        sizes = [size for _, size in images]
         with self._scoring:
-            judged = iter(scorer(torch.stack([pixels for pixels, _ in whole]), sizes) if whole else [])
+            results = iter(scorer(torch.stack([pixels for pixels, _ in images]), sizes) if images else [])
         return [
-            one if isinstance(one, str) else next(judged) or f"{rows.name(row)}: {NOT_FINITE}"
-            for row, one in enumerate(read, start)
+            image if isinstance(image, str) else next(results) or f"{rows.name(row)}: {NOT_FINITE}"
+            for row, image in enumerate(read, start)
         ]
 
     def _ready(self) -> "_Loaded":
         with self._loading:
             if self._loaded is None:
                 model = _load(self._model).to(_torch_device(self._device)).to(memory_format=torch.channels_last)
-                limit = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
+                decision = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
-                scorer = Scorer(model, limit=limit, region_threshold=regions, dtype=self._dtype)
+                scorer = Scorer(model, decision=decision, region_threshold=regions, dtype=self._dtype)
                 self._loaded = _Loaded(scorer, _readers(), os.getpid())
             elif self._loaded.process != os.getpid():
-                # Threads stay behind in the process that this one was forked from; torch would wait for its own.
+                # A forked process has none of its parent's threads, and torch would wait for its own.
                 torch.set_num_threads(1)
                 self._loaded = self._loaded._replace(readers=_readers(), process=os.getpid())
             return self._loaded
@@ -178,7 +180,7 @@ class _Loaded(NamedTuple):
     scorer: Scorer
     readers: ThreadPoolExecutor
     process: int
-    """The process that the readers are threads of."""
+    """The process id of the readers' threads."""
 
 
 def _readers() -> ThreadPoolExecutor:
@@ -186,7 +188,7 @@ def _readers() -> ThreadPoolExecutor:
 
 
 _Read: TypeAlias = tuple[Tensor, tuple[int, int]] | str
-"""An image at the model's size and its own (width, height), or its fault."""
+"""An image at the model's size with its own (width, height), or its fault."""
 
 
 def _read(rows: BatchColumns, row: int, image_size: tuple[int, int]) -> _Read:
@@ -206,14 +208,14 @@ def _arrow() -> ModuleType:
 
 
 def _load(model: str | MSFlow) -> MSFlow:
-    # It is moved to the device; the caller's stays where it is.
+    # A copy is moved to the device; the caller's model stays where it is.
     return copy.deepcopy(model) if isinstance(model, MSFlow) else read_model(model)
 
 
 def read_model(model: str) -> MSFlow:
     """Reads the checkpoint at a path or a URL, or the folder that ``save_pretrained`` wrote.
 
-    Errors: InputError where there is none or it cannot be read, UnavailableError where a package is missing.
+    Raises: InputError if there is none or it cannot be read; UnavailableError if a package is missing.
     """
     if not is_url(model):
         return MSFlow.from_pretrained(model) if Path(model).is_dir() else MSFlow.load(model)
@@ -226,7 +228,7 @@ def read_model(model: str) -> MSFlow:
 
             with fsspec.open(model, "rb") as there, local.open("wb") as here:
                 shutil.copyfileobj(there, here)
-        except Exception as error:  # every kind of storage has its own
+        except Exception as error:  # each kind of storage has errors of its own
             raise InputError(f"{shown(model)}: {ShardStorage.why(error)}") from error
         try:
             return MSFlow.load(local)

@@ -1,4 +1,4 @@
-"""Names of the heat maps that ``predict`` writes, all into one folder, of images from anywhere."""
+"""Names the heat maps that ``predict`` writes into one folder, for images of many folders."""
 
 import os
 import unicodedata
@@ -19,13 +19,13 @@ def heat_map_names(images: Sequence[Path]) -> list[str]:
     printable characters alone and at most LONGEST_NAME bytes, and no two are one to a file system that ignores case, or
     how an accent is composed.
     """
-    # Without the ".." in them, which name no folder, and whatever links lead to.
+    # Without "..", which names no folder; links are not followed.
     paths = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100
     same: dict[str, list[int]] = {}
     for i, path in enumerate(paths):
         same.setdefault(_key(_fitted(path.stem)), []).append(i)
     names, free = [""] * len(paths), _FreeNames()
-    # Those that are alone keep their name, whoever else would end up with it.
+    # Images whose stem is unique come first and keep it.
     for key in sorted(same, key=lambda key: (len(same[key]) > 1, key)):
         group = sorted(same[key], key=paths.__getitem__)
         for i, wanted in zip(group, _told_apart([paths[i] for i in group]), strict=True):
@@ -34,10 +34,10 @@ def heat_map_names(images: Sequence[Path]) -> list[str]:
 
 
 def _told_apart(paths: Sequence[Path]) -> list[str]:
-    """The stem of each with what tells it from the others of that stem in front and behind."""
+    """Returns names that differ, for images of one stem: folders before the stem, the suffix after it."""
     if len(paths) == 1:
         return [paths[0].stem]
-    # Each from the image upwards.
+    # The folders of each image, the innermost first.
     folders = [path.parts[-2:0:-1] for path in paths]
     inside, depth = Counter(folders), 0
     while len({parts[:depth] for parts in inside}) < len(inside):
@@ -49,11 +49,11 @@ def _told_apart(paths: Sequence[Path]) -> list[str]:
 
 
 class _FreeNames:
-    """Gives each name once."""
+    """Gives out every name once."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
-        # The number that the next search begins with: a million images may want one name.
+        # The next number to try, since a million images may want one name.
         self._copies: dict[str, int] = {}
 
     def take(self, wanted: str) -> str:
@@ -70,12 +70,12 @@ class _FreeNames:
 
 
 def _key(name: str) -> str:
-    """Gives names that some file system takes for one the same key."""
+    """Returns the same key for names that some file system takes for the same."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _fitted(text: str, end: str = HEAT_MAP) -> str:
-    """``text`` in printable characters, cut so that ``end`` fits behind it."""
+    """Returns ``text`` in printable characters, cut so that ``end`` fits after it."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else "_" for c in text)
     return text.encode()[: LONGEST_NAME - len(end)].decode(errors="ignore")

@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Turns float32, float16 or auto into a dtype; auto is float16 on a GPU and float32 on a CPU.
 
-    Errors: InputError where ``name`` is none of these.
+    Raises: InputError if ``name`` is none of these.
     """
     check_dtype(name)
     if name == AUTO:
@@ -23,7 +23,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def check_dtype(name: str) -> None:
-    """Errors: InputError where ``name`` is none that ``resolve_dtype`` takes."""
+    """Raises InputError if ``resolve_dtype`` does not take ``name``."""
     if name != AUTO and name not in DTYPES:
         raise InputError(f"dtype {name}: give {', '.join(DTYPES)} or {AUTO}")
 
@@ -31,8 +31,10 @@ def check_dtype(name: str) -> None:
 def prepare(model: MSFlow, dtype: str | None = AUTO) -> MSFlow:
     """Returns the copy of ``model`` that scores fastest on its device, in eval mode; see ``MSFlow.for_inference``.
 
-    ``dtype``: see ``resolve_dtype``. With None the model itself is returned, and also where ``for_inference`` has made
-    it already. Errors: InputError where ``dtype`` is not one of these.
+    ``dtype``: see ``resolve_dtype``. The model itself is returned if ``dtype`` is None, or ``for_inference`` has made
+    it.
+
+    Raises: InputError if ``resolve_dtype`` does not take ``dtype``.
     """
     if dtype is None or model.made_for_inference:
         return model.eval()

@@ -1,4 +1,4 @@
-"""Images by the million -> Parquet, on one machine: worker processes read ahead of the model, part by part."""
+"""Scores millions of images into Parquet files on one machine; worker processes read ahead of the model."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ def settings_of(scorer: Scorer) -> dict[str, Any]:
     """Returns the settings that decide on the results: model, thresholds and dtype."""
     return {
         "model": fingerprint(scorer.model),
-        "threshold": None if scorer.limit is None else scorer.limit.value,
+        "threshold": None if scorer.decision is None else scorer.decision.value,
         "region_threshold": scorer.region_threshold,
         "dtype": scorer.dtype,
     }
@@ -40,24 +40,26 @@ def score_into(
     workers: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Scores ``images`` into parts of ``images_per_part`` rows, the last one of fewer. ``workers``: see
-    ``read_batches``; ``progress`` gets the number of images that are through.
+    """Scores ``images`` into files of ``images_per_part`` rows; the last one may have fewer.
 
-    Errors: InputError where results cannot be written; RuntimeError where a process that reads is killed.
+    ``workers``: processes that read images, see ``read_batches``; ``progress`` is called with the number of images that
+    are done.
+
+    Raises: InputError if results cannot be written; RuntimeError if a process that reads is killed.
     """
     rows, done = RESULTS_OF_FILES.empty_table(), 0
     reader = BatchReader(scorer.model.image_size)
     try:
         for read in read_batches(images.batches(batch_size), -(-len(images) // batch_size), reader, workers):
-            judged = [(item.name, result or str(fault)) for item, result, fault in scorer.items(read)]
-            rows = pa.concat_tables([rows, _table(judged)])
+            results = [(item.name, result or str(fault)) for item, result, fault in scorer.items(read)]
+            rows = pa.concat_tables([rows, _table(results)])
             while rows.num_rows >= images_per_part:
                 folder.write(rows.slice(0, images_per_part))
                 rows = rows.slice(images_per_part)
-            done += len(judged)
+            done += len(results)
             progress(done)
     except (KeyboardInterrupt, RuntimeError):
-        # What is scored is not scored again.
+        # The rows so far are written, so that the next start does not score them again.
         if rows.num_rows:
             folder.write(rows)
         raise
@@ -65,13 +67,13 @@ def score_into(
         folder.write(rows)
 
 
-def _table(judged: Iterable[tuple[str | None, ImageResult | str]]) -> pa.Table:
-    paths, results = zip(*judged, strict=True)
+def _table(named_results: Iterable[tuple[str | None, ImageResult | str]]) -> pa.Table:
+    paths, results = zip(*named_results, strict=True)
     table = pa.table({PATH: pa.array([path and as_utf8(path) for path in paths], pa.string())})
     return with_results(table, result_columns(results, None))
 
 
 def fingerprint(model: MSFlow) -> str:
-    """Returns 16 hexadecimal digits of a SHA-256 over weights, calibration and what else decides on a score."""
+    """Returns 16 hexadecimal digits of a SHA-256 over everything that decides on a score."""
     weights = tensor_chunks(model.state_dict(), "{name} {shape} {dtype}")
     return short_digest(chain([json.dumps(model.config).encode()], weights))

@@ -1,8 +1,8 @@
-"""A folder of results as Parquet: written by one machine or by a cluster, and gone on with where it stopped.
+"""A folder of results as Parquet files, written by one machine or by a cluster and continued after an interruption.
 
-- ``predictions.json``, first of all: the model, thresholds and dtype that its results are of;
-- ``parts/*.parquet``: a row for each image, in the columns of ``arrow.RESULTS`` behind its ``path``. What is written
-  there is done: the next start leaves it out.
+- ``predictions.json``, written first: the model, thresholds and dtype of the results;
+- ``parts/*.parquet``: a row for each image: its ``path`` and the columns of ``arrow.RESULTS``. The next start leaves
+  out the images that have a row.
 """
 
 import io
@@ -34,15 +34,15 @@ FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
 ELSEWHERE = "choose another folder"
 PATH = "path"
-# A Parquet file's end, and its beginning, which is there at once; the length of the footer is between them.
-END, SMALLEST = b"PAR1", 12
-# Names that this command gives: to its own parts, and to a cluster's, by the run that wrote them.
-A_RUN, OWN = re.compile(r"[0-9a-f]{32}"), re.compile(r"(part-\d{6,}|[0-9a-f]{32}_.+)\.parquet")
-LARGEST = 2**20
-"""Bytes of predictions.json that are read."""
+# A Parquet file begins and ends with these bytes; the shortest file has the footer's length between them.
+MAGIC, SMALLEST = b"PAR1", 12
+# Names of runs, and of files that this command or a cluster has written.
+RUN_ID, OWN_FILE = re.compile(r"[0-9a-f]{32}"), re.compile(r"(part-\d{6,}|[0-9a-f]{32}_.+)\.parquet")
+MAX_RUN_BYTES = 2**20
+"""Largest number of bytes of predictions.json that are read."""
 READERS = 16
-"""Parts that are read at once: an object store lets each wait."""
-# Engines have their own kinds of text.
+"""Number of parts that are read at once, since every read from an object store waits."""
+# Engines write text in several types.
 TYPES = {PATH: pa.large_string(), "fault": pa.large_string(), "defective": pa.bool_()}
 
 _T = TypeVar("_T")
@@ -54,16 +54,16 @@ class RowCounts:
 
     rows: int
     faults: int
-    """Rows without scores, those of lost images among them."""
+    """Rows without scores, those of lost images included."""
     lost: int
-    """Images that went with their damaged shard; their rows have no path."""
+    """Images that were lost with a damaged shard; their rows have no path."""
     defective: int
 
 
 class PredictionFolder:
-    """The folder ``out``, or the URL of one in an object store that Arrow reaches (s3://, gs://).
+    """A folder of results: ``out``, or its URL in an object store that Arrow reaches (s3://, gs://).
 
-    Errors, of all methods: InputError, one line, where it cannot be reached, read or written.
+    Raises: InputError, from all methods, if the folder cannot be reached, read or written.
     """
 
     def __init__(self, out: str) -> None:
@@ -77,18 +77,18 @@ class PredictionFolder:
         self._local = None if is_url(out) else Path(out)
         self._next: int | None = None
         self.run = uuid4().hex
-        """Begins the names of the files that a cluster writes in this run."""
+        """The id of this run, with which the names of a cluster's files begin."""
         self._earlier: list[str] = []
         self._before: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> str:
-        """The folder of the rows, as the file system ``files`` calls it."""
+        """The path of the folder of rows in the file system ``files``."""
         return f"{self._root}/{PARTS}"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keeps other processes of this machine out, in a with block; an object store has no such lock."""
+        """Locks the folder against other processes of this machine in a with block; an object store has no lock."""
         if self._local is None:
             yield
             return
@@ -96,35 +96,35 @@ class PredictionFolder:
             remove_asides(self._local / PARTS)
             yield
 
-    def begin(self, setting: dict[str, Any], on_cluster: bool = False) -> None:
-        """Begins results of ``setting``, or goes on with them: parts that a killed process left cut off are removed.
+    def begin(self, settings: dict[str, Any], on_cluster: bool = False) -> None:
+        """Begins results of ``settings``, or continues them and removes incomplete parts of a killed process.
 
-        Errors: InputError where the folder holds something else, or results of another setting.
+        Raises: InputError if the folder holds something else, or results of other settings.
         """
-        found = self._json()
-        if found is None:
+        written = self._json()
+        if written is None:
             if self._local is not None and is_shard_set(self.out):
                 raise InputError(f"{shown(self.out)}: holds a set of shards; {ELSEWHERE}")
             if self._names():
                 raise InputError(f"{shown(self.out)}: holds parts, and no {RUN} that says of what; {ELSEWHERE}")
-        elif found.get("format") == EARLIER:
+        elif written.get("format") == EARLIER:
             raise InputError(f"{shown(self.out)}: holds results of an earlier version, in other columns; {ELSEWHERE}")
-        elif found.get("format") != FORMAT:
+        elif written.get("format") != FORMAT:
             raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
         else:
-            changes = changed_settings(found, setting, only_now=True)
+            changes = changed_settings(written, settings, only_now=True)
             if changes:
                 raise InputError(
                     f"{shown(self.out)}: holds results of another run ({changes}); set that back, or {ELSEWHERE}"
                 )
             names = self._names()
-            for name, whole in zip(names, _side_by_side(self._is_whole, names), strict=True):
+            for name, whole in zip(names, _map_in_threads(self._is_whole, names), strict=True):
                 if not whole:
                     self._delete(name, "it is not whole")
-        runs = (found or {}).get("runs")
-        self._earlier = [run for run in map(str, runs) if A_RUN.fullmatch(run)] if isinstance(runs, list) else []
+        runs = (written or {}).get("runs")
+        self._earlier = [run for run in map(str, runs) if RUN_ID.fullmatch(run)] if isinstance(runs, list) else []
         runs = [*self._earlier, self.run] if on_cluster else self._earlier
-        content = {"format": FORMAT, **setting, "runs": runs}
+        content = {"format": FORMAT, **settings, "runs": runs}
         if self._local is not None:
             write_json(self._local / RUN, content)
             with write_faults(self._local / PARTS):
@@ -140,7 +140,7 @@ class PredictionFolder:
         return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
-        """Returns those of ``paths`` that no row is of, in their order: an anti-join with what is written."""
+        """Returns those of ``paths`` that have no row, in their order."""
         scored = self.scored()
         if not len(scored):
             return list(paths)
@@ -149,7 +149,7 @@ class PredictionFolder:
         return [path for path, waits in zip(paths, waiting, strict=True) if waits]
 
     def drop_lost(self, shards: Collection[str]) -> None:
-        """Drops the rows of images that were lost with one of ``shards``: these are read again, and may be mended."""
+        """Removes the rows of images that were lost with one of ``shards``, which may have been repaired since."""
         names = self._names()
         for name, table in zip(names, self._read_all(names, [PATH, "fault"]), strict=True):
             lost = [
@@ -162,19 +162,21 @@ class PredictionFolder:
                 self._write_part(name, self._read(name, None).filter(pc.invert(pa.array(lost))))
 
     def remove_late(self) -> None:
-        """Removes what the cluster of an earlier run, whose driver was killed, wrote after ``scored`` had been asked:
-        this run has scored those images."""
+        """Removes files that the cluster of an earlier, killed run wrote after this run had called ``scored``.
+
+        This run has scored the images of those files itself.
+        """
         for name in set(self._names()) - self._before:
             if Path(name).name.startswith(tuple(self._earlier)):
                 self._delete(name, "it came late")
 
     def rows_of_this_run(self) -> int:
-        """Returns the number of rows that a cluster has written in this run, as far as this machine sees them."""
+        """Returns the number of rows that a cluster has written in this run and this machine sees."""
         names = [name for name in self._names() if Path(name).name.startswith(self.run)]
         return sum(table.num_rows for table in self._read_all(names, ["defective"]))
 
     def write(self, table: pa.Table) -> None:
-        """Writes ``table`` as the next part, whole or not at all."""
+        """Writes ``table`` as the next part, completely or not at all."""
         if self._next is None:
             numbers = [Path(name).stem.removeprefix("part-") for name in self._names()]
             self._next = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
@@ -191,7 +193,7 @@ class PredictionFolder:
                 aside.write_bytes(content.getbuffer())
 
     def count_rows(self) -> RowCounts:
-        """Counts the rows of all parts."""
+        """Returns the number of rows in all parts."""
         rows = faults = lost = defective = 0
         for table in self._read_all(self._names(), [PATH, "fault", "defective"]):
             rows += table.num_rows
@@ -200,9 +202,9 @@ class PredictionFolder:
             defective += pc.sum(table["defective"]).as_py() or 0
         return RowCounts(rows, faults, lost, defective)
 
-    def faults(self, most: int) -> list[str]:
-        """Returns the lines of the first ``most`` images that could not be scored, and of each damaged shard one."""
-        return [*islice(self._faults(lost=False), most), *dict.fromkeys(self._faults(lost=True))]
+    def faults(self, limit: int) -> list[str]:
+        """Returns the faults of the first ``limit`` images that could not be scored, and one for each damaged shard."""
+        return [*islice(self._faults(lost=False), limit), *dict.fromkeys(self._faults(lost=True))]
 
     def _faults(self, lost: bool) -> Iterator[str]:
         for table in self._read_all(self._names(), [PATH, "fault"]):
@@ -211,22 +213,22 @@ class PredictionFolder:
                     yield fault
 
     def _names(self) -> list[str]:
-        """The files of results, sorted; what a link leads to is not of this folder."""
+        """Returns the files of results, sorted; links are left out."""
         if self._local is not None:
             walked = os.walk(self._local / PARTS)
             paths = [Path(folder) / name for folder, _, names in walked for name in names]
-            found = [absolute(path) for path in paths if not path.is_symlink()]
+            files = [absolute(path) for path in paths if not path.is_symlink()]
         else:
             try:
                 listed = self.files.get_file_info(fs.FileSelector(self.parts, recursive=True, allow_not_found=True))
             except OSError as error:
                 raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
-            found = [info.path for info in listed if info.type == fs.FileType.File]
-        # What is being written aside begins with a dot.
-        return sorted(name for name in found if name.endswith(".parquet") and not Path(name).name.startswith("."))
+            files = [info.path for info in listed if info.type == fs.FileType.File]
+        # The names of temporary files begin with a dot.
+        return sorted(name for name in files if name.endswith(".parquet") and not Path(name).name.startswith("."))
 
     def _read_all(self, names: Sequence[str], columns: list[str]) -> Iterator[pa.Table]:
-        return _side_by_side(partial(self._read, columns=columns), names)
+        return _map_in_threads(partial(self._read, columns=columns), names)
 
     def _read(self, name: str, columns: list[str] | None) -> pa.Table:
         try:
@@ -238,18 +240,18 @@ class PredictionFolder:
             raise InputError(f"{shown(name)}: no results that can be read ({why}); move it elsewhere") from error
 
     def _is_whole(self, name: str) -> bool:
-        """Whether a file ends as Parquet does: what a killed process left does not."""
+        """Returns whether a file ends as Parquet does; files of a killed process do not."""
         try:
             with self.files.open_input_file(name) as file:
                 size = file.size()
-                file.seek(max(0, size - len(END)))
-                return size >= SMALLEST and file.read() == END
+                file.seek(max(0, size - len(MAGIC)))
+                return size >= SMALLEST and file.read() == MAGIC
         except OSError as error:
             raise InputError(f"{shown(name)}: cannot be read ({error})") from error
 
     def _delete(self, name: str, why: str) -> None:
-        """Errors: InputError for what this command has not written."""
-        if not OWN.fullmatch(Path(name).name):
+        """Deletes a file. Raises: InputError if this command has not written it."""
+        if not OWN_FILE.fullmatch(Path(name).name):
             raise InputError(f"{shown(name)}: {why}, and this command has not written it; move it elsewhere")
         try:
             self.files.delete_file(name)
@@ -264,13 +266,13 @@ class PredictionFolder:
             raise InputError(f"{shown(name)}: cannot be written ({error})") from error
 
     def _json(self) -> dict[str, Any] | None:
-        """Reads ``predictions.json``: None where there is none, {} where it is no JSON object."""
+        """Reads ``predictions.json``; returns None if there is none, {} if it holds no JSON object."""
         name = f"{self._root}/{RUN}"
         try:
             if self.files.get_file_info(name).type == fs.FileType.NotFound:
                 return None
             with self.files.open_input_file(name) as file:
-                content = json.loads(file.read(LARGEST))
+                content = json.loads(file.read(MAX_RUN_BYTES))
         except OSError as error:
             raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
         except (ValueError, RecursionError):
@@ -278,8 +280,8 @@ class PredictionFolder:
         return content if isinstance(content, dict) else {}
 
 
-def _side_by_side(ask: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
-    """Yields the answers in the names' order, no more than a few ahead of whoever takes them."""
+def _map_in_threads(function: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
+    """Yields the results in the order of ``names``, of READERS names ahead at most."""
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(names), READERS):
-            yield from pool.map(ask, names[start : start + READERS])
+            yield from pool.map(function, names[start : start + READERS])

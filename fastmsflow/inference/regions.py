@@ -1,15 +1,16 @@
-"""Regions of a score map above a threshold."""
+"""Finds the regions of a score map that lie above a threshold."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from contourpy import LineType, contour_generator
+
+from ..contours import trace_contours
 
 
 @dataclass(frozen=True)
 class Region:
-    """All in pixels of the image, from its upper left corner; (x, y)."""
+    """One region; coordinates (x, y) are in pixels of the image, from its upper left corner."""
 
     box: tuple[float, float, float, float]
     """left, top, right, bottom."""
@@ -17,7 +18,7 @@ class Region:
     peak: float
     """The map's largest value."""
     outline: np.ndarray
-    """(n, 2), closed: the last point is the first. Holes are not outlined."""
+    """(n, 2), closed: the last point is the first. Holes have no outline."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -30,31 +31,30 @@ class Region:
 
 
 def find_regions(score_map: np.ndarray, threshold: float, size: tuple[int, int]) -> list[Region]:
-    """What is connected and above ``threshold`` in ``score_map`` (H, W), largest first; ``size``: (width, height) of
-    the image that the map is of."""
+    """Returns the connected regions of ``score_map`` (H, W) above ``threshold``, largest first.
+
+    ``size``: (width, height) of the image, in whose pixels the regions are.
+    """
     from scipy.ndimage import find_objects, label  # slow to import
 
     labels, _ = label(score_map > threshold)
     scale = np.array(size) / score_map.shape[::-1]
-    # A rim at the threshold, so that a region at the map's border has its outline there.
-    rim = np.pad(score_map.astype(np.float64), 1, constant_values=threshold)
     regions = []
     for number, (rows, columns) in enumerate(find_objects(labels), start=1):
         inside = labels[rows, columns] == number
-        around = rim[rows.start : rows.stop + 2, columns.start : columns.stop + 2].copy()
-        here = np.pad(inside, 1)
-        # Of other regions in the same box nothing is seen.
-        around[~here] = np.minimum(around[~here], threshold)
-        lines = contour_generator(z=around, line_type=LineType.Separate).lines(threshold)
-        outer = max(map(np.asarray, lines), key=_extent)
-        # From centres of the rimmed map's pixels to places on the map.
-        corner = np.array((columns.start, rows.start)) - 0.5
-        points = (outer + corner).clip(0, score_map.shape[::-1]) * scale
-        left, top = points.min(axis=0).tolist()
-        right, bottom = points.max(axis=0).tolist()
+        # One pixel more on each side, where the map has one; other regions in this box are hidden.
+        top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
+        window = np.s_[top : rows.stop + 1, left : columns.stop + 1]
+        values = score_map[window].astype(np.float64)
+        hidden = labels[window] != number
+        values[hidden] = np.minimum(values[hidden], threshold)
+        # A border at the threshold: a region at the map's border has its outline there.
+        outer = max(trace_contours(values, threshold, border=threshold), key=_extent)
+        points = (outer + np.array((left, top))).clip(0, score_map.shape[::-1]) * scale
+        box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
         area = max(1, round(int(inside.sum()) * float(scale.prod())))
-        peak = float(around[here].max())
-        regions.append(Region((left, top, right, bottom), area, peak, points))
+        peak = float(score_map[rows, columns][inside].max())
+        regions.append(Region(box, area, peak, points))
     return sorted(regions, key=lambda region: region.area, reverse=True)
 
 

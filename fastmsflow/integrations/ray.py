@@ -1,6 +1,6 @@
-"""Scoring on a Ray cluster, or on all GPUs of one machine by a local Ray. Needs the ``ray`` extra.
+"""Scores images on a Ray cluster, or on all GPUs of one machine by a local Ray. Needs the ``ray`` extra.
 
-Ray reads, shares out and starts again; ``BatchScorer`` scores, and ``PredictionFolder`` says what is left to do.
+Ray reads, distributes and restarts; ``BatchScorer`` scores; ``PredictionFolder`` knows which images have no row yet.
 """
 
 import logging
@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from ..inference import BatchScorer
 from ..inference.prediction_folder import PATH, PredictionFolder
 from ..inference.prediction_sources import Files, Shards
 
-__all__ = ["check_cluster", "connected", "score_on_ray"]
+__all__ = ["RayOptions", "check_cluster", "connected", "score_on_ray"]
 
 LOCAL = "ray"
 REMOTE = "ray://"
@@ -32,7 +33,7 @@ CONNECT_SECONDS = 10
 
 
 def check_cluster(cluster: str) -> str:
-    """``cluster`` if it names one. Errors: InputError otherwise."""
+    """Returns ``cluster``. Raises: InputError if it names no cluster."""
     if cluster != LOCAL and not (cluster.startswith(REMOTE) and _host_and_port(cluster)):
         raise InputError(f"cluster {cluster!r} is not known; give ray for this machine's, or ray://ADDRESS:10001")
     return cluster
@@ -40,15 +41,17 @@ def check_cluster(cluster: str) -> str:
 
 @contextmanager
 def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
-    """Connects to ``cluster`` in a with block -> the number of its GPUs: to the one at ``ray://ADDRESS``, or, by
-    ``ray``, to the one that RAY_ADDRESS names or this machine has started, else to a new one of this machine.
+    """Connects to ``cluster`` in a with block and yields the number of its GPUs.
 
-    ``quiet``: no progress bars. Errors: UnavailableError where Ray is not installed or nothing answers.
+    ``cluster``: ``ray://ADDRESS``, or ``ray`` for the cluster that RAY_ADDRESS names or this machine has started, else
+    a new one of this machine; ``quiet``: no progress bars.
+
+    Raises: UnavailableError if Ray is not installed or no cluster answers.
     """
     check_cluster(cluster)
-    # Reports of use are sent only where somebody has asked for them.
+    # Ray reports its use only if the user has set this.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # For this long the cluster goes on after a client that was killed; a new one would write the same rows meanwhile.
+    # The cluster works on for this time after a client was killed, while a new client would write the same rows.
     os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "5")
     try:
         import ray.data
@@ -61,7 +64,7 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
             warnings.simplefilter("ignore", UserWarning)
             ray.init(None if cluster == LOCAL else cluster, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        # A client is told no more of a token that is missing.
+        # A missing token shows only as a timeout.
         timed_out = cluster != LOCAL and isinstance(error, ConnectionError)
         token = "; if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if timed_out else ""
         why = f"the Ray cluster cannot be used ({in_one_line(error)}){token}"
@@ -80,7 +83,7 @@ def _address_here() -> str:
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "auto"):
         return address
-    # Ray's own choice of a folder.
+    # Ray chooses its folder in the same way.
     folder = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
     left = Path(folder, "ray", "ray_current_cluster")
     return left.read_text().strip() if left.is_file() else ""
@@ -92,8 +95,7 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for minutes. Errors: UnavailableError where nothing answers at ``address``, if it names a
-    host and a port."""
+    """Raises UnavailableError if ``address`` names a host and a port and nothing answers; Ray would try for minutes."""
     where = _host_and_port(address)
     if where is None:
         return
@@ -106,36 +108,39 @@ def _check_answers(address: str) -> None:
         raise UnavailableError(f"{address}: no Ray cluster answers there ({error}); {remedy}") from error
 
 
-def score_on_ray(
-    folder: PredictionFolder,
-    images: Files | Shards,
-    scorer: dict[str, Any],
-    *,
-    batch_size: int,
-    images_per_part: int,
-    gpus: int,
-) -> None:
-    """Scores ``images`` into ``folder`` by as many actors as the connected cluster has GPUs, or processors if it has
-    none. ``scorer``: arguments of BatchScorer; its model, the images and the folder must be to be had on every machine.
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """The sizes of batches and files, and the GPUs of the cluster."""
 
-    A worker that is killed is replaced and its images are scored again. Errors: InputError with the worker's line.
+    batch_size: int
+    images_per_part: int
+    gpus: int
+    """Number of GPUs of the connected cluster."""
+
+
+def score_on_ray(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, Any], options: RayOptions) -> None:
+    """Scores ``images`` into ``folder`` by as many actors as the cluster has GPUs, or processors if it has none.
+
+    ``scorer``: arguments of BatchScorer. Every machine must be able to read its model and the images, and to write the
+    folder. A worker that is killed is replaced, and its images are scored again.
+
+    Raises: InputError with the worker's line; UnavailableError if the cluster has another version of fastmsflow.
     """
     import ray
     from ray.exceptions import RayError
     from ray.util.client import ray as client
 
-    options = {"batch_size": batch_size, "images_per_part": images_per_part, "gpus": gpus}
     try:
         if client.is_connected():
-            # Ray Data wants its driver within the cluster; a second try would write what the first has written.
+            # Ray Data needs its driver within the cluster; a retry would write the rows of the first try again.
             driver = ray.remote(num_cpus=0, max_retries=0)(cast(Any, _score))
             try:
-                ray.get(driver.remote(folder, ray.put(images), scorer, **options))
+                ray.get(driver.remote(folder, ray.put(images), scorer, options))
             except (ImportError, AttributeError) as error:
                 why = f"the cluster has no such fastmsflow ({in_one_line(error)})"
                 raise UnavailableError(f"{why}; install this version on all its machines") from error
         else:
-            _score(folder, images, scorer, **options)
+            _score(folder, images, scorer, options)
     except RayError as error:
         raise InputError(f"a worker of the cluster failed: {_line_of(error)}") from error
     if (rows := folder.rows_of_this_run()) < len(images):
@@ -144,41 +149,36 @@ def score_on_ray(
         raise InputError(f"{shown(folder.out)}: {have}; {remedy}")
 
 
-def _score(
-    folder: PredictionFolder,
-    images: Files | Shards,
-    scorer: dict[str, Any],
-    *,
-    batch_size: int,
-    images_per_part: int,
-    gpus: int,
-) -> None:
+def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, Any], options: RayOptions) -> None:
     import ray
 
-    resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    actors = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    dataset = _files(images, images_per_part) if isinstance(images, Files) else _shards(images, batch_size, actors)
+    resources = {"num_gpus": 1} if options.gpus else {"num_cpus": 1}
+    actors = options.gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if isinstance(images, Files):
+        dataset = _file_dataset(images, options.images_per_part)
+    else:
+        dataset = _shard_dataset(images, options.batch_size, actors)
     dataset.map_batches(
         BatchScorer,
         fn_constructor_kwargs=scorer,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         **resources,
     ).write_parquet(
         folder.parts,
         filesystem=folder.files,
-        filename_provider=_names(folder.run),
+        filename_provider=_filename_provider(folder.run),
         mode="append",
-        # Shards' blocks are of bytes; names are in blocks of this size already.
-        min_rows_per_file=None if isinstance(images, Files) else images_per_part,
+        # Blocks of names have this size already, blocks of shards are split by bytes.
+        min_rows_per_file=None if isinstance(images, Files) else options.images_per_part,
         # The actors have all processors; writing takes little.
         ray_remote_args={"num_cpus": 0},
     )
 
 
-def _names(run: str) -> Any:
-    """Returns what gives files names that begin with ``run``, in old and in new versions of Ray."""
+def _filename_provider(run: str) -> Any:
+    """Returns a provider of file names that begin with ``run``, for old and new versions of Ray."""
     from ray.data.datasource import FilenameProvider
 
     class Names(FilenameProvider):
@@ -191,8 +191,8 @@ def _names(run: str) -> Any:
     return Names()
 
 
-def _files(images: Files, images_per_part: int) -> Any:
-    """Names alone; a block of them becomes a file of results."""
+def _file_dataset(images: Files, images_per_part: int) -> Any:
+    """Returns a dataset of names; a block of names becomes a file of results."""
     import ray
 
     starts = range(0, len(images), images_per_part)
@@ -200,14 +200,14 @@ def _files(images: Files, images_per_part: int) -> Any:
 
 
 def _named(paths: list[str]) -> pa.Table:
-    """Paths, which a table has as UTF-8; a file by another name has its fault."""
+    """Returns a table of paths in UTF-8; a path that is not UTF-8 has a fault."""
     names = [as_utf8(path) for path in paths]
     fault = "its name is not UTF-8; rename it, or score it into another folder without --cluster"
     faults = [None if name == path else f"{name}: {fault}" for name, path in zip(names, paths, strict=True)]
     return pa.table({PATH: pa.array(names, pa.string()), "fault": pa.array(faults, pa.string())})
 
 
-def _shards(images: Shards, batch_size: int, readers: int) -> Any:
+def _shard_dataset(images: Shards, batch_size: int, readers: int) -> Any:
     import ray
 
     shards = images.set.manifest.shards
@@ -220,14 +220,14 @@ def _shards(images: Shards, batch_size: int, readers: int) -> Any:
     return ray.data.from_arrow(waiting).map_batches(
         partial(_read_shard, where=images.where, size=batch_size),
         batch_size=1,
-        # Reading is waiting, and the actors have all processors; a few tasks are ahead of them.
+        # The actors have all processors, and reading mostly waits; a few tasks read ahead.
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=readers),
     )
 
 
 def _read_shard(row: dict[str, Any], where: str, size: int) -> Iterator[pa.Table]:
-    """Yields the images of a shard with their paths, ``size`` at once; of those that are lost, the fault."""
+    """Yields batches of ``size`` images of a shard with their paths, and faults for lost images."""
     shards = ShardBatches(where)
     shard = shards.manifest.shards[int(row["number"][0])]
     for batch in shards.batches(shard, size, frozenset(row["done"][0])):
@@ -243,6 +243,6 @@ def _read_shard(row: dict[str, Any], where: str, size: int) -> Iterator[pa.Table
 
 
 def _line_of(error: Exception) -> str:
-    """The worker's own line; Ray puts tracebacks before it and advice behind it."""
+    """Returns the worker's own message, without Ray's tracebacks and advice."""
     told = [line for line in str(error).splitlines() if "InputError: " in line or "UnavailableError: " in line]
     return told[-1].partition("Error: ")[2] if told else in_one_line(error)

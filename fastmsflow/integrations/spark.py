@@ -1,4 +1,4 @@
-"""Scoring in Spark: a UDF that takes a column of images and returns a column of results. Needs the ``spark`` extra."""
+"""Scores images in Spark by a UDF from a column of images to a column of results. Needs the ``spark`` extra."""
 
 import os
 import re
@@ -35,8 +35,8 @@ def scorer_udf(
     The arguments are BatchScorer's. ``model``: a path or URL that every executor can read; a Python worker of Spark
     reads it once. ``device``: with auto, a task that Spark has given a GPU uses that one.
 
-    Errors: InputError where an argument cannot be had; UnavailableError where Spark is not installed. A job fails with
-    one such line of a worker where the model cannot be read, or the column holds neither bytes nor text.
+    Raises: InputError if an argument is not valid; UnavailableError if Spark is not installed. A job fails with a
+    worker's InputError if the model cannot be read, or the column holds neither bytes nor text.
     """
     try:
         import pandas as pd
@@ -46,7 +46,7 @@ def scorer_udf(
         raise UnavailableError(f"scorer_udf needs {error.name}: pip install 'fastmsflow[spark]'") from error
     from ..inference.arrow import RESULTS
 
-    # Says now what is wrong with the arguments.
+    # Raises errors of the arguments now, not in a job.
     BatchScorer(model, threshold, false_alarms, dtype, device=device)
     number, name = uuid.uuid4().hex, os.fspath(model)
 
@@ -55,17 +55,17 @@ def scorer_udf(
         for batch in batches:
             yield _results(scorer, batch)
 
-    # Its overloads know nothing of functions with annotations.
+    # The overloads of pandas_udf lack functions with annotations.
     make: Any = pandas_udf
     return make(score, from_arrow_schema(RESULTS))
 
 
-# A worker goes on to the next task, which brings the UDF anew. Two: rows may be scored by two models.
+# Each task of a worker unpickles the UDF again. Two entries, since a job may score rows by two models.
 @lru_cache(maxsize=2)
 def _scorer(
     number: str, model: str, threshold: float | None, false_alarms: float | None, dtype: str, device: str
 ) -> BatchScorer:
-    """``number``: the UDF's own, since behind the same path there may be another model by the next."""
+    """Returns the loaded scorer of a UDF; ``number`` is the UDF's own, since its path may hold another model later."""
     return BatchScorer(model, threshold, false_alarms, dtype, device=device).load()
 
 
@@ -78,7 +78,7 @@ def _device(device: str) -> str:
 
 
 def _results(scorer: BatchScorer, batch: "pd.Series | tuple[pd.Series, ...]") -> "pd.DataFrame":
-    """``batch``: Spark hands over a column alone, and several as a tuple."""
+    """Returns the results of a batch: one column alone, or several as a tuple."""
     import pandas as pd
 
     from ..inference.arrow import RESULTS
@@ -89,23 +89,23 @@ def _results(scorer: BatchScorer, batch: "pd.Series | tuple[pd.Series, ...]") ->
     kind = _kind(images)
     columns = {kind: images.tolist()}
     if kind == PATH:
-        # As Spark writes its own: file:/a/b.png.
+        # Spark writes local paths as file:/a/b.png.
         columns[PATH] = [re.sub("^file:/(?!/)", "/", path) if isinstance(path, str) else path for path in columns[PATH]]
     elif names:
         columns[PATH] = names[0].tolist()
     results = scorer(columns)
-    # Spark makes null of NaN.
+    # Spark turns NaN into null.
     return pd.DataFrame({name: results[name] for name in RESULTS.names})
 
 
 def _kind(images: "pd.Series | pd.DataFrame") -> str:
-    """The scorer's name for a column of such values."""
-    found: Any = b""
+    """Returns the scorer's name for a column of such values."""
+    first: Any = b""
     if images.ndim == 1:
-        found = next(iter(images.dropna()), b"")
-        if isinstance(found, (str, bytes, bytearray)):
-            return PATH if isinstance(found, str) else BYTES
+        first = next(iter(images.dropna()), b"")
+        if isinstance(first, (str, bytes, bytearray)):
+            return PATH if isinstance(first, str) else BYTES
     raise InputError(
-        f"scorer_udf got a column of {'structs' if images.ndim > 1 else type(found).__name__}; give it a binary column"
+        f"scorer_udf got a column of {'structs' if images.ndim > 1 else type(first).__name__}; give it a binary column"
         " of images' bytes, or a string column of their paths or URLs"
     )

@@ -158,7 +158,7 @@ class MSFlowLightningModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         numbers = batch.numbers
-        on_device, nll = self.model.scores_and_nll(self._features(batch))
+        on_device, nll = self.model.flow.scores_and_nll(self._features(batch), self.model.image_size)
         scores = on_device.to_cpu()
         if self.evaluated[dataloader_idx] == HELD_OUT:
             assert self._calibrator is not None

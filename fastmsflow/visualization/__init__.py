@@ -1,4 +1,4 @@
-"""Pictures of results. Needs the ``train`` extra."""
+"""Heat maps, plots and the report of results. Needs the ``train`` extra."""
 
 from .heat_maps import gallery
 from .html_report import Report, ReportRow, write_report

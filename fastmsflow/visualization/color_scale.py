@@ -1,24 +1,23 @@
-"""The score map that is shown, and its scale: the same for every image of a model."""
+"""Chooses the score map that pictures show, and its range of values: the same for every image of a model."""
 
 from dataclasses import dataclass
 
-from ..calibration import Calibration
-from ..inference.scorer import region_threshold
+from ..calibration import Calibration, region_threshold
 from ..scoring import MapKind, shown_map
 
-# Good images take the first quarter of the scale, so that the rest tells slight defects from gross ones.
+# Good images take the first quarter of the colors; the rest tells slight defects from gross ones.
 REACH = 4
 
 
 @dataclass(frozen=True)
 class ColorScale:
-    """The score map that is shown of images, and its scale."""
+    """The score map that pictures show, and its range of values."""
 
     levels: int
-    """Of the flow."""
+    """Number of levels of the flow."""
     kind: MapKind
     scale: tuple[float, float]
-    """Values of the first and the last colour."""
+    """The values of the first and the last color."""
     region_threshold: float | None
     """The value of the absolute map at which a region begins; None: there are no regions."""
 
@@ -30,10 +29,12 @@ class ColorScale:
         false_alarms: float | None = None,
         kind: MapKind | None = None,
     ) -> "ColorScale":
-        """``false_alarms``: share of good images that may show a region; None: as calibrated, and no regions where
-        there are too few held-out images for that. ``kind``: see fastmsflow.scoring.shown_map.
+        """Returns the scale of a model with ``levels`` levels.
 
-        Errors: InputError where ``false_alarms`` is given and cannot be had; and that of ``shown_map``.
+        ``false_alarms``: share of good images that may show a region; None: the rate of the calibration, and no regions
+        if there are too few held-out images for that. ``kind``: see fastmsflow.scoring.shown_map.
+
+        Raises: InputError if ``calibration`` has no threshold for ``false_alarms``, or no map of ``kind``.
         """
         kind = shown_map(calibration is not None, kind)
         published = (0.0, 1.0 if kind == "multiplicative" else float(levels))
@@ -47,11 +48,12 @@ class ColorScale:
 
     @property
     def mark(self) -> float | None:
-        """The value on the scale where a region begins."""
+        """The value of this map where a region begins; None: this map does not show it."""
         return self.region_threshold if self.kind == "absolute" else None
 
     @property
     def caption(self) -> str:
+        """The meaning of the values, for the legend."""
         if self.kind == "additive":
             return f"additive score map (0: the image's most normal pixel, {self.levels}: abnormal at every level)"
         if self.kind == "multiplicative":

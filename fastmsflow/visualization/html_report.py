@@ -1,4 +1,4 @@
-"""One self-contained HTML page of results: no network, no other file."""
+"""Writes results as one HTML page that needs no network and no other file."""
 
 import base64
 import hashlib
@@ -14,22 +14,22 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import contourpy
 import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
+from ..contours import trace_contours
 from ..errors import InputError
 from ..files import written_aside
-from .heat_maps import COLOURS
+from .heat_maps import COLORMAP
 
-# Longest sides in the page: 430 images make 3 MB (solar cells) to 10 MB (detailed photographs).
+# The longest sides in the page; a page of 430 images has 3 MB (solar cells) to 10 MB (detailed photographs).
 IMAGE_SIDE, HEAT_SIDE = 384, 256
 QUALITY = 80
-# Outlines are drawn on a grid of quarters of a heat map's pixel.
+# Outlines have points on a grid of a quarter of a heat map's pixel.
 GRID = 4
-# What the page interpolates between; turbo is smooth.
-COLOUR_STOPS = 33
+# The page interpolates between so many colors.
+COLOR_STOPS = 33
 TEMPLATE = files("fastmsflow.visualization") / "template"
 
 
@@ -38,7 +38,7 @@ class ReportRow:
     """One image with its score and heat map."""
 
     image: Path
-    """Shown as its name."""
+    """The page shows its name."""
     label: int | None
     """0 good, 1 defective, None unknown."""
     kind: str
@@ -47,52 +47,53 @@ class ReportRow:
     """Nats, comparable between images; the higher, the more abnormal."""
     pixels: np.ndarray
     """(H, W, 3) uint8."""
-    heat: np.ndarray
+    score_map: np.ndarray
     """(H, W) real; the higher, the more abnormal."""
     mask: np.ndarray | None = None
-    """(H, W) bool: true defects, outlined."""
+    """(H, W) bool: the true defects, which are outlined."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``write_report`` shows."""
+    """The contents of a page."""
 
     title: str
     rows: Iterable[ReportRow]
-    """Consumed once, one at a time."""
+    """Consumed once, one row at a time."""
     heat_scale: tuple[float, float]
-    """The values of the first and last colour, the same for all images."""
+    """The values of the first and the last color, the same for all images."""
     heat_caption: str
     threshold: float | None
-    """Images with a higher score are flagged, until the reader moves it; None: it starts at the median score."""
+    """Images with a higher score are flagged; the reader can move it. None: it starts at the median score."""
     threshold_note: str
-    """Where ``threshold`` comes from, in one sentence."""
+    """The origin of ``threshold``, in one sentence."""
     region_threshold: float | None
     """Heat maps are outlined at this value."""
     pro: tuple[np.ndarray, np.ndarray] | None
     """(false-positive rates, PROs) of fastmsflow.metrics.pro_curve."""
     metrics: Mapping[str, Mapping[str, float | None]]
-    """Which checkpoint ("last", ...) -> name of the metric -> value."""
+    """Checkpoint ("last", ...) -> name of the metric -> value."""
     settings: Mapping[str, Any]
-    """Nested."""
+    """Option -> value; may be nested."""
     versions: Mapping[str, str]
     fingerprint: str
-    """Of the data."""
+    """The fingerprint of the data."""
     licence: str = ""
-    """Of the images."""
+    """The license of the images."""
 
 
 def write_report(path: Path, page: Report) -> None:
     """Writes ``page`` as HTML: scores with a threshold to move, counts, curves, a gallery to sort and filter.
 
-    Rows are written as they come, so that one at a time is in memory. Errors: InputError where there is no row, or a
-    row's score or heat map is not finite, or its sizes differ.
+    Rows are written one by one, so that only one is in memory.
+
+    Raises: InputError if there is no row, a row's score or score map is not finite, or its arrays differ in size.
     """
     style = _template("page.css")
     script = _template("charts.js") + _template("page.js")
     facts: list[dict[str, Any]] = []
-    holes = {
-        # Only these two run or style anything: nothing else does, whatever an image is called.
+    sections = {
+        # No other script or style takes effect, whatever an image's name contains.
         "policy": lambda: [
             f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)};"
             " base-uri 'none'; form-action 'none'"
@@ -104,28 +105,34 @@ def write_report(path: Path, page: Report) -> None:
         "script": lambda: [script],
     }
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
-        # In the template's order, so the facts are complete when they are written, after the pictures.
+        # The template has the data after the pictures, when all facts are known.
         for i, part in enumerate(re.split(r"\{\{(\w+)\}\}", _template("page.html"))):
-            file.writelines(holes[part]() if i % 2 else [part])
+            file.writelines(sections[part]() if i % 2 else [part])
 
 
 def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
-    """Each row's pictures as an inert element, which the page reads once it shows them; the rest goes to ``facts``."""
+    """Yields an inert element with the pictures of each row, and appends the row's facts to ``facts``.
+
+    The page reads an element when it shows the row.
+    """
     low, high = page.heat_scale
     for row in page.rows:
         _check(row)
         image = Image.fromarray(row.pixels)
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-        width, height = _fitted(row.heat.shape, HEAT_SIDE)
-        heat = np.asarray(Image.fromarray(row.heat.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
-        # Grey: the page colours it, opaque or more transparent where it is normal.
-        share = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
+        width, height = _shrunk_size(row.score_map.shape, HEAT_SIDE)
+        full_map = Image.fromarray(row.score_map.astype(np.float32))
+        score_map = np.asarray(full_map.resize((width, height), Image.Resampling.BOX))
+        # Gray values; the page colors them.
+        share = np.clip((score_map - low) / max(high - low, 1e-12), 0, 1)
         pictures = {
             "image": _as_webp(image),
             "heat": _as_webp(Image.fromarray((share * 255).round().astype(np.uint8))),
             "box": f"0 0 {GRID * width} {GRID * height}",
-            "mask": "" if row.mask is None else _outline(row.mask, 0.5, (height, width)),
-            "region": "" if page.region_threshold is None else _outline(heat, page.region_threshold, (height, width)),
+            "mask": "" if row.mask is None else _svg_outline(row.mask, 0.5, (height, width)),
+            "region": ""
+            if page.region_threshold is None
+            else _svg_outline(score_map, page.region_threshold, (height, width)),
         }
         yield f'<script type="application/json" id="pictures-{len(facts)}">{_as_json(pictures)}</script>\n'
         label = None if row.label is None else int(row.label)
@@ -144,15 +151,15 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _check(row: ReportRow) -> None:
-    if not math.isfinite(row.score) or not np.isfinite(row.heat).all():
+    if not math.isfinite(row.score) or not np.isfinite(row.score_map).all():
         raise InputError(f"{row.image}: its score or heat map is not finite; look for where the model overflows")
-    shapes = {row.pixels.shape[:2], row.heat.shape, row.heat.shape if row.mask is None else row.mask.shape}
+    shapes = {row.pixels.shape[:2], row.score_map.shape, row.score_map.shape if row.mask is None else row.mask.shape}
     if len(shapes) > 1:
         raise InputError(f"{row.image}: image, heat map and mask have shapes {sorted(shapes)}; give all the same")
 
 
 def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    colours = mpl.colormaps[COLOURS](np.linspace(0, 1, COLOUR_STOPS))[:, :3].round(4)
+    colors = mpl.colormaps[COLORMAP](np.linspace(0, 1, COLOR_STOPS))[:, :3].round(4)
     return {
         "rows": facts,
         "scale": [float(v) for v in page.heat_scale],
@@ -168,19 +175,17 @@ def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "versions": page.versions,
         "fingerprint": page.fingerprint,
         "licence": page.licence,
-        "colours": colours.tolist(),
+        "colours": colors.tolist(),
     }
 
 
-def _outline(values: np.ndarray, level: float, size: tuple[int, int]) -> str:
-    """Where ``values`` (H, W) pass ``level``, as an SVG path on a grid of ``GRID`` units a pixel of ``size`` (H, W)."""
-    # A border below the level closes what touches the edge.
-    padded = np.pad(values.astype(np.float64), 1, constant_values=min(float(values.min()), level) - 1)
+def _svg_outline(values: np.ndarray, level: float, size: tuple[int, int]) -> str:
+    """Returns the contour of ``values`` at ``level`` as an SVG path, ``GRID`` units a pixel of ``size`` (H, W)."""
+    border = min(float(values.min()), level) - 1
     per_pixel = np.array([size[1] / values.shape[1], size[0] / values.shape[0]]) * GRID
     path = []
-    for line in contourpy.contour_generator(z=padded).lines(level):
-        # Pixel (0, 0) is centred at (1, 1) of the padded array, at half a pixel of the picture.
-        points = ((np.asarray(line) - 0.5) * per_pixel).clip(0, np.array(size)[::-1] * GRID).round().astype(int)
+    for line in trace_contours(values, level, border):
+        points = (line * per_pixel).clip(0, np.array(size)[::-1] * GRID).round().astype(int)
         steps = np.diff(points, axis=0)
         steps = steps[steps.any(axis=1)]
         if len(steps) > 2:
@@ -188,14 +193,14 @@ def _outline(values: np.ndarray, level: float, size: tuple[int, int]) -> str:
     return "".join(path)
 
 
-def _fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    """(width, height) of an (H, W) picture, shrunk to ``side`` at most."""
+def _shrunk_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Returns the (width, height) of an (H, W) picture whose longer side is shrunk to ``side`` at most."""
     shrunk = min(1.0, side / max(shape))
     return max(1, round(shape[1] * shrunk)), max(1, round(shape[0] * shrunk))
 
 
 def _as_webp(image: Image.Image) -> str:
-    """Base64."""
+    """Returns the WebP file in Base64."""
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=QUALITY, method=2)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -206,17 +211,17 @@ def _template(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a Content-Security-Policy names an inline script or style."""
+    """Returns the name of an inline script or style in a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
 def _as_json(content: Any) -> str:
-    """ASCII, safe between <script> tags; what JSON lacks is written as text."""
+    """Returns ASCII that is safe between <script> tags; values that JSON lacks become text."""
     return json.dumps(_plain(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has; NaN, paths and all else as text."""
+    """Returns ``value`` in JSON's types; NaN, paths and all else as text."""
     if isinstance(value, Mapping):
         return {_shown(str(key)): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -231,5 +236,5 @@ def _as_html(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Bytes of a file name that are not UTF-8 become U+FFFD."""
+    """Returns ``text`` with U+FFFD for the bytes of a file name that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

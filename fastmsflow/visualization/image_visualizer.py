@@ -1,4 +1,8 @@
-"""The picture of one scored image: itself, its heat map with outlined regions, and what the colours mean."""
+"""Draws one scored image: the image, its heat map with outlined regions, and the legend of the colors.
+
+Text is laid out with Pillow, because `predict` draws a picture for every image and matplotlib takes several
+times as long.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,59 +13,64 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..inference.regions import Region
 from .color_scale import ColorScale
-from .heat_maps import COLOURS, overlay
+from .heat_maps import COLORMAP, overlay
 
 SMALLEST_SIDE = 256
 BAR_STEPS = 512
 INK, PAPER = (24, 24, 24), (255, 255, 255)
-VERDICT = {True: (176, 0, 32), False: (0, 104, 55), None: INK}
+VERDICT_COLORS = {True: (176, 0, 32), False: (0, 104, 55), None: INK}
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """The text above a picture."""
+
     name: str
-    """Of the image."""
+    """The image's name."""
     text: str
-    """One line: score and label."""
+    """One line with score and label."""
     defective: bool | None
-    """None: not known without a threshold."""
+    """None: unknown without a threshold."""
 
 
 class ImageVisualizer:
-    """Pictures of the images of one model, all with the same colours for the same values."""
+    """Draws the images of one model, with the same colors for the same values."""
 
-    def __init__(self, heat: ColorScale, image_size: tuple[int, int]) -> None:
+    def __init__(self, color_scale: ColorScale, image_size: tuple[int, int]) -> None:
         """``image_size``: (H, W) of the score maps; a picture shows an image about as large."""
-        self._heat = heat
+        self._color_scale = color_scale
         self._side = max(SMALLEST_SIDE, *image_size)
         self._legends: dict[tuple[int, int], Image.Image] = {}
 
     def shrink(self, image: Image.Image) -> Image.Image:
-        """``image`` as large as it is shown, its proportions kept."""
+        """Returns ``image`` at the size that the picture shows, with its proportions."""
         scale = self._side / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
     def paint(
         self,
-        shown: Image.Image,
+        shrunk: Image.Image,
         score_map: np.ndarray,
-        regions: Sequence[Region],
+        *,
+        outlines: Sequence[np.ndarray],
         size: tuple[int, int],
         verdict: Verdict,
     ) -> Image.Image:
-        """RGB. ``shown``: RGB, from ``shrink``; ``score_map``: (H, W) float32; ``regions``: in pixels of an image of
-        ``size``, (width, height)."""
-        width, height = shown.size
+        """Returns the picture, RGB.
+
+        ``shrunk``: the RGB image that ``shrink`` returned; ``score_map``: (H, W) float32; ``outlines``: lines (n, 2) of
+        (x, y) in pixels of the image of ``size`` (width, height).
+        """
+        width, height = shrunk.size
         values = np.asarray(Image.fromarray(score_map).resize((width, height), Image.Resampling.BILINEAR))
-        heat = Image.fromarray(overlay(np.asarray(shown), values, self._heat.scale))
-        _outline(heat, regions, (width / size[0], height / size[1]))
+        heat_map = Image.fromarray(overlay(np.asarray(shrunk), values, self._color_scale.scale))
+        _draw_outlines(heat_map, outlines, (width / size[0], height / size[1]))
 
         text = max(12, self._side // 32)
         gap = text // 2
-        # Of a tall image the pictures are narrow; the words need their room all the same.
+        # A tall image makes a narrow picture, but the text needs its width all the same.
         page = max(2 * width, self._side) + 3 * gap
         legend = self._legend(page - 2 * gap, text)
         top = gap + 2 * round(1.4 * text) + gap
@@ -69,30 +78,30 @@ class ImageVisualizer:
         draw = ImageDraw.Draw(picture)
         draw.text((gap, gap), _fitted(verdict.name, _font(text, True), page - 2 * gap), INK, _font(text, True))
         line = _fitted(verdict.text, _font(text), page - 2 * gap)
-        draw.text((gap, gap + round(1.4 * text)), line, VERDICT[verdict.defective], _font(text))
+        draw.text((gap, gap + round(1.4 * text)), line, VERDICT_COLORS[verdict.defective], _font(text))
         left = (page - 2 * width - gap) // 2
-        picture.paste(shown, (left, top))
-        picture.paste(heat, (left + width + gap, top))
+        picture.paste(shrunk, (left, top))
+        picture.paste(heat_map, (left + width + gap, top))
         picture.paste(legend, (gap, top + height + gap))
         return picture
 
     def _legend(self, width: int, text: int) -> Image.Image:
-        """The colours from left to right with their values, the region threshold marked, and what they are of."""
+        """Returns the color bar with its values, the mark of the region threshold, and the caption."""
         key = (width, text)
         if key not in self._legends:
-            self._legends[key] = _legend(self._heat, width, text)
+            self._legends[key] = _draw_legend(self._color_scale, width, text)
         return self._legends[key]
 
 
-def _legend(heat: ColorScale, width: int, text: int) -> Image.Image:
+def _draw_legend(color_scale: ColorScale, width: int, text: int) -> Image.Image:
     font, bar = _font(text), text
     line = round(1.35 * text)
-    words = _wrapped(heat.caption, font, width)
-    legend = Image.new("RGB", (width, bar + text // 3 + line * (1 + len(words)) + text // 2), PAPER)
+    caption = _wrapped(color_scale.caption, font, width)
+    legend = Image.new("RGB", (width, bar + text // 3 + line * (1 + len(caption)) + text // 2), PAPER)
     draw = ImageDraw.Draw(legend)
-    colours = (mpl.colormaps[COLOURS](np.linspace(0, 1, BAR_STEPS))[:, :3] * 255).round().astype(np.uint8)
-    legend.paste(Image.fromarray(colours[None]).resize((width, bar), Image.Resampling.BILINEAR), (0, 0))
-    low, high = heat.scale
+    colors = (mpl.colormaps[COLORMAP](np.linspace(0, 1, BAR_STEPS))[:, :3] * 255).round().astype(np.uint8)
+    legend.paste(Image.fromarray(colors[None]).resize((width, bar), Image.Resampling.BILINEAR), (0, 0))
+    low, high = color_scale.scale
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         value = f"{low + share * (high - low):.2f}"
         value = {0.0: f"≤ {value}", 1.0: f"≥ {value}"}.get(share, value)
@@ -100,46 +109,47 @@ def _legend(heat: ColorScale, width: int, text: int) -> Image.Image:
         length = draw.textlength(value, font)
         draw.line([(x, bar), (x, bar + text // 4)], INK)
         draw.text((min(max(0, x - length / 2), width - length), bar + text // 3), value, INK, font)
-    if heat.mark is not None:
-        x = round((heat.mark - low) / max(high - low, 1e-12) * (width - 1))
+    if color_scale.mark is not None:
+        x = round((color_scale.mark - low) / max(high - low, 1e-12) * (width - 1))
         half = max(1, text // 10)
         draw.rectangle([x - 2 * half, 0, x + 2 * half, bar - 1], INK)
         draw.rectangle([x - half + 1, 0, x + half - 1, bar - 1], PAPER)
-    for number, content in enumerate(words):
+    for number, content in enumerate(caption):
         draw.text((0, bar + text // 3 + line * (1 + number)), content, INK, font)
     return legend
 
 
-def _outline(heat: Image.Image, regions: Sequence[Region], scale: tuple[float, float]) -> None:
-    """White within black: seen on every colour."""
-    draw = ImageDraw.Draw(heat)
-    thin = max(1, round(max(heat.size) / 300))
-    # At the border of the image all of a line is still inside.
-    last = np.array(heat.size) - 1 - thin
-    lines = [[(x, y) for x, y in (region.outline * scale - 0.5).clip(thin, last).tolist()] for region in regions]
-    for colour, width in ((INK, 3 * thin), (PAPER, thin)):
+def _draw_outlines(heat_map: Image.Image, outlines: Sequence[np.ndarray], scale: tuple[float, float]) -> None:
+    """Draws lines in white within black, which are visible on every color."""
+    draw = ImageDraw.Draw(heat_map)
+    thin = max(1, round(max(heat_map.size) / 300))
+    # A line at the image's border is moved inside by its width.
+    last = np.array(heat_map.size) - 1 - thin
+    lines = [[(x, y) for x, y in (outline * scale - 0.5).clip(thin, last).tolist()] for outline in outlines]
+    for color, width in ((INK, 3 * thin), (PAPER, thin)):
         for line in lines:
-            draw.line(line, colour, width, joint="curve")
+            draw.line(line, color, width, joint="curve")
 
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib brings it; Pillow's own has Latin letters only.
+    # matplotlib's font; Pillow's own has Latin letters only.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", name)), size)
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Its middle left out where it is too long."""
+    """Returns ``text`` without its middle if it is too long."""
     if font.getlength(text) <= width:
         return text
-    kept = len(text)
-    while kept > 2 and font.getlength(f"{text[: kept // 2]}…{text[-(kept // 2) :]}") > width:
-        kept -= 1
-    return f"{text[: kept // 2]}…{text[-(kept // 2) :]}"
+    half = len(text) // 2
+    while half > 1 and font.getlength(f"{text[:half]}…{text[-half:]}") > width:
+        half -= 1
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Returns the lines of ``text``."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

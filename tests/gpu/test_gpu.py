@@ -156,7 +156,7 @@ def test_predictions_are_replayed_and_follow_weights_and_autocast() -> None:
 
     for x in images:
         torch.testing.assert_close(model.predict(x).log_score, eager(x), **REPLAYED)
-    assert len(model._replay._recorded) == 1
+    assert len(model._graphs._recorded) == 1
     # Gives up what the graph had kept, and comes back to it.
     for _ in range(2):
         with torch.autocast(DEVICE, torch.bfloat16):

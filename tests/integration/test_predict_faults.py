@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastmsflow import InputError
-from fastmsflow.inference.tables import SortedTable
+from fastmsflow.inference.sorted_table import SortedTable
 from fastmsflow.visualization.image_visualizer import ImageVisualizer
 from tests.helpers.disks import small_disk
 from tests.helpers.predictions import Command, table_rows
@@ -122,11 +122,11 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     paint, calls = ImageVisualizer.paint, []
 
-    def interrupted(*args) -> Image.Image:
+    def interrupted(*args, **options) -> Image.Image:
         calls.append(args)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return paint(*args)
+        return paint(*args, **options)
 
     monkeypatch.setattr(ImageVisualizer, "paint", interrupted)
     code, _, err = predict(brick_checkpoint, brick_tiles, "--out", tmp_path, "--threshold", 0, "--batch-size", 2)

@@ -270,7 +270,7 @@ def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
     folder.begin({}, on_cluster=True)
     line = "the cluster has scored 2 images, and 0 have rows here; give a folder that all its machines share"
     with pytest.raises(InputError, match=line):
-        ours.score_on_ray(folder, Files(["a", "b"]), {}, batch_size=8, images_per_part=8, gpus=0)
+        ours.score_on_ray(folder, Files(["a", "b"]), {}, ours.RayOptions(batch_size=8, images_per_part=8, gpus=0))
 
 
 @pytest.mark.parametrize(

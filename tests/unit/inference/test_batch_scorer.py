@@ -233,7 +233,7 @@ def test_a_process_that_was_forked_after_loading_scores_too(
 def test_a_large_batch_is_read_and_kept_a_few_images_at_a_time(
     batch_checkpoint: Path, batch_contents: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_scorer, "AT_ONCE", 4)
+    monkeypatch.setattr(batch_scorer, "BATCH_SIZE", 4)
     read, score = batch_scorer._read, Scorer.__call__
     pixels: list[Any] = []
     maps: list[Any] = []

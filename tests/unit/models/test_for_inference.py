@@ -111,8 +111,8 @@ def test_a_model_for_inference_is_not_saved(tmp_path: Path) -> None:
         model().for_inference().save(tmp_path / "model.safetensors")
 
 
-def test_kept_values_follow_their_sources() -> None:
-    kept: WeightCache[float] = WeightCache()
+def test_cached_values_follow_their_weights() -> None:
+    cache: WeightCache[float] = WeightCache()
     weight = torch.ones(2)
     calls = []
 
@@ -121,21 +121,21 @@ def test_kept_values_follow_their_sources() -> None:
         return weight.sum().item()
 
     with torch.no_grad():
-        assert [kept.get(compute, [weight]) for _ in range(3)] == [2.0] * 3
+        assert [cache.get(compute, [weight]) for _ in range(3)] == [2.0] * 3
         assert len(calls) == 1
         weight.add_(1)
-        assert kept.get(compute, [weight]) == 4.0
+        assert cache.get(compute, [weight]) == 4.0
         weight.data = torch.zeros(2)
-        assert kept.get(compute, [weight]) == 0.0
+        assert cache.get(compute, [weight]) == 0.0
         count = len(calls)
-        assert copy.deepcopy(kept).get(compute, [weight]) == pickle.loads(pickle.dumps(kept)).get(compute, [weight])
+        assert copy.deepcopy(cache).get(compute, [weight]) == pickle.loads(pickle.dumps(cache)).get(compute, [weight])
         assert len(calls) == count + 2
-    kept.get(compute, [weight])
-    kept.get(compute, [weight])
+    cache.get(compute, [weight])
+    cache.get(compute, [weight])
     assert len(calls) == count + 4
 
 
-def test_eval_gives_up_what_was_kept_of_half_precision() -> None:
+def test_eval_drops_values_cached_from_half_precision() -> None:
     torch.manual_seed(0)
     flow = MultiScaleFlow((8, 16), (8, 8), (1, 1), backend="triton").to(DEVICE).half().eval().requires_grad_(False)
     x = [torch.randn(2, c, 4, 4, device=DEVICE).half() for c in flow.channels]
@@ -150,15 +150,15 @@ def test_eval_gives_up_what_was_kept_of_half_precision() -> None:
     assert all(map(torch.equal, after, truth))
 
 
-def test_a_kept_value_that_another_thread_gives_up_is_still_handed_out(monkeypatch) -> None:
-    kept: WeightCache[int] = WeightCache()
+def test_a_cached_value_that_another_thread_drops_is_still_returned(monkeypatch) -> None:
+    cache: WeightCache[int] = WeightCache()
 
-    class Notebook(list):
+    class UsedValues(list):
         """Stands in for the other thread: it comes in between."""
 
         def append(self, _: object) -> None:
-            kept.clear()
+            cache.clear()
 
-    monkeypatch.setattr("fastmsflow.nn.weight_cache._notebook", Notebook())
+    monkeypatch.setattr("fastmsflow.nn.weight_cache._used_values", UsedValues())
     with torch.no_grad():
-        assert [kept.get(lambda: 1, [torch.ones(1)]) for _ in range(2)] == [1, 1]
+        assert [cache.get(lambda: 1, [torch.ones(1)]) for _ in range(2)] == [1, 1]

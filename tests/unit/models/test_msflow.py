@@ -183,5 +183,5 @@ def test_conversion_refuses_what_cannot_be_said(model: MSFlow, tmp_path: Path) -
     with pytest.raises(InputError, match="standardised"):
         own_to_official(tmp_path / "own.safetensors", tmp_path / "official.pt")
     with pytest.raises(InputError, match="name the extractor"):
-        official_to_own(GOLDEN / "tiny.pt", tmp_path / "other.safetensors", "resnet18.tv_in1k")
+        official_to_own(GOLDEN / "tiny.pt", tmp_path / "other.safetensors", extractor="resnet18.tv_in1k")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["own.safetensors"]

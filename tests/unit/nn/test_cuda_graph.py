@@ -113,11 +113,11 @@ def test_only_the_last_used_graphs_are_held(graphs: None) -> None:
     calls: list[str] = []
     double, play = doubler(calls), CudaGraphCache()
     with torch.no_grad():
-        for n in range(1, cuda_graph.MOST_GRAPHS + 2):
+        for n in range(1, cuda_graph.MAX_GRAPHS + 2):
             for _ in range(3):
                 play(double, [torch.ones(n)])
-    assert len(play._recorded) == cuda_graph.MOST_GRAPHS
-    assert calls.count("recorded") == cuda_graph.MOST_GRAPHS + 1
+    assert len(play._recorded) == cuda_graph.MAX_GRAPHS
+    assert calls.count("recorded") == cuda_graph.MAX_GRAPHS + 1
 
 
 def let_a_graph_repeat(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -152,7 +152,7 @@ def test_what_a_model_makes_of_a_shape_is_replayed_and_safe_to_keep(graphs: None
         assert type(ours) is type(theirs)
         torch.testing.assert_close(list(ours), list(theirs))
     # None within another.
-    assert len(original._replay._met) == len(original._replay._recorded) == 1
+    assert len(original._graphs._seen) == len(original._graphs._recorded) == 1
 
 
 @pytest.mark.parametrize("name", ["features", "scores"])
@@ -203,7 +203,7 @@ def test_weights_changed_in_place_are_read_by_the_graph_or_met_by_a_new_one(
 def predictions_state(original: MSFlow) -> object:
     """Returns what tells if a graph may be replayed."""
     states = []
-    original._replay = lambda function, inputs, state: states.append(state()) or function(*inputs)
+    original._graphs = lambda function, inputs, state: states.append(state()) or function(*inputs)
     original.predict(images())
     return states[0]
 
@@ -238,7 +238,7 @@ def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
             play(lambda *x: (flow.log_likelihood_maps(x)[1],), x)
     (recorded,) = play._recorded.values()
     condition_maps, heads, orders = sum(flow.blocks), 2, len(flow.channels)
-    assert len(recorded.kept) == condition_maps + heads + orders
+    assert len(recorded.cached_values) == condition_maps + heads + orders
 
 
 def test_images_that_share_memory_and_inference_mode_are_taken(graphs: None) -> None:
@@ -262,6 +262,6 @@ def test_training_and_moves_leave_graphs_behind(graphs: None) -> None:
     with torch.no_grad():
         for move in (original.train, original.eval, original.double):
             for _ in range(2):
-                original._replay(double, [torch.ones(2)])
+                original._graphs(double, [torch.ones(2)])
             move()
-            assert not original._replay._recorded
+            assert not original._graphs._recorded

@@ -238,7 +238,7 @@ def test_a_converted_file_without_weights_names_what_brings_them_in(verb: str, o
     own, images = tmp_path / "own.safetensors", tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (64, 64)).save(images / "0.png")
-    official_to_own(official, own, "resnet18", (64, 64))
+    official_to_own(official, own, extractor="resnet18", image_size=(64, 64))
     expected = (
         f"{own}: does not hold its extractor's weights (no pretrained weights for resnet18.tv_in1k: the Hugging Face"
         " hub is not reachable); convert the official file again with --extractor-weights FILE"

@@ -90,30 +90,30 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_move_or_a_replacement_is_noticed_once(change: Callable[[MSFlow], None]) -> None:
     original, places = model(), WeightAddresses()
-    first = places.of(original)
-    assert places.of(original) == first
+    first = places.version_of(original)
+    assert places.version_of(original) == first
     change(original)
-    second = places.of(original)
+    second = places.version_of(original)
     assert second != first
-    assert places.of(original) == second
+    assert places.version_of(original) == second
 
 
 def test_weights_of_inference_mode_that_moved_are_noticed() -> None:
     with torch.inference_mode():
         original, places = model(), WeightAddresses()
-        first = places.of(original)
-        assert places.of(original) == first
+        first = places.version_of(original)
+        assert places.version_of(original) == first
         moved("extractor.net.conv1.weight")(original)
-        assert places.of(original) != first
+        assert places.version_of(original) != first
 
 
 def test_a_copy_of_a_model_has_places_of_its_own() -> None:
     original = model()
-    original._places.of(original)
+    original._weight_addresses.version_of(original)
     copied = copy.deepcopy(original)
-    first = copied._places.of(copied)
+    first = copied._weight_addresses.version_of(copied)
     moved("extractor.net.conv1.weight")(original)
-    assert copied._places.of(copied) == first
+    assert copied._weight_addresses.version_of(copied) == first
 
 
 def test_unchanged_places_cost_far_less_than_a_walk_over_the_weights() -> None:
@@ -126,4 +126,4 @@ def test_unchanged_places_cost_far_less_than_a_walk_over_the_weights() -> None:
         return min(timeit.repeat(function, number=20, repeat=20))
 
     # It takes a seventeenth of it; with two calls of Python for each tensor it took a quarter.
-    assert fastest(lambda: places.of(original)) < 0.15 * fastest(walk)
+    assert fastest(lambda: places.version_of(original)) < 0.15 * fastest(walk)

@@ -31,7 +31,7 @@ SHAPES = [
     (3, 20, 40, 1, 7),
     (1, 8, 10, 17, 19),
 ]
-JOINING = {
+BOUNDED = {
     "concat": CouplingSpec.fusion(1.9, bounded=True),
     "likelihood": CouplingSpec.fusion(1.9, bounded=True, result="likelihood"),
 }
@@ -77,14 +77,14 @@ def coupled(shape, dtype=torch.float32, layout="channels_last") -> list:
     return [hidden, weight * 8, bias, *x, *affine, perm, perm.argsort()]
 
 
-def crossed(shape, dtype=torch.float32) -> list:
+def fused(shape, dtype=torch.float32) -> list:
     b, _, o, h, w = shape
     hidden, weight, bias = convolution(shape, dtype)
     return [hidden, weight * 2, bias, None, tensor((b, o // 2, h, w), dtype)]
 
 
-def joined(shape, dtype=torch.float32) -> list:
-    hidden, weight, bias, _, x = crossed(shape, dtype)
+def bounded(shape, dtype=torch.float32) -> list:
+    hidden, weight, bias, _, x = fused(shape, dtype)
     return [hidden, weight, bias, x.flip(1), x]
 
 
@@ -117,7 +117,7 @@ OPERATIONS = {
     "conv": (plain.conv3x3, reference.conv3x3, convolution),
     "layer_norm": (layer_norm_relu, layer_norm_relu_twin, normed),
     "coupling": (*coupling_twins(CouplingSpec(clamp=1.9)), coupled),
-    "cross": (*coupling_twins(CouplingSpec.fusion(1.9)), crossed),
+    "fusion": (*coupling_twins(CouplingSpec.fusion(1.9)), fused),
 }
 
 
@@ -129,9 +129,9 @@ def test_equals_float64(name: str, shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", JOINING)
-def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
-    assert_twins(*coupling_twins(JOINING[name]), joined(shape))
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_fusion_coupling_equals_float64(name: str, shape) -> None:
+    assert_twins(*coupling_twins(BOUNDED[name]), bounded(shape))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -197,11 +197,11 @@ def test_a_bias_in_place_of_the_conditions_map() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
-@pytest.mark.parametrize("name", ["coupling", "cross", *JOINING])
+@pytest.mark.parametrize("name", ["coupling", "fusion", *BOUNDED])
 def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, name: str, own: bool) -> None:
     monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: own)
-    if name in JOINING:
-        ours, given = coupling_twins(JOINING[name])[0], joined((2, 12, 24, 6, 10))
+    if name in BOUNDED:
+        ours, given = coupling_twins(BOUNDED[name])[0], bounded((2, 12, 24, 6, 10))
     else:
         (ours, _, arguments) = OPERATIONS[name]
         given = arguments((2, 12, 24, 6, 10))
@@ -214,7 +214,7 @@ def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, nam
 
 
 def test_outputs_that_do_not_fit_the_halves_are_refused() -> None:
-    hidden, weight, bias, *x = crossed((2, 12, 8, 6, 10))
+    hidden, weight, bias, *x = fused((2, 12, 8, 6, 10))
     spec = CouplingSpec.fusion(1.9)
     with pytest.raises(InputError, match="two each"):
         coupling.conv3x3_coupling(hidden, weight[:6], bias[:6], tuple(x), spec=spec, backend="triton")

@@ -17,7 +17,7 @@ from tests.helpers.tolerances import OPERATION_CLOSE
 SHAPES = [(2, 16, 8, 8), (1, 24, 12, 20), (3, 40, 6, 10), (2, 112, 3, 5), (1, 2, 1, 1), (2, 130, 1, 7)]
 CONCAT = CouplingSpec.fusion(1.9, bounded=True)
 LIKELIHOOD = CouplingSpec.fusion(1.9, bounded=True, result="likelihood")
-JOINING = {"concat": CONCAT, "likelihood": LIKELIHOOD}
+BOUNDED = {"concat": CONCAT, "likelihood": LIKELIHOOD}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -67,15 +67,15 @@ def inverse_block(shape, dtype=torch.float32, layout="channels_last") -> list:
 BLOCKS = {"coupling": block, "coupling_inverse": inverse_block}
 
 
-def cross(shape, dtype=torch.float32, layout="channels_last") -> list:
+def fusion(shape, dtype=torch.float32, layout="channels_last") -> list:
     torch.manual_seed(0)
     b, c, h, w = shape
     x = tensor((b, c // 2, h, w), dtype, layout)
     return [x, tensor(shape, dtype, layout, scale=3.0), torch.randn(c, device=DEVICE)]
 
 
-def cross_inverse(shape) -> list:
-    return cross(shape)[:2]
+def fusion_inverse(shape) -> list:
+    return fusion(shape)[:2]
 
 
 def assert_fusion_twins(name: str, arguments: list, spec: CouplingSpec) -> None:
@@ -84,7 +84,7 @@ def assert_fusion_twins(name: str, arguments: list, spec: CouplingSpec) -> None:
     assert_twins(*twins(name, spec), given)
 
 
-CROSSES = {"coupling": cross, "coupling_inverse": cross_inverse}
+FUSION = {"coupling": fusion, "coupling_inverse": fusion_inverse}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -120,17 +120,17 @@ def test_halves_of_one_tensor_are_read_where_they_lie(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", CROSSES)
-def test_cross_coupling_equals_float64(name: str, shape) -> None:
-    assert_fusion_twins(name, CROSSES[name](shape), CouplingSpec.fusion(1.9))
+@pytest.mark.parametrize("name", FUSION)
+def test_fusion_coupling_equals_float64(name: str, shape) -> None:
+    assert_fusion_twins(name, FUSION[name](shape), CouplingSpec.fusion(1.9))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", JOINING)
-def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
-    x, *rest = cross(shape)
-    assert_twins(*twins("coupling", JOINING[name]), [x.flip(1), x, *rest])
-    assert_twins(*twins("coupling", JOINING[name]), [x.flip(1), x, rest[0], None])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_fusion_coupling_equals_float64(name: str, shape) -> None:
+    x, *rest = fusion(shape)
+    assert_twins(*twins("coupling", BOUNDED[name]), [x.flip(1), x, *rest])
+    assert_twins(*twins("coupling", BOUNDED[name]), [x.flip(1), x, rest[0], None])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -155,9 +155,9 @@ def test_mixed_precision_of_autocast() -> None:
 
 
 def test_output_is_bounded_to_a_million_and_passes_no_gradient_there() -> None:
-    x, *rest = cross((1, 16, 3, 5))
+    x, *rest = fusion((1, 16, 3, 5))
     x[:, ::2] *= 1e7
-    for spec in JOINING.values():
+    for spec in BOUNDED.values():
         assert_twins(*twins("coupling", spec), [x.flip(1), x, *rest])
 
 
@@ -172,9 +172,9 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(name: str, place: int
     for a, b in zip(flatten(ours(*arguments, backend="triton")), flatten(twin(*arguments)), strict=True):
         assert torch.equal(a.isnan(), b.isnan())
         assert torch.equal(a.isinf(), b.isinf())
-    x, *rest = cross((2, 24, 3, 5))
+    x, *rest = fusion((2, 24, 3, 5))
     x[0, 1, 1, 1] = bad
-    for spec in JOINING.values():
+    for spec in BOUNDED.values():
         assert_not_finite_alike(*twins("coupling", spec), [x, x, *rest])
 
 

@@ -36,9 +36,7 @@ from tests.helpers.paths import ROOT
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["fastmsflow.training.multi_class", "fastmsflow.evaluation.test_report", "timm", __name__]
-)
+CONTEXT.set_forkserver_preload(["fastmsflow.training.multi_class", "fastmsflow.evaluation.report", "timm", __name__])
 
 
 @pytest.fixture(scope="module")

@@ -54,8 +54,8 @@ def test_large_images_are_shrunk_and_keep_their_shape(tmp_path: Path) -> None:
     [
         ([], "at least one image"),
         ([dataclasses.replace(ROW, score=float("nan"))], r"part0\.png: its score or heat map is not finite"),
-        ([dataclasses.replace(ROW, heat=np.full((SIDE, SIDE), np.inf))], "not finite"),
-        ([dataclasses.replace(ROW, heat=np.zeros((SIDE, 3)))], "shapes"),
+        ([dataclasses.replace(ROW, score_map=np.full((SIDE, SIDE), np.inf))], "not finite"),
+        ([dataclasses.replace(ROW, score_map=np.zeros((SIDE, 3)))], "shapes"),
         ([dataclasses.replace(ROW, mask=np.zeros((3, SIDE), bool))], "shapes"),
     ],
 )

@@ -18,10 +18,14 @@ def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) ->
     assert shown.size == (max(256, side), max(256, side) // 2)
     score_map = np.zeros((side, side), np.float32)
     score_map[side // 4 : side // 2, side // 4 : side // 2] = 10
-    regions = find_regions(score_map, 5.0, image.size)
+    outlines = [region.outline for region in find_regions(score_map, 5.0, image.size)]
     verdict = Verdict("a name that is far too long for so small a picture, " * 4, "score", None)
-    with_region = np.asarray(painter.paint(shown, score_map, regions, image.size, verdict)).astype(int)
-    without = np.asarray(painter.paint(shown, np.zeros_like(score_map), (), image.size, verdict)).astype(int)
+
+    def painted(values: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:
+        picture = painter.paint(shown, values, outlines=lines, size=image.size, verdict=verdict)
+        return np.asarray(picture).astype(int)
+
+    with_region, without = painted(score_map, outlines), painted(np.zeros_like(score_map), [])
     assert with_region.shape == without.shape
     changed = np.argwhere((with_region != without).any(axis=2))
     (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0)

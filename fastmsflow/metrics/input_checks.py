@@ -1,4 +1,4 @@
-"""Checks what a metric takes and makes numpy arrays of it, without a copy where none is needed."""
+"""Checks the arguments of metrics and converts them to numpy arrays, without a copy if possible."""
 
 from typing import Any
 
@@ -7,21 +7,22 @@ import numpy as np
 from ..errors import InputError
 
 
-def as_truth(labels: Any, what: str) -> np.ndarray:
-    """Labels of any dtype that holds only 0 and 1 -> bool, same shape. Errors: InputError on any other value."""
+def as_labels(labels: Any, what: str) -> np.ndarray:
+    """Converts labels 0 and 1 of any dtype to bool, in the same shape. Raises: InputError if there is another value."""
     labels = _as_array(labels)
     if labels.dtype == np.bool_:
         return labels
-    truth = labels == 1
-    if not np.array_equal(truth, labels):
+    defective = labels == 1
+    if not np.array_equal(defective, labels):
         raise InputError(f"{what} hold other values than 0 and 1; threshold them first, e.g. {what} > 0")
-    return truth
+    return defective
 
 
 def as_scores(scores: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Real scores, in their own dtype but for 16-bit floats, which become float32.
+    """Converts real scores to an array of their own dtype; 16-bit floats become float32.
 
-    Errors: InputError where they are not real numbers or not of ``shape``. NaN is not looked for: see ``refuse_nan``.
+    NaN is not looked for, see ``refuse_nan``.
+    Raises: InputError if the scores are not real numbers or not of ``shape``.
     """
     scores = _as_array(scores)
     if scores.dtype.kind not in "fiub":
@@ -32,13 +33,13 @@ def as_scores(scores: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def refuse_nan(ascending: np.ndarray, what: str) -> None:
-    """Raises InputError where the sorted ``ascending`` holds a NaN: sorting puts them last."""
+    """Raises: InputError if the sorted ``ascending`` holds a NaN, which sorting puts last."""
     if ascending.dtype.kind == "f" and np.isnan(ascending[-1]):
         raise InputError(f"{what} hold NaN; look for where the model overflows")
 
 
 def _as_array(values: Any) -> np.ndarray:
-    # A torch tensor, told by what it can do: this package needs no torch.
+    # A torch tensor is recognized by its methods, since this package needs no torch.
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         if values.is_floating_point() and values.element_size() == 2:

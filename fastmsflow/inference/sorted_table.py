@@ -1,4 +1,4 @@
-"""A table that is written row by row, and sorted when it is complete."""
+"""Writes a table row by row, and sorts it when it is complete."""
 
 import csv
 import io
@@ -14,10 +14,11 @@ FORMATS = ("csv", "jsonl")
 
 
 class SortedTable:
-    """Rows go into ``path`` as they come, each whole or not at all; ``finish`` writes them in their order.
+    """Writes rows into ``path``, each completely or not at all; ``finish`` writes them sorted.
 
-    In a with block; the file stays where it is. In memory: two numbers a row. Errors: InputError, see
-    fastmsflow.files.write_faults.
+    To be used in a with block, which leaves the file in place. Three numbers a row are in memory.
+
+    Raises: InputError if the file cannot be written, see fastmsflow.files.write_faults.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
@@ -26,7 +27,7 @@ class SortedTable:
         self._columns = columns
         self._index: list[tuple[float, int, int]] = []  # rank, first byte, bytes
         with write_faults(path):
-            # Unbuffered: what has been written is in the file, and nothing is written later.
+            # Unbuffered, so that every written row is in the file at once.
             self._file = path.open("w+b", buffering=0)
 
     def __enter__(self) -> "SortedTable":
@@ -39,7 +40,7 @@ class SortedTable:
         return len(self._index)
 
     def add(self, row: Mapping[str, Any], rank: float) -> None:
-        """Values of None are empty. ``rank``: higher ones come first in the end."""
+        """Writes a row; None becomes an empty value. ``finish`` writes rows of a higher ``rank`` first."""
         start = self._file.tell()
         with write_faults(self.path):
             try:
@@ -54,7 +55,7 @@ class SortedTable:
         self._index.append((rank, first, self._file.tell() - first))
 
     def finish(self, target: Path) -> None:
-        """All rows, highest rank first, into ``target``: written aside and renamed."""
+        """Writes all rows, highest rank first, into ``target``, by a temporary file that is renamed."""
         with written_aside(target) as aside, aside.open("wb") as file:
             file.write(self._header())
             for _, start, length in sorted(self._index, key=lambda entry: -entry[0]):
@@ -72,7 +73,7 @@ class SortedTable:
     def _line(self, row: Mapping[str, Any]) -> bytes:
         if self.path.suffix == ".csv":
             return _csv(tuple(row[column] for column in self._columns))
-        # In ASCII; a file name's bytes that are not UTF-8 are the surrogates that os.fsencode takes back.
+        # ASCII: bytes of a file name that are not UTF-8 become surrogates, which os.fsencode turns back.
         return json.dumps({column: row[column] for column in self._columns}).encode("ascii") + b"\n"
 
 

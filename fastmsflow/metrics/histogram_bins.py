@@ -1,4 +1,4 @@
-"""65,536 bins for real numbers, narrow where a sample of them is dense."""
+"""Divides real numbers into 65,536 bins, which are narrow where a sample is dense."""
 
 import zlib
 from typing import Any
@@ -6,27 +6,29 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrays import as_scores
-from .regions import Regions
+from .defect_regions import Regions
+from .input_checks import as_scores
 
 BINS = 65_536
-# A float32's sign, its exponent and the first 5 bits of its mantissa: 32 cells from a number to its double.
+# A cell is a float32's sign, exponent and first 5 bits of the mantissa: 32 cells from a number to its double.
 LOW_BITS = 18
 CELLS = 1 << (32 - LOW_BITS)
 
 
 class Bins:
-    """Bins that hold every float32: cells of 1/32 to 1/64 of their values' size, narrower towards 0, each halved as
-    often as its share of a sample asks for.
+    """Assigns every float32 to a bin.
 
-    A third of the bins each goes by the good pixels, the defective ones, and those weighted so that every region
-    counts the same. Values that crowd at another number than 0, closer than a thousandth of it, are better given less
-    that number.
+    The bins are cells of 1/32 to 1/64 of their values' size, each halved as often as its share of a sample demands. One
+    third of the bins follows the good pixels, one the defective ones, and one the defective ones weighted so that every
+    region counts the same. If values crowd around another number than 0, closer than a thousandth of it, subtract that
+    number from them.
     """
 
     def __init__(self, counts: np.ndarray, bins: int = BINS) -> None:
-        """``counts`` (M, CELLS): how often values of each of M kinds were in each cell; a kind never seen is left out.
-        ``bins``: at most so many. Errors: InputError where that is less than twice CELLS."""
+        """Chooses at most ``bins`` bins by ``counts`` (M, CELLS), the values of each of M kinds in each cell.
+
+        A kind without values is left out. Raises: InputError if ``bins`` is less than twice CELLS.
+        """
         if bins < 2 * CELLS:
             raise InputError(f"bins is {bins}; give at least {2 * CELLS}")
         totals = counts.sum(axis=1, keepdims=True)
@@ -34,19 +36,19 @@ class Bins:
         halvings = np.log2(np.maximum(1, shares * (bins - CELLS))).astype(np.int32).clip(max=LOW_BITS)
         sizes = 1 << halvings.astype(np.int64)
         self.number = int(sizes.sum())
-        """The number of bins."""
+        """Number of bins."""
         self._shift = LOW_BITS - halvings
         self._first = (np.cumsum(sizes) - sizes).astype(np.int32)
         self.mark = zlib.crc32(halvings.tobytes())
-        """Differs, all but surely, where bins do."""
+        """A checksum, which almost surely differs if the bins differ."""
 
     @classmethod
     def from_sample(
         cls, masks: Any, maps: Any, bins: int = BINS, across_ranks: bool = False, device: str = "cpu"
     ) -> "Bins":
-        """For values like those of a sample, ``maps`` (B, H, W) with ``masks``, as PixelHistogram.update takes them.
+        """Chooses bins for values like those of a sample, ``maps`` (B, H, W) with ``masks``; see PixelHistogram.update.
 
-        ``across_ranks``: of all ranks' samples together, see PixelHistogram.all_reduce.
+        ``across_ranks``: the samples of all ranks are taken together, see PixelHistogram.all_reduce.
         """
         regions = masks if isinstance(masks, Regions) else Regions(masks)
         counts = np.zeros((3, CELLS))
@@ -64,7 +66,7 @@ class Bins:
     __hash__ = None  # type: ignore[assignment]
 
     def of_values(self, values: np.ndarray) -> np.ndarray:
-        """(N,) float32, no -0 -> the number of each one's bin, ascending with the values, (N,) intp."""
+        """Returns the bin numbers (N,) intp of values (N,) float32 without -0; they ascend with the values."""
         keys = _ordered(values)
         cells = _cells(keys)
         keys &= (1 << LOW_BITS) - 1
@@ -74,12 +76,12 @@ class Bins:
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
-    """Flat, float32, +0 for -0; a copy."""
+    """Returns a flat float32 copy with +0 in place of -0."""
     return values.ravel().astype(np.float32, copy=False) + np.float32(0)
 
 
 def reduced(values: np.ndarray, how: str, device: str) -> np.ndarray:
-    """``values`` of all ranks together: their "sum", "min" or "max"."""
+    """Returns the "sum", "min" or "max" of ``values`` over all ranks."""
     import torch
 
     operation = {
@@ -93,7 +95,7 @@ def reduced(values: np.ndarray, how: str, device: str) -> np.ndarray:
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:
-    """float32 -> int32 in the same order."""
+    """Maps float32 to int32 in the same order."""
     bits = values.copy().view(np.int32)
     flip = bits >> 31
     flip &= 0x7FFFFFFF

@@ -47,7 +47,7 @@ def write_test_report(
     ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
     ``settings``: shown with the report; ``progress``: called with the number of images done.
     """
-    heat = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=kind)
+    color_scale = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=kind)
     labels = np.array([sample.label for sample in images.test])
     absolute = scores.absolute_score.numpy()
     table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
@@ -59,15 +59,15 @@ def write_test_report(
     plot_scores(out / "scores.png", labels, absolute, f"{shown(images.name)}: image scores of the test set")
     chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
     panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
-    gallery(out / "heatmaps.png", panels, heat.scale, heat.caption)
+    gallery(out / "heatmaps.png", panels, color_scale.scale, color_scale.caption)
     rows = _rows(images, model.image_size, absolute, maps, progress)
-    write_report(out / "report.html", _page(images, model, heat, rows, pro, metrics, settings))
+    write_report(out / "report.html", _page(images, model, color_scale, rows, pro, metrics, settings))
 
 
 def _page(
     images: ImageSet,
     model: MSFlow,
-    heat: ColorScale,
+    color_scale: ColorScale,
     rows: Iterator[ReportRow],
     pro: tuple[np.ndarray, np.ndarray] | None,
     metrics: MetricsTable,
@@ -81,11 +81,11 @@ def _page(
     return Report(
         title=f"{images.name}: {len(images.test)} test images",
         rows=rows,
-        heat_scale=heat.scale,
-        heat_caption=heat.caption,
+        heat_scale=color_scale.scale,
+        heat_caption=color_scale.caption,
         threshold=threshold.value if threshold is not None else None,
         threshold_note=note,
-        region_threshold=heat.mark,
+        region_threshold=color_scale.mark,
         pro=pro,
         metrics=metrics,
         settings=settings,
@@ -115,7 +115,7 @@ def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
     return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
 
 
-def _panel(sample: Sample, image_size: tuple[int, int], score: float, heat: np.ndarray) -> Panel:
+def _panel(sample: Sample, image_size: tuple[int, int], score: float, score_map: np.ndarray) -> Panel:
     mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
     title = f"{shown(sample.kind)}  {shown(sample.image.stem)}  score {score:.2f}"
-    return Panel(as_pixels(load_image(sample.image, image_size)), heat, title, mask)
+    return Panel(as_pixels(load_image(sample.image, image_size)), score_map, title, mask)
