@@ -20,7 +20,7 @@ import triton
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.kernel_resources import BATCH, TARGETS, compiling_for, inspected
-from fastmsflow.benchmarking import LEVELS, Case, kernel_cases
+from fastmsflow.benchmarking import LEVELS, KernelCase, kernel_cases
 
 NVIDIA = [name for name in TARGETS if name.startswith("sm_")]
 # A warp's threads fill a line of 128 bytes with four bytes each, and half of one with two.
@@ -108,8 +108,8 @@ def measure(target: str, launchers: Sequence[str]) -> list[Accesses]:
     return results
 
 
-def _half_precision() -> Iterator[Case]:
-    return kernel_cases(LEVELS, BATCH, 512, torch.device("meta"), [torch.bfloat16])
+def _half_precision() -> Iterator[KernelCase]:
+    return kernel_cases(LEVELS, BATCH, 512, torch.device("meta"), dtypes=[torch.bfloat16])
 
 
 def table(results: Sequence[Accesses]) -> str:

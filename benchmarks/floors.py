@@ -26,7 +26,9 @@ def main() -> None:
     print(f"| batch {options.batch}, bfloat16 | GFLOP | MB | us by arithmetic | us by bytes |\n|---|---|---|---|---|")
     for case in kernel_cases(LEVELS, options.batch, 512, torch.device("meta")):
         if case.arithmetic == "bfloat16" or case.tiles in ("score_map", "image_score"):
-            moved = sum(x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch()]))
+            moved = sum(
+                x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch.keywords, case.launch()])
+            )
             by_arithmetic, by_bytes = case.flops / options.tflops / 1e6, moved / options.terabytes / 1e6
             columns = (f"{case.flops / 1e9:.2f}" if case.flops else "", f"{moved / 1e6:.1f}")
             floors = (f"{by_arithmetic:.1f}" if case.flops else "", f"{by_bytes:.1f}")

@@ -1,4 +1,4 @@
-"""What every kernel takes of a chip, by compiling ahead of time: no GPU is needed.
+"""Counts what every kernel takes of a chip by compiling ahead of time: no GPU is needed.
 
 ``python benchmarks/kernel_resources.py`` compiles the kernels as their launchers launch them at the default model's
 shapes and replaces the running Triton's section of benchmarks/kernel_resources.md; ``--json`` prints the figures.
@@ -109,10 +109,10 @@ def measure(target: str, brief: bool = False) -> list[Resources]:
 def measure_candidates(target: str) -> list[Resources]:
     """Compiles the convolutions by the tiles that are tried on a chip, for inference in half precision."""
     results = []
-    for kernel, sizes in configs.CANDIDATES.items():
+    for kernel, sizes in configs.PRODUCT_CANDIDATES.items():
         for size in sizes:
             tile = f"{size.m}x{size.n}x{size.k}, {size.warps} warps"
-            for case in kernel_cases(LEVELS, BATCH, 512, torch.device("meta"), [torch.bfloat16]):
+            for case in kernel_cases(LEVELS, BATCH, 512, torch.device("meta"), dtypes=[torch.bfloat16]):
                 # The levels' kernels are the same, but where a row's length is the program's.
                 same = case.level > 0 and kernel != "conv3x3_layer_norm"
                 if case.tiles != kernel or "training" in case.name or same:

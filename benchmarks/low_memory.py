@@ -1,4 +1,4 @@
-"""What training keeps for its backward pass, and the CPU time of a step, in each memory mode; on one core.
+"""Measures what training keeps for its backward pass, and the CPU time of a step, in each memory mode; on one core.
 
 ``python benchmarks/low_memory.py [--size N] [--batch N] [--steps N] [--bf16]`` makes the default flow on a
 WideResNet-50-2's channels, random weights and features, and prints a row a mode.
@@ -107,11 +107,11 @@ def main() -> None:
     modes = (None, *ACTIVATION_CHECKPOINTING)
     memory, times = {}, {mode: [] for mode in modes}
     for mode in modes:
-        flow.memory = mode
+        flow.activation_checkpointing = mode
         memory[mode] = measured(flow, features, options.bf16)
     for _ in range(options.steps):
         for mode in modes:  # in turn, so that a busy machine slows all alike
-            flow.memory = mode
+            flow.activation_checkpointing = mode
             times[mode].append(seconds(flow, features, options.bf16))
     print(f"{options.batch} x {options.size} x {options.size}, {'bf16 autocast' if options.bf16 else 'float32'}")
     print("| memory | kept, MiB | peak besides gradients, MiB | fastest step, CPU s | times |\n|---|---|---|---|---|")

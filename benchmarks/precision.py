@@ -1,4 +1,4 @@
-"""Whether half precision moves results: the metrics of a trained model in float32 and as ``for_inference`` makes it.
+"""Compares results in half precision: the metrics of a trained model in float32 and as ``for_inference`` makes it.
 
 ``python benchmarks/precision.py MODEL SOURCE [--class C]`` prints a row a dtype, and the shift in points (hundredths).
 """

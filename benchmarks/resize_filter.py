@@ -1,5 +1,5 @@
-"""What the filter that resizes images does to the scores: Lanczos, as fastmsflow reads images, against the antialiased
-bicubic of tensors, which decoding on a GPU would bring.
+"""Measures what the filter that resizes images does to the scores: Lanczos, as fastmsflow reads images, against the
+antialiased bicubic of tensors, which decoding on a GPU would bring.
 
 ``python benchmarks/resize_filter.py MODEL SOURCE [--class C] [--images N]`` prints the scores' differences, the AUROC.
 """

@@ -1,4 +1,4 @@
-"""Where and at what size the suite runs, and how it measures."""
+"""Sets where and at what size the suite runs, and how it measures."""
 
 import gc
 import math
@@ -32,7 +32,7 @@ rehearsing = False
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured."""
+    """Describes what is measured."""
 
     channels: tuple[int, int, int]
     blocks: tuple[int, int, int]
@@ -74,7 +74,7 @@ def hasten_interpreter() -> None:
 
 @cache
 def environment() -> dict[str, Any]:
-    """What every row carries, besides ``clocks``."""
+    """Returns what every row carries, besides ``clocks``."""
     row: dict[str, Any] = {
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -88,7 +88,7 @@ def environment() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, str]:
-    """Of a GPU, now: MHz and degrees Celsius."""
+    """Reads a GPU's clock, in MHz, and its temperature, in degrees Celsius, now."""
     return _gpu("clocks.sm", "clocks.mem", "temperature.gpu")
 
 

@@ -28,6 +28,8 @@ from fastmsflow.ops.image_score import image_scores
 from fastmsflow.ops.reflection_pad import reflection_pad
 from fastmsflow.ops.score_map import score_maps
 from fastmsflow.reference import conv3x3 as conv3x3_twin
+from fastmsflow.reference import conv3x3_coupling as conv3x3_coupling_twin
+from fastmsflow.reference import conv3x3_layer_norm as conv3x3_layer_norm_twin
 from fastmsflow.reference import coupling as coupling_twin
 from fastmsflow.reference import fusion as fusion_twin
 from fastmsflow.reference import image_score as image_score_twin
@@ -35,6 +37,7 @@ from fastmsflow.reference import layer_norm as layer_norm_twin
 from fastmsflow.reference import likelihood as likelihood_twin
 from fastmsflow.reference import reflection_pad as reflection_pad_twin
 from fastmsflow.reference import score_map as score_map_twin
+from fastmsflow.reference.coupling_spec import CouplingSpec, GlobalAffine
 from tests.helpers.tolerances import OPERATION
 
 BATCH = 2
@@ -59,7 +62,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Finding:
-    """How far one result is from float64, or why there is none."""
+    """Holds how far one result is from float64, or why there is none."""
 
     kernels: tuple[str, ...]
     arithmetic: str
@@ -113,18 +116,24 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
     width, half = channels // 2 + CONDITION, channels // 2
     at = f"{channels} channels, {height}x{height}"
     x, raw, hidden = (_tensor(dtype, BATCH, c, height, height) for c in (channels, channels, width))
-    kept, changed = x[:, :half], _tensor(dtype, BATCH, half, height, height)
+    x1, x2 = x[:, :half], _tensor(dtype, BATCH, half, height, height)
     scale = coupling_twin.initial_global_scale() + _vector(channels)
     bias, perm = _vector(channels), torch.randperm(channels).to(DEVICE)
-    fixed = [scale, _vector(channels), perm, perm.argsort(), CLAMP, "tanh"]
-    for name, given in (("coupling", [kept, changed, raw * 8, bias]), ("coupling_inverse", [x, raw * 8])):
-        ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
-        arguments = [*given, *fixed]
+    affine = [scale, _vector(channels), perm, perm.argsort()]
+    within, concat = CouplingSpec(clamp=CLAMP), CouplingSpec.fusion(CLAMP, bounded=True)
+    likelihood_alone = CouplingSpec.fusion(CLAMP, bounded=True, result="likelihood")
+    for name, spec, arguments in (
+        ("coupling", within, [x1, x2, raw * 8, bias, *affine]),
+        ("fusion_coupling_concat", concat, [x1, x2, raw * 3, bias]),
+        ("fusion_coupling_concat_likelihood", likelihood_alone, [x1, x2, raw * 3, bias]),
+    ):
+        ours, twin = _coupling(coupling.coupling, spec), _coupling(coupling_twin.coupling, spec)
         yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
-    for name in ("fusion_coupling_concat", "fusion_coupling_concat_likelihood"):
-        ours, twin = getattr(coupling, name), getattr(coupling_twin, name)
-        arguments = [kept, changed, raw * 3, bias, CLAMP]
-        yield Operation(f"{name}, {at}", "coupling", ("coupling_backward",), ours, twin, arguments)
+    ours, twin = (
+        _coupling_inverse(coupling.coupling_inverse, within),
+        _coupling_inverse(coupling_twin.coupling_inverse, within),
+    )
+    yield Operation(f"coupling_inverse, {at}", "coupling", ("coupling_backward",), ours, twin, [x, raw * 8, *affine])
     norm = [_vector(width), _vector(width), _tensor(dtype, 1, width, height, height)]
     yield Operation(
         f"layer norm, {at}", "layer_norm", ("layer_norm_backward",),
@@ -139,18 +148,51 @@ def _of_level(channels: int, height: int, dtype: torch.dtype) -> Iterator[Operat
     if fuses_layer_norm(width):
         yield Operation(
             f"convolution and layer norm, {at}", "conv3x3_layer_norm", ("layer_norm_backward", *gradients),
-            conv3x3_layer_norm.conv3x3_layer_norm_relu, conv3x3_twin.conv3x3_layer_norm_relu, [kept, first, *norm],
+            _normed(conv3x3_layer_norm.conv3x3_layer_norm_relu),
+            _normed(conv3x3_layer_norm_twin.conv3x3_layer_norm_relu), [x1, first, *norm],
         )  # fmt: skip
     yield Operation(
         f"convolution and coupling, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
-        conv3x3_coupling.conv3x3_coupling, conv3x3_twin.conv3x3_coupling,
-        [hidden, second * 8, bias, kept, changed, *fixed],
+        _convolution_and_coupling(conv3x3_coupling.conv3x3_coupling, within),
+        _convolution_and_coupling(conv3x3_coupling_twin.conv3x3_coupling, within),
+        [hidden, second * 8, bias, x1, x2, *affine],
     )  # fmt: skip
-    name = "conv3x3_fusion_coupling_concat_likelihood"
     yield Operation(
         f"convolution, coupling and likelihood, {at}", "conv3x3_coupling", ("coupling_backward", *gradients),
-        getattr(conv3x3_coupling, name), getattr(conv3x3_twin, name), [kept, heads, bias, kept, changed, CLAMP],
+        _convolution_and_coupling(conv3x3_coupling.conv3x3_coupling, likelihood_alone),
+        _convolution_and_coupling(conv3x3_coupling_twin.conv3x3_coupling, likelihood_alone),
+        [x1, heads, bias, x1, x2],
     )  # fmt: skip
+
+
+def _coupling(function: Callable, spec: CouplingSpec) -> Callable:
+    return lambda x1, x2, raw, bias, *affine, **options: function(
+        (x1, x2), raw, bias, spec=spec, affine=_global_affine(affine), **options
+    )
+
+
+def _coupling_inverse(function: Callable, spec: CouplingSpec) -> Callable:
+    return lambda z, raw, *affine, **options: function(z, raw, spec=spec, affine=_global_affine(affine), **options)
+
+
+def _convolution_and_coupling(function: Callable, spec: CouplingSpec) -> Callable:
+    return lambda hidden, weight, bias, x1, x2, *affine, **options: function(
+        hidden, weight, bias, (x1, x2), spec=spec, affine=_global_affine(affine), **options
+    )
+
+
+def _normed(function: Callable) -> Callable:
+    return lambda x, weight, norm_weight, norm_bias, condition, **options: function(
+        x, weight, (norm_weight, norm_bias), condition, **options
+    )
+
+
+def _global_affine(tensors: Sequence[Tensor]) -> GlobalAffine | None:
+    """``tensors``: scale, offset, permutation and its inverse, or nothing."""
+    if not tensors:
+        return None
+    scale, offset, perm, inverse_perm = tensors
+    return GlobalAffine(scale=scale, offset=offset, perm=perm, inverse_perm=inverse_perm)
 
 
 def _listed(ours: Callable) -> Callable:
@@ -212,7 +254,7 @@ def _wide(a: object) -> object:
 
 
 def poison_buffers() -> None:
-    """From now on new buffers are filled with NaN: what a kernel leaves unwritten shows."""
+    """Fills new buffers with NaN from now on, so that what a kernel leaves unwritten shows."""
     empty = torch.empty
 
     def nan(*args, **kwargs):

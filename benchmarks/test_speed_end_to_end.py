@@ -1,4 +1,4 @@
-"""From the image tensor: to scores and maps; a training step as it is shipped."""
+"""Measures from the image tensor to scores and maps, and a training step as it is shipped."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: in
 
 @pytest.mark.benchmark(group="flow training step")
 def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int, truth: Truth) -> None:
-    """Of features computed before, as this library's training does."""
+    """Measures a step on features computed before, as this library's training does."""
     batch = size.training_batch
     gate = step_gate(contestant, truth, features(size, batch))
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": 3 * batch * flops(size)}
@@ -48,7 +48,7 @@ def test_flow_training_step(benchmark, contestant: Contestant, size: Size, befor
 
 
 def flops(size: Size) -> int:
-    """Of one image's forward pass, the condition's share of the first convolutions and permutations not counted."""
+    """Counts one image's forward pass, the condition's share of the first convolutions and permutations not counted."""
     total = 0
     for c, (h, w), blocks in zip(size.channels, size.grids, size.blocks, strict=True):
         width = c // 2 + CONDITION

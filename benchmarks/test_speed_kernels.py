@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gate import Gate, error
 from benchmarks.setting import DEVICE, SIZES, Size, measure, measure_launches, rotated
-from fastmsflow.benchmarking import CONDITION, Case, kernel_cases, operation, tensors
+from fastmsflow.benchmarking import CONDITION, KernelCase, kernel_cases, operation, tensors
 from fastmsflow.kernels import configs, conv3x3
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm
 from fastmsflow.kernels.launch import INTERPRETED, ProductTile
@@ -35,7 +35,7 @@ runs_kernels = pytest.mark.skipif(DEVICE.type != "cuda" and not INTERPRETED, rea
 
 def contenders(kernel: str) -> dict[str, ProductTile | None]:
     """The vendor's convolution, and the kernels' own by each tile that is tried, as rows call them."""
-    tiles = (configs.product_tile(kernel, DEVICE), *configs.CANDIDATES[kernel])
+    tiles = (configs.product_tile(kernel, DEVICE), *configs.PRODUCT_CANDIDATES[kernel])
     return {VENDORS: None} | {f"own {t.m}x{t.n}x{t.k}, {t.warps} warps, {t.stages} stages": t for t in tiles}
 
 
@@ -62,19 +62,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kernel", rows, ids=lambda row: f"{row[0]}, {row[2].tiles}, {row[2].name}")
 
 
-def cases_on_meta(dtype: str, size: Size) -> list[Case]:
-    return list(kernel_cases(size.kernel_levels, 1, size.image, torch.device("meta"), [DTYPES[dtype]]))
+def cases_on_meta(dtype: str, size: Size) -> list[KernelCase]:
+    return list(kernel_cases(size.kernel_levels, 1, size.image, torch.device("meta"), dtypes=[DTYPES[dtype]]))
 
 
-def is_timed(case: Case, dtype: str) -> bool:
+def is_timed(case: KernelCase, dtype: str) -> bool:
     """Inference in float16, and in bfloat16 what training has besides."""
     training = any(word in f"{case.tiles} {case.name}" for word in TRAINING)
     return training == (dtype == "bfloat16")
 
 
 @cache
-def cases_of(dtype: str, batch: int, size: Size) -> list[Case]:
-    return list(kernel_cases(size.kernel_levels, batch, size.image, DEVICE, [DTYPES[dtype]]))
+def cases_of(dtype: str, batch: int, size: Size) -> list[KernelCase]:
+    return list(kernel_cases(size.kernel_levels, batch, size.image, DEVICE, dtypes=[DTYPES[dtype]]))
 
 
 @pytest.mark.benchmark(group="the chip")
@@ -134,7 +134,7 @@ def test_fused_convolution(benchmark, size: Size, batch: int, fused: tuple[str, 
     channels, height = size.kernel_levels[level]
     dtype = torch.bfloat16 if "gradient" in kind else torch.float16
     torch.manual_seed(0)
-    call = operation(kind, channels, height, batch, DEVICE, dtype)
+    call = operation(kind, channels, height, DEVICE, batch=batch, dtype=dtype)
     outputs = channels // 2 + CONDITION if kind == "conv3x3_layer_norm" else channels
     benchmark.extra_info |= {"case": f"{kind}, level {level}"} | named(FUSED[kind], whose, batch)
     benchmark.extra_info |= {"kind": kind, "pixels": batch * height * height, "outputs": outputs}
@@ -150,11 +150,11 @@ def test_fused_convolution(benchmark, size: Size, batch: int, fused: tuple[str, 
 
 @runs_kernels
 @pytest.mark.benchmark(group="kernels")
-def test_kernel(benchmark, size: Size, batch: int, kernel: tuple[str, int, Case]) -> None:
+def test_kernel(benchmark, size: Size, batch: int, kernel: tuple[str, int, KernelCase]) -> None:
     """Its gate is in what benchmarks/smoke.py found of the kernel."""
     dtype, index, _ = kernel
     case = cases_of(dtype, batch, size)[index]
-    moved = sum(x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch()]))
+    moved = sum(x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch.keywords, case.launch()]))
     benchmark.extra_info |= {"case": f"{case.tiles}: {case.name}", "kernel": case.tiles, "batch": batch}
     benchmark.extra_info |= {"arithmetic": case.arithmetic, "flops": case.flops, "bytes": moved}
     # Where its tensors fit the cache they stay in it, as they do between neighbouring kernels of the flow.

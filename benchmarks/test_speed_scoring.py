@@ -1,4 +1,4 @@
-"""What surrounds the flows: scores and maps, metrics, the import."""
+"""Measures what surrounds the flows: scores and maps, metrics, the import."""
 
 import subprocess
 import sys

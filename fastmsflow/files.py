@@ -1,4 +1,5 @@
-"""Writing files so that nothing is ever half-written: aside first, then renamed. Names of files in messages."""
+"""Writes files aside and renames them, so that none is ever half-written; locks folders; shows file names in
+messages."""
 
 import csv
 import errno
@@ -16,7 +17,7 @@ from .errors import InputError
 ASIDE = ".aside-"
 LOCK_FILE = ".lock"
 
-# Bytes of a file's name on every usual file system, and of what mkstemp and written_aside add to it.
+# The bytes of a file's name on every usual file system, and of what mkstemp and written_aside add to the name.
 LONGEST_NAME = 255
 _ADDED = len(ASIDE) + 16
 
@@ -25,7 +26,7 @@ _ADDED = len(ASIDE) + 16
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it.
 
-    Errors: InputError, as ``write_faults`` has it.
+    Raises: InputError if the file cannot be written (see ``write_faults``).
     """
     path = Path(path)
     with write_faults(path):
@@ -46,10 +47,10 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_faults(path: Path) -> Iterator[None]:
-    """What a file system has against ``path`` being written, as an InputError: one line with the remedy.
+    """Turns the errors of a file system that refuses to write ``path`` into an InputError: one line with the remedy.
 
-    A full or read-only disk, no permission, a name too long, a file where a folder should be or the reverse. Other
-    errors go through as they are.
+    Such errors are a full or read-only disk, no permission, a name too long, a file where a folder should be or the
+    reverse. Other errors pass unchanged.
     """
     try:
         yield
@@ -63,7 +64,8 @@ def write_faults(path: Path) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """A file's name as one line of printable text: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
+    """Returns a file's name as one line of printable text: newlines, bytes that are not UTF-8 and lone surrogates are
+    escaped."""
     text = os.fspath(path)
     if text.isprintable():
         return text
@@ -74,12 +76,12 @@ def shown(path: str | Path) -> str:
 
 
 def as_utf8(name: str) -> str:
-    """``name`` as text that Parquet takes: UTF-8, which a file's name need not be; its other bytes become \\xNN."""
+    """Returns ``name`` as text that Parquet takes: UTF-8, in which other bytes become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def absolute(path: str | Path) -> str:
-    """``path`` from the root on, without dots; links stay what they are."""
+    """Returns ``path`` from the root on, without dots; links stay."""
     return os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links
 
 
@@ -115,7 +117,7 @@ def _errno(error: Exception) -> int | None:
 
 
 class Busy(InputError):
-    """Another process is at work in a folder."""
+    """Is raised if another process is at work in a folder."""
 
 
 @contextmanager
@@ -123,13 +125,13 @@ def locked(path: Path) -> Iterator[bool]:
     """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits. Needs the
     ``train`` extra.
 
-    The file stays when the block ends: a process that had opened it would lock a file that is gone, and another one the
-    new file of that name. Errors: InputError as ``write_faults`` has it.
+    The file stays when the block ends: if it went, a process that had opened it would lock a file that is gone, and
+    another one the new file of that name. Raises: InputError if the file cannot be written (see ``write_faults``).
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
-    # The folder is not there where another process's claim, which left it empty, ended in this very moment.
+    # The folder is gone if another process's claim, which left it empty, ended in this very moment.
     with suppress(Timeout), write_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
@@ -142,10 +144,13 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
-    """In the block ``folder`` is there and no other process that asks writes into it; what a killed one was writing
-    aside is gone. If it was made here and nothing but the LOCK_FILE is in it, it goes again. Needs the ``train`` extra.
+    """Makes ``folder`` and keeps other processes that ask from writing there until the block ends. Needs the ``train``
+    extra.
 
-    Errors: Busy where another process is at work; InputError as ``write_faults`` has it.
+    Files that a killed process was writing aside are removed first. If the folder was made here and holds nothing but
+    the LOCK_FILE at the end, it is removed.
+
+    Raises: Busy if another process is at work there; InputError if the folder cannot be written (see ``write_faults``).
     """
     created, path = not folder.exists(), folder / LOCK_FILE
     with locked(path) as is_ours:
@@ -164,7 +169,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether another process is at work in ``folder``, as ``claimed_folder`` would find."""
+    """Returns whether another process holds ``folder`` by ``claimed_folder``."""
     path = folder / LOCK_FILE
     if not path.exists():
         return False
@@ -181,13 +186,13 @@ def remove_asides(folder: Path) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """JSON, indented, written aside and renamed."""
+    """Writes JSON, indented, aside first, then renamed."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
-    """YAML in the mapping's order, written aside and renamed. Needs the ``train`` extra."""
+    """Writes YAML in the mapping's order, aside first, then renamed. Needs the ``train`` extra."""
     import yaml
 
     with written_aside(path) as aside:
@@ -195,7 +200,7 @@ def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """CSV, written aside and renamed; names that are not UTF-8 keep their bytes."""
+    """Writes CSV, aside first, then renamed; names that are not UTF-8 keep their bytes."""
     with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -1,4 +1,4 @@
-"""Tensors as rows: one row per pixel, its channels contiguous."""
+"""Tensors in channels-last memory, seen as rows: one row per pixel, its channels contiguous."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ MaybeRows = tuple[Tensor | None, int]
 
 
 def as_rows(x: Tensor) -> Rows:
-    """x (B, C, H, W) -> (tensor, stride): pixel n = (b H + h) W + w has its channels at n * stride.
+    """Returns x (B, C, H, W) and a stride: pixel n = (b H + h) W + w has its channels at n * stride.
 
-    The tensor is x itself where its memory is like that (channels-last, and channel slices of it), a copy otherwise.
+    The tensor is x itself if its memory is like that (channels-last, and channel slices of it), a copy otherwise.
     """
     b, c, h, w = x.shape
     sb, sc, sh, sw = x.stride()
@@ -22,13 +22,13 @@ def as_rows(x: Tensor) -> Rows:
 
 
 def new_rows(like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised (B, channels, H, W) on ``like``'s grid and device, in channels-last memory."""
+    """Makes an uninitialized (B, channels, H, W) on ``like``'s grid and device, in channels-last memory."""
     b, _, h, w = like.shape
     return torch.empty((b, h, w, channels), dtype=dtype or like.dtype, device=like.device).permute(0, 3, 1, 2)
 
 
 def new_results(x1: Tensor | None, x2: Tensor, result: str) -> list[Tensor]:
-    """Makes the tensors, uninitialized, that a coupling of halves x1, x2 (B, C / 2, H, W) puts out before its log_det.
+    """Makes the tensors, uninitialized, for the results of a coupling of halves x1, x2 (B, C / 2, H, W), log_det apart.
 
     ``result``: see kernels.coupling.
     """

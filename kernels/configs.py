@@ -1,7 +1,7 @@
-"""Which tile a kernel takes on which chip, and where the kernels' own convolutions compute.
+"""Launch configurations: the tile that a kernel takes on a chip, and whether its own convolution or the vendor's runs.
 
-The committed table, and over it the user's own, which ``fastmsflow benchmark --tune`` writes: a JSON file at the path
-in FASTMSFLOW_TABLE, or fastmsflow/table.json in the user's folder of configurations. Read once, at the import.
+The user's own table lies over the committed one. ``fastmsflow benchmark --tune`` writes it: a JSON file at the path in
+FASTMSFLOW_TABLE, or fastmsflow/table.json in the user's folder of configurations. It is read once, at the import.
 """
 
 import json
@@ -17,8 +17,7 @@ import torch
 
 from .launch import INTERPRETED, ProductTile, Tile
 
-# By kernel: any chip's first, then those known to want another. The interpreter pays for each program, not for its
-# size.
+# A kernel's tile on any chip, then on chips known to want another. The interpreter pays for each program.
 TILES: dict[str, dict[str, Tile]] = {
     "coupling": {"any": Tile(16, 256), "interpreter": Tile(64, 128)},
     # Five sums a channel stay in registers: larger tiles spill.
@@ -54,18 +53,38 @@ EXACT_TILES: dict[str, dict[str, ProductTile]] = {
 }
 # Tiles that are timed beside a convolution's own on a chip's first visit (benchmarks/test_speed_kernels.py): of those
 # tried for sm_90 they compile best, without spills but where noted: most tensor-core work for each other instruction.
-CANDIDATES: dict[str, tuple[ProductTile, ...]] = {
+PRODUCT_CANDIDATES: dict[str, tuple[ProductTile, ...]] = {
     "conv3x3": (ProductTile(128, 256, 64, warps=8), ProductTile(128, 128, 64, warps=8)),
     # With 4 warps 320 outputs spill; 192 do not.
     "conv3x3_layer_norm": (ProductTile(64, 16, 64, warps=8), ProductTile(64, 16, 64, warps=4)),
     "conv3x3_coupling": (ProductTile(128, 128, 64, warps=8), ProductTile(64, 128, 64, warps=8)),
     "conv3x3_weight": (ProductTile(128, 128, 64, warps=8), ProductTile(128, 256, 64, warps=8)),
 }
+# More tiles that `benchmark --tune` times: smaller ones, and deeper pipelines.
+_PRODUCTS = (
+    ProductTile(64, 64, 32),
+    ProductTile(128, 64, 32, stages=4),
+    ProductTile(64, 128, 32, stages=4),
+    ProductTile(128, 128, 32, warps=8, stages=4),
+)
+_WIDE_PRODUCTS = (ProductTile(32, 16, 32), _NARROW, ProductTile(64, 16, 32, warps=8, stages=4))
+_ROWS = tuple(Tile(pixels, 256, warps) for pixels in (4, 8, 16) for warps in (2, 4, 8))
+_BLOCKS = tuple(Tile(pixels, 128, warps) for pixels in (8, 16, 32) for warps in (4, 8))
+_FLAT = tuple(Tile(pixels, 1, warps) for pixels in (512, 1024, 2048) for warps in (4, 8))
+TUNING_CANDIDATES: dict[str, tuple[Tile, ...] | tuple[ProductTile, ...]] = {
+    **dict.fromkeys(("coupling", "coupling_backward", "layer_norm", "layer_norm_backward"), _ROWS),
+    **dict.fromkeys(("pool", "upsample", "likelihood", "reflection_pad"), _BLOCKS),
+    **dict.fromkeys(("score_map", "image_score"), _FLAT),
+    **{
+        kernel: (*tiles, *(_WIDE_PRODUCTS if kernel == "conv3x3_layer_norm" else _PRODUCTS))
+        for kernel, tiles in PRODUCT_CANDIDATES.items()
+    },
+}
 # Chips that share another's tiles: the same registers, shared memory and matrix instructions.
 ALIKE = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86", "sm_103": "sm_100"}
 
-# By chip and convolution: shapes (pixels of the batch, outputs) at which it was timed, and whether the kernels' own was
-# faster than the vendor's with the other kernels around it. None has been timed yet: the vendor's computes everywhere.
+# For a chip and a convolution, the shapes (pixels of the batch, outputs) at which it was timed, and if the kernels'
+# own was faster than the vendor's with the other kernels around it. None has been timed: the vendor's always runs.
 CONVOLUTIONS: dict[str, dict[str, list[tuple[int, int, bool]]]] = {}
 KINDS = ("conv3x3", "conv3x3_layer_norm", "conv3x3_coupling", "conv3x3_input_gradient", "conv3x3_weight_gradient")
 
@@ -73,15 +92,15 @@ _chips: dict[torch.device, str] = {}
 
 
 def tile(kernel: str, device: torch.device) -> Tile:
-    """The launch configuration of ``kernel`` on ``device``'s chip."""
+    """Returns the launch configuration of ``kernel`` on ``device``'s chip."""
     by_chip = TILES[kernel]
     return by_chip.get(chip(device), by_chip["any"])
 
 
 def product_tile(kernel: str, device: torch.device, exact: bool = False) -> ProductTile:
-    """The launch configuration of ``kernel``, a matrix product, on ``device``'s chip.
+    """Returns the launch configuration of ``kernel``, a matrix product, on ``device``'s chip.
 
-    ``exact``: of float32 operands, not rounded to TF32.
+    ``exact``: whether the operands are float32 and not rounded to TF32.
     """
     name, by_chip = chip(device), PRODUCT_TILES[kernel]
     smaller = EXACT_TILES.get(kernel, {}).get(name) if exact else None
@@ -90,7 +109,7 @@ def product_tile(kernel: str, device: torch.device, exact: bool = False) -> Prod
 
 @contextmanager
 def trying(kernel: str, size: ProductTile, device: torch.device) -> Iterator[None]:
-    """In the block ``kernel`` takes ``size`` on ``device``'s chip, exact products too."""
+    """Has ``kernel`` take ``size`` on ``device``'s chip in the block, exact products too."""
     name = chip(device)
     before = [(table, table.get(kernel, {}).get(name)) for table in (PRODUCT_TILES, EXACT_TILES)]
     for table, _ in before:
@@ -105,13 +124,13 @@ def trying(kernel: str, size: ProductTile, device: torch.device) -> Iterator[Non
                 table[kernel][name] = old
 
 
-def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> bool:
-    """Whether the kernels' own convolution computes: whether it won at the nearest shape timed on ``device``'s chip.
+def own_convolution_is_faster(kind: str, pixels: int, outputs: int, device: torch.device) -> bool:
+    """Tells whether the kernels' own convolution beat the vendor's at the nearest shape timed on ``device``'s chip.
 
-    ``kind``: one of KINDS. ``pixels``: of the whole batch. In the interpreter it always does: the tests need it to.
+    ``kind``: one of KINDS. ``pixels``: those of the whole batch.
     """
     name = chip(device)
-    if name == "interpreter":
+    if name == "interpreter":  # the tests need the kernels' own
         return True
     timed = CONVOLUTIONS.get(name, {}).get(kind, [])
     distances = [abs(math.log(pixels / p)) + abs(math.log(outputs / o)) for p, o, _ in timed]
@@ -120,9 +139,9 @@ def convolves(kind: str, pixels: int, outputs: int, device: torch.device) -> boo
 
 @contextmanager
 def deciding(kind: str, own: bool, device: torch.device) -> Iterator[None]:
-    """In the block the convolution of ``kind`` is, or is not, the kernels' own on ``device``'s chip.
+    """Has the convolution of ``kind`` be, or not be, the kernels' own on ``device``'s chip in the block.
 
-    Not in the interpreter, where it always is.
+    This changes nothing in the interpreter, where it always is.
     """
     by_kind = CONVOLUTIONS.setdefault(chip(device), {})
     before = by_kind.get(kind, [])
@@ -134,7 +153,7 @@ def deciding(kind: str, own: bool, device: torch.device) -> Iterator[None]:
 
 
 def chip(device: torch.device) -> str:
-    """``sm_90``, ``gfx942``, ``interpreter``, or ``any`` where there is no chip to ask."""
+    """Returns the chip's name: ``sm_90``, ``gfx942``, ``interpreter``, or ``any`` if there is no chip to ask."""
     # Not functools.cache: torch.compile looks through that and warns.
     if device not in _chips:
         _chips[device] = _find_chip(device)
@@ -158,15 +177,15 @@ def _find_chip(device: torch.device) -> str:
 
 
 def user_table() -> Path:
-    """Where the user's own table is, or would be."""
+    """Returns the path of the user's own table, which need not exist."""
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return Path(os.environ.get("FASTMSFLOW_TABLE") or folder / "fastmsflow" / "table.json")
 
 
 def read_user_table() -> dict[str, Any]:
-    """{chip: {"tiles": {kernel: {field: value}}, "convolutions": {kind: [[pixels, outputs, own], ...]}}}.
+    """Reads {chip: {"tiles": {kernel: {field: value}}, "convolutions": {kind: [[pixels, outputs, own], ...]}}}.
 
-    Errors: ValueError where the file cannot be read as that.
+    Raises: ValueError if the file cannot be read as that.
     """
     path = user_table()
     if not path.exists():
@@ -174,7 +193,7 @@ def read_user_table() -> dict[str, Any]:
     try:
         table = json.loads(path.read_text())
         for rows in table.values():
-            _tiles_of(rows), _convolutions_of(rows)
+            _parse_tiles(rows), _parse_convolutions(rows)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path}: not a table of tiles ({error}); delete it, then `fastmsflow benchmark --tune` writes a new one"
@@ -183,17 +202,17 @@ def read_user_table() -> dict[str, Any]:
 
 
 def apply(table: dict[str, Any]) -> None:
-    """Lays ``table``, as ``read_user_table`` returns it, over what holds."""
+    """Lays ``table``, as ``read_user_table`` returns it, over the tables of this process."""
     for name, rows in table.items():
-        for kernel, size in _tiles_of(rows).items():
+        for kernel, size in _parse_tiles(rows).items():
             if isinstance(size, Tile):
                 TILES[kernel][name] = size
             else:
                 PRODUCT_TILES[kernel][name] = size
-        CONVOLUTIONS[name] = CONVOLUTIONS.get(name, {}) | _convolutions_of(rows)
+        CONVOLUTIONS[name] = CONVOLUTIONS.get(name, {}) | _parse_convolutions(rows)
 
 
-def _tiles_of(rows: dict[str, Any]) -> dict[str, Tile | ProductTile]:
+def _parse_tiles(rows: dict[str, Any]) -> dict[str, Tile | ProductTile]:
     sizes: dict[str, Tile | ProductTile] = {}
     for kernel, size in rows.get("tiles", {}).items():
         kind = Tile if kernel in TILES else ProductTile
@@ -205,7 +224,7 @@ def _tiles_of(rows: dict[str, Any]) -> dict[str, Tile | ProductTile]:
     return sizes
 
 
-def _convolutions_of(rows: dict[str, Any]) -> dict[str, list[tuple[int, int, bool]]]:
+def _parse_convolutions(rows: dict[str, Any]) -> dict[str, list[tuple[int, int, bool]]]:
     convolutions = rows.get("convolutions", {})
     if not convolutions.keys() <= set(KINDS):
         raise ValueError(f"no such convolution: {', '.join(convolutions.keys() - set(KINDS))}")

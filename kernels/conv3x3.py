@@ -173,7 +173,7 @@ def conv3x3_weight_kernel(
 
 
 def exact(x: Tensor, precision: str) -> bool:
-    """Whether float32 operands are multiplied as they are."""
+    """Tells if float32 operands are multiplied as they are."""
     return x.dtype == torch.float32 and precision == "ieee"
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from .channels_last import as_rows, new_results, new_rows
 from .configs import product_tile
 from .conv3x3 import convolve, exact, image_tile, weight_rows
-from .coupling import FORMS, NO_ROWS
+from .coupling import NO_ROWS
 from .launch import launched, on
 from .math import soft_clamp
 
 
 @triton.jit
 def _finish(v, limit, out, squares, row, m, c, out_stride, mask):
-    """Bounds v and stores it, or adds its squares to those that come out."""
+    """Bounds v, stores it if there is a place for it, and returns squares plus the sum of its squares."""
     if limit is not None:
         v = tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
     if out is not None:
@@ -60,6 +60,10 @@ def conv3x3_coupling_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """z = concat(x1, x2 exp(s) + t), bounded to +-limit, with (s, t) from conv3x3(inputs, weight) + bias; its log-det.
+
+    s = soft_clamp(raw_scale raw_s); t = raw_scale raw_t. Instead of z, -0.5 mean over channels of z^2 can be written.
+    """
     _, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
     PAIRS: tl.constexpr = BLOCK_N // 2
     column = tl.arange(0, BLOCK_N)
@@ -99,22 +103,26 @@ def conv3x3_coupling(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
+    *,
     x1: Tensor | None,
     x2: Tensor,
     raw_scale: float,
     clamp: float,
-    form: str,
+    form: int,
     limit: float | None,
     precision: str,
     result: str,
     with_log_det: bool,
     with_raw: bool,
 ) -> list[Tensor]:
-    """hidden (B, I, H, W), weight (C, I, 3, 3), bias (C,), halves x1 and x2 (B, C / 2, H, W) of x; x1 is None where x2
-    is all that comes out. Nothing is permuted, and there is no global affine.
+    """Launches ``conv3x3_coupling_kernel``: a convolution and the coupling that it drives, without affine, permutation.
 
-    -> z (B, C, H, W), or x2's part of it, or, where ``result`` is "likelihood", z's log-likelihood map (B, H, W); then,
-    where they are wanted, the log_det (B,) float32 and the convolution (B, C, H, W).
+    hidden (B, I, H, W), weight (C, I, 3, 3), bias (C,); x1, x2: halves (B, C / 2, H, W); x1 is None if x2 is all there
+    is. ``precision``: see kernels.conv3x3. raw_scale, clamp, form, limit: see kernels.coupling.
+
+    Returns z (B, C, H, W) if ``result`` is "concat", or its second half if there is no x1; if it is "likelihood", z's
+    log-likelihood map (B, H, W) float32. The log_det (B,) float32 and the convolution (B, C, H, W) follow if they are
+    wanted.
     """
     b, channels, height, width = hidden.shape
     half = x2.shape[1]
@@ -139,7 +147,7 @@ def conv3x3_coupling(
         launched(conv3x3_coupling_kernel)[grid](
             hidden_rows, weight, bias, x1_rows, x2_rows, out1, out2, raw, partial, logp, height, width, channels, half,
             stride, x1_stride, x2_stride, out_stride, step_out, step_tap, raw_scale, clamp, limit,
-            FORM=FORMS[form], PRECISION=precision, **size.options,
+            FORM=form, PRECISION=precision, **size.options,
         )  # fmt: skip
     results = [out if logp is None else logp.sum(dim=3)]
     if partial is not None:

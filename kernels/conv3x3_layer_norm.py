@@ -10,12 +10,12 @@ from .configs import product_tile
 from .conv3x3 import convolve, exact, image_tile, weight_rows
 from .launch import launched, on
 
-WIDEST = 320
+MAX_COLUMNS = 320
 
 
 @triton.jit
 def _add_condition(acc, condition, m, row, n, outputs, pixels, valid):
-    """The condition's map is the same for every image; a bias, of one pixel, for every row."""
+    """Adds the condition's map, the same for every image, or a bias, of one pixel, the same for every row."""
     pixel = ((row + m) % pixels).to(tl.int32)
     mask = valid[:, None] & (n < outputs)[None, :]
     return acc + tl.load(condition + pixel[:, None] * outputs + n[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -23,7 +23,7 @@ def _add_condition(acc, condition, m, row, n, outputs, pixels, valid):
 
 @triton.jit
 def _finish(acc, mean, scale, norm_weight, norm_bias, out, hidden, row, m, n, outputs, valid):
-    """Writes relu(layer norm), and what went into the norm where that is kept."""
+    """Stores relu(layer norm), and the norm's input if there is a place for it."""
     mask = valid[:, None] & (n < outputs)[None, :]
     at = row * outputs + m[:, None] * outputs + n[None, :]
     if hidden is not None:
@@ -60,6 +60,10 @@ def conv3x3_layer_norm_relu_kernel(
     REST_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """out = relu((v - mean) rstd norm_weight + norm_bias) with v = conv3x3(inputs, weight) + condition.
+
+    mean and rstd = 1 / sqrt(var + eps) of v are over the outputs of each pixel.
+    """
     _, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -98,16 +102,19 @@ def conv3x3_layer_norm_relu(
     x: Tensor,
     weight: Tensor,
     condition: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm: tuple[Tensor, Tensor],
+    *,
     eps: float,
     precision: str,
-    keep: bool,
+    for_backward: bool,
 ) -> list[Tensor]:
-    """x (B, I, H, W), weight (O, I, 3, 3), condition (1, O, H, W), or a bias (1, O, 1, 1) ->
-    relu(layer_norm(conv(x) + condition)).
+    """Launches ``conv3x3_layer_norm_relu_kernel``: relu(layer_norm(conv3x3(x, weight) + condition)).
 
-    Where ``keep``, what backward needs follows: what went into the norm (B, O, H, W), its mean and 1 / std (B H W,).
+    x (B, I, H, W), weight (O, I, 3, 3), condition (1, O, H, W), or a bias (1, O, 1, 1); ``norm``: the norm's weight and
+    bias, (O,) each; ``precision``: see kernels.conv3x3.
+
+    Returns the result (B, O, H, W). If ``for_backward``, the norm's input (B, O, H, W), its mean and 1 / std, (B H W,)
+    float32 each, follow.
     """
     b, channels, height, width = x.shape
     outputs = len(weight)
@@ -115,22 +122,24 @@ def conv3x3_layer_norm_relu(
     weight, step_out, step_tap = weight_rows(weight)
     condition = condition.contiguous(memory_format=torch.channels_last)
     out = new_rows(x, outputs)
-    kept = [new_rows(x, outputs)] if keep else []
-    kept += [torch.empty(b * height * width, dtype=torch.float32, device=x.device) for _ in range(2 if keep else 0)]
+    saved = []
+    if for_backward:
+        statistics = (torch.empty(b * height * width, dtype=torch.float32, device=x.device) for _ in range(2))
+        saved = [new_rows(x, outputs), *statistics]
     size = product_tile("conv3x3_layer_norm", x.device, exact(x, precision)).within(height * width, outputs, channels)
     wide, rest = columns(outputs)
     options = {**size.options, "BLOCK_N": wide}
     with on(x.device):
         launched(conv3x3_layer_norm_relu_kernel)[(b * triton.cdiv(height * width, size.m),)](
-            x_rows, weight, condition, norm_weight, norm_bias, out, *(kept or (None, None, None)),
+            x_rows, weight, condition, *norm, out, *(saved or (None, None, None)),
             height, width, channels, outputs, condition.shape[2] * condition.shape[3], stride, step_out, step_tap, eps,
             PRECISION=precision, REST_N=rest, **options,
         )  # fmt: skip
-    return [out, *kept]
+    return [out, *saved]
 
 
 def columns(outputs: int) -> tuple[int, int]:
-    """Two powers of 2 (the second may be 0) that hold ``outputs`` columns with little to spare: 320 = 256 + 64."""
+    """Returns two powers of 2, the second may be 0, that just hold ``outputs`` columns: 320 = 256 + 64."""
     wide = triton.next_power_of_2(outputs)
     if wide == outputs or outputs < 32:
         return max(16, wide), 0
@@ -139,5 +148,5 @@ def columns(outputs: int) -> tuple[int, int]:
 
 
 def fuses_layer_norm(outputs: int) -> bool:
-    """Whether a program can hold that many outputs of its pixels: beyond, registers spill to memory."""
-    return sum(columns(outputs)) <= WIDEST
+    """Tells whether a program can hold that many outputs of its pixels; of more, registers spill to memory."""
+    return sum(columns(outputs)) <= MAX_COLUMNS

@@ -15,10 +15,9 @@ from torch import Tensor
 from .channels_last import MaybeRows, as_rows, new_results, new_rows
 from .configs import tile
 from .launch import launched, on
-from .math import ATAN, SCALED_TANH, TANH, global_gain, soft_clamp
+from .math import global_gain, soft_clamp
 from .permutation import permuted
 
-FORMS = {"tanh": TANH.value, "scaled_tanh": SCALED_TANH.value, "atan": ATAN.value}
 # Programs of the backward pass: enough for a large chip, few enough that their partial sums stay a small share of what
 # is read. Fixed, so that the order of the sums is too.
 BACKWARD_PROGRAMS = 512
@@ -27,7 +26,7 @@ NO_ROWS: MaybeRows = (None, 0)
 
 @triton.jit
 def _tile(program, pixels, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """-> image, first row (int64), row offsets, channels of a half, mask of the rows, mask of the tile."""
+    """Returns image, first row (int64), row offsets, channels of a half, mask of the rows, mask of the tile."""
     tiles = tl.cdiv(pixels, BLOCK_P)
     image, tile = program // tiles, program % tiles
     p = tl.arange(0, BLOCK_P)
@@ -38,23 +37,26 @@ def _tile(program, pixels, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _load(pointer, row, p, c, stride, mask):
+    """Loads a tile of rows."""
     return tl.load(pointer + row * stride + p[:, None] * stride + c[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def _store(pointer, value, row, p, c, stride, mask):
+    """Stores a tile of rows in the pointer's dtype."""
     at = pointer + row * stride + p[:, None] * stride + c[None, :]
     tl.store(at, value.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _load_channels(pointer, c, half):
+    """Loads one value for each channel of a half, as a row in float32."""
     return tl.load(pointer + c, mask=c < half, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
 def _clamped(raw, bias, row, p, c, half, mask, raw_stride, raw_scale, clamp, FORM: tl.constexpr):
-    """-> s, ds / draw, t of x2's channels, 0 elsewhere."""
+    """Returns s, ds / draw and t of x2's channels, 0 elsewhere."""
     raw_s = _load(raw, row, p, c, raw_stride, mask).to(tl.float32)
     t = _load(raw + half, row, p, c, raw_stride, mask).to(tl.float32)
     if bias is not None:
@@ -66,6 +68,7 @@ def _clamped(raw, bias, row, p, c, half, mask, raw_stride, raw_scale, clamp, FOR
 
 @triton.jit
 def _bounded(v, limit):
+    """Cuts v off at +-limit; NaN stays NaN."""
     return tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
 
 
@@ -97,6 +100,10 @@ def coupling_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """z = permute(concat(x1, x2 exp(s) + t) g + o), bounded to +-limit, and log_det = sum s + sum log g per program.
+
+    s = soft_clamp(raw_scale (raw_s + bias_s)); t = raw_scale (raw_t + bias_t). INVERSE: x from z.
+    """
     _, row, p, c, valid, mask = _tile(tl.program_id(0), pixels, half, BLOCK_P, BLOCK_C)
     v2 = _load(x2, row, p, c, x2_stride, mask)
     if x1 is not None:
@@ -176,6 +183,11 @@ def coupling_backward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """Gradients of coupling_kernel's inputs; s, t and y are computed again from x and raw.
+
+    With y2 = x2 exp(s) + t and z = y g + o: dy = g dz, dx2 = dy2 exp(s), ds = dy2 exp(s) x2 + dlog_det, dt = dy2,
+    draw_s = ds (ds / draw_s). A program sums the channels' gradients over its rows.
+    """
     p = tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     sum_s = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -263,24 +275,28 @@ def coupling(
     x2: Tensor,
     raw: Tensor | None,
     bias: Tensor | None,
+    *,
     global_scale: Tensor | None,
     global_offset: Tensor | None,
     index: Tensor | None,
     raw_scale: float,
     clamp: float,
-    form: str,
+    form: int,
     limit: float | None,
     inverse: bool,
     result: str,
     with_log_det: bool,
 ) -> list[Tensor]:
-    """Halves x1, x2 (B, C / 2, H, W) of x, or, where ``inverse``, of z; x1 is None where x2 is all there is.
-    raw, bias: (B, C, H, W) and (C,), log-scales, then shifts; without raw nothing is transformed. The global affine and
-    the permutation take part where they are given: channel i of what comes out is channel index[i].
+    """Launches ``coupling_kernel``: z from x, or x from z if ``inverse``.
 
-    -> what ``result`` says, of x2's dtype: "halves": two tensors; "whole": one, (B, C, H, W), or x2's alone;
-    "likelihood": -0.5 mean over channels of z^2, (B, H, W) float32, in place of z, which is not written. Then, where
-    ``with_log_det``, the log_det (B,) float32 of this direction.
+    x1, x2: halves (B, C / 2, H, W); x1 is None if x2 is all there is. raw (B, C, H, W), bias (C,): log-scales, then
+    shifts; without raw nothing is transformed. global_scale, global_offset (C,), index (C,) int64: the global affine
+    and the permutation, or None; channel i of the result is channel index[i]. ``form``: TANH, SCALED_TANH or ATAN of
+    kernels.math. ``limit``: the bound on |z|, or None.
+
+    Returns what ``result`` says, of x2's dtype: "halves": two tensors; "concat": one, (B, C, H, W), or x2's alone;
+    "likelihood": -0.5 mean over channels of z^2, (B, H, W) float32, in place of z, which is not written. If
+    ``with_log_det``, the log_det (B,) float32 of this direction follows.
     """
     b, half, h, w = x2.shape
     size = tile("coupling", x2.device).rows_of(half)
@@ -296,7 +312,7 @@ def coupling(
         launched(coupling_kernel)[(programs,)](
             in1[0], in2[0], raw_rows[0], bias, global_scale, global_offset, index, z1[0], z2[0], logp, partial,
             h * w, half, in1[1], in2[1], raw_rows[1], z1[1], z2[1], raw_scale, clamp, limit,
-            FORM=FORMS[form], INVERSE=inverse, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
+            FORM=form, INVERSE=inverse, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
     return results if partial is None else [*results, partial.view(b, -1).sum(dim=1)]
 
@@ -306,22 +322,26 @@ def coupling_backward(
     grad_log_det: Tensor,
     x1: Tensor | None,
     x2: Tensor,
+    *,
     raw: Tensor,
     bias: Tensor | None,
     global_scale: Tensor | None,
     index: Tensor | None,
     raw_scale: float,
     clamp: float,
-    form: str,
+    form: int,
     limit: float | None,
     inverse: bool,
     result: str,
 ) -> list[Tensor]:
-    """Gradients of x1, if there is one, x2, raw and, in one float32 vector of sums over all pixels, of the gain g and
-    the offset, (C,) each, if there is a global affine, and of bias (C,).
+    """Launches ``coupling_backward_kernel``: the gradients of ``coupling``.
 
-    ``grads``: of ``coupling``'s results. x1, x2: x; where ``inverse``, as it came out, and the first gradients are z's.
-    ``index``: the inverse of ``coupling``'s. The gain's gradient lacks what comes through log_det's H W sum_c log g_c.
+    ``grads``: the gradients of ``coupling``'s results; ``grad_log_det`` (B,). x1, x2: the halves of x; if ``inverse``,
+    of the x that ``coupling`` returned. ``index``: the inverse of ``coupling``'s. The others: as for ``coupling``.
+
+    Returns the gradients of x1 (of z1 if ``inverse``), if there is one, of x2 (z2), of raw and, in one float32 vector
+    of sums over all pixels, of the gain g and the offset, (C,) each, if there is a global affine, and of bias (C,). The
+    gain's gradient lacks what comes through log_det's H W sum_c log g_c.
     """
     b, half, h, w = x2.shape
     rows = b * h * w
@@ -343,7 +363,7 @@ def coupling_backward(
             in1[0], in2[0], raw_rows[0], bias, global_scale, index, grad1[0], grad2[0], grad_logp,
             grad_log_det.contiguous(), grad_x1, grad_x2, grad_raw, partial, rows, h * w, half, steps,
             in1[1], in2[1], raw_rows[1], grad1[1], grad2[1], raw_scale, clamp, limit,
-            FORM=FORMS[form], INVERSE=inverse, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
+            FORM=form, INVERSE=inverse, BLOCK_P=size.pixels, BLOCK_C=size.channels, **size.options,
         )  # fmt: skip
     first = [] if grad_x1 is None else [grad_x1]
     return [*first, grad_x2, grad_raw, partial.sum(dim=0)]
@@ -354,11 +374,11 @@ def _maybe_rows(x: Tensor | None) -> MaybeRows:
 
 
 def _rows_of_halves(x1: Tensor | None, tensors: Sequence[Tensor]) -> tuple[MaybeRows, MaybeRows]:
-    """Rows of both halves: of two tensors, of the channels of one, or, without an x1, of the second alone."""
+    """Returns the rows of both halves: of two tensors, of the channels of one, or, without an x1, of the second."""
     if x1 is None:
         return NO_ROWS, as_rows(tensors[0])
     if len(tensors) == 2:
         return as_rows(tensors[0]), as_rows(tensors[1])
-    whole, stride = as_rows(tensors[0])
+    joint, stride = as_rows(tensors[0])
     half = x1.shape[1]
-    return (whole[:, :half], stride), (whole[:, half:], stride)
+    return (joint[:, :half], stride), (joint[:, half:], stride)

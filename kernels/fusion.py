@@ -1,4 +1,4 @@
-"""How the fusion subnet carries information between the levels: adaptive average pool to one grid; bias, ReLU and
+"""Carries information between the levels, for the fusion subnet: adaptive average pool to one grid; bias, ReLU and
 bilinear back up.
 
 Gradients are gathered, each pixel collecting what it was spread to, so that no sum's order is left to chance.
@@ -26,7 +26,8 @@ def _pixels(program, height, width, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _window(n, size, other):
-    """Where pixel ``n`` of ``size`` meets ``other`` pixels: first, end. The same rule both ways."""
+    """Returns the range of ``other`` pixels that pixel ``n`` of ``size`` meets: first, end. The rule is the same both
+    ways."""
     return n * other // size, ((n + 1) * other + size - 1) // size
 
 

@@ -1,4 +1,4 @@
-"""How kernels are launched: one configuration object per kernel, and the guards every launch needs."""
+"""Launches kernels: one configuration object per kernel, and the guards every launch needs."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +16,8 @@ _recording = False
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program computes: ``pixels`` rows by ``channels`` columns (both powers of 2), on ``warps`` warps."""
+    """Describes what one program computes: ``pixels`` rows by ``channels`` columns (both powers of 2), on ``warps``
+    warps."""
 
     pixels: int
     channels: int
@@ -24,7 +25,7 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """What the compiler is told. Triton 3.10 turns fused multiply-adds off unless they are asked for."""
+        """Returns what the compiler is told. Triton 3.10 turns fused multiply-adds off unless they are asked for."""
         return {"num_warps": self.warps, "enable_fp_fusion": True}
 
     def within(self, pixels: int, channels: int) -> "Tile":
@@ -43,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ProductTile:
-    """What one program of a matrix product computes: (m, k) by (k, n), powers of 2 from 16."""
+    """Describes what one program of a matrix product computes: (m, k) by (k, n), powers of 2 from 16."""
 
     m: int
     n: int

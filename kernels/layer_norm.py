@@ -1,8 +1,8 @@
-"""LayerNorm over the channels of each pixel, then ReLU; before it, optionally, the addition of the condition's map,
-of which one pixel serves all where it has no more: a convolution's bias.
+"""LayerNorm over the channels of each pixel, then ReLU; before it, optionally, the condition's map is added.
 
-A program holds whole rows in registers. Backward, a program takes LOOP tiles of rows one after the other and writes one
-partial sum of the parameters' gradients, so that the sum's order never changes.
+A map of one pixel, a convolution's bias, is added to every pixel. A program holds whole rows in registers. Backward, a
+program takes LOOP tiles of rows one after the other and writes one partial sum of the parameters' gradients, so that
+the sum's order never changes.
 """
 
 import torch
@@ -19,7 +19,7 @@ LOOP = 8
 
 @triton.jit
 def _rows(block, rows, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """-> first row (int64), row offsets, columns, mask of the tile, mask of the rows."""
+    """Returns first row (int64), row offsets, columns, mask of the tile, mask of the rows."""
     row = block.to(tl.int64) * BLOCK_P
     p = tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
@@ -29,7 +29,7 @@ def _rows(block, rows, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _load(x, condition, row, p, c, mask, pixels, channels, x_stride):
-    """x plus the condition's map, in float32; 0 outside the mask."""
+    """Loads x plus the condition's map, in float32; 0 outside the mask."""
     value = tl.load(x + row * x_stride + p[:, None] * x_stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
     if condition is not None:
         pixel = ((row + p) % pixels).to(tl.int32)
@@ -54,6 +54,7 @@ def layer_norm_relu_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """y = relu((v - mean) rstd weight + bias) with v = x + condition; mean and rstd = 1 / sqrt(var + eps): of a row."""
     row, p, c, mask, valid = _rows(tl.program_id(0), rows, channels, BLOCK_P, BLOCK_C)
     value = _load(x, condition, row, p, c, mask, pixels, channels, x_stride)
     average = tl.sum(value, axis=1) / channels
@@ -89,6 +90,10 @@ def layer_norm_relu_backward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """dx = rstd (d - mean(d) - n mean(d n)) with n the normed value and d = dy weight where y > 0; the means: of a row.
+
+    dweight = sum of dy n and dbias = sum of dy over the rows where y > 0.
+    """
     c = tl.arange(0, BLOCK_C)
     w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
     b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -117,10 +122,13 @@ def layer_norm_relu_backward_kernel(
 
 
 def layer_norm_relu(
-    x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, condition: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x (B, C, H, W), condition (1, C, H, W) or (1, C, 1, 1) -> relu(layer_norm(x + condition)), of x's dtype; mean,
-    1 / std (B H W,)."""
+    """Launches ``layer_norm_relu_kernel``: relu(layer_norm(x + condition)), and mean and 1 / std of each pixel.
+
+    x (B, C, H, W); condition (1, C, H, W) or (1, C, 1, 1); weight, bias (C,). Returns (B, C, H, W) of x's dtype, then
+    two (B H W,) float32.
+    """
     b, channels, h, w = x.shape
     size = tile("layer_norm", x.device).rows_of(channels)
     x_rows, stride = as_rows(x)
@@ -139,11 +147,15 @@ def layer_norm_relu_backward(
     x: Tensor,
     condition: Tensor | None,
     weight: Tensor,
+    *,
     bias: Tensor,
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> gradients of x (of its dtype), weight and bias (C,) float32. The condition's is x's summed over the images."""
+    """Launches ``layer_norm_relu_backward_kernel``: the gradients of x (of its dtype), weight and bias (C,) float32.
+
+    mean, rstd: as ``layer_norm_relu`` returned them. The condition's gradient is x's, summed over the images.
+    """
     b, channels, h, w = x.shape
     size = tile("layer_norm_backward", x.device).rows_of(channels)
     x_rows, stride = as_rows(x)

@@ -1,4 +1,4 @@
-"""Device functions: the mathematics the kernels share, in float32, once.
+"""Device functions for the mathematics that the kernels share, in float32.
 
 Triton has no tanh or atan that every target and the interpreter know. The polynomials are Chebyshev fits of
 (f(x) - x) / x^3 in x^2, good to 1 ulp of float32 over their range. Comparisons are arranged so that NaN stays NaN.
@@ -7,6 +7,7 @@ Triton has no tanh or atan that every target and the interpreter know. The polyn
 import triton
 import triton.language as tl
 
+# The forms of the soft clamp by number, as fastmsflow.reference.clamp_forms registers them.
 TANH, SCALED_TANH, ATAN = (tl.constexpr(i) for i in range(3))
 
 # FrEIA's rounding of 2 / pi; trained weights depend on it.
@@ -18,6 +19,7 @@ TAN_3PI_8 = tl.constexpr(2.414213562373095)
 
 @triton.jit
 def tanh(x):
+    """tanh(x) to 1 ulp of float32; Chebyshev near 0, exp elsewhere."""
     z = x * x
     p = ((((-0.00627639 * z + 0.02111622) * z - 0.05387514) * z + 0.13332924) * z - 0.3333333) * z * x + x
     # 1 - 2 / (exp(2|x|) + 1) would cancel where x is small.
@@ -27,6 +29,7 @@ def tanh(x):
 
 @triton.jit
 def atan(x):
+    """atan(x) to 1 ulp of float32."""
     a = tl.abs(x)
     # atan(a) = pi/2 - atan(1/a) = pi/4 + atan((a - 1) / (a + 1)): the argument stays within +-tan(pi/8).
     steep = a > TAN_3PI_8
@@ -54,12 +57,13 @@ def global_gain(global_scale):
 
 @triton.jit
 def soft_clamp(raw, clamp, FORM: tl.constexpr):
-    """The bounded log-scale and its derivative by ``raw``."""
+    """Returns the bounded log-scale and its derivative by ``raw``; a form that is none does not compile."""
     if FORM == TANH:
         th = tanh(raw)
         return clamp * th, clamp * (1.0 - th * th)
     if FORM == SCALED_TANH:
         th = tanh(raw / clamp)
         return clamp * th, 1.0 - th * th
+    tl.static_assert(FORM == ATAN, "unknown form of the soft clamp")
     ratio = raw / clamp
     return atan(ratio) * clamp * ATAN_GAIN, 1.0 / (1.0 + ratio * ratio) * ATAN_GAIN

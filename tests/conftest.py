@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Fixtures and settings that hold for every test."""
 
 import io
 import os
@@ -99,7 +99,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """Of the tiny extractor, for a command: nothing is fetched."""
+    """Writes weights of the tiny extractor, for a command: nothing is fetched."""
     import timm
 
     path = tmp_path_factory.mktemp("weights") / "weights.pth"

@@ -45,7 +45,7 @@ each_recording = pytest.mark.parametrize("name", NAMES)
 # The interpreter, where the kernels' own is what is to be tested, is too slow for both.
 @pytest.fixture(params=["own", "vendor's"] if DEVICE != "cpu" else ["own"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: request.param == "own")
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: request.param == "own")
 
 
 @each_recording
@@ -106,14 +106,14 @@ def test_gradients_through_the_inverse_equal_the_references() -> None:
 
 
 def test_gradients_around_the_vendors_convolutions_equal_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: False)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: False)
     ours, theirs = (gradients(*small(name)) for name in ("triton", "torch"))
     torch.testing.assert_close(ours, theirs, **FLOW_CLOSE)
 
 
 def test_two_runs_agree_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
-    monkeypatch.setattr(configs, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: True)
     torch.manual_seed(0)
     flow = MultiScaleFlow((8, 12), (8, 8), (1, 1), backend="triton").to(DEVICE)
     x = [torch.randn(2, 8, 6, 10, device=DEVICE), torch.randn(2, 12, 3, 5, device=DEVICE)]
@@ -157,15 +157,15 @@ def samples() -> dict[str, tuple]:
     backward = coupling._coupling_backward
     return {
         "coupling": (coupling._coupling, (*halves, *within, *options, False, "halves", True)),
-        "coupling, whole": (coupling._coupling, (*halves, *within, *options, False, "whole", False)),
+        "coupling, concat": (coupling._coupling, (*halves, *within, *options, False, "concat", False)),
         "coupling, permutation alone": (
             coupling._coupling,
             (x[:, :4], x[:, 4:], None, None, *within[1:], *options, False, "halves", True),
         ),
-        "coupling, inverse": (coupling._coupling, (*halves, *within, *options, True, "whole", True)),
+        "coupling, inverse": (coupling._coupling, (*halves, *within, *options, True, "concat", True)),
         "coupling, across": (
             coupling._coupling,
-            (None, *halves[1:], vector, *across[:-2], None, False, "whole", True),
+            (None, *halves[1:], vector, *across[:-2], None, False, "concat", True),
         ),
         "coupling, likelihood": (coupling._coupling, (*halves, vector, *across, "likelihood", True)),
         "coupling, likelihood, backward": (
@@ -192,7 +192,7 @@ def samples() -> dict[str, tuple]:
         ),
         "convolution and coupling": (
             conv3x3_coupling._conv_coupling,
-            (x, weight, vector, None, x[:, 4:], *options, "whole", True, False),
+            (x, weight, vector, None, x[:, 4:], *options, "concat", True, False),
         ),
         "convolution, coupling and likelihood": (
             conv3x3_coupling._conv_coupling,

@@ -1,4 +1,4 @@
-"""Where kept features lie, how they get to a GPU (with stand-ins for it), and when keeping them pays off."""
+"""Tests where cached features lie, how they get to a GPU (with stand-ins for it), and when keeping them pays off."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkey
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
-    loader = FeatureLoader(fetched, SequentialBatchSampler(3, 1, ProcessGroup(), "test"), ahead=True)
+    loader = FeatureLoader(fetched, SequentialBatchSampler(3, 1, ProcessGroup(), split="test"), prefetch=True)
     assert len(loader) == 3
     for _, numbers, _ in loader:
         events.append(("step", numbers[0]))

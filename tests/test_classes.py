@@ -83,7 +83,7 @@ def alone(images: Path, weights: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(images: Path, weights: Path, tmp_path_factory) -> Path:
-    """What --class all leaves."""
+    """Runs ``--class all`` and returns what it leaves."""
     out = tmp_path_factory.mktemp("together") / "runs"
     run(*arguments(images, "all", out, weights))
     return out

@@ -52,7 +52,7 @@ def test_both_directions_are_one_graph(choice: str, name: str) -> None:
 
 
 def test_a_training_step_is_one_graph() -> None:
-    """By PyTorch; by the kernels see test_backend.py."""
+    """Compiles the PyTorch backend; test_backend.py does the kernels."""
     flow, x = flow_and_features()
     flow.backend = "torch"
     losses = [call(x).mean() for call in (torch.compile(flow.nll, fullgraph=True, backend="aot_eager"), flow.nll)]
@@ -69,7 +69,7 @@ def test_prediction_from_images_is_one_graph() -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_operations_on_any_number_of_levels_are_one_graph_without_gradients(levels: int) -> None:
-    """Where gradients are enabled and no input needs one, too."""
+    """Holds also if gradients are enabled and no input needs one."""
     maps = [torch.randn(1, 4, 2, 3, device=DEVICE) for _ in range(levels)]
 
     def operations(maps: list[Tensor]) -> list[Tensor]:

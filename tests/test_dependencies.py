@@ -1,4 +1,4 @@
-"""What pyproject.toml lets be installed: no version that is known to be bad; and what is done without Triton."""
+"""Tests what pyproject.toml lets be installed, without any version known to be bad, and what is done without Triton."""
 
 import csv
 import subprocess

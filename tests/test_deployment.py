@@ -1,5 +1,5 @@
-"""What docs/deployment.md shows: the C++ sample, compiled by the page's own line, scores as the model does and refuses
-in one line what it cannot score; the page's Python gives the model's scores; the table tells what is off."""
+"""Tests what docs/deployment.md shows: the C++ sample, compiled by the page's own line, scores as the model does and
+refuses in one line what it cannot score; the page's Python gives the model's scores; the table tells what is off."""
 
 import ast
 import os

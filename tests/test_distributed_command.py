@@ -70,7 +70,7 @@ def steps_of(out: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(train: Train, tmp_path_factory) -> tuple[Path, Path]:
-    """Of one process, and of two."""
+    """Returns the results of one process, and of two."""
     out = tmp_path_factory.mktemp("undisturbed")
     both = [
         started("-m", "fastmsflow", *train, out / "one"),

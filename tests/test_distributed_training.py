@@ -42,7 +42,7 @@ def new_model() -> MSFlow:
 
 
 def note_images(file: Path) -> None:
-    """Of each step of training, a line: the epoch and the numbers of the images."""
+    """Writes a line for each step of training: the epoch and the numbers of the images."""
     step = MSFlowLightningModule.training_step
 
     def noted(self, batch, batch_index):
@@ -78,7 +78,7 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
 
 
 def together(size: int, images: ImageSet | ShardSet, out: Path, **options) -> list[tuple]:
-    """What each of ``size`` processes has to tell, by rank."""
+    """Returns what each of ``size`` processes has to tell, by rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -159,7 +159,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_told_once(images:
 
 
 def told_once(words: list[tuple], line: str) -> bool:
-    """Whether the first process tells it and the others nothing."""
+    """Tells if the first process says ``line`` and the others say nothing."""
     return (
         words[0][1] == "InputError"
         and line in words[0][2]
@@ -177,7 +177,7 @@ def test_processes_without_images_are_refused_before_any_work(images: ImageSet, 
 def test_what_is_wrong_with_a_run_is_told_once(images: ImageSet, tmp_path: Path) -> None:
     words = together(2, images, tmp_path / "run", log_to=("paper",))
     assert told_once(words, "logger 'paper' is not known"), words
-    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", torch.float32)
+    FeatureCache(new_model(), {TRAIN: ImageDataset(images.train, (32, 32))}, tmp_path / "cache", dtype=torch.float32)
     words = together(2, images, tmp_path / "run", reading=DataConfig(feature_cache=tmp_path / "cache"))
     assert told_once(words, "dtype"), words
 

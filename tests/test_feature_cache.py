@@ -18,7 +18,7 @@ from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.nn.feature_pooling import FeatureNormalizer
 from fastmsflow.training import Recipe
-from fastmsflow.training.break_even import measured
+from fastmsflow.training.break_even import measure_break_even
 from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_in_memory import pooled_features
@@ -49,7 +49,7 @@ def parts_of(images: ImageSet, size: tuple[int, int] = (32, 32)) -> dict[str, Im
 
 def new_cache(images: ImageSet, at: Path, dtype: torch.dtype = torch.bfloat16, **model) -> FeatureCache:
     built = tiny_model(**model)
-    return FeatureCache(built, parts_of(images, built.image_size), at, dtype, shard_bytes=3 * IMAGE_BYTES)
+    return FeatureCache(built, parts_of(images, built.image_size), at, dtype=dtype, shard_bytes=3 * IMAGE_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_batches_are_those_of_features_kept_in_memory(
     monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
     kept = FeatureTrainingData(tiny_model(standardise=standardise), parts_of(images), RECIPE)
     cached = FeatureTrainingData(
-        tiny_model(standardise=standardise), parts_of(images), RECIPE, None, tmp_path, torch.float32
+        tiny_model(standardise=standardise), parts_of(images), RECIPE, cache=tmp_path, cache_dtype=torch.float32
     )
     loaders = []
     for data in (kept, cached):
@@ -358,7 +358,7 @@ def test_measuring_counts_what_is_missing_and_leaves_nothing_behind(images: Imag
     cache = new_cache(images, tmp_path)
     cache.build(rank=0, world_size=2)
     before = content(tmp_path)
-    even = measured(cache)
+    even = measure_break_even(cache)
     assert (even.images, even.bytes_per_image) == (6, IMAGE_BYTES)
     assert min(even.extract, even.write, even.read) > 0
     assert content(tmp_path) == before

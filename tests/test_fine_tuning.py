@@ -124,9 +124,9 @@ def test_what_training_sets_on_the_flow_is_as_before_after_an_error() -> None:
     flow.fusion_flow.subnet_1.requires_grad_(False)
     before = [p.requires_grad for p in flow.parameters()]
     with pytest.raises(KeyboardInterrupt), prepared_for_training(flow, Recipe(freeze=("level0",), memory="recompute")):
-        assert flow.memory == "recompute"
+        assert flow.activation_checkpointing == "recompute"
         raise KeyboardInterrupt
-    assert flow.memory is None
+    assert flow.activation_checkpointing is None
     assert [p.requires_grad for p in flow.parameters()] == before
 
 
@@ -163,7 +163,7 @@ def test_a_run_in_less_memory_comes_to_the_same(
     model = new_model()
     saving = train(model, images, Recipe(**options, memory=memory), tmp_path / "saving")
     assert saving.losses == pytest.approx(plain.losses, rel=tolerance, abs=0)
-    assert model.flow.memory is None
+    assert model.flow.activation_checkpointing is None
 
 
 # Steps of several batches
@@ -193,7 +193,7 @@ def test_a_step_of_three_batches_is_that_of_one_three_times_as_large(count: int)
 
 
 def test_averaged_weights_are_what_is_saved_and_what_the_model_ends_with(images: ImageSet, tmp_path: Path) -> None:
-    """By hand: a plain run of each length gives the weights after each step."""
+    """Computes by hand: a plain run of each length gives the weights after each step."""
     decay, average = 0.75, None
     for epochs in (1, 2, 3):
         # 11 images in a batch: a step an epoch. The rate does not change.

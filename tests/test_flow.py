@@ -105,9 +105,9 @@ def test_an_order_is_applied_as_if_to_the_output() -> None:
     flow = small_flow().double()
     parallel, code, x = flow.parallel_flows[1], flow.position_codes[1], inputs()[1]
     order = torch.randperm(x.shape[1])
-    plain, ordered = parallel(x, code(x))[0], parallel(x, code(x), order=order)[0]
+    plain, ordered = parallel(x, code(x))[0], parallel(x, code(x), output_perm=order)[0]
     assert torch.equal(ordered, plain[:, order])
-    torch.testing.assert_close(parallel.inverse(ordered, code(x), order=order)[0], x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(parallel.inverse(ordered, code(x), output_perm=order)[0], x, rtol=1e-9, atol=1e-9)
 
 
 def test_condition_map_is_computed_once_for_given_weights(monkeypatch) -> None:

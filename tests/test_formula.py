@@ -16,7 +16,7 @@ from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.compat.convert import own_flow
 from fastmsflow.errors import InputWarning
-from fastmsflow.reference.coupling import ClampForm
+from fastmsflow.reference.clamp_forms import ClampForm
 from fastmsflow.training.start_from import model_from_checkpoint
 from tests.helpers.paths import GOLDEN
 from tests.helpers.trained_flows import CHANNELS, GRIDS, correlated, trained_flow

@@ -1,4 +1,4 @@
-"""What only a GPU can show: full-size parity per dtype, a training run, capture in a CUDA graph."""
+"""Tests what only a GPU can show: full-size parity per dtype, a training run, capture in a CUDA graph."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -24,7 +24,7 @@ Results = tuple[list[Tensor], Tensor, dict[str, Tensor]]
 
 @pytest.fixture(params=["own convolution", "vendor's convolution"])
 def convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: request.param == "own convolution")
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: request.param == "own convolution")
 
 
 def full_size(batch: int) -> tuple[MultiScaleFlow, list[Tensor]]:
@@ -84,7 +84,8 @@ def test_full_size_parity_with_float64(
 
 
 def losses(flow: MultiScaleFlow, x: list[Tensor], backend: str, seed: int) -> list[float]:
-    """Of a training whose batches come in an order of ``seed``, which changes nothing but the order of sums."""
+    """Returns the losses of a training whose batches come in an order of ``seed``, which changes nothing but the order
+    of sums."""
     flow = deepcopy(flow)
     flow.backend = backend
     generator = torch.Generator(DEVICE).manual_seed(seed)

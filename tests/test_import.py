@@ -1,4 +1,4 @@
-"""What ``import fastmsflow`` costs and touches, and what an installation holds."""
+"""Tests what ``import fastmsflow`` costs and touches, and what an installation holds."""
 
 import json
 import statistics

@@ -18,7 +18,7 @@ from skimage import data as photographs
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import ImageFileDataset, ShardedImages, write_shards
 from fastmsflow.data.image_io import as_tensor, decode_image
-from fastmsflow.data.jpeg_decoder import check_decoder, decoded, decoded_or_not, is_plain_jpeg
+from fastmsflow.data.jpeg_decoder import check_decoder, decode_batch, encoded_or_pixels, is_plain_jpeg
 from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.distributed.process_group import SINGLE_PROCESS
 from fastmsflow.training import DataConfig
@@ -44,7 +44,9 @@ PLAIN = jpeg(PHOTOGRAPH)
 def test_jpeg_files_decode_as_by_pillow() -> None:
     """At their own size, where no filter differs; one of another size among them, and a grey one."""
     files = [PLAIN, jpeg(photographs.camera()[:300, :320], "L"), jpeg(photographs.astronaut()[:200, :200])]
-    pixels, faults = decoded([decoded_or_not(file, "a", (300, 320)) for file in files], ["a"] * 3, (300, 320), CPU)
+    pixels, faults = decode_batch(
+        [encoded_or_pixels(file, "a", (300, 320)) for file in files], ["a"] * 3, (300, 320), CPU
+    )
     assert (pixels.shape, faults) == ((3, 3, 300, 320), {})
     for image, file in zip(pixels[:2], files[:2], strict=True):
         off = (image - as_tensor(decode_image(file, "a"), (300, 320))).abs()
@@ -52,7 +54,7 @@ def test_jpeg_files_decode_as_by_pillow() -> None:
 
 
 def test_a_smaller_image_differs_from_lanczos_by_little() -> None:
-    ((pixels,), _) = decoded([decoded_or_not(PLAIN, "a", (96, 96))], ["a"], (96, 96), CPU)
+    ((pixels,), _) = decode_batch([encoded_or_pixels(PLAIN, "a", (96, 96))], ["a"], (96, 96), CPU)
     off = (pixels - as_tensor(decode_image(PLAIN, "a"), (96, 96))).abs()
     assert off.mean() <= JPEG_DECODERS["mean of resized"]
     assert pixels.min() >= 0 and pixels.max() <= 1
@@ -75,15 +77,15 @@ def png() -> bytes:
 )
 def test_what_decoders_differ_in_is_left_to_pillow(content: bytes) -> None:
     assert not is_plain_jpeg(content)
-    given = decoded_or_not(content, "a", (64, 64))
+    given = encoded_or_pixels(content, "a", (64, 64))
     assert torch.equal(given, as_tensor(decode_image(content, "a"), (64, 64)))
-    assert torch.equal(decoded([given], ["a"], (64, 64), CPU)[0][0], given)
+    assert torch.equal(decode_batch([given], ["a"], (64, 64), CPU)[0][0], given)
 
 
 @pytest.mark.parametrize("content", [PLAIN[: len(PLAIN) // 2], b"", PLAIN[:10]], ids=["cut off", "empty", "a header"])
 def test_a_damaged_file_is_named_before_it_reaches_the_decoder(content: bytes) -> None:
     with pytest.raises(InputError, match=r"^bad\.jpg: "):
-        decoded_or_not(content, "bad.jpg", (64, 64))
+        encoded_or_pixels(content, "bad.jpg", (64, 64))
 
 
 def broken(content: bytes = PLAIN) -> bytes:
@@ -93,12 +95,12 @@ def broken(content: bytes = PLAIN) -> bytes:
 
 
 def test_damage_that_only_the_decoder_sees_is_told_of_the_file_that_has_it() -> None:
-    files = [decoded_or_not(file, "", (64, 64)) for file in (PLAIN, broken(), png(), PLAIN)]
-    pixels, faults = decoded(files, ["a", "b.jpg", "c", "d"], (64, 64), CPU)
+    files = [encoded_or_pixels(file, "", (64, 64)) for file in (PLAIN, broken(), png(), PLAIN)]
+    pixels, faults = decode_batch(files, ["a", "b.jpg", "c", "d"], (64, 64), CPU)
     assert list(faults) == [1] and str(faults[1]).startswith("b.jpg: damaged or truncated")
-    alone, _ = decoded(files[:1], ["a"], (64, 64), CPU)
+    alone, _ = decode_batch(files[:1], ["a"], (64, 64), CPU)
     assert torch.equal(pixels, torch.stack([alone[0], files[2], alone[0]]))
-    none, faults = decoded(files[1:2], ["b"], (64, 64), CPU)
+    none, faults = decode_batch(files[1:2], ["b"], (64, 64), CPU)
     assert (none.shape, list(faults)) == ((0, 3, 64, 64), [0])
 
 
@@ -108,7 +110,7 @@ def test_damage_that_decoders_only_warn_of_gives_the_pixels_that_pillow_gives() 
     content = PLAIN[:middle] + b"\x55" * 40 + PLAIN[middle + 40 :]
     expected = as_tensor(decode_image(content, "a"), (300, 320))
     assert not torch.equal(expected, as_tensor(decode_image(PLAIN, "a"), (300, 320)))
-    pixels, faults = decoded([decoded_or_not(content, "a", (300, 320))], ["a"], (300, 320), CPU)
+    pixels, faults = decode_batch([encoded_or_pixels(content, "a", (300, 320))], ["a"], (300, 320), CPU)
     assert not faults
     assert (pixels[0] - expected).abs().max() <= JPEG_DECODERS["decoded"]
 
@@ -123,8 +125,8 @@ def test_what_the_devices_decoder_refuses_and_pillow_takes_is_pillows(monkeypatc
         return decode(files, *args, **options)
 
     monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", some)
-    files = [decoded_or_not(file, "a", (64, 64)) for file in (PLAIN, refused)]
-    pixels, faults = decoded(files, ["a", "b"], (64, 64), CPU)
+    files = [encoded_or_pixels(file, "a", (64, 64)) for file in (PLAIN, refused)]
+    pixels, faults = decode_batch(files, ["a", "b"], (64, 64), CPU)
     assert not faults
     assert torch.equal(pixels[1], as_tensor(decode_image(refused, "b"), (64, 64)))
 
@@ -135,7 +137,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_files(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torchcodec.decoders, "decode_jpeg", full)
     with pytest.raises(torch.OutOfMemoryError):
-        decoded([decoded_or_not(PLAIN, "a", (64, 64))], ["a"], (64, 64), CPU)
+        decode_batch([encoded_or_pixels(PLAIN, "a", (64, 64))], ["a"], (64, 64), CPU)
 
 
 class OnAGpu:
@@ -176,7 +178,7 @@ def test_files_are_handed_on_encoded(tmp_path: Path) -> None:
 
 
 def decode(images: list[torch.Tensor], names: list[str]) -> tuple[torch.Tensor, dict[int, InputError]]:
-    return decoded(images, names, (64, 64), CPU)
+    return decode_batch(images, names, (64, 64), CPU)
 
 
 @pytest.fixture
@@ -192,7 +194,7 @@ def some_broken(tmp_path: Path) -> list[Path]:
 def test_a_file_that_cannot_be_decoded_ends_a_run_of_files_by_its_name(some_broken: list[Path]) -> None:
     images = ImageFileDataset(some_broken, (64, 64), encoded=True)
     with pytest.raises(InputError, match=rf"^{some_broken[1]}: damaged"):
-        list(ImageLoader(images, SequentialBatchSampler(6, 2, SINGLE_PROCESS, "train"), ReaderPool(), decode))
+        list(ImageLoader(images, SequentialBatchSampler(6, 2, SINGLE_PROCESS, split="train"), ReaderPool(), decode))
 
 
 def test_images_of_shards_that_cannot_be_decoded_are_named_or_left_out(some_broken: list[Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the kernels' last tiles lie in the largest tensors anyone will have, without having them.
+"""Tests where the kernels' last tiles lie in the largest tensors anyone will have, without having them.
 
 Batch 64 at 1024x1024, no pool: 256x256 pixels at the finest level; 1024 channels make 2^32 elements, more than
 32-bit offsets can tell apart.

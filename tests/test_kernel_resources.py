@@ -42,7 +42,7 @@ def test_tiles_to_be_tried_on_a_hopper_compile_without_spills() -> None:
     from benchmarks.kernel_resources import SHARED_LIMIT
 
     results = compiled("sm_90", "--candidates")
-    # See fastmsflow.kernels.configs.CANDIDATES.
+    # See fastmsflow.kernels.configs.PRODUCT_CANDIDATES.
     spilling = {r["case"] for r in results if r["spills"] > SPILLS}
     assert spilling <= {"512 channels, 64x16x64, 4 warps"}
     assert max(r["shared"] for r in results) <= SHARED_LIMIT["sm_90"]

@@ -1,4 +1,4 @@
-"""What the launcher makes of how its processes end, and what they make of its end."""
+"""Tests what the launcher makes of how its processes end, and what they make of its end."""
 
 import os
 import signal

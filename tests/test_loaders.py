@@ -40,18 +40,18 @@ def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed:
     alone = TrainBatchSampler(images, batch_size, SINGLE_PROCESS, seed)
     for order in (alone, *orders):
         order.set_epoch(2)
-    batches = list(alone.parts())
+    batches = list(alone.batches())
     assert sorted(number for part in batches for number in part.numbers) == list(range(images))
-    assert all(part.share == 1 for part in batches)
-    for whole, *parts in zip(batches, *(order.parts() for order in orders), strict=True):
-        own = [number for part in parts if part.share for number in part.numbers]
+    assert all(part.weight == 1 for part in batches)
+    for whole, *parts in zip(batches, *(order.batches() for order in orders), strict=True):
+        own = [number for part in parts if part.weight for number in part.numbers]
         assert sorted(own) == sorted(whole.numbers)
-        assert sum(part.share for part in parts) == pytest.approx(size)
+        assert sum(part.weight for part in parts) == pytest.approx(size)
         # The mean over processes of shares times means is the batch's mean.
-        mean = sum(part.share * sum(part.numbers) / len(part.numbers) for part in parts) / size
+        mean = sum(part.weight * sum(part.numbers) / len(part.numbers) for part in parts) / size
         assert mean == pytest.approx(sum(whole.numbers) / len(whole.numbers))
     for order in (alone, *orders):
-        assert list(order.parts(start)) == list(order.parts())[start:]
+        assert list(order.batches(start)) == list(order.batches())[start:]
 
 
 @given(shared_out(), st.integers(0, 5))
@@ -60,9 +60,9 @@ def test_in_turn_every_image_is_one_processs(case: tuple[int, int, int], start: 
     order = [*range(0, images, 2), *range(1, images, 2)]
     own = []
     for rank in range(size):
-        turn = SequentialBatchSampler(images, batch_size, ProcessGroup(rank, size), "test", order)
-        parts = list(turn.parts())
-        assert list(turn.parts(start)) == parts[start:]
+        turn = SequentialBatchSampler(images, batch_size, ProcessGroup(rank, size), split="test", order=order)
+        parts = list(turn.batches())
+        assert list(turn.batches(start)) == parts[start:]
         assert len(turn) == len(parts) and all(len(part.numbers) <= batch_size for part in parts)
         numbers = [number for part in parts for number in part.numbers]
         assert numbers == [number for number in order if number % size == rank]

@@ -17,8 +17,8 @@ SIZE = 2
 
 
 def together(work: Callable[[ProcessGroup], Any]) -> list[Any]:
-    """What ``work`` returns, or the InputError that it ends with, for each of SIZE processes, which are threads here:
-    one waits for the other's word."""
+    """Returns what ``work`` returns, or the InputError that it ends with, for each of SIZE processes, which are threads
+    here: one waits for the other's word."""
     slots: list[Any] = [None] * SIZE
     all_here = threading.Barrier(SIZE, timeout=20)
 
@@ -74,7 +74,7 @@ def test_a_state_of_another_kind_is_one_line() -> None:
 
 
 def test_the_images_names_are_known_before_the_other_processes_end() -> None:
-    """Of shards they are read, which may take longer than a launcher waits once one process has ended."""
+    """Names are read from shards, which may take longer than a launcher waits once one process has ended."""
     events: list[str] = []
 
     def work(world: ProcessGroup) -> None:

@@ -30,18 +30,18 @@ def flow_and_batch(
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    flow.memory = memory
+    flow.activation_checkpointing = memory
     return flow, [torch.randn(batch, c, *grid, dtype=dtype) for c, grid in zip(CHANNELS, GRIDS, strict=True)]
 
 
 def gradients(
     memory: str | None, dtype: torch.dtype = torch.float64, autocast: bool = False, scale: float = 1.0
 ) -> list[Tensor]:
-    """Of the features, then of the parameters. ``scale``: of the log-scales."""
+    """Returns gradients of the features, then of the parameters. ``scale`` multiplies the log-scales."""
     flow, x = flow_and_batch(memory, dtype)
     with torch.no_grad():
         for block in (block for level in flow.parallel_flows for block in level.blocks):
-            block.subnet.conv2.weight[: block.kept] *= scale
+            block.subnet.conv2.weight[: block.half_channels] *= scale
     leaves = [level.requires_grad_() for level in x]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = flow.nll(leaves).mean()
@@ -73,15 +73,15 @@ def test_inverted_gradients_of_small_and_large_log_scales(scale: float, autocast
 
 def test_the_kernels_gradients_are_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
-    monkeypatch.setattr(configs, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: True)
     torch.manual_seed(1)
-    flow = ParallelFlow(4, 4, 2, 1.9, "tanh").to(DEVICE)
+    flow = ParallelFlow(4, 4, 2, clamp=1.9, clamp_form="tanh").to(DEVICE)
     x, condition = (torch.randn(1, 4, 2, 2).to(DEVICE) for _ in range(2))
     found = {}
     for memory in (None, *ACTIVATION_CHECKPOINTING):
         flow.zero_grad()
         with backend.use("triton"):
-            z, log_det = flow(x, condition, "auto", None, memory)
+            z, log_det = flow(x, condition, activation_checkpointing=memory)
         # Outside of the block, as a GPU's thread is, which runs backward passes.
         (z.square().sum() - log_det.sum()).backward()
         found[memory] = [parameter.grad for parameter in flow.parameters()]
@@ -132,15 +132,17 @@ def test_a_loss_that_is_not_finite_is_left_to_its_own_error() -> None:
 
 def test_features_in_half_precision_are_refused() -> None:
     flow, x = flow_and_batch("invertible", torch.bfloat16)
-    with pytest.raises(InputError, match=r"float32, not torch\.bfloat16; use memory 'recompute'"):
+    with pytest.raises(InputError, match=r"float32, not torch\.bfloat16; use activation checkpointing 'recompute'"):
         flow.nll(x)
 
 
 def test_the_order_of_the_next_flow_is_in_the_last_store() -> None:
     flow, x = flow_and_batch(None, torch.float64)
-    level, code, order = flow.parallel_flows[1], flow.position_codes[1], flow.fusion_flow.orders[1]
+    level, code, order = flow.parallel_flows[1], flow.position_codes[1], flow.fusion_flow.input_perms[1]
     plain = level(x[1], code(x[1]), "torch", order)
-    torch.testing.assert_close(invertible(level.blocks, x[1], code(x[1]), "torch", order), plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        invertible(level.blocks, x[1], code(x[1]), backend="torch", output_perm=order), plain, rtol=1e-12, atol=0
+    )
 
 
 def one_process(rank: int, rendezvous: str, out: str) -> None:

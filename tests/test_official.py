@@ -67,10 +67,10 @@ def coupling_by_hand(flow: MultiScaleFlow, x: Tensor, ratio: float) -> Tensor:
     """The first block of level 0, written out: s = alpha tanh(r / ratio)."""
     block, condition = flow.parallel_flows[0].blocks[0], flow.position_codes[0](x)
     net = block.subnet
-    hidden = net.conv1(torch.cat([x[:, : block.kept], condition.expand(len(x), -1, -1, -1)], dim=1))
+    hidden = net.conv1(torch.cat([x[:, : block.half_channels], condition.expand(len(x), -1, -1, -1)], dim=1))
     r = 0.1 * net.conv2(net.norm(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu())
-    s, t = flow.clamp * torch.tanh(r[:, : block.kept] / ratio), r[:, block.kept :]
-    u = torch.cat([x[:, : block.kept], x[:, block.kept :] * s.exp() + t], dim=1)
+    s, t = flow.clamp * torch.tanh(r[:, : block.half_channels] / ratio), r[:, block.half_channels :]
+    u = torch.cat([x[:, : block.half_channels], x[:, block.half_channels :] * s.exp() + t], dim=1)
     gain = 0.1 * torch.nn.functional.softplus(block.global_scale, beta=0.5)
     return (u * gain[:, None, None] + block.global_offset[:, None, None])[:, block.perm]
 

@@ -1,5 +1,7 @@
 """The convolution kernels, alone and fused, against their twins in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,10 @@ from fastmsflow.ops import conv3x3 as plain
 from fastmsflow.ops import conv3x3_coupling as coupling
 from fastmsflow.ops import conv3x3_layer_norm as layer_norm
 from fastmsflow.reference import conv3x3 as reference
+from fastmsflow.reference import conv3x3_coupling as coupling_reference
+from fastmsflow.reference import conv3x3_layer_norm as layer_norm_reference
 from fastmsflow.reference.coupling import initial_global_scale
+from fastmsflow.reference.coupling_spec import CouplingSpec, GlobalAffine
 from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 from tests.helpers.tolerances import SAME_SUMS
 
@@ -26,7 +31,10 @@ SHAPES = [
     (3, 20, 40, 1, 7),
     (1, 8, 10, 17, 19),
 ]
-JOINING = ["conv3x3_fusion_coupling_concat", "conv3x3_fusion_coupling_concat_likelihood"]
+JOINING = {
+    "concat": CouplingSpec.fusion(1.9, bounded=True),
+    "likelihood": CouplingSpec.fusion(1.9, bounded=True, result="likelihood"),
+}
 HALVES = [torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 
@@ -34,11 +42,11 @@ pytestmark = pytest.mark.usefixtures("poisoned", "own_convolution")
 @pytest.fixture
 def own_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels' own convolution, on whatever chip."""
-    monkeypatch.setattr(configs, "convolves", lambda *_: True)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: True)
 
 
 def weights(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of about the size that keeps the variance, as training does; in channels-last memory, a slice of wider ones."""
+    """Draws weights that keep the variance, as training does; in channels-last memory, a slice of wider ones."""
     wide = torch.randn(outputs, inputs + 4, 3, 3) / (9 * inputs) ** 0.5
     return wide.to(DEVICE, dtype, memory_format=torch.channels_last)[:, :inputs]
 
@@ -66,20 +74,50 @@ def coupled(shape, dtype=torch.float32, layout="channels_last") -> list:
     perm = torch.randperm(o).to(DEVICE)
     x = [tensor((b, o // 2, h, w), dtype, layout) for _ in range(2)]
     affine = (global_scale + initial_global_scale(), global_offset)
-    return [hidden, weight * 8, bias, *x, *affine, perm, perm.argsort(), 1.9, "tanh"]
+    return [hidden, weight * 8, bias, *x, *affine, perm, perm.argsort()]
 
 
 def crossed(shape, dtype=torch.float32) -> list:
     b, _, o, h, w = shape
     hidden, weight, bias = convolution(shape, dtype)
-    return [hidden, weight * 2, bias, tensor((b, o // 2, h, w), dtype), 1.9]
+    return [hidden, weight * 2, bias, None, tensor((b, o // 2, h, w), dtype)]
+
+
+def joined(shape, dtype=torch.float32) -> list:
+    hidden, weight, bias, _, x = crossed(shape, dtype)
+    return [hidden, weight, bias, x.flip(1), x]
+
+
+def flat(function, spec: CouplingSpec):
+    """``function`` with a flat list of tensors: hidden, weight, bias, x1, x2 and, for a global affine, its four."""
+
+    def call(hidden, weight, bias, x1, x2, *affine, with_log_det: bool = True, **options):
+        names = ("scale", "offset", "perm", "inverse_perm")
+        given = GlobalAffine(**dict(zip(names, affine, strict=True))) if affine else None
+        wanted = replace(spec, with_log_det=with_log_det)
+        return function(hidden, weight, bias, (x1, x2), spec=wanted, affine=given, **options)
+
+    call.__name__ = function.__name__
+    return call
+
+
+def coupling_twins(spec: CouplingSpec) -> tuple:
+    return flat(coupling.conv3x3_coupling, spec), flat(coupling_reference.conv3x3_coupling, spec)
+
+
+def layer_norm_relu(x, weight, norm_weight, norm_bias, condition, backend: str = "triton"):
+    return layer_norm.conv3x3_layer_norm_relu(x, weight, (norm_weight, norm_bias), condition, backend=backend)
+
+
+def layer_norm_relu_twin(x, weight, norm_weight, norm_bias, condition):
+    return layer_norm_reference.conv3x3_layer_norm_relu(x, weight, (norm_weight, norm_bias), condition)
 
 
 OPERATIONS = {
     "conv": (plain.conv3x3, reference.conv3x3, convolution),
-    "layer_norm": (layer_norm.conv3x3_layer_norm_relu, reference.conv3x3_layer_norm_relu, normed),
-    "coupling": (coupling.conv3x3_coupling, reference.conv3x3_coupling, coupled),
-    "cross": (coupling.conv3x3_fusion_coupling, reference.conv3x3_fusion_coupling, crossed),
+    "layer_norm": (layer_norm_relu, layer_norm_relu_twin, normed),
+    "coupling": (*coupling_twins(CouplingSpec(clamp=1.9)), coupled),
+    "cross": (*coupling_twins(CouplingSpec.fusion(1.9)), crossed),
 }
 
 
@@ -93,9 +131,7 @@ def test_equals_float64(name: str, shape) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", JOINING)
 def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
-    hidden, weight, bias, x, clamp = crossed(shape)
-    arguments = [hidden, weight, bias, x.flip(1), x, clamp]
-    assert_twins(getattr(coupling, name), getattr(reference, name), arguments)
+    assert_twins(*coupling_twins(JOINING[name]), joined(shape))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -157,31 +193,31 @@ def test_a_bias_in_place_of_the_conditions_map() -> None:
     for shape in ((2, 12, 24, 6, 10), (1, 4, 352, 2, 3)):
         *given, condition = normed(shape)
         bias = condition[:, :, :1, :1].clone()
-        assert_twins(layer_norm.conv3x3_layer_norm_relu, reference.conv3x3_layer_norm_relu, [*given, bias])
+        assert_twins(layer_norm_relu, layer_norm_relu_twin, [*given, bias])
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
 @pytest.mark.parametrize("name", ["coupling", "cross", *JOINING])
 def test_without_log_det_the_same_comes_out(monkeypatch: pytest.MonkeyPatch, name: str, own: bool) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: own)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: own)
     if name in JOINING:
-        hidden, weight, bias, x, clamp = crossed((2, 12, 24, 6, 10))
-        ours, given = getattr(coupling, name), [hidden, weight, bias, x.flip(1), x, clamp]
+        ours, given = coupling_twins(JOINING[name])[0], joined((2, 12, 24, 6, 10))
     else:
         (ours, _, arguments) = OPERATIONS[name]
         given = arguments((2, 12, 24, 6, 10))
-    (expected, log_det), (out, none) = (ours(*given, wanted, backend="triton") for wanted in (True, False))
+    (expected, log_det), (out, none) = (ours(*given, with_log_det=wanted, backend="triton") for wanted in (True, False))
     assert none is None
     given[0].requires_grad_()
-    assert ours(*given, False, backend="triton")[1] is None
+    assert ours(*given, with_log_det=False, backend="triton")[1] is None
     assert log_det is not None
     torch.testing.assert_close(out, expected, **SAME_SUMS)
 
 
 def test_outputs_that_do_not_fit_the_halves_are_refused() -> None:
-    hidden, weight, bias, x, clamp = crossed((2, 12, 8, 6, 10))
+    hidden, weight, bias, *x = crossed((2, 12, 8, 6, 10))
+    spec = CouplingSpec.fusion(1.9)
     with pytest.raises(InputError, match="two each"):
-        coupling.conv3x3_fusion_coupling(hidden, weight[:6], bias[:6], x, clamp, backend="triton")
+        coupling.conv3x3_coupling(hidden, weight[:6], bias[:6], tuple(x), spec=spec, backend="triton")
 
 
 def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
@@ -192,14 +228,14 @@ def test_a_row_too_wide_for_a_program_is_normed_apart() -> None:
 
 
 def test_without_own_convolution_the_vendors_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: False)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: False)
     for ours, twin, arguments in OPERATIONS.values():
         assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
 
 
 @pytest.mark.parametrize("vendors", ["conv3x3_input_gradient", "conv3x3_weight_gradient"])
 def test_either_gradient_may_be_the_vendors(monkeypatch: pytest.MonkeyPatch, vendors: str) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda kind, *_: kind != vendors)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda kind, *_: kind != vendors)
     for ours, twin, arguments in OPERATIONS.values():
         assert_twins(ours, twin, arguments((2, 12, 24, 6, 10)))
 

@@ -6,13 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmsflow import InputError
+from fastmsflow.kernels import coupling as kernels
 from fastmsflow.ops import coupling as ops
 from fastmsflow.reference import coupling as reference
+from fastmsflow.reference.clamp_forms import CLAMP_FORMS, soft_clamp
+from fastmsflow.reference.coupling_spec import CouplingSpec, GlobalAffine
 from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, flatten, tensor
 from tests.helpers.tolerances import OPERATION_CLOSE
 
 SHAPES = [(2, 16, 8, 8), (1, 24, 12, 20), (3, 40, 6, 10), (2, 112, 3, 5), (1, 2, 1, 1), (2, 130, 1, 7)]
-JOINING = ["fusion_coupling_concat", "fusion_coupling_concat_likelihood"]
+CONCAT = CouplingSpec.fusion(1.9, bounded=True)
+LIKELIHOOD = CouplingSpec.fusion(1.9, bounded=True, result="likelihood")
+JOINING = {"concat": CONCAT, "likelihood": LIKELIHOOD}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -22,6 +27,28 @@ def affine(channels: int) -> list:
     global_scale = reference.initial_global_scale() + torch.randn(channels, device=DEVICE)
     perm = torch.randperm(channels).to(DEVICE)
     return [global_scale, torch.randn(channels, device=DEVICE), perm, perm.argsort()]
+
+
+def flat(function, spec: CouplingSpec):
+    """``function`` with a flat list of tensors: x1, x2, raw, bias (inverse: z, raw), then a global affine's four."""
+
+    def call(*tensors, **options):
+        if function.__name__ == "coupling_inverse":
+            z, raw, *rest = tensors
+            return function(z, raw, spec=spec, affine=global_affine(*rest) if rest else None, **options)
+        x1, x2, raw, bias, *rest = tensors
+        return function((x1, x2), raw, bias, spec=spec, affine=global_affine(*rest) if rest else None, **options)
+
+    call.__name__ = function.__name__
+    return call
+
+
+def global_affine(scale, offset, perm, inverse_perm) -> GlobalAffine:
+    return GlobalAffine(scale=scale, offset=offset, perm=perm, inverse_perm=inverse_perm)
+
+
+def twins(name: str, spec: CouplingSpec) -> tuple:
+    return flat(getattr(ops, name), spec), flat(getattr(reference, name), spec)
 
 
 def block(shape, dtype=torch.float32, layout="channels_last", bias: bool = True) -> list:
@@ -51,30 +78,37 @@ def cross_inverse(shape) -> list:
     return cross(shape)[:2]
 
 
-CROSSES = {"fusion_coupling": cross, "fusion_coupling_inverse": cross_inverse}
+def assert_fusion_twins(name: str, arguments: list, spec: CouplingSpec) -> None:
+    """Fails unless a coupling across levels equals its twin; without an x1 in forward direction."""
+    given = arguments if name == "coupling_inverse" else [None, *arguments]
+    assert_twins(*twins(name, spec), given)
+
+
+CROSSES = {"coupling": cross, "coupling_inverse": cross_inverse}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", ["tanh", "scaled_tanh"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_equals_float64(name: str, form: str, shape) -> None:
-    assert_twins(getattr(ops, name), getattr(reference, name), [*BLOCKS[name](shape), 1.9, form])
+    assert_twins(*twins(name, CouplingSpec(clamp=1.9, form=form)), BLOCKS[name](shape))
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["halves", "whole"])
-def test_without_log_det_the_same_comes_out_whole_or_in_halves(whole: bool) -> None:
-    given = [*block((2, 40, 6, 10), bias=False), 1.9, "tanh"]
-    expected, log_det = ops.coupling(*given, backend="triton")
-    z, none = ops.coupling(*given, False, whole, "triton")
+@pytest.mark.parametrize("result", ["halves", "concat"])
+def test_without_log_det_the_same_comes_out_whole_or_in_halves(result: str) -> None:
+    given = block((2, 40, 6, 10), bias=False)
+    expected, log_det = flat(ops.coupling, CouplingSpec(clamp=1.9))(*given, backend="triton")
+    spec = CouplingSpec(clamp=1.9, result=result, with_log_det=False)
+    z, none = flat(ops.coupling, spec)(*given, backend="triton")
     assert none is None
     assert log_det is not None
     # Equal to the bit: it is the same kernel, which stores to other places.
-    assert all(map(torch.equal, z[0].chunk(2, dim=1) if whole else z, expected))
-    assert len(z) == (1 if whole else 2)
+    assert all(map(torch.equal, z[0].chunk(2, dim=1) if result == "concat" else z, expected))
+    assert len(z) == (1 if result == "concat" else 2)
 
 
 def test_halves_are_compact_for_the_next_convolution() -> None:
-    z, _ = ops.coupling(*block((2, 40, 6, 10)), 1.9, "tanh", backend="triton")
+    z, _ = flat(ops.coupling, CouplingSpec(clamp=1.9))(*block((2, 40, 6, 10)), backend="triton")
     assert all(half.is_contiguous(memory_format=torch.channels_last) for half in z)
 
 
@@ -82,40 +116,40 @@ def test_halves_of_one_tensor_are_read_where_they_lie(monkeypatch: pytest.Monkey
     _, _, *rest = block((2, 40, 6, 10))
     x1, x2 = tensor((2, 40, 6, 10), torch.float32).chunk(2, dim=1)
     monkeypatch.setattr(torch.Tensor, "contiguous", None)
-    assert_twins(ops.coupling, reference.coupling, [x1, x2, *rest, 1.9, "tanh"], gradients=False)
+    assert_twins(*twins("coupling", CouplingSpec(clamp=1.9)), [x1, x2, *rest], gradients=False)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", CROSSES)
 def test_cross_coupling_equals_float64(name: str, shape) -> None:
-    assert_twins(getattr(ops, name), getattr(reference, name), [*CROSSES[name](shape), 1.9])
+    assert_fusion_twins(name, CROSSES[name](shape), CouplingSpec.fusion(1.9))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", JOINING)
 def test_joining_cross_coupling_equals_float64(name: str, shape) -> None:
     x, *rest = cross(shape)
-    assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, *rest, 1.9])
-    assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, rest[0], None, 1.9])
+    assert_twins(*twins("coupling", JOINING[name]), [x.flip(1), x, *rest])
+    assert_twins(*twins("coupling", JOINING[name]), [x.flip(1), x, rest[0], None])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_half_precision_rounds_only_what_is_stored(name: str, dtype: torch.dtype) -> None:
-    assert_twins(getattr(ops, name), getattr(reference, name), [*BLOCKS[name]((2, 24, 6, 10), dtype), 1.9, "tanh"])
+    assert_twins(*twins(name, CouplingSpec(clamp=1.9)), BLOCKS[name]((2, 24, 6, 10), dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_any_memory_layout(name: str, layout: str) -> None:
-    arguments = [*BLOCKS[name]((2, 24, 6, 10), layout=layout), 1.9, "tanh"]
-    assert_twins(getattr(ops, name), getattr(reference, name), arguments)
+    assert_twins(*twins(name, CouplingSpec(clamp=1.9)), BLOCKS[name]((2, 24, 6, 10), layout=layout))
 
 
 def test_mixed_precision_of_autocast() -> None:
     x1, x2, raw, *fixed = block((2, 24, 6, 10))
-    z, _ = ops.coupling(x1, x2, raw.bfloat16(), *fixed, 1.9, "tanh", backend="triton")
-    truth, _ = reference.coupling(x1.double(), x2.double(), raw.bfloat16().double(), *fixed, 1.9, "tanh")
+    ours, twin = twins("coupling", CouplingSpec(clamp=1.9))
+    z, _ = ours(x1, x2, raw.bfloat16(), *fixed, backend="triton")
+    truth, _ = twin(x1.double(), x2.double(), raw.bfloat16().double(), *fixed)
     assert [half.dtype for half in z] == [torch.float32, torch.float32]
     torch.testing.assert_close([half.double() for half in z], truth, **OPERATION_CLOSE)
 
@@ -123,8 +157,8 @@ def test_mixed_precision_of_autocast() -> None:
 def test_output_is_bounded_to_a_million_and_passes_no_gradient_there() -> None:
     x, *rest = cross((1, 16, 3, 5))
     x[:, ::2] *= 1e7
-    for name in JOINING:
-        assert_twins(getattr(ops, name), getattr(reference, name), [x.flip(1), x, *rest, 1.9])
+    for spec in JOINING.values():
+        assert_twins(*twins("coupling", spec), [x.flip(1), x, *rest])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
@@ -134,15 +168,14 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(name: str, place: int
     arguments = BLOCKS[name]((2, 24, 3, 5))
     place = min(place, 1) if name == "coupling_inverse" else place
     arguments[place][1, 3, 2, 4] = arguments[place][0, 10, 0, 1] = bad
-    ours = getattr(ops, name)(*arguments, 1.9, "tanh", backend="triton")
-    theirs = getattr(reference, name)(*arguments, 1.9, "tanh")
-    for a, b in zip(flatten(ours), flatten(theirs), strict=True):
+    ours, twin = twins(name, CouplingSpec(clamp=1.9))
+    for a, b in zip(flatten(ours(*arguments, backend="triton")), flatten(twin(*arguments)), strict=True):
         assert torch.equal(a.isnan(), b.isnan())
         assert torch.equal(a.isinf(), b.isinf())
-    kept, *rest = cross((2, 24, 3, 5))
-    kept[0, 1, 1, 1] = bad
-    for joining in JOINING:
-        assert_not_finite_alike(getattr(ops, joining), getattr(reference, joining), [kept, kept, *rest, 1.9])
+    x, *rest = cross((2, 24, 3, 5))
+    x[0, 1, 1, 1] = bad
+    for spec in JOINING.values():
+        assert_not_finite_alike(*twins("coupling", spec), [x, x, *rest])
 
 
 @examples(25)
@@ -155,7 +188,7 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(name: str, place: int
 )
 def test_any_shape_equals_float64(batch: int, half: int, height: int, width: int, seed: int) -> None:
     torch.manual_seed(seed)
-    assert_twins(ops.coupling, reference.coupling, [*block((batch, 2 * half, height, width)), 1.9, "tanh"])
+    assert_twins(*twins("coupling", CouplingSpec(clamp=1.9)), block((batch, 2 * half, height, width)))
 
 
 @pytest.mark.parametrize(
@@ -170,4 +203,33 @@ def test_any_shape_equals_float64(batch: int, half: int, height: int, width: int
 def test_what_does_not_fit_is_refused(x1, x2, raw, message: str) -> None:
     tensors = (torch.zeros(shape, device=DEVICE) for shape in (x1, x2, raw))
     with pytest.raises(InputError, match=message):
-        ops.coupling(*tensors, None, *affine(8), 1.9, "tanh", backend="torch")
+        flat(ops.coupling, CouplingSpec(clamp=1.9))(*tensors, None, *affine(8), backend="torch")
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_an_unknown_clamp_form_is_refused_by_every_operation(backend: str) -> None:
+    x1, x2, raw, *_ = block((2, 8, 3, 5))
+    spec = CouplingSpec(clamp=1.9, form="sigmoid")
+    calls = [
+        lambda: ops.coupling((x1, x2), raw, spec=spec, backend=backend),
+        lambda: ops.coupling_inverse(x2, raw, spec=spec, backend=backend),
+        lambda: reference.coupling((x1, x2), raw, spec=spec),
+        lambda: reference.coupling_inverse(x2, raw, spec=spec),
+        lambda: soft_clamp(raw, 1.9, "sigmoid"),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"'sigmoid' is not known; choose one of tanh, scaled_tanh, atan"):
+            call()
+
+
+def test_an_unknown_clamp_form_does_not_compile() -> None:
+    x1, x2, raw, *_ = block((2, 8, 3, 5))
+    settings = {"raw_scale": 1.0, "clamp": 1.9, "limit": None, "inverse": False, "result": "halves"}
+    nothing = dict.fromkeys(("global_scale", "global_offset", "index"))
+    with pytest.raises(Exception, match="unknown form of the soft clamp"):
+        kernels.coupling(x1, x2, raw, None, **nothing, **settings, form=len(CLAMP_FORMS), with_log_det=True)
+
+
+@pytest.mark.parametrize("form", CLAMP_FORMS)
+def test_every_registered_clamp_form_is_the_kernels_form_of_its_number(form: str) -> None:
+    assert_twins(*twins("coupling", CouplingSpec(clamp=1.9, form=form)), block((2, 24, 3, 5)))

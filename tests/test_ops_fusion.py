@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from fastmsflow import InputError
 from fastmsflow.kernels import configs
 from fastmsflow.ops import fusion as ops
-from fastmsflow.reference import conv3x3
 from fastmsflow.reference import fusion as reference
 from tests.helpers.ops_parity import DEVICE, LAYOUTS, assert_not_finite_alike, assert_twins, examples, tensor
 
@@ -62,14 +61,14 @@ def test_without_a_bias_relu_is_all_that_comes_before() -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
 def test_behind_its_convolution_equals_float64(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    monkeypatch.setattr(configs, "convolves", lambda *_: own)
+    monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: own)
     joint, bias, *maps = with_joint(LEVELS[1])
     weight = torch.randn(88, 88, 3, 3, device=DEVICE) / 28
     assert_twins(
         lambda hidden, weight, bias, *maps, backend: ops.conv3x3_split_and_upsample(
-            hidden, weight, bias, maps, backend
+            hidden, weight, bias, maps, backend=backend
         ),
-        lambda hidden, weight, bias, *maps: conv3x3.conv3x3_split_and_upsample(hidden, weight, bias, maps),
+        lambda hidden, weight, bias, *maps: reference.conv3x3_split_and_upsample(hidden, weight, bias, maps),
         [joint, weight, bias, *maps],
     )
 

@@ -1,5 +1,5 @@
-"""What is published: the source archive and the wheel, their contents, and the wheel at work in an environment of its
-own."""
+"""Tests what is published: the source archive and the wheel, their contents, and the wheel at work in an environment of
+its own."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ for a, b in zip(ours, reference):
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """What it printed; it sees no tree of ours, and fails loudly."""
+    """Returns what the command printed; it sees no tree of ours, and fails loudly."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr

@@ -230,7 +230,7 @@ def test_a_damaged_shard_is_named_and_tried_again_when_it_is_mended(
     predict_parquet: Command,
     tmp_path: Path,
 ) -> None:
-    """Of a wrong checksum alone no image is lost; a row says that one may be wrong."""
+    """A wrong checksum alone loses no image; a row says that one may be wrong."""
     shard = noise_shards_copy / "000002.tar"
     options = ("--out", tmp_path / "out", "--workers", 0, "--batch-size", 2, "--images-per-part", PER_PART)
     whole = shard.read_bytes()

@@ -166,8 +166,8 @@ def answers(port: int) -> bool:
 def driven(
     head: Head, jpegs: Path, noise_images: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """What a user's own driver wrote and found: of tars, of Parquet with bytes, of files and of decoded images; one of
-    its workers is killed when some of the tars' results are there."""
+    """Returns what a user's own driver wrote and found: of tars, of Parquet with bytes, of files and of decoded images;
+    one of its workers is killed when some of the tars' results are there."""
     import tarfile
 
     folder = tmp_path_factory.mktemp("driven")

@@ -28,7 +28,7 @@ def killed() -> dict[str, int]:
 
 
 def batches(*sizes: int) -> Iterator[list]:
-    """Of items numbered from 0."""
+    """Makes batches of items numbered from 0."""
     numbers = iter(range(sum(sizes)))
     return ([partial(here, next(numbers)) for _ in range(size)] for size in sizes)
 

@@ -133,13 +133,13 @@ def test_redirects_end(server: str) -> None:
 
 
 def test_a_body_without_end_is_read_to_the_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_images, "LARGEST", 2**20)
+    monkeypatch.setattr(url_images, "MAX_BYTES", 2**20)
     begin = time.monotonic()
     assert refusal(f"{server}/endless") == "larger than 1 MiB; leave it out"
     assert time.monotonic() - begin < 30
-    monkeypatch.setattr(url_images, "LARGEST", len(CONTENT))
+    monkeypatch.setattr(url_images, "MAX_BYTES", len(CONTENT))
     assert read_url(f"{server}/a.png") == CONTENT
-    monkeypatch.setattr(url_images, "LARGEST", len(CONTENT) - 1)
+    monkeypatch.setattr(url_images, "MAX_BYTES", len(CONTENT) - 1)
     assert "larger than" in refusal(f"{server}/a.png")
     fsspec.filesystem("memory").pipe("memory://large.png", CONTENT)
     assert "larger than" in refusal("memory://large.png")
@@ -180,7 +180,7 @@ def test_a_page_below_that_cannot_be_read_is_not_passed_over(server: str) -> Non
 
 
 def test_a_page_without_end_is_read_to_its_limit_alone(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(url_images, "LARGEST_PAGE", 2**20)
+    monkeypatch.setattr(url_images, "MAX_PAGE_BYTES", 2**20)
     line = "a page larger than 1 MiB; give a list of the images' URLs instead"
     assert refusal(f"{server}/endless", images_below_url) == line
 

@@ -22,7 +22,7 @@ class Graph:
     recording: "Graph | None" = None
 
     def work(self) -> None:
-        """What a test replaces where it looks at the outputs."""
+        """Holds what a test replaces where it looks at the outputs."""
 
     def replay(self) -> None:
         self.work()
@@ -201,7 +201,7 @@ def test_weights_changed_in_place_are_read_by_the_graph_or_met_by_a_new_one(
 
 
 def predictions_state(original: MSFlow) -> object:
-    """What tells whether a graph may be replayed."""
+    """Returns what tells if a graph may be replayed."""
     states = []
     original._replay = lambda function, inputs, state: states.append(state()) or function(*inputs)
     original.predict(images())

@@ -1,4 +1,4 @@
-"""What another resize filter than the stated one does to scores: real photographs, the real backbone."""
+"""Tests what another resize filter than the stated one does to scores: real photographs, the real backbone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What differs between two sets of settings is told in one way."""
+"""Tests that differences between two sets of settings are told in one way."""
 
 import pytest
 

@@ -174,7 +174,10 @@ def test_items_are_the_files_as_image_dataset_has_them(jpeg_files: list[Path], j
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 0), (3, 2), (12, 0)])
 def test_ranks_and_workers_share_out_every_image_once(world_size: int, workers: int, jpeg_shards: Path) -> None:
-    ranks = [ShardedImages(jpeg_shards, SIZE, rank, world_size, workers) for rank in range(world_size)]
+    ranks = [
+        ShardedImages(jpeg_shards, SIZE, rank=rank, world_size=world_size, workers=workers)
+        for rank in range(world_size)
+    ]
     read = [numbers(images, workers) for images in ranks]
     assert sorted(chain(*read)) == list(range(IMAGES))
     assert tuple(map(len, read)) == ranks[0].images_of_ranks

@@ -1,4 +1,4 @@
-"""What is measured of a running training: its speed, what it waits for, a trace of a few steps."""
+"""Tests what is measured of a running training: its speed, what it waits for, a trace of a few steps."""
 
 import csv
 import json

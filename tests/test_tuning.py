@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,18 @@ import torch
 from typer.testing import CliRunner
 
 from fastmsflow import UnavailableError
-from fastmsflow.benchmarking import Choice, Contest, kernel_cases, save_table, tile_search, tune
-from fastmsflow.benchmarking.tile_search import as_table, neighbours
+from fastmsflow.benchmarking import (
+    ConvolutionTiming,
+    TileChoice,
+    as_table,
+    kernel_cases,
+    save_table,
+    tile_search,
+    tune,
+)
 from fastmsflow.cli import app
 from fastmsflow.kernels import configs
-from fastmsflow.kernels.launch import ProductTile, Tile
+from fastmsflow.kernels.launch import Tile
 from tests.helpers.ops_parity import DEVICE
 
 CHIP = configs.chip(torch.device(DEVICE))
@@ -33,10 +41,12 @@ def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def only(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> None:
     """The others' cases are left out."""
-    monkeypatch.setattr(tile_search, "cases", lambda *shapes: (c for c in kernel_cases(*shapes) if c.tiles in kernels))
+    monkeypatch.setattr(
+        tile_search, "kernel_cases", lambda *shapes: (c for c in kernel_cases(*shapes) if c.tiles in kernels)
+    )
 
 
-def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_candidate_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def clock(call) -> float:
         """Fastest at 16 rows of the coupling, on 2 warps."""
         if not torch.is_grad_enabled():  # A convolution: the tiles' launches have run already.
@@ -45,13 +55,13 @@ def test_the_fastest_neighbour_is_followed_until_none_is_faster(monkeypatch: pyt
         return 1.0 + abs(size.pixels - 16) + abs(size.warps - 2)
 
     only(monkeypatch, "coupling", "conv3x3_layer_norm", "image_score")
-    results = list(tune(torch.device(DEVICE), clock, LEVELS, (1,), 8))
-    choices = {r.kernel: r for r in results if isinstance(r, Choice)}
-    assert choices["coupling"].after == Tile(16, choices["coupling"].before.channels, 2)
-    assert choices["coupling"].gain > 1
+    results = list(tune(torch.device(DEVICE), timer=clock, levels=LEVELS, batches=(1,), image_size=8))
+    choices = {r.kernel: r for r in results if isinstance(r, TileChoice)}
+    assert choices["coupling"].after == Tile(16, 256, 2)
+    assert choices["coupling"].speedup > 1
     assert configs.tile("coupling", torch.device(DEVICE)) == choices["coupling"].after
     assert all(c.after == c.before for c in choices.values() if c.kernel != "coupling")
-    contests = [r for r in results if isinstance(r, Contest)]
+    contests = [r for r in results if isinstance(r, ConvolutionTiming)]
     assert len(contests) == len(configs.KINDS) * len(LEVELS)
     table = as_table(CHIP, results)
     assert table[CHIP]["tiles"]["coupling"]["pixels"] == 16
@@ -63,9 +73,9 @@ def test_a_tile_that_computes_something_else_is_refused(monkeypatch: pytest.Monk
 
     launcher = layer_norm.layer_norm_relu
 
-    def wrong(x, *rest):
+    def wrong(x, *rest, **options):
         """Wrong on any tile but the committed one."""
-        out = launcher(x, *rest)
+        out = launcher(x, *rest, **options)
         if configs.tile("layer_norm", x.device) != Tile(64, 256):
             out[0].mul_(1.1)
         return out
@@ -76,8 +86,8 @@ def test_a_tile_that_computes_something_else_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(layer_norm, "layer_norm_relu", wrong)
     only(monkeypatch, "layer_norm")
     configs.TILES["layer_norm"][CHIP] = Tile(64, 256)
-    results = tune(torch.device(DEVICE), clock, LEVELS, (1,), 8)
-    choice = next(r for r in results if isinstance(r, Choice) and r.kernel == "layer_norm")
+    results = tune(torch.device(DEVICE), timer=clock, levels=LEVELS, batches=(1,), image_size=8)
+    choice = next(r for r in results if isinstance(r, TileChoice) and r.kernel == "layer_norm")
     assert choice.after == choice.before
 
 
@@ -86,20 +96,21 @@ def test_every_kernel_of_the_table_has_a_case() -> None:
     assert kernels == configs.TILES.keys() | configs.PRODUCT_TILES.keys()
 
 
-def test_neighbours_stay_within_what_a_tile_may_be() -> None:
-    assert set(neighbours(Tile(1, 2, 16))) == {Tile(2, 2, 16), Tile(1, 1, 16), Tile(1, 4, 16), Tile(1, 2, 8)}
-    assert ProductTile(8, 16, 16) not in neighbours(ProductTile(16, 16, 16))
-    assert ProductTile(16, 16, 16, stages=2) in neighbours(ProductTile(16, 16, 16))
+def test_every_kernel_of_the_table_has_candidates_that_a_users_table_may_hold() -> None:
+    assert configs.TUNING_CANDIDATES.keys() == configs.TILES.keys() | configs.PRODUCT_TILES.keys()
+    for kernel, sizes in configs.TUNING_CANDIDATES.items():
+        for size in sizes:
+            configs.apply({"sm_70": {"tiles": {kernel: asdict(size)}}})
 
 
 def test_the_nearest_timed_shape_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "chip", lambda device: "sm_90")
     device = torch.device(DEVICE)
-    assert not configs.convolves("conv3x3", 4096, 256, device)
+    assert not configs.own_convolution_is_faster("conv3x3", 4096, 256, device)
     configs.apply({"sm_90": {"convolutions": {"conv3x3": [[4096, 256, True], [32768, 1024, False]]}}})
-    assert configs.convolves("conv3x3", 5000, 300, device)
-    assert not configs.convolves("conv3x3", 32768, 700, device)
-    assert not configs.convolves("conv3x3_coupling", 4096, 256, device)
+    assert configs.own_convolution_is_faster("conv3x3", 5000, 300, device)
+    assert not configs.own_convolution_is_faster("conv3x3", 32768, 700, device)
+    assert not configs.own_convolution_is_faster("conv3x3_coupling", 4096, 256, device)
 
 
 def kernels_with(table: Path, code: str) -> subprocess.CompletedProcess:
@@ -162,7 +173,10 @@ def test_the_command_keeps_what_it_found_beside_other_chips_rows(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-    found = [Choice("coupling", Tile(1, 1), Tile(2, 4), 1.25), Contest("conv3x3", 64, 8, 1.0, 2.0)]
+    found = [
+        TileChoice(kernel="coupling", before=Tile(1, 1), after=Tile(2, 4), speedup=1.25),
+        ConvolutionTiming(kind="conv3x3", pixels=64, outputs=8, own=1.0, vendor=2.0),
+    ]
     monkeypatch.setattr("fastmsflow.benchmarking.tune", lambda *_, progress: progress("coupling", 0, 2) or found)
     run = CliRunner().invoke(app, ["benchmark", "--tune"])
     assert run.exit_code == 0, run.output

@@ -1,4 +1,4 @@
-"""What a user's type checker sees of the package: its types, and wrong uses of it as errors."""
+"""Tests what a user's type checker sees of the package: its types, and wrong uses of it as errors."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""How processes find each other, what they say when they do not, and who of them speaks."""
+"""Tests how processes find each other, what they say when they do not, and who of them speaks."""
 
 import os
 import socket
@@ -91,7 +91,7 @@ def test_a_process_that_waits_in_vain_says_for_what(rank: int, monkeypatch) -> N
 
 @pytest.fixture
 def end(monkeypatch) -> Callable[[Exception], object]:
-    """What ``main`` exits with after an error in the process of this local rank."""
+    """Returns what ``main`` exits with after an error in the process of this local rank."""
 
     def of(error: Exception, local_rank: int = 0, joined: bool = False, met: bool = False) -> object:
         def fail() -> None:

@@ -1,5 +1,5 @@
-"""What a user would run instead: the flows of the reference algorithm, written from its description on FrEIA 0.2's
-blocks, as its users run it; and our own plain PyTorch, compiled.
+"""Builds what a user would run instead: the flows of the reference algorithm, written from its description on FrEIA
+0.2's blocks, as its users run it; and our own plain PyTorch, compiled.
 
 Modules and parameters are named as in official checkpoints, so those load with ``load_state_dict``.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastmsflow import MultiScaleFlow
 from fastmsflow.compat.state_dict_keys import official_fusion, official_parallel
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
-from fastmsflow.reference.fusion import clamp_output
+from fastmsflow.reference.coupling import clamp_output
 
 
 class FreiaSubnet(nn.Module):

@@ -1,16 +1,16 @@
-"""Which tile serves a kernel best on the GPU at hand, and whose convolution is faster there; speed then and now."""
+"""Finds the fastest tile of every kernel and the faster convolution on the GPU at hand; compares speed then and now."""
 
-from .kernel_cases import CONDITION, LEVELS, Case, cases, tensors
-from .tile_search import Choice, Contest, as_table, operation, save_table, tune
+from .launcher_cases import CONDITION, LEVELS, KernelCase, kernel_cases, tensors
+from .tile_search import ConvolutionTiming, TileChoice, as_table, operation, save_table, tune
 
 __all__ = [
     "CONDITION",
     "LEVELS",
-    "Case",
-    "Choice",
-    "Contest",
+    "ConvolutionTiming",
+    "KernelCase",
+    "TileChoice",
     "as_table",
-    "cases",
+    "kernel_cases",
     "operation",
     "save_table",
     "tensors",

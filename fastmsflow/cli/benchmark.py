@@ -72,9 +72,7 @@ def _tune(as_json: bool) -> None:
 
     if not torch.cuda.is_available():
         raise UnavailableError("--tune times kernels on a GPU, and torch sees none here")
-    from triton.testing import do_bench
-
-    from ..benchmarking import Choice, as_table, save_table
+    from ..benchmarking import TileChoice, as_table, save_table
     from ..benchmarking import tune as search
     from ..kernels import configs
 
@@ -84,7 +82,6 @@ def _tune(as_json: bool) -> None:
         with progress_bar("tuning") as bar:
             for result in search(
                 device,
-                lambda call: do_bench(call, warmup=10, rep=50, return_mode="median"),
                 progress=lambda label, done, total: bar.stage(label, total, done),
             ):
                 results.append(result)
@@ -93,11 +90,11 @@ def _tune(as_json: bool) -> None:
         path = save_table(as_table(configs.chip(device), results)) if results else None
     tiles, convolutions = Table("kernel", "tile before", "tile now", "speed"), Table("convolution", "own", "vendor's")
     for r in results:
-        if isinstance(r, Choice):
-            tiles.add_row(r.kernel, str(r.before), str(r.after), f"{r.gain:.2f}x")
+        if isinstance(r, TileChoice):
+            tiles.add_row(r.kernel, str(r.before), str(r.after), f"{r.speedup:.2f}x")
         else:
             shape = f"{r.kind}, {r.pixels} pixels, {r.outputs} outputs"
-            convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendors:.3f} ms")
+            convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendor:.3f} ms")
     console.print(tiles, convolutions)
     console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
     if as_json:

@@ -51,7 +51,7 @@ def shard(
     silence(quiet, as_json)
     found = find_images(images, sys.stdin.buffer, null)
     with progress_bar("writing shards", len(found.files)) as bar:
-        manifest = write_shards(found.files, out, images_per_shard, decode, bar)
+        manifest = write_shards(found.files, out, images_per_shard, decode=decode, progress=bar)
     skipped = [*found.faults, *manifest.skipped]
     size = f"{manifest.bytes / 1e6:.1f} MB"
     line = f"{manifest.images} images in {len(manifest.shards)} shards, {size}, in {shown(out)}"

@@ -144,7 +144,7 @@ def _block_error(block: nn.Module, fast: DropInBlock, where: str) -> float:
     # The copy shares its parameters; FrEIA's git master takes no grid but the one in dims_in.
     theirs, ours = copy.copy(_precise(block, fast.global_scale)), _precise(fast, fast.global_scale)
     x = _noise(ours, fast.global_scale.numel(), 3)
-    condition = _noise(ours, fast.subnet.conv1.in_channels - fast.kept, 3)
+    condition = _noise(ours, fast.subnet.conv1.in_channels - fast.half_channels, 3)
     vars(theirs)["dims_in"] = [tuple(x.shape[1:])]
     with _exactly(x):
         return _error(_call(theirs, where, [x], [condition]), ours(x, condition))

@@ -15,7 +15,7 @@ from ..models.msflow import MultiScaleFlow
 from ..nn.coupling_block import CouplingBlock
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import Pool, pool_features
-from ..reference.coupling import ClampForm
+from ..reference.clamp_forms import ClampForm
 from ..reference.likelihood import negative_log_likelihood
 from .state_dict_keys import Variant
 

@@ -18,7 +18,8 @@ from ..nn.fusion_flow import FusionFlow
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.subnets import ConditionedSubnet, FusionSubnet
 from ..nn.weight_cache import WeightCache
-from ..reference.coupling import ClampForm, invert_permutation, permute_channels
+from ..reference.clamp_forms import ClampForm
+from ..reference.coupling import invert_permutation, permute_channels
 from .state_dict_keys import Variant, read_permutation, refuse_masters_formula
 
 
@@ -32,7 +33,7 @@ class DropInSubnet(ConditionedSubnet):
         nn.Module.__init__(self)
         self.in_channels = conv2.out_channels // 2
         self.conv1, self.ln, self.conv2 = conv1, ln, conv2
-        self._kept, self._wide = WeightCache(), WeightCache()
+        self._first, self._wide = WeightCache(), WeightCache()
 
     @property
     def norm(self) -> nn.LayerNorm:  # type: ignore[override]  # the original's has another name
@@ -46,7 +47,7 @@ class DropInBlock(CouplingBlock):
     the formula of the soft clamp, whatever the permutations' layout; ``"auto"`` is 0.2's.
     """
 
-    kept: int
+    half_channels: int
     clamp: float
     variant: Variant
     global_scale: nn.Parameter
@@ -66,7 +67,7 @@ class DropInBlock(CouplingBlock):
         variant: Variant = "auto",
     ) -> None:
         nn.Module.__init__(self)
-        self.kept = global_scale.numel() // 2
+        self.half_channels = global_scale.numel() // 2
         self.clamp = clamp
         self.variant = variant
         self.global_scale, self.global_offset = global_scale, global_offset
@@ -86,7 +87,7 @@ class DropInBlock(CouplingBlock):
     def _affine(self) -> tuple[Tensor, Tensor]:
         return self.global_scale.flatten(), self.global_offset.flatten()
 
-    def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _perms(self, output_perm: Tensor | None) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling():
             dense = self.w_perm.ndim == 4
             perm = self.w_perm[:, :, 0, 0].argmax(dim=1) if dense else self.w_perm
@@ -172,7 +173,7 @@ class DropInFusionSubnet(FusionSubnet):
     def __init__(self, cross_convs: DropInCrossConvolutions, conv_s: nn.ModuleList, conv_t: nn.ModuleList) -> None:
         nn.Module.__init__(self)
         self.cross_convs, self.conv_s, self.conv_t = cross_convs, conv_s, conv_t
-        self._kept = WeightCache()
+        self._heads = WeightCache()
 
     @property
     def conv1(self) -> nn.Conv2d:  # type: ignore[override]  # the original's has another name

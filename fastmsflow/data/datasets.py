@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .image_io import as_tensor, image_of, load_image, load_mask, read_bytes, read_image
+from .image_io import as_tensor, image_from_array, load_image, load_mask, read_bytes, read_image
 from .image_set import Sample
-from .jpeg_decoder import decoded_or_not
+from .jpeg_decoder import encoded_or_pixels
 
 ReadItem = Callable[[], dict[str, Any]]
 """Reads one item when called, in any process."""
@@ -45,8 +45,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 class ImageFileDataset(Dataset[dict[str, Any]]):
     """Reads image files and arrays at ``image_size`` (H, W), without masks and labels.
 
-    ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. Items: ``image``
-    (3, H, W) float32 in [0, 1]; with ``encoded``, what ``jpeg_decoder.decoded`` takes, and ``source``, its name for
+    ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. Items: ``image`` (3,
+    H, W) float32 in [0, 1]; with ``encoded``, what ``jpeg_decoder.decode_batch`` takes, and ``source``, its name for
     errors. Reading an item raises InputError that names the file or the array's number.
     """
 
@@ -102,6 +102,6 @@ def _read_image(
     name = f"image {index}" if isinstance(given, np.ndarray) else str(given)
     source = {"source": name} if encoded else {}
     if encoded and not isinstance(given, np.ndarray):
-        return {"image": decoded_or_not(read_bytes(given), name, image_size), **source}
-    image = image_of(given, name) if isinstance(given, np.ndarray) else read_image(given)
+        return {"image": encoded_or_pixels(read_bytes(given), name, image_size), **source}
+    image = image_from_array(given, name) if isinstance(given, np.ndarray) else read_image(given)
     return {"image": as_tensor(image, image_size), **source}

@@ -1,4 +1,4 @@
-"""What was left out because it could not be read: a file of faults, a JSON line each, to which any process appends."""
+"""Logs images and shards that were left out because they could not be read."""
 
 import json
 from pathlib import Path
@@ -8,30 +8,35 @@ from ..errors import InputError
 
 
 class SkippedImages(NamedTuple):
-    """Of one run."""
+    """The faults of one run, and the images that it lost to them."""
 
     faults: int
-    """Shards and images that are not as they should be, each once."""
+    """The number of shards and images with a fault, each counted once."""
     images: int
-    """That could not be had, each once. None of a shard whose checksum alone is wrong."""
+    """The number of images that could not be read, each counted once. A shard that only has a wrong checksum loses
+    none."""
 
 
 class ErrorLog:
-    """``path``: there or not. What lies behind ``start`` bytes of it is this run's."""
+    """A file to which any process appends a line of JSON for each fault.
+
+    ``path``: the file, which need not exist. ``start``: the length of the file when the run began; what follows is the
+    run's.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.start = self._size()
 
     def add(self, error: InputError, lost: int, epoch: int, rank: int) -> None:
-        """``lost``: how many images go with it. Errors: OSError."""
+        """Appends a fault that costs ``lost`` images. Raises: OSError if the file cannot be written."""
         line = json.dumps({"fault": str(error), "lost": lost, "epoch": epoch, "rank": rank})
         # One write in append mode, so that workers' and ranks' lines do not mix.
         with self.path.open("a") as file:
             file.write(f"{line}\n")
 
-    def left_out(self) -> SkippedImages:
-        """In this run, by all processes: of what every epoch tells again, once."""
+    def skipped_images(self) -> SkippedImages:
+        """Counts the faults of this run, of all processes. A fault that several epochs log counts once."""
         lost: dict[str, int] = {}
         if self._size() > self.start:
             with self.path.open() as file:

@@ -15,7 +15,7 @@ from .url_images import is_url
 def list_images(folder: str | Path) -> list[Path]:
     """Returns all image files below ``folder``, sorted; hidden ones are left out, links to folders are followed.
 
-    Raises InputError if there are none, or a folder cannot be read.
+    Raises: InputError if there are none, or a folder cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,7 +76,7 @@ def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls:
 
     ``names``: files, folders, patterns, and ``-`` for the files and folders listed on ``stdin``. They stand there one a
     line, or, with ``null``, each before a NUL, so that names with newlines can be listed too. Bytes that are not UTF-8
-    stay as they are. ``urls``: URLs may be listed among them. Raises InputError if ``null`` is given without ``-``, or
+    stay as they are. ``urls``: URLs may be listed among them. Raises: InputError if ``null`` is given without ``-``, or
     if nothing at all was found.
     """
     if null and "-" not in names:

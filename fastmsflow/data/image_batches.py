@@ -1,4 +1,7 @@
-"""Batches of images, read in order by worker processes ahead of whoever takes them."""
+"""Reads batches of images ahead of the model, in worker processes, for predictions.
+
+A file that cannot be read is reported, and the rest of its batch goes on.
+"""
 
 import os
 import signal
@@ -25,30 +28,30 @@ from .url_images import open_image
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images that are to be read."""
+    """Images that are still to be read."""
 
     first: int
-    """The number of its first image among all; the others follow it."""
+    """The number of the batch's first image among all; the others follow it."""
     images: list[Encoded] | list[str]
-    """Encoded as their files have them, or names of files and URLs."""
+    """The contents of image files, or names of files and URLs."""
     lost: int = 0
-    """The number of images behind these that cannot be had."""
+    """The number of images behind these that cannot be read."""
     fault: str | None = None
-    """Says why they are lost."""
+    """The reason why they are lost."""
 
 
 def file_batches(names: Sequence[str], size: int) -> Iterator[ImageBatch]:
-    """Yields ``names``, of files or URLs, ``size`` at once."""
+    """Yields ``names``, of files or URLs, as batches of ``size``."""
     for number, batch in enumerate(batched(names, size)):
         yield ImageBatch(number * size, list(batch))
 
 
 class ShardBatches:
-    """Batches of a set of shards; an image's name is its shard's and its own. A shard that is damaged, cut off or
-    missing loses images, and its last batch says so.
+    """Batches of a set of shards; an image's name is its shard's name and its own.
 
-    ``where``: see fastmsflow.data.shards.storage.ShardStorage. Errors: InputError where there is no manifest, or it is
-    wrong; UnavailableError where a package is missing that reads shards.
+    A shard that is damaged, cut off or missing loses images, and its last batch says so. ``where``: see
+    fastmsflow.data.shards.storage.ShardStorage. Raises: InputError if there is no manifest or it is wrong, and
+    UnavailableError if a package is missing that reads shards.
     """
 
     def __init__(self, where: str) -> None:
@@ -62,7 +65,7 @@ class ShardBatches:
         return self.location.name(shard.name)
 
     def batches(self, shard: Shard, size: int, done: Container[str] = ()) -> Iterator[ImageBatch]:
-        """Yields the images of ``shard``, ``size`` at once, but for those whose names, as UTF-8, are ``done``."""
+        """Yields the images of ``shard`` as batches of ``size``, without those whose names, as UTF-8, are ``done``."""
         tar = self.name(shard)
         first, read, seen, fault = shard.first, list[Encoded](), 0, None
         try:
@@ -86,35 +89,35 @@ class ShardBatches:
 
 
 class ReadImage(NamedTuple):
-    """An image that was, or could not be, read."""
+    """An image that was read, or could not be."""
 
     number: int
-    """Among all images."""
+    """The image's number among all."""
     name: str | None
-    """None for one that is lost with its shard."""
+    """The image's name; None for an image that is lost with its shard."""
     size: tuple[int, int] | None
-    """(width, height) of the file's pixels; None where it cannot be read."""
+    """(width, height) of the file's pixels; None if the image cannot be read."""
     fault: str | None
     shown: np.ndarray | None = None
-    """(h, w, 3) uint8, what ``BatchReader.shrink`` made of it."""
+    """(h, w, 3) uint8, what ``BatchReader.shrink`` made of the image."""
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """A batch, read."""
+    """A batch of images that was read."""
 
     items: list[ReadImage]
     pixels: Tensor | None
-    """float32 (n, 3, H, W) in [0, 1], of the n items that could be read, in their order."""
+    """float32 (n, 3, H, W) in [0, 1]: the n images that could be read, in their order."""
 
 
 Shrink = Callable[[Image.Image], Image.Image]
 
 
 class BatchReader(Dataset[ReadBatch]):
-    """Batches -> their images at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``, for a DataLoader.
+    """Reads batches at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``, for a DataLoader.
 
-    ``shrink``: makes of each RGB image another, to be shown; None: none is.
+    ``shrink``: makes another RGB image of each one, to be shown; None: no image is shown.
     """
 
     def __init__(self, image_size: tuple[int, int], shrink: Shrink | None = None) -> None:
@@ -126,7 +129,7 @@ class BatchReader(Dataset[ReadBatch]):
         pixels: list[Tensor] = []
         images: Sequence[Encoded | str] = batch.images
         for number, image in enumerate(images, batch.first):
-            name, read = _reading(image)
+            name, read = _reader_of(image)
             try:
                 found = read()
                 shown = None if self.shrink is None else np.asarray(self.shrink(found))
@@ -140,7 +143,7 @@ class BatchReader(Dataset[ReadBatch]):
         return ReadBatch(items, stacked)
 
 
-def _reading(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
+def _reader_of(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
     if isinstance(image, str):
         return image, lambda: open_image(image)
     return image.name, lambda: decode_image(image.content, image.source)
@@ -149,10 +152,11 @@ def _reading(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
 def read_batches(
     batches: Iterable[ImageBatch], count: int, reader: BatchReader, workers: int
 ) -> Generator[ReadBatch, None, None]:
-    """The ``count`` batches, in order, read by ``workers`` processes ahead of whoever takes them, no more of them than
-    there are processors; by this one where ``workers`` is 0 or there is but one batch, so nothing to be ahead with.
+    """Yields the ``count`` batches, read in order by ``workers`` processes ahead of the caller.
 
-    Errors: RuntimeError, see fastmsflow.errors.in_one_line, where one of the processes is killed.
+    No more processes start than there are processors. This process reads if ``workers`` is 0 or there is one batch, as
+    nothing is to be ahead of. Raises: RuntimeError, see fastmsflow.errors.in_one_line, if one of the processes is
+    killed.
     """
     if not count:
         return
@@ -163,15 +167,15 @@ def read_batches(
         sampler=batches,
         num_workers=min(workers, count - 1, processors()),
         collate_fn=identity,
-        worker_init_fn=_leave_interruptions,
+        worker_init_fn=_ignore_interrupts,
     )
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_interruptions(worker: int) -> None:
-    """To the process that the worker reads for, which ends it; a terminal sends Ctrl-C to them all."""
+def _ignore_interrupts(worker: int) -> None:
+    """Initializes a worker that ignores Ctrl-C, which a terminal sends to all processes: the main process ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

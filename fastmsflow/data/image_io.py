@@ -1,4 +1,4 @@
-"""Image files -> pixels. Every fault of a file is an InputError that names it."""
+"""Reads image files, bytes and arrays as pixels. Every fault of a file is an InputError that names the file."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ from ..files import shown
 from .image_set import Sample
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# By content, whatever the name. Not all that Pillow has: reading EPS runs another program.
+# Recognized by content, whatever the name. Pillow has more, but reading EPS runs another program.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Phones put a preview behind the photograph.
 ONE_IMAGE = frozenset({"MPO"})
@@ -30,8 +30,10 @@ SMALLEST = 32
 
 
 class _Quiet:
-    """Silences warnings while at least one thread is inside; ``warnings.catch_warnings`` alone would leave the filters
-    of one thread's block to the process."""
+    """Silences warnings while at least one thread is inside.
+
+    ``warnings.catch_warnings`` alone would leave the filters of one thread's block to the process.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,42 +59,48 @@ _QUIET = _Quiet()
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The file as 8-bit RGB and upright, as viewers show it (EXIF orientation applied): grey is repeated, 16 bits are
-    scaled (not clipped), transparency is dropped, CMYK converted without its colour profile.
+    """Reads a file as 8-bit RGB, upright as viewers show it (EXIF orientation applied).
 
-    Errors: InputError where the file is missing, no image, damaged, too large (over 179 megapixels, by its header),
-    under 32 pixels on a side, of several frames or pages, or of floating-point pixels.
+    Gray is repeated, 16 bits are scaled (not clipped), transparency is dropped, CMYK is converted without its color
+    profile. Raises: InputError if the file is missing, no image, damaged, too large (over 179 megapixels, by its
+    header), under 32 pixels on a side, of several frames or pages, or of floating-point pixels.
     """
     return _rgb(_open(path), path)
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """A file's bytes as ``read_image`` has the file. ``name``: what errors call it. Errors: as ``read_image``'s."""
+    """Decodes a file's bytes into the image that ``read_image`` makes of the file. ``name``: the name in errors.
+
+    Raises: InputError if the bytes are no image that ``read_image`` takes.
+    """
     with _faults_named(name), _identified(io.BytesIO(content), name) as image:
         return _rgb(_upright(image), name)
 
 
 def check_image(content: bytes, name: str) -> None:
-    """Errors: InputError where a file's bytes are no image that ``read_image`` takes, by their header: pixels are not
-    decoded, so damage behind it goes unseen."""
+    """Raises: InputError if a file's bytes are, by their header, no image that ``read_image`` takes.
+
+    Pixels are not decoded, so damage behind the header goes unseen.
+    """
     with _faults_named(name), _identified(io.BytesIO(content), name) as image:
         _check_size(image, name)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The file as it is. Errors: InputError where it is missing, no file, or cannot be read."""
+    """Reads a file's bytes. Raises: InputError if the file is missing, no file, or cannot be read."""
     with _faults_named(path):
         _check_regular(path)
         return Path(path).read_bytes()
 
 
-def image_of(array: np.ndarray, name: str) -> Image.Image:
-    """Grey (H, W) or colour (H, W, 3 or 4) of uint8, or grey of uint16, as ``read_image`` has it.
+def image_from_array(array: np.ndarray, name: str) -> Image.Image:
+    """Converts an array into the image that ``read_image`` makes of such a file.
 
-    ``name``: what errors call it. Errors: InputError on another shape or dtype, and under 32 pixels on a side.
+    ``array``: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. ``name``: the name in errors. Raises:
+    InputError for another shape or dtype, or under 32 pixels on a side.
     """
-    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[-1] in (3, 4)
-    if not (array.dtype == np.uint8 and (grey or colour)) and not (array.dtype == np.uint16 and grey):
+    gray, color = array.ndim == 2, array.ndim == 3 and array.shape[-1] in (3, 4)
+    if not (array.dtype == np.uint8 and (gray or color)) and not (array.dtype == np.uint16 and gray):
         remedy = "give (H, W) or (H, W, 3) of uint8"
         if array.ndim == 3 and array.shape[0] == 3:
             remedy += ": x.transpose(1, 2, 0)"
@@ -103,20 +111,23 @@ def image_of(array: np.ndarray, name: str) -> Image.Image:
 
 
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
-    """The file resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1], not normalised.
+    """Reads a file and resizes it to ``image_size`` (H, W) by Lanczos.
 
-    Errors: as ``read_image``'s.
+    Returns float32 (3, H, W) in [0, 1], not normalized. Raises: InputError if ``read_image`` does not take the file.
     """
     return as_tensor(read_image(path), image_size)
 
 
 def load_bytes(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor:
-    """A file's bytes as ``load_image`` has the file. ``name``: what errors call it. Errors: as ``read_image``'s."""
+    """Decodes a file's bytes into the tensor that ``load_image`` makes of the file. ``name``: the name in errors.
+
+    Raises: InputError if the bytes are no image that ``read_image`` takes.
+    """
     return as_tensor(decode_image(content, name), image_size)
 
 
 def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
-    """8-bit RGB resized to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
+    """Resizes 8-bit RGB to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
     height, width = image_size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -124,11 +135,11 @@ def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
 
 
 def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
-    """Where ``sample`` is defective, resized by nearest neighbour: bool (H, W); all False without a mask.
+    """Reads the mask of ``sample``, resized by nearest neighbor: bool (H, W), all False if there is no mask.
 
-    Pixels above ``sample.mask_above`` (16 bits: 257 times that) are defective; a mask of 0 and one other value needs no
-    more than that. Errors: InputError where the mask cannot be read, is not of its image's size, or holds several
-    values none of which is above.
+    Pixels above ``sample.mask_above`` (16 bits: 257 times that) are defective. In a mask of 0 and one other value, the
+    other value is defective, whatever it is. Raises: InputError if the mask cannot be read, is not of its image's size,
+    or holds several values none of which is above.
     """
     if sample.mask is None:
         return torch.zeros(image_size, dtype=torch.bool)
@@ -140,7 +151,7 @@ def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
             f" {size[0]}x{size[1]}; give a mask of the image's size"
         )
     height, width = image_size
-    resized = Image.fromarray(_marked(mask, sample)).resize((width, height), Image.Resampling.NEAREST)
+    resized = Image.fromarray(_defective(mask, sample)).resize((width, height), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(resized))
 
 
@@ -164,8 +175,8 @@ def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _marked(mask: Image.Image, sample: Sample) -> np.ndarray:
-    """bool (H, W): what ``sample`` counts as defective."""
+def _defective(mask: Image.Image, sample: Sample) -> np.ndarray:
+    """Returns bool (H, W): the pixels that ``sample`` counts as defective."""
     assert sample.mask is not None
     values = np.asarray(mask if mask.mode in ("L", "I;16", "I", "F") else mask.convert("L"))
     _check_finite(values, sample.mask)
@@ -193,7 +204,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(width, height) upright, from the file's header where that is enough."""
+    """Returns (width, height) of the upright image, from the file's header if that is enough."""
     with _opened(path) as image:
         turned = image.getexif().get(ORIENTATION, 1) != 1
         size = image.size
@@ -202,7 +213,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The file, not yet decoded."""
+    """Opens a file that is not yet decoded."""
     with _faults_named(path):
         _check_regular(path)
         # Not by its name: Pillow then maps uncompressed files into memory, and mixes up a turned TIFF's rows.
@@ -219,7 +230,7 @@ def _check_regular(path: str | Path) -> None:
 
 @contextmanager
 def _identified(file: BinaryIO, name: str | Path) -> Iterator[Image.Image]:
-    """One image, not yet decoded."""
+    """Opens one image that is not yet decoded."""
     with Image.open(file, formats=FORMATS) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in ONE_IMAGE:
@@ -231,8 +242,8 @@ def _identified(file: BinaryIO, name: str | Path) -> Iterator[Image.Image]:
 def _faults_named(path: str | Path) -> Iterator[None]:
     name = shown(path)
     try:
-        # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays. Of metadata
-        # that is damaged nothing is needed.
+        # Large photographs are usual here; Pillow's error, at twice the size of its warning, stays. Damaged metadata
+        # is not needed.
         with _QUIET:
             yield
     except InputError:
@@ -272,7 +283,7 @@ def _check_finite(values: np.ndarray, name: str | Path) -> None:
 
 
 def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """16-bit grey (also as PIL's 32-bit mode I) -> 8 bits: 65535 becomes 255."""
+    """Scales 16-bit gray (also as PIL's 32-bit mode I) to 8 bits: 65535 becomes 255."""
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"{shown(path)}: pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits")
     # float32 rounds the same and spares a large image gigabytes.

@@ -1,4 +1,4 @@
-"""What an image set is: samples to train on and samples to test on."""
+"""Image sets: samples to train on and samples to test on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,30 +9,30 @@ Source = str | Path
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image file and what is known of it."""
+    """An image file with its label and mask."""
 
     image: Path
     """The file."""
     label: int
-    """0 good, 1 defective."""
+    """0 for a good image, 1 for a defective one."""
     mask: Path | None = None
-    """Where the defect is; None: nowhere (label 0) or not known (label 1)."""
+    """A mask of the defect; None if there is no defect (label 0) or its place is not known (label 1)."""
     kind: str = "good"
-    """The defect's folder name."""
+    """The name of the folder, which says the kind of defect."""
     mask_above: int = 127
     """Mask pixels above this value are defective."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to learn from and images to be judged on; none of them is opened yet."""
+    """Images to learn from and images to test on; none of them is opened yet."""
 
     name: str
     """The class, for reports."""
     train: tuple[Sample, ...]
     """Good images only."""
     test: tuple[Sample, ...]
-    """Good and defective images; empty where there are none to judge on."""
+    """Good and defective images; empty if there are none to test on."""
     image_size: tuple[int, int] = (512, 512)
     """(H, W) to resize to, unless the user says otherwise."""
     licence: str = ""
@@ -40,6 +40,6 @@ class ImageSet:
 
     @property
     def has_masks(self) -> bool:
-        """Whether every defective test sample has its mask, and there is one."""
+        """True if there are defective test samples and each of them has its mask."""
         defective = [sample for sample in self.test if sample.label]
         return bool(defective) and all(sample.mask is not None for sample in defective)

@@ -1,11 +1,11 @@
-"""Names of images that may be millions."""
+"""A sequence of names that are made when they are asked for: there may be millions."""
 
 from collections.abc import Callable, Sequence
 from typing import overload
 
 
 class LazySequence(Sequence[str]):
-    """``count`` names, each made by ``name`` when it is asked for by its number."""
+    """``count`` names, each of which ``name`` makes from its number when it is asked for."""
 
     def __init__(self, count: int, name: Callable[[int], str]) -> None:
         self._numbers = range(count)

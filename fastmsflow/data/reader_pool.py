@@ -39,8 +39,8 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
     def read(self, batches: Iterable[list[ReadItem]], encoded: bool = False) -> Iterator[dict[str, Any]]:
         """Yields the items of each batch, collated. Batches are drawn as they are needed. A call ends the one before.
 
-        ``encoded``: the images are not pixels yet but bytes of any length, so they are collated into a list. Raises
-        what reading an item raises; RuntimeError if a process is killed.
+        ``encoded``: the images are not pixels yet but bytes of any length, so they are collated into a list. Raises:
+        InputError if an item cannot be read; RuntimeError if a process is killed.
         """
         self._stop()
         self._reading = self._read(batches, encoded)
@@ -92,8 +92,8 @@ def read_images(
     """Yields each of ``batches``, numbers of ``images``, as (B, 3, H, W) float32 in [0, 1], in channels-last memory on
     ``device`` (by default the CPU).
 
-    ``readers``: the processes that read; None: this one. Raises InputError if an image cannot be read, and RuntimeError
-    if a process is killed.
+    ``readers``: the processes that read; None: this one. Raises: InputError if an image cannot be read, and
+    RuntimeError if a process is killed.
     """
     requests = ([images.to_read(number) for number in batch] for batch in batches)
     for items in (readers or ReaderPool()).read(requests):

@@ -1,4 +1,4 @@
-"""Images that lie behind a URL, read through fsspec: a web server, an object store. Needs the ``shards`` extra."""
+"""Reads images behind URLs through fsspec: on a web server or in an object store. Needs the ``shards`` extra."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from .image_io import SUFFIXES, decode_image, read_bytes, read_image
 from .shards.storage import NO_FILE, ShardStorage
 
 TIMEOUT = 60.0
-"""Seconds that one image may take to arrive."""
-LARGEST = 2**29
-"""Bytes of the largest file that is read."""
+"""The seconds in which an image must arrive."""
+MAX_BYTES = 2**29
+"""The size in bytes of the largest file that is read."""
 # fsspec takes several protocols chained by this; a name from a stranger's table must not open archives or caches.
 CHAIN = "::"
-MOST_LINKS = 1_000_000
-"""Files and folders that a web server's pages may name."""
-LARGEST_PAGE = 2**26
-"""Bytes of the largest of these pages."""
-LIST = "give a list of the images' URLs instead"
+MAX_LINKS = 1_000_000
+"""The most files and folders that a web server's pages may name."""
+MAX_PAGE_BYTES = 2**26
+"""The size in bytes of the largest of these pages."""
+GIVE_A_LIST = "give a list of the images' URLs instead"
 WEB = ("http", "https")
 GONE = (404, 410)
 REFUSED = (401, 403)
@@ -37,39 +37,42 @@ def is_url(name: str) -> bool:
 
 
 def open_image(name: str) -> Image.Image:
-    """Reads the file or the URL ``name`` as ``read_image`` reads a file. Errors: as ``read_image``'s and
-    ``read_url``'s."""
+    """Reads the image in the file or behind the URL ``name``.
+
+    Raises: InputError if there is no image or it cannot be read; UnavailableError if a package is missing that reads
+    this kind of URL.
+    """
     return decode_image(read_url(name), name) if is_url(name) else read_image(name)
 
 
 def read_url(url: str) -> bytes:
-    """Returns the bytes behind ``url``, at most LARGEST of them.
+    """Returns the bytes behind ``url``, at most MAX_BYTES of them.
 
-    A web server and an object store have TIMEOUT seconds; other protocols take the time that fsspec gives them.
-    Errors: InputError where nothing is there, nothing answers, access is refused, or the file is larger;
-    UnavailableError where a package is missing that reads this kind of URL.
+    A web server and an object store have TIMEOUT seconds; other protocols take the time that fsspec gives them. Raises:
+    InputError if nothing is there, nothing answers, access is refused, or the file is larger; UnavailableError if a
+    package is missing that reads this kind of URL.
     """
-    with _faults_told(url):
+    with _faults_named(url):
         system, path = _filesystem(url)
         if _protocol(system) == "file":
             return read_bytes(path)
         if not system.async_impl:
-            content = system.cat_file(path, end=LARGEST + 1)
+            content = system.cat_file(path, end=MAX_BYTES + 1)
         else:
-            # Not fsspec's own timeout, which leaves the request running.
+            # fsspec's own timeout would leave the request running.
             content = _in_time(_from_server if _protocol(system) in WEB else _from_store, system, path)
-    if len(content) > LARGEST:
-        raise InputError(f"{shown(url)}: larger than {LARGEST / 2**20:g} MiB; leave it out")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{shown(url)}: larger than {MAX_BYTES / 2**20:g} MiB; leave it out")
     return content
 
 
 def is_there(url: str) -> bool:
     """Returns whether a file is behind ``url``.
 
-    Errors: InputError where nothing answers within TIMEOUT seconds or access is refused, UnavailableError where a
-    package is missing.
+    Raises: InputError if nothing answers within TIMEOUT seconds or access is refused, and UnavailableError if a package
+    is missing.
     """
-    with _faults_told(url):
+    with _faults_named(url):
         system, path = _filesystem(url)
         if not system.async_impl:
             return bool(system.exists(path))
@@ -79,12 +82,12 @@ def is_there(url: str) -> bool:
 def images_below_url(url: str) -> list[str]:
     """Returns the URLs of all files below ``url`` that have an image's suffix, sorted; ``url`` itself if it has one.
 
-    A web server's pages are followed where they link to what is below. Errors: InputError where there are none or they
-    cannot be listed, UnavailableError where a package is missing.
+    A web server's pages are followed to links that lie below ``url``. Raises: InputError if there are none or they
+    cannot be listed, and UnavailableError if a package is missing.
     """
     if is_image(url):
         return [url]
-    with _faults_told(url):
+    with _faults_named(url):
         system, path = _filesystem(url)
         if _protocol(system) in WEB:
             names = _linked_below(system, path)
@@ -101,7 +104,7 @@ def images_below_url(url: str) -> list[str]:
 
 def is_image(name: str) -> bool:
     """Returns whether a URL has an image's suffix."""
-    # Behind the question mark stands what a signed URL is signed with.
+    # A signed URL has its signature behind the question mark.
     return any(part.lower().endswith(tuple(SUFFIXES)) for part in (name, name.partition("?")[0]))
 
 
@@ -120,7 +123,7 @@ def _protocol(system: Any) -> str:
 
 
 @contextmanager
-def _faults_told(url: str) -> Iterator[None]:
+def _faults_named(url: str) -> Iterator[None]:
     try:
         yield
     except (InputError, UnavailableError):
@@ -136,7 +139,7 @@ def _faults_told(url: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    # aiohttp's errors have it where a server answered.
+    # aiohttp's errors have a status if a server answered.
     status = getattr(error, "status", None)
     if not isinstance(status, int):
         return ShardStorage.why(error)
@@ -162,11 +165,11 @@ async def _exists(system: Any, path: str) -> bool:
 
 
 async def _from_store(system: Any, path: str) -> bytes:
-    return await system._cat_file(path, end=LARGEST + 1)
+    return await system._cat_file(path, end=MAX_BYTES + 1)
 
 
 async def _answers(system: Any, url: str) -> bool:
-    """fsspec's own takes a server that fails, or is not there, for one that has no such file."""
+    """Returns whether the server has the file. fsspec's own answer is no if a server fails or is not there."""
     session = await system.set_session()
     async with session.get(url) as response:
         if response.status not in GONE:
@@ -174,31 +177,34 @@ async def _answers(system: Any, url: str) -> bool:
         return response.status not in GONE
 
 
-async def _from_server(system: Any, url: str, most: int = LARGEST) -> bytes:
-    """Returns more than ``most`` bytes where there are more; a server need not honor a range, so the reading stops."""
+async def _from_server(system: Any, url: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Returns more than ``max_bytes`` bytes if there are more; a server need not honor a range, so the reading
+    stops."""
     session = await system.set_session()
     content = bytearray()
     async with session.get(url) as response:
         response.raise_for_status()
         async for chunk in response.content.iter_chunked(2**20):
             content += chunk
-            if len(content) > most:
+            if len(content) > max_bytes:
                 break
     return bytes(content)
 
 
 def _linked_below(system: Any, url: str) -> list[str]:
-    """Returns the files that pages link to, from ``url`` on. fsspec's own reads pages of any length, passes over
-    servers' faults, and follows ``./`` and ``../`` for ever."""
+    """Returns the files that pages link to, from ``url`` on.
+
+    fsspec's own search reads pages of any length, passes over servers' faults, and follows ``./`` and ``../`` for ever.
+    """
     from yarl import URL
 
     root = _base(str(URL(url)))
     found, waiting, seen = list[str](), [url], {root}
     while waiting:
-        if len(seen) > MOST_LINKS:
-            raise InputError(f"{shown(url)}: more than {MOST_LINKS} links; {LIST}")
+        if len(seen) > MAX_LINKS:
+            raise InputError(f"{shown(url)}: more than {MAX_LINKS} links; {GIVE_A_LIST}")
         page = waiting.pop()
-        with _faults_told(page):
+        with _faults_named(page):
             links = _links(system, page, is_first=page == url)
         for link in links:
             name = _joined(page, link)
@@ -213,14 +219,14 @@ def _links(system: Any, page: str, is_first: bool) -> list[str]:
     from aiohttp import ClientResponseError
 
     try:
-        content = _in_time(partial(_from_server, most=LARGEST_PAGE), system, page)
+        content = _in_time(partial(_from_server, max_bytes=MAX_PAGE_BYTES), system, page)
     except ClientResponseError as error:
         if is_first or error.status not in GONE:
             raise
         # A link that leads nowhere.
         return []
-    if len(content) > LARGEST_PAGE:
-        raise InputError(f"{shown(page)}: a page larger than {LARGEST_PAGE / 2**20:g} MiB; {LIST}")
+    if len(content) > MAX_PAGE_BYTES:
+        raise InputError(f"{shown(page)}: a page larger than {MAX_PAGE_BYTES / 2**20:g} MiB; {GIVE_A_LIST}")
     return _Page(content).links
 
 
@@ -238,7 +244,7 @@ class _Page(HTMLParser):
 
 
 def _joined(page: str, link: str) -> str:
-    """Returns the URL that ``link`` on ``page`` leads to; an empty text for what is no URL."""
+    """Returns the URL that ``link`` on ``page`` leads to; an empty text if it is no URL."""
     from yarl import URL
 
     try:
@@ -248,6 +254,6 @@ def _joined(page: str, link: str) -> str:
 
 
 def _base(page: str) -> str:
-    """Returns the folder of a page: many servers show a folder under its name without a slash too."""
+    """Returns the folder of a page, with a slash: many servers show a folder under its name without one too."""
     folder, _, name = page.rpartition("/")
     return f"{folder}/" if name.endswith((".html", ".htm")) else f"{page.rstrip('/')}/"

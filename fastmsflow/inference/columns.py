@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.image_io import SMALLEST, as_tensor, decode_image, image_of
+from ..data.image_io import SMALLEST, as_tensor, decode_image, image_from_array
 from ..data.url_images import open_image
 from ..errors import InputError
 from ..files import shown
@@ -119,7 +119,7 @@ def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tenso
         raise InputError(f"{name}: the column {IMAGE} holds no array ({error})") from error
     if np.issubdtype(array.dtype, np.floating):
         return _float_tensor(array, name, image_size), (array.shape[1], array.shape[0])
-    image = image_of(array, name)
+    image = image_from_array(array, name)
     return as_tensor(image, image_size), image.size
 
 

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ..data import ImageFileDataset, list_images
-from ..data.reader_pool import batched, read_images
+from ..data.reader_pool import BATCH_SIZE, batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
@@ -114,8 +114,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         self.losses_ = module.epoch_losses
         with torch.no_grad():
             batches = (
-                model.scores_of_features([level.to(device) for level in batch[0]])
-                for batch in source.in_turn(TRAIN, 16)
+                model.scores_of_features([level.to(device) for level in batch.inputs])
+                for batch in source.sequential_loader(TRAIN, BATCH_SIZE)
             )
             self.offset_ = float(np.quantile(_normality(batches), self.contamination))
         return self

@@ -17,7 +17,7 @@ from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
 from ..nn.weight_cache import invalidations
-from ..reference.coupling import ClampForm
+from ..reference.clamp_forms import ClampForm
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import TOP_K, Scores, score_log_likelihoods
 from ..state_dicts import refuse_misfit

@@ -16,7 +16,8 @@ from ..nn.module_lists import all_of
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.positional_encoding import PositionalEncoding2d
 from ..nn.streams import run_on_streams
-from ..reference.coupling import ClampForm, add_log_dets
+from ..reference.clamp_forms import ClampForm
+from ..reference.coupling import add_log_dets
 from ..reference.likelihood import negative_log_likelihood
 from .checkpoint import OfficialLayout
 
@@ -39,8 +40,8 @@ class MultiScaleFlow(nn.Module):
     position_codes: nn.ModuleList
     parallel_flows: nn.ModuleList
     fusion_flow: FusionFlow
-    memory: ActivationCheckpointing | None = None
-    """How memory is saved where gradients are taken; set by a training for as long as it lasts."""
+    activation_checkpointing: ActivationCheckpointing | None = None
+    """How memory is saved if gradients are taken; a training sets it for as long as it lasts."""
     official_layout: OfficialLayout | None = None
     """The layout of the official file that the flow was read from; None for any other flow."""
 
@@ -71,7 +72,7 @@ class MultiScaleFlow(nn.Module):
         self.backend = backends.check(backend)
         self.position_codes = nn.ModuleList(PositionalEncoding2d(d) for d in self.condition_channels)
         self.parallel_flows = nn.ModuleList(
-            ParallelFlow(c, d, n, clamp, clamp_form)
+            ParallelFlow(c, d, n, clamp=clamp, clamp_form=clamp_form)
             for c, d, n in zip(self.channels, self.condition_channels, self.blocks, strict=True)
         )
         self.fusion_flow = FusionFlow(self.channels, clamp)
@@ -98,7 +99,7 @@ class MultiScaleFlow(nn.Module):
         Errors: InputError where shapes or dtypes do not fit.
         """
         levels, parallel_log_det = self._parallel(features)
-        z, log_det = self.fusion_flow.latents(levels, self.backend, self.memory)
+        z, log_det = self.fusion_flow.latents(levels, self.backend, self.activation_checkpointing)
         return z, log_det + cast(Tensor, parallel_log_det)
 
     def log_likelihood_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -125,8 +126,8 @@ class MultiScaleFlow(nn.Module):
         self._check(z)
         levels, log_det = self.fusion_flow.inverse(z, self.backend)
         tasks = [
-            partial(flow.inverse, level, code(level), self.backend, order)
-            for flow, code, level, order in self._by_level(levels)
+            partial(flow.inverse, level, code(level), self.backend, perm)
+            for flow, code, level, perm in self._by_level(levels)
         ]
         features, log_dets = zip(*run_on_streams(tasks, levels[0].device), strict=True)
         return list(features), log_det + reduce(torch.add, log_dets)
@@ -143,7 +144,9 @@ class MultiScaleFlow(nn.Module):
         self, features: Sequence[Tensor], with_log_det: bool
     ) -> tuple[list[Tensor], Tensor | None]:
         levels, parallel_log_det = self._parallel(features, with_log_det)
-        maps, log_det = self.fusion_flow.log_likelihood_maps(levels, self.backend, self.memory, with_log_det)
+        maps, log_det = self.fusion_flow.log_likelihood_maps(
+            levels, self.backend, self.activation_checkpointing, with_log_det
+        )
         return maps, add_log_dets([log_det, parallel_log_det])
 
     def _parallel(
@@ -157,11 +160,11 @@ class MultiScaleFlow(nn.Module):
                 level,
                 code(level),
                 self.backend,
-                order,
-                memory=self.memory,
+                perm,
+                activation_checkpointing=self.activation_checkpointing,
                 with_log_det=with_log_det,
             )
-            for flow, code, level, order in self._by_level(features)
+            for flow, code, level, perm in self._by_level(features)
         ]
         levels, log_dets = zip(*run_on_streams(tasks, features[0].device), strict=True)
         return list(levels), add_log_dets(log_dets)
@@ -170,7 +173,7 @@ class MultiScaleFlow(nn.Module):
         self, levels: Sequence[Tensor]
     ) -> Iterator[tuple[ParallelFlow, PositionalEncoding2d, Tensor, Tensor]]:
         flows, codes = all_of(ParallelFlow, self.parallel_flows), all_of(PositionalEncoding2d, self.position_codes)
-        return zip(flows, codes, levels, self.fusion_flow.orders, strict=True)
+        return zip(flows, codes, levels, self.fusion_flow.input_perms, strict=True)
 
     def _check(self, levels: Sequence[Tensor]) -> None:
         if len(levels) != len(self.channels):

@@ -1,4 +1,4 @@
-"""How training saves memory: activations are computed again in the backward pass, from blocks' inputs or outputs."""
+"""Saves memory in training: the backward pass computes activations again, from blocks' inputs or outputs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,33 +11,36 @@ from .. import backend as backends
 from ..backend import Backend
 
 ActivationCheckpointing = Literal["recompute", "invertible"]
-"""``recompute``: of each coupling only the input is kept. ``invertible``: of each few blocks of a parallel flow only
-the output is, see fastmsflow.nn.invertible; the fusion flow is computed again."""
+"""``recompute``: only the input of each coupling is stored. ``invertible``: only the output of every few blocks of a
+parallel flow is stored, see fastmsflow.nn.invertible; the fusion flow is recomputed."""
 ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = get_args(ActivationCheckpointing)
 T = TypeVar("T")
 
 
 def checkpointed(run: Callable[..., T], *args: Any, backend: Backend) -> T:
-    """``run(*args, backend)``, of which nothing but ``args`` is kept for the backward pass; that runs it once more."""
-    return checkpoint(run, *args, serving(backend), use_reentrant=False, preserve_rng_state=False)
+    """Returns ``run(*args, backend=...)``; only ``args`` are stored, and the backward pass runs the call once more."""
+    return checkpoint(run, *args, backend=current_backend(backend), use_reentrant=False, preserve_rng_state=False)
 
 
-def serving(backend: Backend) -> Backend:
-    """The choice that counts now: a backward pass on a GPU runs in a thread of its own, outside of ``backend.use``."""
+def current_backend(backend: Backend) -> Backend:
+    """Returns the choice that counts now: that of ``backend.use`` if there is one, else ``backend``."""
+    # A backward pass on a GPU runs in a thread of its own, outside of ``backend.use``.
     return backends.override() or backend
 
 
 class Autocast(NamedTuple):
-    """The autocast of a forward pass, for the backward pass, which has none."""
+    """Stores the autocast of a forward pass for the backward pass, which has none."""
 
     device: str
     dtype: torch.dtype
     enabled: bool
 
     @classmethod
-    def here(cls, device: str) -> "Autocast":
+    def from_current(cls, device: str) -> "Autocast":
+        """Reads the autocast that holds now for ``device``."""
         return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
-    def again(self) -> AbstractContextManager[Any]:
-        """A cache would hold weights in half precision beyond their block."""
+    def restore(self) -> AbstractContextManager[Any]:
+        """Returns a context in which the stored autocast holds again."""
+        # A cache would hold weights in half precision beyond their block.
         return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)

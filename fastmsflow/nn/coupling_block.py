@@ -1,7 +1,7 @@
 """One step of a parallel flow: affine coupling, global affine, fixed channel permutation."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,32 @@ from ..backend import Backend
 from ..errors import InputError
 from ..ops.conv3x3_coupling import conv3x3_coupling
 from ..ops.coupling import coupling, coupling_inverse
-from ..reference.coupling import ClampForm, initial_global_scale, invert_permutation, kept_channels
+from ..reference.clamp_forms import ClampForm
+from ..reference.coupling import initial_global_scale, invert_first_half, invert_permutation
+from ..reference.coupling_spec import CouplingResult, CouplingSpec, GlobalAffine
 from .subnets import ConditionedSubnet
 from .weight_cache import WeightCache, wide
+
+
+class RecomputedBlock(NamedTuple):
+    """Holds what a backward pass that has only a block's output computes again."""
+
+    x: Tensor
+    """(B, C, H, W) the block's input, a leaf of the graph that leads to z and log_det."""
+    first_half: Tensor
+    """(B, C / 2, H, W) x's first half once more, as the subnet read it: the graph's other leaf."""
+    z: Tensor
+    log_det: Tensor
 
 
 class CouplingBlock(nn.Module):
     """x1, x2 = halves of x; s, t = 0.1 subnet(x1, condition); z = permute(concat(x1, x2 exp(soft_clamp(s)) + t) g + o).
 
     Source: FrEIA's ``AllInOneBlock`` with SOFTPLUS global affine and a hard permutation (arXiv 2308.15300).
+    Raises: InputError if ``channels`` is odd.
     """
 
-    kept: int
+    half_channels: int
     clamp: float
     global_scale: nn.Parameter
     global_offset: nn.Parameter
@@ -33,7 +47,7 @@ class CouplingBlock(nn.Module):
         super().__init__()
         if channels <= 0 or channels % 2:
             raise InputError(f"channels must be even, not {channels}: a coupling splits them in halves")
-        self.kept = channels // 2
+        self.half_channels = channels // 2
         self.clamp = clamp
         self.clamp_form: ClampForm = clamp_form
         self.global_scale = nn.Parameter(torch.full((channels,), initial_global_scale()))
@@ -41,18 +55,19 @@ class CouplingBlock(nn.Module):
         self.register_buffer("perm", torch.randperm(channels))
         self.register_buffer("inverse_perm", invert_permutation(self.perm), persistent=False)
         self.register_load_state_dict_post_hook(CouplingBlock._invert)
-        self.subnet = ConditionedSubnet(self.kept, condition_channels, 2 * self.kept)
-        self._ordered: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
+        self.subnet = ConditionedSubnet(self.half_channels, condition_channels, 2 * self.half_channels)
+        self._combined_perms: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
         self._wide: WeightCache[list[Tensor]] = WeightCache()
 
     def forward(
-        self, x: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
+        self, x: Tensor, condition: Tensor, backend: Backend = "auto", output_perm: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape and dtype, log_det (B,).
+        """Computes z, of the shape and dtype of x, and log_det (B,).
 
-        ``order``: a permutation of z's channels that is applied in the same store.
+        x (B, C, H, W); condition (1 or B, D, H, W). ``output_perm``: another permutation of z's channels, which is
+        applied in the same store.
         """
-        (z,), log_det = self.couple(x.chunk(2, dim=1), condition, backend, order, whole=True)
+        (z,), log_det = self.couple(x.chunk(2, dim=1), condition, backend, output_perm, result="concat")
         return z, cast(Tensor, log_det)
 
     def couple(
@@ -60,48 +75,58 @@ class CouplingBlock(nn.Module):
         x: Sequence[Tensor],
         condition: Tensor,
         backend: Backend = "auto",
-        order: Tensor | None = None,
+        output_perm: Tensor | None = None,
         *,
-        whole: bool = False,
+        result: CouplingResult = "halves",
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Computes ``forward`` from halves (B, C / 2, H, W) to halves, which the next block takes as they are.
 
-        ``whole``: z comes as [z]. ``with_log_det``: without it log_det is None.
+        ``result``: "concat" for z as one tensor. Without ``with_log_det`` None is returned in its place.
         """
         x1, x2 = x
         hidden, (weight, bias) = self.subnet.hidden(x1, condition, backend), self.subnet.head()
-        fixed = (*self._affine, *self._perms(order), self.clamp, self.clamp_form)
-        return conv3x3_coupling(hidden, weight, bias, x1, x2, *fixed, with_log_det, whole, backend)
+        spec = self._spec(result, with_log_det)
+        affine = self._affine_and_perm(output_perm)
+        return conv3x3_coupling(hidden, weight, bias, (x1, x2), spec=spec, affine=affine, backend=backend)
 
     def inverse(
-        self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
+        self, z: Tensor, condition: Tensor, backend: Backend = "auto", output_perm: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """z (B, C, H, W), in ``order`` -> x, and the log_det (B,) of this direction."""
-        perms = self._perms(order)
-        raw = self.subnet(kept_channels(z, *self._affine, perms[1], self.kept), condition, backend)
-        return coupling_inverse(z, raw, *self._affine, *perms, self.clamp, self.clamp_form, backend)
+        """Computes x and the log_det (B,) of this direction from z (B, C, H, W), which ``output_perm`` has permuted."""
+        affine = self._affine_and_perm(output_perm)
+        raw = self.subnet(invert_first_half(z, affine), condition, backend)
+        return coupling_inverse(z, raw, spec=self._spec("concat"), affine=affine, backend=backend)
 
-    def recomputed(
-        self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For a backward pass that has only z (B, C, H, W), in ``order``: x, and its first half once more, both leaves
-        of the graph that leads from them to z and log_det (B,); the subnet runs once. Needs gradients enabled."""
-        fixed = (*self._affine, *self._perms(order), self.clamp, self.clamp_form)
+    def recompute(
+        self, z: Tensor, condition: Tensor, backend: Backend = "auto", output_perm: Tensor | None = None
+    ) -> RecomputedBlock:
+        """Computes x from z (B, C, H, W) and, in a graph for the backward pass, z and log_det again.
+
+        The subnet runs once. Gradients have to be enabled.
+        """
+        spec, affine = self._spec("concat"), self._affine_and_perm(output_perm)
         with torch.no_grad():
-            driver = kept_channels(z, *self._affine, self._perms(order)[1], self.kept)
-        raw = self.subnet(driver.requires_grad_(), condition, backend)
+            first_half = invert_first_half(z, affine)
+        raw = self.subnet(first_half.requires_grad_(), condition, backend)
         with torch.no_grad():
-            x, _ = coupling_inverse(z, raw.detach(), *fixed, backend)
+            x, _ = coupling_inverse(z, raw.detach(), spec=spec, affine=affine, backend=backend)
         x1, x2 = x.requires_grad_().chunk(2, dim=1)
-        (z,), log_det = coupling(x1, x2, raw, None, *fixed, whole=True, backend=backend)
-        return x, driver, z, cast(Tensor, log_det)
+        (z,), log_det = coupling((x1, x2), raw, spec=spec, affine=affine, backend=backend)
+        return RecomputedBlock(x, first_half, z, cast(Tensor, log_det))
 
-    def _perms(self, order: Tensor | None) -> tuple[Tensor, Tensor]:
-        """perm and its inverse; followed by ``order``."""
-        if order is None:
+    def _spec(self, result: CouplingResult, with_log_det: bool = True) -> CouplingSpec:
+        return CouplingSpec(clamp=self.clamp, form=self.clamp_form, result=result, with_log_det=with_log_det)
+
+    def _affine_and_perm(self, output_perm: Tensor | None) -> GlobalAffine:
+        (scale, offset), (perm, inverse_perm) = self._affine, self._perms(output_perm)
+        return GlobalAffine(scale=scale, offset=offset, perm=perm, inverse_perm=inverse_perm)
+
+    def _perms(self, output_perm: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns perm, followed by ``output_perm`` if given, and the inverse."""
+        if output_perm is None:
             return self.perm, self.inverse_perm
-        return self._ordered.get(lambda: _with_inverse(self.perm[order]), (self.perm, order))
+        return self._combined_perms.get(lambda: _with_inverse(self.perm[output_perm]), (self.perm, output_perm))
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -109,11 +134,12 @@ class CouplingBlock(nn.Module):
         return scale, offset
 
     def train(self, mode: bool = True) -> "CouplingBlock":
+        """Sets the mode, as any module's, and drops cached values."""
         self._wide.clear()
         return super().train(mode)
 
     def _invert(self, *_: object) -> None:
-        """A loaded permutation has another inverse."""
+        """Inverts the permutation again after another one was loaded."""
         self.inverse_perm = invert_permutation(self.perm)
 
 

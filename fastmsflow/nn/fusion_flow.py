@@ -9,21 +9,15 @@ from torch import Tensor, nn
 
 from ..backend import Backend
 from ..ops.conv3x3 import conv3x3
-from ..ops.conv3x3_coupling import (
-    conv3x3_fusion_coupling,
-    conv3x3_fusion_coupling_concat,
-    conv3x3_fusion_coupling_concat_likelihood,
-)
-from ..ops.coupling import fusion_coupling_inverse
+from ..ops.conv3x3_coupling import conv3x3_coupling
+from ..ops.coupling import coupling_inverse
 from ..reference.coupling import add_log_dets
+from ..reference.coupling_spec import CouplingResult, CouplingSpec, Halves
 from .activation_checkpointing import ActivationCheckpointing, checkpointed
 from .streams import run_on_streams
 from .subnets import FusionSubnet
 
-# Hidden maps, the head's weight and bias, a level's parts, the clamp, whether the log_det is wanted and the backend ->
-# what becomes of the level, and its log_det.
-Couple = Callable[..., tuple[Tensor, Tensor | None]]
-# Both halves of each level's channels.
+# Both halves of each level's channels, (B, C_l / 2, H_l, W_l) each.
 Levels = Sequence[Sequence[Tensor]]
 
 
@@ -47,79 +41,93 @@ class FusionFlow(nn.Module):
         self.subnet_2 = FusionSubnet(halves)
 
     @property
-    def orders(self) -> list[Tensor]:
-        """The permutation of channels in which each level comes."""
+    def input_perms(self) -> list[Tensor]:
+        """The permutation of channels in which each level comes, int64 (C_l,)."""
         return [self.get_buffer(f"perm{level}") for level in range(len(self.subnet_1.conv_s))]
 
     def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """x (B, C_l, H_l, W_l) per level, permuted -> z of the same shapes, log_det (B,)."""
+        """Computes z and log_det (B,) from permuted levels x (B, C_l, H_l, W_l), of which z has the shapes."""
         return self.latents([level.chunk(2, dim=1) for level in x], backend)
 
     def latents(
-        self, x: Levels, backend: Backend = "auto", memory: ActivationCheckpointing | None = None
+        self, x: Levels, backend: Backend = "auto", activation_checkpointing: ActivationCheckpointing | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Computes z per level, (B, C_l, H_l, W_l), and log_det (B,) from halves (B, C_l / 2, H_l, W_l) of x, permuted.
+        """Computes z per level, (B, C_l, H_l, W_l), and log_det (B,) from permuted halves x.
 
-        ``memory``: if given, of each of the two couplings only the inputs are kept where gradients are taken.
+        ``activation_checkpointing``: if given, only the inputs of the two couplings are stored for the backward pass.
         """
-        z, log_det = self._couple(x, conv3x3_fusion_coupling_concat, backend, memory, True)
+        z, log_det = self._couple_levels(x, "concat", backend, activation_checkpointing)
         return z, cast(Tensor, log_det)
 
     def log_likelihood_maps(
         self,
         x: Levels,
         backend: Backend = "auto",
-        memory: ActivationCheckpointing | None = None,
+        activation_checkpointing: ActivationCheckpointing | None = None,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Computes what ``latents`` does, but for z -0.5 mean over channels of z^2, (B, H_l, W_l); z is not kept.
+        """Computes -0.5 mean over channels of z^2, (B, H_l, W_l) per level, and log_det (B,), or None if not wanted.
 
-        log_det is None where it is not wanted.
+        The arguments are those of ``latents``; the kernels never write z.
         """
-        return self._couple(x, conv3x3_fusion_coupling_concat_likelihood, backend, memory, with_log_det)
+        return self._couple_levels(x, "likelihood", backend, activation_checkpointing, with_log_det=with_log_det)
 
-    def _couple(
-        self, x: Levels, join: Couple, backend: Backend, memory: ActivationCheckpointing | None, with_log_det: bool
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """``join``: the coupling of the second halves, which yields what is returned per level."""
-        h1, h2 = zip(*x, strict=True)
-        drive: Callable[..., tuple[list[Tensor], Tensor | None]] = self._drive
-        if memory is not None and torch.is_grad_enabled():
-            drive = partial(checkpointed, drive)
-        y1, log_det_2 = drive(conv3x3_fusion_coupling, self.subnet_2, h2, [h1], with_log_det, backend=backend)
-        joined, log_det_1 = drive(join, self.subnet_1, y1, [y1, h2], with_log_det, backend=backend)
-        return joined, add_log_dets([log_det_1, log_det_2])
-
-    def _drive(
+    def _couple_levels(
         self,
-        couple: Couple,
+        x: Levels,
+        result: CouplingResult,
+        backend: Backend,
+        activation_checkpointing: ActivationCheckpointing | None,
+        *,
+        with_log_det: bool = True,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Couples the first halves by the second, then the second by the first; ``result``: of the latter."""
+        first, second = zip(*x, strict=True)
+        couple: Callable[..., tuple[list[Tensor], Tensor | None]] = self._couple_by_subnet
+        if activation_checkpointing is not None and torch.is_grad_enabled():
+            couple = partial(checkpointed, couple)
+        inner = CouplingSpec.fusion(self.clamp, with_log_det=with_log_det)
+        outer = CouplingSpec.fusion(self.clamp, bounded=True, result=result, with_log_det=with_log_det)
+        first_alone = [(None, half) for half in first]
+        coupled, log_det_2 = couple(inner, self.subnet_2, second, first_alone, backend=backend)
+        both = list(zip(coupled, second, strict=True))
+        z, log_det_1 = couple(outer, self.subnet_1, coupled, both, backend=backend)
+        return z, add_log_dets([log_det_1, log_det_2])
+
+    def _couple_by_subnet(
+        self,
+        spec: CouplingSpec,
         subnet: FusionSubnet,
-        driver: Sequence[Tensor],
-        parts: Sequence[Sequence[Tensor]],
-        with_log_det: bool,
+        subnet_input: Sequence[Tensor],
+        x: Sequence[Halves],
+        *,
         backend: Backend,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Couples each level's ``parts`` by what ``subnet`` makes of ``driver``."""
-        hidden = subnet(driver, backend)
+        """Couples each level's halves x by what ``subnet`` makes of ``subnet_input``."""
+        levels = zip(subnet(subnet_input, backend), subnet.heads(), x, strict=True)
         tasks = [
-            partial(couple, *level, self.clamp, with_log_det, backend)
-            for level in zip(hidden, *zip(*subnet.heads(), strict=True), *parts, strict=True)
+            partial(conv3x3_coupling, hidden, *head, halves, spec=spec, backend=backend)
+            for hidden, head, halves in levels
         ]
-        y, log_dets = zip(*run_on_streams(tasks, driver[0].device), strict=True)
-        return list(y), add_log_dets(log_dets)
+        results, log_dets = zip(*run_on_streams(tasks, subnet_input[0].device), strict=True)
+        return [z for (z,) in results], add_log_dets(log_dets)
 
     def inverse(self, z: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
-        """z -> x, permuted, and the log_det (B,) of this direction. Undoes what the clamp to +-1e6 left untouched."""
+        """Computes the permuted levels x from z, and the log_det (B,) of this direction.
+
+        This undoes what the bound of +-1e6 left untouched.
+        """
         y1, y2 = zip(*(level.chunk(2, dim=1) for level in z), strict=True)
-        h2, log_det_1 = self._undo(y2, y1, self.subnet_1, backend)
-        h1, log_det_2 = self._undo(y1, h2, self.subnet_2, backend)
+        h2, log_det_1 = self._invert_by_subnet(y2, y1, self.subnet_1, backend)
+        h1, log_det_2 = self._invert_by_subnet(y1, h2, self.subnet_2, backend)
         return [torch.cat(pair, dim=1) for pair in zip(h1, h2, strict=True)], log_det_1 + log_det_2
 
-    def _undo(
-        self, y: Sequence[Tensor], driver: Sequence[Tensor], subnet: FusionSubnet, backend: Backend
+    def _invert_by_subnet(
+        self, y: Sequence[Tensor], subnet_input: Sequence[Tensor], subnet: FusionSubnet, backend: Backend
     ) -> tuple[list[Tensor], Tensor]:
-        levels = zip(subnet(driver, backend), subnet.heads(), strict=True)
+        levels = zip(subnet(subnet_input, backend), subnet.heads(), strict=True)
         raws = (conv3x3(hidden, *head, backend) for hidden, head in levels)
+        spec = CouplingSpec.fusion(self.clamp)
         pairs = zip(y, raws, strict=True)
-        h, log_dets = zip(*(fusion_coupling_inverse(*pair, self.clamp, backend) for pair in pairs), strict=True)
+        h, log_dets = zip(*(coupling_inverse(*pair, spec=spec, backend=backend) for pair in pairs), strict=True)
         return list(h), reduce(torch.add, log_dets)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import Backend
-from ..reference.coupling import ClampForm, add_log_dets
+from ..reference.clamp_forms import ClampForm
+from ..reference.coupling import add_log_dets
+from ..reference.coupling_spec import CouplingResult
 from .activation_checkpointing import ActivationCheckpointing, checkpointed
 from .coupling_block import CouplingBlock
 from .invertible import invertible
@@ -16,10 +18,15 @@ from .module_lists import all_of
 
 
 class ParallelFlow(nn.Module):
+    """Transforms the features of one level, given a condition (arXiv 2308.15300).
+
+    Raises: InputError if ``channels`` is odd.
+    """
+
     blocks: nn.ModuleList
 
     def __init__(
-        self, channels: int, condition_channels: int, blocks: int, clamp: float, clamp_form: ClampForm
+        self, channels: int, condition_channels: int, blocks: int, *, clamp: float, clamp_form: ClampForm
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -31,15 +38,19 @@ class ParallelFlow(nn.Module):
         x: Tensor,
         condition: Tensor,
         backend: Backend = "auto",
-        order: Tensor | None = None,
-        memory: ActivationCheckpointing | None = None,
+        output_perm: Tensor | None = None,
+        *,
+        activation_checkpointing: ActivationCheckpointing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W), condition (1 or B, D, H, W) -> z of x's shape, log_det (B,).
+        """Computes z, of the shape of x, and log_det (B,).
 
-        ``order``: a permutation of z's channels, for what comes next; the last block's store applies it.
-        ``memory``: how it is saved where gradients are taken.
+        x (B, C, H, W); condition (1 or B, D, H, W). ``output_perm``: another permutation of z's channels, for what
+        comes next; the last block's store applies it. ``activation_checkpointing``: how memory is saved if gradients
+        are taken.
         """
-        (z,), log_det = self._couple(x, condition, backend, order, memory=memory, whole=True)
+        (z,), log_det = self._couple(
+            x, condition, backend, output_perm, activation_checkpointing=activation_checkpointing, result="concat"
+        )
         return z, cast(Tensor, log_det)
 
     def halves(
@@ -47,14 +58,20 @@ class ParallelFlow(nn.Module):
         x: Tensor,
         condition: Tensor,
         backend: Backend = "auto",
-        order: Tensor | None = None,
+        output_perm: Tensor | None = None,
         *,
-        memory: ActivationCheckpointing | None = None,
+        activation_checkpointing: ActivationCheckpointing | None = None,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Computes ``forward`` and returns z as its halves, (B, C / 2, H, W) each; log_det is None where it is not
-        wanted."""
-        z, log_det = self._couple(x, condition, backend, order, memory=memory, with_log_det=with_log_det)
+        """Computes ``forward`` and returns z as its halves, (B, C / 2, H, W) each; log_det is None if not wanted."""
+        z, log_det = self._couple(
+            x,
+            condition,
+            backend,
+            output_perm,
+            activation_checkpointing=activation_checkpointing,
+            with_log_det=with_log_det,
+        )
         return z if len(z) == 2 else list(z[0].chunk(2, dim=1)), log_det
 
     def _couple(
@@ -62,37 +79,40 @@ class ParallelFlow(nn.Module):
         x: Tensor,
         condition: Tensor,
         backend: Backend,
-        order: Tensor | None,
+        output_perm: Tensor | None,
         *,
-        memory: ActivationCheckpointing | None,
-        whole: bool = False,
+        activation_checkpointing: ActivationCheckpointing | None,
+        result: CouplingResult = "halves",
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Returns [z] where ``whole``, elsewhere its halves; inverted blocks return [z] in any case."""
+        """Returns [z], or its halves if ``result`` says so; inverted blocks return [z] in any case."""
         blocks = all_of(CouplingBlock, self.blocks)
-        saving = memory if torch.is_grad_enabled() else None
-        if saving == "invertible":
-            z, log_det = invertible(blocks, x, condition, backend, order)
+        mode = activation_checkpointing if torch.is_grad_enabled() else None
+        if mode == "invertible":
+            z, log_det = invertible(blocks, x, condition, backend=backend, output_perm=output_perm)
             return [z], log_det
-        parts: Sequence[Tensor] = x.chunk(2, dim=1)
+        state: Sequence[Tensor] = x.chunk(2, dim=1)
         log_dets: list[Tensor | None] = []
         for block in blocks:
-            last = block is blocks[-1]
-            run: Callable[..., tuple[list[Tensor], Tensor | None]] = partial(
-                block.couple, order=order if last else None, whole=whole and last, with_log_det=with_log_det
+            is_last = block is blocks[-1]
+            couple: Callable[..., tuple[list[Tensor], Tensor | None]] = partial(
+                block.couple,
+                output_perm=output_perm if is_last else None,
+                result=result if is_last else "halves",
+                with_log_det=with_log_det,
             )
-            if saving == "recompute":
-                run = partial(checkpointed, run)
-            parts, block_log_det = run(parts, condition, backend=backend)
+            if mode == "recompute":
+                couple = partial(checkpointed, couple)
+            state, block_log_det = couple(state, condition, backend=backend)
             log_dets.append(block_log_det)
-        return list(parts), add_log_dets(log_dets)
+        return list(state), add_log_dets(log_dets)
 
     def inverse(
-        self, z: Tensor, condition: Tensor, backend: Backend = "auto", order: Tensor | None = None
+        self, z: Tensor, condition: Tensor, backend: Backend = "auto", output_perm: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """z, in ``order`` -> x, and the log_det (B,) of this direction."""
+        """Computes x and the log_det (B,) of this direction from z, which ``output_perm`` has permuted."""
         log_dets = []
         for block in reversed(all_of(CouplingBlock, self.blocks)):
-            z, log_det = block.inverse(z, condition, backend, order if block is self.blocks[-1] else None)
+            z, log_det = block.inverse(z, condition, backend, output_perm if block is self.blocks[-1] else None)
             log_dets.append(log_det)
         return z, reduce(torch.add, log_dets)

@@ -1,4 +1,4 @@
-"""The two networks that predict log-scale and shift: within a level, and across the levels."""
+"""The two networks that predict log-scales and shifts: within a level, and across the levels."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -18,23 +18,23 @@ from .weight_cache import WeightCache, wide
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """All convolutions of these networks have a bias."""
+    """Returns both; all convolutions of these networks have a bias."""
     return convolution.weight, cast(Tensor, convolution.bias)
 
 
 def _split_inputs(weight: Tensor, inputs: int) -> list[Tensor]:
-    """Returns the weights of the first ``inputs`` and of the others, contiguous: a convolution copies a slice in every
-    call."""
+    """Returns the weights of the first ``inputs`` and of the others, contiguous."""
+    # A convolution would copy a slice in every call.
     channels_last = weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return [part.contiguous(memory_format=layout) for part in weight.split([inputs, weight.shape[1] - inputs], dim=1)]
+    return [share.contiguous(memory_format=layout) for share in weight.split([inputs, weight.shape[1] - inputs], dim=1)]
 
 
 class ConditionedSubnet(nn.Module):
-    """conv 3x3 -> LayerNorm -> ReLU -> conv 3x3 on concat(x, condition); hidden width = inputs' width.
+    """Predicts by conv 3x3 -> LayerNorm -> ReLU -> conv 3x3 on concat(x, condition); hidden width = inputs' width.
 
     The first convolution is linear, so the condition's share of it is a map of its own, computed once and added: once a
-    call in training, once for given weights where no gradient is taken (not once an image).
+    call in training, once for given weights if no gradient is taken (not once an image).
     """
 
     in_channels: int
@@ -49,20 +49,20 @@ class ConditionedSubnet(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
-        self._kept: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
+        self._first: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
         self._wide: WeightCache[list[Tensor]] = WeightCache()
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
-        """x (B, in_channels, H, W), condition (1 or B, condition_channels, H, W) -> (B, out_channels, H, W)."""
+        """Maps x (B, in_channels, H, W) and condition (1 or B, condition_channels, H, W) to (B, out_channels, H, W)."""
         return conv3x3(self.hidden(x, condition, backend), self.conv2.weight, self.conv2.bias, backend)
 
     def hidden(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
-        """What the second convolution takes, (B, width, H, W)."""
+        """Computes what the second convolution takes, (B, width, H, W)."""
         norm = (self.norm.weight, self.norm.bias)
         weight, condition_map = self._first_convolution(condition, backend)
         if condition.shape[0] == 1:
-            return conv3x3_layer_norm_relu(x, weight, *norm, condition_map, backend)
-        return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, None, backend)
+            return conv3x3_layer_norm_relu(x, weight, norm, condition_map, backend=backend)
+        return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, backend=backend)
 
     def head(self) -> tuple[Tensor, Tensor]:
         """Returns the second convolution's weight and, in float32 or better, its bias."""
@@ -77,17 +77,20 @@ class ConditionedSubnet(nn.Module):
             x_weight, condition_weight = _split_inputs(weight, self.in_channels)
             return x_weight, conv3x3(condition, condition_weight, bias, backend)
 
-        return self._kept.get(split, (weight, bias, condition))
+        return self._first.get(split, (weight, bias, condition))
 
     def train(self, mode: bool = True) -> "ConditionedSubnet":
-        self._kept.clear()
+        """Sets the mode, as any module's, and drops cached values."""
+        self._first.clear()
         self._wide.clear()
         return super().train(mode)
 
 
 class FusionSubnet(nn.Module):
-    """Pools the levels to the last one's grid, mixes them, spreads the result back; each level's head predicts
-    log-scales and shifts."""
+    """Pools the levels to the last one's grid, mixes them and spreads the result back to the levels.
+
+    Each level's head, a convolution, then predicts log-scales and shifts.
+    """
 
     conv1: nn.Conv2d
     norm: nn.LayerNorm
@@ -103,26 +106,27 @@ class FusionSubnet(nn.Module):
         self.conv2 = nn.Conv2d(total // 4, total, 3, padding=1)
         self.conv_s = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
         self.conv_t = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in channels)
-        self._kept: WeightCache[list[tuple[Tensor, Tensor]]] = WeightCache()
+        self._heads: WeightCache[list[tuple[Tensor, Tensor]]] = WeightCache()
 
     def forward(self, maps: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
-        """maps (B, C_l, H_l, W_l) -> per level what its head takes, of the same shape."""
+        """Computes per level what its head takes, of the shape of the level's map (B, C_l, H_l, W_l)."""
         pooled = pool_and_concat(maps, backend)
         weight, bias = weight_and_bias(self.conv1)
         norm = (self.norm.weight, self.norm.bias)
-        joint = conv3x3_layer_norm_relu(pooled, weight, *norm, bias[None, :, None, None], backend)
-        return conv3x3_split_and_upsample(joint, *weight_and_bias(self.conv2), maps, backend)
+        joint = conv3x3_layer_norm_relu(pooled, weight, norm, bias[None, :, None, None], backend=backend)
+        return conv3x3_split_and_upsample(joint, *weight_and_bias(self.conv2), maps, backend=backend)
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
-        """Per level weight and, in float32 or better, bias of the convolution that puts out log-scales, then shifts."""
+        """Returns per level weight and bias, in float32 or better, of the convolution to log-scales, then shifts."""
         scales, shifts = (map(weight_and_bias, all_of(nn.Conv2d, convs)) for convs in (self.conv_s, self.conv_t))
         pairs = list(zip(scales, shifts, strict=True))
         sources = [parameter for pair in pairs for head in pair for parameter in head]
         wider = accumulation_dtype(sources[0].dtype)
-        return self._kept.get(
+        return self._heads.get(
             lambda: [(torch.cat((s[0], t[0])), torch.cat((s[1], t[1])).to(wider)) for s, t in pairs], sources
         )
 
     def train(self, mode: bool = True) -> "FusionSubnet":
-        self._kept.clear()
+        """Sets the mode, as any module's, and drops cached values."""
+        self._heads.clear()
         return super().train(mode)

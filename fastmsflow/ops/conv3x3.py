@@ -1,4 +1,4 @@
-"""The 3x3 convolution on its own, and what every operation that begins with one shares."""
+"""The 3x3 convolution on its own, and what the operations that begin with one share."""
 
 from typing import Any, cast
 
@@ -12,7 +12,10 @@ from ..reference import conv3x3 as reference
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Backend = "auto") -> Tensor:
-    """See fastmsflow.reference.conv3x3.conv3x3. Differentiable by all its tensors."""
+    """Computes fastmsflow.reference.conv3x3.conv3x3. Differentiable by all its tensors.
+
+    Raises: InputError if shapes or dtypes do not fit.
+    """
     check_convolution(x, weight, bias)
     if not uses_triton_convolution("conv3x3", backend, x, len(weight)):
         return reference.conv3x3(x, weight, bias)
@@ -20,7 +23,10 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Back
 
 
 def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Errors: InputError where the shapes do not fit."""
+    """Checks x (B, I, H, W), weight (O, I, 3, 3) and bias (O,).
+
+    Raises: InputError if the shapes do not fit.
+    """
     if x.ndim != 4 or weight.ndim != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
         raise InputError(
             f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}; they need (B, I, H, W) and (O, I, 3, 3)"
@@ -30,21 +36,24 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def uses_triton_convolution(kind: str, backend: Backend, x: Tensor, outputs: int) -> bool:
-    """Whether the kernels' own convolution computes: where they serve, and where it was measured to beat the vendor's.
+    """Tells whether the kernels' own convolution computes: if they serve, and if it was measured to beat the vendor's.
 
-    ``kind``: see fastmsflow.kernels.configs.
+    ``kind``: one of fastmsflow.kernels.configs.KINDS.
     """
-    return uses_triton(backend, x) and _convolves(kind, x, outputs)
+    return uses_triton(backend, x) and _own_convolution_is_faster(kind, x, outputs)
 
 
-def _convolves(kind: str, x: Tensor, outputs: int) -> bool:
-    from ..kernels.configs import convolves
+def _own_convolution_is_faster(kind: str, x: Tensor, outputs: int) -> bool:
+    from ..kernels import configs
 
-    return convolves(kind, x.shape[0] * x.shape[2] * x.shape[3], outputs, x.device)
+    return configs.own_convolution_is_faster(kind, x.shape[0] * x.shape[2] * x.shape[3], outputs, x.device)
 
 
 def in_autocast_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What autocast makes of a convolution's operands. Errors: InputError where they then differ."""
+    """Casts a convolution's operands as autocast does.
+
+    Raises: InputError if they then have two dtypes.
+    """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
@@ -54,16 +63,19 @@ def in_autocast_dtype(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def precision(x: Tensor) -> str:
-    """How float32 operands are multiplied: as PyTorch's own convolutions do."""
+    """Returns how float32 operands are multiplied, "tf32" or "ieee", as PyTorch's own convolutions do."""
     return "tf32" if x.dtype == torch.float32 and rounds_to_tf32() else "ieee"
 
 
 def rounds_to_tf32() -> bool:
-    """Whether PyTorch's convolutions round float32 on a GPU. ``allow_tf32`` raises where parts of it are set apart."""
+    """Tells whether PyTorch's convolutions round float32 on a GPU."""
+    # ``allow_tf32`` raises if parts of the flag were set apart.
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 class Conv3x3(torch.autograd.Function):
+    """Differentiates ``_conv3x3``."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -77,13 +89,18 @@ class Conv3x3(torch.autograd.Function):
         return *convolution_gradients(grad_out, x, weight, ctx.needs_input_grad[0]), grad_bias
 
 
-def convolution_gradients(grad_out: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> tuple[Tensor | None, Tensor]:
-    """Gradients of x, where it is wanted (features want none), and of weight."""
+def convolution_gradients(
+    grad_out: Tensor, x: Tensor, weight: Tensor, x_needs_grad: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Computes the gradients of x, or None if it needs none, as features, and of weight.
+
+    Each is computed by the kernels or by the vendor's library, whichever was measured to be faster.
+    """
     grad_out = grad_out.to(x.dtype)
     outputs = len(weight)
-    own_x = of_x and _convolves("conv3x3_input_gradient", x, outputs)
-    own_weight = _convolves("conv3x3_weight_gradient", x, outputs)
-    vendors = [of_x and not own_x, not own_weight, False]
+    own_x = x_needs_grad and _own_convolution_is_faster("conv3x3_input_gradient", x, outputs)
+    own_weight = _own_convolution_is_faster("conv3x3_weight_gradient", x, outputs)
+    vendors = [x_needs_grad and not own_x, not own_weight, False]
     grad_x, grad_weight = None, None
     if any(vendors):
         ones = [1, 1]
@@ -99,6 +116,7 @@ def convolution_gradients(grad_out: Tensor, x: Tensor, weight: Tensor, of_x: boo
 
 
 def bias_gradient(grad_out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums grad_out (B, O, H, W) in float32 to the gradient of a bias (O,) of ``dtype``."""
     return grad_out.sum(dim=(0, 2, 3), dtype=torch.float32).to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""3x3 convolution, layer normalisation and ReLU: the first half of a subnet."""
+"""3x3 convolution, layer normalization and ReLU: the first half of a subnet."""
 
 from typing import Any
 
@@ -22,19 +22,22 @@ from .layer_norm import check_condition, layer_norm_gradients, layer_norm_relu
 def conv3x3_layer_norm_relu(
     x: Tensor,
     weight: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm: tuple[Tensor, Tensor],
     condition: Tensor,
+    *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """See fastmsflow.reference.conv3x3.conv3x3_layer_norm_relu. Differentiable by all its tensors."""
+    """Computes fastmsflow.reference.conv3x3_layer_norm.conv3x3_layer_norm_relu. Differentiable by all its tensors.
+
+    Raises: InputError if shapes or dtypes do not fit.
+    """
     check_convolution(x, weight, None)
     check_condition(condition, len(weight), x)
     outputs = len(weight)
     if not uses_triton_convolution("conv3x3_layer_norm", backend, x, outputs) or not _fuses(outputs):
-        return layer_norm_relu(conv3x3(x, weight, None, backend), norm_weight, norm_bias, condition, backend)
-    keep = torch.is_grad_enabled()
-    return ConvLayerNormReLU.apply(*in_autocast_dtype(x, weight), norm_weight, norm_bias, condition, keep)
+        return layer_norm_relu(conv3x3(x, weight, None, backend), *norm, condition, backend=backend)
+    for_backward = torch.is_grad_enabled()
+    return ConvLayerNormReLU.apply(*in_autocast_dtype(x, weight), *norm, condition, for_backward)
 
 
 def _fuses(outputs: int) -> bool:
@@ -44,12 +47,21 @@ def _fuses(outputs: int) -> bool:
 
 
 class ConvLayerNormReLU(torch.autograd.Function):
+    """Differentiates ``_conv_layer_norm_relu``."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor, condition: Tensor, keep: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        condition: Tensor,
+        for_backward: bool,
     ) -> Tensor:
-        out, *kept = _conv_layer_norm_relu(x, weight, condition, norm_weight, norm_bias, LAYER_NORM_EPS, keep)
-        ctx.save_for_backward(x, weight, norm_weight, norm_bias, *kept)
+        norm = (norm_weight, norm_bias)
+        out, *statistics = _conv_layer_norm_relu(x, weight, condition, *norm, LAYER_NORM_EPS, for_backward)
+        ctx.save_for_backward(x, weight, *norm, *statistics)
         ctx.condition = condition.dtype, condition.shape[2:]
         return out
 
@@ -57,7 +69,7 @@ class ConvLayerNormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, norm_weight, norm_bias, hidden, mean, rstd = ctx.saved_tensors
         grad_hidden, *grad_norm, grad_condition = layer_norm_gradients(
-            grad_out, hidden, None, norm_weight, norm_bias, mean, rstd, ctx.condition
+            grad_out, (hidden, None, norm_weight, norm_bias), (mean, rstd), ctx.condition
         )
         grads = convolution_gradients(grad_hidden, x, weight, ctx.needs_input_grad[0])
         return *grads, *grad_norm, grad_condition, None
@@ -69,7 +81,10 @@ def _conv_layer_norm_relu(
 ) -> list[Tensor]:
     from ..kernels import conv3x3_layer_norm as kernels
 
-    return kernels.conv3x3_layer_norm_relu(x, weight, condition, norm_weight, norm_bias, eps, precision(x), keep)
+    norm = (norm_weight, norm_bias)
+    return kernels.conv3x3_layer_norm_relu(
+        x, weight, condition, norm, eps=eps, precision=precision(x), for_backward=keep
+    )
 
 
 @_conv_layer_norm_relu.register_fake

@@ -1,4 +1,7 @@
-"""A convolution, an addition and a ReLU as one operator of cuDNN's, for the frozen extractor."""
+"""A convolution, an addition and a ReLU as one operator of cuDNN's, for the frozen extractor.
+
+cuDNN has it, so there is no Triton kernel of this name.
+"""
 
 import torch
 from torch import Tensor, library
@@ -17,11 +20,11 @@ def convolution_relu(
     residual: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """See fastmsflow.reference.convolution_relu.convolution_relu.
+    """Computes fastmsflow.reference.convolution_relu.convolution_relu.
 
     By cuDNN it is not differentiable, since the extractor is frozen; it rounds to x's dtype once, at the end, and its
     ReLU may turn NaN into 0.
-    Errors: RuntimeError from cuDNN where it has no such operator for these shapes.
+    Raises: RuntimeError, from cuDNN, if it has no such operator for these shapes.
     """
     if not uses_cudnn(backend, x):
         return reference.convolution_relu(x, weight, bias, geometry, residual=residual)
@@ -30,8 +33,10 @@ def convolution_relu(
 
 
 def uses_cudnn(backend: Backend, x: Tensor) -> bool:
-    """Tells whether cuDNN's operators compute on ``x``: where the kernels do on an NVIDIA GPU, except in autocast,
-    which does not know them."""
+    """Tells whether cuDNN's operators compute on ``x``: if Triton would, on an NVIDIA GPU, and outside autocast.
+
+    Autocast does not know these operators.
+    """
     return uses_triton(backend, x) and x.is_cuda and torch.version.hip is None and not torch.is_autocast_enabled("cuda")
 
 

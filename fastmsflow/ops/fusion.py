@@ -1,4 +1,4 @@
-"""Between the levels: pool to one grid, and back up."""
+"""How the fusion subnet carries information between the levels: pool to one grid, and back up."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from .conv3x3 import bias_gradient, conv3x3
 
 
 def pool_and_concat(maps: Sequence[Tensor], backend: Backend = "auto") -> Tensor:
-    """See fastmsflow.reference.fusion.pool_and_concat. Differentiable by the maps."""
+    """Computes fastmsflow.reference.fusion.pool_and_concat. Differentiable by the maps."""
     if not uses_triton(backend, maps[0]):
         return reference.pool_and_concat(maps)
     return PoolAndConcat.apply(*maps) if records_gradients(*maps) else _pool(list(maps))
@@ -24,7 +24,10 @@ def pool_and_concat(maps: Sequence[Tensor], backend: Backend = "auto") -> Tensor
 def split_and_upsample(
     joint: Tensor, bias: Tensor | None, maps: Sequence[Tensor], backend: Backend = "auto"
 ) -> list[Tensor]:
-    """See fastmsflow.reference.fusion.split_and_upsample. Differentiable by joint, bias and the maps."""
+    """Computes fastmsflow.reference.fusion.split_and_upsample. Differentiable by joint, bias and the maps.
+
+    Raises: InputError if joint has not the maps' channels.
+    """
     channels = [level.shape[1] for level in maps]
     if joint.shape[1] != sum(channels):
         raise InputError(f"joint has {joint.shape[1]} channels; the maps have {channels}")
@@ -36,9 +39,12 @@ def split_and_upsample(
 
 
 def conv3x3_split_and_upsample(
-    hidden: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[Tensor], backend: Backend = "auto"
+    hidden: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[Tensor], *, backend: Backend = "auto"
 ) -> list[Tensor]:
-    """See fastmsflow.reference.conv3x3.conv3x3_split_and_upsample. Differentiable by all its tensors."""
+    """Computes fastmsflow.reference.fusion.conv3x3_split_and_upsample. Differentiable by all its tensors.
+
+    Raises: InputError if shapes do not fit.
+    """
     if not uses_triton(backend, hidden):
         return split_and_upsample(conv3x3(hidden, weight, bias, backend), None, maps, backend)
     # The kernel, which reads the convolution's output anyway, adds the bias: the vendor's would in a pass more.
@@ -46,6 +52,8 @@ def conv3x3_split_and_upsample(
 
 
 class PoolAndConcat(torch.autograd.Function):
+    """Differentiates ``_pool``."""
+
     @staticmethod
     def forward(ctx: Any, *maps: Tensor) -> Tensor:
         # Backward needs their shapes alone; they live on as the residuals of the way back up.
@@ -58,6 +66,8 @@ class PoolAndConcat(torch.autograd.Function):
 
 
 class SplitAndUpsample(torch.autograd.Function):
+    """Differentiates ``_upsample``."""
+
     @staticmethod
     def forward(ctx: Any, joint: Tensor, bias: Tensor | None, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(joint, bias)

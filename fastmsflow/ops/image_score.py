@@ -1,4 +1,4 @@
-"""Log-likelihood at the image's size -> scores of the image."""
+"""Scores of an image from its log-likelihood map at the image's size."""
 
 import torch
 from torch import Tensor, library
@@ -8,7 +8,10 @@ from ..reference import image_score as reference
 
 
 def image_scores(log_likelihood: Tensor, fraction: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
-    """See fastmsflow.reference.image_score.image_scores. By Triton, not differentiable."""
+    """Computes fastmsflow.reference.image_score.image_scores. By Triton, not differentiable.
+
+    Raises: InputError if ``fraction`` is not within 0 and 1.
+    """
     if not uses_triton(backend, log_likelihood):
         return reference.image_scores(log_likelihood, fraction)
     score, log_score = _image_scores(log_likelihood, reference.pixels_scored(log_likelihood, fraction))

@@ -1,5 +1,6 @@
-"""Layer normalisation over the channels of each pixel, then ReLU."""
+"""Layer normalization over the channels of each pixel, then ReLU."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from ..reference.layer_norm import LAYER_NORM_EPS
 
 
 def layer_norm_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor | None = None, backend: Backend = "auto"
+    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Tensor:
-    """See fastmsflow.reference.layer_norm.layer_norm_relu. Differentiable by all its tensors."""
+    """Computes fastmsflow.reference.layer_norm.layer_norm_relu. Differentiable by all its tensors.
+
+    Raises: InputError if shapes do not fit.
+    """
     if x.ndim != 4 or weight.shape != (x.shape[1],) or bias.shape != weight.shape:
         raise InputError(
             f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)};"
@@ -29,12 +33,17 @@ def layer_norm_relu(
 
 
 def check_condition(condition: Tensor, channels: int, x: Tensor) -> None:
-    """Errors: InputError where it is neither a map for x (B, I, H, W)'s grid nor a bias of ``channels``."""
+    """Checks that ``condition`` is a map of ``channels`` on the grid of x (B, I, H, W), or a bias.
+
+    Raises: InputError if it is neither.
+    """
     if condition.shape not in ((1, channels, *x.shape[2:]), (1, channels, 1, 1)):
         raise InputError(f"the condition's map is {tuple(condition.shape)}, x {tuple(x.shape)}; give one map for all")
 
 
 class LayerNormReLU(torch.autograd.Function):
+    """Differentiates ``_layer_norm_relu``."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor | None) -> Tensor:
         y, mean, rstd = _layer_norm_relu(x, condition, weight, bias, LAYER_NORM_EPS)
@@ -43,26 +52,26 @@ class LayerNormReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        x, condition, weight, bias, mean, rstd = ctx.saved_tensors
-        wanted = None if condition is None else (condition.dtype, condition.shape[2:])
-        return layer_norm_gradients(grad_y, x, condition, weight, bias, mean, rstd, wanted)
+        x, condition, weight, bias, *statistics = ctx.saved_tensors
+        like_condition = None if condition is None else (condition.dtype, condition.shape[2:])
+        return layer_norm_gradients(grad_y, (x, condition, weight, bias), statistics, like_condition)
 
 
 def layer_norm_gradients(
     grad_y: Tensor,
-    x: Tensor,
-    condition: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    of_condition: tuple[torch.dtype, torch.Size] | None,
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    statistics: Sequence[Tensor],
+    like_condition: tuple[torch.dtype, torch.Size] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and, where its dtype and grid are given, of the condition's map."""
-    grad_x, grad_weight, grad_bias = _layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
+    """Computes the gradients of x, weight, bias and, if its dtype and grid are given, of the condition's map.
+
+    ``tensors``: x, condition, weight and bias; ``statistics``: mean and 1 / std of each pixel, (B H W,) each.
+    """
+    x, _, weight, bias = tensors
+    grad_x, grad_weight, grad_bias = _layer_norm_relu_backward(grad_y, *tensors, *statistics)
     grad_condition = None
-    if of_condition is not None:
-        dtype, grid = of_condition
+    if like_condition is not None:
+        dtype, grid = like_condition
         over = 0 if grid == x.shape[2:] else (0, 2, 3)
         grad_condition = grad_x.sum(dim=over, keepdim=True, dtype=torch.float32).to(dtype)
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_condition
@@ -74,7 +83,7 @@ def _layer_norm_relu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import layer_norm as kernels
 
-    return kernels.layer_norm_relu(x, condition, weight, bias, eps)
+    return kernels.layer_norm_relu(x, condition, weight, bias, eps=eps)
 
 
 @_layer_norm_relu.register_fake
@@ -90,7 +99,7 @@ def _layer_norm_relu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import layer_norm as kernels
 
-    return kernels.layer_norm_relu_backward(grad_y, x, condition, weight, bias, mean, rstd)
+    return kernels.layer_norm_relu_backward(grad_y, x, condition, weight, bias=bias, mean=mean, rstd=rstd)
 
 
 @_layer_norm_relu_backward.register_fake

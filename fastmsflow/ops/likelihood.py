@@ -1,4 +1,4 @@
-"""Likelihood of latents under a standard normal."""
+"""The likelihood of latents under a standard normal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +13,15 @@ from . import records_gradients
 
 
 def log_likelihood_maps(z: Sequence[Tensor], backend: Backend = "auto") -> list[Tensor]:
-    """See fastmsflow.reference.likelihood.log_likelihood_maps. Differentiable by z."""
+    """Computes fastmsflow.reference.likelihood.log_likelihood_maps. Differentiable by z."""
     if not uses_triton(backend, z[0]):
         return reference.log_likelihood_maps(z)
     return list(LogLikelihoodMaps.apply(*z)) if records_gradients(*z) else _log_likelihood_maps(list(z))
 
 
 class LogLikelihoodMaps(torch.autograd.Function):
+    """Differentiates ``_log_likelihood_maps``."""
+
     @staticmethod
     def forward(ctx: Any, *z: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*z)

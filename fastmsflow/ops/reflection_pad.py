@@ -9,10 +9,10 @@ from ..reference import reflection_pad as reference
 
 
 def reflection_pad(x: Tensor, padding: tuple[int, int, int, int], backend: Backend = "auto") -> Tensor:
-    """See fastmsflow.reference.reflection_pad.reflection_pad. By Triton, not differentiable: the extractor is frozen.
+    """Computes fastmsflow.reference.reflection_pad.reflection_pad.
 
-    By Triton the result is in channels-last memory.
-    Errors: InputError where x is no batch of images, or an edge is to reflect more pixels than lie behind it.
+    By Triton the result is in channels-last memory and not differentiable, since the extractor is frozen.
+    Raises: InputError if x is no batch of images, or an edge is to reflect more pixels than lie behind it.
     """
     _check(x, padding)
     if not uses_triton(backend, x):

@@ -1,4 +1,4 @@
-"""Log-likelihood maps of the levels -> maps at the image's size."""
+"""Aggregates the levels' log-likelihood maps at the image's size."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ..reference import score_map as reference
 def score_maps(
     logp: Sequence[Tensor], image_size: tuple[int, int], backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See fastmsflow.reference.score_map.score_maps. By Triton, not differentiable."""
+    """Computes fastmsflow.reference.score_map.score_maps. By Triton, not differentiable."""
     if not uses_triton(backend, logp[0]):
         return reference.score_maps(logp, image_size)
     return _score_maps(list(logp), list(image_size))

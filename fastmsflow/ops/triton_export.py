@@ -1,4 +1,4 @@
-"""Operators taken apart into the kernels they launch, for a compiler that is to have the kernels inside."""
+"""Replaces operators by the kernels that they launch, for a compiler that puts the kernels into its output."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,22 +20,24 @@ from . import (
     score_map,
 )
 
-_inlining = False
+_enabled = False
 
 
 @contextmanager
 def inlined() -> Iterator[None]:
-    """In the block graphs that are made functional, as AOTInductor makes them, hold launches in place of this
-    library's operators. Only what ``MSFlow.predict`` uses."""
+    """Has functional graphs that are made in the block, as AOTInductor's, hold launches instead of operators.
+
+    This covers the operators that ``MSFlow.predict`` uses.
+    """
     from ..kernels import launch
 
-    global _inlining
-    before, _inlining = _inlining, True
+    global _enabled
+    before, _enabled = _enabled, True
     try:
         with launch.recording():
             yield
     finally:
-        _inlining = before
+        _enabled = before
 
 
 def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +47,7 @@ def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tens
 
 def _register(operator: Any, function: Callable[..., Any]) -> None:
     def in_functional_graph(mode: Any, op: Any, types: Any, args: Any, options: Any) -> Any:
-        if not _inlining:
+        if not _enabled:
             return mode.__torch_dispatch__(op, types, args, options)
         with mode:
             return function(*args, **options)

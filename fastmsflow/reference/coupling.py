@@ -1,58 +1,90 @@
-"""Soft clamp, affine coupling, global affine, channel permutation and their log-determinants (Kingma & Dhariwal's
-Glow coupling as FrEIA's ``AllInOneBlock`` lays it out)."""
+"""Affine couplings with their log-determinants: soft clamp, affine, global affine, channel permutation.
+
+Source: Kingma & Dhariwal's Glow coupling as FrEIA's ``AllInOneBlock`` lays it out.
+"""
 
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .clamp_forms import soft_clamp
+from .coupling_spec import CouplingSpec, GlobalAffine, Halves, output_limit
 from .dtypes import accumulation_dtype
-from .fusion import clamp_output
 from .likelihood import log_likelihood_map
 
-ClampForm = Literal["tanh", "scaled_tanh", "atan"]
 
-# FrEIA scales what the subnet returns by this before anything else.
-SUBNET_SCALE = 0.1
-# 0.636 is FrEIA's rounding of 2/pi; trained weights depend on it.
-ATAN_GAIN = 0.636
+def coupling(
+    x: Halves, raw: Tensor, bias: Tensor | None = None, *, spec: CouplingSpec, affine: GlobalAffine | None = None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Couples the halves of x: y = concat(x1, x2 exp(s) + t), then the global affine and the permutation if given.
 
+    s and t are the halves of raw_scale (raw + bias), s after the soft clamp. ``raw`` (B, C, H, W): log-scales of x2's
+    channels, then as many shifts; ``bias`` (C,): the part of raw that its convolution left out.
 
-def soft_clamp(raw: Tensor, clamp: float, form: ClampForm) -> Tensor:
-    """Bounds the log-scale to about +-clamp.
-
-    ``tanh``: clamp tanh(raw) (FrEIA 0.2); ``scaled_tanh``: clamp tanh(raw / clamp) (FrEIA's git master since
-    2023-08-17); ``atan``: 0.636 clamp atan(raw / clamp) (the fusion flow).
+    Returns what ``spec.result`` says, of x2's dtype (the likelihood in float32 or better), and log_det (B,) in float32
+    or better, or None if it is not wanted.
+    Raises: InputError if the soft clamp's form is not known.
     """
-    if form == "tanh":
-        return clamp * torch.tanh(raw)
-    if form == "scaled_tanh":
-        return clamp * torch.tanh(raw / clamp)
-    return ATAN_GAIN * clamp * torch.atan(raw / clamp)
+    x1, x2 = x
+    y, log_det = affine_forward(x2, *_split(raw, bias, spec.raw_scale), spec)
+    if x1 is not None:
+        y = torch.cat((x1, y), dim=1)
+    if affine is not None:
+        y, log_det_global = global_affine_forward(y, affine, spec.with_log_det)
+        y, log_det = permute_channels(y, affine.perm), add_log_dets([log_det, log_det_global])
+    if spec.bounded:
+        y = clamp_output(y)
+    if spec.result == "likelihood":
+        return [log_likelihood_map(y)], log_det
+    return list(y.chunk(2, dim=1)) if spec.result == "halves" else [y], log_det
 
 
-def affine_forward(
-    x: Tensor, raw_s: Tensor, t: Tensor, clamp: float, form: ClampForm, with_log_det: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """y = x exp(s) + t with s = soft_clamp(raw_s); returns y (dtype of x) and log_det (B,) = the sum of s.
+def coupling_inverse(
+    z: Tensor, raw: Tensor, *, spec: CouplingSpec, affine: GlobalAffine | None = None
+) -> tuple[Tensor, Tensor]:
+    """Inverts ``coupling``, except for the bound on z: z (B, C, H, W) -> x, and the log_det (B,) of this direction.
 
-    The log_det is None where it is not wanted, as in all that follows.
+    Without ``affine`` z is the transformed half alone, (B, C / 2, H, W).
+    Raises: InputError if the soft clamp's form is not known.
     """
+    raw_s, t = _split(raw, None, spec.raw_scale)
+    if affine is None:
+        return affine_inverse(z, raw_s, t, spec)
+    y, log_det_global = global_affine_inverse(permute_channels(z, affine.inverse_perm), affine)
+    y1, y2 = y.chunk(2, dim=1)
+    x2, log_det = affine_inverse(y2, raw_s, t, spec)
+    return torch.cat((y1, x2), dim=1), log_det + log_det_global
+
+
+def invert_first_half(z: Tensor, affine: GlobalAffine) -> Tensor:
+    """Returns the first half of x, (B, C / 2, H, W), from z alone: the subnet reads it before ``coupling_inverse``."""
+    half = z.shape[1] // 2
+    first = GlobalAffine(
+        scale=affine.scale[:half],
+        offset=affine.offset[:half],
+        perm=affine.perm,
+        inverse_perm=affine.inverse_perm[:half],
+    )
+    return global_affine_inverse(permute_channels(z, first.inverse_perm), first)[0]
+
+
+def affine_forward(x: Tensor, raw_s: Tensor, t: Tensor, spec: CouplingSpec) -> tuple[Tensor, Tensor | None]:
+    """y = x exp(s) + t with s = soft_clamp(raw_s); returns y (dtype of x) and log_det (B,) = the sum of s, or None."""
     wide = accumulation_dtype(x.dtype)
-    s = soft_clamp(raw_s.to(wide), clamp, form)
-    log_det = s.sum(dim=(1, 2, 3)) if with_log_det else None
+    s = soft_clamp(raw_s.to(wide), spec.clamp, spec.form)
+    log_det = s.sum(dim=(1, 2, 3)) if spec.with_log_det else None
     y = torch.addcmul(t.to(wide), x.to(wide), s.exp_())
     return y.to(x.dtype), log_det
 
 
-def affine_inverse(y: Tensor, raw_s: Tensor, t: Tensor, clamp: float, form: ClampForm) -> tuple[Tensor, Tensor]:
+def affine_inverse(y: Tensor, raw_s: Tensor, t: Tensor, spec: CouplingSpec) -> tuple[Tensor, Tensor]:
     """x = (y - t) exp(-s); returns x (dtype of y) and the inverse's log_det (B,) = minus the sum of s."""
     wide = accumulation_dtype(y.dtype)
-    s = soft_clamp(raw_s.to(wide), clamp, form)
+    s = soft_clamp(raw_s.to(wide), spec.clamp, spec.form)
     x = (y.to(wide) - t.to(wide)) * (-s).exp()
     return x.to(y.dtype), -s.sum(dim=(1, 2, 3))
 
@@ -63,23 +95,21 @@ def global_gain(global_scale: Tensor) -> Tensor:
 
 
 def initial_global_scale(gain: float = 1.0) -> float:
-    """The global_scale whose gain is ``gain``: 2 ln(exp(5 gain) - 1)."""
+    """Returns the global_scale whose gain is ``gain``: 2 ln(exp(5 gain) - 1)."""
     return 2.0 * math.log(math.expm1(5.0 * gain))
 
 
-def global_affine_forward(
-    x: Tensor, global_scale: Tensor, global_offset: Tensor, with_log_det: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """x g + o per channel; returns it (dtype of x) and log_det () = H W sum_c log g_c."""
-    gain = global_gain(global_scale)
-    y = torch.addcmul(global_offset.to(gain.dtype)[:, None, None], x.to(gain.dtype), gain[:, None, None])
+def global_affine_forward(x: Tensor, affine: GlobalAffine, with_log_det: bool = True) -> tuple[Tensor, Tensor | None]:
+    """x g + o per channel; returns it (dtype of x) and log_det () = H W sum_c log g_c, or None."""
+    gain = global_gain(affine.scale)
+    y = torch.addcmul(affine.offset.to(gain.dtype)[:, None, None], x.to(gain.dtype), gain[:, None, None])
     return y.to(x.dtype), x.shape[2] * x.shape[3] * gain.log().sum() if with_log_det else None
 
 
-def global_affine_inverse(y: Tensor, global_scale: Tensor, global_offset: Tensor) -> tuple[Tensor, Tensor]:
+def global_affine_inverse(y: Tensor, affine: GlobalAffine) -> tuple[Tensor, Tensor]:
     """(y - o) / g per channel; returns it (dtype of y) and the inverse's log_det ()."""
-    gain = global_gain(global_scale)
-    x = (y - global_offset.to(gain.dtype)[:, None, None]) / gain[:, None, None]
+    gain = global_gain(affine.scale)
+    x = (y - affine.offset.to(gain.dtype)[:, None, None]) / gain[:, None, None]
     return x.to(y.dtype), -y.shape[2] * y.shape[3] * gain.log().sum()
 
 
@@ -89,96 +119,23 @@ def permute_channels(x: Tensor, perm: Tensor) -> Tensor:
 
 
 def invert_permutation(perm: Tensor) -> Tensor:
-    """The permutation that undoes ``perm``."""
+    """Returns the permutation that undoes ``perm``."""
     return torch.argsort(perm)
 
 
-def coupling(
-    x1: Tensor,
-    x2: Tensor,
-    raw: Tensor,
-    bias: Tensor | None,
-    global_scale: Tensor,
-    global_offset: Tensor,
-    perm: Tensor,
-    inverse_perm: Tensor,
-    clamp: float,
-    form: ClampForm,
-    with_log_det: bool = True,
-) -> tuple[list[Tensor], Tensor | None]:
-    """One block of a parallel flow, its subnet's output being ``raw``, and ``bias`` where the convolution left it out.
-
-    Halves x1, x2 (B, C / 2, H, W) of x; raw (B, C, H, W) and bias (C,): log-scales, then shifts, of x2's channels;
-    global_scale, global_offset (C,); perm int64 (C,), with z[:, i] = y[:, perm[i]]; inverse_perm: argsort(perm), which
-    the kernel needs, here without a part -> [z1, z2], halves of z, of x's dtype, log_det (B,) in float32 or better.
-    """
-    raw_s, t = _split(raw, bias)
-    y, log_det = affine_forward(x2, raw_s, t, clamp, form, with_log_det)
-    y, log_det_global = global_affine_forward(torch.cat((x1, y), dim=1), global_scale, global_offset, with_log_det)
-    return list(permute_channels(y, perm).chunk(2, dim=1)), add_log_dets([log_det, log_det_global])
-
-
-def coupling_inverse(
-    z: Tensor,
-    raw: Tensor,
-    global_scale: Tensor,
-    global_offset: Tensor,
-    perm: Tensor,
-    inverse_perm: Tensor,
-    clamp: float,
-    form: ClampForm,
-) -> tuple[Tensor, Tensor]:
-    """The inverse of ``coupling``: z (B, C, H, W) -> x, and the log_det (B,) of this direction."""
-    y = permute_channels(z, inverse_perm)
-    y, log_det_global = global_affine_inverse(y, global_scale, global_offset)
-    y1, y2 = y.chunk(2, dim=1)
-    x2, log_det = affine_inverse(y2, *_split(raw), clamp, form)
-    return torch.cat((y1, x2), dim=1), log_det + log_det_global
+def clamp_output(z: Tensor) -> Tensor:
+    """Bounds the fusion flow's output to +-1e6, or to what its dtype holds."""
+    return z.clamp(-output_limit(z.dtype), output_limit(z.dtype))
 
 
 def add_log_dets(log_dets: Sequence[Tensor | None]) -> Tensor | None:
-    """Adds log_dets up; the sum is None where none was wanted."""
+    """Adds log_dets up; the sum is None if none was wanted."""
     wanted = [log_det for log_det in log_dets if log_det is not None]
     return reduce(torch.add, wanted) if wanted else None
 
 
-def kept_channels(z: Tensor, global_scale: Tensor, global_offset: Tensor, inverse_perm: Tensor, kept: int) -> Tensor:
-    """The first ``kept`` channels of x, from z alone: what the subnet needs before ``coupling_inverse``."""
-    y = permute_channels(z, inverse_perm[:kept])
-    return global_affine_inverse(y, global_scale[:kept], global_offset[:kept])[0]
-
-
-def fusion_coupling(
-    x: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """The fusion flow's coupling of a level: x (B, b, H, W), raw (B, 2 b, H, W), and bias (2 b,) where the convolution
-    left it out -> y of x's shape, log_det (B,)."""
-    return affine_forward(x, *_split(raw, bias, scale=1.0), clamp, "atan", with_log_det)
-
-
-def fusion_coupling_inverse(y: Tensor, raw: Tensor, clamp: float) -> tuple[Tensor, Tensor]:
-    """The inverse of ``fusion_coupling``: y -> x, and the log_det (B,) of this direction."""
-    return affine_inverse(y, *_split(raw, scale=1.0), clamp, "atan")
-
-
-def fusion_coupling_concat(
-    x1: Tensor, x2: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """``fusion_coupling`` of x2, behind x1, bounded to +-1e6: (B, 2 b, H, W), log_det (B,)."""
-    y, log_det = fusion_coupling(x2, raw, bias, clamp, with_log_det)
-    return clamp_output(torch.cat((x1, y), dim=1)), log_det
-
-
-def fusion_coupling_concat_likelihood(
-    x1: Tensor, x2: Tensor, raw: Tensor, bias: Tensor | None, clamp: float, with_log_det: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """The log-likelihood map of what ``fusion_coupling_concat`` returns, (B, H, W), in its place; log_det (B,)."""
-    z, log_det = fusion_coupling_concat(x1, x2, raw, bias, clamp, with_log_det)
-    return log_likelihood_map(z), log_det
-
-
-def _split(raw: Tensor, bias: Tensor | None = None, scale: float = SUBNET_SCALE) -> tuple[Tensor, Tensor]:
-    """-> log-scales, shifts."""
+def _split(raw: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns log-scales and shifts."""
     wide = raw.to(accumulation_dtype(raw.dtype))
     if bias is not None:
         wide = wide + bias.to(wide.dtype)[:, None, None]

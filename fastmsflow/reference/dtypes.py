@@ -4,5 +4,5 @@ import torch
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for the half precisions, the dtype itself for float32 and float64."""
+    """Returns float32 for the half precisions, the dtype itself for float32 and float64."""
     return torch.promote_types(dtype, torch.float32)

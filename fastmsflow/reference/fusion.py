@@ -6,32 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OUTPUT_LIMIT = 1e6
-
-
-def output_limit(dtype: torch.dtype) -> float:
-    """The bound of the fusion flow's output: 1e6, or what the dtype holds (float16: 65504)."""
-    return min(OUTPUT_LIMIT, torch.finfo(dtype).max)
-
-
-def clamp_output(z: Tensor) -> Tensor:
-    """Bounds the fusion flow's output."""
-    return z.clamp(-output_limit(z.dtype), output_limit(z.dtype))
+from .conv3x3 import conv3x3
 
 
 def pool_and_concat(maps: Sequence[Tensor]) -> Tensor:
-    """Adaptive average pool of every (B, C_l, H_l, W_l) to the last level's grid, concatenated: (B, sum C_l, H, W)."""
+    """Averages every (B, C_l, H_l, W_l) to the last level's grid and concatenates the levels: (B, sum C_l, H, W)."""
     height, width = maps[-1].shape[-2:]
     return torch.cat([F.adaptive_avg_pool2d(m, (height, width)) for m in maps], dim=1)
 
 
 def split_and_upsample(joint: Tensor, bias: Tensor | None, maps: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse journey: relu(joint + bias) split by level, bilinear (align_corners) to each level's grid, plus the
-    level's own map. ``bias`` (sum C_l,): where the convolution left it out."""
+    """Splits relu(joint + bias) by level, interpolates to each level's grid and adds the level's own map.
+
+    joint (B, sum C_l, H, W); ``bias`` (sum C_l,): the part of joint that its convolution left out; maps
+    (B, C_l, H_l, W_l), of which the results have the shapes. The interpolation is bilinear with align_corners.
+    """
     if bias is not None:
         joint = joint + bias.to(joint.dtype)[:, None, None]
-    parts = joint.relu().split([m.shape[1] for m in maps], dim=1)
+    levels = joint.relu().split([m.shape[1] for m in maps], dim=1)
     return [
-        F.interpolate(part, size=m.shape[-2:], mode="bilinear", align_corners=True) + m
-        for part, m in zip(parts, maps, strict=True)
+        F.interpolate(level, size=m.shape[-2:], mode="bilinear", align_corners=True) + m
+        for level, m in zip(levels, maps, strict=True)
     ]
+
+
+def conv3x3_split_and_upsample(hidden: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """``split_and_upsample`` with joint = conv3x3(hidden, weight, bias)."""
+    return split_and_upsample(conv3x3(hidden, weight, bias), None, maps)

@@ -1,4 +1,4 @@
-"""Layer normalisation over the channels of each pixel, then ReLU."""
+"""Layer normalization over the channels of each pixel, then ReLU."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Log-likelihood maps of the levels -> one map at the image's size, two ways."""
+"""Aggregates the levels' log-likelihood maps at the image's size, in two ways (arXiv 2308.15300)."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def upsample(level_map: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """(B, h, w) -> (B, H, W), bilinear, align_corners=True."""
+    """Interpolates (B, h, w) to (B, H, W), bilinear, align_corners=True."""
     return F.interpolate(level_map[:, None], size=image_size, mode="bilinear", align_corners=True)[:, 0]
 
 
@@ -27,6 +27,6 @@ def additive_likelihood(logp: Sequence[Tensor], image_size: tuple[int, int]) -> 
 
 
 def score_maps(logp: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(L, A, peak) of fastmsflow.scoring: logp (B, h_l, w_l) per level -> (B, H, W), (B, H, W), (B,)."""
+    """Computes L (B, H, W), A (B, H, W) and peak (B,) of fastmsflow.scoring from logp (B, h_l, w_l) per level."""
     log_likelihood, peak = multiplicative_log_likelihood(logp, image_size)
     return log_likelihood, additive_likelihood(logp, image_size), peak

@@ -1,4 +1,4 @@
-"""Whether a feature cache is worth its building, measured before it is built."""
+"""Measures, before a feature cache is built, whether building it is worth its time."""
 
 import math
 import os
@@ -12,34 +12,34 @@ from ..files import write_faults
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import pooled_features
 
-# Enough for a guess: their features are tens of MiB.
-MEASURED = 8
+# Enough for an estimate: their features are tens of MiB.
+MEASURED_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """What building a cache costs, and what it saves in every pass over the images."""
+    """The cost of building a cache, and what the cache saves in every pass over the images."""
 
     images: int
-    """Still to be built."""
+    """The number of images whose features are still to be computed."""
     bytes_per_image: int
-    """On disk."""
+    """The size of an image's features on disk."""
     extract: float
-    """Seconds an image, reading it included."""
+    """Seconds to read an image and compute its features."""
     write: float
-    """Seconds an image."""
+    """Seconds to write an image's features."""
     read: float
-    """Seconds an image."""
+    """Seconds to read an image's features."""
 
     @property
     def build_seconds(self) -> float:
-        """Of the whole build, by one process."""
+        """The seconds that one process takes to build the whole cache."""
         return self.images * (self.extract + self.write)
 
     @property
     def first_pass(self) -> int | None:
-        """The first pass after which having built and read the cache took no longer than computing the features anew
-        in every pass; None: reading takes as long as that."""
+        """The first pass after which building and reading the cache took no longer than computing the features anew in
+        every pass; None if reading takes as long as computing."""
         if self.read >= self.extract:
             return None
         return math.ceil((self.extract + self.write) / (self.extract - self.read))
@@ -52,18 +52,18 @@ class BreakEven:
         return f"cache: {size} an image, {total} in all; building takes about {_duration(self.build_seconds)}; {gain}"
 
 
-def measured(cache: FeatureCache) -> BreakEven:
+def measure_break_even(cache: FeatureCache) -> BreakEven:
     """Runs ``cache``'s extractor on a few of its images, writes their features onto its disk and reads them again.
 
-    Errors: InputError where an image cannot be read or the disk not be written.
+    Raises: InputError if an image cannot be read or the disk cannot be written.
     """
-    few = range(min(MEASURED, len(cache.images)))
-    pooled_features(cache.model, cache.images, few[:1])  # what is done once is not counted
+    few = range(min(MEASURED_IMAGES, len(cache.images)))
+    pooled_features(cache.model, cache.images, few[:1])  # a first call does work that is not repeated
     started = time.perf_counter()
     levels = pooled_features(cache.model, cache.images, few)
     extracted = time.perf_counter()
     content = torch.cat([level.to(cache.dtype).flatten().view(torch.uint8) for level in levels]).numpy().tobytes()
-    # Without a name: nothing of it can be left behind.
+    # The file has no name, so that nothing of it can be left behind.
     with write_faults(cache.folder / "speed"), tempfile.TemporaryFile(dir=cache.folder) as file:
         writing = time.perf_counter()
         file.write(content)

@@ -1,4 +1,4 @@
-"""What a run learns from and is judged on, and how it is read."""
+"""The data of a training run: how images are read (DataConfig), and the plan that is made from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 
 from ..data import ImageFileDataset, ImageSet, Sample, ShardSet, fingerprint
 from ..data.fingerprint import names_fingerprint
-from ..data.jpeg_decoder import check_decoder, decoded
+from ..data.jpeg_decoder import check_decoder, decode_batch
 from ..data.lazy_sequence import LazySequence
 from ..data.reader_pool import ReaderPool
 from ..distributed.process_group import ProcessGroup
@@ -24,82 +24,102 @@ from .loaders import Decode
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a run learns from and is judged on."""
+    """The images of a run, and what is known of them before the first pass."""
 
     source: TrainingData
     names: dict[str, Sequence[str]]
-    """Of the images of TRAIN and HELD_OUT, by number."""
+    """The names of the images of TRAIN and HELD_OUT, by number."""
     counts: dict[str, int]
+    """The number of images by split, as ``results.json`` has them."""
     truth: GroundTruth | None
+    """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
-    """What tells these images from others."""
+    """Identifies these images, see ``description_of``."""
     licence: str = ""
+    """One line: source and licence."""
 
 
-def planned(
+def plan_training(
     model: MSFlow,
     images: ImageSet | ShardSet,
     recipe: Recipe,
     reading: DataConfig,
+    *,
     readers: ReaderPool,
     world: ProcessGroup,
 ) -> TrainingPlan:
-    """``readers``: who reads images that are files.
+    """Chooses the splits of ``images`` and how their batches are made.
 
-    Errors: InputError where images, ``reading`` and the processes do not go together; UnavailableError as
-    ``check_decoder`` has it.
+    ``readers``: the processes that read image files. Raises: InputError if the images, ``reading`` and the processes do
+    not go together, and UnavailableError if JPEG files cannot be decoded on the GPU.
     """
     with world.raise_on_any_rank():
         check_reading(reading, isinstance(images, ShardSet))
         decode = _decoder(model, reading, isinstance(images, ShardSet)) if reading.decode_on_gpu else None
         if isinstance(images, ShardSet):
-            return _of_shards(model, images, recipe, reading, decode, world)
-        plan = _of_files(model, images, recipe, reading, decode, readers, world)
-    # Apart: one process finds it out for all, and it takes long.
+            source = ShardTrainingData(
+                model,
+                images,
+                recipe,
+                workers=reading.workers,
+                world=world,
+                skip_faults=reading.skip_faults,
+                decode=decode,
+            )
+            return _plan_shards(source, images)
+        plan = _plan_files(model, images, recipe, reading, decode=decode, readers=readers, world=world)
+    # Outside the block: it takes long, so one process does it for all.
     return replace(plan, description=world.broadcast_from_rank0(lambda: description_of(images, reading)))
 
 
-def _of_shards(
-    model: MSFlow, shards: ShardSet, recipe: Recipe, reading: DataConfig, decode: Decode | None, world: ProcessGroup
-) -> TrainingPlan:
-    source = ShardTrainingData(model, shards, recipe, reading.workers, world, reading.skip_faults, decode)
+def _plan_shards(source: ShardTrainingData, shards: ShardSet) -> TrainingPlan:
     counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
-    # Without a password that a URL may hold.
+    # Not the URL, which may hold a password.
     description: dict[str, object] = {"shards": shards.manifest.content}
     return TrainingPlan(source, {TRAIN: shards.names, HELD_OUT: shards.names}, counts, None, description)
 
 
-def _of_files(
+def _plan_files(
     model: MSFlow,
     images: ImageSet,
     recipe: Recipe,
     reading: DataConfig,
+    *,
     decode: Decode | None,
     readers: ReaderPool,
     world: ProcessGroup,
 ) -> TrainingPlan:
-    """Not described yet."""
+    """Returns a plan without its description."""
     if not images.train:
         raise InputError(f"{images.name}: no training images")
     truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
-    kept, held_out = split(images.train, recipe)
-    parts = {TRAIN: kept, HELD_OUT: held_out, TEST: images.test}
+    train, held_out = split(images.train, recipe)
+    splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
     files = {
-        part: ImageFileDataset([sample.image for sample in of], model.image_size, decode is not None)
-        for part, of in parts.items()
-        if of
+        name: ImageFileDataset([sample.image for sample in samples], model.image_size, decode is not None)
+        for name, samples in splits.items()
+        if samples
     }
     order = None if truth is None else truth.scoring_order
     if reading.stream:
-        source: TrainingData = ImageTrainingData(model, files, recipe, readers, world, order, decode)
+        source: TrainingData = ImageTrainingData(
+            model, files, recipe, readers=readers, world=world, test_order=order, decode=decode
+        )
     else:
         source = FeatureTrainingData(
-            model, files, recipe, readers, reading.feature_cache, dtype_of(reading.cache_dtype), world, order
+            model,
+            files,
+            recipe,
+            readers=readers,
+            cache=reading.feature_cache,
+            cache_dtype=dtype_of(reading.cache_dtype),
+            world=world,
+            test_order=order,
         )
     return TrainingPlan(
         source,
-        {part: _names(of) for part, of in parts.items()},
-        {"train": len(kept), "held_out": len(held_out), "test": len(images.test)},
+        {name: _names(samples) for name, samples in splits.items()},
+        {"train": len(train), "held_out": len(held_out), "test": len(images.test)},
         truth,
         {},
         images.licence,
@@ -107,7 +127,7 @@ def _of_files(
 
 
 def check_reading(reading: DataConfig, of_shards: bool) -> None:
-    """Errors: InputError where ``reading`` contradicts itself, or what is read: shards or files."""
+    """Raises: InputError if ``reading`` contradicts itself, or does not fit the images: shards or files."""
     if reading.feature_cache is not None and of_shards:
         raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
     if reading.feature_cache is not None and reading.stream:
@@ -124,7 +144,7 @@ def _decoder(model: MSFlow, reading: DataConfig, of_shards: bool) -> Decode:
     if device.type != "cuda" or not (reading.stream or of_shards):
         raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
     check_decoder(device)
-    return partial(decoded, image_size=model.image_size, device=device)
+    return partial(decode_batch, image_size=model.image_size, device=device)
 
 
 def _names(samples: Sequence[Sample]) -> LazySequence:
@@ -132,16 +152,16 @@ def _names(samples: Sequence[Sample]) -> LazySequence:
 
 
 def description_of(images: ImageSet, reading: DataConfig) -> dict[str, object]:
-    """What tells ``images`` from others: their bytes or, of those that are not read at first, names and sizes."""
+    """Returns what identifies ``images``: a digest of their bytes or, if they are streamed, of names and sizes."""
     if not reading.stream:
         return {"name": images.name, "fingerprint": fingerprint(images)}
     return {"name": images.name, "files": names_fingerprint(images)}
 
 
 def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
-    """-> (training samples, held-out samples), in their order; which are held out depends on the seed alone.
+    """Returns the training samples and the held-out samples, in their order; the seed alone chooses the latter.
 
-    Errors: InputError where nothing is left to train on.
+    Raises: InputError if nothing is left to train on.
     """
     count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
     if count >= len(samples):

@@ -16,6 +16,7 @@ def pooled_features(
     images: Images | ConcatImages,
     numbers: Sequence[int],
     readers: ReaderPool | None = None,
+    *,
     progress: Progress = lambda done: None,
 ) -> list[Tensor]:
     """Computes pooled features of the images of ``numbers``, before any standardization.
@@ -41,29 +42,32 @@ def pooled_features(
 
 
 class FeaturesInMemory:
-    """Features in memory, (N, C_l, H_l, W_l) per level."""
+    """Features that lie in memory, (N, C_l, H_l, W_l) per level."""
 
     def __init__(self, levels: Sequence[Tensor]) -> None:
         self.levels = levels
 
     def fetch(self, numbers: list[int]) -> list[Tensor]:
-        """(B, C_l, H_l, W_l) per level, in channels-last memory."""
+        """Returns the features of some images by number: (B, C_l, H_l, W_l) per level, in channels-last memory."""
         return [level[numbers].contiguous(memory_format=torch.channels_last) for level in self.levels]
 
 
-def features_of_all(own: Sequence[Tensor], images: int, world: ProcessGroup) -> list[Tensor]:
-    """From what each process computed of every ``world.size``-th image, from its rank on: all, on each of them."""
+def gather_features(own: Sequence[Tensor], images: int, world: ProcessGroup) -> list[Tensor]:
+    """Gathers the features of all ``images`` images in each process.
+
+    ``own``: per level, the features of every ``world.size``-th image from number ``world.rank`` on.
+    """
     if world.size == 1:
         return list(own)
     most = -(-images // world.size)
     levels = []
     for level in own:
         _, c, h, w = level.shape
-        parts = [torch.empty((most, h, w, c), dtype=level.dtype) for _ in range(world.size)]
-        parts[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
-        torch.distributed.all_gather(parts, parts[world.rank].clone())
-        whole = torch.empty((images, h, w, c), dtype=level.dtype)
-        for rank, part in enumerate(parts):
-            whole[rank :: world.size] = part[: len(range(rank, images, world.size))]
-        levels.append(whole.permute(0, 3, 1, 2))
+        by_rank = [torch.empty((most, h, w, c), dtype=level.dtype) for _ in range(world.size)]
+        by_rank[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
+        torch.distributed.all_gather(by_rank, by_rank[world.rank].clone())
+        gathered = torch.empty((images, h, w, c), dtype=level.dtype)
+        for rank, features in enumerate(by_rank):
+            gathered[rank :: world.size] = features[: len(range(rank, images, world.size))]
+        levels.append(gathered.permute(0, 3, 1, 2))
     return levels

@@ -1,4 +1,4 @@
-"""Features out of a cache: where they lie while a run reads them, and how they come to the GPU."""
+"""Reads features out of a cache: chooses where they lie during a run, and copies them to the GPU."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,21 +13,24 @@ from ..models.msflow import MSFlow
 from .feature_cache import FeatureCache
 
 Place = Literal["on the GPU", "in memory", "on disk"]
-# Of what is free; the rest is for the training itself.
-SHARE = 0.5
+# The share of the free memory that features may take; the rest is for the training itself.
+MEMORY_SHARE = 0.5
 
 
 def placement(needed: int, device: torch.device, processes: int = 1) -> Place:
-    """Where ``needed`` bytes of features lie best for a model on ``device``: on its GPU, or in memory, if they take at
-    most half of what is free there. ``processes``: so many on this machine hold as much."""
-    if device.type == "cuda" and needed <= SHARE * torch.cuda.mem_get_info(device)[0]:
+    """Returns where ``needed`` bytes of features lie best for a model on ``device``: on its GPU or in memory if they
+    take at most half of what is free there, else on disk. ``processes``: the number of processes on this machine that
+    each hold as many features."""
+    if device.type == "cuda" and needed <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "on the GPU"
-    return "in memory" if needed * processes <= SHARE * available_memory() else "on disk"
+    return "in memory" if needed * processes <= MEMORY_SHARE * available_memory() else "on disk"
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process may still take without swapping, its control group's limit included; 0 where the system
-    (other than Linux) does not tell: its cache of files serves there."""
+    """Returns the bytes that this process may still take without swapping, within its control group's limit.
+
+    Returns 0 on systems other than Linux, which do not tell: their cache of files serves there.
+    """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -42,9 +45,10 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 class FeaturesOnDisk:
-    """Features out of a cache, on ``model``'s device, in its flow's dtype and standardised by it.
+    """Features out of a cache, on ``model``'s device, in its flow's dtype and standardized by it.
 
-    ``rows``: of the cache, (N,). ``place``: where they lie meanwhile, in the cache's dtype.
+    ``rows``: the rows of the cache, (N,). ``place``: where the features lie until they are fetched, in the cache's
+    dtype.
     """
 
     def __init__(self, cache: FeatureCache, rows: np.ndarray, model: MSFlow, place: Place) -> None:
@@ -62,26 +66,26 @@ class FeaturesOnDisk:
 
     @property
     def device(self) -> torch.device:
-        """The model's, which a trainer may move."""
+        """The model's device; a trainer may move the model."""
         return next(self._model.flow.parameters()).device
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fetch(self, numbers: list[int]) -> list[Tensor]:
-        """(B, C_l, H_l, W_l) per level."""
+        """Returns the features of some images by number: (B, C_l, H_l, W_l) per level."""
         levels = [level.to(self._model.flow.dtype) for level in self._on_device(self.stored(numbers))]
         return levels if self._model.standardiser is None else self._model.standardiser(levels)
 
     def stored(self, indices: Sequence[int]) -> list[Tensor]:
-        """As the cache has them: (B, C_l, H_l, W_l) per level, channels last, in its dtype, where they lie."""
+        """Returns features as they lie: (B, C_l, H_l, W_l) per level, channels last, in the cache's dtype."""
         if self._levels is None:
             return self._cache.take(self._rows[indices])
         index = torch.tensor(indices, device=self._levels[0].device)
         return [level.index_select(0, index).permute(0, 3, 1, 2) for level in self._levels]
 
     def batches(self) -> Iterator[list[Tensor]]:
-        """All of them, ``stored``, in order."""
+        """Yields all features in order, as ``stored`` returns them."""
         return map(self.stored, batched(range(len(self))))
 
     def _on_device(self, levels: list[Tensor]) -> list[Tensor]:

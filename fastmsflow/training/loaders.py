@@ -1,10 +1,10 @@
-"""Batches for a trainer, from wherever they come: each loader knows where in its epoch it stands, and goes on there."""
+"""Loaders of batches for a trainer. Each one knows its position in its epoch, and resumes there."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,19 +12,28 @@ from torch.utils.data import DataLoader, default_collate
 
 from ..data import ShardedImages
 from ..data.datasets import Images
-from ..data.reader_pool import ReaderPool, collate_encoded, survive_sigterm
+from ..data.reader_pool import ReaderPool, batched, collate_encoded, survive_sigterm
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from .samplers import SequentialBatchSampler, TrainBatchSampler
+from .samplers import BatchSampler
 
-# Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W); the images' numbers; see Part.share.
-Batch = tuple[list[Tensor] | Tensor, list[int], float]
-# See jpegs.decoded: of what jpegs.decoded_or_not made of some images, and what errors call these.
 Decode = Callable[[list[Tensor], list[str]], tuple[Tensor, dict[int, InputError]]]
+"""Makes pixels of encoded images and their names, as ``jpeg_decoder.decode_batch`` does."""
+
+
+class Batch(NamedTuple):
+    """A batch for one process."""
+
+    inputs: list[Tensor] | Tensor
+    """Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W)."""
+    numbers: list[int]
+    """The images' numbers."""
+    weight: float
+    """See ``RankBatch.weight``."""
 
 
 class Loader(ABC):
-    """Batches of one epoch after the other. Lightning keeps ``state_dict`` with a run's state."""
+    """Yields the batches of one epoch after the other. Lightning saves ``state_dict`` with a run's state."""
 
     # Lightning looks for both, and calls set_epoch of the first.
     sampler: Any
@@ -32,12 +41,12 @@ class Loader(ABC):
 
     def __init__(self) -> None:
         self.waited = 0.0
-        """For batches, by whoever asked for them, in seconds."""
+        """Seconds that the callers have waited for batches."""
         self._taken = 0
         self._loaded: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Batch]:
-        # A state of an epoch's end is none of the next one's middle.
+        # The state of another epoch's end says nothing about this one.
         state = self._loaded if self._loaded.get("epoch") == self._epoch else {}
         self._loaded = {}
         self._taken = state.get("taken", 0)
@@ -48,16 +57,16 @@ class Loader(ABC):
             self.waited += time.perf_counter() - started
             if batch is None:
                 return
-            # Before it is given away: a state that is kept while it is worked on covers it.
+            # Before the batch is given away, so that a state which is saved during its step covers it.
             self._taken += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and how many of its batches were given away."""
+        """Returns the epoch and how many of its batches were given away."""
         return {"epoch": self._epoch, "taken": self._taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For the next pass, if it is of the state's epoch."""
+        """Has the next pass begin at ``state``, if the pass is of that state's epoch."""
         self._loaded = dict(state)
 
     @property
@@ -65,50 +74,49 @@ class Loader(ABC):
         return self.sampler.epoch
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch."""
 
     @abstractmethod
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        """Of an epoch, or what is left of it behind ``state``."""
+        """Yields the batches of an epoch that come after ``state``."""
 
 
 class FeatureLoader(Loader):
-    """Batches of features that lie ready. ``fetch``: those of some images, by number."""
+    """Yields batches of features that have been computed before.
+
+    ``fetch``: returns the features of some images, by number. ``prefetch``: on a GPU, the next batch is fetched on a
+    stream of its own while a step works on the current one.
+    """
 
     def __init__(
-        self,
-        fetch: Callable[[list[int]], list[Tensor]],
-        order: TrainBatchSampler | SequentialBatchSampler,
-        ahead: bool = False,
+        self, fetch: Callable[[list[int]], list[Tensor]], sampler: BatchSampler, prefetch: bool = False
     ) -> None:
-        """``ahead``: on a GPU, the next batch is fetched on a stream of its own while a step works on this one."""
         super().__init__()
-        self.sampler = order
+        self.sampler = sampler
         self._fetch = fetch
-        self._ahead = ahead
+        self._prefetch = prefetch
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        parts = self.sampler.parts(state.get("taken", 0))
-        batches = ((self._fetch(part.numbers), *part) for part in parts)
-        return _fetched_ahead(batches) if self._ahead else batches
+        chosen = self.sampler.batches(state.get("taken", 0))
+        batches = (Batch(self._fetch(numbers), numbers, weight) for numbers, weight in chosen)
+        return _prefetched(batches) if self._prefetch else batches
 
 
 class ImageLoader(Loader):
-    """Batches of images, read by ``readers`` when they are needed."""
+    """Yields batches of images, which ``readers`` read when they are needed.
+
+    ``decode``: makes pixels of a batch if ``images`` are encoded; None if they are not.
+    """
 
     def __init__(
-        self,
-        images: Images,
-        order: TrainBatchSampler | SequentialBatchSampler,
-        readers: ReaderPool,
-        decode: Decode | None = None,
+        self, images: Images, sampler: BatchSampler, readers: ReaderPool, decode: Decode | None = None
     ) -> None:
-        """``decode``: where ``images`` are encoded, what makes pixels of a batch."""
         super().__init__()
-        self.sampler = order
+        self.sampler = sampler
         self._decode = decode
         self._images = images
         self._readers = readers
@@ -118,34 +126,39 @@ class ImageLoader(Loader):
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
         start = state.get("taken", 0)
-        asked = ([self._images.to_read(number) for number in part.numbers] for part in self.sampler.parts(start))
-        batches = self._readers.read(asked, self._decode is not None)
-        for part, batch in zip(self.sampler.parts(start), batches, strict=True):
-            yield _pixels(batch, self._decode)[0], *part
+        # Drawn twice, as a list of all numbers would take much memory.
+        requests = ([self._images.to_read(n) for n in numbers] for numbers, _ in self.sampler.batches(start))
+        items = self._readers.read(requests, self._decode is not None)
+        for (numbers, weight), batch in zip(self.sampler.batches(start), items, strict=True):
+            yield Batch(_pixels(batch, self._decode)[0], numbers, weight)
 
 
-class Epoch:
-    """What Lightning tells the epoch's number."""
+class EpochCounter:
+    """Holds the epoch's number, which Lightning sets."""
 
     epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next pass."""
         self.epoch = epoch
 
 
 class ShardLoader(Loader):
-    """Batches of images out of shards; ``open_shards``: this process's, of an epoch.
+    """Yields batches of images out of shards.
 
-    ``steps``: how many batches of ``batch_size`` images an epoch has. Whole shards are dealt out, so that processes
-    have somewhat more or fewer images than they need for them: one that has more leaves some out, others in each epoch;
-    one that has fewer than its part, or lost some to damaged files, begins again with its first. None: what there is,
-    once, in a last batch fewer.
+    ``open_shards``: returns this process's images of an epoch. ``steps``: the number of batches of ``batch_size``
+    images in an epoch; None: all images once, the last batch being smaller. ``decode``: makes pixels of a batch if the
+    images are encoded.
 
-    Each of the workers that read has a last batch of its own, of fewer images: these come last, in the workers' order,
-    and joined; of them only what is left behind whole batches, less than one, is left out. Images that cannot be
-    decoded make their batch smaller.
+    Whole shards are dealt out, so processes have somewhat more or fewer images than ``steps`` take. A process that has
+    more leaves some out, others in each epoch. A process that has fewer, or lost some to damaged files, begins again
+    with its first image.
 
-    Errors: InputError where an image cannot be read, and faults are not skipped; where not one whole batch can.
+    Each worker ends with a batch of its own that may be smaller. These batches are joined in the workers' order and
+    come last; only what is left behind whole batches, less than one, is left out. Images that cannot be decoded make
+    their batch smaller.
+
+    Raises: InputError if an image cannot be read and faults are not skipped, or if not one whole batch can be read.
     """
 
     def __init__(
@@ -153,14 +166,14 @@ class ShardLoader(Loader):
         open_shards: Callable[[int], ShardedImages],
         batch_size: int,
         steps: int | None,
+        *,
         world: ProcessGroup = SINGLE_PROCESS,
         decode: Decode | None = None,
     ) -> None:
-        """``decode``: where the images are encoded, what makes pixels of a batch."""
         super().__init__()
         self._world = world
         self._decode = decode
-        self.sampler = Epoch()
+        self.sampler = EpochCounter()
         self._open = open_shards
         self._batch_size = batch_size
         self._steps = steps
@@ -172,7 +185,7 @@ class ShardLoader(Loader):
         return -(-sum(self._images.images_of_workers) // self._batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also where in the shards that is, for each process: to be called on all of them."""
+        """Returns also the position in the shards, for each process; all processes must call this."""
         return {**super().state_dict(), "shards": list(self._world.all_gather(self._images.state()))}
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
@@ -184,14 +197,14 @@ class ShardLoader(Loader):
         whole = not state
         while self._steps is None or given < self._steps:
             before = given
-            for batch in self._once():
+            for batch in self._single_pass():
                 if given == self._steps:
                     return
                 self._images.seen(batch)
-                pixels, places = _pixels(batch, self._decode, partial(self._images.fault, lost=1))
-                if places:
+                pixels, decoded = _pixels(batch, self._decode, partial(self._images.fault, lost=1))
+                if decoded:
                     given += 1
-                    yield pixels, batch["index"][places].tolist(), 1.0
+                    yield Batch(pixels, batch["index"][decoded].tolist(), 1.0)
             if self._steps is None:
                 return
             if given == before and whole:
@@ -202,8 +215,8 @@ class ShardLoader(Loader):
             whole = True
             self._images.set_epoch(self._epoch)
 
-    def _once(self) -> Iterator[dict[str, Any]]:
-        """All images, or what is left of them, in whole batches; a last one of fewer where there are no ``steps``."""
+    def _single_pass(self) -> Iterator[dict[str, Any]]:
+        """Yields the images that are left of the shards in whole batches, and a smaller one if there are no steps."""
         collate = collate_encoded if self._decode else default_collate
         loader = DataLoader(
             self._images,
@@ -213,51 +226,51 @@ class ShardLoader(Loader):
             worker_init_fn=survive_sigterm,
             collate_fn=collate,
         )
-        rest: list[dict[str, Any]] = []
+        smaller: list[dict[str, Any]] = []
         held: list[dict[str, Any]] = []
         for batch in loader:
             if len(batch["index"]) < self._batch_size:
-                rest.append(batch)
+                smaller.append(batch)
                 continue
             # Nobody asks behind an epoch's last batch: by then the shards are read to the end, and wrong ones known.
             yield from held
             held = [batch]
         yield from held
-        rest.sort(key=lambda batch: int(batch["reader"][0]))
-        items = [dict(zip(batch, item, strict=True)) for batch in rest for item in zip(*batch.values(), strict=True)]
-        for start in range(0, len(items), self._batch_size):
-            if self._steps is None or start + self._batch_size <= len(items):
-                yield collate(items[start : start + self._batch_size])
+        smaller.sort(key=lambda batch: int(batch["reader"][0]))
+        items = [dict(zip(batch, item, strict=True)) for batch in smaller for item in zip(*batch.values(), strict=True)]
+        for joined in batched(items, self._batch_size):
+            if self._steps is None or len(joined) == self._batch_size:
+                yield collate(list(joined))
 
 
-def _raised(error: InputError) -> None:
+def _raise(error: InputError) -> None:
     raise error
 
 
 def _pixels(
-    batch: dict[str, Any], decode: Decode | None, fault: Callable[[InputError], None] = _raised
+    batch: dict[str, Any], decode: Decode | None, on_fault: Callable[[InputError], None] = _raise
 ) -> tuple[Tensor, list[int]]:
-    """Of the images that can be decoded, and their places in the batch; ``fault`` is told what is wrong with others."""
+    """Returns the images that can be decoded, and their indices in the batch. ``on_fault`` gets the others' errors."""
     if decode is None:
         return batch["image"], list(range(len(batch["image"])))
     pixels, faults = decode(batch["image"], batch["source"])
     for error in faults.values():
-        fault(error)
-    return pixels, [place for place in range(len(batch["image"])) if place not in faults]
+        on_fault(error)
+    return pixels, [index for index in range(len(batch["image"])) if index not in faults]
 
 
-def _fetched_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """On a GPU: the next one is copied and standardised on a stream of its own while a step works on this one."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    coming = _next(batches, aside)
+def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yields ``batches``, the next of which is copied to the GPU on a stream of its own in the meantime."""
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    coming = _next(batches, side_stream)
     while coming is not None:
-        here, batch = torch.cuda.current_stream(), coming
-        here.wait_stream(aside)
-        for level in batch[0]:
+        current_stream, batch = torch.cuda.current_stream(), coming
+        current_stream.wait_stream(side_stream)
+        for level in batch.inputs:
             # Its memory is the side stream's, which must not give it away while the step reads it.
-            level.record_stream(here)
-        coming = _next(batches, aside)
+            level.record_stream(current_stream)
+        coming = _next(batches, side_stream)
         yield batch
 
 

@@ -29,15 +29,15 @@ def trained_parameters(flow: MultiScaleFlow) -> list[nn.Parameter]:
 def prepared_for_training(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
     """Freezes modules and sets activation checkpointing as ``recipe`` says, within the block."""
     requires_grad = [(parameter, parameter.requires_grad) for parameter in flow.parameters()]
-    memory = flow.memory
+    checkpointing = flow.activation_checkpointing
     try:
         for name, module in _modules(flow).items():
             if name not in recipe.rates:
                 module.requires_grad_(False)
-        flow.memory = cast("ActivationCheckpointing | None", recipe.memory)
+        flow.activation_checkpointing = cast("ActivationCheckpointing | None", recipe.memory)
         yield
     finally:
-        flow.memory = memory
+        flow.activation_checkpointing = checkpointing
         for parameter, required in requires_grad:
             parameter.requires_grad_(required)
 

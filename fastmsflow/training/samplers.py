@@ -1,5 +1,9 @@
-"""Which images make up each batch, and which of them are this process's: the same wherever and whenever it is asked."""
+"""Samplers that choose the images of each batch, and share them out among processes.
 
+A sampler's batches depend on its arguments and the epoch alone, so every process, and a resumed run, finds the same.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,19 +14,38 @@ from ..errors import InputError
 
 
 class RankBatch(NamedTuple):
-    """Of a batch, what one process computes."""
+    """The images of a batch that one process computes."""
 
     numbers: list[int]
-    """Of its images."""
-    share: float
-    """What the mean over them counts in a mean over processes that is to be the batch's: 1 where all have as many."""
+    """The images' numbers."""
+    weight: float
+    """The weight of the mean over these images in a mean over processes that is to be the batch's mean: 1 if every
+    process has as many images."""
 
 
-class TrainBatchSampler:
-    """Batches of ``images`` numbered images, dealt out among the processes of ``world``.
+class BatchSampler(ABC):
+    """Yields one process's batches of an epoch, from any of them on."""
 
-    ``seed``: each epoch has an order of its own, drawn from it and the epoch's number alone.
-    Errors: InputError where a process would have no images.
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next pass; Lightning calls this."""
+        self.epoch = epoch
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch."""
+
+    @abstractmethod
+    def batches(self, start: int = 0) -> Iterator[RankBatch]:
+        """Yields the batches from number ``start`` on."""
+
+
+class TrainBatchSampler(BatchSampler):
+    """Yields batches of ``images`` numbered images in random order, each shared out among the processes of ``world``.
+
+    Each epoch has an order of its own, drawn from ``seed`` and the epoch's number. Raises: InputError if a process
+    would have no images.
     """
 
     def __init__(self, images: int, batch_size: int, world: ProcessGroup, seed: int) -> None:
@@ -31,50 +54,42 @@ class TrainBatchSampler:
                 f"{images} training images in batches of {batch_size}, for {world.size} processes: some would have"
                 " none; take fewer processes or larger batches"
             )
-        self.images = images
-        self.batch_size = batch_size
-        self.world = world
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it."""
-        self.epoch = epoch
+        self._images = images
+        self._batch_size = batch_size
+        self._world = world
+        self._seed = seed
 
     def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
+        return -(-self._images // self._batch_size)
 
-    def parts(self, start: int = 0) -> Iterator[RankBatch]:
-        """Of the batches from number ``start`` on."""
-        numbers = torch.randperm(self.images, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+    def batches(self, start: int = 0) -> Iterator[RankBatch]:
+        numbers = torch.randperm(self._images, generator=torch.Generator().manual_seed(self._seed + self.epoch))
         for i in range(start, len(self)):
-            batch = numbers[i * self.batch_size : (i + 1) * self.batch_size].tolist()
-            own = batch[self.world.rank :: self.world.size]
-            # Of a last batch of fewer images than processes; all must take the step.
-            yield RankBatch(own or batch[:1], len(own) * self.world.size / len(batch))
+            batch = numbers[i * self._batch_size : (i + 1) * self._batch_size].tolist()
+            own = batch[self._world.rank :: self._world.size]
+            # A last batch may have fewer images than there are processes; all must take the step.
+            yield RankBatch(own or batch[:1], len(own) * self._world.size / len(batch))
 
 
-class SequentialBatchSampler:
-    """All images once, in ``order`` or, None, their own: each process has those whose number is its rank modulo the
-    processes' number.
+class SequentialBatchSampler(BatchSampler):
+    """Yields every image once, in a fixed order: each process has the images whose number modulo the number of
+    processes is its rank.
 
-    Errors: InputError where a process would have no images; ``what`` they are.
+    ``split``: names the images in errors. ``order``: their numbers; None: ascending. Raises: InputError if a process
+    would have no images.
     """
 
-    epoch = 0
-
     def __init__(
-        self, images: int, batch_size: int, world: ProcessGroup, what: str, order: Sequence[int] | None = None
+        self, images: int, batch_size: int, world: ProcessGroup, *, split: str, order: Sequence[int] | None = None
     ) -> None:
         if images < world.size:
-            raise InputError(f"{images} {what} images for {world.size} processes: some would have none; take fewer")
+            raise InputError(f"{images} {split} images for {world.size} processes: some would have none; take fewer")
         self._numbers = [n for n in (range(images) if order is None else order) if n % world.size == world.rank]
         self._batch_size = batch_size
 
     def __len__(self) -> int:
         return -(-len(self._numbers) // self._batch_size)
 
-    def parts(self, start: int = 0) -> Iterator[RankBatch]:
-        """Of the batches from number ``start`` on."""
+    def batches(self, start: int = 0) -> Iterator[RankBatch]:
         for i in range(start, len(self)):
             yield RankBatch(self._numbers[i * self._batch_size : (i + 1) * self._batch_size], 1.0)

@@ -24,7 +24,7 @@ from .callbacks.ema import EMACallback
 from .callbacks.preemption import RESUME_FROM_LAST, PreemptionHandler
 from .callbacks.throughput import ProfilerCallback, ThroughputCallback
 from .checkpointing import ResumeCheckpoint
-from .data_config import TrainingPlan, planned
+from .data_config import TrainingPlan, plan_training
 from .lightning_module import MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
@@ -90,7 +90,7 @@ def train(
         check_loggers(log_to)
         check_precision(recipe)
     pool = readers or ReaderPool(reading.workers)
-    plan = planned(model, images, recipe, reading, pool, world)
+    plan = plan_training(model, images, recipe, reading, readers=pool, world=world)
     settings = settings_of(model, plan.description, recipe, reading, started_from, world)
     ema = EMACallback(model.flow, recipe.ema) if recipe.ema is not None else None
     notes = {} if started_from is None else {"started_from": started_from}

@@ -1,1 +1,1 @@
-"""What the tests share: data, models, servers, comparisons and their tolerances."""
+"""The tests share these: data, models, servers, comparisons and their tolerances."""

@@ -50,7 +50,7 @@ def as_numpy(results: Any) -> dict[str, Any]:
 
 
 def assert_as_expected(results: Any, expected: Mapping[str, Any]) -> None:
-    """Of an Arrow table, whose boxes are float32."""
+    """Reads the rows of an Arrow table, whose boxes are float32."""
     boxes = {name: column.astype(np.float32) for name, column in expected.items() if name.startswith("largest_region_")}
     assert_same(as_numpy(results), {**expected, **boxes})
 

@@ -46,7 +46,7 @@ def chromium(profile: Path) -> Iterator["webdriver.Chrome"]:
 
 
 def complaints(browser: "webdriver.Chrome") -> list[str]:
-    """What the console has said since the last call: errors, warnings, messages."""
+    """Returns what the console has said since the last call: errors, warnings, messages."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
 
@@ -78,7 +78,7 @@ def choose(browser: "webdriver.Chrome", control: str, value: str) -> None:
 
 
 def active(browser: "webdriver.Chrome") -> str:
-    """What has the focus: its id, or its class."""
+    """Returns the element that has the focus: its id, or its class."""
     return browser.execute_script("const a = document.activeElement; return a.id || a.className || a.tagName")
 
 

@@ -1,4 +1,4 @@
-"""How far every comparison erred: ``pytest --errors FILE``.
+"""Records how far every comparison erred: ``pytest --errors FILE``.
 
 A comparison made by ``assert_within`` is noted with the test that made it. FILE is a JSON list, an entry a line,
 written anew after each test: {"test", "what", "error", "bound"} of a comparison, {"test", "outcome"} of a test.

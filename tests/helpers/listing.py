@@ -1,4 +1,4 @@
-"""What a command leaves in a folder."""
+"""Lists what a command leaves in a folder."""
 
 from pathlib import Path
 

@@ -14,7 +14,8 @@ LAYOUTS = ("channels_last", "channels_first", "slice", "every_other")
 
 
 def examples(most: int) -> settings:
-    """How many examples Hypothesis draws. On a GPU few: each has another shape, for which kernels are compiled anew."""
+    """Sets how many examples Hypothesis draws. On a GPU they are few: each has another shape, for which kernels are
+    compiled anew."""
     return settings(max_examples=min(most, 4) if DEVICE != "cpu" else most, deadline=None)
 
 

@@ -48,7 +48,7 @@ COMMANDS = [
 
 
 def missing(example: Block) -> str | None:
-    """What the example needs and is not here."""
+    """Returns what the example needs and is not here."""
     for module in imported_modules(example):
         try:
             importlib.import_module(module)

@@ -24,7 +24,7 @@ def table(part: Path) -> Any:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Of all parts, in their order."""
+    """Reads the rows of all parts, in their order."""
     return [row for path in sorted(out.glob("parts/part-*.parquet")) for row in table(path).to_pylist()]
 
 

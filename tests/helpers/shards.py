@@ -1,4 +1,4 @@
-"""What the tests of writing shards and of reading them share; the set itself is ``jpeg_shards``."""
+"""Shares a set between the tests of writing shards and of reading them; the set itself is ``jpeg_shards``."""
 
 import json
 import traceback

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmsflow import MultiScaleFlow
-from fastmsflow.reference.coupling import ClampForm
+from fastmsflow.reference.clamp_forms import ClampForm
 
 CHANNELS, GRIDS = (16, 24, 40), ((4, 4), (2, 2), (1, 1))
 

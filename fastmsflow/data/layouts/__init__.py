@@ -17,7 +17,7 @@ def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
     """Opens ``"elpv"`` or ``"textures"``, or a folder: VisA as published, the MVTec AD layout, train/ of good images
     beside test/KIND and ground_truth/KIND, or just good images.
 
-    ``category``: the class, where there are several. Raises InputError that names what is there instead.
+    ``category``: the class, where there are several. Raises: InputError that names what is there instead.
     """
     layout = _detect(source)
     if layout is None:
@@ -36,7 +36,7 @@ def classes_of(source: str | Path) -> list[str]:
 def categories(root: str | Path) -> list[str]:
     """Returns the classes below ``root``, in the VisA or the MVTec AD layout; none where it has neither.
 
-    Raises InputError if VisA's table cannot be read.
+    Raises: InputError if VisA's table cannot be read.
     """
     return classes_of(Path(root))
 

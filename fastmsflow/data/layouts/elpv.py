@@ -23,7 +23,7 @@ def elpv(kind: str = "mono") -> ImageSet:
 
     Good: defect probability 0; defective: 1; those in between are left out. The good ones, in the order of labels.csv,
     are shuffled by ``random.Random(0)``; the first fifth joins the defective ones in the test, the others train.
-    Raises InputError for another kind, UnavailableError if the package ``elpv-dataset`` is not installed.
+    Raises: InputError for another kind, UnavailableError if the package ``elpv-dataset`` is not installed.
     """
     if kind not in (*CLASSES, ALL):
         raise InputError(f"elpv: no class {kind!r}; there are {', '.join((*CLASSES, ALL))}")

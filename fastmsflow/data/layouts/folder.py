@@ -15,7 +15,7 @@ def folder(train: str | Path, test: str | Path | None = None, masks: str | Path 
     """Opens any folder of good images as an image set.
 
     ``test``: a folder with a folder for each kind of defect, and ``good`` among them. ``masks``: a folder of masks in
-    the same tree. Raises InputError if a folder is missing or empty, if masks come without test images, or if a
+    the same tree. Raises: InputError if a folder is missing or empty, if masks come without test images, or if a
     defective image lacks its mask.
     """
     if masks is not None and test is None:
@@ -25,14 +25,14 @@ def folder(train: str | Path, test: str | Path | None = None, masks: str | Path 
 
 
 def good_samples(path: Path) -> tuple[Sample, ...]:
-    """Returns all images below ``path`` as good samples. Raises InputError if there are none."""
+    """Returns all images below ``path`` as good samples. Raises: InputError if there are none."""
     return tuple(Sample(image, 0) for image in list_images(path))
 
 
 def samples_by_kind(test: Path, masks: Path | None) -> tuple[Sample, ...]:
     """Returns the images of ``test``/KIND; all but those of ``test``/good are defective, with masks in ``masks``/KIND.
 
-    Raises InputError if there are no such folders or a mask is missing.
+    Raises: InputError if there are no such folders or a mask is missing.
     """
     kinds = sorted(p for p in test.iterdir() if p.is_dir() and not p.name.startswith(".")) if test.is_dir() else []
     if not kinds:

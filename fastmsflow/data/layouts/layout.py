@@ -21,12 +21,12 @@ class Layout:
     classes: Callable[[Source], list[str]]
     """Returns the names of the source's classes, sorted; none if the source is one class itself."""
     open: Callable[[Source, str | None], ImageSet]
-    """Returns the images of a class. None stands for the source itself, its default class or its only class. Raises
+    """Returns the images of a class. None stands for the source itself, its default class or its only class. Raises:
     InputError if there is no such class."""
 
 
 def only_class(source: Source, classes: Sequence[str]) -> str:
-    """Returns the one class in ``classes``. Raises InputError if there are none or several."""
+    """Returns the one class in ``classes``. Raises: InputError if there are none or several."""
     if not classes:
         raise InputError(f"{source}: holds no classes")
     if len(classes) > 1:
@@ -35,7 +35,7 @@ def only_class(source: Source, classes: Sequence[str]) -> str:
 
 
 def check_class(source: Source, category: str, classes: Sequence[str], hint: str = "") -> None:
-    """Raises InputError if ``category`` is not among ``classes``; ``hint`` ends the message if no name is close."""
+    """Raises: InputError if ``category`` is not among ``classes``; ``hint`` ends the message if no name is close."""
     if category in classes:
         return
     close = difflib.get_close_matches(category, classes, 1)

@@ -15,7 +15,7 @@ LICENCE_FILES = ("LICENCE.txt", "license.txt")
 def mvtec(root: str | Path, category: str) -> ImageSet:
     """Opens one class of the MVTec AD layout: train/good, test/KIND, ground_truth/KIND/STEM_mask.png (or STEM.png).
 
-    Raises InputError if the class is not there, a folder is empty, or a defective image lacks its mask although
+    Raises: InputError if the class is not there, a folder is empty, or a defective image lacks its mask although
     ground_truth is there.
     """
     root = Path(root)

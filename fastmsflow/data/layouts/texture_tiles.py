@@ -1,4 +1,4 @@
-"""Texture tiles with synthetic defects and exact masks, drawn from scikit-image's bundled photographs.
+"""Draws texture tiles with synthetic defects and exact masks from scikit-image's bundled photographs.
 
 Training tiles come from the photographs' rows 0 to 319, test tiles from rows 320 to 511: no pixel is in both.
 """
@@ -12,20 +12,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 Generator = np.random.Generator
-# (tile, random numbers, tile of another texture) -> (defective tile, where it was changed).
+# Takes a tile, random numbers and a tile of another texture; returns the defective tile and its mask.
 Defect = Callable[[np.ndarray, Generator, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 TILE = 128
 TEST_FROM = 320
-GOOD_TESTS = 40
-DEFECTS_EACH = 12
+GOOD_TEST_TILES = 40
+TESTS_PER_DEFECT = 12
 SEED = 9826
 
 
 def write_textures(target: Path, photograph: np.ndarray, other: np.ndarray) -> None:
-    """``photograph`` (512, 512) uint8 as a class in the MVTec AD layout; ``other``: another texture, for patches.
+    """Writes ``photograph`` (512, 512) uint8 as a class in the MVTec AD layout; ``other``: another texture, for
+    patches.
 
-    Written beside ``target`` and renamed: whole or not at all. The same bytes every time.
+    The folder is written beside ``target`` and renamed, so it is there whole or not at all. The bytes are the same
+    every time.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -42,10 +44,12 @@ def write_textures(target: Path, photograph: np.ndarray, other: np.ndarray) -> N
 
 
 def training_tiles(photograph: np.ndarray) -> list[np.ndarray]:
+    """Returns overlapping tiles, (TILE, TILE) each, of the rows that train."""
     return _tiles(photograph[:TEST_FROM], down=16, across=32)
 
 
 def held_out_tiles(photograph: np.ndarray) -> list[np.ndarray]:
+    """Returns overlapping tiles, (TILE, TILE) each, of the rows that test."""
     return _tiles(photograph[TEST_FROM:], down=16, across=16)
 
 
@@ -54,12 +58,12 @@ def _write(folder: Path, photograph: np.ndarray, other: np.ndarray) -> None:
         _save(folder / f"train/good/{i:03}.png", tile)
     candidates, patches = held_out_tiles(photograph), held_out_tiles(other)
     order = np.random.default_rng(SEED).permutation(len(candidates))
-    for i in range(GOOD_TESTS):
+    for i in range(GOOD_TEST_TILES):
         _save(folder / f"test/good/{i:03}.png", candidates[order[i]])
     for k, (kind, defect) in enumerate(DEFECTS.items()):
-        for i in range(DEFECTS_EACH):
+        for i in range(TESTS_PER_DEFECT):
             generator = np.random.default_rng([SEED, k, i])
-            tile = candidates[order[GOOD_TESTS + k * DEFECTS_EACH + i]]
+            tile = candidates[order[GOOD_TEST_TILES + k * TESTS_PER_DEFECT + i]]
             image, mask = defect(tile, generator, patches[generator.integers(len(patches))])
             _save(folder / f"test/{kind}/{i:03}.png", image)
             _save(folder / f"ground_truth/{kind}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
@@ -86,7 +90,7 @@ def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> np.ndarray:
 
 
 def _blob(generator: Generator, radius: tuple[float, float]) -> np.ndarray:
-    """An irregular disc that lies inside the tile."""
+    """Draws an irregular disc that lies inside the tile."""
     angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     wobble = sum(generator.uniform(0, 0.16) * np.sin(k * angle + generator.uniform(0, 6.3)) for k in (2, 3, 5))
     r = generator.uniform(*radius) * (1 + wobble)
@@ -104,7 +108,7 @@ def _blurred(pixels: np.ndarray, radius: float) -> np.ndarray:
 
 
 def scratch(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A thin curved line, dark or bright."""
+    """Draws a thin curved line, dark or bright."""
     direction, bend = generator.uniform(0, 2 * np.pi), generator.uniform(-0.25, 0.25)
     x, y = generator.uniform(35, TILE - 35, 2)
     points = [(x, y)]
@@ -118,24 +122,24 @@ def scratch(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[
 
 
 def stain(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A soft darker or brighter spot."""
+    """Draws a soft darker or brighter spot."""
     mask = _blob(generator, (11, 20))
     softness = _blurred(mask.astype(np.uint8) * 255, 3) / 255
     return _changed(tile, mask, tile * (1 + generator.choice([-0.45, 0.5]) * softness))
 
 
 def hole(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A small dark disc."""
+    """Draws a small dark disc."""
     return _changed(tile, _blob(generator, (4, 9)), 12 + 0.12 * tile)
 
 
 def patch(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Another material at the same brightness."""
+    """Inserts another material at the same brightness."""
     return _changed(tile, _blob(generator, (11, 20)), other + (tile.mean() - other.mean()))
 
 
 def smear(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The texture rubbed out, to a slight shine."""
+    """Rubs the texture out, to a slight shine."""
     return _changed(tile, _blob(generator, (13, 22)), _blurred(tile, 4) + 16)
 
 

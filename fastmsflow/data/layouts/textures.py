@@ -21,7 +21,7 @@ def textures(kind: str = "brick", cache_dir: str | Path | None = None) -> ImageS
     """Opens tiles of one photograph with synthetic defects and exact masks, written once into ``cache_dir``.
 
     ``cache_dir``: by default fastmsflow/textures-v1 in XDG_CACHE_HOME or ~/.cache. See
-    fastmsflow.data.layouts.texture_tiles. Raises InputError for another kind, UnavailableError if scikit-image is not
+    fastmsflow.data.layouts.texture_tiles. Raises: InputError for another kind, UnavailableError if scikit-image is not
     installed.
     """
     if kind not in TEXTURES:

@@ -15,7 +15,7 @@ COLUMNS = frozenset({"object", "split", "label", "image", "mask"})
 def visa(root: str | Path, category: str) -> ImageSet:
     """Opens one class of VisA as published (split_csv/1cls.csv), or rearranged into the MVTec AD layout.
 
-    Raises InputError if the class is not there, or names the row of the table that cannot be used.
+    Raises: InputError if the class is not there, or names the row of the table that cannot be used.
     """
     root = Path(root)
     if not _detects(root):

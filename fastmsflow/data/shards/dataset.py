@@ -1,4 +1,5 @@
-"""Shards -> tensors, for a DataLoader: read from the first byte to the last, by rank and worker, wherever they lie."""
+"""Reads images out of shards, for a DataLoader: from first byte to last, by rank and worker, wherever the shards
+lie."""
 
 import os
 from collections import Counter
@@ -13,7 +14,7 @@ from ...errors import InputError, UnavailableError
 from ...settings_diff import changed_settings
 from ..error_log import ErrorLog
 from ..image_io import load_bytes
-from ..jpeg_decoder import decoded_or_not
+from ..jpeg_decoder import encoded_or_pixels
 from .manifest import Manifest, Shard, content_of
 from .reader import Encoded, read_shard
 from .shuffle import rank_share, shuffle_buffer, shuffled_by
@@ -23,32 +24,32 @@ from .storage import ShardStorage
 class ShardedImages(IterableDataset[dict[str, Any]]):
     """The images of a set of shards at ``image_size`` (H, W), resized by Lanczos, for one rank of ``world_size``.
 
-    ``where``: a folder, a URL that fsspec reads (http://, s3://, ...; ``options``: what its file system takes), either
-    with or without ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name. ``workers``: the DataLoader's
-    ``num_workers``. Items: ``image`` (3, H, W) float32 in [0, 1]; ``index``, the image's number in the set; ``name``,
-    its path when the shards were written; ``source``, its shard and name, for errors; ``reader`` and ``position``, of
-    which ``state`` is made.
+    Items: ``image`` (3, H, W) float32 in [0, 1]; ``index``, the image's number in the set; ``name``, its path when the
+    shards were written; ``source``, its shard and name, for errors; ``reader`` and ``position``, which ``state`` is
+    made of.
 
     Every epoch of a seed has its own order: shards are shuffled, dealt out to the ranks and then to their workers, and
-    each worker draws from a buffer of ``buffer`` encoded images. The order hangs on the manifest, ``seed``, ``epoch``,
-    ``buffer``, ``world_size`` and ``workers``, and on nothing else. With ``shuffle=False`` shards and images keep the
-    manifest's order, but for being dealt out.
+    each worker draws from a buffer of ``buffer`` encoded images. The order depends on the manifest, ``seed``,
+    ``epoch``, ``buffer``, ``world_size`` and ``workers``, and on nothing else. With ``shuffle=False`` each worker's
+    shards and images keep the manifest's order.
 
-    ``manifest``: read already; None: it is read. ``shards``: those of the manifest to read; None: all. ``verify``: a
-    shard is copied to a temporary file and its checksum compared before any image of it is used; otherwise it is when
-    the shard's end is read, after its images.
-    ``encoded``: ``image`` is what ``jpegs.decoded`` takes.
-    ``skip_faults``: a file; shards and images that cannot be read are then left out and appended to it, a JSON line
-    each, as is a shard of a wrong checksum. None: they are errors.
+    ``where``: a folder, a URL that fsspec reads (http://, s3://, ...; ``options``: what its file system takes), either
+    with or without ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name. ``workers``: the DataLoader's
+    ``num_workers``. ``verify``: a shard is copied to a temporary file and its checksum compared before any image of it
+    is used; otherwise the checksum is compared when the shard's end is read, after its images. ``skip_faults``: a file;
+    shards and images that cannot be read are left out and logged there, a line of JSON each, as is a shard with a wrong
+    checksum. None: they are errors. ``manifest``: the manifest if it was read before. ``shards``: the shards of the
+    manifest to read; None: all. ``encoded``: ``image`` is what ``jpeg_decoder.decode_batch`` takes.
 
-    Errors: InputError where there are fewer shards than ranks, the manifest is wrong, or, on reading, a shard or an
-    image is, with its name; UnavailableError where a package is missing that reads them.
+    Raises: InputError if there are fewer shards than ranks, the manifest is wrong, or, on reading, a shard or an image
+    is, with its name; UnavailableError if a package is missing that reads shards.
     """
 
     def __init__(
         self,
         where: str | Path,
         image_size: tuple[int, int],
+        *,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
@@ -87,31 +88,31 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self.seed = seed
         self.shuffle, self.buffer = shuffle, buffer
         self.verify = verify
-        self._faults = None if skip_faults is None else ErrorLog(skip_faults)
-        self._load = decoded_or_not if encoded else load_bytes
+        self._error_log = None if skip_faults is None else ErrorLog(skip_faults)
+        self._load = encoded_or_pixels if encoded else load_bytes
         self._started_in: int | None = None
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """From its beginning. Not while a DataLoader is reading."""
+        """Begins an epoch. Not to be called while a DataLoader is reading."""
         self.epoch = epoch
         self._taken = [0] * self.readers
         self._next = 0
 
     @property
     def images_of_ranks(self) -> tuple[int, ...]:
-        """How many images each rank has in this epoch. Whole shards are dealt out, so they differ by up to a shard:
-        where ranks wait for each other, each may take the least of these."""
-        return tuple(sum(shard.images for shard in self._dealt(rank)) for rank in range(self.world_size))
+        """The number of images of each rank in this epoch. Whole shards are dealt out, so the numbers differ by up to a
+        shard; ranks that wait for each other may each take the least of these."""
+        return tuple(sum(shard.images for shard in self._shards_of(rank)) for rank in range(self.world_size))
 
     @property
     def images_of_workers(self) -> tuple[int, ...]:
-        """How many each of this rank's workers has in this epoch; without workers, this process."""
-        own = self._dealt(self.rank)
+        """The number of images of each worker of this rank in this epoch; without workers, of this process."""
+        own = self._shards_of(self.rank)
         return tuple(sum(shard.images for shard in own[reader :: self.readers]) for reader in range(self.readers))
 
     def seen(self, batch: Mapping[str, Any]) -> None:
-        """Counts a batch of the DataLoader, or an item, as taken: call it for each that ``state`` shall cover."""
+        """Counts a batch of the DataLoader, or an item, as taken: call this for each that ``state`` shall cover."""
         readers, positions = _numbers(batch["reader"]), _numbers(batch["position"])
         for reader, position in zip(readers, positions, strict=True):
             self._taken[reader] = max(self._taken[reader], position)
@@ -119,16 +120,17 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
             self._next = (reader + 1) % self.readers
 
     def state(self) -> dict[str, Any]:
-        """Where this rank stands in its epoch, for ``resume``: plain numbers and text, good for JSON."""
-        return {**self._setting(), "epoch": self.epoch, "taken": list(self._taken), "next": self._next}
+        """Returns this rank's position in its epoch, for ``resume``: numbers and text, good for JSON."""
+        return {**self._settings(), "epoch": self.epoch, "taken": list(self._taken), "next": self._next}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Goes on behind what ``state`` says is taken: the same images in the same order as if never interrupted.
+        """Continues behind what ``state`` says is taken, with the same images in the same order as if never
+        interrupted.
 
-        Errors: InputError where the shards or the order differ from the state's, or the ranks or workers do: the images
-        of an epoch are dealt out among those, so a change in its middle would repeat some and lose others.
+        Raises: InputError if the shards, the order, the ranks or the workers differ from those of the state: images of
+        an epoch are dealt out among these, so a change in its middle would repeat some images and lose others.
         """
-        changes = changed_settings(state, self._setting(), only_now=True)
+        changes = changed_settings(state, self._settings(), only_now=True)
         taken = state.get("taken")
         if not changes and not (isinstance(taken, list) and len(taken) == self.readers):
             changes = f"positions of {self.readers} workers, there are {taken}"
@@ -142,14 +144,13 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self._next = int(state["next"])
 
     def fault(self, error: InputError, lost: int) -> None:
-        """``lost`` images are left out, by ``error``, which goes into the file of faults. Errors: ``error``, where
-        faults are not skipped."""
-        if self._faults is None:
+        """Logs ``error``, which costs ``lost`` images. Raises ``error`` if faults are not skipped."""
+        if self._error_log is None:
             raise error
-        self._faults.add(error, lost, self.epoch, self.rank)
+        self._error_log.add(error, lost, self.epoch, self.rank)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        reader = (self._worker() + self._next) % self.readers
+        reader = (self._worker_number() + self._next) % self.readers
         for position, encoded in self._stream(reader, self._taken[reader]):
             try:
                 image = self._load(encoded.content, encoded.source, self.image_size)
@@ -165,13 +166,13 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
                 "position": position,
             }
 
-    def _worker(self) -> int:
+    def _worker_number(self) -> int:
         info = get_worker_info()
-        there = 0 if info is None else info.num_workers
-        if max(1, there) != self.readers:
+        workers = 0 if info is None else info.num_workers
+        if max(1, workers) != self.readers:
             raise InputError(
-                f"the DataLoader has {there} workers, the shards are dealt out to {self.readers};"
-                f" give ShardedImages(workers={there})"
+                f"the DataLoader has {workers} workers, the shards are dealt out to {self.readers};"
+                f" give ShardedImages(workers={workers})"
             )
         if info is None:
             return 0
@@ -181,31 +182,31 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         return info.id
 
     def _stream(self, reader: int, taken: int) -> Iterator[tuple[int, Encoded]]:
-        """Behind the first ``taken`` positions. Images that are lost have positions too, so that a fault that comes or
-        goes between two runs moves no other image."""
-        shards = self._dealt(self.rank)[reader :: self.readers]
-        # The same draws without reading show which shards are needed no more.
+        """Yields images behind the first ``taken`` positions. Images that are lost have positions too, so that a fault
+        that comes or goes between two runs moves no other image."""
+        shards = self._shards_of(self.rank)[reader :: self.readers]
+        # The same draws without reading show which shards are no longer needed.
         numbers = (i for i, shard in enumerate(shards) for _ in range(shard.images))
-        drawn = Counter(islice(self._ordered(numbers, reader), taken))
+        drawn_by_shard = Counter(islice(self._shuffled(numbers, reader), taken))
         images = (
             encoded
             for i, shard in enumerate(shards)
-            for encoded in (repeat(None, shard.images) if drawn[i] == shard.images else self._whole(shard))
+            for encoded in (repeat(None, shard.images) if drawn_by_shard[i] == shard.images else self._read(shard))
         )
-        for position, encoded in enumerate(self._ordered(images, reader), 1):
+        for position, encoded in enumerate(self._shuffled(images, reader), 1):
             if position > taken and encoded is not None:
                 yield position, encoded
 
-    def _ordered(self, items: Iterator[Any], reader: int) -> Iterator[Any]:
+    def _shuffled(self, items: Iterator[Any], reader: int) -> Iterator[Any]:
         key = f"{self.seed} {self.epoch} {self.rank} {reader}"
         return shuffle_buffer(items, self.buffer, key) if self.shuffle else items
 
-    def _dealt(self, rank: int) -> Sequence[Shard]:
+    def _shards_of(self, rank: int) -> Sequence[Shard]:
         order = shuffled_by(self.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
         return rank_share(order, rank, self.world_size)
 
-    def _whole(self, shard: Shard) -> Iterator[Encoded | None]:
-        """As many as the manifest says: None for each that cannot be had."""
+    def _read(self, shard: Shard) -> Iterator[Encoded | None]:
+        """Yields as many items as the manifest says: None for each image that cannot be read."""
         count = 0
         try:
             for encoded in read_shard(self.location, shard, self.verify):
@@ -215,7 +216,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
             self.fault(error, shard.images - count)
             yield from repeat(None, shard.images - count)
 
-    def _setting(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         return {
             "shards": content_of(self.shards),
             "world_size": self.world_size,
@@ -228,5 +229,5 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
 
 
 def _numbers(value: Any) -> list[int]:
-    """Of a batch, a tensor or a list; of an item, one number."""
+    """Returns the numbers in a batch, a tensor or a list, or in an item, one number."""
     return [value] if isinstance(value, int) else [int(number) for number in value]

@@ -1,4 +1,4 @@
-"""What a set of shards holds: its manifest, read and checked."""
+"""Reads, checks and writes the manifest, which describes a set of shards."""
 
 import json
 import re
@@ -23,46 +23,49 @@ class Shard:
 
     name: str
     first: int
-    """The number of its first image in the set; the others follow it."""
+    """The number of the shard's first image in the set; the others follow it."""
     images: int
     bytes: int
     sha256: str
-    """Of the file."""
+    """The SHA-256 of the file, hexadecimal."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A set of shards, in order."""
+    """The shards of a set, in order."""
 
     shards: tuple[Shard, ...]
     fingerprint: str
-    """Of the images' names, in order: 16 hexadecimal digits."""
+    """Identifies the images' names, in order: 16 hexadecimal digits."""
     images_per_shard: int
-    """At most."""
+    """The most images in a shard."""
     skipped: tuple[str, ...] = ()
     """A line for each image that was left out."""
 
     @property
     def images(self) -> int:
+        """The number of images in the set."""
         return sum(shard.images for shard in self.shards)
 
     @property
     def bytes(self) -> int:
+        """The size of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def content(self) -> str:
-        """See ``content_of``."""
+        """Identifies the shards' content, see ``content_of``."""
         return content_of(self.shards)
 
     def write(self, folder: Path) -> None:
-        """``folder``/manifest.json, written aside and renamed."""
+        """Writes ``folder``/manifest.json, aside first, then renamed."""
         totals = {"format": FORMAT, "images": self.images, "bytes": self.bytes}
         write_json(folder / MANIFEST, {**totals, **asdict(self)})
 
     @classmethod
     def read(cls, where: ShardStorage) -> "Manifest":
-        """Errors: InputError where there is none, it is none of this format, or what it says contradicts itself."""
+        """Reads a set's manifest. Raises: InputError if there is none, it has another format, or it contradicts
+        itself."""
         name = where.name(MANIFEST)
         try:
             with where.open(MANIFEST) as file:
@@ -96,7 +99,8 @@ class Manifest:
 
 
 def content_of(shards: Sequence[Shard]) -> str:
-    """16 hexadecimal digits of a SHA-256 over the shards' own: what a position in them belongs to."""
+    """Returns 16 hexadecimal digits of a SHA-256 over the shards' own checksums: a position in shards is valid for one
+    such content."""
     return short_digest(shard.sha256.encode() for shard in shards)
 
 
@@ -104,19 +108,19 @@ def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:
     if not manifest.shards:
         return "lists no shards"
     names: set[str] = set()
-    of_bytes: dict[str, str] = {}
+    by_checksum: dict[str, str] = {}
     first = 0
     for shard in manifest.shards:
         if not SHARD_NAME.fullmatch(shard.name):
             return f"{shard.name!r} is no name of a shard"
         if shard.name in names:
             return f"lists {shard.name} twice"
-        if shard.sha256 in of_bytes:
-            return f"{of_bytes[shard.sha256]} and {shard.name} are the same file twice"
+        if shard.sha256 in by_checksum:
+            return f"{by_checksum[shard.sha256]} and {shard.name} are the same file twice"
         if shard.images < 1 or shard.first != first:
             return f"{shard.name} begins at image {shard.first} and has {shard.images}, expected image {first}"
         names.add(shard.name)
-        of_bytes[shard.sha256] = shard.name
+        by_checksum[shard.sha256] = shard.name
         first += shard.images
     if (content["images"], content["bytes"]) != (manifest.images, manifest.bytes):
         return f"says {content['images']} images, its shards hold {manifest.images}"

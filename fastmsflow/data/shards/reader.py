@@ -1,4 +1,4 @@
-"""One shard, read from its first byte to its last and held against its manifest."""
+"""Reads a shard from its first byte to its last, and compares it with its manifest."""
 
 import json
 import tempfile
@@ -18,20 +18,20 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as its file had it."""
+    """An image as the bytes of its file."""
 
     content: bytes
     index: int
     name: str
     source: str
-    """Shard and name, for errors."""
+    """The shard's and the image's name, for errors."""
 
 
 def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> Iterator[Encoded]:
-    """``shard``'s images in its order, one in memory at a time. ``verify``: none before the whole checksum is right.
+    """Yields the images of ``shard`` in order, one in memory at a time. ``verify``: none before the checksum was right.
 
-    Errors: InputError that names the shard where it is missing, damaged, cut off, or not the one that the manifest
-    describes, to the bit; without ``verify`` possibly after some of its images, a wrong checksum after all of them.
+    Raises: InputError that names the shard if it is missing, damaged, cut off, or not the one that the manifest
+    describes, to the bit; without ``verify`` possibly after some of its images, for a wrong checksum after all of them.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -62,12 +62,12 @@ def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> It
 
 
 def _encoded(sample: dict[str, Any], name: str) -> Encoded:
-    """Errors: InputError where it is not an image and a .json that tells its number."""
+    """Returns the image. Raises: InputError if the sample is not an image and a .json with its number."""
     content = [value for key, value in sample.items() if not key.startswith("__") and key != "json"]
     try:
-        told = json.loads(sample["json"])
+        described = json.loads(sample["json"])
         (image,) = content
-        return Encoded(image, int(told["index"]), str(told["name"]), f"{name}: {shown(told['name'])}")
+        return Encoded(image, int(described["index"]), str(described["name"]), f"{name}: {shown(described['name'])}")
     except (KeyError, ValueError, TypeError) as error:
         raise _fault(name, f"{sample['__key__']} is not an image beside its .json") from error
 
@@ -85,7 +85,7 @@ def _checked(opened: BinaryIO, shard: Shard, name: str, verify: bool) -> Iterato
     if not verify:
         yield opened
         return
-    # A copy: what is read a second time from far away may differ.
+    # A copy, as a second reading from far away may differ.
     with tempfile.TemporaryFile() as copy:
         hashed = HashedFile(opened)
         while chunk := hashed.read(CHUNK):

@@ -1,4 +1,4 @@
-"""Shards as a set of images to learn from."""
+"""An image set of shards, to train on."""
 
 import json
 from dataclasses import dataclass
@@ -12,38 +12,38 @@ from .reader import read_shard
 from .shuffle import shuffled_by
 from .storage import JOURNAL, MANIFEST, PIPE, ShardStorage
 
-FIRST = "000000.tar"
+FIRST_SHARD = "000000.tar"
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """Good images in shards, see ShardedImages: too many to be kept, so read in every pass."""
+    """Good images in shards, see ShardedImages: too many to be held in memory, so they are read in every pass."""
 
     where: str
-    """What ShardStorage takes."""
+    """The set's place, as ShardStorage takes it."""
     manifest: Manifest
-    """Of all its shards."""
+    """The manifest of all its shards."""
     options: dict[str, Any] | None = None
-    """What fsspec's file system takes."""
+    """Options of fsspec's file system."""
     image_size: tuple[int, int] = (512, 512)
     """(H, W) to resize to, unless the user says otherwise."""
 
     @classmethod
     def from_source(cls, where: str, options: dict[str, Any] | None = None) -> "ShardSet":
-        """Errors: InputError where there is no manifest or it is wrong; UnavailableError where a package is missing
-        that reads it."""
+        """Opens a set of shards. Raises: InputError if there is no manifest or it is wrong, and UnavailableError if a
+        package is missing that reads it."""
         return cls(where, Manifest.read(ShardStorage(where, options)), options)
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """The set's name, for reports."""
         return self.where
 
     def split(self, share: float, seed: int, processes: int) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
-        """-> (shards to train on, shards held out): whole ones, about ``share`` of them, at least one for each of
-        ``processes`` if any. Which depends on ``seed`` alone.
+        """Returns the shards to train on and the shards held out.
 
-        Errors: InputError where too few shards are there for it.
+        About ``share`` of all shards, whole ones, are held out, at least one for each of ``processes``; none if
+        ``share`` is 0. ``seed`` alone chooses them. Raises: InputError if there are too few shards.
         """
         order = shuffled_by(range(len(self.manifest.shards)), f"held out {seed}")
         count = max(processes, round(share * len(order))) if share else 0
@@ -62,7 +62,8 @@ class ShardSet:
 
     @property
     def names(self) -> LazySequence:
-        """Of all images, by number, when the shards were written; for each that is asked for, its shard is read."""
+        """The names of all images, by number, when the shards were written. Each one that is asked for reads its
+        shard."""
         return LazySequence(self.manifest.images, self._name)
 
     def _name(self, number: int) -> str:
@@ -84,9 +85,9 @@ def is_shard_set(source: str) -> bool:
         return True
     path = Path(source)
     folder = path.parent if path.name == MANIFEST else path
-    # By name, as a folder of millions of images takes long to list. The first shard is missing where none of its
+    # Names are tried, as a folder of millions of images takes long to list. The first shard is missing if none of its
     # images could be read.
-    if any((folder / name).is_file() for name in (FIRST, JOURNAL)):
+    if any((folder / name).is_file() for name in (FIRST_SHARD, JOURNAL)):
         return True
     try:
         # Of another version too: reading it says so.

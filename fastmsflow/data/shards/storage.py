@@ -1,4 +1,4 @@
-"""Where a set's files lie: a folder, a URL, a command that prints them."""
+"""Opens a shard set's files, which lie in a folder or behind a URL, or which a command prints."""
 
 import os
 import shlex
@@ -18,11 +18,12 @@ JOURNAL = "unfinished.jsonl"
 
 
 class ShardStorage:
-    """``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), either with or without
-    ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name: ``pipe:aws s3 cp s3://bucket/set/{} -``.
-    ``options``: what fsspec's file system takes, such as ``{"anon": True}``.
+    """The place of a shard set.
 
-    Errors: InputError for a pipe without ``{}``.
+    ``where``: a folder, a URL that fsspec reads (http://, s3://, gs://, ...), either with or without
+    ``/manifest.json``, or ``pipe:COMMAND`` with ``{}`` for a file's name: ``pipe:aws s3 cp s3://bucket/set/{} -``.
+    ``options``: what fsspec's file system takes, such as ``{"anon": True}``. Raises: InputError for a pipe without
+    ``{}``.
     """
 
     def __init__(self, where: str | Path, options: dict[str, Any] | None = None) -> None:
@@ -40,12 +41,13 @@ class ShardStorage:
             self.root = "." if self.root == MANIFEST else self.root or "/"
 
     def name(self, file: str) -> str:
-        """What errors call it."""
+        """Returns the file's name for errors."""
         return shown(self._full(file))
 
     @contextmanager
     def open(self, file: str) -> Iterator[BinaryIO]:
-        """Its bytes, from the first on. Errors: those of what opens it; UnavailableError where a package is missing."""
+        """Opens a file of the set. Raises: errors of the storage's own types; UnavailableError if a package is
+        missing."""
         full = self._full(file)
         if self._pipe:
             from webdataset.gopen import gopen
@@ -68,14 +70,14 @@ class ShardStorage:
 
     @staticmethod
     def why(error: Exception) -> str:
-        """What kept ``open`` or reading from it, in one line: every kind of storage has its own errors."""
-        # fsspec says so too where no server answers; then its cause is an OSError.
+        """Returns in one line what kept ``open`` or reading from it: every kind of storage has its own errors."""
+        # fsspec raises this too if no server answers; then its cause is an OSError.
         if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
             return NO_FILE
-        said = error.__cause__ or error
-        text = str(said.args[0] if said.args and isinstance(said.args[0], str) else said)
-        return f"cannot be read ({' '.join(text.split())[:200] or type(said).__name__})"
+        cause = error.__cause__ or error
+        text = str(cause.args[0] if cause.args and isinstance(cause.args[0], str) else cause)
+        return f"cannot be read ({' '.join(text.split())[:200] or type(cause).__name__})"
 
     def _full(self, file: str) -> str:
-        # A name comes out of a manifest: of a command it must be one word.
+        # A manifest's name must be one word of the command.
         return self.root.replace("{}", shlex.quote(file)) if self._pipe else f"{self.root}/{file}"

@@ -1,4 +1,5 @@
-"""Image files -> tar shards in WebDataset's layout, with a manifest. Files' bytes are copied as they are."""
+"""Writes image files into tar shards in WebDataset's layout, with a manifest. The files' bytes are copied as they
+are."""
 
 import json
 import os
@@ -17,27 +18,30 @@ from ..image_io import check_image, decode_image, read_bytes
 from .manifest import FORMAT, Manifest, Shard
 from .storage import JOURNAL, MANIFEST
 
-# Of a member's name tar keeps a hundred bytes; some are for its number and suffix.
-LONGEST_KEY = 60
+# A tar has a hundred bytes for a member's name; some are for the number and the suffix.
+MAX_KEY_LENGTH = 60
 
 
 def write_shards(
     files: Sequence[str | Path],
     out: str | Path,
     images_per_shard: int = 1000,
+    *,
     decode: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Manifest:
     """Writes ``files`` in their order into ``out``: 000000.tar, 000001.tar, ... and, last of all, manifest.json.
 
     Each image is two members of a tar: its bytes as they are, and a .json of its ``name`` (the path below the folder
-    that all files share) and its number in the set, ``index``. The same files give the same bytes. What cannot be read
-    is left out and stands in the manifest's ``skipped``. ``decode``: every image is decoded to see whether it can be;
-    otherwise its header is looked at. Interrupted, the next call with the same files goes on behind the last whole
-    shard: a shard is there whole or not at all. ``progress`` gets the number of files that are through.
+    that all files share) and its number in the set, ``index``. The same files give the same bytes. A file that cannot
+    be read is left out and stands in the manifest's ``skipped``. A shard is there whole or not at all; if writing was
+    interrupted, the next call with the same files continues behind the last whole shard.
 
-    Errors: InputError where ``files`` is empty or names a file twice, none of it is an image, ``out`` holds other
-    shards, another process writes there, or the disk does not take it; UnavailableError without ``webdataset``.
+    ``decode``: every image is decoded to see whether it can be; otherwise its header is looked at. ``progress`` is
+    called with the number of files done so far.
+
+    Raises: InputError if ``files`` is empty or names a file twice, none of it is an image, ``out`` holds other shards,
+    another process writes there, or the disk cannot be written; UnavailableError without ``webdataset``.
     """
     if images_per_shard < 1:
         raise InputError(f"{images_per_shard} images a shard; give 1 or more")
@@ -48,7 +52,7 @@ def write_shards(
         twice = Counter(paths).most_common(1)[0][0]
         raise InputError(f"{shown(twice)}: listed twice; list every image once")
     out = Path(out)
-    with _claimed(out):
+    with _claim(out):
         writer = _Writer(paths, out, images_per_shard, decode)
         return writer.run(progress)
 
@@ -58,7 +62,7 @@ class _Writer:
         self.paths = paths
         self.out = out
         self.per_shard = images_per_shard
-        self.look = decode_image if decode else check_image
+        self._check = decode_image if decode else check_image
         # With one file, the folder that it is in.
         self.base = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
         self.fingerprint = short_digest(os.fsencode(self._name(path)) + b"\0" for path in paths)
@@ -66,6 +70,7 @@ class _Writer:
         self.skipped: list[str] = []
 
     def run(self, progress: Callable[[int], None]) -> Manifest:
+        """Writes the shards that are not finished yet, and the manifest."""
         number = self._resume()
         progress(min(number * self.per_shard, len(self.paths)))
         with write_faults(self.out / JOURNAL), (self.out / JOURNAL).open("a") as journal:
@@ -86,7 +91,7 @@ class _Writer:
         return manifest
 
     def _write(self, start: int, skipped: list[str], progress: Callable[[int], None]) -> Shard | None:
-        """The shard of the files from ``start`` on; None where none of them can be read."""
+        """Writes the shard of the files from ``start`` on. Returns None if none of them can be read."""
         from webdataset.writer import TarWriter
 
         name = f"{start // self.per_shard:06}.tar"
@@ -98,7 +103,7 @@ class _Writer:
                 for number, path in enumerate(self.paths[start : start + self.per_shard], start + 1):
                     try:
                         content = read_bytes(path)
-                        self.look(content, path)
+                        self._check(content, path)
                     except InputError as error:
                         skipped.append(str(error))
                     else:
@@ -114,17 +119,17 @@ class _Writer:
         name = self._name(path)
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         # WebDataset takes what is before the first dot for the key; the number makes it unique.
-        key = f"{index:010}_{re.sub('[^A-Za-z0-9-]+', '_', stem)[-LONGEST_KEY:]}"
+        key = f"{index:010}_{re.sub('[^A-Za-z0-9-]+', '_', stem)[-MAX_KEY_LENGTH:]}"
         kind = suffix[1:].lower()
         kind = kind if re.fullmatch("[a-z0-9]{1,8}", kind) and kind != "json" else "image"
-        # Bytes of a name that are not UTF-8 stay, escaped.
+        # JSON escapes bytes of a name that are not UTF-8.
         return {"__key__": key, kind: content, "json": json.dumps({"name": name, "index": index}).encode()}
 
     def _name(self, path: str) -> str:
         return os.path.relpath(path, self.base)
 
     def _resume(self) -> int:
-        """How many shards an interrupted call has finished."""
+        """Reads the journal of an interrupted call. Returns the number of groups of files that are finished."""
         journal = self.out / JOURNAL
         head = {"format": FORMAT, "fingerprint": self.fingerprint, "images_per_shard": self.per_shard}
         lines = _whole_lines(journal)
@@ -137,21 +142,21 @@ class _Writer:
                 f"{shown(self.out)}: holds unfinished shards of other images, or of {lines[0].get('images_per_shard')}"
                 " a shard; go on with those, or choose another folder"
             )
-        kept = 0
+        finished = 0
         for line in lines[1:]:
             shard = Shard(**line["shard"]) if line["shard"] else None
             if shard and not _whole(self.out / shard.name, shard.bytes):
                 break
             self.shards += [shard] if shard else []
             self.skipped += line["skipped"]
-            kept += 1
+            finished += 1
         with written_aside(journal) as aside:
-            aside.write_text("".join(json.dumps(line) + "\n" for line in lines[: kept + 1]))
-        return kept
+            aside.write_text("".join(json.dumps(line) + "\n" for line in lines[: finished + 1]))
+        return finished
 
 
 def _whole(path: Path, size: int) -> bool:
-    """After a power cut a file may be shorter than what was written into it."""
+    """Returns whether the file has its size: after a power cut it may be shorter than what was written."""
     return path.is_file() and path.stat().st_size == size
 
 
@@ -163,7 +168,7 @@ def _whole_lines(journal: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
+def _claim(out: Path) -> Iterator[None]:
     try:
         import filelock  # noqa: F401
         import webdataset.writer  # noqa: F401
