@@ -31,7 +31,7 @@ class TrainingPlan:
     """The names of the images of TRAIN and HELD_OUT, by number."""
     counts: dict[str, int]
     """The number of images by split, as ``results.json`` has them."""
-    truth: GroundTruth | None
+    ground_truth: GroundTruth | None
     """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
     """Identifies these images, see ``description_of``."""
@@ -92,7 +92,7 @@ def _plan_files(
     """Returns a plan without its description."""
     if not images.train:
         raise InputError(f"{images.name}: no training images")
-    truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
+    ground_truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
     train, held_out = split(images.train, recipe)
     splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
     files = {
@@ -100,7 +100,7 @@ def _plan_files(
         for name, samples in splits.items()
         if samples
     }
-    order = None if truth is None else truth.scoring_order
+    order = None if ground_truth is None else ground_truth.scoring_order
     if reading.stream:
         source: TrainingData = ImageTrainingData(
             model, files, recipe, readers=readers, world=world, test_order=order, decode=decode
@@ -120,7 +120,7 @@ def _plan_files(
         source,
         {name: _names(samples) for name, samples in splits.items()},
         {"train": len(train), "held_out": len(held_out), "test": len(images.test)},
-        truth,
+        ground_truth,
         {},
         images.licence,
     )
