@@ -82,13 +82,14 @@ def evaluate(
                 stage=bar.stage,
             )
             results += comparison.rows
-            images, tested = comparison.images, comparison.test_result
+            images = comparison.images
             bar.stage("writing the report", len(images.test))
             with comparison.stopwatch("report"):
                 metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
-                measured = (tested.scores, maps, tested.pro_curve())
-                options = resolved_options(ctx)
-                write_test_report(folder, images, comparison.model, *measured, metrics, options, bar, kind)
+                write_test_report(
+                    folder, images, comparison.model, comparison.test_result, metrics=metrics,
+                    settings=resolved_options(ctx), progress=bar, map_kind=kind,
+                )  # fmt: skip
         seconds.update(comparison.stopwatch.seconds)
         _print_threshold(comparison)
     if every_class:

@@ -60,11 +60,11 @@ class ToVerify:
 
 
 def to_verify(
-    checkpoint: Path, images: Sequence[Path], most: int, image_size: int | None, official: Described
+    checkpoint: Path, images: Sequence[Path], official: Described, *, max_images: int, image_size: int | None
 ) -> ToVerify:
     """Loads the checkpoint, and computes features of images.
 
-    ``images``: files and folders, of which at most ``most`` images are used; without images, noise is used. For an
+    ``images``: files and folders, of which at most ``max_images`` are used; without images, noise is used. For an
     official file with index permutations the formula that fits the first images better is verified, unless ``official``
     names one.
 
@@ -89,7 +89,7 @@ def to_verify(
         )  # fmt: skip
     if own and image_size is not None and model.image_size != (image_size, image_size):
         raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
-    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:most]
+    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)
     if own or has_one_formula(model.flow):

@@ -131,7 +131,5 @@ class TrainingJob:
             return
         metrics = {choice: labeled(values) for choice, values in result.by_choice().items()}
         with progress_bar("writing the report", len(images.test), console=console) as bar:
-            write_test_report(
-                self.out, images, model, tested.scores, tested.maps, tested.pro_curve(), metrics, options, bar
-            )
+            write_test_report(self.out, images, model, tested, metrics=metrics, settings=options, progress=bar)
         tested.maps.close()
