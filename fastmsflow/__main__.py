@@ -1,4 +1,4 @@
-"""Where ``fastmsflow`` and ``python -m fastmsflow`` start: one line for what the user can mend, no traceback."""
+"""Runs ``fastmsflow`` and ``python -m fastmsflow``; prints one line, not a traceback, for what the user can repair."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import NoReturn
 from .distributed.process_group import ErrorOnAnotherRank, has_joined, is_peer_lost
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person
 
-# By then a launcher has ended those that are left, and the process that failed has told why.
+# Within this time a launcher ends the remaining processes, and the process that failed has printed its error.
 SILENT_SECONDS = 5.0
 
 
@@ -36,7 +36,7 @@ def _run() -> None:
     try:
         app()
     except Preempted as preempted:
-        # It may come again, also while this process ends.
+        # SIGTERM may be repeated while this process ends.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _rank() == "0":
             print(f"fastmsflow: stopped by SIGTERM; {preempted}", file=sys.stderr)
@@ -54,7 +54,7 @@ def _run() -> None:
 
 
 def _is_told_by_another(error: Exception) -> bool:
-    """Before the processes have met, what was asked for is wrong in all of them alike: one a machine tells it."""
+    """Returns whether another process prints the error: before the processes have met, all of them have the same one."""
     alike = isinstance(error, (InputError, UnavailableError)) and not has_joined()
     return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
@@ -65,7 +65,7 @@ def _joined() -> bool:
 
 
 def _leave_at_once(end: SystemExit) -> NoReturn:
-    """The others may never answer again, and threads that wait for them would abort an orderly end."""
+    """Ends the process without waiting for threads, which wait for other processes that may never answer."""
     if isinstance(end.code, str):
         print(end.code, file=sys.stderr)
     sys.stdout.flush()
@@ -74,7 +74,7 @@ def _leave_at_once(end: SystemExit) -> NoReturn:
 
 
 def _rank() -> str:
-    """As torchrun has it, which may be what the error is about."""
+    """Returns the rank as torchrun gives it, unchecked, since the error may be about it."""
     return os.environ.get("RANK", "0")
 
 
