@@ -54,7 +54,7 @@ def _run() -> None:
 
 
 def _is_told_by_another(error: Exception) -> bool:
-    """Returns whether another process prints the error: before the processes have met, all of them have the same one."""
+    """Returns whether another process prints the error, which all have alike before they have met."""
     alike = isinstance(error, (InputError, UnavailableError)) and not has_joined()
     return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 

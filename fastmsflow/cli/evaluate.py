@@ -75,10 +75,18 @@ def evaluate(
             images, tested = comparison.images, comparison.test_result
             bar.stage("writing the report", len(images.test))
             with comparison.stopwatch("report"):
-                metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
-                measured = (tested.scores, maps, tested.pro_curve())
-                options = resolved_options(ctx)
-                write_test_report(folder, images, comparison.model, *measured, metrics, options, bar, kind)
+                write_test_report(
+                    folder,
+                    images,
+                    comparison.model,
+                    scores=tested.scores,
+                    maps=maps,
+                    pro=tested.pro_curve(),
+                    metrics={row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows},
+                    settings=resolved_options(ctx),
+                    progress=bar,
+                    kind=kind,
+                )
         seconds.update(comparison.stopwatch.seconds)
         _print_threshold(comparison)
     if every_class:

@@ -1,4 +1,4 @@
-"""The pictures and tables of an evaluated test set."""
+"""Writes the pictures, tables and HTML page of an evaluated test set."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 
 from .._version import __version__
+from ..calibration import Calibration
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
@@ -23,7 +24,7 @@ MetricsTable = Mapping[str, Mapping[str, float | None]]
 
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    """Returns an image (3, H, W) in [0, 1] as (H, W, 3) uint8."""
     return (rearrange(image, "c h w -> h w c").numpy() * 255).round().astype(np.uint8)
 
 
@@ -31,6 +32,7 @@ def write_test_report(
     out: Path,
     images: ImageSet,
     model: MSFlow,
+    *,
     scores: ImageScores,
     maps: ScoreMapStore,
     pro: tuple[np.ndarray, np.ndarray] | None,
@@ -39,13 +41,13 @@ def write_test_report(
     progress: Callable[[int], None] = lambda done: None,
     kind: MapKind | None = None,
 ) -> None:
-    """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
-    score) into ``out``.
+    """Writes ``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples) into ``out``.
 
-    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, of ``kind``,
-    see ColorScale;
-    ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
-    ``settings``: shown with the report; ``progress``: called with the number of images done.
+    ``scores`` and ``maps``: of ``images.test``, in its order; ``kind``: the kind of ``maps``, see ColorScale; ``pro``:
+    the result of fastmsflow.metrics.pro_curve, where there are masks; ``metrics``: checkpoint -> metric -> value;
+    ``settings``: shown in the report; ``progress`` is called with the number of images that are done.
+
+    Raises: InputError if a file cannot be written, or a score is not finite.
     """
     color_scale = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=kind)
     labels = np.array([sample.label for sample in images.test])
@@ -61,29 +63,13 @@ def write_test_report(
     panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
     gallery(out / "heatmaps.png", panels, color_scale.scale, color_scale.caption)
     rows = _rows(images, model.image_size, absolute, maps, progress)
-    write_report(out / "report.html", _page(images, model, color_scale, rows, pro, metrics, settings))
-
-
-def _page(
-    images: ImageSet,
-    model: MSFlow,
-    color_scale: ColorScale,
-    rows: Iterator[ReportRow],
-    pro: tuple[np.ndarray, np.ndarray] | None,
-    metrics: MetricsTable,
-    settings: Mapping[str, Any],
-) -> Report:
-    calibration = model.calibration
-    threshold, note = None, "not calibrated: no threshold is known"
-    if calibration is not None:
-        threshold = calibration.threshold() if calibration.is_enough() else None
-        note = str(threshold or calibration.shortage())
-    return Report(
+    threshold, note = _threshold(model.calibration)
+    report = Report(
         title=f"{images.name}: {len(images.test)} test images",
         rows=rows,
         heat_scale=color_scale.scale,
         heat_caption=color_scale.caption,
-        threshold=threshold.value if threshold is not None else None,
+        threshold=threshold,
         threshold_note=note,
         region_threshold=color_scale.mark,
         pro=pro,
@@ -93,6 +79,17 @@ def _page(
         fingerprint=fingerprint(images),
         licence=images.licence,
     )
+    write_report(out / "report.html", report)
+
+
+def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
+    """Returns the threshold in nats, if there is one, and a sentence on its origin or its absence."""
+    if calibration is None:
+        return None, "not calibrated: no threshold is known"
+    if not calibration.is_enough():
+        return None, calibration.shortage()
+    threshold = calibration.threshold()
+    return threshold.value, str(threshold)
 
 
 def _rows(
@@ -105,12 +102,20 @@ def _rows(
     for i, sample in enumerate(images.test):
         mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
         pixels = as_pixels(load_image(sample.image, image_size))
-        yield ReportRow(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
+        yield ReportRow(
+            image=sample.image,
+            label=sample.label,
+            kind=sample.kind,
+            score=float(scores[i]),
+            pixels=pixels,
+            score_map=maps[i],
+            mask=mask,
+        )
         progress(i + 1)
 
 
 def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
-    """``count`` of ``indices``, evenly spaced from the highest score to the lowest: no flattering choice."""
+    """Returns ``count`` of ``indices``, evenly spaced from the highest score to the lowest, so that none is favored."""
     ordered = indices[np.argsort(-score[indices], kind="stable")]
     return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
 

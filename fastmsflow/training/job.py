@@ -129,9 +129,16 @@ class TrainingJob:
         tested = result.test_result
         if tested is None or tested.maps is None or not isinstance(images, ImageSet):
             return
-        metrics = {choice: labeled(values) for choice, values in result.by_choice().items()}
         with progress_bar("writing the report", len(images.test), console=console) as bar:
             write_test_report(
-                self.out, images, model, tested.scores, tested.maps, tested.pro_curve(), metrics, options, bar
+                self.out,
+                images,
+                model,
+                scores=tested.scores,
+                maps=tested.maps,
+                pro=tested.pro_curve(),
+                metrics={choice: labeled(values) for choice, values in result.by_choice().items()},
+                settings=options,
+                progress=bar,
             )
         tested.maps.close()
