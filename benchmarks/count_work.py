@@ -87,7 +87,7 @@ def computing(mode: str) -> Iterator[None]:
     """In the block ``mode`` says who computes, whatever has been timed on this machine."""
     with ExitStack() as stack:
         for kind in configs.KINDS:
-            stack.enter_context(configs.deciding(kind, mode == "fused", CPU))
+            stack.enter_context(configs.force_convolution(kind, mode == "fused", CPU))
         if mode == "torch":
             stack.enter_context(backend.use("torch"))
         yield

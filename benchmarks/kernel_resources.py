@@ -117,7 +117,7 @@ def measure_candidates(target: str) -> list[Resources]:
                 same = case.level > 0 and kernel != "conv3x3_layer_norm"
                 if case.tiles != kernel or "training" in case.name or same:
                     continue
-                with compiling_for(target) as compiled, configs.trying(kernel, size, torch.device("cpu")):
+                with compiling_for(target) as compiled, configs.force_tile(kernel, size, torch.device("cpu")):
                     case.launch()
                 results += [_resources(name, f"{case.name}, {tile}", target, kernel) for name, kernel in compiled]
     return results

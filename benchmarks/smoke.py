@@ -1,9 +1,9 @@
 """Runs every kernel, forward and backward, at full size in half precision, and tells how far it is from float64.
 
 ``python -m benchmarks.smoke [--json FILE]`` prints a row a result. An error is |ours - truth| / |truth|, in the norm.
-It may be what a stored value's rounding makes of it (tests/tolerances.py), or half as large again as plain PyTorch's in
-the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding, and in PyTorch
-others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
+It may be what a stored value's rounding makes of it (tests/helpers/tolerances.py), or half as large again as plain
+PyTorch's in the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding, and in
+PyTorch others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
 """
 
 import argparse
@@ -276,7 +276,7 @@ def main() -> None:
     findings: list[Finding] = []
     with ExitStack() as stack:
         for kind in configs.KINDS:
-            stack.enter_context(configs.deciding(kind, True, DEVICE))
+            stack.enter_context(configs.force_convolution(kind, True, DEVICE))
         for dtype in DTYPES:
             for operation in operations(SIZES[options.size], dtype):
                 for finding in examined(operation, dtype):

@@ -166,9 +166,9 @@ def contender(kind: str, kernel: str, whose: str) -> Iterator[None]:
     """In the block the convolution of ``kind`` is the vendor's, or ``kernel`` by the tile that ``whose`` names."""
     size = contenders(kernel)[whose]
     with ExitStack() as stack:
-        stack.enter_context(configs.deciding(kind, size is not None, DEVICE))
+        stack.enter_context(configs.force_convolution(kind, size is not None, DEVICE))
         if size is not None:
-            stack.enter_context(configs.trying(kernel, size, DEVICE))
+            stack.enter_context(configs.force_tile(kernel, size, DEVICE))
         yield
 
 

@@ -139,11 +139,12 @@ class Steps:
 
 def parity_tests() -> list[str]:
     """Names the parity tests whose packages are installed."""
-    files = ["tests/test_gpu.py"]
+    files = ["tests/gpu/test_gpu.py"]
     if importlib.util.find_spec("hypothesis"):
-        files += sorted(str(path) for path in Path("tests").glob("test_ops_*.py"))
+        files += sorted(str(path) for path in Path("tests/unit/ops").glob("test_*.py"))
     if importlib.util.find_spec("FrEIA"):
-        files += ["tests/test_backend.py", "tests/test_golden.py", "tests/test_freia.py"]
+        files += ["tests/unit/test_backend.py"]
+        files += [f"tests/unit/reference/test_{name}.py" for name in ("golden", "freia")]
     return files
 
 

@@ -1,4 +1,7 @@
-"""Runs ``fastmsflow`` and ``python -m fastmsflow``; prints one line, not a traceback, for what the user can repair."""
+"""The entry point of ``fastmsflow`` and ``python -m fastmsflow``.
+
+An error that the user can mend is printed on one line, without a traceback.
+"""
 
 import os
 import signal
@@ -10,7 +13,7 @@ from typing import NoReturn
 from .distributed.process_group import ErrorOnAnotherRank, has_joined, is_peer_lost
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person
 
-# Within this time a launcher ends the remaining processes, and the process that failed has printed its error.
+# By then a launcher has ended those that are left, and the process that failed has told why.
 SILENT_SECONDS = 5.0
 
 
@@ -36,7 +39,7 @@ def _run() -> None:
     try:
         app()
     except Preempted as preempted:
-        # SIGTERM may be repeated while this process ends.
+        # It may come again, also while this process ends.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if _rank() == "0":
             print(f"fastmsflow: stopped by SIGTERM; {preempted}", file=sys.stderr)
@@ -54,7 +57,7 @@ def _run() -> None:
 
 
 def _is_told_by_another(error: Exception) -> bool:
-    """Returns whether another process prints the error, which all have alike before they have met."""
+    """Tells whether another process of this machine reports the same error: so it is before the processes have met."""
     alike = isinstance(error, (InputError, UnavailableError)) and not has_joined()
     return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
@@ -65,7 +68,7 @@ def _joined() -> bool:
 
 
 def _leave_at_once(end: SystemExit) -> NoReturn:
-    """Ends the process without waiting for threads, which wait for other processes that may never answer."""
+    """Ends this process at once: threads that wait for other processes would abort an orderly end."""
     if isinstance(end.code, str):
         print(end.code, file=sys.stderr)
     sys.stdout.flush()
@@ -74,7 +77,7 @@ def _leave_at_once(end: SystemExit) -> NoReturn:
 
 
 def _rank() -> str:
-    """Returns the rank as torchrun gives it, unchecked, since the error may be about it."""
+    """Returns this process's number as torchrun gives it; nothing is checked, since the error may be about it."""
     return os.environ.get("RANK", "0")
 
 

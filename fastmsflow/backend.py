@@ -1,4 +1,4 @@
-"""Which implementation computes: ``"auto"``, ``"triton"`` or ``"torch"``.
+"""Chooses the implementation that computes: ``"auto"``, ``"triton"`` or ``"torch"``.
 
 The innermost ``with fastmsflow.backend.use(...)`` decides; without one the model's own choice; where that is
 ``"auto"``, the environment variable FASTMSFLOW_BACKEND; else ``"auto"``: Triton for CUDA tensors of a kind the kernels
@@ -35,7 +35,10 @@ _override_when_compiled: Backend | None = None
 
 
 def check(name: str) -> Backend:
-    """``name`` if it is a backend. Errors: InputError otherwise."""
+    """Returns ``name``.
+
+    Raises: InputError if no backend has this name.
+    """
     if name not in get_args(Backend):
         raise InputError(f"backend {name!r} is not known; choose one of {', '.join(get_args(Backend))}")
     return cast(Backend, name)
@@ -43,9 +46,9 @@ def check(name: str) -> Backend:
 
 @contextmanager
 def use(name: Backend) -> Iterator[None]:
-    """``with use(name):`` computes with ``name`` inside the block, whatever the models say.
+    """Has operations in the block computed by the backend ``name``, whatever the models say.
 
-    Errors: InputError where it is not a backend's name; UnavailableError, from the operation, where it cannot serve.
+    Raises: InputError if ``name`` is not a backend's name; UnavailableError, from the operation, if it cannot serve.
     """
     global _override_when_compiled
     token = _override.set(check(name))
@@ -58,14 +61,14 @@ def use(name: Backend) -> Iterator[None]:
 
 
 def override() -> Backend | None:
-    """What the innermost ``use`` says."""
+    """Returns the backend of the innermost ``use``, or None."""
     return _override_when_compiled if torch.compiler.is_compiling() else _override.get()
 
 
 def uses_triton(model_choice: Backend, x: Tensor) -> bool:
-    """Whether the kernels compute an operation on ``x`` now, in a model whose own choice is ``model_choice``.
+    """Tells whether the kernels compute an operation on ``x`` now, in a model whose own choice is ``model_choice``.
 
-    Errors: UnavailableError, or InputError where it is the tensor, if Triton was asked for and cannot serve.
+    Raises: UnavailableError if Triton was asked for and cannot serve; InputError if the tensor's dtype is why.
     """
     choice = override() or model_choice
     if choice == "auto":
@@ -85,7 +88,7 @@ def _require_triton(x: Tensor) -> None:
 
 
 def _triton_fault(device: torch.device) -> str | None:
-    """Why the kernels cannot run on ``device``, and what to do about it."""
+    """Returns why the kernels cannot run on ``device`` and what to do about it, or None if they can."""
     # Not functools.cache: torch.compile looks through that and warns.
     if device not in _faults:
         _faults[device] = _find_triton_fault(device)
@@ -101,7 +104,7 @@ def _find_triton_fault(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton, or use 'torch'"
     try:
-        from .kernels import configs, launch  # noqa: F401 - a damaged table is better met here than in an operation
+        from .kernels import configs, launch  # noqa: F401 - reports a damaged table before an operation does
     except ValueError as error:
         raise InputError(str(error)) from error
     if launch.INTERPRETED:

@@ -1,4 +1,4 @@
-"""Thresholds from good images alone: the scores of images that were held out of training, and what follows from them.
+"""Thresholds from good images alone, by the scores of images that were held out of training.
 
 Distribution-free, by ranks (split conformal prediction; Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
 World", 2005): of n held-out images and one new good image, each is as likely as any other to have the k-th largest
@@ -7,8 +7,8 @@ held-out images, the false-alarm rate of that threshold is distributed as Beta(k
 
 This holds as far as new good images are like the held-out ones: near-copies of training images held out (overlapping
 crops, frames of a film) score too well, and new ones are above more often. That the same held-out images choose the
-best round of a run favours them too, though slightly: one of a few choices, by their mean nll. What a test shows
-against it, ``Threshold.doubt`` tells.
+best round of a run favors them too, though slightly: one of a few choices, by their mean nll. ``Threshold.doubt`` tells
+whether a test contradicts a threshold.
 """
 
 import math
@@ -28,7 +28,7 @@ DOUBT = 0.001
 
 @dataclass(frozen=True)
 class Threshold:
-    """What is above ``value`` is called defective."""
+    """Calls an image or a pixel defective if its score is above ``value``."""
 
     value: float
     """In nats."""
@@ -48,8 +48,10 @@ class Threshold:
         )
 
     def doubt(self, called: int, good: int) -> str | None:
-        """What is wrong where ``called`` of ``good`` new good images above the threshold are more than chance
-        explains (less than once in a thousand, the chance of the held-out images included), and the remedy."""
+        """Returns a warning with its remedy if ``called`` of ``good`` new good images are too many above the threshold.
+
+        They are too many if chance, that of the held-out images included, explains them less than once in a thousand.
+        """
         from scipy.stats import betabinom  # slow to import
 
         k = _rank(self.images, self.false_alarms)
@@ -61,20 +63,23 @@ class Threshold:
         )
 
     def as_dict(self) -> dict[str, float]:
-        """JSON-able."""
+        """Returns the fields, fit for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out good images score. Of fastmsflow.scoring's absolute score and map, which compare between images."""
+    """Holds the scores of held-out good images, by fastmsflow.scoring's absolute score and map.
+
+    These are comparable between images.
+    """
 
     scores: tuple[float, ...]
     """The absolute score of each image, nats."""
     peaks: tuple[float, ...]
     """The largest value of each image's absolute map, nats."""
     typical: float
-    """The median of the absolute map over all pixels, nats: where the colours of heat maps begin."""
+    """The median of the absolute map over all pixels, nats, at which the colors of heat maps begin."""
     false_alarms: float = FALSE_ALARMS
     """The rate that thresholds are for unless another is asked for."""
 
@@ -86,35 +91,38 @@ class Calibration:
             raise InputError("a held-out image's score is not finite; look for where the model overflows")
 
     def is_enough(self, false_alarms: float | None = None) -> bool:
-        """Whether there are images enough for a threshold at this rate."""
+        """Tells whether there are images enough for a threshold at this rate."""
         return len(self.scores) >= needed(self.false_alarms if false_alarms is None else false_alarms)
 
     def shortage(self, false_alarms: float | None = None) -> str:
-        """What is wrong where ``is_enough`` is not, and the remedy."""
+        """Returns the message, with the remedy, for too few images."""
         rate = self.false_alarms if false_alarms is None else false_alarms
         return _shortage(len(self.scores), rate)
 
     def threshold(self, false_alarms: float | None = None) -> Threshold:
-        """Of the absolute image score: at most ``false_alarms`` of good images are expected above it.
+        """Returns the threshold of the absolute image score above which ``false_alarms`` of good images are expected.
 
-        Errors: InputError where there are too few held-out images for so low a rate.
+        Raises: InputError if there are too few held-out images for so low a rate.
         """
         return threshold(self.scores, self.false_alarms if false_alarms is None else false_alarms)
 
     def region_threshold(self, false_alarms: float | None = None) -> Threshold:
-        """Of the absolute map's pixels: at most ``false_alarms`` of good images are expected to have any above it.
+        """Returns the threshold of the absolute map that ``false_alarms`` of good images are expected to pass anywhere.
 
-        Errors: as for ``threshold``.
+        Raises: InputError if there are too few held-out images for so low a rate.
         """
         return threshold(self.peaks, self.false_alarms if false_alarms is None else false_alarms)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; ``from_dict`` reads it."""
+        """Returns the fields, fit for JSON; ``from_dict`` reads them."""
         return {**asdict(self), "scores": list(self.scores), "peaks": list(self.peaks)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
-        """Reads what ``as_dict`` returned. Errors: as the constructor's."""
+        """Makes a calibration from the result of ``as_dict``.
+
+        Raises: InputError if the scores are not finite or not as many as the peaks.
+        """
         return cls(**{**content, "scores": tuple(content["scores"]), "peaks": tuple(content["peaks"])})
 
 
@@ -174,11 +182,11 @@ def region_threshold(calibration: Calibration | None, false_alarms: float | None
 
 
 def threshold(scores: Any, false_alarms: float) -> Threshold:
-    """``scores`` (n,) of held-out good images, higher is more abnormal -> the lowest threshold that keeps the expected
-    rate of false alarms at or below ``false_alarms``.
+    """Returns the lowest threshold that keeps the expected rate of false alarms at or below ``false_alarms``.
 
-    Errors: InputError where the rate is not within 0 and 1, or n < 1 / rate - 1: even the largest score is then
-    passed too often.
+    ``scores`` (n,): those of held-out good images, higher is more abnormal.
+    Raises: InputError if the rate is not within 0 and 1, or n < 1 / rate - 1: even the largest score is then passed too
+    often.
     """
     check_rate(false_alarms)
     ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
@@ -194,7 +202,7 @@ def threshold(scores: Any, false_alarms: float) -> Threshold:
 
 
 def needed(false_alarms: float) -> int:
-    """How many held-out images a threshold for this rate takes."""
+    """Returns how many held-out images a threshold for this rate takes."""
     n = max(0, math.floor(1 / false_alarms) - 2)
     while _rank(n, false_alarms) < 1:
         n += 1
@@ -209,12 +217,15 @@ def _shortage(images: int, false_alarms: float) -> str:
 
 
 def _allowed(images: int) -> float:
-    """The lowest rate that so many images do for, rounded up to what is printed: as given it must do."""
+    """Returns the lowest rate that so many images suffice for, rounded up to the digits that are printed."""
     return math.ceil(1e4 / (images + 1)) / 1e4
 
 
 def check_rate(false_alarms: float) -> None:
-    """Errors: InputError where ``false_alarms`` is not a rate above 0 and below 1."""
+    """Checks a rate of false alarms.
+
+    Raises: InputError if ``false_alarms`` is not above 0 and below 1.
+    """
     if not 0 < false_alarms < 1:
         raise InputError(f"the false-alarm rate is {false_alarms}; it is a share of the good images, e.g. 0.05")
 

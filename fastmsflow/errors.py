@@ -5,7 +5,7 @@ The command line prints them without a traceback; anything else is a fault of th
 
 
 class InputError(ValueError):
-    """What was given cannot be used: a file, a key, a shape, an option."""
+    """Reports input that cannot be used: a file, a key, a shape, an option."""
 
 
 class InputWarning(UserWarning):
@@ -13,7 +13,7 @@ class InputWarning(UserWarning):
 
 
 class UnavailableError(RuntimeError):
-    """What was asked for cannot be had here: a download, an optional package, a backend."""
+    """Reports a resource that cannot be had here: a download, an optional package, a backend."""
 
 
 # The exit code after SIGTERM, where the same work can be gone on with: EX_TEMPFAIL of sysexits.h.
@@ -21,22 +21,24 @@ PREEMPTED = 75
 
 
 class Preempted(BaseException):
-    """SIGTERM came: work that can be gone on with has stopped; its text is what was kept. Not an Exception: nothing may
-    take it for a fault."""
+    """Reports that SIGTERM stopped work that can be continued; the text says what was saved.
+
+    This is no Exception: nothing may take it for a fault.
+    """
 
 
 def is_meant_for_a_person(error: Exception) -> bool:
-    """Whether it is something that the user can mend, told in one line."""
+    """Tells whether ``error`` is something that the user can mend, with a message of one line."""
     return isinstance(error, (InputError, UnavailableError, OSError)) or _is_of_a_killed_reader(error)
 
 
 def _is_of_a_killed_reader(error: Exception) -> bool:
-    """torch raises it wherever this process happens to be."""
+    """Tells whether a data loader's worker was killed; torch raises the error wherever this process happens to be."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 def in_one_line(error: Exception) -> str:
-    """What it says to a person; of an error that is not meant for one, its kind too."""
+    """Returns the message of ``error`` on one line, preceded by its type if it is not meant for a person."""
     if _is_of_a_killed_reader(error):
         return (
             "a process that reads images was killed, most often because memory ran out; try fewer workers or a smaller"

@@ -1,5 +1,4 @@
-"""Writes files aside and renames them, so that none is ever half-written; locks folders; shows file names in
-messages."""
+"""Writes files aside, then renames them, so that none is ever half-written; shows files' names in messages."""
 
 import csv
 import errno
@@ -26,7 +25,7 @@ _ADDED = len(ASIDE) + 16
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it.
 
-    Raises: InputError if the file cannot be written (see ``write_faults``).
+    Raises: InputError if the file system does not allow it: see ``write_faults``.
     """
     path = Path(path)
     with write_faults(path):
@@ -47,10 +46,10 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_faults(path: Path) -> Iterator[None]:
-    """Turns the errors of a file system that refuses to write ``path`` into an InputError: one line with the remedy.
+    """Turns file-system errors of the block, which writes ``path``, into InputError: one line with the remedy.
 
-    Such errors are a full or read-only disk, no permission, a name too long, a file where a folder should be or the
-    reverse. Other errors pass unchanged.
+    These are a full or read-only disk, no permission, a name too long, a file in a folder's place or the reverse. Other
+    errors go through as they are.
     """
     try:
         yield
@@ -64,8 +63,7 @@ def write_faults(path: Path) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """Returns a file's name as one line of printable text: newlines, bytes that are not UTF-8 and lone surrogates are
-    escaped."""
+    """Returns a file's name as one printable line: newlines, bytes that are not UTF-8, lone surrogates are escaped."""
     text = os.fspath(path)
     if text.isprintable():
         return text
@@ -76,12 +74,12 @@ def shown(path: str | Path) -> str:
 
 
 def as_utf8(name: str) -> str:
-    """Returns ``name`` as text that Parquet takes: UTF-8, in which other bytes become \\xNN."""
+    """Returns ``name`` as UTF-8, which Parquet takes and a file's name need not be; other bytes become \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def absolute(path: str | Path) -> str:
-    """Returns ``path`` from the root on, without dots; links stay."""
+    """Returns ``path`` from the root on, without dots; links are not resolved."""
     return os.path.abspath(path)  # noqa: PTH100 - Path.resolve follows links
 
 
@@ -117,16 +115,16 @@ def _errno(error: Exception) -> int | None:
 
 
 class Busy(InputError):
-    """Is raised if another process is at work in a folder."""
+    """Reports that another process is at work in a folder."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits. Needs the
-    ``train`` extra.
+    """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits.
 
-    The file stays when the block ends: if it went, a process that had opened it would lock a file that is gone, and
-    another one the new file of that name. Raises: InputError if the file cannot be written (see ``write_faults``).
+    The file stays when the block ends: a process that had opened it would lock a file that is gone, and another one the
+    new file of that name. The ``train`` extra is needed.
+    Raises: InputError if the file cannot be written: see ``write_faults``.
     """
     from filelock import FileLock, Timeout
 
@@ -144,13 +142,11 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
-    """Makes ``folder`` and keeps other processes that ask from writing there until the block ends. Needs the ``train``
-    extra.
+    """Claims ``folder`` for this process in the block, and makes it if it is not there.
 
     Files that a killed process was writing aside are removed first. If the folder was made here and holds nothing but
-    the LOCK_FILE at the end, it is removed.
-
-    Raises: Busy if another process is at work there; InputError if the folder cannot be written (see ``write_faults``).
+    the LOCK_FILE in the end, it is removed. The ``train`` extra is needed.
+    Raises: Busy if another process is at work; InputError if the folder cannot be written: see ``write_faults``.
     """
     created, path = not folder.exists(), folder / LOCK_FILE
     with locked(path) as is_ours:
@@ -169,7 +165,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Returns whether another process holds ``folder`` by ``claimed_folder``."""
+    """Tells whether another process is at work in ``folder``, as ``claimed_folder`` would find."""
     path = folder / LOCK_FILE
     if not path.exists():
         return False
@@ -178,7 +174,7 @@ def is_claimed(folder: Path) -> bool:
 
 
 def remove_asides(folder: Path) -> None:
-    """Removes what killed processes were writing aside in ``folder``, which the caller has claimed."""
+    """Removes files that killed processes were writing aside in ``folder``, which the caller has claimed."""
     # The second kind are safetensors': it writes aside too.
     for pattern in (f".*{ASIDE}*", ".tmp" + "[0-9A-Za-z]" * 6):
         for path in folder.glob(pattern):
@@ -186,13 +182,13 @@ def remove_asides(folder: Path) -> None:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Writes JSON, indented, aside first, then renamed."""
+    """Writes indented JSON, aside and then renamed."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes YAML in the mapping's order, aside first, then renamed. Needs the ``train`` extra."""
+    """Writes YAML in the mapping's order, aside and then renamed. The ``train`` extra is needed."""
     import yaml
 
     with written_aside(path) as aside:
@@ -200,7 +196,7 @@ def write_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes CSV, aside first, then renamed; names that are not UTF-8 keep their bytes."""
+    """Writes CSV, aside and then renamed; names that are not UTF-8 keep their bytes."""
     with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -9,7 +9,7 @@ TIMEOUT = 5.0  # seconds
 
 
 def hub_answers() -> bool:
-    """One request with a short timeout."""
+    """Tells whether the hub answers one request within a short timeout."""
     from huggingface_hub.utils import get_session
 
     try:
@@ -21,7 +21,7 @@ def hub_answers() -> bool:
 
 @contextmanager
 def hub_offline(offline: bool) -> Iterator[None]:
-    """In the block huggingface_hub looks in its cache only, if ``offline``."""
+    """Restricts huggingface_hub to its cache in the block, if ``offline``."""
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or offline
     try:

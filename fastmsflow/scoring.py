@@ -1,4 +1,4 @@
-"""Latents -> anomaly scores and maps. Every score grows with abnormality; sums and maps are in float32 or better.
+"""Anomaly scores and maps from latents. Every score grows with abnormality; sums and maps are float32 or better.
 
 With logp_l = -0.5 mean over channels of z_l^2, and up() the bilinear map to the image's size:
 L = sum_l up(logp_l) minus its maximum per image, peak; A = sum_l up(exp(logp_l - its maximum per image)) (arXiv
@@ -41,17 +41,19 @@ TOP_K = 0.03
 
 
 def check_map(name: str) -> MapKind:
-    """``name`` if it is one of MAP_KINDS. Errors: InputError otherwise."""
+    """Returns ``name``.
+
+    Raises: InputError if MAP_KINDS does not have it.
+    """
     if name not in MAP_KINDS:
         raise InputError(f"map {name!r} is not known; choose one of {', '.join(MAP_KINDS)}")
     return name
 
 
 def shown_map(calibrated: bool, kind: MapKind | None = None) -> MapKind:
-    """The map to show of images: ``kind``; where that is None, the absolute one of a ``calibrated`` model, else the
-    additive one.
+    """Returns the map to show: ``kind``, or if None, the absolute map of a ``calibrated`` model, else the additive.
 
-    Errors: InputError where the absolute one, whose scale is that of good images, has no calibration.
+    Raises: InputError if the absolute map, whose scale is that of good images, has no calibration.
     """
     if kind == "absolute" and not calibrated:
         raise InputError(
@@ -62,7 +64,7 @@ def shown_map(calibrated: bool, kind: MapKind | None = None) -> MapKind:
 
 
 class Scores(NamedTuple):
-    """What one pass over the latents yields, float32 or better."""
+    """Holds scores and maps of one pass over the latents, float32 or better."""
 
     score: Tensor
     """(B,) the published image score, in [0, 1]: mean of 1 - exp(L) over the ``top_k`` least likely pixels."""
@@ -93,7 +95,7 @@ class Scores(NamedTuple):
 
     @property
     def score_map_add(self) -> Tensor:
-        """(B, H, W) max(A) - A, the published map for localisation: see ``additive_score_map``."""
+        """(B, H, W) max(A) - A, the published map for localization: see ``additive_score_map``."""
         return additive_score_map(self.likelihood_add)
 
     @property
@@ -102,14 +104,17 @@ class Scores(NamedTuple):
         return 1 - self.log_likelihood.exp()
 
     def score_map(self, kind: MapKind) -> Tensor:
-        """(B, H, W) one of MAP_KINDS, large where an image is abnormal. Errors: InputError where it is another."""
+        """Returns (B, H, W), the map of this kind, large where an image is abnormal.
+
+        Raises: InputError if ``kind`` is not one of MAP_KINDS.
+        """
         if check_map(kind) == "absolute":
             return self.absolute_map
         return self.score_map_add if kind == "additive" else self.score_map_mul
 
 
 class ImageScores(NamedTuple):
-    """Of a set's images, without their maps, on the CPU. See ``Scores``."""
+    """Holds the scores of a set's images, without their maps, on the CPU. See ``Scores``."""
 
     score: Tensor
     """(N,) float32, in [0, 1]."""
@@ -122,11 +127,11 @@ class ImageScores(NamedTuple):
 def score_log_likelihoods(
     logp: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K, backend: Backend = "auto"
 ) -> Scores:
-    """Scores and maps of log-likelihoods; by Triton not differentiable.
+    """Computes scores and maps from log-likelihoods; by Triton not differentiable.
 
     ``logp``: (B, H_l, W_l) per level, as ``MultiScaleFlow.log_likelihood_maps`` returns them; ``image_size``: (H, W) of
     the maps; ``top_k``: share of the pixels that the image's scores average.
-    Errors: InputError where ``top_k`` is not in [0, 1]; see fastmsflow.backend for those of ``backend``.
+    Raises: InputError if ``top_k`` is not in [0, 1]; see fastmsflow.backend for the errors of ``backend``.
     """
     log_likelihood, likelihood_add, peak = score_maps(logp, image_size, backend)
     score, log_score = image_scores(log_likelihood, top_k, backend)
@@ -134,7 +139,7 @@ def score_log_likelihoods(
 
 
 def additive_score_map(likelihood_add: Tensor) -> Tensor:
-    """``likelihood_add`` A (N, H, W) -> max(A) - A, the maximum of each image by itself (arXiv 2308.15300).
+    """Computes max(A) - A from A (N, H, W), with the maximum of each image by itself (arXiv 2308.15300).
 
     0 is the most normal pixel of its image, so an image's map does not depend on what else is in the batch, and pixels
     of two images are not comparable; those of ``Scores.absolute_map`` are.
@@ -145,12 +150,12 @@ def additive_score_map(likelihood_add: Tensor) -> Tensor:
 def anomaly_scores(
     z: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The published scores: (image_score (B,), score_map_add (B, H, W), score_map_mul (B, H, W)).
+    """Computes the published scores: image_score (B,), score_map_add (B, H, W), score_map_mul (B, H, W).
 
     ``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that
-    the image score averages. score_map_mul is for detection, score_map_add for localisation; both are relative to the
+    the image score averages. score_map_mul is for detection, score_map_add for localization; both are relative to the
     image's own likeliest pixel.
-    Errors: InputError where ``top_k`` is not in [0, 1].
+    Raises: InputError if ``top_k`` is not in [0, 1].
     """
     scores = score_log_likelihoods(log_likelihood_maps(z), image_size, top_k)
     return scores.score, scores.score_map_add, scores.score_map_mul

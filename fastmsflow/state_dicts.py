@@ -12,15 +12,18 @@ from .errors import InputError, first_few
 
 
 def load_pickled(path: str | Path) -> Any:
-    """``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run."""
+    """Loads a file by ``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run."""
     with warnings.catch_warnings():
-        # A protocol other than torch.save's: what such a file holds is checked, or refused, all the same.
+        # A file of another pickle protocol than torch.save's is checked, or refused, all the same.
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Copies nothing: raises InputError naming the keys where ``given`` does not fit ``expected`` exactly."""
+    """Checks that ``given`` has exactly the keys and shapes of ``expected``; nothing is copied.
+
+    Raises: InputError, naming the keys, if it has not. ``what``: what the weights are for, in the message.
+    """
     faults = [f"missing {key}" for key in expected if key not in given]
     faults += [f"unexpected {key}" for key in given if key not in expected]
     faults += [

@@ -108,7 +108,7 @@ def product_tile(kernel: str, device: torch.device, exact: bool = False) -> Prod
 
 
 @contextmanager
-def trying(kernel: str, size: ProductTile, device: torch.device) -> Iterator[None]:
+def force_tile(kernel: str, size: ProductTile, device: torch.device) -> Iterator[None]:
     """Has ``kernel`` take ``size`` on ``device``'s chip in the block, exact products too."""
     name = chip(device)
     before = [(table, table.get(kernel, {}).get(name)) for table in (PRODUCT_TILES, EXACT_TILES)]
@@ -138,7 +138,7 @@ def own_convolution_is_faster(kind: str, pixels: int, outputs: int, device: torc
 
 
 @contextmanager
-def deciding(kind: str, own: bool, device: torch.device) -> Iterator[None]:
+def force_convolution(kind: str, own: bool, device: torch.device) -> Iterator[None]:
     """Has the convolution of ``kind`` be, or not be, the kernels' own on ``device``'s chip in the block.
 
     This changes nothing in the interpreter, where it always is.

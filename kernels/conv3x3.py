@@ -2,7 +2,7 @@
 
 A program multiplies a tile of one image's pixels, shifted by each of the nine taps, with a tile of the weights; pixels
 outside the image read as 0. Weights are (O, I, 3, 3) in channels-last memory, so a tap's inputs are contiguous. The
-gradient by x is the same product with the taps turned round and O and I exchanged.
+gradient by x is the same product with the taps in reverse order and O and I exchanged.
 
 Sums are in float32; ``precision`` says how float32 operands are multiplied: "ieee" or "tf32".
 """
@@ -21,7 +21,8 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b. The interpreter multiplies the bit patterns of bfloat16, so there the operands are widened."""
+    """Returns acc + a b."""
+    # The interpreter multiplies the bit patterns of bfloat16, so there the operands are widened.
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -29,7 +30,7 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def image_tile(program, height, width, BLOCK_M: tl.constexpr):
-    """-> image, first row of the tile (int64), row offsets, y, x of the pixels, which of them are in the image."""
+    """Returns image, first row of the tile (int64), row offsets, y and x of the pixels, which are in the image."""
     tiles = tl.cdiv(height * width, BLOCK_M)
     image, tile = program // tiles, program % tiles
     m = tl.arange(0, BLOCK_M)
@@ -40,7 +41,7 @@ def image_tile(program, height, width, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def shifted(tap, m, y, x, valid, height, width):
-    """The pixels that lie under ``tap`` (0 to 8): row offsets, and which of them are in the image."""
+    """Returns the pixels under ``tap`` (0 to 8): row offsets, and which of them are in the image."""
     dy, dx = tap // 3 - 1, tap % 3 - 1
     inside = valid & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
     return m + dy * width + dx, inside
@@ -67,11 +68,11 @@ def convolve(
     weight_in,  # steps in weight: to the next input,
     weight_out,  # to the next output,
     weight_tap,  # to the next tap
-    TURNED: tl.constexpr,
+    REVERSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """acc, and rest if there is one, each plus the convolution of the tile."""
+    """Returns acc, and rest if there is one, each plus the tile's sum over taps and channels of input times weight."""
     k = tl.arange(0, BLOCK_K)
     blocks = tl.cdiv(channels, BLOCK_K)
     base = inputs + row * stride
@@ -81,7 +82,7 @@ def convolve(
         in_range = first + k < channels
         mask = inside[:, None] & in_range[None, :]
         a = tl.load(base + at[:, None] * stride + (first + k)[None, :], mask=mask, other=0.0)
-        weight_at = weight + (8 - tap if TURNED else tap) * weight_tap + (first + k)[:, None] * weight_in
+        weight_at = weight + (8 - tap if REVERSED else tap) * weight_tap + (first + k)[:, None] * weight_in
         mask = in_range[:, None] & (outputs < last)[None, :]
         acc = multiply(a, tl.load(weight_at + outputs[None, :] * weight_out, mask=mask, other=0.0), acc, PRECISION)
         if rest is not None:
@@ -109,18 +110,19 @@ def conv3x3_kernel(
     weight_in,
     weight_out,
     weight_tap,
-    TURNED: tl.constexpr,
+    REVERSED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """out[y, x, o] = bias[o] + sum over taps and channels of inputs[y + dy, x + dx, i] weight[o, i, tap]."""
     _, row, m, y, x, valid = image_tile(tl.program_id(0), height, width, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc = convolve(
         acc, None, inputs, weight, n, None, outputs, row, m, y, x, valid, height, width, channels, stride,
-        weight_in, weight_out, weight_tap, TURNED, PRECISION, BLOCK_K,
+        weight_in, weight_out, weight_tap, REVERSED, PRECISION, BLOCK_K,
     )  # fmt: skip
     if bias is not None:
         acc += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
@@ -146,7 +148,10 @@ def conv3x3_weight_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """BLOCK_M outputs by BLOCK_N inputs of one tap, summed over the rows of one split, BLOCK_K at a time."""
+    """partial[split, o, tap, i] = sum over the split's rows of grad_out[row, o] inputs[row under the tap, i].
+
+    A program computes BLOCK_M outputs by BLOCK_N inputs of one tap, BLOCK_K rows at a time.
+    """
     tap, split = tl.program_id(2) % 9, tl.program_id(2) // 9
     o = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -173,14 +178,14 @@ def conv3x3_weight_kernel(
 
 
 def exact(x: Tensor, precision: str) -> bool:
-    """Tells if float32 operands are multiplied as they are."""
+    """Tells whether float32 operands are multiplied as they are."""
     return x.dtype == torch.float32 and precision == "ieee"
 
 
 def weight_rows(weight: Tensor) -> tuple[Tensor, int, int]:
-    """weight (O, I, 3, 3) -> (tensor, step to the next output, step to the next tap), inputs contiguous.
+    """Returns weight (O, I, 3, 3) with its inputs contiguous, the step to the next output and to the next tap.
 
-    The tensor is the weight itself where its memory is like that (channels-last, and slices of its inputs).
+    The tensor is the weight itself if its memory is like that (channels-last, and slices of its inputs), else a copy.
     """
     so, si, sy, sx = weight.stride()
     if (si == 1 or weight.shape[1] == 1) and sy == 3 * sx:
@@ -190,20 +195,30 @@ def weight_rows(weight: Tensor) -> tuple[Tensor, int, int]:
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
-    """x (B, I, H, W), weight (O, I, 3, 3), bias (O,) -> (B, O, H, W) of x's dtype."""
+    """Launches ``conv3x3_kernel`` and returns (B, O, H, W) of x's dtype.
+
+    x (B, I, H, W), weight (O, I, 3, 3), bias (O,) or None.
+    """
     weight, step_out, step_tap = weight_rows(weight)
-    return _conv3x3(x, weight, bias, len(weight), (1, step_out, step_tap), False, precision)
+    return _conv3x3(
+        x, weight, bias, outputs=len(weight), steps=(1, step_out, step_tap), reverse_taps=False, precision=precision
+    )
 
 
 def conv3x3_input_gradient(grad_out: Tensor, weight: Tensor, precision: str) -> Tensor:
-    """grad_out (B, O, H, W), weight (O, I, 3, 3) -> gradient of x (B, I, H, W), of grad_out's dtype."""
+    """Computes the gradient of x (B, I, H, W), of grad_out's dtype, from grad_out (B, O, H, W), weight (O, I, 3, 3)."""
     inputs = weight.shape[1]
     weight, step_out, step_tap = weight_rows(weight)
-    return _conv3x3(grad_out, weight, None, inputs, (step_out, 1, step_tap), True, precision)
+    return _conv3x3(
+        grad_out, weight, None, outputs=inputs, steps=(step_out, 1, step_tap), reverse_taps=True, precision=precision
+    )
 
 
 def conv3x3_weight_gradient(x: Tensor, grad_out: Tensor, precision: str) -> Tensor:
-    """x (B, I, H, W), grad_out (B, O, H, W) -> gradient of weight (O, I, 3, 3) float32, in channels-last memory."""
+    """Launches ``conv3x3_weight_kernel``: the gradient of weight (O, I, 3, 3) float32, in channels-last memory.
+
+    x (B, I, H, W), grad_out (B, O, H, W).
+    """
     b, channels, height, width = x.shape
     outputs, rows = grad_out.shape[1], b * height * width
     (x_rows, stride), (grad_rows, grad_stride) = as_rows(x), as_rows(grad_out)
@@ -226,11 +241,13 @@ def _conv3x3(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    *,
     outputs: int,
     steps: tuple[int, int, int],
-    turned: bool,
+    reverse_taps: bool,
     precision: str,
 ) -> Tensor:
+    """Launches ``conv3x3_kernel``; ``steps``: to the weight's next input, output and tap."""
     b, channels, height, width = x.shape
     x_rows, stride = as_rows(x)
     out = new_rows(x, outputs)
@@ -239,6 +256,6 @@ def _conv3x3(
     with on(x.device):
         launched(conv3x3_kernel)[grid](
             x_rows, weight, bias, out, height, width, channels, outputs, stride, *steps,
-            TURNED=turned, PRECISION=precision, **size.options,
+            REVERSED=reverse_taps, PRECISION=precision, **size.options,
         )  # fmt: skip
     return out

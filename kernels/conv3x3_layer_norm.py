@@ -84,11 +84,11 @@ def conv3x3_layer_norm_relu_kernel(
         rest = _add_condition(rest, condition, m, row, rest_n, outputs, pixels, valid)
         total += tl.sum(rest, axis=1)
     average = total / outputs
-    centred = tl.where((n < outputs)[None, :], acc - average[:, None], 0.0)
-    square = tl.sum(centred * centred, axis=1)
+    centered = tl.where((n < outputs)[None, :], acc - average[:, None], 0.0)
+    square = tl.sum(centered * centered, axis=1)
     if REST_N > 0:
-        centred = tl.where((rest_n < outputs)[None, :], rest - average[:, None], 0.0)
-        square += tl.sum(centred * centred, axis=1)
+        centered = tl.where((rest_n < outputs)[None, :], rest - average[:, None], 0.0)
+        square += tl.sum(centered * centered, axis=1)
     scale = 1.0 / tl.sqrt(square / outputs + eps)
     _finish(acc, average, scale, norm_weight, norm_bias, out, hidden, row, m, n, outputs, valid)
     if REST_N > 0:

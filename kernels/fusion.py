@@ -1,7 +1,7 @@
-"""Carries information between the levels, for the fusion subnet: adaptive average pool to one grid; bias, ReLU and
-bilinear back up.
+"""The fusion subnet's way of carrying information between the levels: adaptive average pool to one grid, and back up.
 
-Gradients are gathered, each pixel collecting what it was spread to, so that no sum's order is left to chance.
+On the way back up bias and ReLU come first, then the bilinear interpolation. Gradients are gathered: each pixel sums
+over the pixels that it contributed to, so that no sum's order is left to chance.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .launch import Tile, launched, on
 
 @triton.jit
 def _pixels(program, height, width, BLOCK_P: tl.constexpr):
-    """-> image (int64), row offsets of the tile's pixels in it, their y and x, which of them are in the image."""
+    """Returns image (int64), row offsets of the tile's pixels in it, their y and x, which are in the image."""
     tiles = tl.cdiv(height * width, BLOCK_P)
     image, block = program // tiles, program % tiles
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -26,8 +26,7 @@ def _pixels(program, height, width, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _window(n, size, other):
-    """Returns the range of ``other`` pixels that pixel ``n`` of ``size`` meets: first, end. The rule is the same both
-    ways."""
+    """Returns first and end of the pixels, of ``other``, that pixel ``n`` of ``size`` meets; the rule is symmetric."""
     return n * other // size, ((n + 1) * other + size - 1) // size
 
 
@@ -42,14 +41,16 @@ def pool_kernel(
     channels,
     source_stride,
     out_stride,
-    reach_y,  # no window is longer
+    reach_y,  # the longest window
     reach_x,
     BACKWARD: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Forward, out is the mean of its window of source. Backward, source is the gradient of the pooled map and out that
-    of the map: every pixel sums over the windows it was in."""
+    """out = mean of source over each pixel's window. BACKWARD: out = sum of source / window size over its windows.
+
+    Backward, source is the gradient of the pooled map and out that of the map.
+    """
     image, p, y, x, valid = _pixels(tl.program_id(0), height, width, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     y0, y1 = _window(y, height, source_height)
@@ -75,7 +76,7 @@ def pool_kernel(
 
 @triton.jit
 def _activated(at, bias, c, channels, mask):
-    """relu(source + bias)."""
+    """Loads relu(source + bias)."""
     value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if bias is not None:
         value += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
@@ -137,14 +138,15 @@ def upsample_backward_kernel(
     scale_x,
     inverse_y,  # pixels of out in one of source
     inverse_x,
-    reach_y,  # no pixel of source was spread to more
+    reach_y,  # the most pixels of out that read one of source
     reach_x,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """grad_source = sum over out's pixels of bilinear weight times grad_out, where source + bias > 0."""
     image, p, y, x, valid = _pixels(tl.program_id(0), height, width, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    # One further than the corners reach, against rounding; what is too far has weight 0.
+    # One pixel beyond the corners, against rounding; a pixel too far has weight 0.
     y0 = tl.maximum(((y - 1).to(tl.float32) * inverse_y).to(tl.int32) - 1, 0)
     x0 = tl.maximum(((x - 1).to(tl.float32) * inverse_x).to(tl.int32) - 1, 0)
     acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -166,50 +168,54 @@ def upsample_backward_kernel(
 
 
 def pool_and_concat(maps: list[Tensor]) -> Tensor:
-    """maps (B, C_l, H_l, W_l) -> (B, sum C_l, H, W) on the last map's grid."""
+    """Launches ``pool_kernel`` for maps (B, C_l, H_l, W_l) and returns (B, sum C_l, H, W) on the last map's grid."""
     out = new_rows(maps[-1], sum(level.shape[1] for level in maps))
-    for level, part in zip(maps, _parts(out, maps), strict=True):
-        _pool(level, part, backward=False)
+    for level, pooled in zip(maps, _split_by_level(out, maps), strict=True):
+        _pool(level, pooled, backward=False)
     return out
 
 
 def pool_and_concat_backward(grad_out: Tensor, maps: list[Tensor]) -> list[Tensor]:
-    """-> gradient of each map; of ``maps`` only the shapes and dtypes count."""
+    """Computes the gradient of each map from grad_out (B, sum C_l, H, W); only shapes and dtypes of ``maps`` count."""
     grads = [new_rows(level, level.shape[1]) for level in maps]
-    for grad, part in zip(grads, _parts(grad_out, maps), strict=True):
-        _pool(part, grad, backward=True)
+    for grad, pooled in zip(grads, _split_by_level(grad_out, maps), strict=True):
+        _pool(pooled, grad, backward=True)
     return grads
 
 
 def split_and_upsample(joint: Tensor, bias: Tensor | None, maps: list[Tensor]) -> list[Tensor]:
-    """joint (B, sum C_l, H, W), bias (sum C_l,), maps (B, C_l, H_l, W_l) -> per level bilinear(relu of its part of
-    joint + bias) + its map."""
+    """Launches ``upsample_kernel``: bilinear(relu(joint + bias)) + map for each of maps (B, C_l, H_l, W_l).
+
+    joint (B, sum C_l, H, W), bias (sum C_l,): each level reads its own channels.
+    """
     outs = [new_rows(level, level.shape[1]) for level in maps]
-    for level, part, part_bias, out in zip(maps, _parts(joint, maps), _biases(bias, maps), outs, strict=True):
-        (source, source_stride), (residual, residual_stride) = as_rows(part), as_rows(level)
+    for level, pooled, level_bias, out in zip(
+        maps, _split_by_level(joint, maps), _biases(bias, maps), outs, strict=True
+    ):
+        (source, source_stride), (residual, residual_stride) = as_rows(pooled), as_rows(level)
         grid, meta = _grid("upsample", out)
         with on(out.device):
             launched(upsample_kernel)[grid](
-                source, part_bias, residual, out, *out.shape[2:], *part.shape[2:], out.shape[1],
+                source, level_bias, residual, out, *out.shape[2:], *pooled.shape[2:], out.shape[1],
                 source_stride, residual_stride,
-                *(_scale(inner, outer) for inner, outer in zip(part.shape[2:], out.shape[2:], strict=True)), **meta,
+                *(_scale(inner, outer) for inner, outer in zip(pooled.shape[2:], out.shape[2:], strict=True)), **meta,
             )  # fmt: skip
     return outs
 
 
 def split_and_upsample_backward(grad_outs: list[Tensor], joint: Tensor, bias: Tensor | None) -> Tensor:
-    """-> gradient of joint; bias's is its sum over all pixels. The maps' gradients are ``grad_outs``."""
+    """Computes the gradient of joint; bias's is its sum over all pixels, and the maps' gradients are ``grad_outs``."""
     grad = new_rows(joint, joint.shape[1])
-    parts = (_parts(joint, grad_outs), _biases(bias, grad_outs), _parts(grad, grad_outs))
-    for grad_out, part, part_bias, grad_part in zip(grad_outs, *parts, strict=True):
-        (rows, stride), (source, source_stride), (out, out_stride) = map(as_rows, (grad_out, part, grad_part))
-        sizes = list(zip(part.shape[2:], grad_out.shape[2:], strict=True))
-        # An only source pixel is spread to all.
+    splits = (_split_by_level(joint, grad_outs), _biases(bias, grad_outs), _split_by_level(grad, grad_outs))
+    for grad_out, pooled, level_bias, grad_level in zip(grad_outs, *splits, strict=True):
+        (rows, stride), (source, source_stride), (out, out_stride) = map(as_rows, (grad_out, pooled, grad_level))
+        sizes = list(zip(pooled.shape[2:], grad_out.shape[2:], strict=True))
+        # A single source pixel reaches all.
         inverses = [(outer - 1) / (inner - 1) if inner > 1 else float(outer) for inner, outer in sizes]
-        grid, meta = _grid("upsample", part)
+        grid, meta = _grid("upsample", pooled)
         with on(grad.device):
             launched(upsample_backward_kernel)[grid](
-                rows, source, part_bias, out, *part.shape[2:], *grad_out.shape[2:], part.shape[1],
+                rows, source, level_bias, out, *pooled.shape[2:], *grad_out.shape[2:], pooled.shape[1],
                 stride, source_stride, out_stride, *(_scale(*pair) for pair in sizes), *inverses,
                 *(min(outer, int(2 * inverse) + 5) for (_, outer), inverse in zip(sizes, inverses, strict=True)),
                 **meta,
@@ -233,8 +239,8 @@ def _pool(source: Tensor, out: Tensor, backward: bool) -> None:
         )  # fmt: skip
 
 
-def _parts(joint: Tensor, maps: list[Tensor]) -> tuple[Tensor, ...]:
-    """Each level's channels of what is joint: views of rows."""
+def _split_by_level(joint: Tensor, maps: list[Tensor]) -> tuple[Tensor, ...]:
+    """Splits ``joint`` into each level's channels, as views of rows."""
     return as_rows(joint)[0].split([level.shape[1] for level in maps], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Log-likelihood at the image's size -> scores of the image: means over its k least likely pixels.
+"""Scores of an image from its log-likelihood map: means over its k least likely pixels.
 
 The k-th largest v = -L is found digit by digit, 8 bits at a time from the highest: bit patterns of floats that are not
 negative are ordered as the floats are. Every pass counts, among the values that share the digits settled so far, how
@@ -24,18 +24,17 @@ DIGITS = tl.constexpr(4)
 
 @triton.jit
 def _load(log_likelihood, image, pixels, BLOCK: tl.constexpr):
-    """-> the bits of v, and which of the program's tile are pixels."""
+    """Returns the bits of v, and which elements of the program's tile are pixels."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = n < pixels
-    # Of L = -0.0 and of NaN, too, the sign goes.
+    # The sign of L = -0.0 and of NaN is dropped too.
     bits = tl.load(log_likelihood + image * pixels + n, mask=mask, other=0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return bits, mask
 
 
 @triton.jit
 def _settled(counts, states, image, k, DIGIT: tl.constexpr):
-    """-> the k-th value's bits as far as the passes before DIGIT settle them, and the rank of it among the values that
-    share them."""
+    """Returns the bits of the k-th value that the passes before DIGIT settle, and its rank among equals."""
     bits = tl.zeros((), tl.int32)
     rank = bits + k
     if DIGIT > 0:
@@ -66,6 +65,7 @@ def count_digits_kernel(
     DIGIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """counts[image, DIGIT, d] += how many values share the bits settled so far and have the next digit d."""
     image = tl.program_id(1).to(tl.int64)
     bits, _ = _settled(counts, states, image, k, DIGIT)
     SHIFT: tl.constexpr = 24 - 8 * DIGIT
@@ -79,7 +79,7 @@ def count_digits_kernel(
 
 @triton.jit
 def _scores(bits):
-    """-> 1 - exp(L) and -L."""
+    """Returns 1 - exp(L) and -L."""
     v = bits.to(tl.float32, bitcast=True)
     return 1.0 - tl.exp(-v), v
 
@@ -87,13 +87,14 @@ def _scores(bits):
 @triton.jit
 def sum_largest_kernel(
     log_likelihood,  # (B, pixels) float32
-    counts,  # as above
-    states,  # as above
+    counts,  # (B, DIGITS, 256) int32
+    states,  # (B, DIGITS, 2) int32
     partial,  # (2, B, programs) float32: the program's share of both means
     pixels,
     k,
     BLOCK: tl.constexpr,
 ):
+    """partial = sums of 1 - exp(L) and of -L over the k largest values -L, divided by k, program by program."""
     image = tl.program_id(1).to(tl.int64)
     bits, rank = _settled(counts, states, image, k, DIGITS)
     value, mask = _load(log_likelihood, image, pixels, BLOCK)
@@ -111,8 +112,10 @@ def sum_largest_kernel(
 
 
 def image_scores(log_likelihood: Tensor, k: int) -> Tensor:
-    """L (B, H, W) float32, at most 0 -> means of 1 - exp(L) and of -L over each image's ``k`` least likely pixels,
-    (2, B)."""
+    """Computes the means of 1 - exp(L) and of -L over each image's ``k`` least likely pixels, (2, B).
+
+    ``log_likelihood``: L (B, H, W) float32, at most 0.
+    """
     images, device = log_likelihood.shape[0], log_likelihood.device
     pixels = log_likelihood[0].numel()
     values = log_likelihood.contiguous()

@@ -1,4 +1,4 @@
-"""Launches kernels: one configuration object per kernel, and the guards every launch needs."""
+"""Launch configurations of kernels, and the guards that every launch needs."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,8 +16,7 @@ _recording = False
 
 @dataclass(frozen=True)
 class Tile:
-    """Describes what one program computes: ``pixels`` rows by ``channels`` columns (both powers of 2), on ``warps``
-    warps."""
+    """Configures a program that computes ``pixels`` rows by ``channels`` columns, powers of 2, on ``warps`` warps."""
 
     pixels: int
     channels: int
@@ -25,11 +24,12 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """Returns what the compiler is told. Triton 3.10 turns fused multiply-adds off unless they are asked for."""
+        """The compiler's options."""
+        # Triton 3.10 turns fused multiply-adds off unless they are asked for.
         return {"num_warps": self.warps, "enable_fp_fusion": True}
 
     def within(self, pixels: int, channels: int) -> "Tile":
-        """No larger than the data needs."""
+        """Returns a tile that is no larger than the data needs."""
         return Tile(
             min(self.pixels, triton.next_power_of_2(pixels)),
             min(self.channels, triton.next_power_of_2(channels)),
@@ -37,14 +37,14 @@ class Tile:
         )
 
     def rows_of(self, channels: int) -> "Tile":
-        """Whole rows: as many pixels as keep the program's size, and more warps for a row that is wider than it."""
+        """Returns a tile of whole rows: as many pixels as keep the program's size, and more warps for a wider row."""
         wide, size = triton.next_power_of_2(channels), self.pixels * self.channels
         return Tile(max(1, size // wide), wide, min(16, self.warps * max(1, wide // size)))
 
 
 @dataclass(frozen=True)
 class ProductTile:
-    """Describes what one program of a matrix product computes: (m, k) by (k, n), powers of 2 from 16."""
+    """Configures a program that computes a matrix product (m, k) by (k, n), powers of 2 from 16."""
 
     m: int
     n: int
@@ -54,11 +54,12 @@ class ProductTile:
 
     @property
     def options(self) -> dict[str, int | bool]:
+        """The compiler's options and the block sizes."""
         sizes = {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
         return {**sizes, "num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
     def within(self, m: int, n: int, k: int) -> "ProductTile":
-        """No larger than the data needs, no smaller than a product's tile may be."""
+        """Returns a tile that is no larger than the data needs, and no smaller than a product's may be."""
 
         def fit(size: int, data: int) -> int:
             return max(16, min(size, triton.next_power_of_2(data)))
@@ -68,7 +69,7 @@ class ProductTile:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """In the block launches are not made but become nodes of the graph that PyTorch is tracing."""
+    """Turns launches in the block into nodes of the graph that PyTorch is tracing."""
     global _recording
     before, _recording = _recording, True
     try:
@@ -78,10 +79,10 @@ def recording() -> Iterator[None]:
 
 
 def launched(kernel: Any) -> Any:
-    """``kernel``, to be launched; or, see ``recording``, to be recorded."""
+    """Returns ``kernel`` to be launched; inside ``recording``, to be recorded."""
     return torch.library.wrap_triton(kernel) if _recording else kernel
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device: makes it the tensors' one."""
+    """Makes the tensors' device the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" and not _recording else nullcontext()

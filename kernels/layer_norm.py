@@ -58,11 +58,11 @@ def layer_norm_relu_kernel(
     row, p, c, mask, valid = _rows(tl.program_id(0), rows, channels, BLOCK_P, BLOCK_C)
     value = _load(x, condition, row, p, c, mask, pixels, channels, x_stride)
     average = tl.sum(value, axis=1) / channels
-    centred = tl.where(mask, value - average[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+    centered = tl.where(mask, value - average[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=1) / channels + eps)
     w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
     b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
-    out = centred * scale[:, None] * w[None, :] + b[None, :]
+    out = centered * scale[:, None] * w[None, :] + b[None, :]
     out = tl.where(out < 0, 0.0, out)
     tl.store(y + row * channels + p[:, None] * channels + c[None, :], out.to(y.dtype.element_ty), mask=mask)
     tl.store(mean + row + p, average, mask=valid)

@@ -1,4 +1,4 @@
-"""Log-likelihood of latents under a standard normal, per pixel, all levels in one launch."""
+"""Log-likelihood of latents under a standard normal, per pixel; one launch computes all levels."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .launch import launched, on
 
 @triton.jit
 def _tile(z, stride, rows, program, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """-> first row (int64), row offsets, channel offsets, which rows there are, where the first channels lie."""
+    """Returns first row (int64), row offsets, channel offsets, mask of the rows, pointers to the first channels."""
     row = program.to(tl.int64) * BLOCK_P
     p = tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
@@ -31,6 +31,7 @@ def log_likelihood_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """logp = -0.5 mean over channels of z^2, level by level."""
     program = tl.program_id(0)
     for level in tl.static_range(len(zs)):
         programs = tl.cdiv(rows[level], BLOCK_P)
@@ -56,6 +57,7 @@ def log_likelihood_backward_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """grad_z = -z grad_logp / channels, level by level."""
     program = tl.program_id(0)
     for level in tl.static_range(len(zs)):
         programs = tl.cdiv(rows[level], BLOCK_P)
@@ -71,7 +73,7 @@ def log_likelihood_backward_kernel(
 
 
 def log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
-    """z (B, C_l, H_l, W_l) per level -> -0.5 mean over channels of z^2: (B, H_l, W_l) per level, float32."""
+    """Launches ``log_likelihood_kernel``: maps (B, H_l, W_l) per level, float32, of z (B, C_l, H_l, W_l)."""
     logps = [torch.empty((level.shape[0], *level.shape[2:]), dtype=torch.float32, device=level.device) for level in z]
     tensors, strides = zip(*(as_rows(level) for level in z), strict=True)
     _launch(log_likelihood_kernel, z, tensors, tuple(logps), strides=strides)
@@ -79,7 +81,7 @@ def log_likelihood_maps(z: list[Tensor]) -> list[Tensor]:
 
 
 def log_likelihood_maps_backward(grad_logps: list[Tensor], z: list[Tensor]) -> list[Tensor]:
-    """-> gradient of z per level, of z's dtype."""
+    """Launches ``log_likelihood_backward_kernel``: the gradient of z per level, of z's dtype."""
     grads = [new_rows(level, level.shape[1]) for level in z]
     tensors, strides = zip(*(as_rows(level) for level in z), strict=True)
     contiguous = tuple(grad.contiguous() for grad in grad_logps)

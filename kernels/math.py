@@ -61,9 +61,10 @@ def soft_clamp(raw, clamp, FORM: tl.constexpr):
     if FORM == TANH:
         th = tanh(raw)
         return clamp * th, clamp * (1.0 - th * th)
-    if FORM == SCALED_TANH:
+    elif FORM == SCALED_TANH:  # noqa: RET505 - Triton compiles statements behind a return, but not other branches
         th = tanh(raw / clamp)
         return clamp * th, 1.0 - th * th
-    tl.static_assert(FORM == ATAN, "unknown form of the soft clamp")
-    ratio = raw / clamp
-    return atan(ratio) * clamp * ATAN_GAIN, 1.0 / (1.0 + ratio * ratio) * ATAN_GAIN
+    else:
+        tl.static_assert(FORM == ATAN, "unknown form of the soft clamp")
+        ratio = raw / clamp
+        return atan(ratio) * clamp * ATAN_GAIN, 1.0 / (1.0 + ratio * ratio) * ATAN_GAIN

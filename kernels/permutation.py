@@ -1,8 +1,8 @@
-"""A device function that permutes the channels of whole rows, which a program holds, in shared memory.
+"""Device function that permutes the channels of whole rows in shared memory.
 
-Rows are then read and written as they lie, 16 bytes at a time. Nothing is gained from the order of channels inside a
-half, though it is free: a random half of what comes in leaves runs of two channels on average, and a longer run at one
-coupling breaks up at the next.
+A program holds whole rows, so they are read and written as they lie, 16 bytes at a time. Sorting the channels inside a
+half, which would be allowed, gains nothing: a random half of the input leaves runs of two channels on average, and a
+longer run at one coupling breaks up at the next.
 """
 
 import triton
@@ -11,14 +11,14 @@ import triton.language as tl
 
 @triton.jit
 def _slots(index, c, half):
-    """-> the places that the channels named by ``index`` have among interleaved halves."""
+    """Returns the positions of the channels ``index`` among interleaved halves."""
     j = tl.load(index + c, mask=c < half, other=0).to(tl.int32)
     return tl.where(j < half, 2 * j, 2 * (j - half) + 1)[None, :]
 
 
 @triton.jit
 def permuted(first, second, index, c, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """-> the halves of a row whose channel i is channel index[i] of (first, second)."""
+    """Returns the halves of rows whose channel i is channel index[i] of (first, second)."""
     # Two values of half precision, of two rows, move as one word.
     PAIRED: tl.constexpr = (first.dtype.primitive_bitwidth == 16) and (BLOCK_P > 1)
     ROWS: tl.constexpr = BLOCK_P // 2 if PAIRED else BLOCK_P
@@ -34,7 +34,7 @@ def permuted(first, second, index, c, half, BLOCK_P: tl.constexpr, BLOCK_C: tl.c
     found = tl.gather(words, tl.reshape(slots, (ROWS * 2 * BLOCK_C,)), 0)
     a, b = tl.split(tl.reshape(found, (ROWS, BLOCK_C, 2)))
     if PAIRED:
-        a, b = _parted(a, first.dtype, BLOCK_P, BLOCK_C), _parted(b, second.dtype, BLOCK_P, BLOCK_C)
+        a, b = _unpaired(a, first.dtype, BLOCK_P, BLOCK_C), _unpaired(b, second.dtype, BLOCK_P, BLOCK_C)
     return a, b
 
 
@@ -47,8 +47,8 @@ def _paired(x, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _parted(words, dtype: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Unpacks what ``_paired`` packed."""
+def _unpaired(words, dtype: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Unpacks the words of ``_paired``."""
     low, high = (words & 0xFFFF).to(tl.uint16), (words >> 16).to(tl.uint16)
     bits = tl.permute(tl.join(low, high), (2, 0, 1))
     return tl.reshape(bits, (BLOCK_P, BLOCK_C)).to(dtype, bitcast=True)

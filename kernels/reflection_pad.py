@@ -1,8 +1,8 @@
 """Padding by reflection, channels-last in and out: each pixel of the padded image copies the channels of its source.
 
-ATen's CUDA kernel for this knows channels-first tensors alone, which costs two copies from one layout to the other. It
-copies only: bias and ReLU of the convolution before are in that convolution's launch, where they move no byte, and the
-image's normalization before the first padding moves 2% of an inference's bytes.
+ATen's CUDA kernel for this knows channels-first tensors alone, which costs two copies from one layout to the other. The
+kernel only copies: bias and ReLU of the convolution before are in that convolution's launch, where they move no byte,
+and the image's normalization before the first padding moves 2% of an inference's bytes.
 """
 
 import torch
@@ -17,7 +17,7 @@ from .launch import launched, on
 
 @triton.jit
 def _tile(program, pixels, BLOCK_P: tl.constexpr):
-    """-> image (int64), the tile's pixels in that image, and whether each exists."""
+    """Returns image (int64), the tile's pixels in that image, and whether each exists."""
     tiles = tl.cdiv(pixels, BLOCK_P)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     return (program // tiles).to(tl.int64), p, p < pixels
@@ -25,7 +25,7 @@ def _tile(program, pixels, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def _reflected(n, size):
-    """The index inside 0 to size - 1 that lies as far behind an edge as ``n`` lies in front of it."""
+    """Returns the index in 0 to size - 1 that lies as far behind an edge as ``n`` lies in front of it."""
     n = tl.abs(n)
     return tl.where(n < size, n, 2 * (size - 1) - n)
 
@@ -45,6 +45,7 @@ def reflection_pad_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """out[y, x] = source[reflected(y - top), reflected(x - left)]."""
     image, p, valid = _tile(tl.program_id(0), out_height * out_width, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = valid[:, None] & (c < channels)[None, :]
@@ -55,7 +56,10 @@ def reflection_pad_kernel(
 
 
 def reflection_pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """x (B, C, H, W), padding (left, right, top, bottom) -> (B, C, top + H + bottom, left + W + right), x's dtype."""
+    """Launches ``reflection_pad_kernel`` and returns (B, C, top + H + bottom, left + W + right) of x's dtype.
+
+    x (B, C, H, W); ``padding``: left, right, top, bottom.
+    """
     b, channels, height, width = x.shape
     left, right, top, bottom = padding
     source, stride = as_rows(x)

@@ -1,7 +1,8 @@
-"""Log-likelihood maps of all levels -> the two aggregated maps at the image's size, in one pass.
+"""Aggregates the log-likelihood maps of all levels to two maps at the image's size, in one pass.
 
-The levels' maps are interpolated where they are needed: none of them exists at the image's size. The image's peak is a
-maximum of integers, which has no order: they are ordered as the floats are whose bits they hold.
+The levels' maps are interpolated where they are needed: none of them is stored at the image's size. The image's peak is
+an atomic maximum of integers, whose result does not depend on the order of the programs; the integers are ordered as
+the floats are whose bits they hold.
 """
 
 import torch
@@ -15,7 +16,7 @@ from .launch import launched, on
 
 @triton.jit
 def _corners(n, size, scale):
-    """Bilinear, align_corners: -> lower index, upper index, weight of the upper one; in float32, as PyTorch does."""
+    """Returns lower index, upper index and weight of the upper one, bilinear with align_corners, in float32."""
     position = n.to(tl.float32) * scale
     low = tl.minimum(position.to(tl.int32), size - 1)
     return low, tl.minimum(low + 1, size - 1), position - low.to(tl.float32)
@@ -23,13 +24,13 @@ def _corners(n, size, scale):
 
 @triton.jit
 def _max(x):
-    """-> the maximum, or NaN where there is one, as torch.amax has it."""
+    """Returns the maximum, or NaN if there is one, as torch.amax does."""
     return tl.where(tl.max((x != x).to(tl.int32), axis=0) > 0, float("nan"), tl.max(x, axis=0))
 
 
 @triton.jit
-def _turned(bits):
-    """Bits of a float -> an integer that is ordered as the float is, NaN the largest; and back again."""
+def _as_ordered(bits):
+    """Maps the bits of a float to an integer that is ordered as the float is, NaN the largest; and back again."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -41,6 +42,7 @@ def level_tops_kernel(
     peaks,  # (B,) int32: gets less than any float
     BLOCK: tl.constexpr,
 ):
+    """tops[level, image] = the maximum of the level's map; resets peaks."""
     image = tl.program_id(1).to(tl.int64)
     for level in tl.static_range(len(logps)):
         if tl.program_id(0) == level:
@@ -64,11 +66,12 @@ def score_map_kernel(
     scales_x,  # likewise
     total,  # (B, H, W) float32: sum of the levels
     likelihood,  # (B, H, W) float32: sum of exp(level - its maximum)
-    peaks,  # (B,) int32: the maximum of the total, turned
+    peaks,  # (B,) int32: the maximum of the total, as an ordered integer
     height,
     width,
     BLOCK: tl.constexpr,
 ):
+    """total = sum over levels of up(logp); likelihood = sum of up(exp(logp - top)); peaks = max of total by image."""
     image = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = n < height * width
@@ -91,21 +94,22 @@ def score_map_kernel(
     tl.store(total + at, sum_log, mask=mask)
     tl.store(likelihood + at, sum_exp, mask=mask)
     peak = _max(tl.where(mask, sum_log, float("-inf")))
-    tl.atomic_max(peaks + image, _turned(peak.to(tl.int32, bitcast=True)), sem="relaxed")
+    tl.atomic_max(peaks + image, _as_ordered(peak.to(tl.int32, bitcast=True)), sem="relaxed")
 
 
 @triton.jit
 def subtract_peak_kernel(
     total,  # (B, pixels) float32: its image's peak is subtracted
-    peaks,  # (B,) int32, turned
-    peak,  # (B,) float32: the same as it is
+    peaks,  # (B,) int32, as ordered integers
+    peak,  # (B,) float32: the peaks as floats
     pixels,
     BLOCK: tl.constexpr,
 ):
+    """total -= its image's peak."""
     image = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = n < pixels
-    highest = _turned(tl.load(peaks + image)).to(tl.float32, bitcast=True)
+    highest = _as_ordered(tl.load(peaks + image)).to(tl.float32, bitcast=True)
     at = total + image * pixels + n
     tl.store(at, tl.load(at, mask=mask) - highest, mask=mask)
     if tl.program_id(0) == 0:
@@ -113,7 +117,7 @@ def subtract_peak_kernel(
 
 
 def score_maps(logp: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """logp (B, h_l, w_l) per level, float32 -> (L, A), each (B, H, W), and peak (B,): see fastmsflow.scoring."""
+    """Computes L, A (B, H, W) and peak (B,) of fastmsflow.scoring from logp (B, h_l, w_l) per level, float32."""
     height, width = image_size
     maps = tuple(level.contiguous() for level in logp)
     images, device = maps[0].shape[0], maps[0].device

@@ -2,13 +2,12 @@
 
 import io
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from skimage import data as photographs
 from tests.helpers.error_log import ErrorFile, noted_in
 
 if TYPE_CHECKING:
-    from fastmsflow import MSFlow
-    from fastmsflow.inference import BatchScorer
+    pass
 
 # For the processes that tests start: small tensors gain nothing from more threads, and Inductor's own processes import
 # more than they compile.
@@ -146,13 +144,6 @@ def predict(monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
-def predict_parquet(predict) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``fastmsflow predict ARGS --format parquet``, unless another form is asked for."""
-    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fastmsflow[shards]'")
-    return lambda *args, form="parquet", **options: predict(*args, "--format", form, **options)
-
-
 @pytest.fixture(scope="session")
 def mvtec(tmp_path_factory) -> Path:
     """root/tile with 8 training, 4 good and 4 defective test images of 96x96, with masks."""
@@ -175,197 +166,3 @@ def mvtec(tmp_path_factory) -> Path:
             Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
         Image.fromarray(pixels).save(target)
     return root
-
-
-@pytest.fixture(scope="session")
-def noise_images(tmp_path_factory) -> Path:
-    """A folder of 18 images of 40x36: 00.png to 17.png."""
-    folder = tmp_path_factory.mktemp("noise")
-    random = np.random.default_rng(0)
-    for i in range(18):
-        Image.fromarray(random.integers(0, 256, (40, 36, 3), np.uint8)).save(folder / f"{i:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def noise_shards(noise_images: Path, tmp_path_factory) -> Path:
-    """Shards of ``noise_images``, four to a shard; not to be written to."""
-    pytest.importorskip("webdataset", reason="needs webdataset: pip install 'fastmsflow[shards]'")
-    from fastmsflow.data import write_shards
-
-    out = tmp_path_factory.mktemp("noise_shards") / "set"
-    write_shards(sorted(noise_images.iterdir()), out, 4)
-    return out
-
-
-@pytest.fixture
-def noise_shards_copy(noise_shards: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    return Path(shutil.copytree(noise_shards, tmp_path / "set"))
-
-
-@pytest.fixture(scope="module")
-def calibrated_model(noise_images: Path) -> "MSFlow":
-    """A model for 32x32 by which half of ``noise_images`` are defective, and each has a region."""
-    from tests.helpers.calibrated import calibrated
-
-    return calibrated(sorted(noise_images.iterdir()), (32, 32))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(calibrated_model: "MSFlow", tmp_path_factory) -> Path:
-    """The file of ``calibrated_model``."""
-    path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
-    calibrated_model.save(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def brick_tiles(tmp_path_factory) -> Path:
-    """A folder of six tiles of 96x80: 0.png to 5.png."""
-    folder = tmp_path_factory.mktemp("tiles")
-    for i in range(6):
-        Image.fromarray(photographs.brick()[i * 70 : i * 70 + 80, 60:156]).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def brick_model(brick_tiles: Path) -> "MSFlow":
-    """A model for 64x64 by which three of ``brick_tiles`` are defective, and each has a region."""
-    from tests.helpers.calibrated import calibrated
-
-    return calibrated(sorted(brick_tiles.iterdir()), (64, 64))
-
-
-@pytest.fixture(scope="module")
-def brick_checkpoint(brick_model: "MSFlow", tmp_path_factory) -> Path:
-    """The file of ``brick_model``."""
-    path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
-    brick_model.save(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def batch_arrays() -> list[np.ndarray]:
-    """12 images of four sizes in turn; the second, sixth and tenth are of the size of ``batch_model``."""
-    random, sizes = np.random.default_rng(0), ((40, 36), (32, 48), (36, 40), (64, 32))
-    return [random.integers(0, 256, (*sizes[i % 4], 3), np.uint8) for i in range(12)]
-
-
-@pytest.fixture(scope="session")
-def batch_images(batch_arrays: list[np.ndarray], tmp_path_factory) -> list[Path]:
-    """The files of ``batch_arrays``: 00.png to 11.png."""
-    folder = tmp_path_factory.mktemp("images")
-    for i, array in enumerate(batch_arrays):
-        Image.fromarray(array).save(folder / f"{i:02}.png")
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="session")
-def batch_contents(batch_images: list[Path]) -> list[bytes]:
-    """The bytes of ``batch_images``."""
-    return [path.read_bytes() for path in batch_images]
-
-
-@pytest.fixture(scope="module")
-def batch_model(batch_images: list[Path]) -> "MSFlow":
-    """A model for 32x48 by which half of ``batch_images`` are defective; some have regions, others none."""
-    from tests.helpers.calibrated import calibrated
-
-    return calibrated(batch_images, (32, 48), without_region=3)
-
-
-@pytest.fixture(scope="module")
-def batch_checkpoint(batch_model: "MSFlow", tmp_path_factory) -> Path:
-    """The file of ``batch_model``."""
-    path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
-    batch_model.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scorer(batch_checkpoint: Path) -> "BatchScorer":
-    """Scores by ``batch_model`` in float32."""
-    from fastmsflow.inference import BatchScorer
-
-    return BatchScorer(batch_checkpoint, dtype="float32", device="cpu").load()
-
-
-@pytest.fixture(scope="module")
-def expected(scorer: "BatchScorer", batch_contents: list[bytes]) -> dict[str, Any]:
-    """The results of ``batch_images``."""
-    return scorer({"bytes": batch_contents})
-
-
-@pytest.fixture(scope="session")
-def jpeg_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """46 images in two folders; each folder has the same file names."""
-    from fastmsflow.data import list_images
-
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for i in range(46):
-        folder = root / ("day 1", "day2")[i % 2]
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (40, 36, 3), np.uint8)).save(folder / f"é.{i // 2:02}.jpg")
-    return list_images(root)
-
-
-@pytest.fixture(scope="session")
-def jpeg_shards(jpeg_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of ``jpeg_files``, four to a shard; not to be written to."""
-    pytest.importorskip("webdataset", reason="needs webdataset: pip install 'fastmsflow[shards]'")
-    from fastmsflow.data import write_shards
-
-    out = tmp_path_factory.mktemp("shards") / "set"
-    write_shards(jpeg_files, out, 4)
-    return out
-
-
-@pytest.fixture
-def jpeg_shards_copy(jpeg_shards: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
-    return Path(shutil.copytree(jpeg_shards, tmp_path / "set"))
-
-
-@pytest.fixture(scope="module")
-def no_downloads() -> Iterator[None]:
-    """No extractor is pretrained: nothing is fetched."""
-    from tests.helpers.small_runs import untrained
-
-    with untrained():
-        yield
-
-
-@pytest.fixture(scope="session")
-def two_classes(tmp_path_factory) -> Path:
-    """Classes a and b of 48 good training tiles, 10 good and 8 defective test tiles each, without masks."""
-    root = tmp_path_factory.mktemp("tiles")
-    for name, photograph in (("a", photographs.brick()), ("b", photographs.gravel())):
-        for i in range(66):
-            pixels = photograph[i * 6 : i * 6 + 80, (i % 3) * 100 : (i % 3) * 100 + 80].copy()
-            if i < 48:
-                target = root / name / f"train/good/{i:02}.png"
-            elif i < 58:
-                target = root / name / f"test/good/{i:02}.png"
-            else:
-                target = root / name / f"test/spot/{i:02}.png"
-                pixels[30:50, 30:50] = 255 - pixels[30:50, 30:50]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(target)
-    return root
-
-
-@pytest.fixture(scope="session")
-def runs(two_classes: Path, tmp_path_factory) -> Path:
-    """A run's folder for each class, a fifth of the images held out for 10% false alarms."""
-    from tests.helpers.small_runs import SMALL, run, untrained
-
-    out = tmp_path_factory.mktemp("runs")
-    with untrained():
-        for name in ("a", "b"):
-            run(
-                "train", two_classes, "--class", name, "--out", out / name, *SMALL, "--meta-epochs", 3,
-                "--sub-epochs", 1, "--hold-out", 0.2, "--false-alarms", 0.1,
-            )  # fmt: skip
-    return out

@@ -14,9 +14,14 @@ uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,r
 python --version
 uv pip freeze
 if [ $# = 0 ]; then
-    set -- tests/test_{backend,batch_columns,batch_scorer,claims,cli,data_images,detector,export,extractor,files}.py \
-        tests/test_{hub,import,jpegs,metrics_aupro,metrics_auroc,model,plots,predict,predict_parquet}.py \
-        tests/test_{predict_parquet_again,ray,remote,report_file,runs,score_maps,shards,spark,training}.py
+    set -- tests/unit/test_{backend,claims,files,import}.py tests/unit/cli/test_cli.py \
+        tests/unit/data/test_{image_io,jpeg_decoder,url_images}.py tests/unit/data/shards/test_shards.py \
+        tests/unit/inference/test_{batch_columns,batch_scorer,batch_scorer_models,regions,score_maps}.py \
+        tests/unit/integrations/test_{export,scikit_learn}.py tests/unit/metrics/test_{aupro,auroc}.py \
+        tests/unit/models/test_{hub,msflow}.py tests/unit/nn/test_feature_extractor.py tests/unit/training/test_train.py \
+        tests/unit/visualization/test_{html_report,image_visualizer,plots}.py \
+        tests/integration/test_{evaluate_runs,predict,predict_faults,predict_parquet,predict_parquet_again}.py \
+        tests/integration/test_{ray,run_directory,runs,spark}.py
 fi
 # How long an import takes is promised for the newest versions: of these it is 1.21 times torch's.
-pytest -n auto --dist loadfile --deselect tests/test_import.py::test_import_takes_at_most_1_2_times_import_torch "$@"
+pytest -n auto --dist loadfile --deselect tests/unit/test_import.py::test_import_takes_at_most_1_2_times_import_torch "$@"

@@ -1,5 +1,7 @@
-"""Results of the benchmark suite (``pytest benchmarks --benchmark-json FILE``) against earlier ones: a guard against
-getting slower."""
+"""Compares results of the benchmark suite with earlier ones, as a guard against getting slower.
+
+``pytest benchmarks --benchmark-json FILE`` writes the results.
+"""
 
 import json
 import subprocess
@@ -15,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Ratio:
-    """One row's median seconds, before and now."""
+    """Holds one row's median seconds, before and now."""
 
     name: str
     before: float
@@ -23,14 +25,15 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """Above 1: slower than before."""
+        """The time now by the time before; above 1 means slower than before."""
         return self.now / self.before
 
 
 def run_suite(out: Path, quiet: bool = False) -> None:
-    """Runs the whole suite of the source tree; results go to ``out``. ``quiet``: its output is shown where it fails.
+    """Runs the whole suite of the source tree and writes results to ``out``.
 
-    Errors: UnavailableError where this is not a source tree or a benchmark failed.
+    ``quiet``: whether output is shown only if the suite fails.
+    Raises: UnavailableError if this is not a source tree or a benchmark failed.
     """
     if not (ROOT / "benchmarks/conftest.py").exists():
         raise UnavailableError(f"the suite comes with the source tree, and {ROOT} is none; clone it and run there")
@@ -43,9 +46,9 @@ def run_suite(out: Path, quiet: bool = False) -> None:
 
 
 def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:
-    """Ratios of the rows that both files have, slowest first, and a warning where they are of different machines.
+    """Returns ratios of the rows that both files have, slowest first, and a warning if they are of two machines.
 
-    Errors: InputError where a file cannot be read, is a rehearsal, or shares no row with the other.
+    Raises: InputError if a file cannot be read, is a rehearsal, or shares no row with the other.
     """
     before, now = _read(baseline), _read(results)
     shared = before["rows"].keys() & now["rows"].keys()

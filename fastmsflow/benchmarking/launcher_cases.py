@@ -209,7 +209,7 @@ def _convolutions(level: _Level, arithmetic: str) -> Iterator[KernelCase]:
     bias, weight, condition = level.vector(channels), level.vector(width), level.image(width, 1)
 
     def case(tiles: str, name: str, launch: partial[Any], products: int) -> KernelCase:
-        """``products``: inputs times outputs of the convolution."""
+        """Makes a case of this level; ``products``: inputs times outputs of the convolution."""
         flops = 18 * level.batch * level.size**2 * products
         return KernelCase(tiles=tiles, name=name, launch=launch, arithmetic=arithmetic, level=level.number, flops=flops)
 

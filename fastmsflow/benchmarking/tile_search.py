@@ -197,6 +197,6 @@ def _time_both(kind: str, call: Callable[[], object], device: torch.device, time
     """Returns the milliseconds of ``call`` with the kernels' own convolution, and with the vendor's."""
     times = []
     for own in (True, False):
-        with torch.no_grad(), configs.deciding(kind, own, device):
+        with torch.no_grad(), configs.force_convolution(kind, own, device):
             times.append(timer(call))
     return times[0], times[1]

@@ -86,7 +86,10 @@ def convert(
     else:
         size = (image_size, image_size)
         with warnings_in_yellow():
-            official_to_own(source, target, extractor, size, pool, clamp, variant, extractor_weights)
+            official_to_own(
+                source, target, extractor=extractor, image_size=size, pool=pool, clamp=clamp, variant=variant,
+                extractor_weights=extractor_weights,
+            )  # fmt: skip
     console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
     if note is not None:
         console.print(note, soft_wrap=True)

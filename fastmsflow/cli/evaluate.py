@@ -51,8 +51,8 @@ def evaluate(
     from ..data.classes import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
     from ..evaluation.metric_labels import labeled
+    from ..evaluation.report import write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
-    from ..evaluation.test_report import write_test_report
     from ..inference.loading import load_model
     from ..scoring import check_map
 
@@ -69,7 +69,17 @@ def evaluate(
         model_path, folder = (model / name, out / name) if every_class and name else (model, out)
         with progress_bar("reading") as bar, ScoreMapStore(folder) as maps:
             comparison = compare_checkpoints(
-                model_path, source, name, false_alarms, workers, dtype, bar, bar.stage, load_model, maps, kind
+                model_path,
+                source,
+                name,
+                load=load_model,
+                maps=maps,
+                map_kind=kind,
+                false_alarms=false_alarms,
+                workers=workers,
+                dtype=dtype,
+                progress=bar,
+                stage=bar.stage,
             )
             results += comparison.rows
             images, tested = comparison.images, comparison.test_result

@@ -1,4 +1,4 @@
-"""The reference implementation's checkpoints, and its flows by call and state dict."""
+"""Reads and writes the reference implementation's checkpoints, and replaces its flows."""
 
 from .accelerate import accelerate
 from .build_model import build_msflow_model

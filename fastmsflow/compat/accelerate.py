@@ -1,4 +1,4 @@
-"""Live FrEIA models -> the same parameters, computed by this library."""
+"""Replaces the modules of a live FrEIA model by this library's, with the same parameters."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from .drop_in import (
 )
 from .state_dict_keys import Variant
 
-# What two computations of the same may differ by, relative to the largest value, in float32 or better.
+# The largest difference of two computations of the same value, relative to the largest value, in float32 or better.
 AGREEMENT = 1e-4
 HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 HALVES = (torch.float16, torch.bfloat16)
@@ -34,14 +34,15 @@ Module = TypeVar("Module", bound=nn.Module)
 def accelerate(
     parallel_flows: Iterable[nn.Module], fusion_flow: nn.Module, backend: Backend = "auto"
 ) -> tuple[list[DropInParallelFlow], DropInFusionFlow]:
-    """Live flows, of FrEIA 0.2 or its git master -> fast ones with the same parameters: not copies, so an optimizer
-    that was built before keeps working, and what is trained here is trained there. (A fused optimizer, as
-    ``Adam(fused=True)``, tells of no change: call ``eval()`` on the fast flows after steps through the live ones.)
+    """Returns fast flows with the parameters of live flows, of FrEIA 0.2 or its git master.
 
-    Call and state dict stay as they are (see ``build_msflow_model``). Each block, and the fusion flow, is first run
-    beside its replacement on a few pixels of noise; that also tells which formula of the soft clamp it computes. What
-    is fast already comes back as it is.
-    Errors: InputError naming the module that is not MSFlow's, does not compute what MSFlow's does, or has hooks, which
+    The parameters are shared, not copied: an optimizer that was built before keeps working, and training one model
+    trains the other. A fused optimizer, such as ``Adam(fused=True)``, does not signal its changes: call ``eval()`` on
+    the fast flows after steps through the live ones. Call and state dict stay as they are, see ``build_msflow_model``.
+    Each block, and the fusion flow, is first run beside its replacement on a few pixels of noise, which also shows the
+    formula of its soft clamp. Flows that are fast already are returned unchanged.
+
+    Raises: InputError with the name of a module that is not MSFlow's, computes something else, or has hooks, which
     would not be called.
     """
     check(backend)
@@ -82,7 +83,7 @@ def _modules(flow: nn.Module, level: int) -> nn.ModuleList:
 
 
 def _block(block: nn.Module, where: str) -> DropInBlock:
-    """Errors: InputError where ``block`` is another architecture, or computes another function."""
+    """Returns the replacement of ``block``. Raises: InputError if ``block`` has another architecture or function."""
     scale, offset, *perms = _parts(block, ("global_scale", "global_offset", "w_perm", "w_perm_inv"), where)
     subnet = DropInSubnet(*_parts(_parts(block, ("subnet",), where)[0], ("conv1", "ln", "conv2"), f"{where}.subnet"))
     clamp = getattr(block, "clamp", None)
@@ -93,7 +94,7 @@ def _block(block: nn.Module, where: str) -> DropInBlock:
     fast = [DropInBlock(scale, offset, perms[0], perms[1], subnet, float(clamp), variant) for variant in variants]
     errors = [_block_error(block, candidate, where) for candidate in fast]
     best = min(range(len(fast)), key=lambda i: errors[i])
-    _demand(errors[best], where)
+    _refuse_difference(errors[best], where)
     return fast[best]
 
 
@@ -122,7 +123,7 @@ def _fusion(fusion: nn.Module, clamp: float, channels: list[int], backend: Backe
     x = [_noise(ours, c, 2 ** (len(channels) - i)) for i, c in enumerate(channels)]
     with _exactly(x[0]):
         error = _error(_call(theirs, where, x), ours(x))
-    _demand(error, where)
+    _refuse_difference(error, where)
     return fast
 
 
@@ -150,13 +151,13 @@ def _block_error(block: nn.Module, fast: DropInBlock, where: str) -> float:
 
 
 def _precise(module: Module, parameter: Tensor) -> Module:
-    """Half precisions round too much to tell formulas apart: a float32 copy of a module that has one."""
+    """Returns a float32 copy of a module in half precision, which rounds too much to tell formulas apart."""
     return copy.deepcopy(module).float() if parameter.dtype in HALVES else module
 
 
 @contextmanager
 def _exactly(x: Tensor) -> Iterator[None]:
-    """Comparisons are by plain PyTorch, without autocast and TF32."""
+    """Computes with plain PyTorch, without autocast and TF32, within the block."""
     kind = x.device.type
     cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with torch.no_grad(), torch.autocast(kind, enabled=False), cudnn, use("torch"):
@@ -171,14 +172,14 @@ def _call(module: nn.Module, where: str, *inputs: object) -> Any:
 
 
 def _noise(module: nn.Module, channels: int, side: int) -> Tensor:
-    """In the dtype and on the device of ``module``."""
+    """Returns noise in the dtype and on the device of ``module``."""
     generator = torch.Generator().manual_seed(0)
     like = next(p for p in module.parameters() if p.is_floating_point())
     return torch.randn(2, channels, side, side, generator=generator).to(like)
 
 
 def _error(theirs: Any, ours: Any) -> float:
-    """Of (z or several, log_det): the largest error relative to the largest value."""
+    """Returns the largest error of (z or a list of z, log_det), relative to the largest value."""
     pairs = zip(_tensors(theirs), _tensors(ours), strict=True)
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1)).item() for a, b in pairs)
 
@@ -188,8 +189,8 @@ def _tensors(result: Any) -> list[Tensor]:
     return [*([z] if isinstance(z, Tensor) else z), log_det]
 
 
-def _demand(error: float, where: str) -> None:
-    """Errors: InputError where ``error`` is more than rounding."""
+def _refuse_difference(error: float, where: str) -> None:
+    """Raises: InputError if ``error`` is more than rounding."""
     if not error <= AGREEMENT:
         raise InputError(
             f"{where} computes something else than MSFlow's (relative difference {error:.1g}); only AllInOneBlock with"

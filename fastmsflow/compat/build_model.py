@@ -1,4 +1,4 @@
-"""New flows with the reference implementation's call and state dict."""
+"""Builds new flows with the reference implementation's call and state dict."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -25,8 +25,11 @@ from .state_dict_keys import Variant, check_variant, written_permutation
 
 
 class FlowConfig(Protocol):
-    """What ``build_msflow_model`` reads of the reference implementation's configuration: per level the channels of the
-    condition and the number of coupling blocks; the bound of the log-scales."""
+    """The settings of the reference implementation that ``build_msflow_model`` reads.
+
+    ``c_conds``: channels of the condition per level; ``parallel_blocks``: coupling blocks per level; ``clamp_alpha``:
+    bound of the log-scales.
+    """
 
     @property
     def c_conds(self) -> Sequence[int]: ...
@@ -39,16 +42,17 @@ class FlowConfig(Protocol):
 def build_msflow_model(
     c: FlowConfig, c_feats: Sequence[int], variant: Variant = "auto", backend: Backend = "auto"
 ) -> tuple[list[DropInParallelFlow], DropInFusionFlow]:
-    """In place of the original's function of this name: -> (parallel flows, one per level; fusion flow).
+    """Builds (parallel flows, one per level; fusion flow), in place of the original's function of this name.
 
-    ``c_feats``: channels C_l of the levels, even. ``parallel_flow(x, [condition])`` -> (z, log_det) and
-    ``fusion_flow([z0, z1, z2])`` -> ([z0, z1, z2], log_det), both with ``rev=True`` backwards; state dicts are the
-    original's; safetensors takes the flows by ``save_model``. New permutations are FrEIA 0.2's (dense) unless
+    ``c_feats``: channels C_l of the levels, which must be even. ``parallel_flow(x, [condition])`` returns (z, log_det),
+    and ``fusion_flow([z0, z1, z2])`` returns ([z0, z1, z2], log_det); ``rev=True`` inverts both. State dicts are the
+    original's; safetensors saves the flows with ``save_model``. New permutations are FrEIA 0.2's (dense) unless
     ``variant`` is ``"master"``; a checkpoint that is loaded brings its own layout and order of permutations.
-    ``variant``: FrEIA's formula for the soft clamp, see ``load_official``; where ``"auto"`` meets a file with index
-    permutations, it takes clamp tanh(r) and warns (InputWarning) that the file may mean the other one. ``backend``: see
+    ``variant``: FrEIA's formula for the soft clamp, see ``load_official``; for a file with index permutations
+    ``"auto"`` takes clamp tanh(r) and warns (InputWarning) that the file may mean the other formula. ``backend``: see
     fastmsflow.backend.
-    Errors: InputError where a setting is missing or the levels do not agree.
+
+    Raises: InputError if a setting is missing or the numbers of levels differ.
     """
     missing = [name for name in ("c_conds", "parallel_blocks", "clamp_alpha") if not hasattr(c, name)]
     if missing:
@@ -68,7 +72,7 @@ def build_msflow_model(
         for channels, d, n in zip(c_feats, c.c_conds, c.parallel_blocks, strict=True)
     ]
     if variant == "auto":
-        # The first level's alone, so that a file is warned of once.
+        # Only the first level has the hook, so that there is one warning for a file.
         parallel[0].register_load_state_dict_pre_hook(_warn_of_indices)
     halves = [channels // 2 for channels in c_feats]
     permutations = [

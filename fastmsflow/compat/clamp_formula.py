@@ -82,7 +82,7 @@ class FormulaFit:
         return variant != "auto" and self.trained_with == _other(variant)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON-able values, with None for a mean that is not finite."""
+        """Returns JSON-able values, with None for a mean that is not finite."""
         nll = {name: value if math.isfinite(value) else None for name, value in self.nll.items()}
         square = self.square if math.isfinite(self.square) else None
         found = {"nll": nll, "images": self.images, "mean_square": square, "trained_with": self.trained_with}
@@ -91,10 +91,10 @@ class FormulaFit:
 
 @torch.no_grad()
 def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) -> FormulaFit:
-    """Compares the nll of good images, best of those that the flow was trained on, under both formulas.
+    """Compares the nll of good images, preferably those that the flow was trained on, under both formulas.
 
     ``batches``: pooled features, (B, C_l, H_l, W_l) per level, on the flow's device. The flow keeps its own formula.
-    Errors: InputError where there is no image.
+    Raises: InputError if there is no image.
     """
     own, found = flow.clamp_form, {name: list[Tensor]() for name in get_args(Formula)}
     squares: dict[Formula, list[Tensor]] = {name: [] for name in found}
@@ -159,8 +159,11 @@ def warn_of_either_formula(what: str, command: str) -> None:
 def pooled_batches(
     images: Images, flow: MultiScaleFlow, extractor: str, weights: str | Path | None, size: tuple[int, int], pool: Pool
 ) -> Iterator[list[Tensor]]:
-    """The features that ``flow`` takes, of at most MOST_IMAGES images, on its device; the arguments are those of
-    ``load_official``. Errors: InputError where an image cannot be read, or a level does not fit the flow."""
+    """Yields the features that ``flow`` takes, of at most MOST_IMAGES images, on its device.
+
+    The arguments are those of ``load_official``.
+    Raises: InputError if an image cannot be read, or a level does not fit the flow.
+    """
     device = next(flow.parameters()).device
     if not isinstance(images, (str, Path, Tensor)):
         listed = list(images)
@@ -180,7 +183,7 @@ def pooled_batches(
 
 
 def check_extractor(flow: MultiScaleFlow, backbone: FeatureExtractor, source: str | Path) -> None:
-    """Errors: InputError where ``backbone`` does not yield the channels that the flow of ``source`` takes."""
+    """Raises: InputError if ``backbone`` does not yield the channels that the flow of ``source`` takes."""
     if backbone.channels != flow.channels:
         raise InputError(
             f"{source}: its flow takes channels {flow.channels}, {backbone.name} yields {backbone.channels};"

@@ -1,4 +1,4 @@
-"""Official checkpoints <-> our own."""
+"""Converts official checkpoints into this library's format and back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from .state_dict_keys import check_variant
 def official_to_own(
     source: str | Path,
     target: str | Path,
+    *,
     extractor: str = "wide_resnet50_2.tv_in1k",
     image_size: tuple[int, int] = (512, 512),
     pool: str = "avg",
@@ -27,9 +28,10 @@ def official_to_own(
 ) -> None:
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
-    The extractor's weights are not in an official file: ``target`` holds those that ``extractor_weights`` names (see
+    An official file has no extractor weights: ``target`` gets those that ``extractor_weights`` names (see
     fastmsflow.nn.feature_extractor.FeatureExtractor), or none, and then ``MSFlow.load`` takes timm's.
-    Errors: InputError where the file does not fit, or the extractor does not yield the flow's channels.
+
+    Raises: InputError if the file does not fit, or the extractor does not yield the flow's channels.
     """
     flow = load_official(source, clamp, check_variant(variant))
     backbone = FeatureExtractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
@@ -52,6 +54,7 @@ def official_to_own(
 
 def official_model(
     source: str | Path,
+    *,
     extractor: str = "wide_resnet50_2.tv_in1k",
     image_size: tuple[int, int] = (512, 512),
     pool: str = "avg",
@@ -59,19 +62,25 @@ def official_model(
     variant: str = "auto",
     extractor_weights: str | Path | None = None,
 ) -> MSFlow:
-    """The model of an official checkpoint, in eval mode on the CPU; its extractor's weights are those that
-    ``extractor_weights`` names, or timm's.
+    """Loads the model of an official checkpoint, in eval mode on the CPU.
 
-    Errors: as ``official_to_own``'s; UnavailableError where weights cannot be downloaded.
+    The extractor's weights are those that ``extractor_weights`` names, or timm's.
+    Raises: the errors of ``official_to_own``; UnavailableError if weights cannot be downloaded.
     """
-    return model_of(
-        load_official(source, clamp, check_variant(variant)), source, extractor, image_size, pool, extractor_weights
+    return model_with_flow(
+        load_official(source, clamp, check_variant(variant)),
+        source,
+        extractor=extractor,
+        image_size=image_size,
+        pool=pool,
+        extractor_weights=extractor_weights,
     )
 
 
-def model_of(
+def model_with_flow(
     flow: MultiScaleFlow,
     source: str | Path,
+    *,
     extractor: str,
     image_size: tuple[int, int],
     pool: str,
@@ -92,9 +101,9 @@ def model_of(
 
 
 def own_flow(source: str | Path) -> MultiScaleFlow:
-    """The flow of one of our checkpoints, in eval mode; no extractor is made.
+    """Loads the flow of a checkpoint of this library, in eval mode, without its extractor.
 
-    Errors: InputError where it does not fit.
+    Raises: InputError if the checkpoint does not fit its configuration.
     """
     tensors, config = read_checkpoint(source)
     with built_from(source):
@@ -107,9 +116,9 @@ def own_flow(source: str | Path) -> MultiScaleFlow:
 
 
 def own_to_official(source: str | Path, target: str | Path) -> None:
-    """Writes the flow of one of our checkpoints in the official format; the extractor stays behind.
+    """Writes the flow of a checkpoint of this library in the official format, without the extractor.
 
-    Errors: InputError where the model standardises its features, which the official format cannot say.
+    Raises: InputError if the model standardizes its features, which the official format cannot express.
     """
     config = read_config(source)
     refuse_standardised(source, config)
@@ -117,7 +126,7 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
 
 
 def refuse_standardised(source: str | Path, config: Mapping[str, Any]) -> None:
-    """Errors: InputError where the model of ``source`` standardises its features, by its ``config``."""
+    """Raises: InputError if the model of ``source`` standardizes its features, according to its ``config``."""
     if config["standardise"]:
         raise InputError(
             f"{source}: its features are standardised, which the official format cannot hold;"

@@ -1,7 +1,8 @@
-"""The reference implementation's flows by structure, call and state dict (arXiv 2308.15300), computed by this library.
+"""Flows with the structure, call and state dict of the reference implementation (arXiv 2308.15300).
 
-Parameters have the names, shapes and order of the original, so its checkpoints and its optimizers' states fit. Each
-class takes its modules or parameters from the caller: new ones (``build``) or those of a live model (``accelerate``).
+This library computes them. Parameters have the names, shapes and order of the original, so its checkpoints and its
+optimizers' states fit. Each class takes its modules or parameters from the caller: new ones (``build_model``) or those
+of a live model (``accelerate``).
 """
 
 from collections.abc import Sequence
@@ -115,7 +116,10 @@ class DropInBlock(CouplingBlock):
 
 
 class DropInParallelFlow(ParallelFlow):
-    """One level: ``flow(x, [condition], rev=False)`` -> (z, log_det (B,)); condition (B, D, H, W), or (1, D, H, W)."""
+    """The flow of one level: ``flow(x, [condition], rev=False)`` returns (z, log_det (B,)).
+
+    The condition is (B, D, H, W), or (1, D, H, W) for all images.
+    """
 
     module_list: nn.ModuleList
     backend: Backend
@@ -132,13 +136,13 @@ class DropInParallelFlow(ParallelFlow):
     def forward(  # type: ignore[override]  # the original's call
         self, x_or_z: Tensor, c: Sequence[Tensor] | Tensor, rev: bool = False, jac: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """``jac``: taken for the call's sake; the log_det comes in any case."""
+        """Runs the flow; ``jac`` is accepted for compatibility, the log_det is always returned."""
         condition = shared_condition(c if isinstance(c, Tensor) else c[0])
         run = ParallelFlow.inverse if rev else ParallelFlow.forward
         return run(self, x_or_z, condition, self.backend)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As the original's, but what does not fit raises though ``strict`` be False: it would load silently."""
+        """Loads a state dict as the original does, but raises if it does not fit even if ``strict`` is False."""
         return super().load_state_dict(state_dict, True, assign)
 
 
@@ -196,10 +200,10 @@ class DropInCoupling(FusionFlow):
 
 
 class DropInFusionFlow(nn.Module):
-    """``fusion([x0, x1, x2], rev=False)`` -> ([z0, z1, z2], log_det (B,)).
+    """The fusion flow: ``fusion([x0, x1, x2], rev=False)`` returns ([z0, z1, z2], log_det (B,)).
 
-    ``permutations`` stand in any order; a level takes the one of its length, as the original's loader does. The order
-    of a checkpoint that is loaded becomes this flow's own, so that it is saved as it was.
+    ``permutations`` may have any order; a level takes the one of its length, as the original's loader does. The order
+    in a checkpoint that is loaded becomes this flow's order, so that the flow is saved in the same order.
     """
 
     module_list: nn.ModuleList
@@ -216,7 +220,7 @@ class DropInFusionFlow(nn.Module):
     def forward(
         self, x_or_z: Sequence[Tensor], c: object = None, rev: bool = False, jac: bool = True
     ) -> tuple[list[Tensor], Tensor]:
-        """``c``, ``jac``: taken for the call's sake."""
+        """Runs the flow; ``c`` and ``jac`` are accepted for compatibility and not used."""
         permutations, coupling = self._parts()
         places = _matched([level.shape[1] for level in x_or_z], _lengths(permutations))
         ordered = [permutations[place] for place in places]
@@ -231,7 +235,7 @@ class DropInFusionFlow(nn.Module):
         return cast(list[DropInPermutation], permutations), cast(DropInCoupling, coupling)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As the original's, but what does not fit raises though ``strict`` be False: it would load silently."""
+        """Loads a state dict as the original does, but raises if it does not fit even if ``strict`` is False."""
         return super().load_state_dict(state_dict, True, assign)
 
     def _take_order(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -263,7 +267,7 @@ def _lengths(permutations: Sequence[DropInPermutation]) -> list[int]:
 
 
 def _matched(channels: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """For each of ``channels``, the place of the first free equal in ``lengths``."""
+    """Returns for each of ``channels`` the index of the first equal entry of ``lengths`` that is still free."""
     if sorted(channels) != sorted(lengths):
         raise InputError(f"levels of {list(channels)} channels given; this fusion flow permutes {list(lengths)}")
     free = list(range(len(lengths)))

@@ -1,4 +1,4 @@
-"""How far each backend and dtype is from the float64 reference, on one's own flow and images."""
+"""Measures the error of each backend and dtype against the float64 reference, on a user's flow and images."""
 
 import copy
 import math
@@ -15,10 +15,9 @@ from ..backend import DTYPES, Backend, uses_triton
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MultiScaleFlow
 from ..ops.conv3x3 import rounds_to_tf32
-from ..scoring import score_log_likelihoods
 
-# Relative errors of z and log scores, and the error of log_det in nats an element: what up to eight blocks and a fusion
-# make of each dtype's rounding of stored values, and of TF32's products, which GPUs take for float32.
+# Bounds on the relative errors of z and log scores and on the error of log_det in nats per element: up to eight blocks
+# and a fusion amplify each dtype's rounding of stored values, and TF32's products, which GPUs use for float32.
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 8e-2}
 FORMS = {"tanh": "FrEIA 0.2: clamp tanh(r)", "scaled_tanh": "FrEIA's git master: clamp tanh(r / clamp)"}
 
@@ -28,47 +27,50 @@ Progress = Callable[[int], None]
 
 @dataclass
 class CheckRow:
-    """One backend and dtype against the reference. Differences are the largest over all images."""
+    """Errors of one backend and dtype against the reference, the largest over all images."""
 
     backend: Backend
     dtype: str
     tolerance: float
     z: float = 0.0
-    """|dz|."""
+    """The largest |dz|."""
     log_det: float = 0.0
-    """|dlog_det|, in nats."""
+    """The largest |dlog_det|, in nats."""
     score: float = 0.0
-    """|dscore| of the published image score, which is in [0, 1]."""
+    """The largest |dscore| of the published image score, which is in [0, 1]."""
     rank_correlation: float = float("nan")
-    """Spearman's, of the images by log score; NaN for fewer than two images."""
+    """Spearman's correlation of the images' log scores; NaN for fewer than two images."""
     relative: float = 0.0
-    """The largest of: z's error by level and the log scores' error, relative in the norm; log_det's, in nats an element
-    of z (it may come out near 0, so it is not divided by itself). This is what ``tolerance`` bounds."""
+    """The error that ``tolerance`` bounds: the largest of the relative error in the norm of z by level and of the log
+    scores, and the error of log_det in nats per element of z (log_det may be near 0, so its relative error means
+    little)."""
     seconds: float = 0.0
-    """Per image, the flow and its scores, second of two runs."""
+    """Seconds per image for the flow and its scores, in the second of two runs."""
     log_scores: list[float] = field(default_factory=list)
 
     @property
     def within(self) -> bool:
-        """Whether nothing changed but rounding. NaN is not within."""
+        """True if the errors are rounding only; False for NaN."""
         return self.relative <= self.tolerance
 
 
 @dataclass(frozen=True)
 class NumericalCheck:
+    """Errors of all backends and dtypes that are available here."""
+
     formula: str
     device: str
     images: int
     rows: list[CheckRow]
     unavailable: dict[str, str]
-    """Backends that cannot serve here, and why."""
+    """Backends that are not available here, and the reason."""
 
     @property
     def within(self) -> bool:
         return all(row.within for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able: None for NaN, which JSON does not know."""
+        """Returns JSON-able values, with None for NaN."""
         rows = [asdict(row) | {"within": row.within} for row in self.rows]
         return {**asdict(self), "within": self.within, "rows": [_without_nan(row) for row in rows]}
 
@@ -77,13 +79,13 @@ class NumericalCheck:
 def check_numerics(
     flow: MultiScaleFlow, batches: Batches, image_size: tuple[int, int], progress: Progress = lambda done: None
 ) -> NumericalCheck:
-    """Runs ``flow`` on ``batches`` of pooled features, (B, C_l, H_l, W_l) per level, by every backend and dtype that
-    serves on their device; by plain PyTorch in float64 for comparison. ``image_size``: (H, W) of the score maps.
+    """Runs ``flow`` in every backend and dtype that their device supports, and in float64 with plain PyTorch.
 
-    Errors: InputError where there is no image.
+    ``batches``: pooled features, (B, C_l, H_l, W_l) per level. ``image_size``: (H, W) of the score maps.
+    Raises: InputError if there is no image.
     """
     flow = copy.deepcopy(flow).eval().requires_grad_(False)
-    reference = _of(flow, torch.float64, "torch")
+    reference = _converted(flow, torch.float64, "torch")
     rows: list[CheckRow] = []
     unavailable: dict[str, str] = {}
     flows: list[MultiScaleFlow] = []
@@ -93,7 +95,7 @@ def check_numerics(
         if not device:
             device = _name(levels[0].device)
             rows, unavailable = _candidates(levels[0])
-            flows = [_of(flow, getattr(torch, row.dtype), row.backend) for row in rows]
+            flows = [_converted(flow, getattr(torch, row.dtype), row.backend) for row in rows]
         expected = _outputs(reference, levels, image_size)
         log_scores += expected[-1].tolist()
         for row, candidate in zip(rows, flows, strict=True):
@@ -109,7 +111,7 @@ def check_numerics(
 
 
 def noise(flow: MultiScaleFlow, image_size: int, images: int) -> Batches:
-    """Features of no image: standard normal, on the grids of strides 8, 16, 32 ..., two images at once."""
+    """Yields standard normal noise in place of features, on grids of strides 8, 16, 32 ..., two images at once."""
     generator = torch.Generator().manual_seed(0)
     device = next(flow.parameters()).device
     sides = [max(1, image_size // (8 << level)) for level in range(len(flow.channels))]
@@ -134,14 +136,14 @@ def _candidates(x: Tensor) -> tuple[list[CheckRow], dict[str, str]]:
     return [CheckRow(backend, name, limit[name]) for backend in backends for name in names], unavailable
 
 
-def _of(flow: MultiScaleFlow, dtype: torch.dtype, backend: Backend) -> MultiScaleFlow:
+def _converted(flow: MultiScaleFlow, dtype: torch.dtype, backend: Backend) -> MultiScaleFlow:
     result = copy.deepcopy(flow).to(dtype).to(memory_format=torch.channels_last)
     result.backend = backend
     return result
 
 
 def _outputs(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
-    """z per level, log_det, scores, log scores."""
+    """Returns z per level, log_det, scores and log scores."""
     x = [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]
     z, log_det = flow(x)
     scores = _scores(flow, x, image_size)
@@ -149,8 +151,7 @@ def _outputs(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[i
 
 
 def _scores(flow: MultiScaleFlow, x: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    maps = flow.log_likelihoods(x)
-    scores = score_log_likelihoods(maps, image_size, backend=flow.backend)
+    scores = flow.scores(x, image_size)
     return scores.score, scores.log_score
 
 
@@ -182,7 +183,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _worst(*errors: float) -> float:
-    """The largest; NaN where there is one."""
+    """Returns the largest error; NaN if there is one."""
     return float("nan") if any(math.isnan(error) for error in errors) else max(errors)
 
 

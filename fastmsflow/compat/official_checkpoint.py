@@ -1,4 +1,4 @@
-"""Reading and writing the reference implementation's checkpoints, strictly."""
+"""Reads and writes the reference implementation's checkpoints, strictly."""
 
 import pickle
 import warnings
@@ -45,26 +45,26 @@ def load_official(
 ) -> MultiScaleFlow:
     """Reads the flow of an official checkpoint, in eval mode.
 
-    Channels, condition channels and blocks are read off the tensors. ``clamp`` is not in the file: give what it was
-    trained with. ``device``: where the flow goes; the CPU if None.
+    Channels, condition channels and blocks are inferred from the tensors. ``clamp`` is not in the file: give the value
+    of the training. ``device``: the flow's device; None: the CPU.
 
     ``variant``: FrEIA's formula for the soft clamp, ``"0.2"`` clamp tanh(r) or ``"master"`` clamp tanh(r / clamp).
     Dense permutations only ever had the first. A file with index permutations does not say which it had. Nearly all of
     them had the first, since FrEIA's git master with the second fails on the published modules unless these are
     patched. So ``"auto"`` takes the first and warns (InputWarning, a UserWarning) that the file may mean the other one.
 
-    ``images``: good images, best of those that the flow was trained on, which tell the formulas of such a file apart: a
-    file, a folder or several of them; a tensor (N, 3, H, W) in [0, 1]; or pooled features, one tensor (N, C_l, H_l,
-    W_l) per level. Their mean nll, over at most 32 of them, is compared. With ``"auto"`` the formula of the lower mean
-    is taken, or the first where the difference lies below twice its standard error or neither formula fits the images;
-    a warning says which, and both means, and where it is doubtful, since the flow has hardly been trained. A
-    ``variant`` that is given stays, and a warning says where the other one fits better. ``extractor``,
-    ``extractor_weights``, ``image_size`` (H, W) and ``pool`` describe the model that the features of images come from,
+    ``images``: good images, preferably those that the flow was trained on, which tell the formulas of such a file
+    apart: a file, a folder or several of them; a tensor (N, 3, H, W) in [0, 1]; or pooled features, one tensor (N, C_l,
+    H_l, W_l) per level. The mean nll of at most 32 images is compared. With ``"auto"`` the formula of the lower mean is
+    taken, or the first if the difference is below twice its standard error or neither formula fits the images; a
+    warning names the formula and both means, and says if the result is doubtful because the flow has hardly been
+    trained. A ``variant`` that is given stays, and a warning says if the other one fits better. ``extractor``,
+    ``extractor_weights``, ``image_size`` (H, W) and ``pool`` describe the model that computes the features of images,
     as for ``fastmsflow.MSFlow``.
 
-    Errors: InputError naming the file, and each key that is missing, extra, misshapen or not a permutation; where
-    ``variant`` is a formula that no FrEIA computed with the file's permutations; where an image cannot be read or
-    features do not fit. UnavailableError where the extractor's weights cannot be downloaded.
+    Raises: InputError with the name of the file and of each key that is missing, extra, misshapen or not a permutation;
+    also if ``variant`` is a formula that no FrEIA computed with the file's permutations, an image cannot be read, or
+    features do not fit. UnavailableError if the extractor's weights cannot be downloaded.
     """
     flow = read_official(path, clamp, variant, backend).to(device)
     if has_one_formula(flow):
@@ -82,7 +82,7 @@ def load_official(
 
 
 def read_official(path: str | Path, clamp: float, variant: Variant, backend: Backend = "auto") -> MultiScaleFlow:
-    """Reads the flow as ``load_official`` does, on the CPU; ``"auto"`` takes clamp tanh(r) without a word."""
+    """Reads the flow as ``load_official`` does, on the CPU; ``"auto"`` takes clamp tanh(r) without a warning."""
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
     if (
@@ -125,22 +125,21 @@ def save_official(
     optimizer: torch.optim.Optimizer | None = None,
     fusion_first: bool = False,
 ) -> None:
-    """Writes ``flow`` as the reference implementation's checkpoint, with the number of the ``epoch`` it is from; all
-    tensors are on the CPU.
+    """Writes ``flow`` as a checkpoint of the reference implementation, with the number of its ``epoch``.
 
     ``optimizer``: torch's Adam over the flow's parameters, in any groups of equal settings. Its state is written for
     the published script's own Adam, which has one group, so that the script can resume from the file; without it the
     script can load the file to test or to start from. The script's group lists the parameters of the parallel flows,
-    level by level, and then those of the fusion flow; ``fusion_first`` puts the fusion flow's before the others: look
-    at the line of the script that builds its Adam. The scheduler's and the gradient scaler's states have no place in
-    the file.
+    level by level, and then those of the fusion flow; ``fusion_first`` puts the fusion flow's before the others: the
+    line of the script that builds its Adam shows which order applies. The file has no place for the states of the
+    scheduler and the gradient scaler.
 
-    A flow that was read from such a file is written with that file's order and layout of permutations, any other one
-    in the layout of its formula: FrEIA 0.2's for ``tanh``, its git master's for ``scaled_tanh``. An earlier file stays
-    until the new one is whole.
+    All tensors are written on the CPU. A flow that was read from such a file is written with that file's order and
+    layout of permutations, any other flow in the layout of its formula: FrEIA 0.2's for ``tanh``, its git master's for
+    ``scaled_tanh``. An earlier file stays until the new one is complete.
 
-    Errors: InputError where ``optimizer`` is not Adam, its groups have different settings, or its parameters are not
-    exactly the flow's (parts are frozen, say).
+    Raises: InputError if ``optimizer`` is not Adam, its groups have different settings, or its parameters are not
+    exactly the flow's, for instance because some are frozen.
     """
     fusion = _cpu(state_dict_keys.official_fusion(flow))
     parallel = [_cpu(state_dict_keys.official_parallel(flow, level)) for level in range(len(flow.channels))]
@@ -152,9 +151,9 @@ def save_official(
 
 
 def read_pickle(path: str | Path) -> dict[str, Any]:
-    """The content of an official checkpoint; nothing in it is run.
+    """Reads the content of an official checkpoint; no code in the file is run.
 
-    Errors: InputError where the file is missing, damaged, or holds more than tensors and plain containers.
+    Raises: InputError if the file is missing, damaged, or holds more than tensors and plain containers.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of an official MSFlow checkpoint (.pt)")

@@ -1,4 +1,4 @@
-"""The state of an optimizer of ours as the reference implementation's own optimizer would have saved it."""
+"""Writes an optimizer's state as the reference implementation's own optimizer would have saved it."""
 
 from typing import Any
 
@@ -9,19 +9,20 @@ from ..errors import InputError
 from ..models.msflow import MultiScaleFlow
 from .state_dict_keys import StateDict, fusion_key, parallel_key
 
-# They say how a step is computed, not what it is; some releases of PyTorch refuse what others take.
-_AS_BY_DEFAULT = {"foreach": None, "fused": None, "capturable": False}
+# These settings choose an implementation, not a result; some releases of PyTorch refuse values that others accept.
+_DEFAULT_IMPLEMENTATION = {"foreach": None, "fused": None, "capturable": False}
 
 
 def official_optimizer(
     optimizer: Optimizer, flow: MultiScaleFlow, parallel: list[StateDict], fusion: StateDict, fusion_first: bool
 ) -> dict[str, Any]:
-    """Makes the state dict of one Adam group over the parameters of the parallel flows and then of the fusion flow, or
-    the other way around.
+    """Makes the state dict of one Adam group over the parameters of all flows, the parallel ones first.
 
+    ``fusion_first``: puts the fusion flow's parameters before those of the parallel flows.
     ``parallel``, ``fusion``: the flows' official state dicts, whose entries are the script's parameters. The
     permutations are among them; they are frozen and so have no state.
-    Errors: InputError where ``optimizer`` is not Adam, its groups have different settings, or its parameters are not
+
+    Raises: InputError if ``optimizer`` is not Adam, its groups have different settings, or its parameters are not
     exactly those of ``flow``.
     """
     settings = _settings(optimizer, flow)
@@ -30,26 +31,26 @@ def official_optimizer(
         own = {parallel_key(name): p for name, p in flow.parallel_flows[level].named_parameters()}
         states += [_state(optimizer, own.get(key), value) for key, value in official.items()]
     own = {fusion_key(name, len(parallel)): p for name, p in flow.fusion_flow.named_parameters()}
-    of_fusion = [_state(optimizer, own.get(key), value) for key, value in fusion.items()]
-    states = of_fusion + states if fusion_first else states + of_fusion
+    fusion_states = [_state(optimizer, own.get(key), value) for key, value in fusion.items()]
+    states = fusion_states + states if fusion_first else states + fusion_states
     return {
         "state": {i: state for i, state in enumerate(states) if state},
-        "param_groups": [{**settings, **_AS_BY_DEFAULT, "params": list(range(len(states)))}],
+        "param_groups": [{**settings, **_DEFAULT_IMPLEMENTATION, "params": list(range(len(states)))}],
     }
 
 
 def _state(optimizer: Optimizer, parameter: nn.Parameter | None, like: Tensor) -> dict[str, Any]:
     """Copies the optimizer's state of ``parameter`` in the shape of ``like``; there is none before the first step."""
-    kept = {} if parameter is None else optimizer.state.get(parameter, {})
+    state = {} if parameter is None else optimizer.state.get(parameter, {})
     return {
         # "step" is a tensor without dimensions.
         name: value.detach().cpu().contiguous().reshape(like.shape if value.ndim else ())
-        for name, value in kept.items()
+        for name, value in state.items()
     }
 
 
 def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
-    """The settings that all groups have. Errors: InputError, see ``official_optimizer``."""
+    """Returns the settings that all groups share. Raises: InputError, see ``official_optimizer``."""
     decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
     if not isinstance(optimizer, Adam) or isinstance(optimizer, AdamW) or decoupled:
         kind = "AdamW" if decoupled else type(optimizer).__name__
@@ -65,7 +66,7 @@ def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
             f"the optimizer holds {len(held & wanted)} of the flow's {len(wanted)} parameters{others}, and the"
             " published script trains exactly these; train without frozen parts, or leave the optimizer out"
         )
-    # Adam's own settings: schedulers and callers put others beside them.
+    # Only Adam's own settings: schedulers and callers add others.
     first, *rest = [{key: _plain(group[key]) for key in optimizer.defaults} for group in optimizer.param_groups]
     differing = sorted({key for group in rest for key in first if group[key] != first[key]})
     if differing:
@@ -77,7 +78,7 @@ def _settings(optimizer: Optimizer, flow: MultiScaleFlow) -> dict[str, Any]:
 
 
 def _plain(setting: Any) -> Any:
-    """The same as numbers: they may be a list or a tensor."""
+    """Converts a setting that may be a list or a tensor to numbers."""
     if isinstance(setting, Tensor):
         return setting.item()
     return tuple(map(_plain, setting)) if isinstance(setting, (list, tuple)) else setting

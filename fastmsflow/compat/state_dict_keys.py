@@ -1,4 +1,4 @@
-"""The reference implementation's state-dict keys, and ours."""
+"""Translates between the reference implementation's state-dict keys and this library's."""
 
 import re
 from typing import Literal, cast, get_args
@@ -14,20 +14,20 @@ from ..reference.coupling import invert_permutation
 StateDict = dict[str, Tensor]
 Variant = Literal["auto", "0.2", "master"]
 
-# Ours -> theirs, as pieces of a key.
+# Parts of a key: ours -> theirs.
 _SUBNET = {"subnet.norm": "subnet.ln"}
 _FUSION = {".conv1": ".cross_convs.conv1", ".norm": ".cross_convs.norm", ".conv2": ".cross_convs.conv2"}
 
 
 def check_variant(name: str) -> Variant:
-    """``name`` if it is a formula of the soft clamp, or "auto". Errors: InputError otherwise."""
+    """Returns ``name``. Raises: InputError if ``name`` is neither a formula of the soft clamp nor "auto"."""
     if name not in get_args(Variant):
         raise InputError(f"variant {name!r} is not known; choose 'auto', '0.2' or 'master'")
     return cast(Variant, name)
 
 
 def refuse_masters_formula(variant: Variant, dense: bool, where: str) -> None:
-    """Errors: InputError where dense permutations meet master's formula: no FrEIA had both."""
+    """Raises: InputError if dense permutations meet master's formula: no version of FrEIA had both."""
     if dense and variant == "master":
         raise InputError(
             f"{where}: dense permutations are FrEIA 0.2's, whose formula is clamp tanh(r); variant 'master' would"
@@ -36,7 +36,7 @@ def refuse_masters_formula(variant: Variant, dense: bool, where: str) -> None:
 
 
 def parallel_key(ours: str) -> str:
-    """``blocks.0.subnet.norm.weight`` -> ``module_list.0.subnet.ln.weight``."""
+    """Returns the official key, e.g. ``module_list.0.subnet.ln.weight`` for ``blocks.0.subnet.norm.weight``."""
     key = ours.replace("blocks.", "module_list.", 1)
     for mine, theirs in _SUBNET.items():
         key = key.replace(mine, theirs)
@@ -44,15 +44,18 @@ def parallel_key(ours: str) -> str:
 
 
 def fusion_key(ours: str, levels: int) -> str:
-    """``subnet_1.conv1.weight`` -> ``module_list.3.subnet_1.cross_convs.conv1.weight`` where there are 3 levels."""
+    """Returns the official key, e.g. ``module_list.3.subnet_1.cross_convs.conv1.weight`` for ``subnet_1.conv1.weight``
+    and 3 levels."""
     for mine, theirs in _FUSION.items():
         ours = ours.replace(mine, theirs)
     return f"module_list.{levels}.{ours}"
 
 
 def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
-    """State dict of one parallel flow as FrEIA writes it. Permutations have the layout of the official file that the
-    flow was read from, or else 0.2's (dense) for the ``tanh`` form and its git master's (indices) for ``scaled_tanh``.
+    """Returns the state dict of one parallel flow as FrEIA writes it.
+
+    Permutations have the layout of the official file from which the flow was read; for any other flow, 0.2's (dense)
+    for the ``tanh`` form and its git master's (indices) for ``scaled_tanh``.
     """
     dense = flow.clamp_form == "tanh" if flow.official_layout is None else flow.official_layout.dense
     result: StateDict = {}
@@ -70,8 +73,10 @@ def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
 
 
 def official_fusion(flow: MultiScaleFlow) -> StateDict:
-    """State dict of the fusion flow. Its permutations stand in the order of the official file that the flow was read
-    from, or else in that of the levels."""
+    """Returns the official state dict of the fusion flow.
+
+    Its permutations have the order of the official file from which the flow was read, or else that of the levels.
+    """
     order = range(len(flow.channels)) if flow.official_layout is None else flow.official_layout.order
     result: StateDict = {}
     for place, level in enumerate(order):
@@ -85,12 +90,12 @@ def official_fusion(flow: MultiScaleFlow) -> StateDict:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """A copy that does not show in a file whether the flow's memory was channels-last."""
+    """Returns a contiguous copy, so that files do not depend on the flow's memory format."""
     return value.clone(memory_format=torch.contiguous_format)
 
 
 def own_parallel(official: StateDict, flow: MultiScaleFlow, level: int, faults: list[str]) -> StateDict:
-    """The inverse of ``official_parallel``; what does not fit is named in ``faults``."""
+    """Inverts ``official_parallel``; entries that do not fit are named in ``faults``."""
     where = f"parallel_flows[{level}]: "
     dense = next((v.ndim == 4 for k, v in official.items() if k.endswith(".w_perm")), True)
     expected = flow.parallel_flows[level].state_dict()
@@ -116,8 +121,7 @@ def own_parallel(official: StateDict, flow: MultiScaleFlow, level: int, faults: 
 
 
 def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> tuple[StateDict, tuple[int, ...]]:
-    """The inverse of ``official_fusion``. The permutations stand in any order, which is returned as well, and are
-    matched by their length."""
+    """Inverts ``official_fusion``, and returns the order of the permutations too, which are matched by their length."""
     where = "fusion_flow: "
     levels = len(flow.channels)
     result: StateDict = {}
@@ -148,9 +152,9 @@ def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> 
 
 
 def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], list[int], list[int]]:
-    """(channels, condition channels, blocks) per level, read off the tensors' shapes.
+    """Returns (channels, condition channels, blocks) per level, inferred from the tensors' shapes.
 
-    Errors: InputError where a level has no coupling block to read them off.
+    Raises: InputError if a level has no coupling block.
     """
     channels, conditions, blocks = [], [], []
     for level, state in enumerate(parallel):
@@ -190,7 +194,7 @@ def written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:
 
 
 def read_permutation(perm: Tensor, inverse: Tensor, where: str, faults: list[str]) -> Tensor:
-    """Index form of either layout; anything but a permutation and its inverse is a fault."""
+    """Returns the index form of either layout; anything but a permutation and its inverse is added to ``faults``."""
     if perm.ndim == 4:
         index = perm[:, :, 0, 0].argmax(dim=1)
         exact = torch.equal(perm, written_permutation(index, dense=True)[0].to(perm.dtype))

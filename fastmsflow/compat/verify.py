@@ -1,4 +1,4 @@
-"""Makes ready what `verify` compares: a checkpoint's flow, and features of images or noise."""
+"""Loads what `verify` compares: a checkpoint's flow, and features of images or noise."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from .clamp_formula import (
     has_one_formula,
     use_formula,
 )
-from .convert import model_of, own_flow
+from .convert import model_with_flow, own_flow
 from .numerical_check import Batches, noise
 from .official_checkpoint import read_official
 from .state_dict_keys import Variant
@@ -31,7 +31,7 @@ NOISE_SIZE, NOISE_IMAGES = 128, 8
 
 @dataclass(frozen=True)
 class Described:
-    """Describes what an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
+    """The settings that an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
 
     extractor: str
     extractor_weights: str | None
@@ -42,7 +42,7 @@ class Described:
 
 @dataclass(frozen=True)
 class ToVerify:
-    """Holds what is to be certified, and on what."""
+    """A flow to verify, and the features on which it is verified."""
 
     flow: MultiScaleFlow
     batches: Batches
@@ -62,11 +62,13 @@ class ToVerify:
 def to_verify(
     checkpoint: Path, images: Sequence[Path], most: int, image_size: int | None, official: Described
 ) -> ToVerify:
-    """Reads the checkpoint, and makes the features of its images.
+    """Loads the checkpoint, and computes features of images.
 
-    ``images``: files and folders, of which ``most`` are taken; noise if none. Where an official file has index
-    permutations, the formula that fits its first images better is certified, unless ``official`` names one.
-    Errors: InputError where the checkpoint does not fit, or an image size is not that of one of ours.
+    ``images``: files and folders, of which at most ``most`` images are used; without images, noise is used. For an
+    official file with index permutations the formula that fits the first images better is verified, unless ``official``
+    names one.
+
+    Raises: InputError if the checkpoint does not fit, or ``image_size`` is not that of a checkpoint of this library.
     """
     own = checkpoint.suffix == ".safetensors"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +83,10 @@ def to_verify(
         model = MSFlow.load(checkpoint)
     else:
         flow, side = read_official(checkpoint, official.clamp, official.variant), image_size or 512
-        model = model_of(flow, checkpoint, official.extractor, (side, side), official.pool, official.extractor_weights)
+        model = model_with_flow(
+            flow, checkpoint, extractor=official.extractor, image_size=(side, side), pool=official.pool,
+            extractor_weights=official.extractor_weights,
+        )  # fmt: skip
     if own and image_size is not None and model.image_size != (image_size, image_size):
         raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:most]
@@ -89,7 +94,7 @@ def to_verify(
     batches = _features(model.to(device), files, faults)
     if own or has_one_formula(model.flow):
         return ToVerify(model.flow, batches, model.image_size, faults)
-    # Held, so that an image goes through the extractor once.
+    # A list, so that each image goes through the extractor once.
     first = list(islice(batches, MOST_IMAGES // BATCH))
     if not first:
         raise InputError(f"no image to compare the formulas on: {first_few(faults)}")

@@ -1,4 +1,4 @@
-"""The processes that share one piece of work, as torchrun starts them. torch is imported when they are several."""
+"""Coordinates processes that share one piece of work, as torchrun starts them; a single process imports no torch."""
 
 import os
 import socket
@@ -10,12 +10,12 @@ from typing import NamedTuple, TypeVar
 from ..errors import InputError
 
 T = TypeVar("T")
-_met: list[str] = []
-"""Where this process has met others."""
+_joined_at: list[str] = []
+"""Addresses at which this process has joined others."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Machines do not all start at once.
+# Seconds: machines do not all start at once.
 JOIN_TIMEOUT = 900
-# gloo's and NCCL's words for a process at the other end that is no more.
+# gloo's and NCCL's messages when another process has ended.
 PEER_LOST_WORDS = (
     "Connection closed by",
     "Connection reset by peer",
@@ -26,20 +26,22 @@ PEER_LOST_WORDS = (
 
 
 class ProcessGroup(NamedTuple):
-    """One process among all of them."""
+    """One process of a group, and the group's size."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among those of this machine: the number of its GPU."""
+    """Rank among this machine's processes, and the number of this process's GPU."""
     local_size: int = 1
 
     @classmethod
     def here(cls) -> "ProcessGroup":
-        """This process, by the environment that torchrun sets. Slurm's srun does not: let it start one torchrun, or one
-        `fastmsflow train --devices N --nodes M`, on each machine, by ``--ntasks-per-node 1``.
+        """Returns this process according to the environment that torchrun sets.
 
-        Errors: InputError where that is not whole.
+        Slurm's srun does not set it: let srun start one torchrun, or one `fastmsflow train --devices N --nodes M`, on
+        each machine with ``--ntasks-per-node 1``.
+
+        Raises: InputError if some of the variables are missing.
         """
         given = [name for name in RANK_VARIABLES if name in os.environ]
         if "WORLD_SIZE" not in given:
@@ -54,13 +56,13 @@ class ProcessGroup(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that speaks and writes what is written once."""
+        """True for the process that prints, and writes the files that are written once."""
         return self.rank == 0
 
     def join(self) -> None:
-        """Brings the processes together, where they are several, each on the GPU of its own where there are GPUs.
+        """Connects the processes if there are several, each to a GPU of its own if there are GPUs.
 
-        Errors: InputError where this machine has fewer GPUs than processes, or they do not find each other.
+        Raises: InputError if this machine has fewer GPUs than processes, or the processes do not find each other.
         """
         import torch
 
@@ -68,33 +70,34 @@ class ProcessGroup(NamedTuple):
             _check_gpus(self.local_size, torch.cuda.device_count(), "this machine has")
             torch.cuda.set_device(self.local_rank)
         if self.size > 1 and not torch.distributed.is_initialized():
-            self._meet("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            self._connect("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
-    def _meet(self, backend: str) -> None:
+    def _connect(self, backend: str) -> None:
         from torch import distributed
         from torch.distributed.rendezvous import rendezvous
 
-        where = ":".join(map(str, master_address()))
-        # One may list or hash millions of files while the others wait.
-        patient = timedelta(days=1)
+        address = ":".join(map(str, master_address()))
+        # One process may list or hash millions of files while the others wait.
+        timeout = timedelta(days=1)
         try:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_TIMEOUT)))
-            store.set_timeout(patient)
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patient)
-            _met.append(where)
+            store.set_timeout(timeout)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            _joined_at.append(address)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{self.size} processes did not meet at {where} within {JOIN_TIMEOUT} s ({reason}); look whether all of"
-                " them were started, with the address of the first one's machine in MASTER_ADDR"
+                f"{self.size} processes did not meet at {address} within {JOIN_TIMEOUT} s ({reason}); look whether all"
+                " of them were started, with the address of the first one's machine in MASTER_ADDR"
             ) from error
 
     def join_apart(self) -> None:
-        """As ``join``, for processes that share out whole runs: what looks at the environment from here on, ``here``
-        and Lightning among others, finds one process with one GPU, its own. To be called before CUDA is begun and
-        Lightning is imported, which remember what they saw.
+        """Joins processes that share out whole runs, each of which has one process.
 
-        Errors: as ``join``'s.
+        After this call the environment describes a single process with one GPU, for ``here``, Lightning and others.
+        Call this method before CUDA is initialized and Lightning is imported, since both remember the environment.
+
+        Raises: the errors of ``join``.
         """
         if self.size == 1:
             return
@@ -102,7 +105,7 @@ class ProcessGroup(NamedTuple):
 
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None:
-            # By NVML: CUDA, once begun, would not look at the environment again.
+            # This counts by NVML: CUDA, once initialized, would not read the environment again.
             gpus, has = [str(i) for i in range(cuda.device_count())], "this machine has"
         else:
             gpus, has = [name for name in visible.split(",") if name], "CUDA_VISIBLE_DEVICES names"
@@ -114,7 +117,7 @@ class ProcessGroup(NamedTuple):
             os.environ.pop(name, None)
 
     def leave(self) -> None:
-        """After the last word between them."""
+        """Disconnects from the other processes."""
         from torch import distributed
 
         if distributed.is_initialized():
@@ -122,28 +125,29 @@ class ProcessGroup(NamedTuple):
 
     @contextmanager
     def raise_on_any_rank(self) -> Iterator[None]:
-        """A block in which the processes say nothing to each other: what goes wrong in one of them ends all of them.
+        """Raises an error of the block on all processes if one of them has one; they must not communicate in the block.
 
-        Errors: what the block raised; in the others, and in all but the first where it went wrong in several,
-        ErrorOnAnotherRank.
+        Raises: the error of the block in the first process that has one; ErrorOnAnotherRank in all others.
         """
         failed: Exception | None = None
         try:
             yield
         except Exception as error:
             failed = error
-        # Some have no text.
+        # Some errors have no text.
         text = None if failed is None else str(failed) or type(failed).__name__
-        told = next(((rank, text) for rank, text in enumerate(self.all_gather(text)) if text is not None), None)
-        if told is None:
+        first = next(((rank, text) for rank, text in enumerate(self.all_gather(text)) if text is not None), None)
+        if first is None:
             return
-        if failed is not None and told[0] == self.rank:
+        if failed is not None and first[0] == self.rank:
             raise failed
-        raise ErrorOnAnotherRank(told[1])
+        raise ErrorOnAnotherRank(first[1])
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """``work``, done by the first process; its result, which must be picklable, on all of them. Errors: as
-        ``together``'s."""
+        """Returns, on all processes, the result of ``work`` on the first one, which must be picklable.
+
+        Raises: the errors of ``raise_on_any_rank``.
+        """
         result: list[T | None] = [None]
         with self.raise_on_any_rank():
             if self.first:
@@ -155,49 +159,49 @@ class ProcessGroup(NamedTuple):
         return result[0]  # type: ignore[return-value]
 
     def all_reduce_any(self, *flags: bool) -> list[bool]:
-        """For each of ``flags``, whether it is set in any of the processes; cheap."""
+        """Returns for each of ``flags`` whether it is set in any process; cheap."""
         if self.size == 1:
             return list(flags)
         import torch
 
-        together = torch.tensor(flags, dtype=torch.uint8)
-        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in together.tolist()]
+        reduced = torch.tensor(flags, dtype=torch.uint8)
+        torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in reduced.tolist()]
 
     def all_gather(self, own: T) -> Sequence[T]:
-        """What each process has, in the order of their ranks, on all of them; ``own`` must be picklable."""
+        """Returns, on all processes, ``own`` of each process in the order of ranks; it must be picklable."""
         if self.size == 1:
             return [own]
         from torch import distributed
 
-        everyone: list[T | None] = [None] * self.size
-        distributed.all_gather_object(everyone, own)
-        return everyone  # type: ignore[return-value]
+        gathered: list[T | None] = [None] * self.size
+        distributed.all_gather_object(gathered, own)
+        return gathered  # type: ignore[return-value]
 
 
 class ErrorOnAnotherRank(InputError):
-    """Happened in another process, which tells of it."""
+    """Raised in a process when another one has an error, which that one reports itself."""
 
 
 class PeerLost(ErrorOnAnotherRank):
-    """Another process has gone; it has told why, if it could."""
+    """Raised when another process has ended; that process has reported the reason if it could."""
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether ``error``, by its text, is what torch.distributed raises in those that are left."""
-    # Without the OSErrors of files and pipes of our own.
+    """Returns whether ``error`` is, by its text, one that torch.distributed raises when another process has ended."""
+    # An OSError may come from a file or pipe of this process.
     return isinstance(error, PeerLost) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST_WORDS)
     )
 
 
 def has_joined() -> bool:
-    """Whether this process has joined others, which may have parted since."""
-    return bool(_met)
+    """Returns whether this process has ever joined others."""
+    return bool(_joined_at)
 
 
 def master_address() -> tuple[str, int]:
-    """(MASTER_ADDR, MASTER_PORT). Errors: InputError where one is missing or cannot be one."""
+    """Returns (MASTER_ADDR, MASTER_PORT). Raises: InputError if one is missing or not valid."""
     host, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     if not host:
         raise InputError("several processes meet on the first one's machine: set MASTER_ADDR to its address")
@@ -216,4 +220,4 @@ def _check_gpus(processes: int, gpus: int, has: str) -> None:
 
 
 SINGLE_PROCESS: ProcessGroup = ProcessGroup()
-"""The only process there is."""
+"""A process without others."""

@@ -8,7 +8,7 @@ from ..data import ImageFileDataset
 from ..files import shown
 from ..inference import AUTO, prepare
 from ..models.msflow import MSFlow
-from .evaluate import scored
+from .evaluate import score_images
 from .evaluator import Calibrator
 
 
@@ -30,6 +30,6 @@ def calibrate_on_files(
     """
     calibrator = Calibrator([shown(file) for file in files])
     dataset = ImageFileDataset(files, model.image_size)
-    for numbers, scores in scored([prepare(model, dtype)], dataset, workers=workers, progress=progress):
+    for numbers, scores in score_images([prepare(model, dtype)], dataset, workers=workers, progress=progress):
         calibrator.add(numbers, scores[0])
     return calibrator.calibration(false_alarms)

@@ -1,4 +1,4 @@
-"""A run's checkpoints judged side by side, one class or many."""
+"""Evaluates the checkpoints of a run side by side, for one class or many."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from ..data import ImageSet, open_image_set
 from ..data.datasets import Progress
 from ..errors import InputError
 from ..files import write_json, write_table
+from ..inference import AUTO
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from .checkpoint_files import CHECKPOINT_FILES
@@ -20,31 +21,30 @@ from .results import METRICS, Evaluation
 from .score_map_store import ScoreMapStore
 
 MEAN = "mean"
-THRESHOLD = ("value", "false_alarms", "low", "high", "images")
+THRESHOLD_FIELDS = ("value", "false_alarms", "low", "high", "images")
 
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """A row of results."""
+    """The metrics of one checkpoint on one class."""
 
     name: str
     """The class, or MEAN."""
     checkpoint: str
-    """How it was chosen, or its file's name."""
+    """The way in which the checkpoint's epoch was chosen, or the name of its file."""
     evaluation: Evaluation
     threshold: Threshold | None = None
-    """What its rates are at."""
+    """The threshold at which the evaluation's rates are measured."""
 
     def as_dict(self) -> dict[str, str | float | None]:
         row: dict[str, str | float | None] = {"class": self.name, "checkpoint": self.checkpoint}
-        found = self.threshold
-        row |= {f"threshold_{key}": None if found is None else getattr(found, key) for key in THRESHOLD}
+        row |= {f"threshold_{key}": getattr(self.threshold, key, None) for key in THRESHOLD_FIELDS}
         return row | self.evaluation.as_dict() | {"pixel_error": self.evaluation.pixel_error}
 
 
 @dataclass(frozen=True)
 class CheckpointComparison:
-    """What was found of one class; ``model`` and ``test_result`` are of the first row."""
+    """The results of the checkpoints on one class; ``model`` and ``test_result`` are those of the first row."""
 
     rows: list[CheckpointResult]
     images: ImageSet
@@ -54,76 +54,83 @@ class CheckpointComparison:
 
 
 def compare_checkpoints(
-    where: Path,
+    path: Path,
     source: str,
     category: str | None,
-    false_alarms: float | None,
-    workers: int,
-    dtype: str,
-    progress: Progress,
-    stage: Callable[[str, int], None],
+    *,
     load: Callable[[Path], MSFlow],
     maps: ScoreMapStore,
-    kind: MapKind | None = None,
+    map_kind: MapKind | None = None,
+    false_alarms: float | None = None,
+    workers: int = 0,
+    dtype: str = AUTO,
+    progress: Progress = lambda done: None,
+    stage: Callable[[str, int], None] = lambda label, total: None,
 ) -> CheckpointComparison:
-    """The checkpoints of a run's folder, or the one that ``where`` is, on the test images of ``source``.
+    """Evaluates the checkpoints of the run's folder ``path``, or the checkpoint ``path``, on the images of ``source``.
 
-    ``false_alarms``: sets the threshold anew, from what the checkpoint knows of good images. ``dtype``, ``progress``,
-    ``stage``: see ``evaluate_all``. ``load``: reads a checkpoint and puts it where it is to compute. ``maps``,
-    ``kind``: see ``evaluate_all``.
-    Errors: InputError where there is no checkpoint, too few held-out images are behind it for the rate, or the
-    map of ``kind`` needs a calibration.
+    ``load`` reads a checkpoint and moves the model to its device. ``false_alarms``: the rate for which the threshold is
+    set anew, from the calibration in the checkpoint; None: the threshold stays. The others: see ``evaluate_all``.
+
+    Raises: InputError if there is no checkpoint, its calibration has too few images for the rate, or the map of
+    ``map_kind`` needs a calibration.
     """
     images = open_image_set(source, category)
-    found = {name: load(path) for name, path in checkpoints(where).items()}
-    for model in found.values():
-        recalibrate(model, false_alarms, where)
-    models = list(found.values())
+    loaded = {choice: load(checkpoint) for choice, checkpoint in checkpoints(path).items()}
+    models = list(loaded.values())
+    for model in models:
+        recalibrate(model, false_alarms, path)
     if len({(model.extractor.name, model.image_size) for model in models}) > 1:
-        raise InputError(f"{where}: its checkpoints are not of one run; evaluate each by its file")
+        raise InputError(f"{path}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(
         models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps, dtype=dtype,
-        map_kind=kind,
+        map_kind=map_kind,
     )  # fmt: skip
     rows = [
-        CheckpointResult(images.name, name, result.evaluation, threshold_of(model.calibration))
-        for (name, model), result in zip(found.items(), results, strict=True)
+        CheckpointResult(images.name, choice, result.evaluation, threshold_of(model.calibration))
+        for (choice, model), result in zip(loaded.items(), results, strict=True)
     ]
     return CheckpointComparison(rows, images, models[0], results[0], stopwatch)
 
 
 def threshold_of(calibration: Calibration | None) -> Threshold | None:
-    """What it is calibrated for, if it has images enough."""
+    """Returns the threshold of a calibration; None if it has too few images."""
     return calibration.threshold() if calibration is not None and calibration.is_enough() else None
 
 
-def checkpoints(where: Path) -> dict[str, Path]:
-    """How a checkpoint was chosen -> its file. Errors: InputError where it is not there or the folder holds none."""
-    if not where.exists():
-        raise InputError(f"{where}: not there; give a checkpoint or the folder of a run")
-    if not where.is_dir():
-        return {where.stem: where}
-    there = {how: where / name for how, name in CHECKPOINT_FILES.items() if (where / name).is_file()}
-    if not there:
+def checkpoints(path: Path) -> dict[str, Path]:
+    """Returns how each checkpoint's epoch was chosen -> its file, for a run's folder or a single checkpoint.
+
+    Raises: InputError if ``path`` does not exist, or the folder holds no checkpoint.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: not there; give a checkpoint or the folder of a run")
+    if not path.is_dir():
+        return {path.stem: path}
+    files = {choice: path / name for choice, name in CHECKPOINT_FILES.items() if (path / name).is_file()}
+    if not files:
         names = ", ".join(CHECKPOINT_FILES.values())
-        raise InputError(f"{where}: holds no {names}; give a checkpoint or the folder of a run")
-    return there
+        raise InputError(f"{path}: holds no {names}; give a checkpoint or the folder of a run")
+    return files
 
 
-def recalibrate(model: MSFlow, false_alarms: float | None, where: Path) -> None:
-    """Errors: InputError where a rate is given and no threshold can be had for it."""
+def recalibrate(model: MSFlow, false_alarms: float | None, path: Path) -> None:
+    """Sets the threshold of ``model`` for another rate; None: it stays.
+
+    Raises: InputError if the model is not calibrated, or the calibration has too few images for the rate.
+    """
     if false_alarms is None:
         return
     if model.calibration is None:
-        raise InputError(f"{where}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
+        raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
     model.calibration = replace(model.calibration, false_alarms=false_alarms)
     model.calibration.threshold()
 
 
 def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
-    """For each way of choosing that all classes have, the mean over them, of the metrics that all of them have."""
+    """Returns the mean over all classes for each checkpoint that all have, of the metrics that all have."""
     means = []
     classes = len({row.name for row in rows})
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
@@ -139,7 +146,7 @@ def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
 
 
 def write_metrics(out: Path, rows: Sequence[CheckpointResult]) -> None:
-    """``metrics.json`` and ``metrics.csv`` into ``out``: a row for each class and checkpoint."""
+    """Writes ``metrics.json`` and ``metrics.csv`` into ``out``: a row for each class and checkpoint."""
     content = [row.as_dict() for row in rows]
     write_json(out / "metrics.json", content)
     write_table(out / "metrics.csv", tuple(content[0]), (tuple(row.values()) for row in content))

@@ -1,4 +1,4 @@
-"""A test set scored by models that share their extractor, and judged."""
+"""Scores a test set with models that share their extractor, and computes their metrics."""
 
 import time
 from collections import defaultdict
@@ -20,7 +20,7 @@ from .score_map_store import ScoreMapStore
 
 
 class Stopwatch:
-    """Wall time by stage, in seconds."""
+    """Measures wall time by stage, in seconds."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -38,18 +38,21 @@ class Stopwatch:
 
 
 @torch.no_grad()
-def scored(
+def score_images(
     models: Sequence[MSFlow],
     images: Images,
+    *,
     order: Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Progress = lambda done: None,
     stopwatch: Stopwatch | None = None,
 ) -> Iterator[tuple[list[int], list[Scores]]]:
-    """Batch by batch the images' numbers and, by each of ``models``, which differ in their flows only, their scores:
-    float32, on the CPU. ``order``: of the numbers; None: as they are. The stages are load, extractor and flow; the
-    last one makes the scores too.
+    """Yields for each batch the images' numbers and the scores by each of ``models``, in float32 on the CPU.
+
+    The models differ in their flows only, so the extractor runs once. ``order``: the numbers of the images in the order
+    in which they are scored; None: ascending. ``progress`` is called with the number of images done. ``stopwatch``
+    measures the stages load, extractor and flow, scores included.
     """
     first = models[0]
     device = next(first.parameters()).device
@@ -64,12 +67,11 @@ def scored(
                 pixels = next(read)
             with stopwatch("extractor"):
                 features = first.features(pixels)
-            found: list[Scores] = []
+            scores: list[Scores] = []
             for model in models:
                 with stopwatch("flow"):
-                    scores = model.scores_of_features(features)
-                    found.append(Scores(*(part.float().cpu() for part in scores)))
-            yield list(batch), found
+                    scores.append(model.scores_of_features(features).to_cpu())
+            yield list(batch), scores
             done += len(batch)
             progress(done)
 
@@ -77,29 +79,32 @@ def scored(
 def evaluate(
     model: MSFlow,
     images: ImageSet,
+    *,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Progress = lambda done: None,
     dtype: str | None = AUTO,
 ) -> tuple[Evaluation, ImageScores]:
-    """Scores the test images of ``images`` with ``model`` (on its device) and judges them.
+    """Scores the test images of ``images`` with ``model``, on its device, and returns its metrics and the scores.
 
     A copy that ``for_inference`` makes computes the scores, in ``dtype``: float32, float16, or auto, which is float16
     on a GPU and float32 on a CPU. With None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
 
-    Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512; of more, in constant memory, from histograms,
-    and ``Evaluation.pixel_error`` tells their bound.
-    ``workers``: processes that read images. ``progress`` is called with the number of images done so far.
-    Errors: InputError where the set has only good or only defective test images, a file cannot be read, or ``dtype`` is
+    Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512. Larger sets are evaluated from histograms, in
+    constant memory, and ``Evaluation.pixel_error`` bounds the difference. ``workers``: processes that read images.
+    ``progress`` is called with the number of images done so far.
+
+    Raises: InputError if the set has only good or only defective test images, a file cannot be read, or ``dtype`` is
     not known.
     """
-    tested = evaluate_all([model], images, batch_size, workers, progress, dtype=dtype)[0]
-    return tested.evaluation, tested.scores
+    result = evaluate_all([model], images, batch_size=batch_size, workers=workers, progress=progress, dtype=dtype)[0]
+    return result.evaluation, result.scores
 
 
 def evaluate_all(
     models: Sequence[MSFlow],
     images: ImageSet,
+    *,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     progress: Progress = lambda done: None,
@@ -109,11 +114,11 @@ def evaluate_all(
     dtype: str | None = AUTO,
     map_kind: MapKind | None = None,
 ) -> list[TestResult]:
-    """The same for models that differ in their flows only: the extractor runs once.
+    """Evaluates models that differ in their flows only, so that the extractor runs once; see ``evaluate``.
 
-    ``stopwatch``: gets the wall time of load, extractor, flow and metrics. ``stage``: told what comes next, and
-    up to which number ``progress`` then counts. ``maps``: where the first model's maps to show go, of
-    ``kind``, see fastmsflow.scoring.shown_map. ``dtype``: see ``evaluate``.
+    ``stopwatch`` measures the stages load, extractor, flow and metrics. ``stage`` is called with the label of the next
+    stage and the number up to which ``progress`` then counts. ``maps`` stores the first model's maps to show, of
+    ``map_kind``, see fastmsflow.scoring.shown_map.
     """
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
@@ -127,11 +132,15 @@ def evaluate_all(
     ]
     # Images alone: the ground truth reads the masks.
     files = ImageFileDataset([sample.image for sample in images.test], first.image_size)
-    for numbers, found in scored(ready, files, ground_truth.scoring_order, batch_size, workers, progress, stopwatch):
+    batches = score_images(
+        ready, files, order=ground_truth.scoring_order, batch_size=batch_size, workers=workers, progress=progress,
+        stopwatch=stopwatch,
+    )  # fmt: skip
+    for numbers, scores_by_model in batches:
         with stopwatch("load"):
             masks = ground_truth.load_masks(numbers) if ground_truth.has_masks else None
         with stopwatch("metrics"):
-            for evaluator, scores in zip(evaluators, found, strict=True):
+            for evaluator, scores in zip(evaluators, scores_by_model, strict=True):
                 evaluator.add(numbers, scores, masks)
     stage("computing metrics", len(models))
     results: list[TestResult] = []

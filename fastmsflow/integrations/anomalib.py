@@ -1,6 +1,6 @@
-"""MSFlow as a model of anomalib: for its Engine, data modules, metrics and exports. Needs the ``anomalib`` extra."""
+"""MSFlow as a model of anomalib, for its Engine, data modules, metrics and exports; needs the ``anomalib`` extra."""
 
-# Where anomalib is not installed, pyright takes it for this file.
+# Without anomalib, pyright takes this file for anomalib.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from collections.abc import Iterable
@@ -43,19 +43,21 @@ PUBLISHED_SIZE = (512, 512)
 
 
 class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib has no types: it may be missing
-    """``Engine().fit(Msflow(), datamodule=...)``: trains the flow of a fastmsflow.MSFlow, which is ``msflow``.
+    """Trains the flow of ``msflow``, a fastmsflow.MSFlow: ``Engine().fit(Msflow(), datamodule=...)``.
 
     ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``: see fastmsflow.MSFlow. ``image_size``: (H, W); by
-    default the given pre-processor's, without one 512x512. ``standardise``: features per channel by the mean and
-    deviation of the training images, taken in a pass before the first epoch that keeps all features in memory.
-    ``lr``: of Adam, with the published schedule over the epochs of the Engine (see fastmsflow.training.Recipe), whose
-    warm-up takes 12% of them, however few they are; it is constant where the Engine is given steps or time in place of
-    ``max_epochs``. ``pre_processor``: may resize and crop, not normalise. The others: see AnomalibModule.
+    default that of the given pre-processor, or else 512x512. ``standardise``: standardizes each feature channel by the
+    mean and deviation of the training images, which are measured in a pass before the first epoch that holds all
+    features in memory. ``lr``: Adam's learning rate, with the published schedule over the epochs of the Engine (see
+    fastmsflow.training.Recipe), whose warm-up takes 12% of them, however few they are; the rate is constant if the
+    Engine is given steps or time in place of ``max_epochs``. ``pre_processor``: may resize and crop, but not normalize.
+    The others: see AnomalibModule.
 
     Batches hold images in [0, 1]. ``pred_score`` is the absolute score of fastmsflow.scoring, comparable between images
     as a threshold for all of them needs; the published score is the same 1.0 for every image while the flow fits badly.
     ``anomaly_map`` is the published additive map: from 0, the image's most normal pixel, up to the number of levels.
-    Errors: InputError where options, sizes or the pre-processor do not fit, and where the loss is not finite.
+
+    Raises: InputError if options, sizes or the pre-processor do not fit, or the loss is not finite.
     """
 
     model: "_Inference"
@@ -99,30 +101,30 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
 
     @property
     def msflow(self) -> MSFlow:
-        """What is trained; ``msflow.save`` writes a file for ``fastmsflow predict`` and ``MSFlow.load``."""
+        """The model that is trained; ``msflow.save`` writes a file for ``fastmsflow predict`` and ``MSFlow.load``."""
         return self.model.msflow
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Resizes to ``image_size`` (H, W), by default 512x512; the extractor normalises.
+        """Returns a pre-processor that resizes to ``image_size`` (H, W), by default 512x512; the extractor normalizes.
 
-        Bicubic, of what tensors can be resized by the nearest to fastmsflow's own Lanczos.
+        The filter is bicubic, the nearest to fastmsflow's own Lanczos that exists for tensors.
         """
         size = tuple(image_size or PUBLISHED_SIZE)
         return PreProcessor(transform=Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True))
 
     @property
     def learning_type(self) -> LearningType:
-        """Good images alone."""
+        """The model learns from good images only."""
         return LearningType.ONE_CLASS
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """The published clipping; no validation before the first epoch."""
+        """The published gradient clipping, and no validation before the first epoch."""
         return {"gradient_clip_val": Recipe.clip_norm, "num_sanity_val_steps": 0}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Adam on the flow; the published schedule, its warm-up 12% of the epochs, where their number is known."""
+        """Returns Adam on the flow, with the published schedule if the number of epochs is known."""
         optimizer = Adam(self.msflow.flow.parameters(), lr=self.lr)
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
@@ -132,7 +134,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_train_start(self) -> None:
-        """Takes the statistics of the training images, unless the training goes on from a checkpoint."""
+        """Measures the statistics of the training images, unless the training resumes from a checkpoint."""
         if self.msflow.standardiser is None or self.trainer.global_step > 0:
             return
         resize = getattr(self.pre_processor, "transform", None) or nn.Identity()
@@ -143,7 +145,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         self.msflow.standardiser.fit(torch.cat(level) for level in zip(*batches, strict=True))
 
     def training_step(self, batch: Batch, *args: object, **options: object) -> Tensor:
-        """Mean nll of the batch, nats. Errors: InputError where it is not finite."""
+        """Returns the mean nll of the batch, in nats. Raises: InputError if the loss is not finite."""
         images = cast(Tensor, batch.image)
         loss = self.msflow.nll(images).mean()
         if not torch.isfinite(loss):
@@ -152,11 +154,11 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         return loss
 
     def validation_step(self, batch: Batch, *args: object, **options: object) -> Batch:
-        """``batch`` with ``pred_score`` and ``anomaly_map``."""
+        """Returns ``batch`` with ``pred_score`` and ``anomaly_map``."""
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The file has the extractor's weights, so who reads it needs no others; and the size may be another's."""
+        """Records that the file has the extractor's weights, so that reading it needs no others, and the image size."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {
             "pretrained": False,
@@ -165,10 +167,11 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         }
 
     def to_onnx(self, *args: Any, **options: Any) -> Any:
-        """See AnomalibModule; OpenVINO's files are made of it too. Images of another size are resized in the graph,
-        without antialiasing. By plain PyTorch: ONNX has none of the kernels.
+        """Exports the model, see AnomalibModule; OpenVINO's files are made from the result.
 
-        Errors: UnavailableError with an anomalib before 2.7.
+        Images of another size are resized in the graph, without antialiasing. The graph is plain PyTorch's, since ONNX
+        has none of the kernels.
+        Raises: UnavailableError if anomalib is older than 2.7.
         """
         if VERSION < (2, 7):
             raise UnavailableError(
@@ -182,14 +185,14 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
 
 
 class _Inference(nn.Module):
-    """What anomalib evaluates and exports."""
+    """The module that anomalib evaluates and exports."""
 
     def __init__(self, msflow: MSFlow) -> None:
         super().__init__()
         self.msflow = msflow
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Images (B, 3, H, W) in [0, 1] -> ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W); see Msflow."""
+        """Scores images (B, 3, H, W) in [0, 1]: ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W); see Msflow."""
         scores = self.msflow.scores(images)
         return InferenceBatch(pred_score=scores.absolute_score, anomaly_map=scores.score_map_add[:, None])
 

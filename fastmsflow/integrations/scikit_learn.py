@@ -1,4 +1,4 @@
-"""A detector by scikit-learn's conventions. ``fit`` needs the ``train`` extra."""
+"""A detector with scikit-learn's conventions; ``fit`` needs the ``train`` extra."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["Images", "MSFlowDetector"]
 
 Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
-"""What a detector takes; see MSFlowDetector."""
+"""Images as MSFlowDetector accepts them."""
 
 
 class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotations
-    """Learns from images without defects, then scores others; the larger a score, the more normal the image.
+    """Learns from images without defects, and then scores others: the larger a score, the more normal the image.
 
-    Images: a folder; or a sequence of files, or of arrays (H, W) or (H, W, 3) of uint8; or one array of all, (N, H, W)
-    or (N, H, W, 3).
+    Images are given as a folder; as a sequence of files, or of arrays (H, W) or (H, W, 3) of uint8; or as one array of
+    all images, (N, H, W) or (N, H, W, 3).
 
     ``extractor``, ``extractor_weights``, ``pool``, ``standardise``: see fastmsflow.MSFlow. ``image_size``: images are
     resized to this square. ``epochs``, ``lr``, ``batch_size``, ``random_state``: see fastmsflow.training.Recipe, whose
     published values are the defaults; the warm-up takes 12% of ``epochs``, however few they are. ``contamination``:
-    share of the training images that ``predict`` calls abnormal, and so about the share of false alarms. ``verbose``:
-    whether progress is shown.
+    share of the training images that ``predict`` calls abnormal, and so about the share of false alarms. ``verbose``
+    shows progress.
 
     After ``fit``: ``model_``, the fastmsflow.MSFlow; ``offset_``, the score that divides normal from abnormal;
     ``losses_``, the mean nll of each epoch in nats per image.
@@ -74,8 +74,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def fit(self, X: Images, y: object = None) -> "Self":
         """Trains on ``X``, images without defects; ``y`` is not used.
 
-        Errors: InputError where an image cannot be read, a parameter is out of its range or the loss is not finite;
-        UnavailableError without the extra.
+        Raises: InputError if an image cannot be read, a parameter is out of its range or the loss is not finite;
+        UnavailableError if the extra is not installed.
         """
         try:
             from rich.console import Console
@@ -121,25 +121,29 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         return self
 
     def score_samples(self, X: Images) -> np.ndarray:
-        """(N,) float32, minus the log score of fastmsflow.scoring, in nats: at most 0, the larger the more normal.
+        """Returns (N,) float32, minus the log score of fastmsflow.scoring, in nats: at most 0, larger is more normal.
 
-        Errors: InputError where an image cannot be read; scikit-learn's NotFittedError before ``fit``.
+        Raises: InputError if an image cannot be read; scikit-learn's NotFittedError before ``fit``.
         """
         return _normality(self._scores(X))
 
     def decision_function(self, X: Images) -> np.ndarray:
-        """(N,) ``score_samples`` - ``offset_``, in nats: negative where an image is abnormal. Errors: the same."""
+        """Returns (N,) ``score_samples`` - ``offset_``, in nats: negative for an abnormal image.
+
+        Raises: the errors of ``score_samples``.
+        """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Images) -> np.ndarray:
-        """(N,) int: -1 where an image is abnormal, 1 where it is normal. Errors: as ``score_samples``'s."""
+        """Returns (N,) int: -1 for an abnormal image, 1 for a normal one. Raises: the errors of ``score_samples``."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def score_maps(self, X: Images) -> np.ndarray:
-        """(N, image_size, image_size) float32, the published additive maps, from 0, the most normal pixel, to the
-        number of levels. ``model_.scores(images).absolute_map`` has pixels that are comparable between images.
+        """Returns the published additive maps (N, image_size, image_size) float32.
 
-        Errors: as ``score_samples``'s.
+        Values range from 0, the most normal pixel of an image, to the number of levels. Pixels of
+        ``model_.scores(images).absolute_map`` are comparable between images.
+        Raises: the errors of ``score_samples``.
         """
         return torch.cat([scores.score_map_add for scores in self._scores(X)]).cpu().numpy()
 
@@ -157,7 +161,7 @@ def _normality(batches: Iterable[Scores]) -> np.ndarray:
 
 
 def _listed(images: Images) -> Sequence[str | Path | np.ndarray]:
-    """Errors: InputError where there are none."""
+    """Returns the images as a sequence. Raises: InputError if there are none."""
     if isinstance(images, (str, Path)):
         return list_images(images)
     if not len(images):

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from ..backend import Backend
 
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
-# A model is read as it was saved; what else the mixin takes would be passed over in silence.
+# A model is read as it was saved; the mixin would ignore its other options silently.
 OPTIONS = ("backend", "revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
-    """``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` of a model that has ``config``, ``save`` and
-    ``load``."""
+    """Gives a model with ``config``, ``save`` and ``load`` the hub's methods.
+
+    These are ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
+    """
 
     if TYPE_CHECKING:
 
@@ -31,20 +33,20 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         def load(cls, path: str | Path, backend: "Backend") -> "Self": ...
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Writes a folder of what ``save`` writes, the configuration as JSON, for people, and a model card.
+        """Writes a folder with the checkpoint, the configuration as JSON, for people, and a model card.
 
-        ``options``: of PyTorchModelHubMixin, ``repo_id`` and ``push_to_hub`` among them.
+        ``options``: those of PyTorchModelHubMixin, ``repo_id`` and ``push_to_hub`` among them.
         """
         return super().save_pretrained(save_directory, **{"config": self.config, **options})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Self":
-        """The model in a folder that ``save_pretrained`` wrote, or in a repository ``"owner/name"`` of the hub.
+        """Reads a model from a folder that ``save_pretrained`` wrote, or from a repository ``"owner/name"`` of the hub.
 
-        ``options``: ``backend``, and of the hub ``revision``, ``token``, ``cache_dir``, ``local_files_only``,
+        ``options``: ``backend``, and the hub's ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
         ``force_download``.
-        Errors: InputError where the folder holds no such model or an option is another, UnavailableError where there
-        is neither.
+        Raises: InputError if the folder holds no such model or an option is not one of these; UnavailableError if there
+        is neither folder nor repository.
         """
         name = pretrained_model_name_or_path
         unknown = ", ".join(option for option in options if option not in OPTIONS)
@@ -82,7 +84,7 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         backend: "Backend" = "auto",
         **_: Any,
     ) -> "Self":
-        """What else comes is read from config.json, and stands in the weights' file too, where ``load`` reads it."""
+        """Reads the weights' file, which has the configuration too; the mixin's other arguments are not needed."""
         if Path(model_id).is_dir():
             return cls.load(Path(model_id) / WEIGHTS_FILE, backend)
         path = hf_hub_download(

@@ -16,10 +16,9 @@ from ..errors import InputError
 from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
-from ..nn.weight_cache import invalidations
+from ..nn.weight_cache import invalidation_count
 from ..reference.clamp_forms import ClampForm
-from ..reference.likelihood import negative_log_likelihood
-from ..scoring import TOP_K, Scores, score_log_likelihoods
+from ..scoring import TOP_K, Scores
 from ..state_dicts import refuse_misfit
 from .checkpoint import OfficialLayout, built_from, read_checkpoint, write_checkpoint
 from .hub import HubModel
@@ -29,14 +28,14 @@ __all__ = ["MSFlow", "MultiScaleFlow", "Prediction"]
 
 
 class Prediction(NamedTuple):
-    """Scores and maps of a batch, float32 or better; see fastmsflow.scoring for their formulas."""
+    """Holds scores and maps of a batch, float32 or better; see fastmsflow.scoring for their formulas."""
 
     score: Tensor
     """(B,) the published image score, in [0, 1]."""
     log_score: Tensor
     """(B,) the same in log space, in nats: does not saturate."""
     score_map_add: Tensor
-    """(B, H, W) for localisation; 0: the image's most normal pixel. ``Scores.absolute_map`` compares images."""
+    """(B, H, W) for localization; 0: the image's most normal pixel. ``Scores.absolute_map`` compares images."""
     score_map_mul: Tensor
     """(B, H, W) for detection, in [0, 1]."""
     absolute_score: Tensor
@@ -44,15 +43,16 @@ class Prediction(NamedTuple):
 
 
 class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
-    """Frozen extractor, pool and flow: images -> likelihood, scores and maps.
+    """Computes likelihood, scores and maps of images by a frozen extractor, a pool and a flow.
 
     ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``: see
     fastmsflow.nn.feature_extractor.FeatureExtractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or
     ``"none"``.
-    ``standardise``: per-channel standardisation of the pooled features (off in the published recipe; fit it with
-    ``standardiser.fit``). The others: see MultiScaleFlow.
-    Errors: InputError where an argument is not one of these or weights do not fit; UnavailableError where pretrained
-    weights cannot be had.
+    ``standardise``: whether the pooled features are normalized per channel (off in the published recipe; fit the
+    statistics with ``standardiser.fit``). The other arguments: see MultiScaleFlow.
+
+    Raises: InputError if an argument is not one of these or weights do not fit; UnavailableError if pretrained weights
+    cannot be had.
     """
 
     image_size: tuple[int, int]
@@ -61,9 +61,9 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
     standardiser: FeatureNormalizer | None
     flow: MultiScaleFlow
     calibration: Calibration | None
-    """What good images score, where some were held out of training; saved with the model."""
+    """The scores of good images that were held out of training, if there are any; saved with the model."""
     made_for_inference: bool
-    """Whether ``for_inference`` returned this model."""
+    """True if ``for_inference`` returned this model."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         self.standardiser = FeatureNormalizer(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
         self.calibration = None
-        self._replay, self._places = CudaGraphCache(), WeightAddresses()
+        self._graphs, self._weight_addresses = CudaGraphCache(), WeightAddresses()
         self.made_for_inference = False
 
     @property
     def config(self) -> dict[str, Any]:
-        """What ``load`` needs to build this model again, JSON-able."""
+        """The values, fit for JSON, from which ``load`` builds this model again."""
         return {
             "extractor": self.extractor.name,
             "image_size": list(self.image_size),
@@ -106,9 +106,9 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         }
 
     def pooled(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> pooled features (B, C_l, H_l, W_l) per level, before any standardisation.
+        """Computes pooled features (B, C_l, H_l, W_l) per level, not normalized, of images (B, 3, H, W) in [0, 1].
 
-        Errors: InputError where images are not floating, not of this shape or not of ``image_size``.
+        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
         """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
@@ -118,60 +118,65 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return pool_features(features, self.pool)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> what the flow takes: (B, C_l, H_l, W_l) per level, without gradient.
+        """Computes the flow's input, (B, C_l, H_l, W_l) per level without gradient, of images (B, 3, H, W) in [0, 1].
 
-        Replays a CUDA graph as ``predict`` does. Errors: as ``pooled``'s.
+        A CUDA graph is replayed as ``predict`` does.
+        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
         """
         return list(self._replayed(self._features, [images]))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> (z per level, log_det (B,)). Errors: as ``pooled``'s."""
+        """Computes z per level and log_det (B,) of images (B, 3, H, W) in [0, 1].
+
+        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
+        """
         return self.flow(self.features(images))
 
     def nll(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> (B,), see MultiScaleFlow.nll. Errors: as ``pooled``'s."""
+        """Computes the negative log-likelihood (B,) of images (B, 3, H, W) in [0, 1]: see MultiScaleFlow.nll.
+
+        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
+        """
         return self.flow.nll(self.features(images))
 
     def scores(self, images: Tensor, top_k: float = TOP_K) -> Scores:
-        """Images (B, 3, H, W) in [0, 1] -> scores and maps before any comparison between images.
+        """Computes scores and maps of images (B, 3, H, W) in [0, 1].
 
-        ``top_k``: share of the pixels that the image's scores average. Replays a CUDA graph as ``predict`` does.
-        Errors: as ``pooled``'s, and InputError where ``top_k`` is not in [0, 1].
+        ``top_k``: share of the pixels that an image's scores average. A CUDA graph is replayed as ``predict`` does.
+        Raises: InputError if images are not floating, not of this shape or not of ``image_size``, or ``top_k`` is not
+        in [0, 1].
         """
         return Scores(*self._replayed(self._scores, [images], top_k))
 
     def scores_of_features(self, features: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
-        """``scores`` from what ``features`` returned, (B, C_l, H_l, W_l) per level."""
+        """Computes ``scores`` from the result of ``features``, (B, C_l, H_l, W_l) per level.
+
+        Raises: InputError if shapes or dtypes do not fit, or ``top_k`` is not in [0, 1].
+        """
         return Scores(*self._replayed(self._scores_of_features, features, top_k))
 
-    def scores_and_nll(self, features: Sequence[Tensor]) -> tuple[Scores, Tensor]:
-        """Features (B, C_l, H_l, W_l) per level -> ``scores_of_features`` and ``MultiScaleFlow.nll`` (B,), in one pass.
-
-        Never replays a CUDA graph, so that it suits a flow that is being trained.
-        """
-        maps, log_det = self.flow.log_likelihood_maps(features)
-        return self._scores_of_maps(maps), negative_log_likelihood(maps, self.flow.channels, log_det)
-
-    @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
-        """Images (B, 3, H, W) in [0, 1] -> scores and maps at ``image_size``. Arguments and errors: as ``scores``'s.
+        """Computes scores and maps at ``image_size`` of images (B, 3, H, W) in [0, 1].
 
         On a GPU, in eval mode and without gradients, the second batch of a shape is recorded in a CUDA graph, which it
-        and all later ones replay: keep shapes the same, and call from one thread at a time. What is returned is not
-        written to again.
+        and all later ones replay: keep shapes the same, and call from one thread at a time. The results are not written
+        to again. ``top_k``: share of the pixels that an image's scores average.
+        Raises: InputError if images are not floating, not of this shape or not of ``image_size``, or ``top_k`` is not
+        in [0, 1].
         """
         return Prediction(*self._replayed(self._predict, [images], top_k))
 
     def _replayed(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], *options: float) -> Outputs:
-        """``function(*options, *inputs)``, by a graph where one serves."""
+        """Returns ``function(*options, *inputs)``, computed by a CUDA graph if one serves."""
         call = partial(function, *options)
         if self.training or torch.compiler.is_compiling():
             return call(*inputs)
-        return self._replay(call, inputs, lambda: (function.__name__, options, *self._read_by_graphs()))
+        return self._graphs(call, inputs, lambda: (function.__name__, options, *self._graph_state()))
 
-    def _read_by_graphs(self) -> tuple[Hashable, ...]:
-        # Weights where they lie, what was kept of them (nn.kept) as it was, and kernels of the backend.
-        return self._places.of(self), invalidations(), backends.override(), self.flow.backend
+    def _graph_state(self) -> tuple[Hashable, ...]:
+        """Returns a value that changes whenever recorded graphs no longer compute what this model does."""
+        # Graphs read weights where they lie, values cached from them as they were, and run the backend's kernels.
+        return self._weight_addresses.version_of(self), invalidation_count(), backends.override(), self.flow.backend
 
     def _features(self, images: Tensor) -> Outputs:
         pooled = self.pooled(images)
@@ -181,10 +186,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return tuple(level.to(self.flow.dtype) for level in pooled)
 
     def _scores_of_features(self, top_k: float, *features: Tensor) -> Scores:
-        return self._scores_of_maps(self.flow.log_likelihoods(features), top_k)
-
-    def _scores_of_maps(self, maps: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
-        return score_log_likelihoods(maps, self.image_size, top_k, self.flow.backend)
+        return self.flow.scores(features, self.image_size, top_k)
 
     def _scores(self, top_k: float, images: Tensor) -> Scores:
         return self._scores_of_features(top_k, *self._features(images))
@@ -194,11 +196,13 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return s.score, s.log_score, s.score_map_add, s.score_map_mul, s.absolute_score
 
     def for_inference(self, dtype: torch.dtype = torch.float32) -> "MSFlow":
-        """A copy that predicts faster and no longer trains: batch norms folded into convolutions, these fused with
-        their ReLUs and residuals, weights in ``dtype`` and in channels-last memory, no gradients.
+        """Returns a copy that predicts faster and no longer trains.
+
+        Batch norms are folded into convolutions, these are fused with their ReLUs and residuals, and weights are in
+        ``dtype`` and in channels-last memory, without gradients.
 
         Half precisions are for GPUs; sums are in float32 all the same. float16 keeps scores nearest (measured in
-        benchmarks/NOTES.md); what exceeds its range, 65504, becomes inf and the score inf or NaN, unless cuDNN's ReLU
+        benchmarks/NOTES.md); a value beyond its range, 65504, becomes inf and the score inf or NaN, unless cuDNN's ReLU
         takes a NaN for 0. With bfloat16 the extractor still is in float16: else its features move by a tenth.
         """
         result = copy.deepcopy(self).eval().requires_grad_(False)
@@ -213,35 +217,38 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return result
 
     def train(self, mode: bool = True) -> "MSFlow":
-        """As any module's; the extractor stays in eval mode, and recorded graphs are dropped."""
-        self._replay.clear()
+        """Sets the mode, as any module's; the extractor stays in eval mode, and recorded graphs are dropped."""
+        self._graphs.clear()
         return super().train(mode)
 
     def _apply(self, *args: Any, **options: Any) -> "MSFlow":
-        """Moves to a device or dtype leave the graphs behind."""
-        self._replay.clear()
+        """Moves to a device or dtype, and drops recorded graphs."""
+        self._graphs.clear()
         return super()._apply(*args, **options)
 
     def save(self, path: str | Path, **notes: Any) -> None:
-        """Writes everything needed to predict, extractor included, as one safetensors file; ``notes`` go into its
-        configuration under ``"notes"``. Errors: InputError for what ``for_inference`` returned."""
+        """Writes everything needed to predict, extractor included, as one safetensors file.
+
+        ``notes`` go into its configuration under ``"notes"``.
+        Raises: InputError if ``for_inference`` returned this model.
+        """
         if self.made_for_inference:
             raise InputError("for_inference has merged weights of this copy; save the model that it was made from")
         write_checkpoint(path, self.state_dict(), {**self.config, "notes": notes})
 
     @classmethod
     def load(cls, path: str | Path, backend: Backend = "auto") -> "MSFlow":
-        """Reads what ``save`` or ``fastmsflow convert`` wrote, in eval mode on the CPU.
+        """Reads a file that ``save`` or ``fastmsflow convert`` wrote; the model is in eval mode on the CPU.
 
-        A converted official file holds flow weights only, unless it was given its extractor's: these come from timm.
-        Errors: InputError naming the keys that do not fit, UnavailableError where weights cannot be downloaded.
+        A converted official file holds flow weights only, unless it was given its extractor's: timm's are taken then.
+        Raises: InputError, naming the keys, if weights do not fit; UnavailableError if they cannot be downloaded.
         """
         tensors, config = read_checkpoint(path)
-        whole = any(key.startswith("extractor.") for key in tensors)
+        has_extractor = any(key.startswith("extractor.") for key in tensors)
         with built_from(path):
-            model = cls.from_config(config, pretrained=not whole, backend=backend)
+            model = cls.from_config(config, pretrained=not has_extractor, backend=backend)
         own = model.state_dict()
-        if not whole:
+        if not has_extractor:
             tensors |= {key: value for key, value in own.items() if key.startswith("extractor.")}
         refuse_misfit("the model its configuration describes", path, own, tensors)
         model.load_state_dict(tensors)
@@ -255,20 +262,23 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         extractor_weights: str | Path | None = None,
         backend: Backend = "auto",
     ) -> "MSFlow":
-        """A new model of the shape that ``config`` (see the property) describes. Errors: as the constructor's."""
+        """Makes a new model of the shape that ``config`` (see the property) describes.
+
+        Raises: InputError and UnavailableError as the constructor does.
+        """
         flow = config["flow"]
         model = cls(
             config["extractor"],
             pretrained,
-            tuple(config["image_size"]),
-            config["pool"],
-            flow["condition_channels"],
-            flow["blocks"],
-            flow["clamp"],
-            backend,
-            flow["clamp_form"],
-            extractor_weights,
-            config["standardise"],
+            image_size=tuple(config["image_size"]),
+            pool=config["pool"],
+            condition_channels=flow["condition_channels"],
+            blocks=flow["blocks"],
+            clamp=flow["clamp"],
+            backend=backend,
+            clamp_form=flow["clamp_form"],
+            extractor_weights=extractor_weights,
+            standardise=config["standardise"],
         )
         model.flow.official_layout = OfficialLayout.from_config(config)
         calibration = config.get("calibration")

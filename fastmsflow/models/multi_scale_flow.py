@@ -1,4 +1,4 @@
-"""The multi-scale flow: pooled features <-> latents."""
+"""The multi-scale flow between pooled features and latents."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
@@ -19,16 +19,20 @@ from ..nn.streams import run_on_streams
 from ..reference.clamp_forms import ClampForm
 from ..reference.coupling import add_log_dets
 from ..reference.likelihood import negative_log_likelihood
+from ..scoring import TOP_K, Scores, score_log_likelihoods
 from .checkpoint import OfficialLayout
+
+PARALLEL_CLAMP_FORMS: tuple[ClampForm, ...] = ("tanh", "scaled_tanh")
 
 
 class MultiScaleFlow(nn.Module):
-    """Parallel flows of the levels, then the fusion flow: pooled features <-> latents (arXiv 2308.15300).
+    """Transforms pooled features to latents and back: parallel flows, then the fusion flow (arXiv 2308.15300).
 
-    ``channels``: C_l of each level, even. ``condition_channels``: D_l of the position codes, multiples of 4.
+    ``channels``: C_l of each level, even. ``condition_channels``: D_l of the positional encodings, multiples of 4.
     ``blocks``: coupling blocks of each level. ``clamp``: bound alpha of the log-scales. ``clamp_form``: ``"tanh"``
     (FrEIA 0.2) or ``"scaled_tanh"`` (FrEIA's git master). ``backend``: see fastmsflow.backend.
-    Errors: InputError where the levels do not agree, channels are odd, or a name is not known.
+
+    Raises: InputError if the levels do not agree, channels are odd, or a name is not known.
     """
 
     channels: tuple[int, ...]
@@ -62,8 +66,8 @@ class MultiScaleFlow(nn.Module):
             )
         if min(blocks) < 1:
             raise InputError(f"blocks {tuple(blocks)}: every level needs a coupling block")
-        if clamp_form not in ("tanh", "scaled_tanh"):
-            raise InputError(f"clamp_form {clamp_form!r} is not known; choose 'tanh' or 'scaled_tanh'")
+        if clamp_form not in PARALLEL_CLAMP_FORMS:
+            raise InputError(f"clamp_form {clamp_form!r} is not known; choose one of {', '.join(PARALLEL_CLAMP_FORMS)}")
         self.channels = tuple(channels)
         self.condition_channels = tuple(condition_channels)
         self.blocks = tuple(blocks)
@@ -84,7 +88,7 @@ class MultiScaleFlow(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments with which the constructor builds this flow again, JSON-able."""
+        """The arguments, fit for JSON, with which the constructor builds this flow again."""
         return {
             "channels": list(self.channels),
             "condition_channels": list(self.condition_channels),
@@ -93,20 +97,30 @@ class MultiScaleFlow(nn.Module):
             "clamp_form": self.clamp_form,
         }
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Pooled features (B, C_l, H_l, W_l) per level -> z of the same shapes, log_det (B,) in float32 or better.
+    @property
+    def memory(self) -> ActivationCheckpointing | None:
+        """The former name of ``activation_checkpointing``."""
+        return self.activation_checkpointing
 
-        Errors: InputError where shapes or dtypes do not fit.
+    @memory.setter
+    def memory(self, mode: ActivationCheckpointing | None) -> None:
+        self.activation_checkpointing = mode
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Computes z, of the features' shapes, and log_det (B,) in float32 or better.
+
+        ``features``: pooled features (B, C_l, H_l, W_l) per level.
+        Raises: InputError if shapes or dtypes do not fit.
         """
         levels, parallel_log_det = self._parallel(features)
         z, log_det = self.fusion_flow.latents(levels, self.backend, self.activation_checkpointing)
         return z, log_det + cast(Tensor, parallel_log_det)
 
     def log_likelihood_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Pooled features per level -> -0.5 mean over channels of z^2, (B, H_l, W_l) per level, log_det (B,).
+        """Computes -0.5 mean over channels of z^2, (B, H_l, W_l) per level, and log_det (B,), in float32 or better.
 
-        In float32 or better. What nll needs; by the kernels, z itself is never written.
-        Errors: as ``forward``'s.
+        The kernels never write z itself. The argument is that of ``forward``.
+        Raises: InputError if shapes or dtypes do not fit.
         """
         maps, log_det = self._log_likelihood_maps(features, with_log_det=True)
         return maps, cast(Tensor, log_det)
@@ -114,14 +128,30 @@ class MultiScaleFlow(nn.Module):
     def log_likelihoods(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Computes the maps of ``log_likelihood_maps`` without the log_det, which scores do not need.
 
-        Errors: as ``forward``'s.
+        Raises: InputError if shapes or dtypes do not fit.
         """
         return self._log_likelihood_maps(features, with_log_det=False)[0]
 
-    def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """z per level -> features, log_det (B,) of this direction: minus forward's at the same point.
+    def scores(self, features: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K) -> Scores:
+        """Computes scores and maps at ``image_size`` (H, W) from pooled features (B, C_l, H_l, W_l) per level.
 
-        Errors: as ``forward``'s.
+        ``top_k``: share of the pixels that an image's scores average.
+        Raises: InputError if shapes or dtypes do not fit, or ``top_k`` is not in [0, 1].
+        """
+        return score_log_likelihoods(self.log_likelihoods(features), image_size, top_k, self.backend)
+
+    def scores_and_nll(
+        self, features: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K
+    ) -> tuple[Scores, Tensor]:
+        """Computes what ``scores`` and ``nll`` return in one pass; the arguments and errors are those of ``scores``."""
+        maps, log_det = self.log_likelihood_maps(features)
+        scores = score_log_likelihoods(maps, image_size, top_k, self.backend)
+        return scores, negative_log_likelihood(maps, self.channels, log_det)
+
+    def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Computes features from z per level, and log_det (B,) of this direction: minus forward's at the same point.
+
+        Raises: InputError if shapes or dtypes do not fit.
         """
         self._check(z)
         levels, log_det = self.fusion_flow.inverse(z, self.backend)
@@ -135,7 +165,8 @@ class MultiScaleFlow(nn.Module):
     def nll(self, features: Sequence[Tensor]) -> Tensor:
         """0.5 sum z^2 - log_det per image, (B,) in float32 or better, in nats up to a constant (arXiv 2308.15300).
 
-        Training minimises its mean. Errors: as ``forward``'s.
+        Training minimizes the mean. The argument is that of ``forward``.
+        Raises: InputError if shapes or dtypes do not fit.
         """
         maps, log_det = self.log_likelihood_maps(features)
         return negative_log_likelihood(maps, self.channels, log_det)
@@ -152,7 +183,7 @@ class MultiScaleFlow(nn.Module):
     def _parallel(
         self, features: Sequence[Tensor], with_log_det: bool = True
     ) -> tuple[list[list[Tensor]], Tensor | None]:
-        """-> halves of each level, log_det."""
+        """Returns the halves of each level behind the parallel flows, and their log_det."""
         self._check(features)
         tasks = [
             partial(
@@ -172,6 +203,7 @@ class MultiScaleFlow(nn.Module):
     def _by_level(
         self, levels: Sequence[Tensor]
     ) -> Iterator[tuple[ParallelFlow, PositionalEncoding2d, Tensor, Tensor]]:
+        """Yields flow, positional encoding, features and the fusion flow's permutation of each level."""
         flows, codes = all_of(ParallelFlow, self.parallel_flows), all_of(PositionalEncoding2d, self.position_codes)
         return zip(flows, codes, levels, self.fusion_flow.input_perms, strict=True)
 

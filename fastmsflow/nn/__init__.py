@@ -1,1 +1,1 @@
-"""The parts of the model: position code, subnets, coupling block, parallel and fusion flow, extractor."""
+"""The modules of the model: positional encoding, subnets, coupling block, parallel and fusion flow, extractor."""

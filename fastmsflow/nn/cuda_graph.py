@@ -1,4 +1,4 @@
-"""A function of tensors, recorded in a CUDA graph per shape and replayed: one launch in place of hundreds."""
+"""Records a function of tensors in a CUDA graph per shape and replays it: one launch in place of hundreds."""
 
 import warnings
 from collections import OrderedDict
@@ -6,68 +6,78 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..ops.conv3x3 import rounds_to_tf32
-from .weight_cache import in_use
+from .weight_cache import CachedValue, record_used_values
 
 Outputs = tuple[Tensor, ...]
 # Graphs held at a time; each holds its own memory. The least recently used one goes.
-MOST_GRAPHS = 4
-_changes = attrgetter("_version")
+MAX_GRAPHS = 4
+
+
+_version_of = attrgetter("_version")
 
 
 @dataclass
-class _Recorded:
+class _RecordedGraph:
+    """Holds a CUDA graph, the tensors that it reads and writes, and the cached values that it reads."""
+
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: Outputs
-    kept: list[object]
-    """Values kept of weights that the graph reads, with the weights."""
+    cached_values: list[CachedValue]
 
     def __post_init__(self) -> None:
-        self._weights = [w for _, weights in cast(list[tuple[object, Sequence[Tensor]]], self.kept) for w in weights]
-        self._changes = list(map(_changes, self._weights))
+        self._weights = [weight for cached in self.cached_values for weight in cached.weights]
+        self._versions = list(map(_version_of, self._weights))
 
-    def holds(self) -> bool:
-        """Tells whether all that was kept of weights still is what they lead to."""
-        return list(map(_changes, self._weights)) == self._changes
+    def is_valid(self) -> bool:
+        """Tells whether the weights behind the cached values are unchanged."""
+        return list(map(_version_of, self._weights)) == self._versions
 
 
 class CudaGraphCache:
-    """Calls ``function`` as it is wherever a graph cannot serve: off the GPU, in a compiled function, in a capture.
+    """Records calls of a function in CUDA graphs, one a shape, and replays them.
+
+    The function is called as it is if a graph cannot serve: off the GPU, in a compiled function, in a capture.
 
     A shape's first call is not recorded: most come once, and kernels compile in it. Its second is, with the
     convolutions that cuDNN times to be the fastest, which may be others in another process and so move last digits,
-    unless ``torch.backends.cudnn.deterministic``; where it fails, it says so once and calls on. ``function`` must do
-    the same work for all tensors of a shape, and what it reads besides must stay where it is: a replay reads it as it
-    then is. Where what was kept of weights (nn.kept) no longer holds, the shape is met anew. One thread at a time.
+    unless ``torch.backends.cudnn.deterministic``. If recording fails, one warning says so and the function is called.
+
+    The function must do the same work for all tensors of a shape, and other tensors that it reads must stay where they
+    are: a replay reads them as they then are. If a cached value (fastmsflow.nn.weight_cache) that a graph reads is out
+    of date, the shape counts as new. Use it from one thread at a time.
     """
 
     def __init__(self) -> None:
-        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._met: set[Hashable] = set()
+        self._recorded: OrderedDict[Hashable, _RecordedGraph] = OrderedDict()
+        self._seen: set[Hashable] = set()
         self._unfit: set[Hashable] = set()
 
     def __call__(
         self, function: Callable[..., Outputs], inputs: Sequence[Tensor], state: Callable[[], Hashable] = lambda: None
     ) -> Outputs:
-        """Returns ``function(*inputs)``. ``state`` tells what else a graph depends on: where it returns another value,
-        another graph is recorded. It is called only where a graph may serve."""
+        """Returns ``function(*inputs)``, by a graph if one serves.
+
+        ``state`` returns what else a graph depends on: for another value another graph is recorded. It is called only
+        if a graph may serve.
+        """
         if not inputs or not _serves(inputs[0]):
             return function(*inputs)
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         arithmetic = (autocast, rounds_to_tf32(), torch.backends.cudnn.deterministic)
         key = (arithmetic, state(), *((x.shape, x.stride(), x.dtype, x.device) for x in inputs))
-        if key in self._recorded and not self._recorded[key].holds():
+        if key in self._recorded and not self._recorded[key].is_valid():
             del self._recorded[key]
-            self._met.discard(key)
-        if key not in self._met or key in self._unfit:
-            self._met.add(key)
+            self._seen.discard(key)
+        if key not in self._seen or key in self._unfit:
+            self._seen.add(key)
             return function(*inputs)
         if key not in self._recorded:
             try:
@@ -85,33 +95,34 @@ class CudaGraphCache:
         return tuple(output.clone() for output in recorded.outputs)
 
     def clear(self) -> None:
+        """Drops all graphs."""
         self._recorded.clear()
-        self._met.clear()
+        self._seen.clear()
         self._unfit.clear()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """A copied or saved model begins anew."""
+        """Leaves the contents out of copied and saved models."""
         return type(self), ()
 
     def _record(self, key: Hashable, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
-        if len(self._recorded) == MOST_GRAPHS:
+        if len(self._recorded) == MAX_GRAPHS:
             oldest, _ = self._recorded.popitem(last=False)
-            self._met.discard(oldest)
+            self._seen.discard(oldest)
         # Tensors of inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device), _recording():
-            given = [torch.empty_like(x).copy_(x) for x in inputs]
+            static = [torch.empty_like(x).copy_(x) for x in inputs]
             # cuDNN times its algorithms here: while a graph is captured it cannot.
-            function(*given)
+            function(*static)
             graph = torch.cuda.CUDAGraph()
-            with in_use() as read, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = function(*given)
-        self._recorded[key] = _Recorded(graph, given, outputs, read)
+            with record_used_values() as used, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = function(*static)
+        self._recorded[key] = _RecordedGraph(graph, static, outputs, used)
 
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Has cuDNN take its fastest convolutions, and autocast round weights in the graph: what it has rounded before is
-    gone when the caller leaves autocast."""
+    """Has cuDNN take its fastest convolutions, and autocast round weights inside the graph."""
+    # Weights that autocast has rounded before are gone when the caller leaves autocast.
     benchmark, cached = torch.backends.cudnn.benchmark, torch.is_autocast_cache_enabled()
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
     torch.set_autocast_cache_enabled(False)
@@ -123,33 +134,33 @@ def _recording() -> Iterator[None]:
 
 
 class WeightAddresses:
-    """Counts the places that a module's weights have been in.
+    """Counts how often the addresses of a module's weights have changed.
 
-    The count grows when a weight, a buffer or a submodule was moved or replaced since it was last asked for. It does
-    not when a weight was changed in place: a graph reads it where it is.
+    The count grows if a weight, a buffer or a submodule was moved or replaced since the last call. It does not grow if
+    a weight was changed in place: a graph reads the weight where it is.
     """
 
     def __init__(self) -> None:
         self._count = 0
-        self._seen: _Snapshot | None = None
+        self._snapshot: _Snapshot | None = None
 
-    def of(self, module: nn.Module) -> int:
-        """Returns the number of the places that ``module``, the same one at every call, has its weights in."""
-        if self._seen is None or not self._seen.holds():
+    def version_of(self, module: nn.Module) -> int:
+        """Returns the count for ``module``, which is the same one at every call."""
+        if self._snapshot is None or not self._snapshot.is_current():
             self._count += 1
-            self._seen = _Snapshot(module)
+            self._snapshot = _Snapshot(module)
         return self._count
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """A copied or saved model begins anew."""
+        """Leaves the contents out of copied and saved models."""
         return type(self), ()
 
 
 class _Snapshot:
-    """Keeps which tensors and submodules a module had, and where the tensors lay.
+    """Stores which tensors and submodules a module had, and the tensors' addresses.
 
-    It is compared in every call that may be replayed. To ask a tensor costs Python 0.1 us, and the default model has
-    449 of them: so each is asked for its address alone, and containers find by themselves whether they are the same.
+    It is compared in every call that may be replayed. A question to a tensor costs Python 0.1 us, and the default model
+    has 449 of them: so each is asked for its address alone, and containers compare themselves.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -162,15 +173,16 @@ class _Snapshot:
             for name, entry in entries.items()
             if isinstance(entry, Tensor) and name != "num_batches_tracked"
         ]
-        self._addresses = self._lie()
+        self._addresses = self._current_addresses()
 
-    def holds(self) -> bool:
+    def is_current(self) -> bool:
+        """Tells whether nothing was moved or replaced."""
         with _TensorsDiffer():
             if self._registries != self._entries:
                 return False
-        return self._lie() == self._addresses
+        return self._current_addresses() == self._addresses
 
-    def _lie(self) -> list[int]:
+    def _current_addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self._tensors))
 
 
@@ -182,6 +194,7 @@ class _TensorsDiffer(TorchFunctionMode):
 
 
 def _serves(x: Tensor) -> bool:
+    """Tells whether a CUDA graph may serve a call with ``x``."""
     return (
         x.is_cuda
         and not torch.compiler.is_compiling()

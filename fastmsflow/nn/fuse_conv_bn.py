@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them."""
+"""Folds batch norms into the convolutions before them."""
 
 import copy
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ AGREEMENT = 1e-4
 
 @torch.no_grad()
 def fuse_conv_bn(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of ``net`` (float32, eval mode) in which convolutions carry the batch norms that follow them.
+    """Returns a copy of ``net`` (float32, eval mode) whose convolutions carry the batch norms that follow them.
 
-    ``example``: an input, from which is seen what follows what. Where a network uses a convolution's output in other
-    ways too, which shows in its outputs, the copy is left as it was.
+    ``example``: an input; running it shows which module follows which. If a network uses a convolution's output in
+    other ways too, which shows in its outputs, the copy is not changed.
     """
     result = copy.deepcopy(net)
     for convolution, norm in list(_pairs(result, example)):
         mean, variance = norm.running_mean, norm.running_var
-        if mean is None or variance is None:  # it takes the batch's own
+        if mean is None or variance is None:  # the norm takes the batch's own
             continue
         weight, bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
         convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
-        # What timm's BatchNormAct2d does besides stays.
+        # timm's BatchNormAct2d also drops and activates, which stays.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         _replace(result, norm, nn.Sequential(*rest))
     return result if computes_the_same(result, net, example) else copy.deepcopy(net)
@@ -48,8 +48,8 @@ def computes_the_same(ours: nn.Module, theirs: nn.Module, example: Tensor) -> bo
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """In float64 a CPU computes a depthwise convolution channel by channel: steps so small that threads would
-    spend their time on waiting for each other, seconds of it where other programs run too."""
+    """Restricts PyTorch to one CPU thread in the block."""
+    # In float64 a depthwise convolution runs channel by channel: threads would wait for each other, for seconds.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,7 +59,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the norms that take their outputs, told by running ``example`` through."""
+    """Yields convolutions and the norms that take their outputs, found by running ``example`` through."""
     produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     followers: dict[nn.Conv2d, list[nn.Module]] = {}
     calls: dict[nn.Module, int] = {}

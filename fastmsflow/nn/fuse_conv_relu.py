@@ -1,4 +1,4 @@
-"""Convolutions joined with the ReLU behind them, and with the addition between the two, in one operator."""
+"""Fuses convolutions with the ReLU behind them, and with the addition between the two, into one operator."""
 
 import copy
 import operator
@@ -29,16 +29,17 @@ _ADDITIONS = (operator.add, torch.add, "add", "add_")
 
 
 class FusedConvolution(nn.Module):
-    """Computes relu(convolution(x) + residual), by one operator where cuDNN has it and agrees with its plain twin.
+    """Computes relu(convolution(x) + residual), by one operator if cuDNN has it and agrees with the reference.
 
-    It takes over the weights of ``convolution``. Padding by reflection is a kernel of its own before the operator.
+    The module takes over the weights of ``convolution``. Padding by reflection is a kernel of its own before the
+    operator.
     """
 
     reflection: tuple[int, int, int, int] | None
     geometry: reference.Geometry
     agrees: bool | None
-    """True where the fused operator computed what the twin does with every shape so far, on the device and in the dtype
-    where the weights are now; None before it was tried."""
+    """True if the fused operator computed what the reference does with every shape so far, on the device and in the
+    dtype of the weights; None before the first try."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class FusedConvolution(nn.Module):
         self._tried: set[torch.Size] = set()
 
     def forward(self, x: Tensor, residual: Tensor | None = None, backend: Backend = "auto") -> Tensor:
-        """x (B, I, H, W), residual (B, O, H', W') or None -> (B, O, H', W')."""
+        """Computes (B, O, H', W') from x (B, I, H, W) and residual (B, O, H', W') or None."""
         if self.reflection is not None:
             x = reflection_pad(x, self.reflection, backend)
         # An exported graph is to run without this library. Dynamo of torch 2.11 takes every graph for one.
@@ -65,7 +66,10 @@ class FusedConvolution(nn.Module):
         return reference.convolution_relu(x, self.weight, self.bias, self.geometry, residual=residual)
 
     def _agrees(self, x: Tensor, residual: Tensor | None) -> bool:
-        """Tries the operator at a shape's first call; not while a graph is traced or recorded, which cannot wait."""
+        """Tells whether the operator agrees at x's shape; it is tried at a shape's first call.
+
+        It is not tried while a graph is traced or recorded, which cannot wait.
+        """
         if torch.compiler.is_compiling():
             return self.agrees is True
         if self.agrees is not False and x.shape not in self._tried and cudnn_may_serve(x) and not _is_recorded(x):
@@ -75,7 +79,7 @@ class FusedConvolution(nn.Module):
 
     @torch.no_grad()
     def _try(self, x: Tensor, residual: Tensor | None) -> bool:
-        """Compares the operator with its twin on noise, since an image of one color would hide a wrong stride."""
+        """Compares the operator with the reference on noise: an image of one color would hide a wrong stride."""
         noise = torch.Generator(x.device).manual_seed(0)
         added = None if residual is None else torch.empty_like(residual).normal_(generator=noise)
         operands = (torch.empty_like(x).normal_(generator=noise), self.weight, self.bias, self.geometry)
@@ -90,7 +94,7 @@ class FusedConvolution(nn.Module):
         return bool((ours - theirs).norm() <= limit * theirs.norm())
 
     def _apply(self, *args: Any, **options: Any) -> "FusedConvolution":
-        """Moves to a device or dtype, where the operator is tried anew."""
+        """Moves to a device or dtype, and has the operator tried again there."""
         self.agrees = None
         self._tried.clear()
         return super()._apply(*args, **options)
@@ -99,10 +103,11 @@ class FusedConvolution(nn.Module):
 def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
     """Returns a copy of ``net`` (float32, eval mode, norms folded) whose convolutions add and take the ReLU themselves.
 
-    A convolution becomes a FusedConvolution where it is called once, nothing else uses its output, and a ReLU follows,
-    or an addition and then a ReLU. Where the other summand is such a convolution too, its bias moves to the fused one.
+    A convolution becomes a FusedConvolution if it is called once, nothing else uses its output, and a ReLU follows, or
+    an addition and then a ReLU. If the other summand is such a convolution too, its bias moves to the fused one.
     The copy takes a backend as its second argument. ``example``: images (B, 3, H, W), normalized.
-    The result is ``net`` itself where it cannot be traced, has no such convolution, would compute otherwise, or has
+
+    The result is ``net`` itself if it cannot be traced, has no such convolution, would compute something else, or has
     hooks, which a trace does not call: some of timm's networks collect their features by them.
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
@@ -113,7 +118,7 @@ def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
     fused = copy.deepcopy(net)
     try:
         graph = _Tracer().trace(fused)
-    except Exception:  # whatever a network does with a tensor that is none
+    except Exception:  # a network may do anything with a proxy that is no tensor
         return net
     if not _Rewriter(fused, graph).rewrite():
         return net
@@ -128,7 +133,7 @@ def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into whatever has parts, and sequences, which may be empty."""
+    """Traces into modules that have children, and into sequences, which may be empty."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not isinstance(m, nn.Sequential) and not any(True for _ in m.children())
@@ -147,14 +152,14 @@ class _Rewriter:
         self.calls = Counter(node.target for node in graph.nodes)
 
     def rewrite(self) -> bool:
-        """Fuses what can be fused, and returns whether there was anything."""
+        """Fuses every convolution that can be fused, and tells whether there was one."""
         images, *others = self.graph.nodes
         with self.graph.inserting_after(images):
             backend = self.graph.placeholder("backend", default_value="auto")
         return sum(self._fuse(node, backend) for node in others if self._is_relu(node)) > 0
 
     def _fuse(self, relu: fx.Node, backend: fx.Node) -> bool:
-        """Puts one call in place of ``relu`` and of what it alone reads, if that is a convolution or a sum with one."""
+        """Replaces ``relu`` and its input by one call, if the input is a convolution or a sum with one."""
         source = relu.args[0]
         summands = self._summands(source)
         main = next((node for node in (source, *summands) if self._convolution(node)), None)

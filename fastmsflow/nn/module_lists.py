@@ -1,4 +1,4 @@
-"""Lists of modules."""
+"""Types the members of module lists."""
 
 from collections.abc import Sequence
 from typing import TypeVar, cast
@@ -9,5 +9,5 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def all_of(kind: type[M], modules: nn.ModuleList) -> Sequence[M]:
-    """``modules``, which are all of ``kind``: of its members nn.ModuleList only says that they are modules."""
+    """Returns ``modules``, which are all of ``kind``: nn.ModuleList only says that its members are modules."""
     return cast("Sequence[M]", modules)

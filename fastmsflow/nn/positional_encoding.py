@@ -1,4 +1,4 @@
-"""The condition: a fixed two-dimensional sinusoidal position code."""
+"""The condition of the parallel flows: a fixed two-dimensional sinusoidal positional encoding."""
 
 import math
 
@@ -12,11 +12,11 @@ from ..errors import InputError
 def positional_encoding_2d(
     channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """(1, channels, height, width). With d = channels / 2 and f_k = exp(-2k ln(10^4) / d):
-    channel 2k is sin(x f_k), 2k + 1 cos(x f_k), d + 2k sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017,
-    one half of the channels for each axis). Computed in float64, then rounded.
+    """Computes the encoding (1, channels, height, width), in float64, then rounded to ``dtype``.
 
-    Errors: InputError where ``channels`` is not a positive multiple of 4.
+    With d = channels / 2 and f_k = exp(-2k ln(10^4) / d): channel 2k is sin(x f_k), 2k + 1 cos(x f_k), d + 2k
+    sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017, one half of the channels for each axis).
+    Raises: InputError if ``channels`` is not a positive multiple of 4.
     """
     if channels <= 0 or channels % 4:
         raise InputError(f"condition channels must be a positive multiple of 4, not {channels}")
@@ -33,7 +33,10 @@ def positional_encoding_2d(
 
 
 class PositionalEncoding2d(nn.Module):
-    """Hands out the same tensor for the same grid, dtype and device, so that what is derived from it can be kept."""
+    """Returns the positional encoding of a grid, the same tensor for the same grid, dtype and device.
+
+    So values that are computed from the encoding can be cached.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class PositionalEncoding2d(nn.Module):
         self._last: Tensor = positional_encoding_2d(channels, 1, 1, torch.float32, "cpu")
 
     def forward(self, like: Tensor) -> Tensor:
-        """(1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
+        """Returns (1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
         last = self._last
         if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
             height, width = like.shape[2:]

@@ -1,4 +1,4 @@
-"""The levels' work at the same time."""
+"""Runs the levels' work at the same time."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 def run_on_streams(tasks: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
-    """The results of ``tasks``, of which none needs another's.
+    """Returns the results of ``tasks``, none of which needs another's result.
 
-    While a CUDA graph is captured, each runs on a stream of its own, forked from the current one and joined to it
-    again, so that replays run them at the same time. Otherwise one after the other: launched from Python, kernels
-    seldom queue up far enough to overlap.
+    While a CUDA graph is captured, each task runs on a stream of its own, forked from the current one and joined to it
+    again, so that replays run them at the same time. Otherwise tasks run one after the other: launched from Python,
+    kernels seldom queue up far enough to overlap.
     """
     if torch.compiler.is_compiling() or device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
         return [task() for task in tasks]

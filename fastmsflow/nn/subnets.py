@@ -31,7 +31,7 @@ def _split_inputs(weight: Tensor, inputs: int) -> list[Tensor]:
 
 
 class ConditionedSubnet(nn.Module):
-    """Predicts by conv 3x3 -> LayerNorm -> ReLU -> conv 3x3 on concat(x, condition); hidden width = inputs' width.
+    """Computes conv 3x3, LayerNorm, ReLU, conv 3x3 of concat(x, condition); the hidden width is the inputs' width.
 
     The first convolution is linear, so the condition's share of it is a map of its own, computed once and added: once a
     call in training, once for given weights if no gradient is taken (not once an image).

@@ -1,43 +1,54 @@
-"""What is computed from weights alone, once for given weights."""
+"""Caches values that are computed from weights alone, until the weights change."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
 
-# Counts values that were given up: what was recorded with them, a CUDA graph say, is out of date.
-_given_up = 0
-# Where the values in use are noted; see ``in_use``.
-_notebook: list[object] | None = None
-# Whether kept values go into exported graphs; see ``as_constants``.
+
+class CachedValue(NamedTuple):
+    """Holds a cached value and the weights from which it was computed."""
+
+    value: object
+    weights: Sequence[Tensor]
+
+
+_invalidations = 0
+# A list that gets the values in use; see ``record_used_values``.
+_used_values: list[CachedValue] | None = None
+# Whether cached values go into exported graphs; see ``as_constants``.
 _constant = False
 
 
-def invalidations() -> int:
-    """Grows whenever a kept value is given up."""
-    return _given_up
+def invalidation_count() -> int:
+    """Returns how many cached values have been dropped: a CUDA graph that was recorded before is out of date."""
+    return _invalidations
 
 
 @contextmanager
-def in_use() -> Iterator[list[object]]:
-    """Yields a list of the kept values, and of their sources, that are used in the block: a graph recorded there reads
-    them, and has to hold them."""
-    global _notebook
-    before, _notebook = _notebook, []
+def record_used_values() -> Iterator[list[CachedValue]]:
+    """Yields a list of the cached values that are used in the block.
+
+    A CUDA graph recorded there reads them, and has to hold them.
+    """
+    global _used_values
+    before, _used_values = _used_values, []
     try:
-        yield _notebook
+        yield _used_values
     finally:
-        _notebook = before
+        _used_values = before
 
 
 @contextmanager
 def as_constants() -> Iterator[None]:
-    """In the block an exported graph holds what was last kept, in place of the work that led to it. The weights must
-    not have changed since."""
+    """Puts cached values into graphs that are exported in the block, in place of the work that led to them.
+
+    The weights must not have changed since.
+    """
     global _constant
     before, _constant = _constant, True
     try:
@@ -47,60 +58,65 @@ def as_constants() -> Iterator[None]:
 
 
 class WeightCache(Generic[T]):
-    """Computes a value again only where a tensor that it was computed from has changed.
+    """Caches a value that is derived from weights until the weights change.
 
-    Where gradients are taken, in a compiled graph and on inference tensors, which tell of no change, it is computed
-    each time; where gradients are taken, what was kept is given up: an optimizer's fused step, which follows, tells of
-    no change either. Nor do writes through ``.data``: call ``eval()`` after them.
+    The value is computed in every call if gradients are taken, in a compiled graph, and from inference tensors, which
+    do not tell of changes. If gradients are taken the cached value is dropped too: an optimizer's fused step, which
+    follows, does not tell of changes either. Nor do writes through ``.data``: call ``eval()`` after them.
     """
 
     def __init__(self) -> None:
-        # Key, sources, value. Threads may share a model, so it is read once and replaced whole.
+        # Key, weights, value. Threads may share a model, so the entry is read once and replaced as one object.
         self._entry: tuple[tuple[object, ...], tuple[Tensor, ...], T] | None = None
 
-    def get(self, compute: Callable[[], T], sources: Sequence[Tensor]) -> T:
+    def get(self, compute: Callable[[], T], weights: Sequence[Tensor]) -> T:
+        """Returns the value of ``compute()``, cached if ``weights`` are the same tensors, unchanged."""
         entry = self._entry
         if _constant and entry is not None and torch.compiler.is_exporting():
             return entry[2]
-        if torch.compiler.is_compiling() or any(s.is_inference() for s in sources):
+        if torch.compiler.is_compiling() or any(w.is_inference() for w in weights):
             return compute()
         if torch.is_grad_enabled():
             self.clear()
             return compute()
-        first = sources[0]
+        first = weights[0]
         autocast = torch.is_autocast_enabled(first.device.type) and torch.get_autocast_dtype(first.device.type)
         # In-place updates move _version; moves to a device or dtype move data_ptr.
-        key = (autocast, *((s._version, s.data_ptr(), s.dtype) for s in sources))
-        if entry is None or entry[0] != key or not _same(sources, entry[1]):
+        key = (autocast, *((w._version, w.data_ptr(), w.dtype) for w in weights))
+        if entry is None or entry[0] != key or not _same(weights, entry[1]):
             value = compute()
-            # What a graph under recording computes is not there before its replay.
+            # Values that are computed while a graph is recorded exist only in replays.
             if first.is_cuda and torch.cuda.is_current_stream_capturing():
                 return value
             self.clear()
-            # The sources are held, so that no new tensor can lie where one of them lay.
-            self._entry = entry = (key, tuple(sources), value)
-        if _notebook is not None:
-            _notebook.append((entry[2], entry[1]))
+            # The weights are held, so that no new tensor can lie where one of them lay.
+            self._entry = entry = (key, tuple(weights), value)
+        if _used_values is not None:
+            _used_values.append(CachedValue(entry[2], entry[1]))
         return entry[2]
 
     def clear(self) -> None:
-        global _given_up
+        """Drops the cached value."""
+        global _invalidations
         if self._entry is not None:
-            _given_up += 1
+            _invalidations += 1
         self._entry = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """A copied or saved model begins anew."""
+        """Leaves the value out of copied and saved models."""
         return type(self), ()
 
 
-def wide(kept: WeightCache[list[Tensor]], *weights: Tensor) -> list[Tensor]:
-    """``weights`` in float32 or better, converted once: of half precision a kernel would read 2 bytes at a time."""
+def wide(cache: WeightCache[list[Tensor]], *weights: Tensor) -> list[Tensor]:
+    """Returns ``weights`` in float32 or better, converted once.
+
+    From half precision a kernel would read 2 bytes at a time.
+    """
     if all(w.dtype.itemsize >= 4 for w in weights):
-        kept.clear()
+        cache.clear()
         return list(weights)
-    return kept.get(lambda: [w.float() for w in weights], weights)
+    return cache.get(lambda: [w.float() for w in weights], weights)
 
 
-def _same(sources: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(sources) == len(others) and all(a is b for a, b in zip(sources, others, strict=True))
+def _same(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(weights) == len(others) and all(a is b for a, b in zip(weights, others, strict=True))

@@ -1,4 +1,4 @@
-"""A convolution, an addition and a ReLU as one operator of cuDNN's, for the frozen extractor.
+"""The convolution, addition and ReLU as one operator of cuDNN's, for the frozen extractor.
 
 cuDNN has it, so there is no Triton kernel of this name.
 """

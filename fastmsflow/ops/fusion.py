@@ -1,4 +1,4 @@
-"""How the fusion subnet carries information between the levels: pool to one grid, and back up."""
+"""The fusion subnet's way of carrying information between the levels: pool to one grid, and back up."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A convolution, an addition and a ReLU."""
+"""The convolution, addition and ReLU of the frozen extractor."""
 
 from typing import NamedTuple
 

@@ -46,9 +46,9 @@ def coupling(
 def coupling_inverse(
     z: Tensor, raw: Tensor, *, spec: CouplingSpec, affine: GlobalAffine | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Inverts ``coupling``, except for the bound on z: z (B, C, H, W) -> x, and the log_det (B,) of this direction.
+    """Inverts ``coupling``, except for the bound on z; returns x and the log_det (B,) of this direction.
 
-    Without ``affine`` z is the transformed half alone, (B, C / 2, H, W).
+    z (B, C, H, W), raw (B, C, H, W). Without ``affine`` z is the transformed half alone, (B, C / 2, H, W).
     Raises: InputError if the soft clamp's form is not known.
     """
     raw_s, t = _split(raw, None, spec.raw_scale)

@@ -1,4 +1,4 @@
-"""How a coupling computes, apart from its own tensors: shared by the reference, the operations and the modules."""
+"""The settings of a coupling, which the reference, the operations and the modules share."""
 
 from dataclasses import dataclass
 from typing import Literal

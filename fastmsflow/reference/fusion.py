@@ -1,4 +1,4 @@
-"""How the fusion subnet carries information between the levels: pool to one grid, and back up."""
+"""The fusion subnet's way of carrying information between the levels: pool to one grid, and back up."""
 
 from collections.abc import Sequence
 
@@ -31,5 +31,5 @@ def split_and_upsample(joint: Tensor, bias: Tensor | None, maps: Sequence[Tensor
 
 
 def conv3x3_split_and_upsample(hidden: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """``split_and_upsample`` with joint = conv3x3(hidden, weight, bias)."""
+    """Computes ``split_and_upsample`` with joint = conv3x3(hidden, weight, bias)."""
     return split_and_upsample(conv3x3(hidden, weight, bias), None, maps)

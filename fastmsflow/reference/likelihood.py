@@ -8,7 +8,7 @@ from .dtypes import accumulation_dtype
 
 
 def log_likelihood_map(z: Tensor) -> Tensor:
-    """-0.5 mean over channels of z^2: (B, C, H, W) -> (B, H, W), in float32 or better."""
+    """-0.5 mean over channels of z^2, (B, H, W) in float32 or better, for z (B, C, H, W)."""
     return -0.5 * z.to(accumulation_dtype(z.dtype)).square().mean(dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,9 +44,6 @@ class TrainingData(L.LightningDataModule, ABC):
     Raises: InputError if a process would have no images of a split.
     """
 
-    total = 0
-    """The number of images that ``prepare`` goes through."""
-
     def __init__(self, model: MSFlow, recipe: Recipe, splits: Sequence[str], world: ProcessGroup) -> None:
         super().__init__()
         self.model = model
@@ -53,6 +51,11 @@ class TrainingData(L.LightningDataModule, ABC):
         self.world = world
         self.evaluated = [split for split in splits if split != TRAIN]
         """The splits that are scored after each meta epoch, in the order of the loaders."""
+
+    @property
+    def total(self) -> int:
+        """The number of images that ``prepare`` goes through."""
+        return 0
 
     @property
     def left_out(self) -> SkippedImages | None:
@@ -85,27 +88,28 @@ class TrainingData(L.LightningDataModule, ABC):
         return [self.sequential_loader(split, self.recipe.batch_size) for split in self.evaluated]
 
 
-class FileTrainingData(TrainingData):
-    """Batches of image files and arrays.
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How image files are read for a training."""
 
-    ``images``: the images of each split. ``readers``: the processes that read; None: this one. ``test_order``: the
-    order in which images of TEST are scored; None: ascending numbers.
-    """
+    readers: ReaderPool = field(default_factory=ReaderPool)
+    """The processes that read; by default this one."""
+    world: ProcessGroup = SINGLE_PROCESS
+    """The processes that share the training."""
+    test_order: Sequence[int] | None = None
+    """The order in which images of TEST are scored; None: ascending numbers."""
+
+
+class FileTrainingData(TrainingData):
+    """Batches of image files and arrays. ``images``: the images of each split."""
 
     def __init__(
-        self,
-        model: MSFlow,
-        images: Mapping[str, Images],
-        recipe: Recipe,
-        *,
-        readers: ReaderPool | None = None,
-        world: ProcessGroup = SINGLE_PROCESS,
-        test_order: Sequence[int] | None = None,
+        self, model: MSFlow, images: Mapping[str, Images], recipe: Recipe, options: ReadOptions | None = None
     ) -> None:
-        super().__init__(model, recipe, list(images), world)
-        self.readers = readers or ReaderPool()
+        self.options = options or ReadOptions()
+        super().__init__(model, recipe, list(images), self.options.world)
+        self.readers = self.options.readers
         self.images = images
-        self.test_order = test_order
         # Samplers raise if images and processes do not fit: before any work is done.
         self._train_sampler()
         for split in self.evaluated:
@@ -122,7 +126,7 @@ class FileTrainingData(TrainingData):
         return TrainBatchSampler(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
 
     def _sequential_sampler(self, split: str, batch_size: int) -> SequentialBatchSampler:
-        order = self.test_order if split == TEST else None
+        order = self.options.test_order if split == TEST else None
         return SequentialBatchSampler(len(self.images[split]), batch_size, self.world, split=split, order=order)
 
 
@@ -138,20 +142,18 @@ class FeatureTrainingData(FileTrainingData):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
+        options: ReadOptions | None = None,
         *,
-        readers: ReaderPool | None = None,
         cache: Path | None = None,
         cache_dtype: torch.dtype = torch.bfloat16,
-        world: ProcessGroup = SINGLE_PROCESS,
-        test_order: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, images, recipe, readers=readers, world=world, test_order=test_order)
+        super().__init__(model, images, recipe, options)
         self.cache = cache
         self.cache_dtype = cache_dtype
         self.features: dict[str, FeaturesInMemory | FeaturesOnDisk] = {}
 
     @property
-    def total(self) -> int:  # type: ignore[override]
+    def total(self) -> int:
         """The number of images whose features this process computes, or may compute."""
         if self.cache is not None:
             return sum(map(len, self.images.values()))
@@ -235,13 +237,11 @@ class ImageTrainingData(FileTrainingData):
         model: MSFlow,
         images: Mapping[str, Images],
         recipe: Recipe,
+        options: ReadOptions | None = None,
         *,
-        readers: ReaderPool | None = None,
-        world: ProcessGroup = SINGLE_PROCESS,
-        test_order: Sequence[int] | None = None,
         decode: Decode | None = None,
     ) -> None:
-        super().__init__(model, images, recipe, readers=readers, world=world, test_order=test_order)
+        super().__init__(model, images, recipe, options)
         self.decode = decode
 
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:

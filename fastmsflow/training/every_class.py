@@ -19,13 +19,13 @@ from ..evaluation.compare_checkpoints import CheckpointResult, mean_of, write_me
 from ..evaluation.metric_labels import METRIC_LABELS
 from ..files import shown
 from ..visualization.markdown_table import write_markdown_table
-from .data_config import check_reading, description_of
 from .job import TrainingJob
 from .loggers import check_loggers, close_loggers
 from .multi_class import ModelFactory, forget_failure, results_of, train_each
 from .run_directory import has_finished, refuse_another
 from .train import say_if_short, settings_of
 from .trainer import check_precision
+from .training_plan import check_data_config, describe_images
 from .training_result import TrainingResult
 
 METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")
@@ -109,7 +109,7 @@ def train_every_class(
     # Errors of the settings concern every class and are raised once.
     check_loggers(job.loggers)
     check_precision(job.recipe)
-    check_reading(job.data, is_shard_set(job.source))
+    check_data_config(job.data, is_shard_set(job.source))
     if group.size > 1 and group.first:
         # Runs of several processes print nothing themselves.
         say_if_short(job.recipe, console)
@@ -167,7 +167,7 @@ class _ClassRuns:
         for name, images in self._sets.items():
             if isinstance(images, ImageSet) and (out / name).is_dir():
                 model = self._models.untouched(self._sizes[name])
-                description = description_of(images, job.data)
+                description = describe_images(images, job.data)
                 refuse_another(out / name, settings_of(model, description, job.recipe, job.data, job.started_from))
         for name in self._sets:
             forget_failure(out / name)

@@ -17,7 +17,7 @@ from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
 from ..evaluation.metric_labels import METRIC_LABELS, labeled
-from ..evaluation.test_report import write_test_report
+from ..evaluation.report import write_test_report
 from ..models.msflow import MSFlow
 from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe

@@ -88,11 +88,10 @@ class MSFlowLightningModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        _, numbers, share = batch
         loss = self.model.flow.nll(self._features(batch)).mean()
-        self.log("nll", loss, batch_size=len(numbers))
-        self._losses.add(loss, share, numbers)
-        return loss * share * self.recipe.share(batch_index, self.source.epoch_images)
+        self.log("nll", loss, batch_size=len(batch.numbers))
+        self._losses.add(loss, batch.weight, batch.numbers)
+        return loss * batch.weight * self.recipe.share(batch_index, self.source.epoch_images)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         if self._losses.steps % CHECK_LOSSES_EVERY == 0:
@@ -108,7 +107,7 @@ class MSFlowLightningModule(L.LightningModule):
 
     def _features(self, batch: Batch) -> list[Tensor]:
         """Returns the batch's features; those of images are computed in float32, whatever the flow's precision is."""
-        images = batch[0]
+        images = batch.inputs
         if not isinstance(images, Tensor):
             return images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -158,8 +157,8 @@ class MSFlowLightningModule(L.LightningModule):
         return ScoreMapStore(self.maps_folder, self._world)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        numbers = batch[1]
-        on_device, nll = self.model.scores_and_nll(self._features(batch))
+        numbers = batch.numbers
+        on_device, nll = self.model.flow.scores_and_nll(self._features(batch), self.model.image_size)
         scores = on_device.to_cpu()
         if self.evaluated[dataloader_idx] == HELD_OUT:
             assert self._calibrator is not None

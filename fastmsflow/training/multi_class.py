@@ -24,7 +24,7 @@ WAIT_SECONDS = 0.5
 
 
 class ModelFactory:
-    """Makes models with ``build`` from ``seed``: one for each image size, then copies, which read no weights."""
+    """Makes models with ``build`` from ``seed``: each image size once, then copies, so that weights are read once."""
 
     def __init__(self, build: Callable[[tuple[int, int]], MSFlow], seed: int) -> None:
         self._build = build

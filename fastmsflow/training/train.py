@@ -24,7 +24,6 @@ from .callbacks.ema import EMACallback
 from .callbacks.preemption import RESUME_FROM_LAST, PreemptionHandler
 from .callbacks.throughput import ProfilerCallback, ThroughputCallback
 from .checkpointing import ResumeCheckpoint
-from .data_config import TrainingPlan, plan_training
 from .lightning_module import MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
@@ -39,6 +38,7 @@ from .run_directory import (
     write_settings,
 )
 from .trainer import check_precision, prepare, run_trainer
+from .training_plan import TrainingPlan, plan_training
 from .training_result import TrainingResult, best_on_held_out, best_on_test
 
 READING = DataConfig()
@@ -106,7 +106,7 @@ def train(
         recipe,
         plan.names,
         evaluated=plan.source.evaluated,
-        ground_truth=plan.truth,
+        ground_truth=plan.ground_truth,
         on_round_end=on_round_end,
         maps_folder=out,
         world=world,

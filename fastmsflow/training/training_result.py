@@ -40,7 +40,7 @@ class TrainingResult:
     seconds: dict[str, float]
     """Wall time of ``features`` and ``training`` (evaluations included) in this process, in seconds."""
     speed: dict[str, float]
-    """See ThroughputCallback.speed."""
+    """Images per second and other averages, see ThroughputCallback.speed."""
     left_out: SkippedImages | None = None
     """Images of shards that were skipped because of faults; None where faults are errors."""
 

@@ -1,6 +1,6 @@
 """Measures this library against recordings of the reference implementation and against FrEIA 0.2.
 
-``python tests/parity.py`` prints the README's tables; the tests assert the same numbers.
+``python -m tests.helpers.parity`` prints the README's tables; the tests assert the same numbers.
 """
 
 from collections.abc import Iterator

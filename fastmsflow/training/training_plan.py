@@ -1,0 +1,176 @@
+"""Plans a training run: the splits of its images, and how their batches are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from ..data import ImageFileDataset, ImageSet, Sample, ShardSet, fingerprint
+from ..data.fingerprint import names_fingerprint
+from ..data.jpeg_decoder import check_decoder, decode_batch
+from ..data.lazy_sequence import LazySequence
+from ..data.reader_pool import ReaderPool
+from ..distributed.process_group import ProcessGroup
+from ..errors import InputError
+from ..evaluation.ground_truth import GroundTruth
+from ..files import shown
+from ..models.msflow import MSFlow
+from ..recipe import DataConfig, Recipe
+from .datamodule import (
+    HELD_OUT,
+    TEST,
+    TRAIN,
+    FeatureTrainingData,
+    ImageTrainingData,
+    ReadOptions,
+    ShardTrainingData,
+    TrainingData,
+)
+from .feature_cache import dtype_of
+from .loaders import Decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """The images of a run, and what is known of them before the first pass."""
+
+    source: TrainingData
+    names: dict[str, Sequence[str]]
+    """The names of the images of TRAIN and HELD_OUT, by number."""
+    counts: dict[str, int]
+    """The number of images by split, as ``results.json`` has them."""
+    ground_truth: GroundTruth | None
+    """Labels and masks of the test images; None if there are none."""
+    description: dict[str, object]
+    """Identifies these images, see ``describe_images``."""
+    licence: str = ""
+    """One line: source and licence."""
+
+
+def plan_training(
+    model: MSFlow,
+    images: ImageSet | ShardSet,
+    recipe: Recipe,
+    data_config: DataConfig,
+    *,
+    readers: ReaderPool,
+    world: ProcessGroup,
+) -> TrainingPlan:
+    """Chooses the splits of ``images`` and how their batches are made.
+
+    ``readers``: the processes that read image files. Raises: InputError if the images, ``data_config`` and the
+    processes do not go together, and UnavailableError if JPEG files cannot be decoded on the GPU.
+    """
+    with world.raise_on_any_rank():
+        check_data_config(data_config, isinstance(images, ShardSet))
+        decode = _make_decoder(model, data_config, isinstance(images, ShardSet)) if data_config.decode_on_gpu else None
+        if isinstance(images, ShardSet):
+            source = ShardTrainingData(
+                model,
+                images,
+                recipe,
+                workers=data_config.workers,
+                world=world,
+                skip_faults=data_config.skip_faults,
+                decode=decode,
+            )
+            return _plan_shards(source, images)
+        plan = _plan_files(model, images, recipe, data_config, decode=decode, readers=readers, world=world)
+    # Outside the block: it takes long, so one process does it for all.
+    return replace(plan, description=world.broadcast_from_rank0(lambda: describe_images(images, data_config)))
+
+
+def _plan_shards(source: ShardTrainingData, shards: ShardSet) -> TrainingPlan:
+    counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
+    # Not the URL, which may hold a password.
+    description: dict[str, object] = {"shards": shards.manifest.content}
+    names: dict[str, Sequence[str]] = {TRAIN: shards.names, HELD_OUT: shards.names}
+    return TrainingPlan(source=source, names=names, counts=counts, ground_truth=None, description=description)
+
+
+def _plan_files(
+    model: MSFlow,
+    images: ImageSet,
+    recipe: Recipe,
+    data_config: DataConfig,
+    *,
+    decode: Decode | None,
+    readers: ReaderPool,
+    world: ProcessGroup,
+) -> TrainingPlan:
+    """Returns a plan without its description."""
+    if not images.train:
+        raise InputError(f"{images.name}: no training images")
+    ground_truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
+    train, held_out = split(images.train, recipe)
+    splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
+    files = {
+        name: ImageFileDataset([sample.image for sample in samples], model.image_size, decode is not None)
+        for name, samples in splits.items()
+        if samples
+    }
+    order = None if ground_truth is None else ground_truth.scoring_order
+    options = ReadOptions(readers=readers, world=world, test_order=order)
+    if data_config.stream:
+        source: TrainingData = ImageTrainingData(model, files, recipe, options, decode=decode)
+    else:
+        dtype = dtype_of(data_config.cache_dtype)
+        cache = data_config.feature_cache
+        source = FeatureTrainingData(model, files, recipe, options, cache=cache, cache_dtype=dtype)
+    return TrainingPlan(
+        source=source,
+        names={name: _names(samples) for name, samples in splits.items()},
+        counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)},
+        ground_truth=ground_truth,
+        description={},
+        licence=images.licence,
+    )
+
+
+def check_data_config(data_config: DataConfig, of_shards: bool) -> None:
+    """Raises: InputError if ``data_config`` contradicts itself, or does not fit the images: shards or files."""
+    if data_config.feature_cache is not None and of_shards:
+        raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
+    if data_config.feature_cache is not None and data_config.stream:
+        raise InputError("a feature cache is of images that are not streamed; leave one of the two out")
+    if data_config.skip_faults is not None and not of_shards:
+        raise InputError(
+            "faults are skipped of shards only; leave --error-log out, and remove files that cannot be read, or write"
+            " shards, which are without them (`fastmsflow shard`)"
+        )
+
+
+def _make_decoder(model: MSFlow, data_config: DataConfig, of_shards: bool) -> Decode:
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not (data_config.stream or of_shards):
+        raise InputError("decoding on a GPU is for images that are streamed to one; leave it out")
+    check_decoder(device)
+    return partial(decode_batch, image_size=model.image_size, device=device)
+
+
+def _names(samples: Sequence[Sample]) -> LazySequence:
+    return LazySequence(len(samples), lambda number: shown(samples[number].image))
+
+
+def describe_images(images: ImageSet, data_config: DataConfig) -> dict[str, object]:
+    """Returns what identifies ``images``: a digest of their bytes or, if they are streamed, of names and sizes."""
+    if not data_config.stream:
+        return {"name": images.name, "fingerprint": fingerprint(images)}
+    return {"name": images.name, "files": names_fingerprint(images)}
+
+
+def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+    """Returns the training samples and the held-out samples, in their order; the seed alone chooses the latter.
+
+    Raises: InputError if nothing is left to train on.
+    """
+    count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
+    if count >= len(samples):
+        raise InputError(f"{len(samples)} training images: too few to hold any out; give more, or hold out 0")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    chosen = set(order[:count])
+    return (
+        [sample for i, sample in enumerate(samples) if i not in chosen],
+        [sample for i, sample in enumerate(samples) if i in chosen],
+    )
