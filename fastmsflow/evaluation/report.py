@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 
 from .._version import __version__
+from ..calibration import Calibration
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
@@ -63,40 +64,33 @@ def write_test_report(
     panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
     gallery(out / "heatmaps.png", panels, color_scale.scale, color_scale.caption)
     rows = _rows(images, model.image_size, absolute, maps, progress)
-    page = _page(images, model, color_scale, rows=rows, pro=result.pro_curve(), metrics=metrics, settings=settings)
-    write_report(out / "report.html", page)
-
-
-def _page(
-    images: ImageSet,
-    model: MSFlow,
-    color_scale: ColorScale,
-    *,
-    rows: Iterator[ReportRow],
-    pro: tuple[np.ndarray, np.ndarray] | None,
-    metrics: MetricsTable,
-    settings: Mapping[str, Any],
-) -> Report:
-    calibration = model.calibration
-    threshold, note = None, "not calibrated: no threshold is known"
-    if calibration is not None:
-        threshold = calibration.threshold() if calibration.is_enough() else None
-        note = str(threshold or calibration.shortage())
-    return Report(
+    threshold, note = _threshold(model.calibration)
+    report = Report(
         title=f"{images.name}: {len(images.test)} test images",
         rows=rows,
         heat_scale=color_scale.scale,
         heat_caption=color_scale.caption,
-        threshold=threshold.value if threshold is not None else None,
+        threshold=threshold,
         threshold_note=note,
         region_threshold=color_scale.mark,
         versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
-        pro=pro,
+        pro=result.pro_curve(),
         metrics=metrics,
         settings=settings,
         fingerprint=fingerprint(images),
         licence=images.licence,
     )
+    write_report(out / "report.html", report)
+
+
+def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
+    """Returns the threshold in nats, if there is one, and a sentence on its origin or its absence."""
+    if calibration is None:
+        return None, "not calibrated: no threshold is known"
+    if not calibration.is_enough():
+        return None, calibration.shortage()
+    threshold = calibration.threshold()
+    return threshold.value, str(threshold)
 
 
 def _rows(
@@ -109,7 +103,15 @@ def _rows(
     for i, sample in enumerate(images.test):
         mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
         pixels = as_pixels(load_image(sample.image, image_size))
-        yield ReportRow(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
+        yield ReportRow(
+            image=sample.image,
+            label=sample.label,
+            kind=sample.kind,
+            score=float(scores[i]),
+            pixels=pixels,
+            score_map=maps[i],
+            mask=mask,
+        )
         progress(i + 1)
 
 
