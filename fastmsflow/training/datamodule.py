@@ -90,7 +90,7 @@ class TrainingData(L.LightningDataModule, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How image files are read for a training."""
+    """Options of reading image files for a training."""
 
     readers: ReaderPool = field(default_factory=ReaderPool)
     """The processes that read; by default this one."""
