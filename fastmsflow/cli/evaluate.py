@@ -48,7 +48,7 @@ def evaluate(
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
     silence(quiet, as_json)
     print_loading("torch and timm")
-    from ..data.classes import every_class_of, is_every_class
+    from ..data.class_selection import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
     from ..evaluation.metric_labels import labeled
     from ..evaluation.report import write_test_report

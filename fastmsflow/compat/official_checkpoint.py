@@ -16,7 +16,7 @@ from ..models.msflow import MultiScaleFlow
 from ..nn.feature_pooling import check_pool
 from ..state_dicts import load_pickled
 from . import state_dict_keys
-from .clamp_formula import (
+from .detect_clamp_formula import (
     CLAMP_FORMS,
     Formula,
     Images,

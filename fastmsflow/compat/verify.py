@@ -12,7 +12,8 @@ from ..data.file_search import list_images
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
-from .clamp_formula import (
+from .convert import model_with_flow, own_flow
+from .detect_clamp_formula import (
     BATCH,
     MOST_IMAGES,
     FormulaFit,
@@ -21,7 +22,6 @@ from .clamp_formula import (
     has_one_formula,
     use_formula,
 )
-from .convert import model_with_flow, own_flow
 from .numerical_check import Batches, noise
 from .official_checkpoint import read_official
 from .state_dict_keys import Variant

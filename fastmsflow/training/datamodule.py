@@ -21,7 +21,7 @@ from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from ..recipe import Recipe
-from .break_even import measure_break_even
+from .cache_break_even import measure_break_even
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import FeaturesInMemory, gather_features, pooled_features
 from .features_on_disk import FeaturesOnDisk, placement

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..data import ImageSet, open_image_set
-from ..data.classes import every_class_of
+from ..data.class_selection import every_class_of
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
@@ -19,12 +19,12 @@ from ..evaluation.compare_checkpoints import CheckpointResult, mean_of, write_me
 from ..evaluation.metric_labels import METRIC_LABELS
 from ..files import shown
 from ..visualization.markdown_table import write_markdown_table
-from .job import TrainingJob
 from .loggers import check_loggers, close_loggers
 from .multi_class import ModelFactory, forget_failure, results_of, train_each
 from .run_directory import has_finished, refuse_another
 from .train import run_settings, say_if_short
 from .trainer import check_precision
+from .training_job import TrainingJob
 from .training_plan import check_data_config, describe_images
 from .training_result import TrainingResult
 

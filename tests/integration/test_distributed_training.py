@@ -19,7 +19,7 @@ from fastmsflow.training.checkpointing import ResumeCheckpoint
 from fastmsflow.training.datamodule import TRAIN
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.lightning_module import MSFlowLightningModule
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import DISTRIBUTED

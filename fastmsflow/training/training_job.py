@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ..data import ImageSet, ShardSet, open_image_set
-from ..data.classes import refuse_class_of_shards
+from ..data.class_selection import refuse_class_of_shards
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
