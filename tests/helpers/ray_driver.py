@@ -27,7 +27,7 @@ def drive(address: str, head: int, model: Path, tars: Path, parquet: Path, files
     try:
         killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "tars", head)))
         killer.start()
-        tables = ray.data.read_webdataset(str(tars), decoder=None, override_num_blocks=10)
+        tables = ray.data.read_webdataset(str(tars), decoder=None, override_num_blocks=8)
         tables = tables.rename_columns({"jpg": "bytes", "__key__": "path"})
         tables.map_batches(BatchScorer, **scoring(model, actors=2)).write_parquet(f"{out}/tars")
         killer.join()
