@@ -9,10 +9,10 @@ import torch
 from pytest_benchmark.utils import safe_dumps
 from torch import nn
 
-from benchmarks import setting
+from benchmarks import suite_settings
 from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
-from benchmarks.gate import Truth
-from benchmarks.setting import DEVICE, SIZES, Size, environment, footprint
+from benchmarks.parity_gate import Truth
+from benchmarks.suite_settings import DEVICE, SIZES, Size, environment, footprint
 from fastmsflow import MSFlow
 from fastmsflow.files import written_aside
 
@@ -30,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    setting.rehearsing = config.getoption("--rehearse")
-    setting.hasten_interpreter()
+    suite_settings.rehearsing = config.getoption("--rehearse")
+    suite_settings.hasten_interpreter()
     # For the eager contestants.
     torch.backends.cudnn.benchmark = True
 
@@ -92,7 +92,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info |= environment() | {"rehearsal": setting.rehearsing}
+    machine_info |= environment() | {"rehearsal": suite_settings.rehearsing}
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +129,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
     if issubclass(request.param, AsShipped) and importlib.util.find_spec("FrEIA") is None:
         pytest.skip("FrEIA 0.2 is not installed: pip install FrEIA==0.2")
     if request.param.gpu_only and DEVICE.type != "cuda":
-        if not setting.rehearsing:
+        if not suite_settings.rehearsing:
             pytest.skip("at its best on a GPU only")
         batch = request.node.callspec.params.get("batch")
         compile_quickly(request.param is Compiled and batch == SIZES["small"].batches[0], monkeypatch)

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.contestants import FastMSFlow
 from benchmarks.recorded_work import CPU, Work, WorkByName, make_fake, on_a_gpu, recording, taken_for_a_gpus
-from benchmarks.setting import SIZES, Size
+from benchmarks.suite_settings import SIZES, Size
 from fastmsflow import MSFlow, backend
 from fastmsflow.kernels import configs
 

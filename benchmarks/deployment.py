@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.setting import environment
+from benchmarks.suite_settings import environment
 from fastmsflow import MSFlow, Prediction
 from fastmsflow.data import load_image, open_image_set
 from fastmsflow.integrations.export import export_onnx, export_package, export_program

@@ -1,8 +1,8 @@
 """A few launches at odd sizes, for ``compute-sanitizer``, under which all takes many times longer:
 ``compute-sanitizer --tool memcheck python -m benchmarks.few_launches``."""
 
-from benchmarks.setting import Size, hasten_interpreter, synchronize
 from benchmarks.smoke import DTYPES, examined, operations
+from benchmarks.suite_settings import Size, hasten_interpreter, synchronize
 
 ODD = Size((24, 40, 112), (1, 1, 1), "", 24, (1,), 1, ((24, 7), (40, 4), (112, 3)))
 

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contestants import FastMSFlow
-from benchmarks.setting import DEVICE, SIZES, synchronize
+from benchmarks.suite_settings import DEVICE, SIZES, synchronize
 from fastmsflow import MSFlow
 
 BATCH = 8

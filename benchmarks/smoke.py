@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gate import error
-from benchmarks.setting import DEVICE, SIZES, Size, hasten_interpreter
+from benchmarks.parity_gate import error
+from benchmarks.suite_settings import DEVICE, SIZES, Size, hasten_interpreter
 from fastmsflow.benchmarking import CONDITION, tensors
 from fastmsflow.files import write_json
 from fastmsflow.kernels import configs

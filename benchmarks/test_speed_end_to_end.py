@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.contestants import Contestant
-from benchmarks.gate import Truth, image_step_gate, prediction_gate
-from benchmarks.setting import DEVICE, Size, measure, rotated
+from benchmarks.parity_gate import Truth, image_step_gate, prediction_gate
+from benchmarks.suite_settings import DEVICE, Size, measure, rotated
 
 
 def images(size: Size, batch: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import Contestant
-from benchmarks.gate import Truth, flow_gate, step_gate
-from benchmarks.setting import DEVICE, Size, measure, rotated
+from benchmarks.parity_gate import Truth, flow_gate, step_gate
+from benchmarks.suite_settings import DEVICE, Size, measure, rotated
 from fastmsflow.benchmarking import CONDITION
 
 

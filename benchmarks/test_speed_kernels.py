@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gate import Gate, error
-from benchmarks.setting import DEVICE, SIZES, Size, measure, measure_launches, rotated
+from benchmarks.parity_gate import Gate, error
+from benchmarks.suite_settings import DEVICE, SIZES, Size, measure, measure_launches, rotated
 from fastmsflow.benchmarking import CONDITION, KernelCase, kernel_cases, operation, tensors
 from fastmsflow.kernels import configs, conv3x3
 from fastmsflow.kernels.conv3x3_layer_norm import fuses_layer_norm

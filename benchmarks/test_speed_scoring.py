@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import setting
-from benchmarks.gate import Gate, error
-from benchmarks.setting import DEVICE, Size, measure, rotated
+from benchmarks import suite_settings
+from benchmarks.parity_gate import Gate, error
+from benchmarks.suite_settings import DEVICE, Size, measure, rotated
 from fastmsflow.backend import Backend
 from fastmsflow.metrics import aupro, auroc
 from fastmsflow.scoring import Scores, score_log_likelihoods
@@ -19,7 +19,7 @@ MAPS = 50
 
 
 def rounds() -> int:
-    return 1 if setting.rehearsing else 3
+    return 1 if suite_settings.rehearsing else 3
 
 
 @pytest.mark.benchmark(group="scoring")

@@ -38,7 +38,7 @@ def option(default: Any, panel: str, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a flow is trained by Adam; the defaults are the published recipe (arXiv 2308.15300).
+    """Settings of the training of a flow by Adam; the defaults are the published recipe (arXiv 2308.15300).
 
     In a run of another length the milestones keep their shares of it, and the warm-up its number of sub-epochs, unless
     ``warm_up_share`` is given.
@@ -109,7 +109,7 @@ class Recipe:
         " stores least. Default: store all.",
         name="activation_checkpointing",
     )  # fmt: skip
-    """How activations are saved: ``recompute`` stores the couplings' inputs, ``invertible`` less (see
+    """Method of storing activations: ``recompute`` stores the couplings' inputs, ``invertible`` less (see
     fastmsflow.nn.invertible), both for one more forward pass; None: all are stored."""
     ema: float | None = option(
         None, OPTIMIZATION,
@@ -185,8 +185,11 @@ class Recipe:
         return {part: rate for part, rate in rates.items() if part not in self.freeze}
 
     def share(self, batch: int, images: int) -> float:
-        """By what the mean loss of an epoch's batch number ``batch``, from 0, counts in its step; ``images``: of the
-        epoch. 1 but in an incomplete step: Lightning divides by ``accumulate``, however many images there are."""
+        """Returns the weight of the mean loss of batch number ``batch``, from 0, in its step.
+
+        ``images``: number of images of the epoch. The weight is 1 except in an incomplete step, since Lightning divides
+        by ``accumulate`` whatever the number of images.
+        """
         if self.accumulate == 1:
             return 1.0
         step = batch - batch % self.accumulate
@@ -210,7 +213,7 @@ class Recipe:
         return self.epochs <= self.warm_up_epochs
 
     def lr_factor(self, sub_epoch: int) -> float:
-        """What ``lr`` is multiplied by in ``sub_epoch``, counted from 0."""
+        """Returns the factor of ``lr`` in ``sub_epoch``, counted from 0."""
         if sub_epoch < self.warm_up_epochs:
             return 0.1 + 0.9 * sub_epoch / self.warm_up_epochs
         return self.decay ** sum(sub_epoch >= round(share * self.epochs) for share in self.milestones)
@@ -218,7 +221,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How images are read, and whether their features are stored."""
+    """Settings of reading images and of storing their features."""
 
     workers: int = option(0, DATA, "Processes that read images; 0: this process reads them.")
     """Processes that read images."""

@@ -35,7 +35,7 @@ def calibrate(
     silence(quiet, as_json)
     print_loading("torch and timm")
     from ..data.file_search import list_images
-    from ..evaluation.calibrate import calibrate_on_files
+    from ..evaluation.calibrate_model import calibrate_on_files
     from ..inference.loading import load_model
     from ..models.checkpoint import read_checkpoint
 

@@ -35,7 +35,7 @@ def demo(
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     silence(quiet, as_json)
     refuse_unused_options(ctx)
-    from ..training.job import TrainingJob
+    from ..training.training_job import TrainingJob
 
     job = TrainingJob(
         source="elpv",

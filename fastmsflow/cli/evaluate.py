@@ -48,11 +48,11 @@ def evaluate(
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
     silence(quiet, as_json)
     print_loading("torch and timm")
-    from ..data.classes import every_class_of, is_every_class
+    from ..data.class_selection import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
     from ..evaluation.metric_labels import labeled
+    from ..evaluation.report import write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
-    from ..evaluation.test_report import write_test_report
     from ..inference.loading import load_model
     from ..scoring import check_map
 
@@ -82,13 +82,14 @@ def evaluate(
                 stage=bar.stage,
             )
             results += comparison.rows
-            images, tested = comparison.images, comparison.test_result
+            images = comparison.images
             bar.stage("writing the report", len(images.test))
             with comparison.stopwatch("report"):
                 metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
-                measured = (tested.scores, maps, tested.pro_curve())
-                options = resolved_options(ctx)
-                write_test_report(folder, images, comparison.model, *measured, metrics, options, bar, kind)
+                write_test_report(
+                    folder, images, comparison.model, comparison.test_result, metrics=metrics,
+                    settings=resolved_options(ctx), progress=bar, map_kind=kind,
+                )  # fmt: skip
         seconds.update(comparison.stopwatch.seconds)
         _print_threshold(comparison)
     if every_class:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ..models.msflow import MSFlow
     from ..training import TrainingResult
     from ..training.every_class import EveryClassResult
-    from ..training.job import TrainingJob
+    from ..training.training_job import TrainingJob
 
 
 @with_options_of(DataConfig, Recipe, defaults={"hold_out": 0.1})
@@ -101,12 +101,12 @@ def train(
     refuse_unused_options(ctx)
     settings |= _warm_up(ctx, settings["warmup"], settings["warmup_share"])
     group = launch(devices, nodes, lambda line: console.print(line, style="dim", soft_wrap=True))
-    from ..data.classes import is_every_class
+    from ..data.class_selection import is_every_class
 
     every_class = is_every_class(source, category)
     if every_class:
         group.join_apart()
-    from ..training.job import TrainingJob
+    from ..training.training_job import TrainingJob
 
     job = TrainingJob(
         source=source,

@@ -64,7 +64,7 @@ def verify(
     from ..files import write_json
 
     official = Described(extractor, extractor_weights, pool, clamp, check_variant(variant))
-    given = to_verify(checkpoint, images or [], max_images, image_size, official)
+    given = to_verify(checkpoint, images or [], official, max_images=max_images, image_size=image_size)
     if given.formula_line is not None:
         if given.formula_in_doubt:
             errors.print(f"[yellow]{escape(given.formula_line)}[/yellow]", soft_wrap=True)

@@ -10,7 +10,7 @@ from ..backend import Backend, check
 from ..errors import InputError
 from ..reference.coupling import initial_global_scale, invert_permutation
 from ..reference.layer_norm import LAYER_NORM_EPS
-from .clamp_formula import warn_of_either_formula
+from .detect_clamp_formula import warn_of_either_formula
 from .drop_in import (
     DropInBlock,
     DropInCoupling,

@@ -10,7 +10,7 @@ from ..models.msflow import MSFlow, MultiScaleFlow
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import check_pool
 from ..state_dicts import refuse_misfit
-from .clamp_formula import check_extractor
+from .detect_clamp_formula import check_extractor
 from .official_checkpoint import load_official, read_pickle, save_official
 from .state_dict_keys import check_variant
 

@@ -16,7 +16,7 @@ from ..models.msflow import MultiScaleFlow
 from ..nn.feature_pooling import check_pool
 from ..state_dicts import load_pickled
 from . import state_dict_keys
-from .clamp_formula import (
+from .detect_clamp_formula import (
     CLAMP_FORMS,
     Formula,
     Images,
@@ -70,7 +70,9 @@ def load_official(
     if has_one_formula(flow):
         return flow
     if images is not None:
-        features = pooled_batches(images, flow, extractor, extractor_weights, image_size, check_pool(pool))
+        features = pooled_batches(
+            images, flow, extractor=extractor, weights=extractor_weights, size=image_size, pool=check_pool(pool)
+        )
         fit = compare_formulas(flow, features)
         formula, line = fit.settle(variant)
         use_formula(flow, formula)
@@ -145,7 +147,7 @@ def save_official(
     parallel = [_cpu(state_dict_keys.official_parallel(flow, level)) for level in range(len(flow.channels))]
     content: dict[str, Any] = {"epoch": epoch, "fusion_flow": fusion, "parallel_flows": parallel}
     if optimizer is not None:
-        content["optimizer"] = official_optimizer(optimizer, flow, parallel, fusion, fusion_first)
+        content["optimizer"] = official_optimizer(optimizer, flow, parallel, fusion, fusion_first=fusion_first)
     with written_aside(path) as aside:
         torch.save(content, aside)
 

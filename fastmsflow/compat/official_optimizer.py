@@ -14,7 +14,7 @@ _DEFAULT_IMPLEMENTATION = {"foreach": None, "fused": None, "capturable": False}
 
 
 def official_optimizer(
-    optimizer: Optimizer, flow: MultiScaleFlow, parallel: list[StateDict], fusion: StateDict, fusion_first: bool
+    optimizer: Optimizer, flow: MultiScaleFlow, parallel: list[StateDict], fusion: StateDict, *, fusion_first: bool
 ) -> dict[str, Any]:
     """Makes the state dict of one Adam group over the parameters of all flows, the parallel ones first.
 

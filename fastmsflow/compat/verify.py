@@ -12,7 +12,8 @@ from ..data.file_search import list_images
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
-from .clamp_formula import (
+from .convert import model_with_flow, own_flow
+from .detect_clamp_formula import (
     BATCH,
     MOST_IMAGES,
     FormulaFit,
@@ -21,7 +22,6 @@ from .clamp_formula import (
     has_one_formula,
     use_formula,
 )
-from .convert import model_with_flow, own_flow
 from .numerical_check import Batches, noise
 from .official_checkpoint import read_official
 from .state_dict_keys import Variant
@@ -60,11 +60,11 @@ class ToVerify:
 
 
 def to_verify(
-    checkpoint: Path, images: Sequence[Path], most: int, image_size: int | None, official: Described
+    checkpoint: Path, images: Sequence[Path], official: Described, *, max_images: int, image_size: int | None
 ) -> ToVerify:
     """Loads the checkpoint, and computes features of images.
 
-    ``images``: files and folders, of which at most ``most`` images are used; without images, noise is used. For an
+    ``images``: files and folders, of which at most ``max_images`` are used; without images, noise is used. For an
     official file with index permutations the formula that fits the first images better is verified, unless ``official``
     names one.
 
@@ -89,7 +89,7 @@ def to_verify(
         )  # fmt: skip
     if own and image_size is not None and model.image_size != (image_size, image_size):
         raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
-    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:most]
+    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)
     if own or has_one_formula(model.flow):

@@ -15,6 +15,9 @@ from .shards.dataset import ShardedImages
 from .shards.shard_set import ShardSet
 from .shards.writer import write_shards
 
+# The name in version 0.1.
+LooseImages = ImageFileDataset
+
 __all__ = [
     "ImageDataset",
     "ImageFileDataset",

@@ -8,7 +8,7 @@ import torch
 
 from ..distributed.process_group import ProcessGroup
 from ..metrics import Bins, PixelHistogram, Regions, aupro, aupro_published, auroc, pro_curve
-from ..metrics.roc import auroc_and_f1_max
+from ..metrics.auroc import auroc_and_f1_max
 from ..scoring import Scores
 
 MAPS_PER_IMAGE = 4

@@ -1,4 +1,4 @@
-"""From a checkpoint and images to scores: batches of any engine's table, files by the million."""
+"""Scores images with a checkpoint: batches of any engine's table, files by the million."""
 
 from .batch_scorer import BatchScorer
 from .precision import AUTO, DTYPES, prepare, resolve_dtype

@@ -1,4 +1,4 @@
-"""Columns of a batch -> images, and results -> columns, as NumPy arrays or Arrow arrays."""
+"""Reads images from the columns of a batch, and turns results into columns."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,22 +21,22 @@ BOX = ("largest_region_left", "largest_region_top", "largest_region_right", "lar
 NUMBERS = (*SCORES, "largest_region", *BOX)
 MAP = "score_map"
 Columns: TypeAlias = dict[str, Any]
-"""Each column's values: a NumPy array of any shape with the rows first, or a list."""
+"""Column name -> its values: a NumPy array of any shape with the rows first, or a list."""
 
 
 class BatchColumns(NamedTuple):
     """The images of a batch."""
 
     kind: str
-    """The column that holds them: the first there is of bytes, image and path."""
+    """The column that holds the images: the first that exists of bytes, image and path."""
     values: Sequence[Any]
     paths: Sequence[Any]
     faults: Sequence[Any]
-    """Each row's text that says why it is not to be scored, if there is one."""
+    """The text of each row that says why it is not scored, or None."""
 
     @classmethod
     def from_batch(cls, columns: Mapping[Any, Any]) -> "BatchColumns":
-        """Errors: InputError where no column holds images, or columns are not of one length."""
+        """Finds the images. Raises: InputError if no column holds images, or columns differ in length."""
         kind = next((name for name in (BYTES, IMAGE, PATH) if name in columns), None)
         if kind is None:
             raise InputError(
@@ -45,18 +45,18 @@ class BatchColumns(NamedTuple):
             )
         lengths = {name: _length(name, values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            raise InputError(f"the batch's columns differ in their number of rows ({told}); give each row a value")
+            listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise InputError(f"the batch's columns differ in their number of rows ({listed}); give each row a value")
         empty = [None] * lengths[kind]
         return cls(kind, *(_by_place(columns.get(name, empty)) for name in (kind, PATH, FAULT)))
 
     @property
     def numbers(self) -> range:
-        """The rows by number."""
+        """The numbers of the rows."""
         return range(len(self.values))
 
     def name(self, row: int) -> str:
-        """Returns what errors call a row: its path if there is one."""
+        """Returns the name of a row in messages: its path if there is one."""
         try:
             path = self.paths[row]
             return shown(path) if isinstance(path, (str, Path)) and path else f"row {row}"
@@ -64,14 +64,15 @@ class BatchColumns(NamedTuple):
             return f"row {row}"
 
     def fault(self, row: int) -> str | None:
-        """Returns the text that says why a row is not to be scored; None where there is none or it is empty."""
+        """Returns the text that says why a row is not scored; None if there is none or it is empty."""
         fault = self.faults[row]
         return (isinstance(fault, str) and " ".join(fault.split())) or None
 
     def read(self, row: int, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """Decodes one image -> (float32 (3, H, W) in [0, 1] at ``image_size``, its own (width, height)).
+        """Decodes the image of a row.
 
-        Errors: InputError that names the row.
+        Returns: the image, float32 (3, H, W) in [0, 1] at ``image_size``, and its own (width, height).
+        Raises: InputError, which names the row, if there is no image or it cannot be decoded.
         """
         value, name, kind = self.values[row], self.name(row), self.kind
         if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value):
@@ -98,13 +99,13 @@ def _length(name: str, column: Any) -> int:
 
 
 def _by_place(column: Any) -> Sequence[Any]:
-    """Rows by their place; a pandas.Series has them by its index."""
+    """Returns a sequence; a pandas.Series would look rows up by its index."""
     return column if isinstance(column, Sequence) else list(column)
 
 
 def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
     if isinstance(value, Image.Image):
-        # As an array, a palette's numbers would be grey, and CMYK colour with transparency.
+        # As an array, a palette's numbers would be gray values, and CMYK colors with transparency.
         raise InputError(f"{name}: the column {IMAGE} holds {_type(value)}; give np.asarray(image.convert('RGB'))")
     if isinstance(value, (bytes, bytearray, memoryview)):
         raise InputError(f"{name}: the column {IMAGE} holds files' bytes; rename it to {BYTES}")
@@ -124,8 +125,10 @@ def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tenso
 
 
 def _float_tensor(array: np.ndarray, name: str, image_size: tuple[int, int]) -> Tensor:
-    """(H, W, 3) in [0, 1] -> (3, H, W) at ``image_size``, resized by Lanczos. 8-bit images are rounded, and clipped,
-    between its two passes too."""
+    """Returns an array (H, W, 3) in [0, 1] as a tensor (3, H, W) at ``image_size``, resized by Lanczos.
+
+    Unlike 8-bit images, floats are not rounded and clipped between the two passes of the filter.
+    """
     if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < SMALLEST:
         raise InputError(
             f"{name}: {array.dtype} of shape {array.shape}; give (H, W, 3), at least {SMALLEST} pixels on a side"
@@ -144,8 +147,11 @@ def _type(value: Any) -> str:
 
 
 def result_columns(results: Sequence[ImageResult | str], map_size: tuple[int, int] | None) -> Columns:
-    """Columns of ``results``, one for each row: what the model says, or its fault. Numbers are float64, NaN where
-    there is none; ``defective`` and ``fault`` hold None there. ``map_size``: (H, W) of the column of maps, if any."""
+    """Returns the columns of ``results``, the result or the fault of each row.
+
+    Numbers are float64, NaN where there is none; ``defective`` and ``fault`` hold None there. ``map_size``: (H, W) of
+    the column of maps; None: no such column.
+    """
     numbers = np.full((len(NUMBERS), len(results)), np.nan)
     defective, fault = np.full(len(results), None, object), np.full(len(results), None, object)
     maps = None if map_size is None else np.full((len(results), *map_size), np.nan, np.float32)

@@ -20,7 +20,7 @@ from . import AUTO
 from .heat_map_names import HEAT_MAP, heat_map_names
 from .regions import Region
 from .scorer import LABELS, ImageResult, Scorer
-from .tables import SortedTable
+from .sorted_table import SortedTable
 
 UNFINISHED = "unfinished"
 # PNG files a fifth larger than with Pillow's 6, in a quarter of the time.

@@ -1,8 +1,8 @@
-"""Models as graphs that run without this library: torch.export, ONNX, AOTInductor.
+"""Exports models as graphs that run without this library: torch.export, ONNX, AOTInductor.
 
-Every graph takes images (B, 3, H, W) float32 in [0, 1], any B, and returns what ``MSFlow.predict`` does, in its order
-and, in ONNX, by its names. It is made of ``model.for_inference()``, computes by plain PyTorch except where kernels are
-named, and is loaded and compared with the model before it is handed over.
+Every graph takes images (B, 3, H, W) float32 in [0, 1], any B, and returns the fields of ``MSFlow.predict`` in their
+order and, in ONNX, by their names. A graph is traced from ``model.for_inference()``, computes by plain PyTorch unless
+its function says otherwise, and is loaded and compared with the model before its file is renamed into place.
 """
 
 import importlib.util
@@ -24,29 +24,30 @@ from ..ops.triton_export import inlined
 
 __all__ = ["Exported", "export_onnx", "export_package", "export_program"]
 
-# Sizes of batches that are compared. Neither is the one that is traced.
+# Batch sizes that are compared; the traced size is another one.
 CHECKED_BATCHES = (1, 3)
 TRACED_BATCH = 2
 BATCH = ({0: Dim("batch")},)
-# Of scores, relative to the larger of 1 and the score; half precisions have other convolutions in another graph.
+# Largest differences of scores, relative to the larger of 1 and the score. In half precision another graph may use
+# other convolutions.
 LIMIT, HALF_LIMIT = 1e-4, 3e-2
 
 Graph = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Exported(NamedTuple):
-    """What was written, and how near it is."""
+    """An exported file, and its difference from the model."""
 
     path: Path
     """The file."""
     difference: float
-    """The largest of image scores from the model's, relative to the larger of 1 and the score."""
+    """The largest difference of image scores from the model's, relative to the larger of 1 and the score."""
 
 
 def export_program(model: MSFlow, path: str | Path) -> Exported:
     """Writes a torch.export program, which ``torch.export.load(path).module()`` reads.
 
-    Errors: UnavailableError, with nothing written, where the graph does not compute what the model does.
+    Raises: UnavailableError, with nothing written, if the graph's scores differ from the model's.
     """
     predictor = _Predictor(model)
     with backend.use("torch"), written_aside(path) as aside:
@@ -57,8 +58,8 @@ def export_program(model: MSFlow, path: str | Path) -> Exported:
 def export_onnx(model: MSFlow, path: str | Path) -> Exported:
     """Writes an ONNX file: input ``images``, outputs ``Prediction``'s fields. Needs the ``onnx`` extra.
 
-    Errors: UnavailableError, with nothing written, where a package is missing, or ONNX Runtime on the CPU does not
-    compute what the model does.
+    Raises: UnavailableError, with nothing written, if a package is missing, or the scores of ONNX Runtime on the CPU
+    differ from the model's.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
@@ -70,21 +71,22 @@ def export_onnx(model: MSFlow, path: str | Path) -> Exported:
             predictor.program(),
             input_names=["images"],
             output_names=names,
-            dynamic_shapes=BATCH,  # for its name
+            dynamic_shapes=BATCH,  # names the dimension
             dynamo=True,
             verbose=False,
         )
-        # None only where it was given a file's name.
+        # The result is None only if a file's name is given.
         cast(torch.onnx.ONNXProgram, written).save(aside)
         return Exported(Path(path), predictor.difference(_onnx_graph(aside)))
 
 
 def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.float32) -> Exported:
-    """Writes an AOTInductor package (.pt2) for the device that ``model`` is on: machine code, no Python in it.
+    """Writes an AOTInductor package (.pt2) of machine code, without Python, for the device of ``model``.
 
-    On a GPU this library's kernels are in it, as ``backend`` says. ``torch._inductor.aoti_load_package(path)`` reads
-    it; so does C++. ``dtype``: see ``MSFlow.for_inference``.
-    Errors: UnavailableError, with nothing written, where the package does not compute what the model does.
+    On a GPU the package contains this library's kernels, as ``backend`` says. ``torch._inductor.aoti_load_package``
+    reads the package; so does C++. ``dtype``: see ``MSFlow.for_inference``.
+
+    Raises: UnavailableError, with nothing written, if the package's scores differ from the model's.
     """
     predictor = _Predictor(model, dtype)
     on_gpu = next(model.parameters()).is_cuda
@@ -96,7 +98,7 @@ def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.f
 
 
 class _Predictor(nn.Module):
-    """``predict`` of a copy of the model as a module's forward."""
+    """A module whose forward is ``predict`` of a copy of the model."""
 
     def __init__(self, model: MSFlow, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -109,14 +111,14 @@ class _Predictor(nn.Module):
     @torch.no_grad()
     def program(self) -> ExportedProgram:
         images = self._images(TRACED_BATCH)
-        # What is kept of the weights, computed now, goes into the graph.
+        # Fills the caches of values derived from weights, which become constants of the graph.
         self(images)
         with as_constants():
             return torch.export.export(self, (images,), dynamic_shapes=BATCH)
 
     @torch.no_grad()
     def difference(self, graph: Graph) -> float:
-        """See ``Exported``. Errors: UnavailableError where it is more than rounding."""
+        """Returns the difference of ``Exported``. Raises: UnavailableError if it exceeds rounding."""
         largest = 0.0
         for batch in CHECKED_BATCHES:
             images = self._images(batch)
@@ -131,7 +133,7 @@ class _Predictor(nn.Module):
         return largest
 
     def _images(self, batch: int) -> Tensor:
-        """The same for the same batch."""
+        """Returns random images, the same ones for the same batch size."""
         generator = torch.Generator().manual_seed(batch)
         return torch.rand(batch, 3, *self.model.image_size, generator=generator).to(next(self.parameters()).device)
 

@@ -1,10 +1,10 @@
 """Metrics of anomaly detection and localization, on numpy arrays or torch tensors: exact, or in constant memory."""
 
-from .bins import Bins
-from .pro import aupro, aupro_published, pro_curve
-from .regions import Regions
-from .roc import auroc, f1_max
-from .streaming import Bounded, PixelHistogram
+from .aupro import aupro, aupro_published, pro_curve
+from .auroc import auroc, f1_max
+from .defect_regions import Regions
+from .histogram_bins import Bins
+from .pixel_histogram import Bounded, PixelHistogram
 
 __all__ = [
     "Bins",

@@ -155,6 +155,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         """
         return Scores(*self._replayed(self._scores_of_features, features, top_k))
 
+    @torch.no_grad()
     def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
         """Computes scores and maps at ``image_size`` of images (B, 3, H, W) in [0, 1].
 

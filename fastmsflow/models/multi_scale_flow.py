@@ -45,7 +45,7 @@ class MultiScaleFlow(nn.Module):
     parallel_flows: nn.ModuleList
     fusion_flow: FusionFlow
     activation_checkpointing: ActivationCheckpointing | None = None
-    """How memory is saved if gradients are taken; a training sets it for as long as it lasts."""
+    """The way to save memory if gradients are taken; a training sets it while it runs."""
     official_layout: OfficialLayout | None = None
     """The layout of the official file that the flow was read from; None for any other flow."""
 

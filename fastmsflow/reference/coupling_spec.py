@@ -31,10 +31,10 @@ class CouplingSpec:
     raw_scale: float = SUBNET_SCALE
     """A factor on the subnet's output."""
     bounded: bool = False
-    """Whether z is cut off at +-1e6, or at what its dtype holds."""
+    """True cuts z off at +-1e6, or at the largest value of its dtype."""
     result: CouplingResult = "halves"
     with_log_det: bool = True
-    """Whether the log_det is computed; None is returned in its place otherwise."""
+    """False saves the computation of log_det; None is returned in its place."""
 
     @classmethod
     def fusion(

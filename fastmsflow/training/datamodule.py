@@ -21,7 +21,7 @@ from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from ..recipe import Recipe
-from .break_even import measure_break_even
+from .cache_break_even import measure_break_even
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import FeaturesInMemory, gather_features, pooled_features
 from .features_on_disk import FeaturesOnDisk, placement
@@ -90,7 +90,7 @@ class TrainingData(L.LightningDataModule, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How image files are read for a training."""
+    """Options of reading image files for a training."""
 
     readers: ReaderPool = field(default_factory=ReaderPool)
     """The processes that read; by default this one."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..data import ImageSet, open_image_set
-from ..data.classes import every_class_of
+from ..data.class_selection import every_class_of
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
@@ -19,12 +19,12 @@ from ..evaluation.compare_checkpoints import CheckpointResult, mean_of, write_me
 from ..evaluation.metric_labels import METRIC_LABELS
 from ..files import shown
 from ..visualization.markdown_table import write_markdown_table
-from .job import TrainingJob
 from .loggers import check_loggers, close_loggers
 from .multi_class import ModelFactory, forget_failure, results_of, train_each
 from .run_directory import has_finished, refuse_another
-from .train import say_if_short, settings_of
+from .train import run_settings, say_if_short
 from .trainer import check_precision
+from .training_job import TrainingJob
 from .training_plan import check_data_config, describe_images
 from .training_result import TrainingResult
 
@@ -153,7 +153,7 @@ class _ClassRuns:
             line = f"{shown(name)}: {_in_short(result)}"
             self._console.print(escape(line), soft_wrap=True, highlight=False)
 
-        failures = train_each(out, self._classes, train_class, on_failure, group.rank, group.size)
+        failures = train_each(out, self._classes, train_class, on_failure, rank=group.rank, size=group.size)
         return self._collect(failures, len(finished)) if group.first else None
 
     def _find_finished(self) -> list[str]:
@@ -168,7 +168,8 @@ class _ClassRuns:
             if isinstance(images, ImageSet) and (out / name).is_dir():
                 model = self._models.untouched(self._sizes[name])
                 description = describe_images(images, job.data)
-                refuse_another(out / name, settings_of(model, description, job.recipe, job.data, job.started_from))
+                settings = run_settings(model, description, job.recipe, job.data, started_from=job.started_from)
+                refuse_another(out / name, settings)
         for name in self._sets:
             forget_failure(out / name)
         return [name for name in self._sets if has_finished(out / name)]

@@ -52,6 +52,7 @@ def train_each(
     classes: Sequence[str],
     work: Callable[[str], None],
     failed: Callable[[str, str], None],
+    *,
     rank: int = 0,
     size: int = 1,
 ) -> dict[str, str]:

@@ -91,7 +91,7 @@ def train(
         check_precision(recipe)
     pool = readers or ReaderPool(reading.workers)
     plan = plan_training(model, images, recipe, reading, readers=pool, world=world)
-    settings = settings_of(model, plan.description, recipe, reading, started_from, world)
+    settings = run_settings(model, plan.description, recipe, reading, started_from=started_from, world=world)
     ema = EMACallback(model.flow, recipe.ema) if recipe.ema is not None else None
     notes = {} if started_from is None else {"started_from": started_from}
 
@@ -181,11 +181,12 @@ def say_if_short(recipe: Recipe, console: Console) -> None:
     console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
 
-def settings_of(
+def run_settings(
     model: MSFlow,
     description: Mapping[str, object],
     recipe: Recipe,
     reading: DataConfig,
+    *,
     started_from: str | None,
     world: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Any]:

@@ -19,9 +19,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from typer.testing import CliRunner
 
-from benchmarks import gate, report, visit
+from benchmarks import gpu_visit, parity_gate, report
 from benchmarks.contestants import AsShipped, Compiled, Contestant, FastMSFlow
-from benchmarks.setting import SIZES
+from benchmarks.suite_settings import SIZES
 from benchmarks.test_speed_flow import features, flops
 from fastmsflow import InputError, MSFlow
 from fastmsflow.benchmarking.compare import compare
@@ -89,14 +89,14 @@ def tiny_model() -> MSFlow:
 @pytest.mark.parametrize("kind", [AsShipped, FastMSFlow], ids=lambda kind: kind.name)
 def test_contestants_reproduce_the_recording(kind: type[Contestant]) -> None:
     expected = torch.load(GOLDEN / "odd_expected.pt", weights_only=True)
-    flow = load_official(GOLDEN / "odd.pt", clamp=expected["config"]["clamp_alpha"]).to(gate.DEVICE)
+    flow = load_official(GOLDEN / "odd.pt", clamp=expected["config"]["clamp_alpha"]).to(parity_gate.DEVICE)
     contestant = kind(flow, [tuple(level.shape[2:]) for level in expected["pooled"]])
-    pooled = [level.to(gate.DEVICE) for level in expected["pooled"]]
+    pooled = [level.to(parity_gate.DEVICE) for level in expected["pooled"]]
     logp, log_det = contestant.likelihoods([contestant.adapt(level) for level in pooled])
     loss, norm = contestant.step([contestant.adapt_training(level) for level in pooled])
     theirs = [*expected["logp"], expected["logdet"], *map(torch.tensor, expected["trajectory"][0])]
-    bound = CONTESTANT["cpu" if gate.DEVICE.type == "cpu" else kind.name]
-    assert all(gate.error(a, b) < bound for a, b in zip([*logp, log_det, loss, norm], theirs, strict=True))
+    bound = CONTESTANT["cpu" if parity_gate.DEVICE.type == "cpu" else kind.name]
+    assert all(parity_gate.error(a, b) < bound for a, b in zip([*logp, log_det, loss, norm], theirs, strict=True))
 
 
 def test_a_contestant_that_computes_something_else_has_a_red_gate() -> None:
@@ -105,8 +105,8 @@ def test_a_contestant_that_computes_something_else_has_a_red_gate() -> None:
             return 1.01 * super().loss(features)
 
     model, size = tiny_model(), SIZES["small"]
-    truth, given = gate.Truth(model), features(size, 2)
-    right, wrong = (gate.step_gate(kind(model.flow, size.grids), truth, given) for kind in (FastMSFlow, Wrong))
+    truth, given = parity_gate.Truth(model), features(size, 2)
+    right, wrong = (parity_gate.step_gate(kind(model.flow, size.grids), truth, given) for kind in (FastMSFlow, Wrong))
     assert right.green
     assert not wrong.green
     assert wrong.errors["first loss"] == pytest.approx(0.01, rel=0.01)
@@ -115,7 +115,7 @@ def test_a_contestant_that_computes_something_else_has_a_red_gate() -> None:
 
 
 def test_a_number_that_is_none_has_a_red_gate() -> None:
-    assert not gate.Gate({"first loss": float("nan")}, 1.0).green
+    assert not parity_gate.Gate({"first loss": float("nan")}, 1.0).green
 
 
 def test_the_compiled_peers_weights_are_constants_of_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_the_compiled_peers_weights_are_constants_of_its_graph(monkeypatch: pyte
 
 
 def test_the_truth_of_a_batch_is_computed_once() -> None:
-    truth, given = gate.Truth(tiny_model()), features(SIZES["small"], 2)
+    truth, given = parity_gate.Truth(tiny_model()), features(SIZES["small"], 2)
     assert truth.likelihoods(given) is truth.likelihoods(given)
 
 
@@ -283,13 +283,13 @@ def test_a_red_parity_test_is_named_and_costs_nothing_else(tmp_path: Path) -> No
 
 
 def test_the_report_has_its_time_whatever_steps_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visit, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_visit, "LEAST", 0.5)
     (tmp_path / "out").mkdir()
     (tmp_path / "scratch").mkdir()
-    run = visit.Visit(tmp_path / "out", tmp_path / "scratch", visit.RESERVE + 1)
+    run = gpu_visit.Visit(tmp_path / "out", tmp_path / "scratch", gpu_visit.RESERVE + 1)
     for name, seconds in (("slow", 60), ("later", 0), ("report", 0)):
         command = [sys.executable, "-c", f"import time; time.sleep({seconds})"]
-        run.run(visit.Step(name, 60, command), sure=name == "report")
+        run.run(gpu_visit.Step(name, 60, command), sure=name == "report")
     found = endings(tmp_path / "out")
     assert found["slow"].startswith("interrupted at its limit of 1 s")
     assert found["later"] == "not run, no time was left"
@@ -298,7 +298,7 @@ def test_the_report_has_its_time_whatever_steps_took(tmp_path: Path, monkeypatch
 
 def test_a_result_that_cannot_be_read_costs_the_summary_alone(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('{"benchmarks": [1], "machine_info": {}}')
-    run = visit.Visit(tmp_path / "out", tmp_path, 60)
+    run = gpu_visit.Visit(tmp_path / "out", tmp_path, 60)
     run.say("smoke: done")
     assert "smoke: done\n\nno summary: " in (tmp_path / "out/summary.txt").read_text()
     assert "rows.json" in record(tmp_path / "out")

@@ -18,7 +18,7 @@ from fastmsflow.data import list_images, write_shards
 from fastmsflow.training.callbacks.preemption import STATE_SAVED
 from tests.helpers.disks import small_disk
 from tests.helpers.few_tiles import few_tiles
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow

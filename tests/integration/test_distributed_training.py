@@ -19,7 +19,7 @@ from fastmsflow.training.checkpointing import ResumeCheckpoint
 from fastmsflow.training.datamodule import TRAIN
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.lightning_module import MSFlowLightningModule
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import DISTRIBUTED
@@ -227,7 +227,9 @@ def test_processes_that_read_shards_train_together(shards: ShardSet, tmp_path: P
     there = {n for shard in train_shards for n in range(shard.first, shard.first + shard.images)}
     steps = [[json.loads(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(2)]
     for epoch in range(recipe.epochs):
-        dealt = ShardedImages(shards.where, (32, 32), 0, 2, seed=recipe.seed, epoch=epoch, shards=train_shards)
+        dealt = ShardedImages(
+            shards.where, (32, 32), rank=0, world_size=2, seed=recipe.seed, epoch=epoch, shards=train_shards
+        )
         seen = [[n for at, *numbers in of for n in numbers if at == epoch] for of in steps]
         assert not {*seen[0]} & {*seen[1]} and {*seen[0], *seen[1]} <= there
         for own, count in zip(seen, dealt.images_of_ranks, strict=True):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastmsflow import InputError
-from fastmsflow.inference.tables import SortedTable
+from fastmsflow.inference.sorted_table import SortedTable
 from fastmsflow.visualization.image_visualizer import ImageVisualizer
 from tests.helpers.disks import small_disk
 from tests.helpers.predictions import Command, table_rows

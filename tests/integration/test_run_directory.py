@@ -13,7 +13,7 @@ from fastmsflow import MSFlow
 from fastmsflow.files import LOCK_FILE
 from fastmsflow.training.run_directory import SETTINGS_FILE, STATE_FILE
 from tests.helpers.disks import remount, small_disk
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.small_runs import SMALL, interrupted, train_args
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_downloads")]

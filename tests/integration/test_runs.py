@@ -11,7 +11,7 @@ import yaml
 from fastmsflow import InputError, MSFlow, UnavailableError
 from fastmsflow.models.checkpoint import read_checkpoint
 from fastmsflow.training.loggers import check_loggers
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.small_runs import train_args
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_downloads")]

@@ -9,7 +9,7 @@ from ...errors import InputError, UnavailableError
 from ..image_set import ImageSet, Source
 from .layout import Layout
 from .mvtec import mvtec
-from .texture_tiles import write_textures
+from .synthetic_textures import write_textures
 
 IMAGE_SIZE = (256, 256)
 LICENCE = "textures: photographs bundled with scikit-image, CC0, defects drawn by fastmsflow"
@@ -21,8 +21,8 @@ def textures(kind: str = "brick", cache_dir: str | Path | None = None) -> ImageS
     """Opens tiles of one photograph with synthetic defects and exact masks, written once into ``cache_dir``.
 
     ``cache_dir``: by default fastmsflow/textures-v1 in XDG_CACHE_HOME or ~/.cache. See
-    fastmsflow.data.layouts.texture_tiles. Raises: InputError for another kind, UnavailableError if scikit-image is not
-    installed.
+    fastmsflow.data.layouts.synthetic_textures. Raises: InputError for another kind, UnavailableError if scikit-image is
+    not installed.
     """
     if kind not in TEXTURES:
         raise InputError(f"textures: no class {kind!r}; there are {', '.join(TEXTURES)}")

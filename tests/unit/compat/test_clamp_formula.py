@@ -13,8 +13,8 @@ from fastmsflow import InputError, MultiScaleFlow
 from fastmsflow.cli import app
 from fastmsflow.cli.output import warnings_in_yellow
 from fastmsflow.compat import load_official, save_official
-from fastmsflow.compat.clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.compat.convert import own_flow
+from fastmsflow.compat.detect_clamp_formula import FormulaFit, compare_formulas
 from fastmsflow.errors import InputWarning
 from fastmsflow.reference.clamp_forms import ClampForm
 from fastmsflow.training.start_from import model_from_checkpoint

@@ -12,7 +12,7 @@ from skimage import data as photographs
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import elpv, textures
 from fastmsflow.data.layouts import elpv as elpv_layout
-from fastmsflow.data.layouts.texture_tiles import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
+from fastmsflow.data.layouts.synthetic_textures import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
 from fastmsflow.data.layouts.textures import TEXTURES
 
 

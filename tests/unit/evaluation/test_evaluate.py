@@ -30,7 +30,7 @@ from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
 from fastmsflow.training import Evaluation, Recipe, evaluate, train
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.tiny_model import tiny_model
 
 pytestmark = pytest.mark.slow

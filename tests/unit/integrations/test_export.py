@@ -38,7 +38,7 @@ def model() -> MSFlow:
 
 @pytest.fixture(scope="module")
 def tiny() -> MSFlow:
-    """What a C++ compiler takes seconds for, not minutes."""
+    """Makes a model that a C++ compiler takes seconds for, not minutes."""
     torch.manual_seed(0)
     options = {"image_size": SIZE, "blocks": (1, 1, 1), "standardise": True}
     return MSFlow("test_resnet.r160_in1k", pretrained=False, **options).eval()

@@ -141,7 +141,9 @@ def test_a_damaged_or_foreign_file_is_one_clear_line(model: MSFlow, tmp_path: Pa
 
 def test_official_to_own_and_back_is_the_same_to_the_bit(model: MSFlow, tmp_path: Path) -> None:
     save_official(model.flow, tmp_path / "official.pt", epoch=9)
-    official_to_own(tmp_path / "official.pt", tmp_path / "own.safetensors", "resnet18.tv_in1k", (64, 96))
+    official_to_own(
+        tmp_path / "official.pt", tmp_path / "own.safetensors", extractor="resnet18.tv_in1k", image_size=(64, 96)
+    )
     own_to_official(tmp_path / "own.safetensors", tmp_path / "again.pt")
     expected, again = model.flow.state_dict(), load_official(tmp_path / "again.pt").state_dict()
     assert all(torch.equal(expected[key], again[key]) for key in expected)
@@ -154,8 +156,8 @@ def test_a_converted_file_keeps_the_layout_and_the_order_of_its_permutations(mod
     flow = copy.deepcopy(model.flow)
     flow.official_layout = layout
     save_official(flow, tmp_path / "official.pt", epoch=9)
-    official = (tmp_path / "official.pt", tmp_path / "own.safetensors", "resnet18.tv_in1k", (64, 96))
-    official_to_own(*official, variant="0.2")
+    official = (tmp_path / "official.pt", tmp_path / "own.safetensors")
+    official_to_own(*official, extractor="resnet18.tv_in1k", image_size=(64, 96), variant="0.2")
     own_to_official(tmp_path / "own.safetensors", tmp_path / "again.pt")
     files = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("again", "official"))
     assert as_bytes(next(files)) == as_bytes(next(files))

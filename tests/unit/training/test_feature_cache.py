@@ -18,13 +18,13 @@ from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.nn.feature_pooling import FeatureNormalizer
 from fastmsflow.training import Recipe
-from fastmsflow.training.break_even import measure_break_even
+from fastmsflow.training.cache_break_even import measure_break_even
 from fastmsflow.training.datamodule import HELD_OUT, TEST, TRAIN, FeatureTrainingData
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_in_memory import pooled_features
 from fastmsflow.training.features_on_disk import FeaturesOnDisk
 from tests.helpers.disks import remount, small_disk
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import CACHED

@@ -8,7 +8,7 @@ import torch
 
 from fastmsflow.distributed.process_group import ProcessGroup
 from fastmsflow.training import features_on_disk as cached_module
-from fastmsflow.training.break_even import BreakEven
+from fastmsflow.training.cache_break_even import BreakEven
 from fastmsflow.training.features_on_disk import available_memory, placement
 from fastmsflow.training.loaders import FeatureLoader
 from fastmsflow.training.samplers import SequentialBatchSampler

@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader
 
 from fastmsflow import MSFlow
 from fastmsflow.data import reader_pool
-from fastmsflow.data.classes import is_every_class
+from fastmsflow.data.class_selection import is_every_class
 from fastmsflow.distributed.process_group import RANK_VARIABLES, ProcessGroup
 from fastmsflow.files import LOCK_FILE, Busy
 from fastmsflow.training.multi_class import FAILED_FILE, ModelFactory, train_each
 from fastmsflow.training.run_directory import RESULTS_FILE
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -38,9 +38,7 @@ pytestmark = pytest.mark.slow
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["fastmsflow.training.multi_class", "fastmsflow.evaluation.test_report", "timm", __name__]
-)
+CONTEXT.set_forkserver_preload(["fastmsflow.training.multi_class", "fastmsflow.evaluation.report", "timm", __name__])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fastmsflow import MSFlow
 from fastmsflow.data import ImageSet
 from fastmsflow.training import Recipe, checkpointing, train
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 

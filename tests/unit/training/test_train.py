@@ -12,7 +12,7 @@ from fastmsflow.evaluation.checkpoint_files import LAST_EPOCH, ON_TEST
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.datamodule import TEST, TRAIN, FeatureTrainingData
-from tests.helpers.listing import names_in
+from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry as loaded_filesystems
 
 from fastmsflow import InputError
 from fastmsflow.data import ShardedImages, write_shards
@@ -81,6 +82,8 @@ def test_addresses_that_cannot_be_read_say_so(jpeg_shards_copy: Path) -> None:
 
 def test_a_package_that_is_missing_is_named(jpeg_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    # fsspec remembers a package that another test has used.
+    monkeypatch.delitem(loaded_filesystems, "s3", raising=False)
     with pytest.raises(UnavailableError, match="s3fs"):
         ShardedImages("s3://bucket/set", SIZE)
     monkeypatch.setitem(sys.modules, "webdataset", None)

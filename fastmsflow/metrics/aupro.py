@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrays import as_labels, as_scores, refuse_nan
-from .regions import pixel_weights
+from .defect_regions import pixel_weights
+from .input_checks import as_labels, as_scores, refuse_nan
 
 
 def aupro(masks: Any, maps: Any, fpr_limit: float = 0.3) -> float:

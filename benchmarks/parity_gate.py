@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contestants import CLIP, Contestant
-from benchmarks.setting import DEVICE
+from benchmarks.suite_settings import DEVICE
 from fastmsflow import MSFlow, backend
 from tests.helpers.tolerances import CONTESTANT, PREDICTION
 

@@ -15,7 +15,7 @@ from torch import multiprocessing
 
 from fastmsflow.errors import InputError
 from fastmsflow.metrics import Bins, Bounded, PixelHistogram, Regions, aupro, aupro_published, auroc, f1_max, pro_curve
-from fastmsflow.metrics.bins import CELLS, as_float32
+from fastmsflow.metrics.histogram_bins import CELLS, as_float32
 
 STATED = 1e-4
 # Of sums in float64, in another order.

@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 
 from ..data import ImageSet, ShardSet, open_image_set
-from ..data.classes import refuse_class_of_shards
+from ..data.class_selection import refuse_class_of_shards
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
 from ..evaluation.metric_labels import METRIC_LABELS, labeled
-from ..evaluation.test_report import write_test_report
+from ..evaluation.report import write_test_report
 from ..models.msflow import MSFlow
 from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
@@ -131,7 +131,5 @@ class TrainingJob:
             return
         metrics = {choice: labeled(values) for choice, values in result.by_choice().items()}
         with progress_bar("writing the report", len(images.test), console=console) as bar:
-            write_test_report(
-                self.out, images, model, tested.scores, tested.maps, tested.pro_curve(), metrics, options, bar
-            )
+            write_test_report(self.out, images, model, tested, metrics=metrics, settings=options, progress=bar)
         tested.maps.close()

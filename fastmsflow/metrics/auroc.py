@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrays import as_labels, as_scores, refuse_nan
+from .input_checks import as_labels, as_scores, refuse_nan
 
 
 def auroc(labels: Any, scores: Any) -> float:

@@ -157,7 +157,13 @@ def warn_of_either_formula(what: str, command: str) -> None:
 
 
 def pooled_batches(
-    images: Images, flow: MultiScaleFlow, extractor: str, weights: str | Path | None, size: tuple[int, int], pool: Pool
+    images: Images,
+    flow: MultiScaleFlow,
+    *,
+    extractor: str,
+    weights: str | Path | None,
+    size: tuple[int, int],
+    pool: Pool,
 ) -> Iterator[list[Tensor]]:
     """Yields the features that ``flow`` takes, of at most MOST_IMAGES images, on its device.
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .arrays import as_scores
-from .bins import Bins, as_float32, reduced
-from .pro import checked_limit, mean_height, published_thresholds, spread_along
-from .regions import Regions
+from .aupro import checked_limit, mean_height, published_thresholds, spread_along
+from .defect_regions import Regions
+from .histogram_bins import Bins, as_float32, reduced
+from .input_checks import as_scores
 
 
 class Bounded(NamedTuple):

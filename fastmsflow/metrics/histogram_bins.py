@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrays import as_scores
-from .regions import Regions
+from .defect_regions import Regions
+from .input_checks import as_scores
 
 BINS = 65_536
 # A cell is a float32's sign, exponent and first 5 bits of the mantissa: 32 cells from a number to its double.

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..errors import InputError
-from .arrays import as_labels
+from .input_checks import as_labels
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 

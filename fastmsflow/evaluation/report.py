@@ -1,4 +1,4 @@
-"""The pictures and tables of an evaluated test set."""
+"""Writes the pictures and tables of an evaluated test set."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,21 +9,23 @@ import torch
 from einops import rearrange
 
 from .._version import __version__
+from ..calibration import Calibration
 from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
-from ..scoring import ImageScores, MapKind
+from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
 from ..visualization.heat_maps import Panel, gallery
 from ..visualization.html_report import Report, ReportRow, write_report
 from ..visualization.plots import plot_scores
+from .evaluator import TestResult
 from .score_map_store import ScoreMapStore
 
 MetricsTable = Mapping[str, Mapping[str, float | None]]
 
 
 def as_pixels(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    """Converts an image (3, H, W) in [0, 1] to (H, W, 3) uint8."""
     return (rearrange(image, "c h w -> h w c").numpy() * 255).round().astype(np.uint8)
 
 
@@ -31,23 +33,24 @@ def write_test_report(
     out: Path,
     images: ImageSet,
     model: MSFlow,
-    scores: ImageScores,
-    maps: ScoreMapStore,
-    pro: tuple[np.ndarray, np.ndarray] | None,
+    result: TestResult,
+    *,
     metrics: MetricsTable,
     settings: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
-    kind: MapKind | None = None,
+    map_kind: MapKind | None = None,
 ) -> None:
-    """``report.html``, ``scores.csv``, ``scores.png`` (histogram) and ``heatmaps.png`` (examples of every height of
-    score) into ``out``.
+    """Writes ``report.html``, ``scores.csv``, ``scores.png`` and ``heatmaps.png`` into ``out``.
 
-    ``scores``: of ``images.test``, in its order; ``maps``: of the same images by their places, of ``kind``,
-    see ColorScale;
-    ``pro``: fastmsflow.metrics.pro_curve's, where there are masks; ``metrics``: which checkpoint -> metric -> value;
-    ``settings``: shown with the report; ``progress``: called with the number of images done.
+    ``scores.png`` is a histogram; ``heatmaps.png`` shows examples from the highest to the lowest score.
+    ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
+    ``metrics``: checkpoint -> metric -> value. ``settings`` are shown in the report. ``progress`` is called with the
+    number of images done.
     """
-    color_scale = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=kind)
+    scores, maps = result.scores, result.maps
+    if maps is None:
+        raise ValueError("a report needs the maps of its images")
+    color_scale = ColorScale.from_model(model.calibration, len(model.flow.channels), kind=map_kind)
     labels = np.array([sample.label for sample in images.test])
     absolute = scores.absolute_score.numpy()
     table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
@@ -61,38 +64,33 @@ def write_test_report(
     panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
     gallery(out / "heatmaps.png", panels, color_scale.scale, color_scale.caption)
     rows = _rows(images, model.image_size, absolute, maps, progress)
-    write_report(out / "report.html", _page(images, model, color_scale, rows, pro, metrics, settings))
-
-
-def _page(
-    images: ImageSet,
-    model: MSFlow,
-    color_scale: ColorScale,
-    rows: Iterator[ReportRow],
-    pro: tuple[np.ndarray, np.ndarray] | None,
-    metrics: MetricsTable,
-    settings: Mapping[str, Any],
-) -> Report:
-    calibration = model.calibration
-    threshold, note = None, "not calibrated: no threshold is known"
-    if calibration is not None:
-        threshold = calibration.threshold() if calibration.is_enough() else None
-        note = str(threshold or calibration.shortage())
-    return Report(
+    threshold, note = _threshold(model.calibration)
+    report = Report(
         title=f"{images.name}: {len(images.test)} test images",
         rows=rows,
         heat_scale=color_scale.scale,
         heat_caption=color_scale.caption,
-        threshold=threshold.value if threshold is not None else None,
+        threshold=threshold,
         threshold_note=note,
         region_threshold=color_scale.mark,
-        pro=pro,
+        versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
+        pro=result.pro_curve(),
         metrics=metrics,
         settings=settings,
-        versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
         fingerprint=fingerprint(images),
         licence=images.licence,
     )
+    write_report(out / "report.html", report)
+
+
+def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
+    """Returns the threshold in nats, if there is one, and a sentence on its origin or its absence."""
+    if calibration is None:
+        return None, "not calibrated: no threshold is known"
+    if not calibration.is_enough():
+        return None, calibration.shortage()
+    threshold = calibration.threshold()
+    return threshold.value, str(threshold)
 
 
 def _rows(
@@ -105,12 +103,20 @@ def _rows(
     for i, sample in enumerate(images.test):
         mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
         pixels = as_pixels(load_image(sample.image, image_size))
-        yield ReportRow(sample.image, sample.label, sample.kind, float(scores[i]), pixels, maps[i], mask)
+        yield ReportRow(
+            image=sample.image,
+            label=sample.label,
+            kind=sample.kind,
+            score=float(scores[i]),
+            pixels=pixels,
+            score_map=maps[i],
+            mask=mask,
+        )
         progress(i + 1)
 
 
 def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
-    """``count`` of ``indices``, evenly spaced from the highest score to the lowest: no flattering choice."""
+    """Returns ``count`` of ``indices``, evenly spaced from the highest score to the lowest, so that none flatters."""
     ordered = indices[np.argsort(-score[indices], kind="stable")]
     return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
 
