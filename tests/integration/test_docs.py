@@ -153,6 +153,7 @@ def pages(site: Path) -> dict[Path, Anchors]:
     return {page: Anchors(page) for page in sorted(site.rglob("*.html")) if page.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_the_links_of_the_site_lead_somewhere(site: Path, pages: dict[Path, Anchors]) -> None:
     broken = []
     for page, anchors in pages.items():
@@ -167,6 +168,7 @@ def test_the_links_of_the_site_lead_somewhere(site: Path, pages: dict[Path, Anch
     assert broken == []
 
 
+@pytest.mark.slow
 def test_every_page_is_on_the_site(pages: dict[Path, Anchors], site: Path) -> None:
     sources = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")]
     built = {page.relative_to(site) for page in pages}
@@ -174,6 +176,7 @@ def test_every_page_is_on_the_site(pages: dict[Path, Anchors], site: Path) -> No
     assert expected <= built
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference_with_a_docstring(pages: dict[Path, Anchors]) -> None:
     griffe = importlib.import_module("griffe")
     loader = griffe.GriffeLoader(search_paths=[ROOT], docstring_parser=None)
@@ -183,7 +186,7 @@ def test_every_public_name_is_in_the_reference_with_a_docstring(pages: dict[Path
     public = [
         "",
         "inference",
-        "nn.extractor",
+        "nn.feature_extractor",
         "calibration",
         "training",
         *(name for name in map(str, root.exports) if root[name].is_module),

@@ -94,6 +94,7 @@ def test_the_values_of_heat_maps_are_those_of_the_slow_path(
     np.testing.assert_allclose(found, expected, **MAPS_CLOSE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
 def test_evaluate_scores_with_models_made_for_inference_and_runs_their_extractor_once(
     options: tuple[str, ...], dtype: torch.dtype, run: Path, mvtec: Path, command, asked: list[torch.dtype],

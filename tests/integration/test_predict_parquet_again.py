@@ -44,6 +44,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_behind_its_finished_parts_and_ends_in_the_same_bytes(
     checkpoint: Path, noise_shards: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:

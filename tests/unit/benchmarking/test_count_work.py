@@ -156,6 +156,7 @@ def test_kernels_are_counted_inside_our_operators() -> None:
     assert dict(recorded_work) == {"log_likelihood_kernel": Work(1, 2 * (320 + 192) + 4 * (40 + 12))}
 
 
+@pytest.mark.slow
 def test_the_librarys_own_convolutions_leave_none_to_the_vendor(counts: Counts) -> None:
     flows = counts["flow_inference"]
     assert launches(flows["fused"][2], "vendor") == launches(flows["fused"][2], "bias of") == 0

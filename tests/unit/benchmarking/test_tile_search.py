@@ -46,6 +46,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_fastest_candidate_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def clock(call) -> float:
         """Fastest at 16 rows of the coupling, on 2 warps."""
@@ -118,6 +119,7 @@ def kernels_with(table: Path, code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_users_table_lies_over_the_committed_one(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     tiles = {"coupling": {"pixels": 2, "channels": 4, "warps": 8}}
@@ -152,6 +154,7 @@ def test_a_damaged_table_is_named_with_the_remedy(
         configs.read_user_table()
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_an_input_error_of_the_library(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     table.write_text("{")

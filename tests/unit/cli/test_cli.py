@@ -34,6 +34,7 @@ def trained(mvtec: Path, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_train_leaves_models_results_and_pictures(trained: Path) -> None:
     names = {
         "best.safetensors",
@@ -73,6 +74,7 @@ def test_evaluate_prints_the_metrics_of_the_last_epoch(trained: Path, mvtec: Pat
         assert metrics[key] == pytest.approx(results["metrics"][key]["last"]["value"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_the_same(trained: Path, mvtec: Path, command, tmp_path: Path) -> None:
     code, _ = command("train", mvtec, "--out", tmp_path, *LITE0, "--image-size", 64, "--meta-epochs", 2,
                       "--sub-epochs", 2, "--batch-size", 4, "--standardise")  # fmt: skip

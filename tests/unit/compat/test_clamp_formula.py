@@ -102,6 +102,7 @@ def test_a_difference_decides_from_twice_its_standard_error_on(master, formula, 
     assert compare_formulas(trained_flow("tanh"), [levels]).trained_with == formula
 
 
+@pytest.mark.slow
 def test_images_that_neither_formula_fits_decide_nothing() -> None:
     """A flow that knows eight images by heart: to others the formula that is not its own may seem the better one."""
     torch.manual_seed(5)
@@ -217,6 +218,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights.pth"
 
 
+@pytest.mark.slow
 def test_images_are_files_folders_or_tensors(weights: Path, tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
     (tmp_path / "good").mkdir()

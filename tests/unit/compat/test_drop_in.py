@@ -268,6 +268,7 @@ def test_kernels_compute_the_swap_too() -> None:
     assert relative_error(our_log_det, log_det) < allowed(FREIA_FLOAT32)
 
 
+@pytest.mark.slow
 def test_compiled_whole_it_computes_the_same() -> None:
     parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
     expected = loss_of(parallel, fusion, features())

@@ -18,6 +18,8 @@ from fastmsflow.nn.subnets import ConditionedSubnet
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.paths import GOLDEN
 
+pytestmark = pytest.mark.slow
+
 
 def small_flow() -> MultiScaleFlow:
     torch.manual_seed(0)

@@ -118,6 +118,7 @@ def test_maps_that_cannot_be_drawn_are_refused_before_anything_is_scored(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_map_that_is_asked_for(uncalibrated: Path, mvtec: Path, command, tmp_path: Path) -> None:
     pages = {}
     for kind in ("additive", "multiplicative"):

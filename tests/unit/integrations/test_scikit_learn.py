@@ -51,6 +51,7 @@ def detector(good: np.ndarray) -> MSFlowDetector:
     return MSFlowDetector(**OPTIONS).fit(good)
 
 
+@pytest.mark.slow
 def test_defective_images_score_lower_than_good_ones(detector: MSFlowDetector, mixed) -> None:
     images, defective = mixed
     assert roc_auc_score(~defective, detector.score_samples(images)) > 0.9
@@ -106,6 +107,7 @@ def test_a_folder_files_and_arrays_give_the_same_scores(detector: MSFlowDetector
     np.testing.assert_array_equal(detector.score_samples([np.stack([p] * 3, axis=-1) for p in images]), expected)
 
 
+@pytest.mark.slow
 def test_training_on_the_same_images_again_gives_the_same_detector(detector: MSFlowDetector, good, mixed) -> None:
     again = clone(detector).fit(good)
     assert again.get_params() == detector.get_params()

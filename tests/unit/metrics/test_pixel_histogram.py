@@ -232,6 +232,7 @@ def one_process(rank: int, rendezvous: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
     multiprocessing.spawn(one_process, (str(tmp_path / "rendezvous"), str(tmp_path / "rank")), WORLD)
     masks, maps = example()
@@ -292,6 +293,7 @@ def test_f1_max_equals_every_threshold_tried() -> None:
         assert f1_max(labels, scores) == pytest.approx(max(tried), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_three_kinds_of_maps_of_200_images_of_512_in_time() -> None:
     rng = np.random.default_rng(3)
     masks = masks_of(200, 512)

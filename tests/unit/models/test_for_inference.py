@@ -135,6 +135,7 @@ def test_cached_values_follow_their_weights() -> None:
     assert len(calls) == count + 4
 
 
+@pytest.mark.slow
 def test_eval_drops_values_cached_from_half_precision() -> None:
     torch.manual_seed(0)
     flow = MultiScaleFlow((8, 16), (8, 8), (1, 1), backend="triton").to(DEVICE).half().eval().requires_grad_(False)

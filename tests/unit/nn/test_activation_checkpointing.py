@@ -71,6 +71,7 @@ def test_inverted_gradients_of_small_and_large_log_scales(scale: float, autocast
     assert error(*of) < INVERTED[limit]
 
 
+@pytest.mark.slow
 def test_the_kernels_gradients_are_the_same_too(monkeypatch: pytest.MonkeyPatch) -> None:
     # A vendor's gradients may be summed in any order.
     monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: True)
@@ -170,6 +171,7 @@ class Loss(torch.nn.Module):
         return self.flow.nll(batch).mean()
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_gradients_of_one_and_of_parts_that_are_not_frozen(tmp_path: Path) -> None:
     multiprocessing.spawn(one_process, (str(tmp_path / "rendezvous"), str(tmp_path)), WORLD)
     flow, batch = flow_and_batch(None, torch.float32, 2 * WORLD)

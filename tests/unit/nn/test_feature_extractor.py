@@ -193,6 +193,7 @@ def test_a_model_that_serves_no_features(monkeypatch: pytest.MonkeyPatch) -> Non
         FeatureExtractor("resnet26", pretrained=False)
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_import_timm() -> None:
     code = "import sys, fastmsflow.nn.feature_extractor; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -173,6 +173,7 @@ def test_inference_keeps_nothing_and_gives_the_same(name: str) -> None:
         torch.testing.assert_close(ours(*given, backend="triton"), training, **SAME_SUMS)
 
 
+@pytest.mark.slow
 @examples(10)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9))
 def test_any_shape_equals_float64(batch: int, inputs: int, half: int, height: int, width: int) -> None:

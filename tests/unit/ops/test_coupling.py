@@ -178,6 +178,7 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(name: str, place: int
         assert_not_finite_alike(*twins("coupling", spec), [x, x, *rest])
 
 
+@pytest.mark.slow
 @examples(25)
 @given(
     batch=st.integers(1, 4),

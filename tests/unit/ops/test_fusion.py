@@ -59,6 +59,7 @@ def test_without_a_bias_relu_is_all_that_comes_before() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [True, False], ids=["own convolution", "vendor's"])
 def test_behind_its_convolution_equals_float64(monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     monkeypatch.setattr(configs, "own_convolution_is_faster", lambda *_: own)
@@ -83,18 +84,21 @@ def test_upsample_equals_float64(shapes) -> None:
     assert_twins(upsample, upsample_twin, with_joint(shapes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_rounds_only_what_is_stored(dtype: torch.dtype) -> None:
     assert_twins(pool, pool_twin, levels(LEVELS[1], dtype))
     assert_twins(upsample, upsample_twin, with_joint(LEVELS[1], dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(layout: str) -> None:
     assert_twins(pool, pool_twin, levels(LEVELS[1], layout=layout))
     assert_twins(upsample, upsample_twin, with_joint(LEVELS[1], layout=layout))
 
 
+@pytest.mark.slow
 @examples(12)
 @given(st.integers(1, 25), st.integers(1, 25), st.integers(1, 9), st.integers(1, 9))
 def test_any_grid_equals_float64(height: int, width: int, h: int, w: int) -> None:

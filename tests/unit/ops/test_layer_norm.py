@@ -54,6 +54,7 @@ def test_nan_and_inf_come_out_where_the_reference_has_them(bad: float) -> None:
     assert_not_finite_alike(layer_norm_relu, reference.layer_norm_relu, [x, *rest])
 
 
+@pytest.mark.slow
 @examples(12)
 # With a handful of channels 1 / std can be huge, and what gradients it multiplies cancels.
 @given(st.integers(1, 3), st.integers(8, 300), st.integers(1, 9), st.integers(1, 9))

@@ -110,6 +110,7 @@ def test_image_scores_of_any_size_and_scale_equal_pytorchs(
     torch.testing.assert_close(ours, twin, **OPERATION_CLOSE)
 
 
+@pytest.mark.slow
 def test_an_image_of_many_tiles_is_scored_the_same_whatever_else_is_in_the_batch(monkeypatch) -> None:
     logp = log_likelihoods((3, 48, 80))
     for kernel in ("image_score", "score_map"):

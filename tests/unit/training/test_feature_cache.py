@@ -132,6 +132,7 @@ def build_share(images: ImageSet, at: Path, rank: int) -> None:
     new_cache(images, at).build(rank=rank, world_size=2)
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_cache(images: ImageSet, whole: Path, tmp_path: Path) -> None:
     processes = [CONTEXT.Process(target=build_share, args=(images, tmp_path / "cache", rank)) for rank in range(2)]
     for process in processes:

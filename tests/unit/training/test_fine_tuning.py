@@ -221,6 +221,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(checkpointing, "SAVE_SECONDS", 0.0)  # the state after every step
     train(new_model(), images, FULL, tmp_path / "whole")

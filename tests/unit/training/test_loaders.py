@@ -180,6 +180,7 @@ def with_states(loader: Loader) -> tuple[list[list[int]], list[dict]]:
     return batches, states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize(
     ("batch_size", "steps"), [(3, 3), (3, 5), (5, 2), (4, None)], ids=["", "and again", "none has a batch", "in turn"]
@@ -254,6 +255,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
     """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
     process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=ROOT)

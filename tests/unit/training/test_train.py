@@ -117,6 +117,7 @@ def test_a_share_for_the_sub_epochs_of_warm_up_is_refused(share: float) -> None:
         Recipe(warm_up=share)
 
 
+@pytest.mark.slow
 def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
     recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=2)
     model = small_model()
@@ -197,6 +198,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -
     assert len(kept["images"]) == 8
 
 
+@pytest.mark.slow
 def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still_orders_them(tmp_path: Path) -> None:
     gravel = textures("gravel", tmp_path / "cache")
     few = ImageSet("gravel", gravel.train[::2], gravel.test[::2], (128, 128))

@@ -89,6 +89,7 @@ def test_an_older_configuration_is_taken_with_a_share_on_the_command_line(recipe
     assert length(recipe_of(*args)) == (12, 0.12)
 
 
+@pytest.mark.slow
 def test_a_short_run_says_that_it_ends_in_its_warm_up(images: Path, weights: Path, command, tmp_path: Path) -> None:
     run = ("train", images, *SHORT, "--extractor-weights", weights)
     code, text = command(*run, "--out", tmp_path / "short")
@@ -114,6 +115,7 @@ def test_the_line_counts_the_warm_up_that_was_given() -> None:
     assert said(meta_epochs=19) == said(meta_epochs=8, warm_up_share=0.12) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm_up", [(), ("--warmup", 2), SHARE], ids=str)
 def test_a_run_goes_on_by_the_configuration_that_it_left(
     warm_up: tuple, images: Path, weights: Path, command, monkeypatch, tmp_path: Path
