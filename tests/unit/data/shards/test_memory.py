@@ -29,7 +29,7 @@ def peak():
     return int(status.split("VmHWM:")[1].split()[0])
 
 peaks = {}
-for count, item in enumerate(ShardedImages(sys.argv[1], (8, 8)), 1):
+for count, item in enumerate(ShardedImages(sys.argv[1], (32, 32)), 1):
     if count in (int(sys.argv[2]), int(sys.argv[3])):
         peaks[count] = peak()
 print(json.dumps([count, *peaks.values()]))
@@ -38,7 +38,7 @@ print(json.dumps([count, *peaks.values()]))
 
 def write_set(root: Path) -> Manifest:
     """As write_shards would, of one JPEG under as many names; in a tenth of the time."""
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "JPEG", quality=10)
     content = encoded.getvalue()
