@@ -100,14 +100,16 @@ class Calibration:
         return _shortage(len(self.scores), rate)
 
     def threshold(self, false_alarms: float | None = None) -> Threshold:
-        """Returns the threshold of the absolute image score above which ``false_alarms`` of good images are expected.
+        """Returns the threshold of the absolute image score above which at most ``false_alarms`` of good images are
+        expected.
 
         Raises: InputError if there are too few held-out images for so low a rate.
         """
         return threshold(self.scores, self.false_alarms if false_alarms is None else false_alarms)
 
     def region_threshold(self, false_alarms: float | None = None) -> Threshold:
-        """Returns the threshold of the absolute map that ``false_alarms`` of good images are expected to pass anywhere.
+        """Returns the threshold of the absolute map that at most ``false_alarms`` of good images are expected to pass
+        anywhere.
 
         Raises: InputError if there are too few held-out images for so low a rate.
         """
@@ -143,7 +145,7 @@ class DecisionThreshold:
 
         ``false_alarms``: share of good images that may be called defective; None: the rate of the calibration.
 
-        Returns: None if no threshold was asked for and the calibration has none.
+        Returns: None without a calibration, or if no rate was asked for and the calibration has no threshold.
         Raises: InputError if ``value`` is not finite, or ``calibration`` has no threshold for ``false_alarms``.
         """
         if value is not None:

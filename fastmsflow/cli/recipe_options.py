@@ -1,6 +1,7 @@
 """Options of ``train`` built from the fields of Recipe and DataConfig: a new field there is a new option here."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -57,9 +58,16 @@ def option_name(field: "Field[Any]") -> str:
 
 
 def settings_from(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Returns the dataclass ``cls`` with the values of its options. Raises: InputError if one cannot be had."""
+    """Returns the dataclass ``cls`` with the values of its options.
+
+    Raises: InputError, which names options and not fields, if ``cls`` refuses a value.
+    """
     annotations = get_type_hints(cls)
-    return cls(**{f.name: _field_value(annotations[f.name], values[option_name(f)]) for f in fields(cls)})
+    try:
+        return cls(**{f.name: _field_value(annotations[f.name], values[option_name(f)]) for f in fields(cls)})
+    except InputError as error:
+        options = {f.name: _option(f) for f in fields(cls) if option_name(f) != f.name}
+        raise InputError(re.sub(r"\w+", lambda word: options.get(word[0], word[0]), str(error))) from error
 
 
 def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> inspect.Parameter:
@@ -67,13 +75,12 @@ def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> i
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     default = defaults.get(field.name, default)
     name = option_name(field)
-    declaration = f"--{name.replace('_', '-')}"
     if _is_mapping(annotation):
         annotation, default = list[str], []
     elif get_origin(annotation) is tuple:
         annotation, default = list[get_args(annotation)[0]], list(default)  # type: ignore[misc]
     option = typer.Option(
-        declaration,
+        _option(field),
         help=field.metadata["help"],
         metavar=field.metadata.get("metavar"),
         rich_help_panel=field.metadata["panel"],
@@ -81,6 +88,10 @@ def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> i
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
+
+
+def _option(field: "Field[Any]") -> str:
+    return f"--{option_name(field).replace('_', '-')}"
 
 
 def _field_value(annotation: Any, value: Any) -> Any:

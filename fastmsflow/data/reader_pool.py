@@ -27,11 +27,15 @@ class _ReadRequest(NamedTuple):
 
 
 class ReaderPool(AbstractContextManager["ReaderPool"]):
-    """``workers`` processes that read images, or none: then this process reads. They start when they are first needed,
-    and end with the block, or when one of them fails. They read for one caller at a time."""
+    """Reads images by ``workers`` processes, or by this process if there are none.
 
-    def __init__(self, workers: int = 0) -> None:
+    The processes start when they are first needed, and end with the block, or when one of them fails. They read for one
+    caller at a time. ``generator`` gives PyTorch's loader its seeds; None: the global one.
+    """
+
+    def __init__(self, workers: int = 0, generator: torch.Generator | None = None) -> None:
         self._workers = workers
+        self._generator = generator
         self._requests = _CurrentRequests()
         self._loader: DataLoader[dict[str, Any]] | None = None
         self._reading: Generator[dict[str, Any], None, None] | None = None
@@ -59,6 +63,7 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=survive_sigterm,
                 persistent_workers=self._workers > 0,
+                generator=self._generator,
             )
         try:
             yield from self._loader
@@ -89,14 +94,15 @@ def read_images(
     readers: ReaderPool | None = None,
     device: torch.device | None = None,
 ) -> Iterator[Tensor]:
-    """Yields each of ``batches``, numbers of ``images``, as (B, 3, H, W) float32 in [0, 1], in channels-last memory on
-    ``device`` (by default the CPU).
+    """Yields each of ``batches``, numbers of ``images``, as (B, 3, H, W) float32 in [0, 1].
 
-    ``readers``: the processes that read; None: this one. Raises: InputError if an image cannot be read, and
-    RuntimeError if a process is killed.
+    The pixels are in channels-last memory on ``device``, by default the CPU. ``readers``: the processes that read;
+    None: this one, whose global random numbers stay as they are.
+    Raises: InputError if an image cannot be read; RuntimeError if a process is killed.
     """
+    pool = readers or ReaderPool(generator=torch.Generator())
     requests = ([images.to_read(number) for number in batch] for batch in batches)
-    for items in (readers or ReaderPool()).read(requests):
+    for items in pool.read(requests):
         yield items["image"].to(device or "cpu", memory_format=torch.channels_last)
 
 

@@ -20,7 +20,7 @@ LAUNCHER = "FASTMSFLOW_LAUNCHER"
 """The environment variable that tells processes their launcher's process id."""
 # A step of a large batch and the saving of a state must fit in; torch's own 30 s are too few.
 SHUTDOWN_SECONDS = "300"
-# Processes that fail within this time have failed for the same reason as the first one.
+# Processes that end later than this after the first one were ended because of it.
 SAME_FAULT_SECONDS = 10
 PR_SET_PDEATHSIG = 1
 

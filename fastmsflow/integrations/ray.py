@@ -113,7 +113,9 @@ class RayOptions:
     """The sizes of batches and files, and the GPUs of the cluster."""
 
     batch_size: int
+    """Images that an actor scores at once."""
     images_per_part: int
+    """Rows of a file of results."""
     gpus: int
     """Number of GPUs of the connected cluster."""
 

@@ -28,7 +28,7 @@ def as_scores(scores: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
     if scores.dtype.kind not in "fiub":
         raise InputError(f"{what} have dtype {scores.dtype}; give real numbers")
     if scores.shape != shape:
-        raise InputError(f"{what} have shape {scores.shape}, their labels {shape}; give both the same shape")
+        raise InputError(f"{what} have shape {scores.shape}, their masks or labels {shape}; give both the same shape")
     return scores.astype(np.float32) if scores.dtype == np.float16 else scores
 
 

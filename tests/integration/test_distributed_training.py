@@ -254,5 +254,5 @@ def test_a_shard_that_one_process_cannot_read_ends_all_and_is_told_once(
     recipe = Recipe(1e-3, 4, 1, 1)
     words = together(2, ShardSet.from_source(str(tmp_path / "set")), tmp_path / "run", recipe=recipe)
     kinds = sorted(word[1] for word in words)
-    assert kinds == ["PeerLost", "InputError"], words
+    assert kinds == ["InputError", "PeerLost"], words
     assert str(broken) in next(word[2] for word in words if word[1] == "InputError")
