@@ -21,7 +21,6 @@ from tests.helpers.ops_parity import error_in_the_norm
 from tests.helpers.tolerances import FOLDED, FUSED
 
 pytestmark = pytest.mark.slow
-
 SIZE = (64, 96)
 
 
