@@ -71,7 +71,12 @@ def test_a_file_with_both_names_of_an_option_is_refused(command, tmp_path: Path)
 
 def test_the_old_name_of_verifys_limit_works(command, monkeypatch, tmp_path: Path) -> None:
     given = []
-    monkeypatch.setattr("fastmsflow.compat.verify.to_verify", lambda *args: given.append(args[2]) or 1 / 0)
+
+    def stop(*_: object, max_images: int, **__: object) -> None:
+        given.append(max_images)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("fastmsflow.compat.verify.to_verify", stop)
     (tmp_path / "c.yaml").write_text("most: 3\n")
     for args in (("--most", 3), ("--max-images", 3), ("--config", tmp_path / "c.yaml")):
         with pytest.raises(ZeroDivisionError):
