@@ -97,7 +97,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     may still write; one process then finds nothing left to do."""
     out = tmp_path / "out"
     options = (checkpoint, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
-    cluster = (*options, "--cluster", "ray", "--images-per-part", 64)
+    cluster = (*options, "--cluster", "ray", "--images-per-part", 256)
     call = [sys.executable, "-m", "fastmsflow", "predict", *map(str, cluster)]
     driver = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
