@@ -68,7 +68,7 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
         try:
             yield from self._loader
         except Exception as error:
-            # What they were doing is lost, and maybe one of them: others take their place.
+            # The processes' work is lost, and maybe one of them: others take their place.
             self._loader = None
             if self._workers:
                 # Without torch's frames, which would hold them; as garbage each would take 5 s to end.

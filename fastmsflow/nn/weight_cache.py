@@ -20,7 +20,7 @@ class CachedValue(NamedTuple):
 _invalidations = 0
 # A list that gets the values in use; see ``record_used_values``.
 _used_values: list[CachedValue] | None = None
-# Whether cached values go into exported graphs; see ``as_constants``.
+# True while cached values go into exported graphs; see ``as_constants``.
 _constant = False
 
 

@@ -148,7 +148,7 @@ def test_calibrate_sets_the_threshold_of_a_model_and_keeps_what_it_says_of_itsel
     calibrated = MSFlow.load(model)
     assert calibrated.calibration.threshold().as_dict() == said
     assert (said["images"], said["false_alarms"]) == (48, 0.05)
-    # Of 48 the second largest: one of them is above.
+    # The threshold is the second largest of 48: one is above.
     assert sum(score > said["value"] for score in calibrated.calibration.scores) == 1
 
 

@@ -71,7 +71,7 @@ def test_training_stops_when_held_out_images_no_longer_gain(two_classes: Path, c
     assert code == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert [moment["epoch"] for moment in results["rounds"]] == [1, 2, 3]
-    # Of rounds that are alike the results and the files name the same.
+    # If rounds are alike, the results and the files name the same one.
     chosen = results["metrics"]["image_auroc"]
     for how, file in {"last": "last", "best on test": "best_on_test", "chosen on held-out": "best"}.items():
         notes = read_checkpoint(tmp_path / f"run/{file}.safetensors")[1]["notes"]

@@ -55,7 +55,7 @@ def test_both_names_set_the_same_in_the_command_line_and_in_a_file(old: str, job
         job = job_of(spelling, value)
         assert setting(job, name) == expected
         options.append(job.options)
-    # What a run writes has the old name, which earlier versions read as well.
+    # A run writes the old name, which earlier versions read as well.
     assert options[0] == options[1]
     assert old.lstrip("-") in options[0] and new.lstrip("-") not in options[0]
     write_yaml(tmp_path / "config.yaml", options[0])
