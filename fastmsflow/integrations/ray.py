@@ -156,6 +156,9 @@ def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, A
 
     resources = {"num_gpus": 1} if options.gpus else {"num_cpus": 1}
     actors = options.gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    # Actors that are still starting when the input ends are cancelled, and Ray counts them as deaths; by default one
+    # death fails a run.
+    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
     if isinstance(images, Files):
         dataset = _file_dataset(images, options.images_per_part)
     else:
