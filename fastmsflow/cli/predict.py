@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..calibration import DecisionThreshold
-from ..errors import InputError
+from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
 from .config_file import Config
@@ -25,13 +26,12 @@ from .options import (
     ScoreMap,
 )
 from .output import console, errors, exit_if_skipped, print_json, progress_bar, silence
-from .predict_parquet import ParquetOptions, predict_parquet
 
 if TYPE_CHECKING:
     from ..inference.predictor import Predictor
 
 ROWS_SHOWN = 20
-WORKERS = 2
+WORKERS, IMAGES_PER_PART = 2, 1000
 
 
 def predict(
@@ -132,7 +132,11 @@ def predict(
         if heat_maps:
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
         silence(quiet, as_json)
-        options = ParquetOptions(
+        if find_spec("pyarrow") is None:
+            raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
+        from .predict_parquet import predict_parquet
+
+        predict_parquet(
             model=model,
             sources=images,
             null=null,
@@ -140,12 +144,12 @@ def predict(
             batch_size=batch_size,
             false_alarms=false_alarms,
             threshold=threshold,
-            images_per_part=images_per_part,
+            images_per_part=images_per_part or IMAGES_PER_PART,
             workers=workers,
             dtype=dtype,
             cluster=cluster,
+            as_json=as_json,
         )
-        predict_parquet(options, as_json)
         return
     flags = {"--images-per-part": images_per_part, "--cluster": cluster}
     _refuse_parquet_options(table, model, [*images, out], flags)

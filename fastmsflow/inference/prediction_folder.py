@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -27,7 +26,7 @@ from pyarrow import fs
 from ..data.shards.shard_set import is_shard_set
 from ..data.url_images import is_url
 from ..errors import InputError
-from ..files import absolute, as_utf8, claimed_folder, remove_asides, shown, write_faults, write_json, written_aside
+from ..files import absolute, as_utf8, claimed_folder, remove_asides, shown, write_faults, written_aside
 from ..settings_diff import changed_settings
 
 FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
@@ -42,6 +41,7 @@ MAX_RUN_BYTES = 2**20
 """Largest number of bytes of predictions.json that are read."""
 READERS = 16
 """Number of parts that are read at once, since every read from an object store waits."""
+FAULTS_SHOWN = 4
 # Engines write text in several types.
 TYPES = {PATH: pa.large_string(), "fault": pa.large_string(), "defective": pa.bool_()}
 
@@ -50,7 +50,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Numbers of rows in all parts."""
+    """Numbers of rows in all parts, and their first faults."""
 
     rows: int
     faults: int
@@ -58,6 +58,8 @@ class RowCounts:
     lost: int
     """Images that were lost with a damaged shard; their rows have no path."""
     defective: int
+    first_faults: list[str]
+    """The faults of the first FAULTS_SHOWN images that could not be scored, and one for each damaged shard."""
 
 
 class PredictionFolder:
@@ -124,13 +126,11 @@ class PredictionFolder:
         runs = (written or {}).get("runs")
         self._earlier = [run for run in map(str, runs) if RUN_ID.fullmatch(run)] if isinstance(runs, list) else []
         runs = [*self._earlier, self.run] if on_cluster else self._earlier
-        content = {"format": FORMAT, **settings, "runs": runs}
+        content = json.dumps({"format": FORMAT, **settings, "runs": runs}, indent=2)
+        self._write(f"{self._root}/{RUN}", f"{content}\n".encode())
         if self._local is not None:
-            write_json(self._local / RUN, content)
             with write_faults(self._local / PARTS):
                 (self._local / PARTS).mkdir(exist_ok=True)
-        else:
-            self._put(f"{self._root}/{RUN}", json.dumps(content, indent=2).encode())
 
     def scored(self) -> pa.ChunkedArray:
         """Returns the paths of all rows that are written."""
@@ -186,31 +186,22 @@ class PredictionFolder:
     def _write_part(self, name: str, table: pa.Table) -> None:
         content = io.BytesIO()
         pq.write_table(table, content, compression="zstd")
-        if self._local is None:
-            self._put(name, content.getvalue())
-        else:
-            with written_aside(name) as aside:
-                aside.write_bytes(content.getbuffer())
+        self._write(name, content.getbuffer())
 
     def count_rows(self) -> RowCounts:
-        """Returns the number of rows in all parts."""
+        """Counts the rows of all parts."""
         rows = faults = lost = defective = 0
+        unscored: list[str] = []
+        damaged: dict[str, None] = {}
         for table in self._read_all(self._names(), [PATH, "fault", "defective"]):
+            fault, is_lost = table["fault"], pc.is_null(table[PATH])
             rows += table.num_rows
-            faults += table.num_rows - table["fault"].null_count
+            faults += table.num_rows - fault.null_count
             lost += table[PATH].null_count
             defective += pc.sum(table["defective"]).as_py() or 0
-        return RowCounts(rows, faults, lost, defective)
-
-    def faults(self, limit: int) -> list[str]:
-        """Returns the faults of the first ``limit`` images that could not be scored, and one for each damaged shard."""
-        return [*islice(self._faults(lost=False), limit), *dict.fromkeys(self._faults(lost=True))]
-
-    def _faults(self, lost: bool) -> Iterator[str]:
-        for table in self._read_all(self._names(), [PATH, "fault"]):
-            for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True):
-                if fault is not None and (path is None) == lost:
-                    yield fault
+            unscored += fault.filter(pc.invert(is_lost)).drop_null().slice(0, FAULTS_SHOWN - len(unscored)).to_pylist()
+            damaged |= dict.fromkeys(fault.filter(is_lost).drop_null().to_pylist())
+        return RowCounts(rows, faults, lost, defective, [*unscored, *damaged])
 
     def _names(self) -> list[str]:
         """Returns the files of results, sorted; links are left out."""
@@ -258,7 +249,12 @@ class PredictionFolder:
         except OSError as error:
             raise InputError(f"{shown(name)}: cannot be removed ({error})") from error
 
-    def _put(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | memoryview) -> None:
+        """Writes a file, completely or not at all, as object stores do anyway."""
+        if self._local is not None:
+            with written_aside(name) as aside:
+                aside.write_bytes(content)
+            return
         try:
             with self.files.open_output_stream(name) as file:
                 file.write(content)
