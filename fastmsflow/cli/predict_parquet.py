@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 
 import torch
 import typer
@@ -49,6 +49,8 @@ def predict_parquet(
         decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
         images, skipped = find_sources(sources, sys.stdin.buffer, null)
         if cluster is not None:
+            # Ray prints warnings on standard output, where JSON is to stand alone.
+            stack.enter_context(redirect_stdout(sys.stderr))
             gpus = stack.enter_context(connected(cluster, quiet=not console.is_terminal or console.quiet))
             dtype = str(resolve_dtype(dtype, torch.device("cuda" if gpus else "cpu"))).removeprefix("torch.")
         regions = region_threshold(network.calibration, false_alarms)

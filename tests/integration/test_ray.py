@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,6 +283,23 @@ def test_rows_in_a_folder_that_the_cluster_does_not_share_are_missed(
     line = "the cluster has scored 2 images, and 0 have rows here; give a folder that all its machines share"
     with pytest.raises(InputError, match=line):
         ours.score_on_ray(folder, Files(["a", "b"]), {}, ours.RayOptions(batch_size=8, images_per_part=8, gpus=0))
+
+
+def test_the_json_stands_alone_on_standard_output_whatever_ray_prints(
+    checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warning = "(raylet) WARNING: 8 PYTHON worker processes have been started"
+
+    @contextmanager
+    def connected(cluster: str, quiet: bool) -> Iterator[int]:
+        print(warning)
+        yield 0
+
+    monkeypatch.setattr("fastmsflow.cli.predict_parquet.connected", connected)
+    monkeypatch.setattr("fastmsflow.cli.predict_parquet.score_on_ray", lambda *args: print(warning))
+    options = (checkpoint, noise_images, "--out", tmp_path, "--cluster", "ray", "--json")
+    code, printed, err = predict_parquet(*options)
+    assert (code, json.loads(printed)["images"], err.count(warning)) == (0, 0, 2)
 
 
 @pytest.mark.parametrize(
