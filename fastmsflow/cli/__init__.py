@@ -6,6 +6,7 @@ import typer
 
 from .._version import __version__
 from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, train, verify
+from .common_options import with_common_options
 from .options import Command
 from .output import console
 
@@ -47,4 +48,4 @@ for verb in (
     verify.verify,
     benchmark.benchmark,
 ):
-    app.command(cls=Command)(verb)
+    app.command(cls=Command)(with_common_options(verb))

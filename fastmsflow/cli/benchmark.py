@@ -9,9 +9,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import UnavailableError
-from .config_file import Config
-from .options import OUTPUT, AsJson, Quiet
-from .output import console, errors, print_json, progress_bar, silence
+from .options import OUTPUT
+from .output import console, errors, print_json, progress_bar
 
 
 def benchmark(
@@ -32,14 +31,10 @@ def benchmark(
         Path | None, typer.Option("--compare", help="Older results; prints ratios and exits with 1 beyond --threshold.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Largest ratio to the older time that is accepted.")] = 1.1,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
-    silence(quiet, as_json)
     if tune:
-        _tune(as_json)
+        _tune()
         return
     from ..benchmarking.compare import compare, run_suite
 
@@ -47,8 +42,7 @@ def benchmark(
         run_suite(out, console.quiet)
         results = out
     if baseline is None:
-        if as_json:
-            print_json({"results": str(results)})
+        print_json({"results": str(results)})
         return
     ratios, warning = compare(baseline, results)
     table = Table(Column("benchmark", overflow="fold"), "before", "now", "now / before")
@@ -59,15 +53,14 @@ def benchmark(
     console.print(table)
     if warning is not None:
         console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
-    if as_json:
-        print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
+    print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
     slower = sum(ratio.value > threshold for ratio in ratios)
     if slower:
         errors.print(f"[red]{slower} of {len(ratios)} are more than {threshold:g} times slower[/red]")
         raise typer.Exit(1)
 
 
-def _tune(as_json: bool) -> None:
+def _tune() -> None:
     import torch
 
     if not torch.cuda.is_available():
@@ -97,5 +90,4 @@ def _tune(as_json: bool) -> None:
             convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendor:.3f} ms")
     console.print(tiles, convolutions)
     console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
-    if as_json:
-        print_json({"kept in": str(path)})
+    print_json({"kept in": str(path)})

@@ -7,9 +7,8 @@ import typer
 from rich.markup import escape
 
 from ..calibration import FALSE_ALARMS
-from .config_file import Config
-from .options import OUTPUT, AsJson, Dtype, ModelPath, Quiet, Workers
-from .output import console, print_json, print_loading, progress_bar, silence
+from .options import OUTPUT, Dtype, ModelPath, Workers
+from .output import console, print_json, print_loading, progress_bar
 
 
 def calibrate(
@@ -27,12 +26,8 @@ def calibrate(
     ] = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
-    silence(quiet, as_json)
     print_loading("torch and timm")
     from ..data.file_search import list_images
     from ..evaluation.calibrate_model import calibrate_on_files
@@ -53,5 +48,4 @@ def calibrate(
     console.print(f"threshold of an image: {threshold}", soft_wrap=True)
     console.print(f"threshold of a region: {region}", soft_wrap=True)
     console.print(f"kept in {escape(str(out or model))}", soft_wrap=True)
-    if as_json:
-        print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})
+    print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})

@@ -7,18 +7,15 @@ import typer
 from rich.markup import escape
 
 from ..errors import InputError
-from .config_file import Config
 from .options import (
     MODEL,
-    AsJson,
     Extractor,
     OfficialClamp,
     OfficialImageSize,
     OfficialPool,
     OfficialVariant,
-    Quiet,
 )
-from .output import console, print_json, silence, warnings_in_yellow
+from .output import console, print_json, warnings_in_yellow
 
 NO_OPTIMIZER_STATE = (
     "without an optimizer's state: the published script can load it to test or to start from, but not resume from it;"
@@ -57,16 +54,12 @@ def convert(
             rich_help_panel=MODEL,
         ),
     ] = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Converts between the official checkpoint format and ours, whichever FROM is not.
 
     --extractor to --variant describe an official FROM, which does not hold them. An interrupted run's state.ckpt
     becomes an official checkpoint with the optimizer's state, which the published script can resume from.
     """
-    silence(quiet, as_json)
     from ..compat.convert import official_to_own, own_to_official
 
     note = None
@@ -93,5 +86,4 @@ def convert(
     console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
     if note is not None:
         console.print(note, soft_wrap=True)
-    if as_json:
-        print_json({"from": str(source), "to": str(target)})
+    print_json({"from": str(source), "to": str(target)})

@@ -7,9 +7,8 @@ import typer
 
 from ..distributed.process_group import SINGLE_PROCESS
 from ..recipe import WARM_UP_SHARE, DataConfig, Recipe
-from .config_file import Config, resolved_options
-from .options import AsJson, Out, Quiet, Resume
-from .output import silence
+from .config_file import resolved_options
+from .options import Out, Resume
 from .recipe_options import with_options_of
 from .train import refuse_unused_options, train_one
 
@@ -27,13 +26,9 @@ def demo(
     *,
     out: Out = Path("runs/demo"),
     resume: Resume = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
     **settings: Any,
 ) -> None:
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
-    silence(quiet, as_json)
     refuse_unused_options(ctx)
     from ..training.training_job import TrainingJob
 
@@ -47,4 +42,4 @@ def demo(
         options=resolved_options(ctx),
         resume=resume,
     )
-    train_one(job, SINGLE_PROCESS, as_json)
+    train_one(job, SINGLE_PROCESS)

@@ -8,9 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .config_file import Config, resolved_options
-from .options import OUTPUT, AsJson, Category, Dtype, FalseAlarms, Quiet, ScoreMap, Source, Workers
-from .output import add_pixel_error, console, format_metric, print_json, print_loading, progress_bar, silence
+from .config_file import resolved_options
+from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers
+from .output import add_pixel_error, console, format_metric, print_json, print_loading, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
@@ -41,12 +41,8 @@ def evaluate(
     workers: Workers = 0,
     dtype: Dtype = "auto",
     score_map: ScoreMap = None,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
-    silence(quiet, as_json)
     print_loading("torch and timm")
     from ..data.class_selection import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
@@ -99,8 +95,7 @@ def evaluate(
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
     write_metrics(out, results)
     console.print(f"written to {escape(str(out))}", soft_wrap=True)
-    if as_json:
-        print_json({"rows": [row.as_dict() for row in results], "seconds": seconds})
+    print_json({"rows": [row.as_dict() for row in results], "seconds": seconds})
 
 
 def _print_threshold(comparison: "CheckpointComparison") -> None:

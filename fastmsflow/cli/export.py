@@ -8,9 +8,8 @@ import typer
 from rich.markup import escape
 
 from ..errors import InputError
-from .config_file import Config
-from .options import MODEL, OUTPUT, AsJson, ModelPath, Quiet
-from .output import console, print_json, silence
+from .options import MODEL, OUTPUT, ModelPath
+from .output import console, print_json
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -33,12 +32,8 @@ def export(
         str,
         typer.Option(help="dtype of a compiled package: float32 or, on a GPU, float16.", rich_help_panel=MODEL),
     ] = "float32",
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Writes MODEL as a graph that runs without this library, checked against it: ONNX, torch.export, AOTInductor."""
-    silence(quiet, as_json)
     if to.suffix not in (".onnx", ".pt2") or (compiled and to.suffix != ".pt2"):
         raise InputError(f"{to}: give a name that ends in .onnx or .pt2; a compiled package is a .pt2")
     if dtype not in DTYPES or (dtype != "float32" and not compiled):
@@ -60,5 +55,4 @@ def export(
     size, difference = exported.path.stat().st_size, exported.difference
     line = f"{model} -> {to} ({size / 2**20:.0f} MiB); scores differ by at most {difference:.0e}"
     console.print(escape(line), soft_wrap=True)
-    if as_json:
-        print_json({"from": str(model), "to": str(to), "bytes": size, "difference": difference})
+    print_json({"from": str(model), "to": str(to), "bytes": size, "difference": difference})

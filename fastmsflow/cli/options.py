@@ -155,7 +155,3 @@ Profile = Annotated[
         "--profile", help="Trace a few steps into --out/profile.json, for Perfetto.", rich_help_panel=ADVANCED
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON, and nothing else.", rich_help_panel=OUTPUT)
-]

@@ -18,11 +18,13 @@ from ..progress import ProgressBar
 console: Console = Console()
 # --quiet does not silence it.
 errors: Console = Console(stderr=True)
+json_console: Console = Console()
 
 
 def silence(quiet: bool, as_json: bool) -> None:
-    """Silences ``console`` for --quiet and --json."""
+    """Silences ``console`` for --quiet and --json, and ``print_json`` without --json."""
     console.quiet = quiet or as_json
+    json_console.quiet = not as_json
 
 
 def progress_bar(label: str, total: int | None = None, unit: str | None = None) -> AbstractContextManager[ProgressBar]:
@@ -36,8 +38,8 @@ def print_loading(packages: str) -> None:
 
 
 def print_json(result: object) -> None:
-    """Prints ``result`` as JSON on standard output, also where ``console`` is silenced."""
-    typer.echo(json.dumps(result, indent=2, default=str))
+    """Prints ``result`` as JSON on standard output if --json was given."""
+    json_console.out(json.dumps(result, indent=2, default=str), highlight=False)
 
 
 def print_error(label: str, text: str) -> None:

@@ -14,18 +14,15 @@ from ..calibration import DecisionThreshold
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
-from .config_file import Config
 from .options import (
     DISTRIBUTED,
     OUTPUT,
-    AsJson,
     Dtype,
     FalseAlarms,
     Null,
-    Quiet,
     ScoreMap,
 )
-from .output import console, errors, exit_if_skipped, print_json, progress_bar, silence
+from .output import console, errors, exit_if_skipped, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ..inference.predictor import Predictor
@@ -110,9 +107,6 @@ def predict(
         ),
     ] = None,
     null: Null = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Scores images; labels them by a threshold; writes a table, highest score first, and a heat map of each.
 
@@ -131,7 +125,6 @@ def predict(
     if table == "parquet":
         if heat_maps:
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
-        silence(quiet, as_json)
         if find_spec("pyarrow") is None:
             raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
         from .predict_parquet import predict_parquet
@@ -148,7 +141,6 @@ def predict(
             workers=workers,
             dtype=dtype,
             cluster=cluster,
-            as_json=as_json,
         )
         return
     flags = {"--images-per-part": images_per_part, "--cluster": cluster}
@@ -158,7 +150,6 @@ def predict(
     from ..inference.predictor import Interrupted, Predictor
     from ..scoring import check_map
 
-    silence(quiet, as_json)
     kind = None if score_map is None else check_map(score_map)
     found = find_images(images, sys.stdin.buffer, null)
     network = load_model(model)
@@ -180,8 +171,7 @@ def predict(
         errors.print(escape(str(interrupted)), soft_wrap=True)
         raise typer.Exit(130) from interrupted
     skipped = [*found.faults, *predictor.faults]
-    if as_json:
-        print_json(_summary(predictor, decision, out, skipped))
+    print_json(_summary(predictor, decision, out, skipped))
     _print_scores(predictor, decision, model, network.calibration is not None)
     exit_if_skipped(skipped)
 

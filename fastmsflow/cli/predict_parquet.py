@@ -35,7 +35,6 @@ def predict_parquet(
     workers: int,
     dtype: str,
     cluster: str | None,
-    as_json: bool,
 ) -> None:
     """Scores the images that have no row yet, and prints a summary of all rows; the arguments: see ``predict``."""
     begin = time.perf_counter()
@@ -79,22 +78,21 @@ def predict_parquet(
             folder.remove_late()
         counts, seconds = folder.count_rows(), time.perf_counter() - begin
     scored = counts.rows - counts.faults
-    if as_json:
-        print_json(
-            {
-                "images": counts.rows,
-                "good": scored - counts.defective if decision else None,
-                "defective": counts.defective if decision else None,
-                "faults": counts.faults,
-                "lost": counts.lost,
-                "skipped": skipped,
-                "threshold": decision and decision.value,
-                "region_threshold": scorer.region_threshold,
-                "parts": f"{out}/parts",
-                "scored_now": len(waiting),
-                "seconds": round(seconds, 3),
-            }
-        )
+    print_json(
+        {
+            "images": counts.rows,
+            "good": scored - counts.defective if decision else None,
+            "defective": counts.defective if decision else None,
+            "faults": counts.faults,
+            "lost": counts.lost,
+            "skipped": skipped,
+            "threshold": decision and decision.value,
+            "region_threshold": scorer.region_threshold,
+            "parts": f"{out}/parts",
+            "scored_now": len(waiting),
+            "seconds": round(seconds, 3),
+        }
+    )
     rate = f"; {len(waiting)} now, {len(waiting) / seconds:.1f} images/s" if len(waiting) else "; all were there already"
     console.print(f"{scored} of {counts.rows} images scored{rate}", highlight=False, soft_wrap=True)
     labels = f"{counts.defective} defective; threshold {decision.text}" if decision else "no labels: no threshold"

@@ -38,11 +38,16 @@ def with_options_of(
         chosen = [(cls, field) for cls in classes for field in fields(cls) if only is None or field.name in only]
         built = [_parameter(cls, field, defaults) for cls, field in chosen]
         parameters = sorted([*own, *built], key=_panel_number)
-        setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - no such attribute
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        set_parameters(command, parameters)
         return command
 
     return decorate
+
+
+def set_parameters(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
+    """Makes typer build the options of ``command`` from ``parameters``."""
+    setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010 - no such attribute
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 
 
 def _panel_number(parameter: inspect.Parameter) -> int:

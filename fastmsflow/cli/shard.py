@@ -8,9 +8,8 @@ import typer
 from rich.markup import escape
 
 from ..files import shown
-from .config_file import Config
-from .options import OUTPUT, AsJson, Null, Quiet
-from .output import console, exit_if_skipped, print_json, progress_bar, silence
+from .options import OUTPUT, Null
+from .output import console, exit_if_skipped, print_json, progress_bar
 
 
 def shard(
@@ -36,9 +35,6 @@ def shard(
         bool, typer.Option("--decode", help="Decode every image to check it; by default its header is checked.")
     ] = False,
     null: Null = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Packs images into tar shards that are read as a stream, from a disk or a server; their bytes stay as they are.
 
@@ -48,7 +44,6 @@ def shard(
     from ..data.file_search import find_images
     from ..data.shards.writer import write_shards
 
-    silence(quiet, as_json)
     found = find_images(images, sys.stdin.buffer, null)
     with progress_bar("writing shards", len(found.files)) as bar:
         manifest = write_shards(found.files, out, images_per_shard, decode=decode, progress=bar)
@@ -56,15 +51,14 @@ def shard(
     size = f"{manifest.bytes / 1e6:.1f} MB"
     line = f"{manifest.images} images in {len(manifest.shards)} shards, {size}, in {shown(out)}"
     console.print(escape(line), soft_wrap=True)
-    if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "shards": len(manifest.shards),
-                "images": manifest.images,
-                "bytes": manifest.bytes,
-                "fingerprint": manifest.fingerprint,
-                "skipped": skipped,
-            }
-        )
+    print_json(
+        {
+            "out": str(out),
+            "shards": len(manifest.shards),
+            "images": manifest.images,
+            "bytes": manifest.bytes,
+            "fingerprint": manifest.fingerprint,
+            "skipped": skipped,
+        }
+    )
     exit_if_skipped(skipped)

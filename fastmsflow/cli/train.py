@@ -14,11 +14,10 @@ from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..files import shown
 from ..recipe import DataConfig, Recipe
-from .config_file import Config, chosen_options, resolved_options, source_of
+from .config_file import chosen_options, resolved_options, source_of
 from .options import (
     MODEL,
     OUTPUT,
-    AsJson,
     Category,
     Devices,
     Extractor,
@@ -27,7 +26,6 @@ from .options import (
     Nodes,
     Out,
     Profile,
-    Quiet,
     Resume,
     Source,
 )
@@ -39,7 +37,6 @@ from .output import (
     print_error,
     print_json,
     print_loading,
-    silence,
     warnings_in_yellow,
 )
 from .recipe_options import settings_from, with_options_of
@@ -87,9 +84,6 @@ def train(
     profile: Profile = False,
     devices: Devices = 1,
     nodes: Nodes = 1,
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
     **settings: Any,
 ) -> None:
     """Trains on the good images of SOURCE; evaluates on its test images, where there are any.
@@ -97,7 +91,6 @@ def train(
     The defaults are the published recipe (arXiv 2308.15300), except for --hold-out. With --class all, each class is a
     run of its own, in OUT/CLASS; the same command again continues where it stopped.
     """
-    silence(quiet, as_json)
     refuse_unused_options(ctx)
     settings |= _warm_up(ctx, settings["warmup"], settings["warmup_share"])
     group = launch(devices, nodes, lambda line: console.print(line, style="dim", soft_wrap=True))
@@ -129,9 +122,9 @@ def train(
         profile=profile,
     )
     if every_class:
-        _train_all(job, group, as_json)
+        _train_all(job, group)
     else:
-        train_one(job, group, as_json)
+        train_one(job, group)
 
 
 def _warm_up(ctx: typer.Context, passes: float, share: float | None) -> dict[str, Any]:
@@ -169,7 +162,7 @@ def refuse_unused_options(ctx: typer.Context) -> None:
         )
 
 
-def train_one(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
+def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     """Trains one model, by all processes of ``group`` together, and prints the results."""
     group.join()
     console.quiet |= not group.first
@@ -195,11 +188,11 @@ def train_one(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
     _print_metrics(result)
     _print_threshold(model)
     if group.first:
-        _print_end(job, result, as_json)
+        _print_end(job, result)
     group.leave()
 
 
-def _train_all(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
+def _train_all(job: "TrainingJob", group: ProcessGroup) -> None:
     """Trains a model for each class, each by one of the processes, which have joined apart, and prints the results."""
     if group.first:
         print_loading("torch, timm and lightning")
@@ -208,7 +201,7 @@ def _train_all(job: "TrainingJob", group: ProcessGroup, as_json: bool) -> None:
     with _interruptible(group), warnings_in_yellow():
         result = train_every_class(job, group, console, _print_failure)
     if result is not None:
-        _print_every_class(result, job.out, as_json)
+        _print_every_class(result, job.out)
 
 
 @contextmanager
@@ -224,7 +217,7 @@ def _interruptible(group: ProcessGroup) -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
-def _print_end(job: "TrainingJob", result: "TrainingResult", as_json: bool) -> None:
+def _print_end(job: "TrainingJob", result: "TrainingResult") -> None:
     speed = result.speed
     console.print(
         f"features {result.seconds['features']:.0f} s, training {result.seconds['training']:.0f} s"
@@ -237,9 +230,8 @@ def _print_end(job: "TrainingJob", result: "TrainingResult", as_json: bool) -> N
     if left_out is not None and left_out.faults:
         line = f"{left_out.images} images left out by faults in {left_out.faults} images or shards: see "
         console.print(escape(f"{line}{job.data.skip_faults}"), style="yellow", soft_wrap=True, highlight=False)
-    if as_json:
-        content = {"metrics": result.summary(), "nll": result.losses, "seconds": result.seconds, "speed": speed}
-        print_json({"out": str(job.out), **content, "left_out": left_out and left_out._asdict()})
+    content = {"metrics": result.summary(), "nll": result.losses, "seconds": result.seconds, "speed": speed}
+    print_json({"out": str(job.out), **content, "left_out": left_out and left_out._asdict()})
 
 
 def _print_metrics(result: "TrainingResult") -> None:
@@ -274,7 +266,7 @@ def _print_failure(name: str, reason: str) -> None:
     print_error(f"{escape(shown(name))}: failed:", reason)
 
 
-def _print_every_class(result: "EveryClassResult", out: Path, as_json: bool) -> None:
+def _print_every_class(result: "EveryClassResult", out: Path) -> None:
     """Prints and writes one table of all classes. Raises: typer.Exit if a class failed."""
     header, lines = result.as_table(format_metric)
     table = Table(*header)
@@ -284,10 +276,9 @@ def _print_every_class(result: "EveryClassResult", out: Path, as_json: bool) -> 
     console.print(result.summary, style="dim")
     result.write(out, format_metric)
     console.print(f"written to {escape(str(out))}", soft_wrap=True)
-    if as_json:
-        rows = [row.as_dict() for row in (*result.rows, *result.mean)]
-        content = {"rows": rows, "seconds": result.seconds, "failed": result.failures}
-        print_json({"out": str(out), "wall_seconds": result.wall_seconds, **content})
+    rows = [row.as_dict() for row in (*result.rows, *result.mean)]
+    content = {"rows": rows, "seconds": result.seconds, "failed": result.failures}
+    print_json({"out": str(out), "wall_seconds": result.wall_seconds, **content})
     if result.failures:
         for name, reason in result.failures.items():
             _print_failure(name, reason)

@@ -8,19 +8,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..recipe import DATA
-from .config_file import Config
 from .options import (
     MODEL,
     OUTPUT,
-    AsJson,
     Extractor,
     ExtractorWeights,
     OfficialClamp,
     OfficialPool,
     OfficialVariant,
-    Quiet,
 )
-from .output import console, errors, print_error, print_json, progress_bar, silence
+from .output import console, errors, print_error, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ..compat.numerical_check import NumericalCheck
@@ -48,16 +45,12 @@ def verify(
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,
     variant: OfficialVariant = "auto",
-    config: Config = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Certifies that nothing changes but the time: every backend and dtype against float64, on a flow and its images.
 
     Good IMAGES that it was trained on also tell which formula an official CHECKPOINT with index permutations has.
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
-    silence(quiet, as_json)
     from ..compat.numerical_check import check_numerics
     from ..compat.state_dict_keys import check_variant
     from ..compat.verify import Described, to_verify
@@ -83,8 +76,7 @@ def verify(
     content = {"checkpoint": str(checkpoint), **check.as_dict(), "formula_fit": fit}
     if out is not None:
         write_json(out, content)
-    if as_json:
-        print_json(content)
+    print_json(content)
     beyond = [f"{row.backend} {row.dtype}" for row in check.rows if not row.within]
     if beyond:
         errors.print(f"[red]beyond its limit: {', '.join(beyond)}[/red]")

@@ -23,7 +23,7 @@ TRAIN = {
 def job_of(command, monkeypatch):
     """Runs `train` as far as its job -> the job."""
     jobs = []
-    monkeypatch.setattr("fastmsflow.cli.train.train_one", lambda job, group, as_json: jobs.append(job))
+    monkeypatch.setattr("fastmsflow.cli.train.train_one", lambda job, group: jobs.append(job))
 
     def run(*args: object):
         assert command("train", "data", "--out", "run", *args) == (0, "")

@@ -39,7 +39,7 @@ def recipe_of(command, monkeypatch, tmp_path):
     """Runs a verb as far as its job -> the recipe, having left the configuration in ``config.yaml``."""
     jobs = []
     for verb in ("train", "demo"):
-        monkeypatch.setattr(f"fastmsflow.cli.{verb}.train_one", lambda job, group, as_json: jobs.append(job))
+        monkeypatch.setattr(f"fastmsflow.cli.{verb}.train_one", lambda job, group: jobs.append(job))
 
     def run(*args: object) -> Recipe:
         code, text = command(*args)

@@ -1,0 +1,36 @@
+"""Gives every verb --config, --quiet and --json."""
+
+import inspect
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Annotated, Any
+
+import typer
+
+from .config_file import Config
+from .options import OUTPUT
+from .output import silence
+from .recipe_options import set_parameters
+
+
+def with_common_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Returns ``verb`` as a command that takes these options too; ``output`` and the defaults heed them."""
+
+    def command(
+        *,
+        config: Config = None,
+        quiet: Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)
+        ] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the result as JSON, and nothing else.", rich_help_panel=OUTPUT)
+        ] = False,
+        **options: Any,
+    ) -> None:
+        silence(quiet, as_json)
+        verb(**options)
+
+    *common, _ = inspect.signature(command).parameters.values()
+    update_wrapper(command, verb)
+    set_parameters(command, [*inspect.signature(verb).parameters.values(), *common])
+    return command
