@@ -7,7 +7,7 @@ import typer
 from .._version import __version__
 from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, train, verify
 from .common_options import with_common_options
-from .options import Command
+from .options import Command, new_spelling
 from .output import console
 
 __all__ = ["app"]
@@ -17,7 +17,8 @@ app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # The help does not show old spellings.
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": new_spelling},
 )
 
 

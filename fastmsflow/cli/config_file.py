@@ -8,12 +8,11 @@ import typer
 import yaml
 
 from ..errors import InputError
-from .options import OLD_SPELLINGS, OUTPUT
+from .options import OLD_SPELLINGS, OUTPUT, new_spelling
 
 # Options of one call, which no saved configuration holds.
 CALL_ONLY = frozenset({"config", "quiet", "as_json", "resume"})
-OLD_KEYS = {old.lstrip("-"): new.lstrip("-") for old, new in OLD_SPELLINGS.items()}
-FILE_KEYS = {new: old for old, new in OLD_KEYS.items()}
+FILE_KEYS = {new.lstrip("-"): old.lstrip("-") for old, new in OLD_SPELLINGS.items()}
 """Option name -> its name in the files that runs write, which every version reads."""
 
 
@@ -30,19 +29,16 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; give one 'option: value' a line")
-    names = {str(p.name) for p in ctx.command.params} - {"config", "help"}
+    parameters = [p for p in ctx.command.params if p.name not in ("config", "help")]
     # Options may have another name in the command line than the function's parameter has.
-    parameter_of = {option.lstrip("-").replace("-", "_"): str(p.name) for p in ctx.command.params for option in p.opts}
-    old_keys = {old.replace("-", "_"): new.replace("-", "_") for old, new in OLD_KEYS.items()}
+    parameter_of = {option.lstrip("-").replace("-", "_"): str(p.name) for p in parameters for option in p.opts}
     values: dict[str, Any] = {}
     for key, value in content.items():
-        name = str(key).replace("-", "_")
-        name = old_keys.get(name, name)
-        name = parameter_of.get(name, name)
-        if name not in names:
-            known = sorted({option for option, parameter in parameter_of.items() if parameter in names} - {"help"})
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+        option = new_spelling(str(key).replace("_", "-")).replace("-", "_")
+        name = parameter_of.get(option, option)
+        if name not in parameter_of.values():
+            close = difflib.get_close_matches(name, parameter_of, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(parameter_of))}"
             raise InputError(f"{path}: {ctx.info_name} has no option {str(key)!r}{hint}")
         if name in values:
             raise InputError(f"{path}: {str(key)!r} is another spelling of an option in this file; leave one out")

@@ -26,12 +26,7 @@ version reads the files of every other."""
 
 
 class Command(TyperCommand):
-    """A verb whose options may also be given by their old spellings, which the help does not show."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = {name for parameter in self.params for name in parameter.opts}
-        end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*(_new_spelling(arg, known) for arg in args[:end]), *args[end:]])
+    """A verb whose --help stands in the panel of the other options that all verbs have."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -40,10 +35,9 @@ class Command(TyperCommand):
         return option
 
 
-def _new_spelling(argument: str, known: set[str]) -> str:
-    name, equals, value = argument.partition("=")
-    new = OLD_SPELLINGS.get(name)
-    return argument if new is None or new not in known else f"{new}{equals}{value}"
+def new_spelling(name: str) -> str:
+    """Returns an option's name, without its dashes, for its new or old one."""
+    return OLD_SPELLINGS.get(f"--{name}", name).removeprefix("--")
 
 
 Source = Annotated[
