@@ -12,8 +12,7 @@ from ..calibration import DecisionThreshold, region_threshold
 from ..data.url_images import is_url
 from ..files import absolute, shown
 from ..inference import resolve_dtype
-from ..inference.batch_scorer import read_model
-from ..inference.loading import to_fastest_device
+from ..inference.loading import read_model, to_device
 from ..inference.predict_parquet import score_into, settings_of
 from ..inference.prediction_folder import FAULTS_SHOWN, PredictionFolder, RowCounts
 from ..inference.prediction_sources import find_sources
@@ -44,7 +43,7 @@ def predict_parquet(
             check_cluster(cluster)
         folder, network, gpus = PredictionFolder(out), read_model(model), 0
         if cluster is None:
-            network = to_fastest_device(network)
+            network = to_device(network)
         decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
         images, skipped = find_sources(sources, sys.stdin.buffer, null)
         if cluster is not None:

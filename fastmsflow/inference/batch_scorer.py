@@ -3,14 +3,12 @@
 import copy
 import math
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,12 +17,10 @@ from torch import Tensor
 
 from ..calibration import DecisionThreshold, check_rate, region_threshold
 from ..data.image_batches import processors
-from ..data.shards.storage import NO_FILE, ShardStorage
-from ..data.url_images import is_there, is_url
 from ..errors import InputError, UnavailableError
-from ..files import shown
 from ..models.msflow import MSFlow
 from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
+from .loading import parse_device, read_model, to_device
 from .precision import AUTO, check_dtype
 from .scorer import NOT_FINITE, ImageResult, Scorer
 
@@ -72,10 +68,9 @@ class BatchScorer:
         if tile is not None:
             raise InputError(f"tile {tile}: images are scored whole, resized to the model's size; leave tile out")
         check_dtype(dtype)
-        _check_device(device)
         self._model = model if isinstance(model, MSFlow) else os.fsdecode(model)
         self._threshold, self._false_alarms = threshold, false_alarms
-        self._dtype, self._maps, self._device = dtype, maps, device
+        self._dtype, self._maps, self._device = dtype, maps, parse_device(device)
         self._begin()
 
     def _begin(self) -> None:
@@ -115,7 +110,7 @@ class BatchScorer:
 
         Raises: InputError if the batch has no column of images, or columns of several lengths; the errors of ``load``.
         """
-        arrow = None if find_spec("pyarrow") is None else _arrow()
+        arrow = import_module(".arrow", __package__) if find_spec("pyarrow") else None
         is_arrow = arrow is not None and arrow.is_arrow(batch)
         columns = arrow.columns_of(batch) if arrow and is_arrow else batch
         if not isinstance(columns, Mapping):
@@ -164,7 +159,9 @@ class BatchScorer:
     def _ready(self) -> "_Loaded":
         with self._loading:
             if self._loaded is None:
-                model = _load(self._model).to(_torch_device(self._device)).to(memory_format=torch.channels_last)
+                # A copy is moved to the device; the caller's model stays where it is.
+                given = self._model
+                model = to_device(copy.deepcopy(given) if isinstance(given, MSFlow) else read_model(given), self._device)
                 decision = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
                 scorer = Scorer(model, decision=decision, region_threshold=regions, dtype=self._dtype)
@@ -199,58 +196,3 @@ def _read(rows: BatchColumns, row: int, image_size: tuple[int, int]) -> _Read:
     except Exception as error:  # one row never ends a job
         fault = f"{rows.name(row)}: {type(error).__name__}: {error}"
     return " ".join(fault.split())
-
-
-def _arrow() -> ModuleType:
-    from . import arrow
-
-    return arrow
-
-
-def _load(model: str | MSFlow) -> MSFlow:
-    # A copy is moved to the device; the caller's model stays where it is.
-    return copy.deepcopy(model) if isinstance(model, MSFlow) else read_model(model)
-
-
-def read_model(model: str) -> MSFlow:
-    """Reads the checkpoint at a path or a URL, or the folder that ``save_pretrained`` wrote.
-
-    Raises: InputError if there is none or it cannot be read; UnavailableError if a package is missing.
-    """
-    if not is_url(model):
-        return MSFlow.from_pretrained(model) if Path(model).is_dir() else MSFlow.load(model)
-    if not is_there(model):
-        raise InputError(f"{shown(model)}: {NO_FILE}; give the URL of a fastmsflow checkpoint (.safetensors)")
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "model.safetensors"
-        try:
-            import fsspec
-
-            with fsspec.open(model, "rb") as there, local.open("wb") as here:
-                shutil.copyfileobj(there, here)
-        except Exception as error:  # each kind of storage has errors of its own
-            raise InputError(f"{shown(model)}: {ShardStorage.why(error)}") from error
-        try:
-            return MSFlow.load(local)
-        except (InputError, UnavailableError) as error:
-            raise type(error)(str(error).replace(str(local), shown(model))) from error
-
-
-def _check_device(device: str) -> None:
-    if device == AUTO:
-        return
-    try:
-        known = torch.device(device).type in ("cpu", "cuda")
-    except (RuntimeError, TypeError):
-        known = False
-    if not known:
-        raise InputError(f"device {device!r} is not known; give auto, cpu, cuda or cuda:N")
-
-
-def _torch_device(device: str) -> torch.device:
-    if device == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device}: this process sees {torch.cuda.device_count()} GPUs; give auto or cpu")
-    return chosen
