@@ -88,18 +88,19 @@ def _array(value: Any) -> Any:
 
 def with_results(table: Any, results: Columns) -> Any:
     """Returns ``table`` with ``results`` as its last columns, in the types of RESULTS; NaN becomes null."""
+    table = without(table, (*RESULTS.names, MAP) if MAP in results else RESULTS.names)
     for field in RESULTS:
         values = results[field.name]
         if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
             column = pa.array(values, mask=np.isnan(values), type=pa.float64()).cast(field.type, safe=False)
         else:
             column = pa.array([_utf8(value) for value in values], type=field.type)
-        table = _put(table, field, column)
+        table = table.append_column(field, column)
     if MAP in results:
         maps = results[MAP]
         kind = pa.fixed_shape_tensor(pa.float32(), maps.shape[1:])
         storage = pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), int(np.prod(maps.shape[1:])))
-        table = _put(table, pa.field(MAP, kind), pa.ExtensionArray.from_storage(kind, storage))
+        table = table.append_column(pa.field(MAP, kind), pa.ExtensionArray.from_storage(kind, storage))
     return table
 
 
@@ -110,10 +111,4 @@ def _utf8(value: Any) -> Any:
 
 def without(table: Any, names: Sequence[str]) -> Any:
     """Returns ``table`` without its columns of these names; the number of rows stays."""
-    for place in reversed([i for i, name in enumerate(table.column_names) if name in names]):
-        table = table.remove_column(place)
-    return table
-
-
-def _put(table: Any, field: Any, column: Any) -> Any:
-    return without(table, (field.name,)).append_column(field, column)
+    return table.select([i for i, name in enumerate(table.column_names) if name not in names])

@@ -129,15 +129,15 @@ class BatchScorer:
         ready = self._ready()
         image_size = ready.scorer.model.image_size
 
+        numbers = range(len(rows.values))
+
         def read(start: int) -> list["Future[_Read]"]:
-            return [
-                ready.readers.submit(_read, rows, row, image_size) for row in rows.numbers[start : start + BATCH_SIZE]
-            ]
+            return [ready.readers.submit(_read, rows, row, image_size) for row in numbers[start : start + BATCH_SIZE]]
 
         results: list[Columns] = []
         ahead = read(0)
         # At least once, since a batch without rows has result columns too.
-        for start in range(0, max(1, len(rows.numbers)), BATCH_SIZE):
+        for start in range(0, max(1, len(numbers)), BATCH_SIZE):
             # The next images are decoded while the model scores these.
             current, ahead = ahead, read(start + BATCH_SIZE)
             scored = self._score(ready.scorer, [future.result() for future in current], rows, start)

@@ -50,11 +50,6 @@ class BatchColumns(NamedTuple):
         empty = [None] * lengths[kind]
         return cls(kind, *(_by_place(columns.get(name, empty)) for name in (kind, PATH, FAULT)))
 
-    @property
-    def numbers(self) -> range:
-        """The numbers of the rows."""
-        return range(len(self.values))
-
     def name(self, row: int) -> str:
         """Returns the name of a row in messages: its path if there is one."""
         try:

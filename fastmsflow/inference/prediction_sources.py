@@ -85,7 +85,8 @@ def find_sources(sources: Sequence[str], stdin: BinaryIO, null: bool) -> tuple[F
             raise InputError("a set of shards is scored alone; give each set a command, and an --out, of its own")
         if null:
             raise InputError(f"{shown(sources[0])}: a set of shards; leave out --null")
-        return Shards(sources[0] if _is_remote(sources[0]) else absolute(sources[0])), []
+        is_remote = is_url(sources[0]) or sources[0].startswith(PIPE)
+        return Shards(sources[0] if is_remote else absolute(sources[0])), []
     urls = [url for source in sources if is_url(source) for url in images_below_url(source)]
     local = [source for source in sources if not is_url(source)]
     if not local:
@@ -103,7 +104,3 @@ def _is_folder_of_images(source: str) -> bool:
         return is_image(source) or not read_url(f"{source.rstrip('/')}/{MANIFEST}").lstrip().startswith(b"{")
     except InputError:
         return True
-
-
-def _is_remote(source: str) -> bool:
-    return is_url(source) or source.startswith(PIPE)

@@ -1,6 +1,6 @@
 """Scores new images into a table and a picture of each, written one by one."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,17 +119,24 @@ class Predictor:
                 for file in unfinished.glob(pattern):
                     file.unlink()
         columns = CSV_COLUMNS if self.table.suffix == ".csv" else COLUMNS
+        shrink = None if self._visualizer is None else self._visualizer.shrink
+        reader = BatchReader(self._scorer.model.image_size, shrink)
+        batches = file_batches([str(file) for file in files], batch_size)
         try:
             with SortedTable(unfinished / self.table.name, columns) as rows:
                 # Closing ends the reading processes, whatever happens.
-                with closing(self._read(files, batch_size, workers)) as batches:
-                    for read in batches:
-                        self._score(read, rows)
-                        progress(read.items[-1].number + 1)
+                with closing(read_batches(batches, -(-len(files) // batch_size), reader, workers)) as read:
+                    for batch in read:
+                        self._score(batch, rows)
+                        progress(batch.items[-1].number + 1)
                 if not self.scored:
                     more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
                     raise InputError(f"{self.faults[0]}{more}")
-                self._finish(unfinished, rows)
+                for name in self._written:
+                    with write_faults(self._out / name):
+                        (unfinished / name).replace(self._out / name)
+                rows.finish(self.table)
+                rows.path.unlink()
         except KeyboardInterrupt as interrupt:
             finished = f"those are in {shown(unfinished)}; " if self.scored else ""
             raise Interrupted(
@@ -143,13 +150,6 @@ class Predictor:
                     (unfinished / self.table.name).unlink(missing_ok=True)
                 if not any(unfinished.iterdir()):
                     unfinished.rmdir()
-
-    def _read(self, files: Sequence[Path], size: int, workers: int) -> Generator[ReadBatch, None, None]:
-        reader = BatchReader(
-            self._scorer.model.image_size, None if self._visualizer is None else self._visualizer.shrink
-        )
-        batches = file_batches([str(file) for file in files], size)
-        return read_batches(batches, -(-len(files) // size), reader, workers)
 
     def _score(self, read: ReadBatch, rows: SortedTable) -> None:
         for item, result, fault in self._scorer.items(read):
@@ -201,13 +201,6 @@ class Predictor:
         if regions is not None:
             text += f", {len(regions) or 'no'} region{'' if len(regions) == 1 else 's'}"
         return Verdict(shown(scored.image.name), text, scored.defective)
-
-    def _finish(self, unfinished: Path, rows: SortedTable) -> None:
-        for name in self._written:
-            with write_faults(self._out / name):
-                (unfinished / name).replace(self._out / name)
-        rows.finish(self.table)
-        rows.path.unlink()
 
     def _is_own(self, file: Path) -> bool:
         if not file.name.endswith(HEAT_MAP):

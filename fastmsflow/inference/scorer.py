@@ -80,11 +80,11 @@ class Scorer:
         """
         device = next(self._ready.parameters()).device
         scores = self._ready.scores(pixels.to(device, memory_format=torch.channels_last))
-        maps = _as_array(scores.score_map(self.kind))
+        maps = scores.score_map(self.kind).float().cpu().numpy()
         # Regions are found on the absolute map, whichever map is shown.
         absolute_maps = maps
         if self.region_threshold is not None and self.kind != "absolute":
-            absolute_maps = _as_array(scores.absolute_map)
+            absolute_maps = scores.absolute_map.float().cpu().numpy()
         values = torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1).double().tolist()
         return [self._result(*image) for image in zip(values, maps, absolute_maps, sizes, strict=True)]
 
@@ -98,7 +98,3 @@ class Scorer:
         above = self.region_threshold
         regions = None if above is None else find_regions(absolute_map, above, size)
         return ImageResult(score, log_score, absolute, defective, regions, score_map)
-
-
-def _as_array(score_map: Tensor) -> np.ndarray:
-    return score_map.float().cpu().numpy()

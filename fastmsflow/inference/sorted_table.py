@@ -10,8 +10,6 @@ from typing import Any
 
 from ..files import write_faults, written_aside
 
-FORMATS = ("csv", "jsonl")
-
 
 class SortedTable:
     """Writes rows into ``path``, each completely or not at all; ``finish`` writes them sorted.
