@@ -7,13 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..errors import PREEMPTED, InputError
 from .process_group import JOIN_TIMEOUT, ProcessGroup, master_address
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 PORT = "29400"
 LAUNCHER = "FASTMSFLOW_LAUNCHER"
@@ -41,13 +38,17 @@ def launch(devices: int, nodes: int = 1, notify: Callable[[str], None] = print) 
     with the exit code of the processes that were started.
     """
     here = ProcessGroup.here()
-    if max(here.size, devices * nodes) > 1:
-        # Set before torch is imported: a broken connection is told in one line, without the C++ stack.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if here.size > 1 or devices * nodes == 1:
-        _check(here, devices, nodes)
-        if here.size > 1:
-            _end_with_launcher()
+    if here.size == devices * nodes == 1:
+        return here
+    # Set before torch is imported: a broken connection is told in one line, without the C++ stack.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if here.size > 1:
+        if devices * nodes > 1 and (devices, nodes) != (here.local_size, here.size // here.local_size):
+            raise InputError(
+                f"--devices {devices} --nodes {nodes}, but torchrun started {here.local_size} processes on each of"
+                f" {here.size // here.local_size} machines; leave the options out"
+            )
+        _end_with_launcher()
         return here
     import torch
 
@@ -59,15 +60,6 @@ def launch(devices: int, nodes: int = 1, notify: Callable[[str], None] = print) 
         os.environ.setdefault("MASTER_PORT", PORT)
         master_address()
     sys.exit(_run(devices, nodes, notify))
-
-
-def _check(here: ProcessGroup, devices: int, nodes: int) -> None:
-    """Raises InputError if the options contradict the numbers of torchrun, which count."""
-    if devices * nodes > 1 and (devices, nodes) != (here.local_size, here.size // here.local_size):
-        raise InputError(
-            f"--devices {devices} --nodes {nodes}, but torchrun started {here.local_size} processes on each of"
-            f" {here.size // here.local_size} machines; leave the options out"
-        )
 
 
 def _end_with_launcher() -> None:
@@ -149,28 +141,23 @@ def _run(devices: int, nodes: int, notify: Callable[[str], None] = print) -> int
     return 0
 
 
-def _print_failures(failures: "Mapping[int, ProcessFailure]") -> int:
+def _print_failures(failures: Mapping[int, Any]) -> int:
     """Prints a line for each process that a signal killed, and returns the launcher's exit code.
 
-    ``failures``: failures by rank, in the order in which the launcher saw them.
+    ``failures``: torch's ProcessFailures by rank, in the order in which the launcher saw them.
     """
     first = min(failure.timestamp for failure in failures.values())
     codes = {
         rank: failure.exitcode for rank, failure in failures.items() if failure.timestamp - first < SAME_FAULT_SECONDS
     }
     for rank, code in codes.items():
-        if code < 0 and code != -signal.SIGTERM:
-            print(_describe_signal(rank, signal.Signals(-code)), file=sys.stderr)
+        if code == -signal.SIGKILL:
+            why = "was killed by SIGKILL, most often because memory ran out; try fewer workers or a smaller batch"
+            print(f"fastmsflow: process {rank} {why}", file=sys.stderr)
+        elif code < 0 and code != -signal.SIGTERM:
+            how = f"was ended by {signal.Signals(-code).name}; PYTHONFAULTHANDLER=1 shows where"
+            print(f"fastmsflow: process {rank} {how}", file=sys.stderr)
     return exit_code(list(codes.values()))
-
-
-def _describe_signal(rank: int, number: signal.Signals) -> str:
-    if number == signal.SIGKILL:
-        return (
-            f"fastmsflow: process {rank} was killed by {number.name}, most often because memory ran out; try fewer"
-            " workers or a smaller batch"
-        )
-    return f"fastmsflow: process {rank} was ended by {number.name}; PYTHONFAULTHANDLER=1 shows where"
 
 
 def exit_code(codes: list[int]) -> int:
