@@ -32,11 +32,10 @@ REMOTE = "ray://"
 CONNECT_SECONDS = 10
 
 
-def check_cluster(cluster: str) -> str:
-    """Returns ``cluster``. Raises: InputError if it names no cluster."""
+def check_cluster(cluster: str) -> None:
+    """Raises InputError if ``cluster`` names no cluster."""
     if cluster != LOCAL and not (cluster.startswith(REMOTE) and _host_and_port(cluster)):
         raise InputError(f"cluster {cluster!r} is not known; give ray for this machine's, or ray://ADDRESS:10001")
-    return cluster
 
 
 @contextmanager
@@ -160,7 +159,10 @@ def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, A
     # death fails a run.
     ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
     if isinstance(images, Files):
-        dataset = _file_dataset(images, options.images_per_part)
+        # A block of names becomes a file of results.
+        starts = range(0, len(images), options.images_per_part)
+        blocks = [images.paths[start : start + options.images_per_part] for start in starts]
+        dataset: Any = ray.data.from_arrow([_named(block) for block in blocks])
     else:
         dataset = _shard_dataset(images, options.batch_size, actors)
     dataset.map_batches(
@@ -175,7 +177,7 @@ def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, A
         filesystem=folder.files,
         filename_provider=_filename_provider(folder.run),
         mode="append",
-        # Blocks of names have this size already, blocks of shards are split by bytes.
+        # Blocks of shards are split by bytes.
         min_rows_per_file=None if isinstance(images, Files) else options.images_per_part,
         # The actors have all processors; writing takes little.
         ray_remote_args={"num_cpus": 0},
@@ -194,14 +196,6 @@ def _filename_provider(run: str) -> Any:
             return f"{run}_{write_uuid}_{task_index:06}_{block_index:06}.parquet"
 
     return Names()
-
-
-def _file_dataset(images: Files, images_per_part: int) -> Any:
-    """Returns a dataset of names; a block of names becomes a file of results."""
-    import ray
-
-    starts = range(0, len(images), images_per_part)
-    return ray.data.from_arrow([_named(images.paths[start : start + images_per_part]) for start in starts])
 
 
 def _named(paths: list[str]) -> pa.Table:
