@@ -210,10 +210,8 @@ class PredictionFolder:
             paths = [Path(folder) / name for folder, _, names in walked for name in names]
             files = [absolute(path) for path in paths if not path.is_symlink()]
         else:
-            try:
+            with _named_if_refused(self.out, "read"):
                 listed = self.files.get_file_info(fs.FileSelector(self.parts, recursive=True, allow_not_found=True))
-            except OSError as error:
-                raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
             files = [info.path for info in listed if info.type == fs.FileType.File]
         # The names of temporary files begin with a dot.
         return sorted(name for name in files if name.endswith(".parquet") and not Path(name).name.startswith("."))
@@ -232,22 +230,17 @@ class PredictionFolder:
 
     def _is_whole(self, name: str) -> bool:
         """Returns whether a file ends as Parquet does; files of a killed process do not."""
-        try:
-            with self.files.open_input_file(name) as file:
-                size = file.size()
-                file.seek(max(0, size - len(MAGIC)))
-                return size >= SMALLEST and file.read() == MAGIC
-        except OSError as error:
-            raise InputError(f"{shown(name)}: cannot be read ({error})") from error
+        with _named_if_refused(name, "read"), self.files.open_input_file(name) as file:
+            size = file.size()
+            file.seek(max(0, size - len(MAGIC)))
+            return size >= SMALLEST and file.read() == MAGIC
 
     def _delete(self, name: str, why: str) -> None:
         """Deletes a file. Raises: InputError if this command has not written it."""
         if not OWN_FILE.fullmatch(Path(name).name):
             raise InputError(f"{shown(name)}: {why}, and this command has not written it; move it elsewhere")
-        try:
+        with _named_if_refused(name, "removed"):
             self.files.delete_file(name)
-        except OSError as error:
-            raise InputError(f"{shown(name)}: cannot be removed ({error})") from error
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         """Writes a file, completely or not at all, as object stores do anyway."""
@@ -255,25 +248,31 @@ class PredictionFolder:
             with written_aside(name) as aside:
                 aside.write_bytes(content)
             return
-        try:
-            with self.files.open_output_stream(name) as file:
-                file.write(content)
-        except OSError as error:
-            raise InputError(f"{shown(name)}: cannot be written ({error})") from error
+        with _named_if_refused(name, "written"), self.files.open_output_stream(name) as file:
+            file.write(content)
 
     def _json(self) -> dict[str, Any] | None:
         """Reads ``predictions.json``; returns None if there is none, {} if it holds no JSON object."""
         name = f"{self._root}/{RUN}"
-        try:
+        with _named_if_refused(self.out, "read"):
             if self.files.get_file_info(name).type == fs.FileType.NotFound:
                 return None
             with self.files.open_input_file(name) as file:
-                content = json.loads(file.read(MAX_RUN_BYTES))
-        except OSError as error:
-            raise InputError(f"{shown(self.out)}: cannot be read ({error})") from error
+                content = file.read(MAX_RUN_BYTES)
+        try:
+            settings = json.loads(content)
         except (ValueError, RecursionError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return settings if isinstance(settings, dict) else {}
+
+
+@contextmanager
+def _named_if_refused(name: str, done: str) -> Iterator[None]:
+    """Turns OSError in the block, in which the file or folder ``name`` is ``done``, into InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{shown(name)}: cannot be {done} ({error})") from error
 
 
 def _map_in_threads(function: Callable[[str], _T], names: Sequence[str]) -> Iterator[_T]:
