@@ -48,7 +48,9 @@ class BatchColumns(NamedTuple):
             listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise InputError(f"the batch's columns differ in their number of rows ({listed}); give each row a value")
         empty = [None] * lengths[kind]
-        return cls(kind, *(_by_place(columns.get(name, empty)) for name in (kind, PATH, FAULT)))
+        found = [columns.get(name, empty) for name in (kind, PATH, FAULT)]
+        # A pandas.Series would look rows up by its index.
+        return cls(kind, *(column if isinstance(column, Sequence) else list(column) for column in found))
 
     def name(self, row: int) -> str:
         """Returns the name of a row in messages: its path if there is one."""
@@ -91,11 +93,6 @@ def _length(name: str, column: Any) -> int:
     except TypeError:  # an array without dimensions has no length either
         pass
     raise InputError(f"the batch's column {name} is {_type(column)}; give an array or a list, a value for each row")
-
-
-def _by_place(column: Any) -> Sequence[Any]:
-    """Returns a sequence; a pandas.Series would look rows up by its index."""
-    return column if isinstance(column, Sequence) else list(column)
 
 
 def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:

@@ -24,12 +24,18 @@ def heat_map_names(images: Sequence[Path]) -> list[str]:
     same: dict[str, list[int]] = {}
     for i, path in enumerate(paths):
         same.setdefault(_key(_fitted(path.stem)), []).append(i)
-    names, free = [""] * len(paths), _FreeNames()
+    # The copies are counted over all images, since a million of them may want one name.
+    names, taken, copies = [""] * len(paths), set[str](), Counter[str]()
     # Images whose stem is unique come first and keep it.
     for key in sorted(same, key=lambda key: (len(same[key]) > 1, key)):
         group = sorted(same[key], key=paths.__getitem__)
-        for i, wanted in zip(group, _told_apart([paths[i] for i in group]), strict=True):
-            names[i] = free.take(wanted)
+        for i, wanted in zip(group, map(_fitted, _told_apart([paths[i] for i in group])), strict=True):
+            while not names[i] or _key(names[i]) in taken:
+                copies[_key(wanted)] += 1
+                copy = copies[_key(wanted)]
+                end = HEAT_MAP if copy == 1 else f"_{copy}{HEAT_MAP}"
+                names[i] = _fitted(wanted, end) + end
+            taken.add(_key(names[i]))
     return names
 
 
@@ -46,27 +52,6 @@ def _told_apart(paths: Sequence[Path]) -> list[str]:
         "_".join([*reversed(parts[:depth]), path.name if inside[parts] > 1 else path.stem])
         for path, parts in zip(paths, folders, strict=True)
     ]
-
-
-class _FreeNames:
-    """Gives out every name once."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-        # The next number to try, since a million images may want one name.
-        self._copies: dict[str, int] = {}
-
-    def take(self, wanted: str) -> str:
-        wanted = _fitted(wanted)
-        copy = self._copies.get(_key(wanted), 1)
-        while True:
-            end = HEAT_MAP if copy == 1 else f"_{copy}{HEAT_MAP}"
-            name = _fitted(wanted, end) + end
-            copy += 1
-            if _key(name) not in self._taken:
-                self._taken.add(_key(name))
-                self._copies[_key(wanted)] = copy
-                return name
 
 
 def _key(name: str) -> str:

@@ -48,16 +48,12 @@ def find_regions(score_map: np.ndarray, threshold: float, size: tuple[int, int])
         values = score_map[window].astype(np.float64)
         hidden = labels[window] != number
         values[hidden] = np.minimum(values[hidden], threshold)
-        # A border at the threshold: a region at the map's border has its outline there.
-        outer = max(trace_contours(values, threshold, border=threshold), key=_extent)
+        # A border at the threshold: a region at the map's border has its outline there. The outermost line has the
+        # largest box.
+        outer = max(trace_contours(values, threshold, border=threshold), key=lambda line: np.ptp(line, axis=0).prod())
         points = (outer + np.array((left, top))).clip(0, score_map.shape[::-1]) * scale
         box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
         area = max(1, round(int(inside.sum()) * float(scale.prod())))
         peak = float(score_map[rows, columns][inside].max())
         regions.append(Region(box, area, peak, points))
     return sorted(regions, key=lambda region: region.area, reverse=True)
-
-
-def _extent(line: np.ndarray) -> float:
-    """The area of a line's bounding box: largest for the outermost."""
-    return float(np.ptp(line, axis=0).prod())

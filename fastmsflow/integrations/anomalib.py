@@ -82,7 +82,10 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
             evaluator,
             visualizer,
         )
-        _check_transform(self.pre_processor)
+        if extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Normalize):
+            raise InputError(
+                "the pre-processor normalises images, which the extractor does itself: take its Normalize out"
+            )
         given = self.input_size
         size = image_size or given or PUBLISHED_SIZE
         if given is not None and tuple(given) != tuple(size):
@@ -195,8 +198,3 @@ class _Inference(nn.Module):
         """Scores images (B, 3, H, W) in [0, 1]: ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W); see Msflow."""
         scores = self.msflow.scores(images)
         return InferenceBatch(pred_score=scores.absolute_score, anomaly_map=scores.score_map_add[:, None])
-
-
-def _check_transform(pre_processor: nn.Module | None) -> None:
-    if extract_transforms_by_type(getattr(pre_processor, "transform", None), Normalize):
-        raise InputError("the pre-processor normalises images, which the extractor does itself: take its Normalize out")
