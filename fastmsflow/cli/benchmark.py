@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import UnavailableError
-from .options import OUTPUT
+from .options import OUTPUT, option
 from .output import console, errors, print_json, progress_bar
 
 
@@ -21,9 +21,7 @@ def benchmark(
             "--tune", help="Time the kernels' tiles and convolutions on this GPU and save the fastest for this user."
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="File for the suite's results.", rich_help_panel=OUTPUT)] = Path(
-        "runs/speed.json"
-    ),
+    out: Annotated[Path, option(OUTPUT, "File for the suite's results.")] = Path("runs/speed.json"),
     results: Annotated[
         Path | None, typer.Option(help="Results of an earlier run, which are compared instead of those of a new run.")
     ] = None,

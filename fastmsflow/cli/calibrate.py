@@ -7,28 +7,25 @@ import typer
 from rich.markup import escape
 
 from ..calibration import FALSE_ALARMS
-from .options import OUTPUT, Dtype, ModelPath, Workers
-from .output import console, print_json, print_loading, progress_bar
+from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
+from .output import console, print_json, progress_bar
 
 
 def calibrate(
     *,
     model: ModelPath,
     images: Annotated[
-        list[Path],
-        typer.Argument(help="Good images, or folders of them, that MODEL was not trained on.", metavar="IMAGES..."),
+        list[Path], argument("IMAGES...", "Good images, or folders of them, that MODEL was not trained on.")
     ],
     false_alarms: Annotated[
         float, typer.Option(help="Share of good images that may be called defective.")
     ] = FALSE_ALARMS,
-    out: Annotated[
-        Path | None, typer.Option(help="File for the calibrated model. Default: MODEL itself.", rich_help_panel=OUTPUT)
-    ] = None,
+    out: Annotated[Path | None, option(OUTPUT, "File for the calibrated model. Default: MODEL itself.")] = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
 ) -> None:
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
-    print_loading("torch and timm")
+    console.print("loading torch and timm ...", style="dim")
     from ..data.file_search import list_images
     from ..evaluation.calibrate_model import calibrate_on_files
     from ..inference.loading import load_model

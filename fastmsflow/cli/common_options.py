@@ -5,10 +5,8 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Annotated, Any
 
-import typer
-
 from .config_file import Config
-from .options import OUTPUT
+from .options import OUTPUT, option
 from .output import silence
 from .recipe_options import set_parameters
 
@@ -19,12 +17,8 @@ def with_common_options(verb: Callable[..., None]) -> Callable[..., None]:
     def command(
         *,
         config: Config = None,
-        quiet: Annotated[
-            bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)
-        ] = False,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print the result as JSON, and nothing else.", rich_help_panel=OUTPUT)
-        ] = False,
+        quiet: Annotated[bool, option(OUTPUT, "Print nothing but errors.", "--quiet", "-q")] = False,
+        as_json: Annotated[bool, option(OUTPUT, "Print the result as JSON, and nothing else.", "--json")] = False,
         **options: Any,
     ) -> None:
         silence(quiet, as_json)

@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from ..errors import InputError
-from .options import OLD_SPELLINGS, OUTPUT, new_spelling
+from .options import OLD_SPELLINGS, OUTPUT, new_spelling, option
 
 # Options of one call, which no saved configuration holds.
 CALL_ONLY = frozenset({"config", "quiet", "as_json", "resume"})
@@ -49,14 +49,14 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
 
 Config = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        OUTPUT,
+        "YAML file of options, one 'name: value' a line; the command line overrides it.",
         "--config",
         callback=_read,
         is_eager=True,
         dir_okay=False,
         exists=True,
-        help="YAML file of options, one 'name: value' a line; the command line overrides it.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 

@@ -3,18 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
 
 from ..errors import InputError
-from .options import (
-    MODEL,
-    Extractor,
-    OfficialClamp,
-    OfficialImageSize,
-    OfficialPool,
-    OfficialVariant,
-)
+from .options import MODEL, Extractor, OfficialClamp, OfficialImageSize, OfficialPool, OfficialVariant, argument, option
 from .output import console, print_json, warnings_in_yellow
 
 NO_OPTIMIZER_STATE = (
@@ -28,31 +20,20 @@ def convert(
     *,
     source: Annotated[
         Path,
-        typer.Argument(
-            help="An official checkpoint, one of ours (.safetensors), or an interrupted run's state.ckpt.",
-            metavar="FROM",
-        ),
+        argument("FROM", "An official checkpoint, one of ours (.safetensors), or an interrupted run's state.ckpt."),
     ],
-    target: Annotated[Path, typer.Argument(help="File for the other format.", metavar="TO")],
+    target: Annotated[Path, argument("TO", "File for the other format.")],
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: Annotated[
         str | None,
-        typer.Option(
-            help="Local weights as for `train`, stored in TO. Default: TO uses timm's, downloaded on use.",
-            rich_help_panel=MODEL,
-        ),
+        option(MODEL, "Local weights as for `train`, stored in TO. Default: TO uses timm's, downloaded on use."),
     ] = None,
     image_size: OfficialImageSize = 512,
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,
     variant: OfficialVariant = "auto",
     fusion_first: Annotated[
-        bool,
-        typer.Option(
-            "--fusion-first",
-            help="For a state.ckpt: the script's Adam lists the fusion flow first.",
-            rich_help_panel=MODEL,
-        ),
+        bool, option(MODEL, "For a state.ckpt: the script's Adam lists the fusion flow first.", "--fusion-first")
     ] = False,
 ) -> None:
     """Converts between the official checkpoint format and ours, whichever FROM is not.

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .config_file import resolved_options
-from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers
-from .output import add_pixel_error, console, format_metric, print_json, print_loading, progress_bar
+from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers, argument, option
+from .output import add_pixel_error, console, format_metric, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
@@ -21,20 +21,20 @@ def evaluate(
     *,
     model: Annotated[
         Path,
-        typer.Argument(
-            help="A checkpoint, or the folder of a run, whose checkpoints are compared: last, chosen on held-out"
+        argument(
+            "MODEL",
+            "A checkpoint, or the folder of a run, whose checkpoints are compared: last, chosen on held-out"
             " images, best on test. With --class all: a folder that holds a run's folder for each class.",
-            metavar="MODEL",
         ),
     ],
     source: Source,
     category: Category = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures."
+        option(
+            OUTPUT,
+            "Folder for metrics.json, metrics.csv, scores.csv, report.html and pictures."
             " Default: evaluation, beside the checkpoint.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     false_alarms: FalseAlarms = None,
@@ -43,7 +43,7 @@ def evaluate(
     score_map: ScoreMap = None,
 ) -> None:
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
-    print_loading("torch and timm")
+    console.print("loading torch and timm ...", style="dim")
     from ..data.class_selection import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
     from ..evaluation.metric_labels import labeled

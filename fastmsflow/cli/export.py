@@ -4,11 +4,10 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
 
 from ..errors import InputError
-from .options import MODEL, OUTPUT, ModelPath
+from .options import MODEL, OUTPUT, ModelPath, argument, option
 from .output import console, print_json
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -17,21 +16,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 def export(
     *,
     model: ModelPath,
-    to: Annotated[
-        Path, typer.Argument(help="model.onnx, or model.pt2 for a torch.export program or --compiled.", metavar="TO")
-    ],
+    to: Annotated[Path, argument("TO", "model.onnx, or model.pt2 for a torch.export program or --compiled.")],
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compiled",
-            help="Write an AOTInductor package of machine code for this machine's device.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, option(OUTPUT, "Write an AOTInductor package of machine code for this machine's device.", "--compiled")
     ] = False,
-    dtype: Annotated[
-        str,
-        typer.Option(help="dtype of a compiled package: float32 or, on a GPU, float16.", rich_help_panel=MODEL),
-    ] = "float32",
+    dtype: Annotated[str, option(MODEL, "dtype of a compiled package: float32 or, on a GPU, float16.")] = "float32",
 ) -> None:
     """Writes MODEL as a graph that runs without this library, checked against it: ONNX, torch.export, AOTInductor."""
     if to.suffix not in (".onnx", ".pt2") or (compiled and to.suffix != ".pt2"):

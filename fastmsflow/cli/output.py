@@ -32,11 +32,6 @@ def progress_bar(label: str, total: int | None = None, unit: str | None = None) 
     return progress.progress_bar(label, total, console=console, unit=unit)
 
 
-def print_loading(packages: str) -> None:
-    """Says that ``packages`` are being imported, which takes seconds."""
-    console.print(f"loading {packages} ...", style="dim")
-
-
 def print_json(result: object) -> None:
     """Prints ``result`` as JSON on standard output if --json was given."""
     json_console.out(json.dumps(result, indent=2, default=str), highlight=False)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -14,14 +14,7 @@ from ..calibration import DecisionThreshold
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
-from .options import (
-    DISTRIBUTED,
-    OUTPUT,
-    Dtype,
-    FalseAlarms,
-    Null,
-    ScoreMap,
-)
+from .options import DISTRIBUTED, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
 from .output import console, errors, exit_if_skipped, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -35,75 +28,59 @@ def predict(
     *,
     model: Annotated[
         str,
-        typer.Argument(
-            help="A checkpoint that `train` or `convert` wrote; for parquet also its URL, or a model's folder.",
-            metavar="MODEL",
+        argument(
+            "MODEL", "A checkpoint that `train` or `convert` wrote; for parquet also its URL, or a model's folder."
         ),
     ],
     images: Annotated[
         list[str],
-        typer.Argument(
-            help="Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
+        argument(
+            "IMAGES...",
+            "Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
             " files and folders on standard input, one a line. For parquet also URLs of images or of folders of them,"
             " and a set of shards: its folder, a URL, or 'pipe:COMMAND' with {} for a file's name.",
-            metavar="IMAGES...",
         ),
     ],
     out: Annotated[
-        str,
-        typer.Option(
-            help="Folder for the scores and the heat maps; for parquet also a URL: s3://, gs://.",
-            rich_help_panel=OUTPUT,
-        ),
+        str, option(OUTPUT, "Folder for the scores and the heat maps; for parquet also a URL: s3://, gs://.")
     ] = "predictions",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.", rich_help_panel=DATA)] = 8,
+    batch_size: Annotated[int, option(DATA, "Images in a batch.", min=1)] = 8,
     false_alarms: FalseAlarms = None,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            help="Absolute scores above it, in nats, are defective. Default: the calibrated threshold.",
-            rich_help_panel=VALIDATION,
-        ),
+        option(VALIDATION, "Absolute scores above it, in nats, are defective. Default: the calibrated threshold."),
     ] = None,
     table: Annotated[
         str,
-        typer.Option(
-            "--format",
-            help="Format of the scores: csv; jsonl, which lists every region; or parquet, for millions of images: a"
+        option(
+            OUTPUT,
+            "Format of the scores: csv; jsonl, which lists every region; or parquet, for millions of images: a"
             " folder of files that grows, without heat maps.",
-            rich_help_panel=OUTPUT,
+            "--format",
         ),
     ] = "csv",
     heat_maps: Annotated[
         bool | None,
-        typer.Option(
-            help="Write a heat map of each image, or none. Default: write them, except with parquet.",
-            rich_help_panel=OUTPUT,
-        ),
+        option(OUTPUT, "Write a heat map of each image, or none. Default: write them, except with parquet."),
     ] = None,
     score_map: ScoreMap = None,
     images_per_part: Annotated[
         int | None,
-        typer.Option(
-            help="parquet: rows per file; a cluster that reads shards writes at least so many. Default: 1000.",
-            min=1,
-            rich_help_panel=OUTPUT,
+        option(
+            OUTPUT, "parquet: rows per file; a cluster that reads shards writes at least so many. Default: 1000.", min=1
         ),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes that read images; a cluster has its own. Default: 2.", min=0, rich_help_panel=DATA
-        ),
+        int | None, option(DATA, "Processes that read images; a cluster has its own. Default: 2.", min=0)
     ] = None,
     dtype: Dtype = "auto",
     cluster: Annotated[
         str | None,
-        typer.Option(
-            help="parquet: score by Ray. ray: on all GPUs, or processors, of this machine or of the cluster that it"
+        option(
+            DISTRIBUTED,
+            "parquet: score by Ray. ray: on all GPUs, or processors, of this machine or of the cluster that it"
             " has joined; ray://ADDRESS:10001: on that cluster. All machines must see MODEL, IMAGES and OUT alike.",
             metavar="CLUSTER",
-            rich_help_panel=DISTRIBUTED,
         ),
     ] = None,
     null: Null = False,
@@ -171,7 +148,19 @@ def predict(
         errors.print(escape(str(interrupted)), soft_wrap=True)
         raise typer.Exit(130) from interrupted
     skipped = [*found.faults, *predictor.faults]
-    print_json(_summary(predictor, decision, out, skipped))
+    labels = [image.defective for image in predictor.scored]
+    print_json(
+        {
+            "images": len(labels),
+            "good": labels.count(False) if decision else None,
+            "defective": labels.count(True) if decision else None,
+            "skipped": skipped,
+            "threshold": decision and decision.value,
+            "region_threshold": predictor.color_scale.region_threshold,
+            "scores": str(predictor.table),
+            "heat_maps": str(Path(out)) if predictor.draws else None,
+        }
+    )
     _print_scores(predictor, decision, model, network.calibration is not None)
     exit_if_skipped(skipped)
 
@@ -222,19 +211,3 @@ def _print_scores(predictor: "Predictor", decision: DecisionThreshold | None, mo
     console.print(escape(line), soft_wrap=True, highlight=False)
     written = f"heat maps ({predictor.color_scale.kind}) and " if predictor.draws else ""
     console.print(escape(f"{written}{predictor.table.name} in {shown(predictor.table.parent)}"), soft_wrap=True)
-
-
-def _summary(
-    predictor: "Predictor", decision: DecisionThreshold | None, out: str, skipped: list[str]
-) -> dict[str, Any]:
-    labels = [image.defective for image in predictor.scored]
-    return {
-        "images": len(labels),
-        "good": labels.count(False) if decision else None,
-        "defective": labels.count(True) if decision else None,
-        "skipped": skipped,
-        "threshold": decision and decision.value,
-        "region_threshold": predictor.color_scale.region_threshold,
-        "scores": str(predictor.table),
-        "heat_maps": str(Path(out)) if predictor.draws else None,
-    }

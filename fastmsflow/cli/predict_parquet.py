@@ -92,7 +92,9 @@ def predict_parquet(
             "seconds": round(seconds, 3),
         }
     )
-    rate = f"; {len(waiting)} now, {len(waiting) / seconds:.1f} images/s" if len(waiting) else "; all were there already"
+    rate = (
+        f"; {len(waiting)} now, {len(waiting) / seconds:.1f} images/s" if len(waiting) else "; all were there already"
+    )
     console.print(f"{scored} of {counts.rows} images scored{rate}", highlight=False, soft_wrap=True)
     labels = f"{counts.defective} defective; threshold {decision.text}" if decision else "no labels: no threshold"
     console.print(escape(labels), highlight=False, soft_wrap=True)

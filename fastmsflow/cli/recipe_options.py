@@ -4,8 +4,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
-from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -102,11 +100,7 @@ def _option(field: "Field[Any]") -> str:
 def _field_value(annotation: Any, value: Any) -> Any:
     if _is_mapping(annotation):
         return part_rates(value)
-    if get_origin(annotation) is tuple:
-        return tuple(value)
-    if isinstance(annotation, UnionType) and Path in get_args(annotation):
-        return None if value is None else Path(value)
-    return value
+    return tuple(value) if get_origin(annotation) is tuple else value
 
 
 def _is_mapping(annotation: Any) -> bool:

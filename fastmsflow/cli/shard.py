@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ..files import shown
-from .options import OUTPUT, Null
+from .options import OUTPUT, Null, argument, option
 from .output import console, exit_if_skipped, print_json, progress_bar
 
 
@@ -16,19 +16,17 @@ def shard(
     *,
     images: Annotated[
         list[str],
-        typer.Argument(
-            help="Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
+        argument(
+            "IMAGES...",
+            "Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
             " files and folders on standard input, one a line.",
-            metavar="IMAGES...",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the shards and their manifest.json.", rich_help_panel=OUTPUT)],
+    out: Annotated[Path, option(OUTPUT, "Folder for the shards and their manifest.json.")],
     images_per_shard: Annotated[
         int,
-        typer.Option(
-            min=1,
-            help="Images per shard. A shard should have 100 MB to 1 GB, and every GPU needs at least one.",
-            rich_help_panel=OUTPUT,
+        option(
+            OUTPUT, "Images per shard. A shard should have 100 MB to 1 GB, and every GPU needs at least one.", min=1
         ),
     ] = 1000,
     decode: Annotated[

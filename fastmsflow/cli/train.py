@@ -28,6 +28,7 @@ from .options import (
     Profile,
     Resume,
     Source,
+    option,
 )
 from .output import (
     add_pixel_error,
@@ -36,7 +37,6 @@ from .output import (
     format_metric,
     print_error,
     print_json,
-    print_loading,
     warnings_in_yellow,
 )
 from .recipe_options import settings_from, with_options_of
@@ -57,29 +57,21 @@ def train(
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
     image_size: ImageSize = None,
-    pool: Annotated[
-        str, typer.Option(help="Pool on the extractor's features: avg, max or none.", rich_help_panel=MODEL)
-    ] = "avg",
+    pool: Annotated[str, option(MODEL, "Pool on the extractor's features: avg, max or none.")] = "avg",
     standardise: Annotated[
-        bool,
-        typer.Option(
-            help="Standardize each feature channel: fewer epochs needed, but not the published recipe.",
-            rich_help_panel=MODEL,
-        ),
+        bool, option(MODEL, "Standardize each feature channel: fewer epochs needed, but not the published recipe.")
     ] = False,
     start_from: Annotated[
         Path | None,
-        typer.Option(
-            help="Start from the weights of this checkpoint. One of ours (.safetensors) brings its extractor, image"
+        option(
+            MODEL,
+            "Start from the weights of this checkpoint. One of ours (.safetensors) brings its extractor, image"
             " size, pool and standardization; --extractor, --image-size and --pool describe an official one (.pt).",
             metavar="CHECKPOINT",
-            rich_help_panel=MODEL,
         ),
     ] = None,
     out: Out,
-    logger: Annotated[
-        list[str], typer.Option(help="csv, tensorboard or wandb, into --out/logs; repeatable.", rich_help_panel=OUTPUT)
-    ] = [],  # noqa: B006 - typer copies it
+    logger: Annotated[list[str], option(OUTPUT, "csv, tensorboard or wandb, into --out/logs; repeatable.")] = [],  # noqa: B006 - typer copies it
     resume: Resume = False,
     profile: Profile = False,
     devices: Devices = 1,
@@ -166,7 +158,7 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     """Trains one model, by all processes of ``group`` together, and prints the results."""
     group.join()
     console.quiet |= not group.first
-    print_loading("torch, timm and lightning")
+    console.print("loading torch, timm and lightning ...", style="dim")
     import torch
 
     from ..data import ImageSet
@@ -195,7 +187,7 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
 def _train_all(job: "TrainingJob", group: ProcessGroup) -> None:
     """Trains a model for each class, each by one of the processes, which have joined apart, and prints the results."""
     if group.first:
-        print_loading("torch, timm and lightning")
+        console.print("loading torch, timm and lightning ...", style="dim")
     from ..training.every_class import train_every_class
 
     with _interruptible(group), warnings_in_yellow():

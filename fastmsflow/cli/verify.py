@@ -16,6 +16,8 @@ from .options import (
     OfficialClamp,
     OfficialPool,
     OfficialVariant,
+    argument,
+    option,
 )
 from .output import console, errors, print_error, print_json, progress_bar
 
@@ -29,18 +31,14 @@ def verify(
     *,
     checkpoint: Annotated[Path, typer.Argument(help="An official checkpoint, or one of ours (.safetensors).")],
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Image files or folders; without any, noise goes through the flow.", metavar="[IMAGES]..."),
+        list[Path] | None, argument("[IMAGES]...", "Image files or folders; without any, noise goes through the flow.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the results as JSON.", rich_help_panel=OUTPUT)] = None,
-    max_images: Annotated[int, typer.Option(help="Largest number of images.", rich_help_panel=DATA)] = 32,
+    out: Annotated[Path | None, option(OUTPUT, "File for the results as JSON.")] = None,
+    max_images: Annotated[int, option(DATA, "Largest number of images.")] = 32,
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
     image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Image size that the official model was trained at, N x N; noise: 128.", rich_help_panel=MODEL
-        ),
+        int | None, option(MODEL, "Image size that the official model was trained at, N x N; noise: 128.")
     ] = None,
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,

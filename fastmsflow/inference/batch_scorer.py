@@ -161,7 +161,9 @@ class BatchScorer:
             if self._loaded is None:
                 # A copy is moved to the device; the caller's model stays where it is.
                 given = self._model
-                model = to_device(copy.deepcopy(given) if isinstance(given, MSFlow) else read_model(given), self._device)
+                model = to_device(
+                    copy.deepcopy(given) if isinstance(given, MSFlow) else read_model(given), self._device
+                )
                 decision = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
                 scorer = Scorer(model, decision=decision, region_threshold=regions, dtype=self._dtype)
