@@ -71,10 +71,7 @@ def _tune() -> None:
     results = []
     try:
         with progress_bar("tuning") as bar:
-            for result in search(
-                device,
-                progress=lambda label, done, total: bar.stage(label, total, done),
-            ):
+            for result in search(device, progress=lambda label, done, total: bar.stage(label, total, done)):
                 results.append(result)
     finally:
         # The results so far are saved also after Ctrl-C.

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TextIO
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -72,18 +72,11 @@ def warnings_in_yellow() -> Iterator[None]:
         warnings.simplefilter("always", InputWarning)
         default_show = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
             if issubclass(category, InputWarning):
                 errors.print(f"[yellow]{escape(str(message))}[/yellow]", soft_wrap=True)
             else:
-                default_show(message, category, filename, lineno, file, line)
+                default_show(message, category, *rest, **named)
 
         warnings.showwarning = show
         yield

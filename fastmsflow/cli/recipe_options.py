@@ -26,17 +26,14 @@ def with_options_of(
     """
 
     def decorate(command: Command) -> Command:
-        signature = inspect.signature(command)
-        annotations = get_type_hints(command, include_extras=True)
         own = [
-            parameter.replace(annotation=annotations[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command).parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         chosen = [(cls, field) for cls in classes for field in fields(cls) if only is None or field.name in only]
         built = [_parameter(cls, field, defaults) for cls, field in chosen]
-        parameters = sorted([*own, *built], key=_panel_number)
-        set_parameters(command, parameters)
+        set_parameters(command, sorted([*own, *built], key=_panel_number))
         return command
 
     return decorate
