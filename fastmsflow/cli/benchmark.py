@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from ..errors import UnavailableError
 from .options import OUTPUT, option
-from .output import console, errors, print_json, progress_bar
+from .output import console, errors, print_json, print_line, progress_bar
 
 
 def benchmark(
@@ -50,7 +50,7 @@ def benchmark(
         table.add_row(escape(ratio.name.rpartition("::")[2]), *times, f"{ratio.value:.3f}", style=style)
     console.print(table)
     if warning is not None:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
+        print_line(warning, "yellow")
     print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
     slower = sum(ratio.value > threshold for ratio in ratios)
     if slower:
@@ -84,5 +84,5 @@ def _tune() -> None:
             shape = f"{r.kind}, {r.pixels} pixels, {r.outputs} outputs"
             convolutions.add_row(shape, f"{r.own:.3f} ms", f"{r.vendor:.3f} ms")
     console.print(tiles, convolutions)
-    console.print(f"{torch.cuda.get_device_name(device)}: kept in {escape(str(path))}")
+    print_line(f"{torch.cuda.get_device_name(device)}: kept in {path}")
     print_json({"kept in": str(path)})

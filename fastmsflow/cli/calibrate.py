@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ..calibration import FALSE_ALARMS
 from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
-from .output import console, print_json, progress_bar
+from .output import console, print_json, print_line, progress_bar
 
 
 def calibrate(
@@ -42,7 +41,7 @@ def calibrate(
     threshold, region = calibration.threshold(), calibration.region_threshold()
     network.calibration = calibration
     network.save(out or model, **read_checkpoint(model)[1].get("notes", {}))
-    console.print(f"threshold of an image: {threshold}", soft_wrap=True)
-    console.print(f"threshold of a region: {region}", soft_wrap=True)
-    console.print(f"kept in {escape(str(out or model))}", soft_wrap=True)
+    print_line(f"threshold of an image: {threshold}")
+    print_line(f"threshold of a region: {region}")
+    print_line(f"kept in {out or model}")
     print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
-
 from ..errors import InputError
 from .options import MODEL, Extractor, OfficialClamp, OfficialImageSize, OfficialPool, OfficialVariant, argument, option
-from .output import console, print_json, warnings_in_yellow
+from .output import print_json, print_line, warnings_in_yellow
 
 NO_OPTIMIZER_STATE = (
     "without an optimizer's state: the published script can load it to test or to start from, but not resume from it;"
@@ -64,7 +62,7 @@ def convert(
                 source, target, extractor=extractor, image_size=size, pool=pool, clamp=clamp, variant=variant,
                 extractor_weights=extractor_weights,
             )  # fmt: skip
-    console.print(f"{escape(str(source))} -> {escape(str(target))}", soft_wrap=True)
+    print_line(f"{source} -> {target}")
     if note is not None:
-        console.print(note, soft_wrap=True)
+        print_line(note)
     print_json({"from": str(source), "to": str(target)})

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from .config_file import resolved_options
 from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers, argument, option
-from .output import add_pixel_error, console, format_metric, print_json, progress_bar
+from .output import add_pixel_error, console, format_metric, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
@@ -94,7 +94,7 @@ def evaluate(
         _print_metrics(name, [row for row in results if row.name == name])
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
     write_metrics(out, results)
-    console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    print_line(f"written to {out}")
     print_json({"rows": [row.as_dict() for row in results], "seconds": seconds})
 
 
@@ -106,12 +106,12 @@ def _print_threshold(comparison: "CheckpointComparison") -> None:
         threshold = calibration.threshold()
         good = sum(sample.label == 0 for sample in comparison.images.test)
         rate = comparison.rows[0].evaluation.false_alarm_rate
-        console.print(f"threshold: {threshold}; reached on {good} good test images: {rate:.2%}", soft_wrap=True)
+        print_line(f"threshold: {threshold}; reached on {good} good test images: {rate:.2%}")
         doubt = threshold.doubt(round(good * (rate or 0)), good)
         if doubt is not None:
-            console.print(doubt, style="yellow", soft_wrap=True)
+            print_line(doubt, "yellow")
     else:
-        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
+        print_line(f"no threshold: {calibration.shortage()}", "yellow")
 
 
 def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:

@@ -4,11 +4,9 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
-
 from ..errors import InputError
 from .options import MODEL, OUTPUT, ModelPath, argument, option
-from .output import console, print_json
+from .output import console, print_json, print_line
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -42,6 +40,5 @@ def export(
         else:
             exported = export_program(network, to)
     size, difference = exported.path.stat().st_size, exported.difference
-    line = f"{model} -> {to} ({size / 2**20:.0f} MiB); scores differ by at most {difference:.0e}"
-    console.print(escape(line), soft_wrap=True)
+    print_line(f"{model} -> {to} ({size / 2**20:.0f} MiB); scores differ by at most {difference:.0e}")
     print_json({"from": str(model), "to": str(to), "bytes": size, "difference": difference})

@@ -32,6 +32,11 @@ def progress_bar(label: str, total: int | None = None, unit: str | None = None) 
     return progress.progress_bar(label, total, console=console, unit=unit)
 
 
+def print_line(text: str, style: str | None = None, where: Console = console) -> None:
+    """Prints ``text`` as it is, on one line however narrow the terminal is."""
+    where.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(result: object) -> None:
     """Prints ``result`` as JSON on standard output if --json was given."""
     json_console.out(json.dumps(result, indent=2, default=str), highlight=False)
@@ -74,7 +79,7 @@ def warnings_in_yellow() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
             if issubclass(category, InputWarning):
-                errors.print(f"[yellow]{escape(str(message))}[/yellow]", soft_wrap=True)
+                print_line(str(message), "yellow", errors)
             else:
                 default_show(message, category, *rest, **named)
 

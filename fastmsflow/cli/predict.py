@@ -15,7 +15,7 @@ from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
 from .options import DISTRIBUTED, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
-from .output import console, errors, exit_if_skipped, print_json, progress_bar
+from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from ..inference.predictor import Predictor
@@ -145,7 +145,7 @@ def predict(
         with progress_bar("scoring images", len(found.files)) as bar:
             predictor.run(found.files, batch_size, workers, bar)
     except Interrupted as interrupted:
-        errors.print(escape(str(interrupted)), soft_wrap=True)
+        print_line(str(interrupted), where=errors)
         raise typer.Exit(130) from interrupted
     skipped = [*found.faults, *predictor.faults]
     labels = [image.defective for image in predictor.scored]
@@ -208,6 +208,6 @@ def _print_scores(predictor: "Predictor", decision: DecisionThreshold | None, mo
     else:
         defective = sum(image.defective is True for image in scored)
         line = f"{defective} of {len(scored)} defective; threshold {decision.text}"
-    console.print(escape(line), soft_wrap=True, highlight=False)
+    print_line(line)
     written = f"heat maps ({predictor.color_scale.kind}) and " if predictor.draws else ""
-    console.print(escape(f"{written}{predictor.table.name} in {shown(predictor.table.parent)}"), soft_wrap=True)
+    print_line(f"{written}{predictor.table.name} in {shown(predictor.table.parent)}")

@@ -6,7 +6,6 @@ from contextlib import ExitStack, redirect_stdout
 
 import torch
 import typer
-from rich.markup import escape
 
 from ..calibration import DecisionThreshold, region_threshold
 from ..data.url_images import is_url
@@ -18,7 +17,7 @@ from ..inference.prediction_folder import FAULTS_SHOWN, PredictionFolder, RowCou
 from ..inference.prediction_sources import find_sources
 from ..inference.scorer import Scorer
 from ..integrations.ray import RayOptions, check_cluster, connected, score_on_ray
-from .output import console, errors, exit_if_skipped, print_json, progress_bar
+from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
 
 def predict_parquet(
@@ -71,7 +70,7 @@ def predict_parquet(
         except KeyboardInterrupt as interrupt:
             # A cluster may still be writing, so its rows cannot be counted.
             rows = "" if cluster is not None else f": {folder.count_rows().rows} images have rows in {shown(out)}"
-            errors.print(escape(f"interrupted{rows}; the same command goes on"), soft_wrap=True, highlight=False)
+            print_line(f"interrupted{rows}; the same command goes on", where=errors)
             raise typer.Exit(130) from interrupt
         finally:
             folder.remove_late()
@@ -95,10 +94,10 @@ def predict_parquet(
     rate = (
         f"; {len(waiting)} now, {len(waiting) / seconds:.1f} images/s" if len(waiting) else "; all were there already"
     )
-    console.print(f"{scored} of {counts.rows} images scored{rate}", highlight=False, soft_wrap=True)
+    print_line(f"{scored} of {counts.rows} images scored{rate}")
     labels = f"{counts.defective} defective; threshold {decision.text}" if decision else "no labels: no threshold"
-    console.print(escape(labels), highlight=False, soft_wrap=True)
-    console.print(escape(f"results in {shown(out)}/parts"), soft_wrap=True)
+    print_line(labels)
+    print_line(f"results in {shown(out)}/parts")
     exit_if_skipped([*skipped, *_fault_lines(counts)])
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ..files import shown
 from .options import OUTPUT, Null, argument, option
-from .output import console, exit_if_skipped, print_json, progress_bar
+from .output import exit_if_skipped, print_json, print_line, progress_bar
 
 
 def shard(
@@ -47,8 +46,7 @@ def shard(
         manifest = write_shards(found.files, out, images_per_shard, decode=decode, progress=bar)
     skipped = [*found.faults, *manifest.skipped]
     size = f"{manifest.bytes / 1e6:.1f} MB"
-    line = f"{manifest.images} images in {len(manifest.shards)} shards, {size}, in {shown(out)}"
-    console.print(escape(line), soft_wrap=True)
+    print_line(f"{manifest.images} images in {len(manifest.shards)} shards, {size}, in {shown(out)}")
     print_json(
         {
             "out": str(out),

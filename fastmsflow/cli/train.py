@@ -37,6 +37,7 @@ from .output import (
     format_metric,
     print_error,
     print_json,
+    print_line,
     warnings_in_yellow,
 )
 from .recipe_options import settings_from, with_options_of
@@ -85,7 +86,7 @@ def train(
     """
     refuse_unused_options(ctx)
     settings |= _warm_up(ctx, settings["warmup"], settings["warmup_share"])
-    group = launch(devices, nodes, lambda line: console.print(line, style="dim", soft_wrap=True))
+    group = launch(devices, nodes, lambda line: print_line(line, "dim"))
     from ..data.class_selection import is_every_class
 
     every_class = is_every_class(source, category)
@@ -167,14 +168,14 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     images = group.broadcast_from_rank0(job.open_images)
     tests = f", {len(images.test)} test images" if isinstance(images, ImageSet) else ""
     count = len(images.train) if isinstance(images, ImageSet) else images.manifest.images
-    console.print(f"{escape(images.name)}: {count} training images{tests}", soft_wrap=True)
+    print_line(f"{images.name}: {count} training images{tests}")
     if isinstance(images, ImageSet) and images.licence:
         console.print(images.licence, style="dim")
     torch.manual_seed(job.recipe.seed)
     with group.raise_on_any_rank(), warnings_in_yellow():
         model = job.build_model(job.image_size_for(images))
     if job.resume and not (job.out / STATE_FILE).exists():
-        console.print(escape(f"{job.out}: no state to go on from; the run begins anew"), soft_wrap=True)
+        print_line(f"{job.out}: no state to go on from; the run begins anew")
     with _interruptible(group):
         result = job.run(model, images, console=console, group=group)
     _print_metrics(result)
@@ -205,23 +206,21 @@ def _interruptible(group: ProcessGroup) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         if group.first:
-            errors.print(f"interrupted; {RESUME_FROM_LAST}", soft_wrap=True, highlight=False)
+            print_line(f"interrupted; {RESUME_FROM_LAST}", where=errors)
         raise typer.Exit(130) from interrupt
 
 
 def _print_end(job: "TrainingJob", result: "TrainingResult") -> None:
     speed = result.speed
-    console.print(
+    print_line(
         f"features {result.seconds['features']:.0f} s, training {result.seconds['training']:.0f} s"
         f" ({speed.get('images_per_second', 0):.3g} images/s, {speed.get('data_wait', 0):.0%} of it waiting for them);"
-        f" in {escape(str(job.out))}:"
-        f" {', '.join(sorted(path.name for path in job.out.iterdir() if path.name[0] != '.'))}",
-        soft_wrap=True,
+        f" in {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir() if path.name[0] != '.'))}"
     )
     left_out = result.left_out
     if left_out is not None and left_out.faults:
         line = f"{left_out.images} images left out by faults in {left_out.faults} images or shards: see "
-        console.print(escape(f"{line}{job.data.skip_faults}"), style="yellow", soft_wrap=True, highlight=False)
+        print_line(f"{line}{job.data.skip_faults}", "yellow")
     content = {"metrics": result.summary(), "nll": result.losses, "seconds": result.seconds, "speed": speed}
     print_json({"out": str(job.out), **content, "left_out": left_out and left_out._asdict()})
 
@@ -249,9 +248,9 @@ def _print_threshold(model: "MSFlow") -> None:
     if calibration is None:
         console.print("no threshold: no images were held out; `fastmsflow calibrate` sets one", style="dim")
     elif calibration.is_enough():
-        console.print(f"threshold: {calibration.threshold()}", soft_wrap=True)
+        print_line(f"threshold: {calibration.threshold()}")
     else:
-        console.print(f"no threshold: {calibration.shortage()}", style="yellow", soft_wrap=True)
+        print_line(f"no threshold: {calibration.shortage()}", "yellow")
 
 
 def _print_failure(name: str, reason: str) -> None:
@@ -267,7 +266,7 @@ def _print_every_class(result: "EveryClassResult", out: Path) -> None:
     console.print(table)
     console.print(result.summary, style="dim")
     result.write(out, format_metric)
-    console.print(f"written to {escape(str(out))}", soft_wrap=True)
+    print_line(f"written to {out}")
     rows = [row.as_dict() for row in (*result.rows, *result.mean)]
     content = {"rows": rows, "seconds": result.seconds, "failed": result.failures}
     print_json({"out": str(out), "wall_seconds": result.wall_seconds, **content})

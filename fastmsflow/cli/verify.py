@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from ..recipe import DATA
@@ -19,7 +18,7 @@ from .options import (
     argument,
     option,
 )
-from .output import console, errors, print_error, print_json, progress_bar
+from .output import console, errors, print_error, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from ..compat.numerical_check import NumericalCheck
@@ -57,17 +56,15 @@ def verify(
     official = Described(extractor, extractor_weights, pool, clamp, check_variant(variant))
     given = to_verify(checkpoint, images or [], official, max_images=max_images, image_size=image_size)
     if given.formula_line is not None:
-        if given.formula_in_doubt:
-            errors.print(f"[yellow]{escape(given.formula_line)}[/yellow]", soft_wrap=True)
-        else:
-            console.print(escape(given.formula_line), soft_wrap=True)
+        style, where = ("yellow", errors) if given.formula_in_doubt else (None, console)
+        print_line(given.formula_line, style, where)
     with progress_bar("comparing") as bar:
         check = check_numerics(given.flow, given.batches, given.image_size, bar)
     source = f"{check.images} images" if images else f"{check.images} times noise"
-    console.print(f"{escape(str(checkpoint))}: {check.formula}; {source}, {check.device}", soft_wrap=True)
+    print_line(f"{checkpoint}: {check.formula}; {source}, {check.device}")
     _print_rows(check)
     for fault in check.unavailable.values():
-        console.print(f"not compared: {escape(fault)}", soft_wrap=True)
+        print_line(f"not compared: {fault}")
     for fault in given.faults:
         print_error("skipped", fault)
     fit = given.fit and given.fit.as_dict()
