@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
-from .options import MODEL, Extractor, OfficialClamp, OfficialImageSize, OfficialPool, OfficialVariant, argument, option
+from .options import MODEL, Extractor, OfficialClamp, OfficialPool, OfficialVariant, argument, option
 from .output import print_json, print_line, warnings_in_yellow
 
 NO_OPTIMIZER_STATE = (
@@ -26,7 +26,7 @@ def convert(
         str | None,
         option(MODEL, "Local weights as for `train`, stored in TO. Default: TO uses timm's, downloaded on use."),
     ] = None,
-    image_size: OfficialImageSize = 512,
+    image_size: Annotated[int, option(MODEL, "Image size that the official model was trained at, N x N.")] = 512,
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,
     variant: OfficialVariant = "auto",

@@ -80,9 +80,6 @@ ScoreMap = Annotated[
         "--map",
     ),
 ]
-ImageSize = Annotated[
-    int | None, option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).")
-]
 Extractor = Annotated[str, option(MODEL, "Any timm backbone that serves features.")]
 ExtractorWeights = Annotated[
     str | None,
@@ -108,22 +105,8 @@ Resume = Annotated[
     ),
 ]
 Null = Annotated[bool, option(DATA, "Names on standard input end with NUL, as of find -print0.", "--null", "-0")]
-Devices = Annotated[
-    int, option(DISTRIBUTED, "Processes on this machine, each on its own GPU where there are GPUs.", min=1)
-]
-Nodes = Annotated[
-    int,
-    option(
-        DISTRIBUTED,
-        "Machines. Start the same command on each, with the address of the first one in MASTER_ADDR, and its port"
-        " in MASTER_PORT if 29400 is taken.",
-        min=1,
-    ),
-]
-OfficialImageSize = Annotated[int, option(MODEL, "Image size that the official model was trained at, N x N.")]
 OfficialPool = Annotated[str, option(MODEL, "Pool of the official model: avg, max or none.")]
 OfficialClamp = Annotated[float, option(MODEL, "clamp_alpha of the official model.")]
 OfficialVariant = Annotated[
     str, option(MODEL, "Version of FrEIA whose formula the official model has: auto, 0.2 or master.")
 ]
-Profile = Annotated[bool, option(ADVANCED, "Trace a few steps into --out/profile.json, for Perfetto.", "--profile")]

@@ -13,23 +13,9 @@ from ..distributed.launcher import launch
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..files import shown
-from ..recipe import DataConfig, Recipe
+from ..recipe import ADVANCED, DataConfig, Recipe
 from .config_file import chosen_options, resolved_options, source_of
-from .options import (
-    MODEL,
-    OUTPUT,
-    Category,
-    Devices,
-    Extractor,
-    ExtractorWeights,
-    ImageSize,
-    Nodes,
-    Out,
-    Profile,
-    Resume,
-    Source,
-    option,
-)
+from .options import DISTRIBUTED, MODEL, OUTPUT, Category, Extractor, ExtractorWeights, Out, Resume, Source, option
 from .output import (
     add_pixel_error,
     console,
@@ -57,7 +43,9 @@ def train(
     category: Category = None,
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
-    image_size: ImageSize = None,
+    image_size: Annotated[
+        int | None, option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).")
+    ] = None,
     pool: Annotated[str, option(MODEL, "Pool on the extractor's features: avg, max or none.")] = "avg",
     standardise: Annotated[
         bool, option(MODEL, "Standardize each feature channel: fewer epochs needed, but not the published recipe.")
@@ -74,9 +62,21 @@ def train(
     out: Out,
     logger: Annotated[list[str], option(OUTPUT, "csv, tensorboard or wandb, into --out/logs; repeatable.")] = [],  # noqa: B006 - typer copies it
     resume: Resume = False,
-    profile: Profile = False,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
+    profile: Annotated[
+        bool, option(ADVANCED, "Trace a few steps into --out/profile.json, for Perfetto.", "--profile")
+    ] = False,
+    devices: Annotated[
+        int, option(DISTRIBUTED, "Processes on this machine, each on its own GPU where there are GPUs.", min=1)
+    ] = 1,
+    nodes: Annotated[
+        int,
+        option(
+            DISTRIBUTED,
+            "Machines. Start the same command on each, with the address of the first one in MASTER_ADDR, and its port"
+            " in MASTER_PORT if 29400 is taken.",
+            min=1,
+        ),
+    ] = 1,
     **settings: Any,
 ) -> None:
     """Trains on the good images of SOURCE; evaluates on its test images, where there are any.
