@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--errors")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ErrorFile(path))
+    # xdist would begin with the files of many tests, and end with one long file in one process.
+    config.option.loadscopereorder = False
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -51,7 +53,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On a GPU, what only a GPU can show comes first. Of xdist's workers the first begins with it."""
+    """Files with slow tests come first, and on a GPU what only a GPU can show. xdist's workers begin with them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         items.sort(key=lambda item: item.get_closest_marker("gpu") is None)
 

@@ -1,7 +1,6 @@
 """Several processes train as one does: the same losses, however the images come; and what goes wrong ends all."""
 
 import json
-import multiprocessing
 import os
 import socket
 from dataclasses import replace
@@ -21,6 +20,7 @@ from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
+from tests.helpers.processes import CONTEXT
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import DISTRIBUTED
 
@@ -29,8 +29,6 @@ pytestmark = pytest.mark.slow
 RECIPE = Recipe(lr=1e-3, batch_size=5, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 # As within a job of other numbers of processes, which are not to be confused with ours.
 SLURM = {"SLURM_NTASKS": "9", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_PROCID": "7", "SLURM_LOCALID": "3"}
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastmsflow.files import LOCK_FILE, Busy, claimed_folder, is_claimed, locked
+from tests.helpers.processes import CONTEXT
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.files", "filelock", __name__])
 PROCESSES, SECONDS, CLAIMS = 4, 2.0, 300
 
 

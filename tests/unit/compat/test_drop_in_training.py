@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmsflow.compat import build_msflow_model
 from tests.helpers.live_freia import CHANNELS, CONFIG, as_master, features, in_order_of, live_flows, loss_of, parameters
+from tests.helpers.processes import run_processes
 from tests.helpers.tolerances import AUTOCAST_LOSS, FLOW_CLOSE, FREIA_FLOAT32
 
 pytestmark = pytest.mark.slow
@@ -154,5 +155,5 @@ def one_process(rank: int, rendezvous: str, out: str) -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     out = tmp_path / "gradients.pt"
-    multiprocessing.spawn(one_process, (str(tmp_path / "rendezvous"), str(out)), WORLD)
+    run_processes(one_process, (str(tmp_path / "rendezvous"), str(out)), WORLD)
     torch.testing.assert_close(torch.load(out), gradients_after_a_step(*seeded(0), features(4)), **FLOW_CLOSE)

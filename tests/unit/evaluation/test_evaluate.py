@@ -14,7 +14,6 @@ import torch
 import torch.distributed
 from PIL import Image
 from scipy import ndimage
-from torch import multiprocessing
 
 from fastmsflow import InputError
 from fastmsflow.calibration import Calibration
@@ -31,6 +30,7 @@ from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.scoring import Scores
 from fastmsflow.training import Evaluation, Recipe, evaluate, train
 from tests.helpers.folder_listing import names_in
+from tests.helpers.processes import run_processes
 from tests.helpers.tiny_model import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -174,9 +174,7 @@ def of_three_processes(images: ImageSet, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     for count in COUNTS.values():
         (folder / str(count)).mkdir()
-    # Started once with everything imported; every process is forked off it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["fastmsflow.training.train", __name__])
-    multiprocessing.start_processes(one_process, (images, folder), RANKS, start_method="forkserver")
+    run_processes(one_process, (images, folder), RANKS)
     return folder
 
 

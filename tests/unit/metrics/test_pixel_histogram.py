@@ -11,11 +11,11 @@ import torch.distributed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from torch import multiprocessing
 
 from fastmsflow.errors import InputError
 from fastmsflow.metrics import Bins, Bounded, PixelHistogram, Regions, aupro, aupro_published, auroc, f1_max, pro_curve
 from fastmsflow.metrics.histogram_bins import CELLS, as_float32
+from tests.helpers.processes import run_processes
 
 STATED = 1e-4
 # Of sums in float64, in another order.
@@ -234,7 +234,7 @@ def one_process(rank: int, rendezvous: str, out: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_count_what_one_does(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_process, (str(tmp_path / "rendezvous"), str(tmp_path / "rank")), WORLD)
+    run_processes(one_process, (str(tmp_path / "rendezvous"), str(tmp_path / "rank")), WORLD)
     masks, maps = example()
     whole = histogram_of(masks, maps, sample=8)
     for rank in range(WORLD):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.low_memory import measured
@@ -15,6 +15,7 @@ from fastmsflow.nn.activation_checkpointing import ACTIVATION_CHECKPOINTING
 from fastmsflow.nn.invertible import LIMIT, SEGMENT, invertible
 from fastmsflow.nn.parallel_flow import ParallelFlow
 from tests.helpers.ops_parity import DEVICE
+from tests.helpers.processes import run_processes
 from tests.helpers.tolerances import FLOW_CLOSE, INVERTED
 
 CHANNELS, GRIDS = (8, 12, 6), ((6, 10), (3, 5), (2, 3))
@@ -173,7 +174,7 @@ class Loss(torch.nn.Module):
 
 @pytest.mark.slow
 def test_two_processes_compute_the_gradients_of_one_and_of_parts_that_are_not_frozen(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_process, (str(tmp_path / "rendezvous"), str(tmp_path)), WORLD)
+    run_processes(one_process, (str(tmp_path / "rendezvous"), str(tmp_path)), WORLD)
     flow, batch = flow_and_batch(None, torch.float32, 2 * WORLD)
     flow.parallel_flows[1].requires_grad_(False)
     flow.nll(batch).mean().backward()

@@ -1,6 +1,5 @@
 """Features on disk: what comes out is what went in, of the same extractor, size, pool and images, or an error."""
 
-import multiprocessing
 import os
 import shutil
 import sys
@@ -26,15 +25,13 @@ from fastmsflow.training.features_on_disk import FeaturesOnDisk
 from tests.helpers.disks import remount, small_disk
 from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
+from tests.helpers.processes import CONTEXT
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import CACHED
 
 COUNT = 10
 # An image's features by the tiny extractor at 32x32, in bfloat16; three make a shard.
 IMAGE_BYTES = 1792
-# Started once with everything imported; every process is forked off it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 

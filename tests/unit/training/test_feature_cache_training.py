@@ -1,7 +1,6 @@
 """Training and scoring with features that a feature cache holds."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -20,14 +19,12 @@ from fastmsflow.training.datamodule import TEST
 from fastmsflow.training.feature_cache import FeatureCache
 from fastmsflow.training.features_on_disk import FeaturesOnDisk
 from tests.helpers.noise_images import noise_set
+from tests.helpers.processes import CONTEXT
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS
 
 pytestmark = pytest.mark.slow
 
-# Started once with everything imported; every process is forked off it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -32,13 +31,12 @@ from fastmsflow.training.multi_class import FAILED_FILE, ModelFactory, train_eac
 from fastmsflow.training.run_directory import RESULTS_FILE
 from tests.helpers.folder_listing import names_in
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import CONTEXT
 
 pytestmark = pytest.mark.slow
 
 KILLS = 4
 RECIPE = ("--lr", 1e-3, "--meta-epochs", 2, "--sub-epochs", 1, "--false-alarms", 0.5, "--standardise")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.multi_class", "fastmsflow.evaluation.report", "timm", __name__])
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,13 @@ from fastmsflow.errors import Preempted
 from fastmsflow.training import DataConfig, Recipe, train
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
+from tests.helpers.processes import CONTEXT
 
 pytestmark = pytest.mark.slow
 
 SIGNALS = 4
 PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", "webdataset", __name__])
 
 
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: DataConfig) -> None:

@@ -17,15 +17,13 @@ from fastmsflow.data import ImageSet
 from fastmsflow.training import Recipe, checkpointing, train
 from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
+from tests.helpers.processes import CONTEXT
 from tests.helpers.tiny_model import tiny_model
 
 pytestmark = pytest.mark.slow
 
 KILLS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
-# Started once with everything imported; every run is forked off it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fastmsflow.training.train", "timm", __name__])
 
 
 @pytest.fixture(scope="module")
