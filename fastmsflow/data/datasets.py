@@ -1,9 +1,7 @@
 """Datasets that turn samples, files and arrays into tensors, for a DataLoader or a ReaderPool."""
 
-from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +16,6 @@ ReadItem = Callable[[], dict[str, Any]]
 """Reads one item when called, in any process."""
 Progress = Callable[[int], None]
 """Is called with the number of images done so far."""
-
-
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Reads samples at ``image_size`` (H, W) when they are asked for.
-
-    Items: ``image`` (3, H, W) float32 in [0, 1], ``mask`` (H, W) bool, ``label`` (1 is defective) and ``index`` int.
-    Reading an item raises InputError that names the file, if the file cannot be read.
-    """
-
-    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
-        self.samples = samples
-        self.image_size = image_size
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.to_read(index)()
-
-    def to_read(self, index: int) -> ReadItem:
-        """Returns a function that reads the item and holds none of the others."""
-        return partial(_read_sample, self.samples[index], index, self.image_size)
 
 
 class ImageFileDataset(Dataset[dict[str, Any]]):
@@ -65,26 +41,27 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
 
     def to_read(self, index: int) -> ReadItem:
         """Returns a function that reads the item and holds none of the others."""
-        return partial(_read_image, self.images[index], index, self.image_size, self.encoded)
+        return partial(_read_image, self.images[index], self.name(index), self.image_size, self.encoded)
+
+    def name(self, index: int) -> str:
+        """Returns the image's name for errors: its file, or its number if it is an array."""
+        image = self.images[index]
+        return f"image {index}" if isinstance(image, np.ndarray) else str(image)
 
 
-Images = ImageDataset | ImageFileDataset
+class ImageDataset(ImageFileDataset):
+    """Reads samples at ``image_size`` (H, W) when they are asked for.
 
+    Items: ``image`` (3, H, W) float32 in [0, 1], ``mask`` (H, W) bool, ``label`` (1 is defective) and ``index`` int.
+    Reading an item raises InputError that names the file, if the file cannot be read.
+    """
 
-class ConcatImages:
-    """Concatenates datasets of images."""
-
-    def __init__(self, datasets: Iterable[Images]) -> None:
-        self._datasets = list(datasets)
-        self._ends = list(accumulate(map(len, self._datasets)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
+    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
+        super().__init__([sample.image for sample in samples], image_size)
+        self.samples = samples
 
     def to_read(self, index: int) -> ReadItem:
-        """Returns a function that reads the item and holds none of the others."""
-        dataset = bisect(self._ends, index)
-        return self._datasets[dataset].to_read(index - (self._ends[dataset - 1] if dataset else 0))
+        return partial(_read_sample, self.samples[index], index, self.image_size)
 
 
 def _read_sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dict[str, Any]:
@@ -97,9 +74,8 @@ def _read_sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dic
 
 
 def _read_image(
-    given: str | Path | np.ndarray, index: int, image_size: tuple[int, int], encoded: bool
+    given: str | Path | np.ndarray, name: str, image_size: tuple[int, int], encoded: bool
 ) -> dict[str, Any]:
-    name = f"image {index}" if isinstance(given, np.ndarray) else str(given)
     source = {"source": name} if encoded else {}
     if encoded and not isinstance(given, np.ndarray):
         return {"image": encoded_or_pixels(read_bytes(given), name, image_size), **source}

@@ -4,7 +4,6 @@ A file that cannot be read is reported, and the rest of its batch goes on.
 """
 
 import os
-import signal
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import InputError, UnavailableError
 from ..files import as_utf8
 from .image_io import as_tensor, decode_image
-from .reader_pool import batched, identity
+from .reader_pool import ReaderPool, batched
 from .shards.manifest import Manifest, Shard
 from .shards.reader import Encoded, read_shard
 from .shards.storage import ShardStorage
@@ -115,7 +114,7 @@ Shrink = Callable[[Image.Image], Image.Image]
 
 
 class BatchReader(Dataset[ReadBatch]):
-    """Reads batches at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``, for a DataLoader.
+    """Reads batches at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``.
 
     ``shrink``: makes another RGB image of each one, to be shown; None: no image is shown.
     """
@@ -129,9 +128,9 @@ class BatchReader(Dataset[ReadBatch]):
         pixels: list[Tensor] = []
         images: Sequence[Encoded | str] = batch.images
         for number, image in enumerate(images, batch.first):
-            name, read = _reader_of(image)
+            name = image if isinstance(image, str) else image.name
             try:
-                found = read()
+                found = open_image(image) if isinstance(image, str) else decode_image(image.content, image.source)
                 shown = None if self.shrink is None else np.asarray(self.shrink(found))
                 pixels.append(as_tensor(found, self.image_size))
                 items.append(ReadImage(number, name, found.size, None, shown))
@@ -139,14 +138,7 @@ class BatchReader(Dataset[ReadBatch]):
                 items.append(ReadImage(number, name, None, str(error)))
         behind = batch.first + len(batch.images)
         items += [ReadImage(number, None, None, batch.fault) for number in range(behind, behind + batch.lost)]
-        stacked = torch.stack(pixels) if pixels else None
-        return ReadBatch(items, stacked)
-
-
-def _reader_of(image: Encoded | str) -> tuple[str, Callable[[], Image.Image]]:
-    if isinstance(image, str):
-        return image, lambda: open_image(image)
-    return image.name, lambda: decode_image(image.content, image.source)
+        return ReadBatch(items, torch.stack(pixels) if pixels else None)
 
 
 def read_batches(
@@ -158,24 +150,10 @@ def read_batches(
     nothing is to be ahead of. Raises: RuntimeError, see fastmsflow.errors.in_one_line, if one of the processes is
     killed.
     """
-    if not count:
-        return
-    # The loader's sampler runs in this process, and what it draws goes to the workers as it is.
-    yield from DataLoader(
-        reader,
-        batch_size=None,
-        sampler=batches,
-        num_workers=min(workers, count - 1, processors()),
-        collate_fn=identity,
-        worker_init_fn=_ignore_interrupts,
-    )
+    with ReaderPool(min(workers, max(0, count - 1), processors()), dataset=reader) as readers:
+        yield from readers.map(batches)
 
 
 def processors() -> int:
     """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Initializes a worker that ignores Ctrl-C, which a terminal sends to all processes: the main process ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

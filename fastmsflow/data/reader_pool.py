@@ -3,17 +3,18 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from threading import Thread
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .datasets import ConcatImages, Images, ReadItem
+from .datasets import ImageFileDataset, ReadItem
 
 BATCH_SIZE = 16
 """Images that go through an extractor at once where nobody asks for another number."""
@@ -21,24 +22,23 @@ BATCH_SIZE = 16
 T = TypeVar("T")
 
 
-class _ReadRequest(NamedTuple):
-    items: list[ReadItem]
-    encoded: bool
-
-
 class ReaderPool(AbstractContextManager["ReaderPool"]):
     """Reads images by ``workers`` processes, or by this process if there are none.
 
     The processes start when they are first needed, and end with the block, or when one of them fails. They read for one
-    caller at a time. ``generator`` gives PyTorch's loader its seeds; None: the global one.
+    caller at a time. ``generator`` gives PyTorch's loader its seeds; None: the global one. ``dataset``: gives ``map``
+    the result of each request; by default the request is a function, and called.
     """
 
-    def __init__(self, workers: int = 0, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, workers: int = 0, generator: torch.Generator | None = None, dataset: Dataset[Any] | None = None
+    ) -> None:
         self._workers = workers
         self._generator = generator
+        self._dataset = _Caller() if dataset is None else dataset
         self._requests = _CurrentRequests()
-        self._loader: DataLoader[dict[str, Any]] | None = None
-        self._reading: Generator[dict[str, Any], None, None] | None = None
+        self._loader: DataLoader[Any] | None = None
+        self._reading: Generator[Any, None, None] | None = None
 
     def read(self, batches: Iterable[list[ReadItem]], encoded: bool = False) -> Iterator[dict[str, Any]]:
         """Yields the items of each batch, collated. Batches are drawn as they are needed. A call ends the one before.
@@ -46,22 +46,26 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
         ``encoded``: the images are not pixels yet but bytes of any length, so they are collated into a list. Raises:
         InputError if an item cannot be read; RuntimeError if a process is killed.
         """
+        # A process gets the requests only, so that it need not know of an image before.
+        return self.map(partial(_collated, items, encoded) for items in batches)
+
+    def map(self, requests: Iterable[Any]) -> Iterator[Any]:
+        """Yields the dataset's result for each request, in order. See ``read``."""
         self._stop()
-        self._reading = self._read(batches, encoded)
+        self._reading = self._results(iter(requests))
         return self._reading
 
-    def _read(self, batches: Iterable[list[ReadItem]], encoded: bool) -> Generator[dict[str, Any], None, None]:
-        # A process gets the requests only, so that it need not know of an image before.
-        self._requests.current = (_ReadRequest(items, encoded) for items in batches)
+    def _results(self, requests: Iterator[Any]) -> Generator[Any, None, None]:
+        self._requests.current = requests
         if self._loader is None:
             self._loader = DataLoader(
-                _RequestReader(),
+                self._dataset,
                 batch_size=None,
                 sampler=self._requests,
                 num_workers=self._workers,
-                collate_fn=identity,
+                collate_fn=_identity,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=survive_sigterm,
+                worker_init_fn=survive_signals,
                 persistent_workers=self._workers > 0,
                 generator=self._generator,
             )
@@ -89,7 +93,7 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
 
 
 def read_images(
-    images: Images | ConcatImages,
+    images: ImageFileDataset,
     batches: Iterable[Sequence[int]],
     readers: ReaderPool | None = None,
     device: torch.device | None = None,
@@ -117,14 +121,11 @@ def collate_encoded(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**rest, "image": [item["image"] for item in items]}
 
 
-def identity(batch: T) -> T:
-    """Returns ``batch`` as it is: a DataLoader's collate_fn where the dataset makes whole batches."""
-    return batch
-
-
-def survive_sigterm(worker: int) -> None:
-    """Initializes a worker that outlives a SIGTERM sent to all processes: the training still needs batches, to end with
-    a whole step. A SIGTERM of the process which started the worker ends it: at its exit that process waits for it."""
+def survive_signals(worker: int) -> None:
+    """Initializes a worker that outlives the Ctrl-C or SIGTERM which all processes get: the main process ends it. A
+    training still needs batches, to end with a whole step. A SIGTERM of the main process ends the worker, since at its
+    exit that process waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_with_parent, daemon=True).start()
@@ -138,16 +139,23 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-class _CurrentRequests(Sampler[_ReadRequest]):
+class _CurrentRequests(Sampler[Any]):
     """Iterates over whatever ``current`` is at the time: a DataLoader's sampler cannot be replaced."""
 
-    current: Iterator[_ReadRequest] = iter(())
+    current: Iterator[Any] = iter(())
 
-    def __iter__(self) -> Iterator[_ReadRequest]:
+    def __iter__(self) -> Iterator[Any]:
         return self.current
 
 
-class _RequestReader(Dataset[dict[str, Any]]):
-    def __getitem__(self, request: _ReadRequest) -> dict[str, Any]:
-        items = [read() for read in request.items]
-        return collate_encoded(items) if request.encoded else default_collate(items)
+class _Caller(Dataset[Any]):
+    def __getitem__(self, request: Callable[[], Any]) -> Any:
+        return request()
+
+
+def _identity(batch: T) -> T:
+    return batch
+
+
+def _collated(items: list[ReadItem], encoded: bool) -> dict[str, Any]:
+    return (collate_encoded if encoded else default_collate)([read() for read in items])

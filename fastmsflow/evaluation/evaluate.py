@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ..data import ImageFileDataset, ImageSet
-from ..data.datasets import Images, Progress
+from ..data.datasets import Progress
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..inference import AUTO, prepare
 from ..models.msflow import MSFlow
@@ -40,7 +40,7 @@ class Stopwatch:
 @torch.no_grad()
 def score_images(
     models: Sequence[MSFlow],
-    images: Images,
+    images: ImageFileDataset,
     *,
     order: Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,

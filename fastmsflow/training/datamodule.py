@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import ShardedImages, ShardSet
-from ..data.datasets import Images, Progress
+from ..data.datasets import ImageFileDataset, Progress
 from ..data.error_log import ErrorLog, SkippedImages
 from ..data.reader_pool import BATCH_SIZE, ReaderPool
 from ..data.shards.manifest import Shard
@@ -98,17 +98,22 @@ class ReadOptions:
     """The processes that share the training."""
     test_order: Sequence[int] | None = None
     """The order in which images of TEST are scored; None: ascending numbers."""
+    decode: Decode | None = None
+    """Makes pixels of a batch of encoded images; None if images are not encoded."""
 
 
 class FileTrainingData(TrainingData):
     """Batches of image files and arrays. ``images``: the images of each split."""
 
     def __init__(
-        self, model: MSFlow, images: Mapping[str, Images], recipe: Recipe, options: ReadOptions | None = None
+        self,
+        model: MSFlow,
+        images: Mapping[str, ImageFileDataset],
+        recipe: Recipe,
+        options: ReadOptions | None = None,
     ) -> None:
         self.options = options or ReadOptions()
         super().__init__(model, recipe, list(images), self.options.world)
-        self.readers = self.options.readers
         self.images = images
         # Samplers raise if images and processes do not fit: before any work is done.
         self._train_sampler()
@@ -121,6 +126,16 @@ class FileTrainingData(TrainingData):
 
     def images_of(self, split: str) -> int:
         return len(self.images[split])
+
+    def train_dataloader(self) -> Loader:
+        return self._loader(TRAIN, self._train_sampler())
+
+    def sequential_loader(self, split: str, batch_size: int) -> Loader:
+        return self._loader(split, self._sequential_sampler(split, batch_size))
+
+    @abstractmethod
+    def _loader(self, split: str, sampler: BatchSampler) -> Loader:
+        """Returns a loader of the batches of ``split`` that ``sampler`` chooses."""
 
     def _train_sampler(self) -> TrainBatchSampler:
         return TrainBatchSampler(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
@@ -140,7 +155,7 @@ class FeatureTrainingData(FileTrainingData):
     def __init__(
         self,
         model: MSFlow,
-        images: Mapping[str, Images],
+        images: Mapping[str, ImageFileDataset],
         recipe: Recipe,
         options: ReadOptions | None = None,
         *,
@@ -165,98 +180,70 @@ class FeatureTrainingData(FileTrainingData):
         Raises: InputError if the cache is stale, damaged or cannot be written (see FeatureCache).
         """
         if self.cache is None:
-            features = self._compute_features(progress)
-            self.features.update({split: FeaturesInMemory(levels) for split, levels in features.items()})
+            self._compute_features(progress)
         else:
-            self.features.update(self._cached_features(self.cache, progress, say))
+            self._open_cache(self.cache, progress, say)
 
     def _own_numbers(self, split: str) -> range:
         return range(self.world.rank, len(self.images[split]), self.world.size)
 
-    def _compute_features(self, progress: Progress) -> dict[str, list[Tensor]]:
-        before = 0
+    def _compute_features(self, progress: Progress) -> None:
         features: dict[str, list[Tensor]] = {}
+        before = 0
         with self.world.raise_on_any_rank():
             for split, images in self.images.items():
                 own = self._own_numbers(split)
-                advance = partial(_advance, progress, before)
-                features[split] = pooled_features(self.model, images, own, self.readers, progress=advance)
+                features[split] = pooled_features(
+                    self.model,
+                    images,
+                    own,
+                    self.options.readers,
+                    progress=lambda done, before=before: progress(before + done),
+                )
                 before += len(own)
         # A process may have any training image in a batch; of the other splits it scores its own images only.
         features[TRAIN] = gather_features(features[TRAIN], len(self.images[TRAIN]), self.world)
         fit_standardizer(self.model, [features[TRAIN]], self.world)
-        if self.model.standardiser is not None:
-            features = {split: self.model.standardiser(levels) for split, levels in features.items()}
-        return features
+        for split, levels in features.items():
+            if self.model.standardiser is not None:
+                levels = self.model.standardiser(levels)
+            self.features[split] = FeaturesInMemory(levels, 1 if split == TRAIN else self.world.size)
 
-    def _cached_features(
-        self, folder: Path, progress: Progress, say: Callable[[str], None]
-    ) -> dict[str, FeaturesOnDisk]:
+    def _open_cache(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> None:
         cache = FeatureCache(self.model, self.images, folder, dtype=self.cache_dtype, world=self.world)
         with self.world.raise_on_any_rank():
-            missing = cache.missing()
-            if missing and self.world.first:
+            if cache.missing() and self.world.first:
                 say(str(measure_break_even(cache)))
         with self.world.raise_on_any_rank():
-            if missing:
-                cache.build(self.readers, progress, rank=self.world.rank, world_size=self.world.size)
+            cache.build(self.options.readers, progress, rank=self.world.rank, world_size=self.world.size)
         needed = self.total * cache.bytes_per_image
         # Each process may come to hold all of them.
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
         say(f"features: {binary(needed)}, {place}")
         features = {split: FeaturesOnDisk(cache, rows, self.model, place) for split, rows in cache.rows.items()}
         fit_standardizer(self.model, features[TRAIN].batches(), self.world)
-        return features
-
-    def train_dataloader(self) -> Loader:
-        return self._loader(TRAIN, self._train_sampler())
-
-    def sequential_loader(self, split: str, batch_size: int) -> Loader:
-        return self._loader(split, self._sequential_sampler(split, batch_size))
+        self.features.update(features)
 
     def _loader(self, split: str, sampler: BatchSampler) -> Loader:
         features = self.features[split]
-        if isinstance(features, FeaturesOnDisk):
-            return FeatureLoader(features.fetch, sampler, prefetch=features.device.type == "cuda")
-        if split == TRAIN:
-            return FeatureLoader(features.fetch, sampler)
-        # A process has the features of its own images only.
-        own = self._own_numbers(split)
-        return FeatureLoader(lambda numbers: features.fetch([own.index(n) for n in numbers]), sampler)
+        prefetch = isinstance(features, FeaturesOnDisk) and features.device.type == "cuda"
+        return FeatureLoader(features.fetch, sampler, prefetch)
 
 
 class ImageTrainingData(FileTrainingData):
     """Batches of images, which are read and go through the extractor in every pass: for sets whose features fit
     nowhere.
-
-    ``decode``: makes pixels of a batch if ``images`` are encoded.
     """
 
-    def __init__(
-        self,
-        model: MSFlow,
-        images: Mapping[str, Images],
-        recipe: Recipe,
-        options: ReadOptions | None = None,
-        *,
-        decode: Decode | None = None,
-    ) -> None:
-        super().__init__(model, images, recipe, options)
-        self.decode = decode
-
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
-        images = self.images[TRAIN]
-        count = min(STANDARDIZER_IMAGES, len(images))
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.recipe.seed)).tolist()
-        sampler = SequentialBatchSampler(len(images), BATCH_SIZE, SINGLE_PROCESS, split=TRAIN, order=order[:count])
-        loader = ImageLoader(images, sampler, self.readers, self.decode)
-        fit_standardizer(self.model, _first_features(self.model, loader, count), self.world)
+        count = min(STANDARDIZER_IMAGES, len(self.images[TRAIN]))
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        order = torch.randperm(len(self.images[TRAIN]), generator=generator).tolist()
+        sampler = SequentialBatchSampler(count, BATCH_SIZE, SINGLE_PROCESS, split=TRAIN, order=order[:count])
+        fit_standardizer(self.model, _first_features(self.model, self._loader(TRAIN, sampler), count), self.world)
 
-    def train_dataloader(self) -> Loader:
-        return ImageLoader(self.images[TRAIN], self._train_sampler(), self.readers, self.decode)
-
-    def sequential_loader(self, split: str, batch_size: int) -> Loader:
-        return ImageLoader(self.images[split], self._sequential_sampler(split, batch_size), self.readers, self.decode)
+    def _loader(self, split: str, sampler: BatchSampler) -> Loader:
+        return ImageLoader(self.images[split], sampler, self.options.readers, self.options.decode)
 
 
 class ShardTrainingData(TrainingData):
@@ -374,7 +361,3 @@ def _first_features(model: MSFlow, loader: Loader, images: int) -> Iterator[list
     for batch in islice(loader, -(-images // BATCH_SIZE)):
         assert isinstance(batch.inputs, Tensor)
         yield model.pooled(batch.inputs.to(device, memory_format=torch.channels_last))
-
-
-def _advance(progress: Progress, before: int, done: int) -> None:
-    progress(before + done)

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data import ImageDataset
-from ..data.datasets import ConcatImages, Images, Progress
+from ..data import ImageFileDataset
+from ..data.datasets import Progress
 from ..data.fingerprint import image_digest, short_digest, tensor_chunks
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -24,6 +23,7 @@ from ..errors import InputError
 from ..files import ASIDE, locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
 from ..settings_diff import changed_settings
+from .features_in_memory import pooled_of_batches
 
 # The layout of the files and the way from images to features; a cache of another format is stale.
 FORMAT = 1
@@ -59,7 +59,7 @@ class FeatureCache:
     def __init__(
         self,
         model: MSFlow,
-        splits: Mapping[str, Images],
+        splits: Mapping[str, ImageFileDataset],
         folder: Path,
         *,
         dtype: torch.dtype = torch.bfloat16,
@@ -69,7 +69,8 @@ class FeatureCache:
         self.folder = folder
         self.dtype = dtype
         self.model = model
-        self.images = ConcatImages(splits.values())
+        every = [image for images in splits.values() for image in images.images]
+        self.images = ImageFileDataset(every, model.image_size)
         device = next(model.parameters()).device
         example = model.pooled(torch.zeros(1, 3, *model.image_size, device=device))
         self.shapes = [(level.shape[2], level.shape[3], level.shape[1]) for level in example]
@@ -120,28 +121,35 @@ class FeatureCache:
         images done so far. Raises: InputError if an image cannot be read, another process does the same work, or the
         disk cannot be written; shards that are finished stay.
         """
-        missing = self.missing()
-        todo = [shard for shard in missing if shard % world_size == rank]
+        todo = [shard for shard in self.missing() if shard % world_size == rank]
         if not todo:
             return
         sources = _find_digests(self._digests, self._given_digests)
         self._check_room(self.missing_images() * self.bytes_per_image)
         done = len(self._digests) - self.missing_images()
         # No batch goes over a shard's end: its features do not depend on where an earlier build ended.
-        batches = [sources[rows].tolist() for shard in todo for rows in batched(self._rows_of(shard))]
-        if any(source < 0 for batch in batches for source in batch):
+        numbers = [sources[rows].tolist() for shard in todo for rows in batched(self._rows_of(shard))]
+        if any(number < 0 for batch in numbers for number in batch):
             raise InputError(f"{shown(self.folder)}: unfinished, and some of the cache's images are gone; {REMEDY}")
-        read = read_images(self.images, batches, readers, next(self.model.parameters()).device)
-        with self._lock(rank, world_size):
+        read = read_images(self.images, numbers, readers, next(self.model.parameters()).device)
+        with locked(self.folder / f".lock-{rank}-of-{world_size}") as is_ours:
+            if not is_ours:
+                raise InputError(
+                    f"{shown(self.folder)}: another process is building this feature cache; wait for it, or choose"
+                    " another folder"
+                )
             for shard in todo:
                 count = len(self._rows_of(shard))
-                levels = [torch.empty((count, *shape), dtype=self.dtype) for shape in self.shapes]
-                at = 0
-                for batch in islice(read, -(-count // BATCH_SIZE)):
-                    at += self._compute(batch, [level[at:] for level in levels])
-                    progress(done + at)
+                batches = islice(read, -(-count // BATCH_SIZE))
+                levels = pooled_of_batches(
+                    self.model,
+                    batches,
+                    count,
+                    dtype=self.dtype,
+                    progress=lambda at, before=done: progress(before + at),
+                )
+                self._write(shard, [level.permute(0, 2, 3, 1) for level in levels])
                 done += count
-                self._write(shard, levels)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
         """Copies the features of ``rows`` off the disk.
@@ -156,13 +164,13 @@ class FeatureCache:
                 level[i] = mapped[row_in_shard]
         return [level.permute(0, 3, 1, 2) for level in levels]
 
-    def _find(self, images: Images, digests: np.ndarray) -> np.ndarray:
+    def _find(self, images: ImageFileDataset, digests: np.ndarray) -> np.ndarray:
         rows = _find_digests(digests, self._digests)
-        missing = np.flatnonzero(rows < 0)
-        if len(missing):
+        missing = np.flatnonzero(rows < 0).tolist()
+        if missing:
             raise InputError(
                 f"{shown(self.folder)}: a feature cache of other images: {len(missing)} of {len(rows)} are new or"
-                f" changed, the first is {_name(images, int(missing[0]))}; {REMEDY}"
+                f" changed, the first is {shown(images.name(missing[0]))}; {REMEDY}"
             )
         return rows
 
@@ -180,23 +188,6 @@ class FeatureCache:
                 f"{shown(self.folder)}: the feature cache needs {binary(needed)} more, and the disk has {binary(free)}"
                 " free; free some space or choose another folder"
             )
-
-    @contextmanager
-    def _lock(self, rank: int, world_size: int) -> Iterator[None]:
-        with locked(self.folder / f".lock-{rank}-of-{world_size}") as is_ours:
-            if not is_ours:
-                raise InputError(
-                    f"{shown(self.folder)}: another process is building this feature cache; wait for it, or choose"
-                    " another folder"
-                )
-            yield
-
-    @torch.no_grad()
-    def _compute(self, images: Tensor, into: Sequence[Tensor]) -> int:
-        levels = self.model.pooled(images)
-        for store, level in zip(into, levels, strict=True):
-            store[: len(level)] = level.permute(0, 2, 3, 1)
-        return len(images)
 
     def _write(self, shard: int, levels: Sequence[Tensor]) -> None:
         path = self._file(shard)
@@ -236,35 +227,22 @@ def _settings(model: MSFlow, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "extractor": model.extractor.name,
-        "extractor weights": _weights_digest(model.extractor),
+        "extractor weights": short_digest(tensor_chunks(model.extractor.state_dict(), "{name} {dtype} {shape}\n")),
         "image size": "{}x{}".format(*model.image_size),
         "pool": model.pool,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def _weights_digest(extractor: nn.Module) -> str:
-    return short_digest(tensor_chunks(extractor.state_dict(), "{name} {dtype} {shape}\n"))
-
-
-def _image_digests(images: Images, world: ProcessGroup) -> np.ndarray:
+def _image_digests(images: ImageFileDataset, world: ProcessGroup) -> np.ndarray:
     """Returns (N,) digests of the images' content, 16 bytes each. Each process reads its share of the images."""
-    given = [sample.image for sample in images.samples] if isinstance(images, ImageDataset) else images.images
     with world.raise_on_any_rank():
-        own = np.array(
-            [bytes.fromhex(image_digest(image))[:16] for image in given[world.rank :: world.size]], dtype="S16"
-        )
-    digests = np.empty(len(given), "S16")
+        share = images.images[world.rank :: world.size]
+        own = np.array([bytes.fromhex(image_digest(image))[:16] for image in share], dtype="S16")
+    digests = np.empty(len(images), "S16")
     for rank, rank_digests in enumerate(world.all_gather(own)):
         digests[rank :: world.size] = rank_digests
     return digests
-
-
-def _name(images: Images, index: int) -> str:
-    if isinstance(images, ImageDataset):
-        return shown(images.samples[index].image)
-    given = images.images[index]
-    return f"image {index}" if isinstance(given, np.ndarray) else shown(given)
 
 
 def _write_description(folder: Path, settings: Mapping[str, Any], digests: np.ndarray, shard_images: int) -> None:

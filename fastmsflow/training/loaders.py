@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ..data import ShardedImages
-from ..data.datasets import Images
-from ..data.reader_pool import ReaderPool, batched, collate_encoded, survive_sigterm
+from ..data.datasets import ImageFileDataset
+from ..data.reader_pool import ReaderPool, batched, collate_encoded, survive_signals
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from .samplers import BatchSampler
+from .samplers import BatchSampler, EpochCounter
 
 Decode = Callable[[list[Tensor], list[str]], tuple[Tensor, dict[int, InputError]]]
 """Makes pixels of encoded images and their names, as ``jpeg_decoder.decode_batch`` does."""
@@ -35,11 +35,12 @@ class Batch(NamedTuple):
 class Loader(ABC):
     """Yields the batches of one epoch after the other. Lightning saves ``state_dict`` with a run's state."""
 
-    # Lightning looks for both, and calls set_epoch of the first.
-    sampler: Any
+    # Lightning looks for this too.
     batch_sampler = None
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        """A BatchSampler, or an EpochCounter; Lightning calls ``set_epoch`` of it."""
         self.waited = 0.0
         """Seconds that the callers have waited for batches."""
         self._taken = 0
@@ -47,7 +48,7 @@ class Loader(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         # The state of another epoch's end says nothing about this one.
-        state = self._loaded if self._loaded.get("epoch") == self._epoch else {}
+        state = self._loaded if self._loaded.get("epoch") == self.sampler.epoch else {}
         self._loaded = {}
         self._taken = state.get("taken", 0)
         batches = self._batches(state)
@@ -63,19 +64,15 @@ class Loader(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the epoch and how many of its batches were given away."""
-        return {"epoch": self._epoch, "taken": self._taken}
+        return {"epoch": self.sampler.epoch, "taken": self._taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Has the next pass begin at ``state``, if the pass is of that state's epoch."""
         self._loaded = dict(state)
 
-    @property
-    def _epoch(self) -> int:
-        return self.sampler.epoch
-
-    @abstractmethod
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
+        return len(self.sampler)
 
     @abstractmethod
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
@@ -92,13 +89,9 @@ class FeatureLoader(Loader):
     def __init__(
         self, fetch: Callable[[list[int]], list[Tensor]], sampler: BatchSampler, prefetch: bool = False
     ) -> None:
-        super().__init__()
-        self.sampler = sampler
+        super().__init__(sampler)
         self._fetch = fetch
         self._prefetch = prefetch
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
         chosen = self.sampler.batches(state.get("taken", 0))
@@ -113,16 +106,12 @@ class ImageLoader(Loader):
     """
 
     def __init__(
-        self, images: Images, sampler: BatchSampler, readers: ReaderPool, decode: Decode | None = None
+        self, images: ImageFileDataset, sampler: BatchSampler, readers: ReaderPool, decode: Decode | None = None
     ) -> None:
-        super().__init__()
-        self.sampler = sampler
+        super().__init__(sampler)
         self._decode = decode
         self._images = images
         self._readers = readers
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
         start = state.get("taken", 0)
@@ -131,16 +120,6 @@ class ImageLoader(Loader):
         items = self._readers.read(requests, self._decode is not None)
         for (numbers, weight), batch in zip(self.sampler.batches(start), items, strict=True):
             yield Batch(_pixels(batch, self._decode)[0], numbers, weight)
-
-
-class EpochCounter:
-    """Holds the epoch's number, which Lightning sets."""
-
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch of the next pass."""
-        self.epoch = epoch
 
 
 class ShardLoader(Loader):
@@ -170,10 +149,9 @@ class ShardLoader(Loader):
         world: ProcessGroup = SINGLE_PROCESS,
         decode: Decode | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(EpochCounter())
         self._world = world
         self._decode = decode
-        self.sampler = EpochCounter()
         self._open = open_shards
         self._batch_size = batch_size
         self._steps = steps
@@ -189,7 +167,7 @@ class ShardLoader(Loader):
         return {**super().state_dict(), "shards": list(self._world.all_gather(self._images.state()))}
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        self._images = self._open(self._epoch)
+        self._images = self._open(self.sampler.epoch)
         if state:
             self._images.resume(state["shards"][self._world.rank])
         given = state.get("taken", 0)
@@ -213,7 +191,7 @@ class ShardLoader(Loader):
                     " images that can be read, its part of a batch; mend the shards, or take a smaller batch"
                 )
             whole = True
-            self._images.set_epoch(self._epoch)
+            self._images.set_epoch(self.sampler.epoch)
 
     def _single_pass(self) -> Iterator[dict[str, Any]]:
         """Yields the images that are left of the shards in whole batches, and a smaller one if there are no steps."""
@@ -223,7 +201,7 @@ class ShardLoader(Loader):
             self._batch_size,
             num_workers=self._images.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=survive_sigterm,
+            worker_init_fn=survive_signals,
             collate_fn=collate,
         )
         smaller: list[dict[str, Any]] = []

@@ -23,14 +23,18 @@ class RankBatch(NamedTuple):
     process has as many images."""
 
 
-class BatchSampler(ABC):
-    """Yields one process's batches of an epoch, from any of them on."""
+class EpochCounter:
+    """Holds the number of the epoch of the next pass, which Lightning sets."""
 
     epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch of the next pass; Lightning calls this."""
+        """Chooses the epoch of the next pass."""
         self.epoch = epoch
+
+
+class BatchSampler(EpochCounter, ABC):
+    """Yields one process's batches of an epoch, from any of them on."""
 
     @abstractmethod
     def __len__(self) -> int:

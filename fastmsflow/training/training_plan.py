@@ -111,9 +111,9 @@ def _plan_files(
         if samples
     }
     order = None if ground_truth is None else ground_truth.scoring_order
-    options = ReadOptions(readers=readers, world=world, test_order=order)
+    options = ReadOptions(readers=readers, world=world, test_order=order, decode=decode)
     if data_config.stream:
-        source: TrainingData = ImageTrainingData(model, files, recipe, options, decode=decode)
+        source: TrainingData = ImageTrainingData(model, files, recipe, options)
     else:
         dtype = dtype_of(data_config.cache_dtype)
         cache = data_config.feature_cache
