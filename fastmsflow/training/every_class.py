@@ -1,27 +1,34 @@
 """Training of every class of a set, one after the other or shared out among processes, and a table of all results."""
 
+import copy
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
+from ..calibration import Calibration
 from ..data import ImageSet, open_image_set
 from ..data.class_selection import every_class_of
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError, UnavailableError, in_one_line
-from ..evaluation.compare_checkpoints import CheckpointResult, mean_of, write_metrics
+from ..evaluation.compare_checkpoints import CheckpointResult, checkpoints, mean_of, threshold_of, write_metrics
 from ..evaluation.metric_labels import METRIC_LABELS
+from ..evaluation.results import METRICS, Evaluation
 from ..files import shown
+from ..models.checkpoint import read_config
+from ..models.msflow import MSFlow
 from ..visualization.markdown_table import write_markdown_table
+from .class_queue import forget_failure, train_each
 from .loggers import check_loggers, close_loggers
-from .multi_class import ModelFactory, forget_failure, results_of, train_each
-from .run_directory import has_finished, refuse_another
+from .run_directory import RESULTS_FILE, has_finished, refuse_another
 from .train import run_settings, say_if_short
 from .trainer import check_precision
 from .training_job import TrainingJob
@@ -56,8 +63,7 @@ class EveryClassResult:
 
     def as_table(self, format_metric: Callable[[float | None], str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Returns the header and the lines of the table of all classes, the mean last."""
-        rows = self.rows
-        metrics = [name for name in METRICS_SHOWN if any(getattr(row.evaluation, name) is not None for row in rows)]
+        metrics = [m for m in METRICS_SHOWN if any(getattr(row.evaluation, m) is not None for row in self.rows)]
         header = ("class", "checkpoint", *(METRIC_LABELS[name] for name in metrics), "seconds")
         lines: list[tuple[str, ...]] = []
 
@@ -95,6 +101,30 @@ class EveryClassResult:
         write_markdown_table(out / "summary.md", f"{len(self.classes)} classes", header, lines, notes)
 
 
+class ModelFactory:
+    """Makes models with ``build`` from ``seed``: each image size once, then copies, so that weights are read once."""
+
+    def __init__(self, build: Callable[[tuple[int, int]], MSFlow], seed: int) -> None:
+        self._build = build
+        self._seed = seed
+        self._built: dict[tuple[int, int], tuple[MSFlow, torch.Tensor]] = {}
+
+    def untouched(self, image_size: tuple[int, int]) -> MSFlow:
+        """Returns the model that the others are copies of. Raises: the errors of ``build``."""
+        if image_size not in self._built:
+            torch.manual_seed(self._seed)
+            model = self._build(image_size)
+            self._built[image_size] = model, torch.get_rng_state()
+        return self._built[image_size][0]
+
+    def new(self, image_size: tuple[int, int]) -> MSFlow:
+        """Returns a new model, and leaves torch's random state as ``build`` does. Raises: the errors of ``build``."""
+        model = copy.deepcopy(self.untouched(image_size))
+        torch.manual_seed(self._seed)
+        torch.set_rng_state(self._built[image_size][1])
+        return model
+
+
 def train_every_class(
     job: TrainingJob, group: ProcessGroup, console: Console, on_failure: Callable[[str, str], None]
 ) -> EveryClassResult | None:
@@ -129,9 +159,6 @@ class _ClassRuns:
         self._started = time.perf_counter()
         self._classes: list[str] = group.broadcast_from_rank0(lambda: every_class_of(job.source))
         self._sets = _open_sets(job.source, self._classes)
-        self._sizes = {
-            name: job.image_size_for(images) for name, images in self._sets.items() if isinstance(images, ImageSet)
-        }
 
     def run(self, on_failure: Callable[[str, str], None]) -> EveryClassResult | None:
         out, group = self._job.out, self._group
@@ -150,8 +177,7 @@ class _ClassRuns:
                 line += f" (about {left:.0f} s left)"
             self._console.print(escape(line), soft_wrap=True)
             result = self._train(name)
-            line = f"{shown(name)}: {_in_short(result)}"
-            self._console.print(escape(line), soft_wrap=True, highlight=False)
+            self._console.print(escape(f"{shown(name)}: {_in_short(result)}"), soft_wrap=True, highlight=False)
 
         failures = train_each(out, self._classes, train_class, on_failure, rank=group.rank, size=group.size)
         return self._collect(failures, len(finished)) if group.first else None
@@ -161,15 +187,14 @@ class _ClassRuns:
 
         Raises: InputError if a model cannot be built, or the run of a class has other settings.
         """
-        for size in dict.fromkeys(self._sizes.values()):
-            self._models.untouched(size)
         job, out = self._job, self._job.out
         for name, images in self._sets.items():
-            if isinstance(images, ImageSet) and (out / name).is_dir():
-                model = self._models.untouched(self._sizes[name])
-                description = describe_images(images, job.data)
-                settings = run_settings(model, description, job.recipe, job.data, started_from=job.started_from)
-                refuse_another(out / name, settings)
+            if isinstance(images, ImageSet):
+                model = self._models.untouched(job.image_size_for(images))
+                if (out / name).is_dir():
+                    description = describe_images(images, job.data)
+                    settings = run_settings(model, description, job.recipe, job.data, started_from=job.started_from)
+                    refuse_another(out / name, settings)
         for name in self._sets:
             forget_failure(out / name)
         return [name for name in self._sets if has_finished(out / name)]
@@ -179,7 +204,7 @@ class _ClassRuns:
         if isinstance(images, Exception):
             raise images
         job = _job_of_class(self._job, name)
-        model = self._models.new(self._sizes[name])
+        model = self._models.new(job.image_size_for(images))
         # Bars of several processes on one terminal would overwrite each other.
         console = self._console if self._group.size == 1 else Console(quiet=True)
         try:
@@ -192,26 +217,50 @@ class _ClassRuns:
             close_loggers(job.loggers)
 
     def _collect(self, failures: dict[str, str], skipped: int) -> EveryClassResult:
-        checkpoints: dict[str, list[CheckpointResult]] = {}
+        results: dict[str, list[CheckpointResult]] = {}
         seconds: dict[str, float] = {}
         for name in self._classes:
-            if name in failures:
-                continue
-            try:
-                checkpoints[name], seconds[name] = results_of(self._job.out / name)
-            except InputError as error:
-                failures[name] = in_one_line(error)
-        complete = not failures and all(checkpoints.values())
-        rows = [row for rows in checkpoints.values() for row in rows]
+            if name not in failures:
+                try:
+                    results[name], seconds[name] = _results_of(self._job.out / name)
+                except InputError as error:
+                    failures[name] = in_one_line(error)
+        complete = not failures and all(results.values())
         return EveryClassResult(
             classes=self._classes,
-            checkpoints=checkpoints,
-            mean=mean_of(rows) if complete else [],
+            checkpoints=results,
+            mean=mean_of([row for rows in results.values() for row in rows]) if complete else [],
             seconds=seconds,
             failures=failures,
             skipped=skipped,
             wall_seconds=time.perf_counter() - self._started,
         )
+
+
+def _results_of(folder: Path) -> tuple[list[CheckpointResult], float]:
+    """Returns (the rows that ``evaluate`` would give for a finished run, from its own results; its seconds).
+
+    There are no rows if the run had no test images.
+    Raises: InputError if the run's files are damaged or missing.
+    """
+    path = folder / RESULTS_FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        rounds = {row["epoch"]: row for row in results["rounds"]}
+        rows = []
+        for how, checkpoint in checkpoints(folder).items():
+            config = read_config(checkpoint)
+            row = rounds[config["notes"]["epoch"]]
+            if METRICS[0] not in row:
+                continue
+            evaluation = Evaluation.from_dict(row)
+            calibration = config["calibration"] and Calibration.from_dict(config["calibration"])
+            rows.append(CheckpointResult(results["images"]["name"], how, evaluation, threshold_of(calibration)))
+        return rows, sum(results["seconds"].values())
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged or not of these models ({error!r}); remove the folder") from error
 
 
 def _open_sets(source: str, classes: Sequence[str]) -> dict[str, ImageSet | Exception]:

@@ -27,7 +27,8 @@ from fastmsflow.data import reader_pool
 from fastmsflow.data.class_selection import is_every_class
 from fastmsflow.distributed.process_group import RANK_VARIABLES, ProcessGroup
 from fastmsflow.files import LOCK_FILE, Busy
-from fastmsflow.training.multi_class import FAILED_FILE, ModelFactory, train_each
+from fastmsflow.training.class_queue import FAILED_FILE, train_each
+from fastmsflow.training.every_class import ModelFactory
 from fastmsflow.training.run_directory import RESULTS_FILE
 from tests.helpers.folder_listing import names_in
 from tests.helpers.paths import ROOT
