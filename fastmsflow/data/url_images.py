@@ -1,9 +1,8 @@
 """Reads images behind URLs through fsspec: on a web server or in an object store. Needs the ``shards`` extra."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from functools import partial
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from typing import Any
@@ -53,14 +52,15 @@ def read_url(url: str) -> bytes:
     package is missing that reads this kind of URL.
     """
     with _faults_named(url):
-        system, path = _filesystem(url)
-        if _protocol(system) == "file":
+        system, path, protocol = _filesystem(url)
+        if protocol == "file":
             return read_bytes(path)
         if not system.async_impl:
             content = system.cat_file(path, end=MAX_BYTES + 1)
+        elif protocol in WEB:
+            content = _in_time(system, _from_server(system, path, MAX_BYTES))
         else:
-            # fsspec's own timeout would leave the request running.
-            content = _in_time(_from_server if _protocol(system) in WEB else _from_store, system, path)
+            content = _in_time(system, system._cat_file(path, end=MAX_BYTES + 1))
     if len(content) > MAX_BYTES:
         raise InputError(f"{shown(url)}: larger than {MAX_BYTES / 2**20:g} MiB; leave it out")
     return content
@@ -73,10 +73,10 @@ def is_there(url: str) -> bool:
     is missing.
     """
     with _faults_named(url):
-        system, path = _filesystem(url)
+        system, path, protocol = _filesystem(url)
         if not system.async_impl:
             return bool(system.exists(path))
-        return bool(_in_time(_answers if _protocol(system) in WEB else _exists, system, path))
+        return bool(_in_time(system, _answers(system, path) if protocol in WEB else system._exists(path)))
 
 
 def images_below_url(url: str) -> list[str]:
@@ -88,13 +88,13 @@ def images_below_url(url: str) -> list[str]:
     if is_image(url):
         return [url]
     with _faults_named(url):
-        system, path = _filesystem(url)
-        if _protocol(system) in WEB:
+        system, path, protocol = _filesystem(url)
+        if protocol in WEB:
             names = _linked_below(system, path)
         else:
             if system.async_impl:
                 # A store that does not answer shows here; a long listing may take its time.
-                _in_time(_exists, system, path)
+                _in_time(system, system._exists(path))
             names = system.find(path)
     found = sorted(system.unstrip_protocol(name) for name in names if is_image(name))
     if not found:
@@ -108,18 +108,16 @@ def is_image(name: str) -> bool:
     return any(part.lower().endswith(tuple(SUFFIXES)) for part in (name, name.partition("?")[0]))
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def _filesystem(url: str) -> tuple[Any, str, str]:
+    """Returns the file system of ``url``, the path in it, and the protocol."""
     if CHAIN in url:
         raise InputError(f"{shown(url)}: {CHAIN} chains protocols, which is not taken here; give a plain URL")
     if find_spec("fsspec") is None:
         raise UnavailableError(f"{shown(url)}: URLs need fsspec: pip install 'fastmsflow[shards]'")
     from fsspec.core import url_to_fs
 
-    return url_to_fs(url)
-
-
-def _protocol(system: Any) -> str:
-    return system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    system, path = url_to_fs(url)
+    return system, path, system.protocol if isinstance(system.protocol, str) else system.protocol[0]
 
 
 @contextmanager
@@ -151,21 +149,11 @@ def _why(error: Exception) -> str:
     return f"the server answers with status {status}; {remedy}"
 
 
-def _in_time(ask: Any, system: Any, path: str) -> Any:
+def _in_time(system: Any, answer: Coroutine[Any, Any, Any]) -> Any:
+    """Waits TIMEOUT seconds for ``answer``; fsspec's own timeout would leave the request running."""
     from fsspec.asyn import sync
 
-    async def limited() -> Any:
-        return await asyncio.wait_for(ask(system, path), TIMEOUT)
-
-    return sync(system.loop, limited)
-
-
-async def _exists(system: Any, path: str) -> bool:
-    return await system._exists(path)
-
-
-async def _from_store(system: Any, path: str) -> bytes:
-    return await system._cat_file(path, end=MAX_BYTES + 1)
+    return sync(system.loop, asyncio.wait_for, answer, TIMEOUT)
 
 
 async def _answers(system: Any, url: str) -> bool:
@@ -177,7 +165,7 @@ async def _answers(system: Any, url: str) -> bool:
         return response.status not in GONE
 
 
-async def _from_server(system: Any, url: str, max_bytes: int = MAX_BYTES) -> bytes:
+async def _from_server(system: Any, url: str, max_bytes: int) -> bytes:
     """Returns more than ``max_bytes`` bytes if there are more; a server need not honor a range, so the reading
     stops."""
     session = await system.set_session()
@@ -219,7 +207,7 @@ def _links(system: Any, page: str, is_first: bool) -> list[str]:
     from aiohttp import ClientResponseError
 
     try:
-        content = _in_time(partial(_from_server, max_bytes=MAX_PAGE_BYTES), system, page)
+        content = _in_time(system, _from_server(system, page, MAX_PAGE_BYTES))
     except ClientResponseError as error:
         if is_first or error.status not in GONE:
             raise
