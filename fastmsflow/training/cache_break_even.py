@@ -3,11 +3,11 @@
 import math
 import os
 import tempfile
-import time
 from dataclasses import dataclass
 
 import torch
 
+from ..evaluation.evaluate import Stopwatch
 from ..files import write_faults
 from .feature_cache import FeatureCache, binary
 from .features_in_memory import pooled_features
@@ -31,25 +31,15 @@ class BreakEven:
     read: float
     """Seconds to read an image's features."""
 
-    @property
-    def build_seconds(self) -> float:
-        """The seconds that one process takes to build the whole cache."""
-        return self.images * (self.extract + self.write)
-
-    @property
-    def first_pass(self) -> int | None:
-        """The first pass after which building and reading the cache took no longer than computing the features anew in
-        every pass; None if reading takes as long as computing."""
-        if self.read >= self.extract:
-            return None
-        return math.ceil((self.extract + self.write) / (self.extract - self.read))
-
     def __str__(self) -> str:
         gain = "never pays off here: the disk is slower than the extractor"
-        if self.first_pass is not None:
-            gain = f"pays off from pass {self.first_pass}"
+        if self.read < self.extract:
+            # After so many passes, building and reading took no longer than computing the features anew in each.
+            gain = f"pays off from pass {math.ceil((self.extract + self.write) / (self.extract - self.read))}"
         size, total = binary(self.bytes_per_image), binary(self.images * self.bytes_per_image)
-        return f"cache: {size} an image, {total} in all; building takes about {_duration(self.build_seconds)}; {gain}"
+        # By one process.
+        building = _duration(self.images * (self.extract + self.write))
+        return f"cache: {size} an image, {total} in all; building takes about {building}; {gain}"
 
 
 def measure_break_even(cache: FeatureCache) -> BreakEven:
@@ -59,36 +49,28 @@ def measure_break_even(cache: FeatureCache) -> BreakEven:
     """
     few = range(min(MEASURED_IMAGES, len(cache.images)))
     pooled_features(cache.model, cache.images, few[:1])  # a first call does work that is not repeated
-    started = time.perf_counter()
-    levels = pooled_features(cache.model, cache.images, few)
-    extracted = time.perf_counter()
+    stopwatch = Stopwatch(next(cache.model.parameters()).device)
+    with stopwatch("extract"):
+        levels = pooled_features(cache.model, cache.images, few)
     content = torch.cat([level.to(cache.dtype).flatten().view(torch.uint8) for level in levels]).numpy().tobytes()
     # The file has no name, so that nothing of it can be left behind.
     with write_faults(cache.folder / "speed"), tempfile.TemporaryFile(dir=cache.folder) as file:
-        writing = time.perf_counter()
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        written = time.perf_counter()
+        with stopwatch("write"):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):
             # To be read from the disk, not from memory.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
-        reading = time.perf_counter()
-        file.read()
-        done = time.perf_counter()
-    count = len(few)
-    return BreakEven(
-        cache.missing_images(),
-        cache.bytes_per_image,
-        (extracted - started) / count,
-        (written - writing) / count,
-        (done - reading) / count,
-    )
+        with stopwatch("read"):
+            file.read()
+    seconds = (stopwatch.seconds[stage] / len(few) for stage in ("extract", "write", "read"))
+    return BreakEven(cache.missing_images(), cache.bytes_per_image, *seconds)
 
 
 def _duration(seconds: float) -> str:
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+    return f"{max(1, seconds):.0f} s"
