@@ -75,7 +75,7 @@ class MSFlowLightningModule(L.LightningModule):
         self._calibrator: Calibrator | None = None
         self._held_out_nll: list[Tensor] = []
         self._world = world
-        self._losses = LossMonitor(self._world, recipe.precision == "16-mixed")
+        self._losses = LossMonitor(world, recipe.precision == "16-mixed")
         # The extractor is frozen, and equal in all processes.
         fixed = [name for name in self.state_dict() if not name.startswith("model.flow.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, fixed)
@@ -113,12 +113,7 @@ class MSFlowLightningModule(L.LightningModule):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.model.features(images.contiguous(memory_format=torch.channels_last))
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clips the gradient norm; Lightning itself refuses to with a fused optimizer in mixed precision, though
         bfloat16 has no gradient scaler."""
         norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model.flow), self.recipe.clip_norm)
@@ -141,20 +136,15 @@ class MSFlowLightningModule(L.LightningModule):
         if HELD_OUT in self.evaluated:
             self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
         if self.ground_truth is not None:
+            may_be_last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
+            folder = self.maps_folder if may_be_last else None
             self._evaluator = Evaluator(
                 self.ground_truth,
                 len(self.model.flow.channels),
                 map_kind=shown_map(self._calibrator is not None or self.model.calibration is not None),
-                maps=self._new_map_store(),
+                maps=None if folder is None else ScoreMapStore(folder, self._world),
                 world=self._world,
             )
-
-    def _new_map_store(self) -> ScoreMapStore | None:
-        """Returns a store for the maps to show if this evaluation may be the last one."""
-        may_be_last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
-        if self.maps_folder is None or not may_be_last:
-            return None
-        return ScoreMapStore(self.maps_folder, self._world)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         numbers = batch.numbers

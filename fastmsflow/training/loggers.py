@@ -2,14 +2,20 @@
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from ..errors import InputError, UnavailableError
 
-LOGGERS = ("csv", "tensorboard", "wandb")
+_LOGGERS: dict[str, Callable[[Path], Logger]] = {
+    "csv": lambda folder: CSVLogger(folder, name="csv"),
+    "tensorboard": lambda folder: TensorBoardLogger(folder, name="tensorboard"),
+    # Weights & Biases takes its name, project, key and mode from environment variables.
+    "wandb": lambda folder: WandbLogger(save_dir=folder),
+}
+LOGGERS = tuple(_LOGGERS)
 
 
 def loggers(names: Sequence[str], out: Path) -> list[Logger]:
@@ -17,7 +23,7 @@ def loggers(names: Sequence[str], out: Path) -> list[Logger]:
 
     A resumed run gets csv and tensorboard files of its own.
     """
-    return [_logger(name, out / "logs") for name in dict.fromkeys(names)]
+    return [_LOGGERS[name](out / "logs") for name in dict.fromkeys(names)]
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -33,12 +39,3 @@ def close_loggers(names: Sequence[str]) -> None:
     """Ends the loggers' runs: Weights & Biases would log this process's next run into the same one."""
     if "wandb" in names:
         importlib.import_module("wandb").finish()
-
-
-def _logger(name: str, folder: Path) -> Logger:
-    if name == "csv":
-        return CSVLogger(folder, name="csv")
-    if name == "tensorboard":
-        return TensorBoardLogger(folder, name="tensorboard")
-    # Weights & Biases takes its name, project, key and mode from environment variables.
-    return WandbLogger(save_dir=folder)

@@ -61,7 +61,13 @@ class LossMonitor:
                 what = "gradient" if values[0, i].isfinite() else "loss"
                 step, value = self.steps - len(self._losses) + i + 1, values[int(what == "gradient"), i].item()
                 # The names are read before the other processes end: a shard may have to be read for them.
-                fault = self._not_finite(epoch, step, what, value, [names[number] for number in self._numbers[i]])
+                images = [names[number] for number in self._numbers[i]]
+                record = {"epoch": epoch + 1, "step": step, "what": what, "value": str(value), "images": images}
+                fault = NotFinite(
+                    f"the {what} is {value} in epoch {epoch + 1}, step {step}, of the images {', '.join(images)}; look"
+                    " at them, or try a lower learning rate or 32-true",
+                    record,
+                )
             for value in values[0].tolist():
                 # One by one, in float64, so that the sum does not depend on when the losses were checked.
                 self._total += value
@@ -77,8 +83,7 @@ class LossMonitor:
 
     def mean(self) -> float:
         """Returns the mean loss of the epoch, after a last ``check``, and begins the next epoch."""
-        total = sum(self._world.all_gather(self._total))
-        mean = total / self._world.size / self.steps
+        mean = sum(self._world.all_gather(self._total)) / self._world.size / self.steps
         self._total, self.steps = 0.0, 0
         return mean
 
@@ -93,12 +98,3 @@ class LossMonitor:
             raise InputError("the run's state is of another version of fastmsflow; remove it to begin the run again")
         self.steps = state["steps"]
         self._total = totals[self._world.rank]
-
-    @staticmethod
-    def _not_finite(epoch: int, step: int, what: str, value: float, names: list[str]) -> NotFinite:
-        record = {"epoch": epoch + 1, "step": step, "what": what, "value": str(value), "images": names}
-        return NotFinite(
-            f"the {what} is {value} in epoch {epoch + 1}, step {step}, of the images {', '.join(names)}; look at them,"
-            " or try a lower learning rate or 32-true",
-            record,
-        )

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
-from ..progress import progress
+from ..progress import progress_bar
 from ..recipe import Precision, Recipe
 from .callbacks.progress_bar import TrainingProgressBar
 from .checkpointing import ResumeCheckpoint
@@ -35,9 +35,8 @@ def check_precision(recipe: Recipe) -> None:
 
 def prepare(source: TrainingData, console: Console) -> None:
     """Calls ``source.prepare`` under a progress bar."""
-    with progress(console) as bar:
-        task = bar.add_task(f"features of {source.total} images", total=source.total or None)
-        source.prepare(lambda done: bar.update(task, completed=done), partial(console.print, soft_wrap=True))
+    with progress_bar(f"features of {source.total} images", source.total or None, console=console) as bar:
+        source.prepare(bar, partial(console.print, soft_wrap=True))
 
 
 def run_trainer(

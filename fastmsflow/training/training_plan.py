@@ -66,52 +66,58 @@ def plan_training(
         check_data_config(data_config, isinstance(images, ShardSet))
         decode = _make_decoder(model, data_config, isinstance(images, ShardSet)) if data_config.decode_on_gpu else None
         if isinstance(images, ShardSet):
-            source = ShardTrainingData(
-                model,
-                images,
-                recipe,
-                workers=data_config.workers,
-                world=world,
-                skip_faults=data_config.skip_faults,
-                decode=decode,
-            )
-            return _plan_shards(source, images)
-        plan = _plan_files(model, images, recipe, data_config, decode=decode, readers=readers, world=world)
+            return _plan_shards(model, images, recipe, data_config, decode=decode, world=world)
+        options = ReadOptions(readers=readers, world=world, decode=decode)
+        plan = _plan_files(model, images, recipe, data_config, options=options)
     # Outside the block: it takes long, so one process does it for all.
     return replace(plan, description=world.broadcast_from_rank0(lambda: describe_images(images, data_config)))
 
 
-def _plan_shards(source: ShardTrainingData, shards: ShardSet) -> TrainingPlan:
-    counts = {"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0}
-    # Not the URL, which may hold a password.
-    description: dict[str, object] = {"shards": shards.manifest.content}
-    names: dict[str, Sequence[str]] = {TRAIN: shards.names, HELD_OUT: shards.names}
-    return TrainingPlan(source=source, names=names, counts=counts, ground_truth=None, description=description)
-
-
-def _plan_files(
+def _plan_shards(
     model: MSFlow,
-    images: ImageSet,
+    shards: ShardSet,
     recipe: Recipe,
     data_config: DataConfig,
     *,
     decode: Decode | None,
-    readers: ReaderPool,
     world: ProcessGroup,
+) -> TrainingPlan:
+    source = ShardTrainingData(
+        model,
+        shards,
+        recipe,
+        workers=data_config.workers,
+        world=world,
+        skip_faults=data_config.skip_faults,
+        decode=decode,
+    )
+    return TrainingPlan(
+        source=source,
+        names={TRAIN: shards.names, HELD_OUT: shards.names},
+        counts={"train": source.images_of(TRAIN), "held_out": source.images_of(HELD_OUT), "test": 0},
+        ground_truth=None,
+        # Not the URL, which may hold a password.
+        description={"shards": shards.manifest.content},
+    )
+
+
+def _plan_files(
+    model: MSFlow, images: ImageSet, recipe: Recipe, data_config: DataConfig, *, options: ReadOptions
 ) -> TrainingPlan:
     """Returns a plan without its description."""
     if not images.train:
         raise InputError(f"{images.name}: no training images")
-    ground_truth = GroundTruth.from_image_set(images, model.image_size, world) if images.test else None
+    ground_truth = None
+    if images.test:
+        ground_truth = GroundTruth.from_image_set(images, model.image_size, options.world)
+        options = replace(options, test_order=ground_truth.scoring_order)
     train, held_out = split(images.train, recipe)
     splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
     files = {
-        name: ImageFileDataset([sample.image for sample in samples], model.image_size, decode is not None)
+        name: ImageFileDataset([sample.image for sample in samples], model.image_size, options.decode is not None)
         for name, samples in splits.items()
         if samples
     }
-    order = None if ground_truth is None else ground_truth.scoring_order
-    options = ReadOptions(readers=readers, world=world, test_order=order, decode=decode)
     if data_config.stream:
         source: TrainingData = ImageTrainingData(model, files, recipe, options)
     else:

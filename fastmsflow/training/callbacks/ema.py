@@ -31,28 +31,19 @@ class EMACallback(Callback):
         """The key of this callback's state in ``state.ckpt``: the name that the class had in version 0.1."""
         return "Averaging"
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, *_: Any) -> None:
         # Lightning has moved the flow to its device by now, and loaded the state.
         self._average = AveragedModel(self._flow, multi_avg_fn=self._average_fn)
         if self._saved_state:
             self._average.load_state_dict(self._saved_state)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._steps = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._started_average.update_parameters(self._flow)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap()
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -76,9 +67,11 @@ class EMACallback(Callback):
         return self._average
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, *_: Any) -> None:
         for weight, average in zip(self._flow.parameters(), self._started_average.module.parameters(), strict=True):
             previous = weight.clone()
             # In place, but not through .data: weight caches watch the version counter.
             weight.copy_(average)
             average.copy_(previous)
+
+    on_validation_start = on_validation_end = on_train_end = _swap

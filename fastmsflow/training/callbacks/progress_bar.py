@@ -17,7 +17,7 @@ class TrainingProgressBar(Callback):
         self._progress = progress(console)
         self._task = self._progress.add_task("training")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         steps = int(trainer.estimated_stepping_batches)
         self._progress.reset(self._task, total=steps, completed=trainer.global_step)
         self._progress.start()
@@ -27,14 +27,13 @@ class TrainingProgressBar(Callback):
         description = f"training, {line}" if line else "training"
         self._progress.update(self._task, completed=trainer.global_step, description=description)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._progress.update(self._task, description="evaluating")
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._progress.update(self._task, description="training")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self._progress.stop()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._progress.stop()
+    on_exception = on_train_end

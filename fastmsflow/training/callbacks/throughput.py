@@ -46,17 +46,13 @@ class ThroughputCallback(Callback):
         """
         return self._run.speed(self._world.size)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # A run that is resumed within an epoch gets no call at the epoch's start.
-        self._start_window(trainer)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start_window(trainer)
-
-    def _start_window(self, trainer: L.Trainer) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._images = 0
         self._started = time.perf_counter()
         self._waited = _waited(trainer)
+
+    # A run that is resumed within an epoch gets no call at the epoch's start.
+    on_train_start = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -69,10 +65,11 @@ class ThroughputCallback(Callback):
         seconds = time.perf_counter() - self._started
         window = _Window(self._images, seconds, _waited(trainer) - self._waited)
         speed = window.speed(self._world.size)
-        self.line = _as_text(speed)
+        memory = f", GPU {speed['gpu_memory']:.1f} GiB" if "gpu_memory" in speed else ""
+        self.line = f"{speed['images_per_second']:.3g} images/s, {speed['data_wait']:.0%} waiting{memory}"
         pl_module.log_dict(speed, on_step=True, on_epoch=False)
         self._run.add(window)
-        self._start_window(trainer)
+        self.on_train_epoch_start(trainer)
 
 
 def _waited(trainer: L.Trainer) -> float:
@@ -102,11 +99,6 @@ class _Window:
         return speed
 
 
-def _as_text(speed: dict[str, float]) -> str:
-    memory = f", GPU {speed['gpu_memory']:.1f} GiB" if "gpu_memory" in speed else ""
-    return f"{speed['images_per_second']:.3g} images/s, {speed['data_wait']:.0%} waiting{memory}"
-
-
 class ProfilerCallback(Callback):
     """Writes a trace of TRACED steps, after the first SKIPPED ones, for chrome://tracing or Perfetto.
 
@@ -123,7 +115,7 @@ class ProfilerCallback(Callback):
         with written_aside(self._path) as aside:
             profiler.export_chrome_trace(str(aside))
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         left = int(trainer.estimated_stepping_batches) - trainer.global_step
         traced = min(TRACED, left)
         skipped = min(SKIPPED, left - traced)
@@ -142,16 +134,12 @@ class ProfilerCallback(Callback):
         if self._profiler is not None:
             self._profiler.step()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()
+
+    on_exception = on_train_end
 
 
 def _action(skipped: int, traced: int, step: int) -> ProfilerAction:
