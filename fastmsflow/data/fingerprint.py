@@ -28,7 +28,10 @@ def fingerprint(images: ImageSet) -> str:
     16 hexadecimal digits of a SHA-256 over each sample's kind, label, image bytes and mask bytes, in order; where the
     files lie does not count. A file that cannot be read counts as such: reading it later says why.
     """
-    return _image_set_digest(images, lambda sample: f"{image_digest(sample.image)}|{_mask_digest(sample)}")
+    def describe(sample: Sample) -> str:
+        return f"{image_digest(sample.image)}|{image_digest(sample.mask) if sample.mask is not None else ''}"
+
+    return _image_set_digest(images, describe)
 
 
 def names_fingerprint(images: ImageSet) -> str:
@@ -45,9 +48,10 @@ def image_digest(image: str | Path | np.ndarray) -> str:
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.shape} {image.dtype}\n".encode() + image.tobytes()).hexdigest()
     try:
-        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+        content = Path(image).read_bytes()
     except OSError:
-        return hashlib.sha256(b"unreadable").hexdigest()
+        content = b"unreadable"
+    return hashlib.sha256(content).hexdigest()
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor], heading: str) -> Iterator[bytes | memoryview]:
@@ -102,10 +106,6 @@ def _image_set_digest(images: ImageSet, describe: Callable[[Sample], str]) -> st
             yield b"--\n"
 
     return short_digest(chunks())
-
-
-def _mask_digest(sample: Sample) -> str:
-    return "" if sample.mask is None else image_digest(sample.mask)
 
 
 def _names_and_sizes(sample: Sample) -> str:
