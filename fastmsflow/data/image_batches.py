@@ -6,7 +6,6 @@ A file that cannot be read is reported, and the rest of its batch goes on.
 import os
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError, UnavailableError
+from ..errors import InputError
 from ..files import as_utf8
 from .image_io import as_tensor, decode_image
 from .reader_pool import ReaderPool, batched
 from .shards.manifest import Manifest, Shard
 from .shards.reader import Encoded, read_shard
-from .shards.storage import ShardStorage
+from .shards.storage import ShardStorage, check_installed
 from .url_images import open_image
 
 
@@ -54,8 +53,7 @@ class ShardBatches:
     """
 
     def __init__(self, where: str) -> None:
-        if find_spec("webdataset") is None:
-            raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'")
+        check_installed()
         self.location = ShardStorage(where)
         self.manifest = Manifest.read(self.location)
 

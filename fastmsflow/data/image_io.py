@@ -118,14 +118,6 @@ def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
     return as_tensor(read_image(path), image_size)
 
 
-def load_bytes(content: bytes, name: str, image_size: tuple[int, int]) -> Tensor:
-    """Decodes a file's bytes into the tensor that ``load_image`` makes of the file. ``name``: the name in errors.
-
-    Raises: InputError if the bytes are no image that ``read_image`` takes.
-    """
-    return as_tensor(decode_image(content, name), image_size)
-
-
 def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
     """Resizes 8-bit RGB to ``image_size`` (H, W) by Lanczos: float32 (3, H, W) in [0, 1]."""
     height, width = image_size
@@ -257,23 +249,18 @@ def _faults_named(path: str | Path) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{name}: no permission to read it; change its mode or leave it out") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: {_unidentified(Path(path))}; remove it or save it as PNG") from error
+        # What comes out of a shard has a name, but is no file.
+        empty = Path(path).is_file() and Path(path).stat().st_size == 0
+        what = "empty (0 bytes), not an image" if empty else "not an image that can be read"
+        raise InputError(f"{name}: {what}; remove it or save it as PNG") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         limit = f" (more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels)" if Image.MAX_IMAGE_PIXELS else ""
         raise InputError(f"{name}: too large to decode{limit}; scale it down or cut it into tiles") from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
-            raise InputError(f"{name}: no such file ({error.strerror})") from error
-        raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
     except Exception as error:
         # What decoders raise on damaged bytes is of every type: struct.error, KeyError, zlib.error, ...
+        if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+            raise InputError(f"{name}: no such file ({error.strerror})") from error
         raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
-
-
-def _unidentified(path: Path) -> str:
-    # What comes out of a shard has a name, but is no file.
-    empty = path.is_file() and path.stat().st_size == 0
-    return "empty (0 bytes), not an image" if empty else "not an image that can be read"
 
 
 def _check_finite(values: np.ndarray, name: str | Path) -> None:

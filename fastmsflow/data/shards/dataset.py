@@ -8,17 +8,18 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ...errors import InputError, UnavailableError
+from ...errors import InputError
 from ...settings_diff import changed_settings
 from ..error_log import ErrorLog
-from ..image_io import load_bytes
+from ..image_io import as_tensor, decode_image
 from ..jpeg_decoder import encoded_or_pixels
 from .manifest import Manifest, Shard, content_of
 from .reader import Encoded, read_shard
-from .shuffle import rank_share, shuffle_buffer, shuffled_by
-from .storage import ShardStorage
+from .shuffle import shuffle_buffer, shuffled_by
+from .storage import ShardStorage, check_installed
 
 
 class ShardedImages(IterableDataset[dict[str, Any]]):
@@ -64,10 +65,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         shards: Sequence[Shard] | None = None,
         encoded: bool = False,
     ) -> None:
-        try:
-            import webdataset  # noqa: F401
-        except ImportError as error:
-            raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'") from error
+        check_installed()
         if not 0 <= rank < world_size:
             raise InputError(f"rank {rank} of {world_size} ranks; ranks count from 0")
         if buffer < 1:
@@ -89,7 +87,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         self.shuffle, self.buffer = shuffle, buffer
         self.verify = verify
         self._error_log = None if skip_faults is None else ErrorLog(skip_faults)
-        self._load = encoded_or_pixels if encoded else load_bytes
+        self._encoded = encoded
         self._started_in: int | None = None
         self.set_epoch(epoch)
 
@@ -113,7 +111,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
 
     def seen(self, batch: Mapping[str, Any]) -> None:
         """Counts a batch of the DataLoader, or an item, as taken: call this for each that ``state`` shall cover."""
-        readers, positions = _numbers(batch["reader"]), _numbers(batch["position"])
+        # Tensors or lists; of an item, numbers.
+        readers, positions = (np.atleast_1d(batch[key]).tolist() for key in ("reader", "position"))
         for reader, position in zip(readers, positions, strict=True):
             self._taken[reader] = max(self._taken[reader], position)
             # A DataLoader goes round its workers.
@@ -153,7 +152,10 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         reader = (self._worker_number() + self._next) % self.readers
         for position, encoded in self._stream(reader, self._taken[reader]):
             try:
-                image = self._load(encoded.content, encoded.source, self.image_size)
+                if self._encoded:
+                    image = encoded_or_pixels(encoded.content, encoded.source, self.image_size)
+                else:
+                    image = as_tensor(decode_image(encoded.content, encoded.source), self.image_size)
             except InputError as error:
                 self.fault(error, 1)
                 continue
@@ -202,8 +204,8 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         return shuffle_buffer(items, self.buffer, key) if self.shuffle else items
 
     def _shards_of(self, rank: int) -> Sequence[Shard]:
-        order = shuffled_by(self.shards, f"{self.seed} {self.epoch}" if self.shuffle else None)
-        return rank_share(order, rank, self.world_size)
+        order = shuffled_by(self.shards, f"{self.seed} {self.epoch}") if self.shuffle else self.shards
+        return order[rank :: self.world_size]
 
     def _read(self, shard: Shard) -> Iterator[Encoded | None]:
         """Yields as many items as the manifest says: None for each image that cannot be read."""
@@ -226,8 +228,3 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
             "shuffle": self.shuffle,
             "buffer": self.buffer,
         }
-
-
-def _numbers(value: Any) -> list[int]:
-    """Returns the numbers in a batch, a tensor or a list, or in an item, one number."""
-    return [value] if isinstance(value, int) else [int(number) for number in value]

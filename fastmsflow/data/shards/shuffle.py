@@ -7,18 +7,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def shuffled_by(items: Sequence[T], key: str | None) -> list[T]:
-    """Returns ``items`` shuffled by ``key``, or as they are if it is None."""
-    if key is None:
-        return list(items)
+def shuffled_by(items: Sequence[T], key: str) -> list[T]:
+    """Returns ``items`` shuffled by ``key``."""
     # Later versions of Python promise the same numbers of Random.random() alone.
     draw = Random(key).random
     return sorted(items, key=lambda _: draw())
-
-
-def rank_share(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
-    """Returns the items of ``rank``: every ``world_size``-th."""
-    return items[rank::world_size]
 
 
 def shuffle_buffer(items: Iterable[T], size: int, key: str) -> Iterator[T]:

@@ -17,6 +17,14 @@ NO_FILE = "no such file"
 JOURNAL = "unfinished.jsonl"
 
 
+def check_installed() -> None:
+    """Raises: UnavailableError if the package that reads and writes shards is missing."""
+    try:
+        import webdataset  # noqa: F401
+    except ImportError as error:
+        raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'") from error
+
+
 class ShardStorage:
     """The place of a shard set.
 
@@ -35,10 +43,8 @@ class ShardStorage:
                 f"{self.root}: needs a {{}} where a file's name goes: 'pipe:curl -sf https://host/set/{{}}'"
             )
         if not self._pipe:
-            self.root = (self.root.removesuffix(MANIFEST) if self.root.endswith(f"/{MANIFEST}") else self.root).rstrip(
-                "/"
-            )
-            self.root = "." if self.root == MANIFEST else self.root or "/"
+            root = self.root.removesuffix(f"/{MANIFEST}").rstrip("/")
+            self.root = "." if root == MANIFEST else root or "/"
 
     def name(self, file: str) -> str:
         """Returns the file's name for errors."""

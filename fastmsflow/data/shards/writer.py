@@ -5,18 +5,17 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ...errors import InputError, UnavailableError
+from ...errors import InputError
 from ...files import claimed_folder, shown, write_faults, written_aside
 from ..fingerprint import HashedFile, short_digest
 from ..image_io import check_image, decode_image, read_bytes
 from .manifest import FORMAT, Manifest, Shard
-from .storage import JOURNAL, MANIFEST
+from .storage import JOURNAL, MANIFEST, check_installed
 
 # A tar has a hundred bytes for a member's name; some are for the number and the suffix.
 MAX_KEY_LENGTH = 60
@@ -52,9 +51,11 @@ def write_shards(
         twice = Counter(paths).most_common(1)[0][0]
         raise InputError(f"{shown(twice)}: listed twice; list every image once")
     out = Path(out)
-    with _claim(out):
-        writer = _Writer(paths, out, images_per_shard, decode)
-        return writer.run(progress)
+    check_installed()
+    with claimed_folder(out):
+        if (out / MANIFEST).exists():
+            raise InputError(f"{shown(out)}: holds shards already; choose another folder, or remove them")
+        return _Writer(paths, out, images_per_shard, decode).run(progress)
 
 
 class _Writer:
@@ -165,16 +166,3 @@ def _whole_lines(journal: Path) -> list[dict[str, Any]]:
         return []
     # The last one may have been cut off in the middle: then it has no newline.
     return [json.loads(line) for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-@contextmanager
-def _claim(out: Path) -> Iterator[None]:
-    try:
-        import filelock  # noqa: F401
-        import webdataset.writer  # noqa: F401
-    except ImportError as error:
-        raise UnavailableError(f"shards need {error.name}: pip install 'fastmsflow[shards]'") from error
-    with claimed_folder(out):
-        if (out / MANIFEST).exists():
-            raise InputError(f"{shown(out)}: holds shards already; choose another folder, or remove them")
-        yield
