@@ -4,9 +4,9 @@ import random
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...errors import InputError, UnavailableError
+from ...errors import UnavailableError
 from ..image_set import ImageSet, Sample, Source
-from .layout import Layout
+from .layout import Layout, check_class
 
 IMAGE_SIZE = (256, 256)
 LICENCE = (
@@ -25,8 +25,7 @@ def elpv(kind: str = "mono") -> ImageSet:
     are shuffled by ``random.Random(0)``; the first fifth joins the defective ones in the test, the others train.
     Raises: InputError for another kind, UnavailableError if the package ``elpv-dataset`` is not installed.
     """
-    if kind not in (*CLASSES, ALL):
-        raise InputError(f"elpv: no class {kind!r}; there are {', '.join((*CLASSES, ALL))}")
+    check_class("elpv", kind, (*CLASSES, ALL))
     spec = find_spec("elpv_dataset")
     if spec is None or spec.origin is None:
         raise UnavailableError("the ELPV images are not installed: pip install elpv-dataset")

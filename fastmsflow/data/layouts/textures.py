@@ -1,13 +1,11 @@
 """Opens textures: tiles of scikit-image's photographs with synthetic defects."""
 
-import importlib
 import os
 from pathlib import Path
-from types import ModuleType
 
-from ...errors import InputError, UnavailableError
+from ...errors import UnavailableError
 from ..image_set import ImageSet, Source
-from .layout import Layout
+from .layout import Layout, check_class
 from .mvtec import mvtec
 from .synthetic_textures import write_textures
 
@@ -24,22 +22,17 @@ def textures(kind: str = "brick", cache_dir: str | Path | None = None) -> ImageS
     fastmsflow.data.layouts.synthetic_textures. Raises: InputError for another kind, UnavailableError if scikit-image is
     not installed.
     """
-    if kind not in TEXTURES:
-        raise InputError(f"textures: no class {kind!r}; there are {', '.join(TEXTURES)}")
-    photographs = _scikit_image_data()
+    check_class("textures", kind, list(TEXTURES))
+    try:
+        import skimage.data as photographs
+    except ImportError as error:
+        raise UnavailableError("the texture photographs are not installed: pip install scikit-image") from error
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmsflow" / "textures-v1"
     target = Path(cache_dir or cache) / kind
     if not target.is_dir():
         write_textures(target, getattr(photographs, kind)(), getattr(photographs, TEXTURES[kind])())
     tiles = mvtec(target.parent, kind)
     return ImageSet(f"textures {kind}", tiles.train, tiles.test, IMAGE_SIZE, LICENCE)
-
-
-def _scikit_image_data() -> ModuleType:
-    try:
-        return importlib.import_module("skimage.data")
-    except ImportError as error:
-        raise UnavailableError("the texture photographs are not installed: pip install scikit-image") from error
 
 
 def _open(source: Source, category: str | None) -> ImageSet:

@@ -133,7 +133,9 @@ class _Writer:
         """Reads the journal of an interrupted call. Returns the number of groups of files that are finished."""
         journal = self.out / JOURNAL
         head = {"format": FORMAT, "fingerprint": self.fingerprint, "images_per_shard": self.per_shard}
-        lines = _whole_lines(journal)
+        # The last line may have been cut off in the middle: then it has no newline.
+        written = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
+        lines = [json.loads(line) for line in written if line.endswith("\n")]
         if not lines:
             with write_faults(journal):
                 journal.write_text(json.dumps(head) + "\n")
@@ -146,23 +148,14 @@ class _Writer:
         finished = 0
         for line in lines[1:]:
             shard = Shard(**line["shard"]) if line["shard"] else None
-            if shard and not _whole(self.out / shard.name, shard.bytes):
-                break
-            self.shards += [shard] if shard else []
+            if shard:
+                path = self.out / shard.name
+                # After a power cut a shard may be shorter than what was written.
+                if not path.is_file() or path.stat().st_size != shard.bytes:
+                    break
+                self.shards.append(shard)
             self.skipped += line["skipped"]
             finished += 1
         with written_aside(journal) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in lines[: finished + 1]))
         return finished
-
-
-def _whole(path: Path, size: int) -> bool:
-    """Returns whether the file has its size: after a power cut it may be shorter than what was written."""
-    return path.is_file() and path.stat().st_size == size
-
-
-def _whole_lines(journal: Path) -> list[dict[str, Any]]:
-    if not journal.is_file():
-        return []
-    # The last one may have been cut off in the middle: then it has no newline.
-    return [json.loads(line) for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
