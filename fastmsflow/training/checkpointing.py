@@ -37,7 +37,7 @@ class ResumeCheckpoint(Checkpoint):
         self._preemption = preemption
         self._saved = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         self._saved = time.monotonic()
         # Lightning has installed its own handler, which talks to the other processes from within a signal handler.
         self._preemption.install()
@@ -56,18 +56,18 @@ class ResumeCheckpoint(Checkpoint):
         if self._world.size == 1 or (batch_idx + 1) // batches_per_step % AGREE_EVERY == 0 or evaluates:
             self._save(trainer, self._seconds_ago > (SAVE_BEFORE_SECONDS if evaluates else SAVE_SECONDS))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         # Lightning resumes exactly from an epoch's end, not from an epoch's start.
         epoch = trainer.current_epoch + 1
         if epoch < self._recipe.epochs and not trainer.should_stop:
             self._save(trainer, epoch % self._recipe.sub_epochs == 0 or self._seconds_ago > SAVE_SECONDS)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._preemption.deferred = False
         if self._preemption.asked:
             raise Preempted(RESUME_FROM_LAST)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._preemption.deferred = True
 
     @property

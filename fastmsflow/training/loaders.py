@@ -76,7 +76,7 @@ class Loader(ABC):
 
     @abstractmethod
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        """Yields the batches of an epoch that come after ``state``."""
+        """Yields the batches of an epoch behind the first ``self._taken``, after which ``state`` was saved."""
 
 
 class FeatureLoader(Loader):
@@ -94,7 +94,7 @@ class FeatureLoader(Loader):
         self._prefetch = prefetch
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        chosen = self.sampler.batches(state.get("taken", 0))
+        chosen = self.sampler.batches(self._taken)
         batches = (Batch(self._fetch(numbers), numbers, weight) for numbers, weight in chosen)
         return _prefetched(batches) if self._prefetch else batches
 
@@ -114,7 +114,7 @@ class ImageLoader(Loader):
         self._readers = readers
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        start = state.get("taken", 0)
+        start = self._taken
         # Drawn twice, as a list of all numbers would take much memory.
         requests = ([self._images.to_read(n) for n in numbers] for numbers, _ in self.sampler.batches(start))
         items = self._readers.read(requests, self._decode is not None)
@@ -170,22 +170,20 @@ class ShardLoader(Loader):
         self._images = self._open(self.sampler.epoch)
         if state:
             self._images.resume(state["shards"][self._world.rank])
-        given = state.get("taken", 0)
         # What is left behind a state may be less than a batch.
         whole = not state
-        while self._steps is None or given < self._steps:
-            before = given
+        while self._steps is None or self._taken < self._steps:
+            before = self._taken
             for batch in self._single_pass():
-                if given == self._steps:
+                if self._taken == self._steps:
                     return
                 self._images.seen(batch)
                 pixels, decoded = _pixels(batch, self._decode, partial(self._images.fault, lost=1))
                 if decoded:
-                    given += 1
                     yield Batch(pixels, batch["index"][decoded].tolist(), 1.0)
             if self._steps is None:
                 return
-            if given == before and whole:
+            if self._taken == before and whole:
                 raise InputError(
                     f"{self._images.location.root}: process {self._world.rank} finds less than {self._batch_size}"
                     " images that can be read, its part of a batch; mend the shards, or take a smaller batch"
@@ -221,18 +219,15 @@ class ShardLoader(Loader):
                 yield collate(list(joined))
 
 
-def _raise(error: InputError) -> None:
-    raise error
-
-
 def _pixels(
-    batch: dict[str, Any], decode: Decode | None, on_fault: Callable[[InputError], None] = _raise
+    batch: dict[str, Any], decode: Decode | None, on_fault: Callable[[InputError], None] | None = None
 ) -> tuple[Tensor, list[int]]:
-    """Returns the images that can be decoded, and their indices in the batch. ``on_fault`` gets the others' errors."""
-    if decode is None:
-        return batch["image"], list(range(len(batch["image"])))
-    pixels, faults = decode(batch["image"], batch["source"])
+    """Returns the images that can be decoded, and their indices in the batch. ``on_fault`` gets the others' errors;
+    None: they are raised."""
+    pixels, faults = (batch["image"], {}) if decode is None else decode(batch["image"], batch["source"])
     for error in faults.values():
+        if on_fault is None:
+            raise error
         on_fault(error)
     return pixels, [index for index in range(len(batch["image"])) if index not in faults]
 
@@ -241,17 +236,17 @@ def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yields ``batches``, the next of which is copied to the GPU on a stream of its own in the meantime."""
     side_stream = torch.cuda.Stream()
     side_stream.wait_stream(torch.cuda.current_stream())
-    coming = _next(batches, side_stream)
+
+    def fetch() -> Batch | None:
+        with torch.cuda.stream(side_stream):
+            return next(batches, None)
+
+    coming = fetch()
     while coming is not None:
         current_stream, batch = torch.cuda.current_stream(), coming
         current_stream.wait_stream(side_stream)
         for level in batch.inputs:
             # Its memory is the side stream's, which must not give it away while the step reads it.
             level.record_stream(current_stream)
-        coming = _next(batches, side_stream)
+        coming = fetch()
         yield batch
-
-
-def _next(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Batch | None:
-    with torch.cuda.stream(stream):
-        return next(batches, None)

@@ -79,8 +79,8 @@ def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _find_state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | None:
-    state, finished = out / STATE_FILE, (out / RESULTS_FILE).exists()
-    if finished:
+    state = out / STATE_FILE
+    if (out / RESULTS_FILE).exists():
         if (out / SETTINGS_FILE).exists():
             # The run was killed before it removed them.
             finish(out)
