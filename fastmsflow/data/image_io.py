@@ -6,7 +6,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,21 +38,20 @@ class _Quiet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._caught: warnings.catch_warnings[None] | None = None
+        self._filters = ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
+                self._filters.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0 and self._caught is not None:
-                self._caught.__exit__(None, None, None)
+            if self._inside == 0:
+                self._filters.close()
 
 
 _QUIET = _Quiet()

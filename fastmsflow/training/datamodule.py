@@ -34,10 +34,6 @@ TRAIN, HELD_OUT, TEST = "train", "held out", "test"
 STANDARDIZER_IMAGES = 2048
 
 
-def _ignore(value: object) -> None:
-    pass
-
-
 class TrainingData(L.LightningDataModule, ABC):
     """Batches of TRAIN and, where they are, of HELD_OUT and TEST, for one process of ``world``.
 
@@ -63,7 +59,7 @@ class TrainingData(L.LightningDataModule, ABC):
         return None
 
     @abstractmethod
-    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         """Does what is done once, before the first pass. ``say`` gets lines about its cost and where features lie."""
 
     @abstractmethod
@@ -174,7 +170,7 @@ class FeatureTrainingData(FileTrainingData):
             return sum(map(len, self.images.values()))
         return sum(len(self._own_numbers(split)) for split in self.images)
 
-    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         """Runs the extractor over all images, once. ``say`` gets a line about a cache's cost before it is built.
 
         Raises: InputError if the cache is stale, damaged or cannot be written (see FeatureCache).
@@ -235,7 +231,7 @@ class ImageTrainingData(FileTrainingData):
     nowhere.
     """
 
-    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         count = min(STANDARDIZER_IMAGES, len(self.images[TRAIN]))
         generator = torch.Generator().manual_seed(self.recipe.seed)
         order = torch.randperm(len(self.images[TRAIN]), generator=generator).tolist()
@@ -266,12 +262,12 @@ class ShardTrainingData(TrainingData):
     ) -> None:
         train, held_out = shards.split(recipe.hold_out, recipe.seed, world.size)
         super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], world)
-        self.workers = workers
         self.set = shards
-        self.skip_faults = skip_faults
-        self._error_log = None if skip_faults is None else ErrorLog(skip_faults)
-        self.decode = decode
         self.shards: dict[str, tuple[Shard, ...]] = {TRAIN: train, HELD_OUT: held_out}
+        self.workers = workers
+        self.skip_faults = skip_faults
+        self.decode = decode
+        self._error_log = None if skip_faults is None else ErrorLog(skip_faults)
         self._own_batch, rest = divmod(recipe.batch_size, world.size)
         if rest:
             raise InputError(
@@ -311,7 +307,7 @@ class ShardTrainingData(TrainingData):
     def images_of(self, split: str) -> int:
         return sum(shard.images for shard in self.shards[split])
 
-    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
+    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDIZER_IMAGES, sum(shards.images_of_workers))
         loader = ShardLoader(lambda epoch: shards, BATCH_SIZE, None, decode=self.decode)

@@ -65,22 +65,16 @@ class EveryClassResult:
         """Returns the header and the lines of the table of all classes, the mean last."""
         metrics = [m for m in METRICS_SHOWN if any(getattr(row.evaluation, m) is not None for row in self.rows)]
         header = ("class", "checkpoint", *(METRIC_LABELS[name] for name in metrics), "seconds")
-        lines: list[tuple[str, ...]] = []
-
-        def add(label: str, results: Sequence[CheckpointResult], seconds: str) -> None:
-            for i, row in enumerate(results):
-                cells = (format_metric(getattr(row.evaluation, name)) for name in metrics)
-                lines.append(("" if i else label, row.checkpoint, *cells, "" if i else seconds))
-
-        for name in self.classes:
-            seconds = f"{self.seconds[name]:.1f}" if name in self.seconds else ""
-            if self.checkpoints.get(name):
-                add(shown(name), self.checkpoints[name], seconds)
-            else:
-                status = "failed" if name in self.failures else ""
-                lines.append((shown(name), status, *("" for _ in metrics), seconds))
+        groups = [(name, self.checkpoints.get(name, []), self.seconds.get(name)) for name in self.classes]
         if self.mean:
-            add("mean", self.mean, f"{sum(self.seconds.values()) / len(self.seconds):.1f}")
+            groups.append(("mean", self.mean, sum(self.seconds.values()) / len(self.seconds)))
+        lines: list[tuple[str, ...]] = []
+        for name, results, seconds in groups:
+            rows = [(row.checkpoint, *(format_metric(getattr(row.evaluation, m)) for m in metrics)) for row in results]
+            # A class without results has a line too.
+            rows = rows or [("failed" if name in self.failures else "", *("" for _ in metrics))]
+            for i, cells in enumerate(rows):
+                lines.append(("" if i else shown(name), *cells, "" if i or seconds is None else f"{seconds:.1f}"))
         return header, lines
 
     @property
