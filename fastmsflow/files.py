@@ -53,10 +53,8 @@ def write_faults(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
-        line = _write_fault(path, error)
+        line = None if isinstance(error, InputError) else _write_fault(path, error)
         if line is None:
             raise
         raise InputError(line) from error
@@ -86,24 +84,22 @@ def absolute(path: str | Path) -> str:
 def _write_fault(path: Path, error: Exception) -> str | None:
     file, folder = shown(path), shown(path.parent)
     number = _errno(error)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        what = "the disk is full" if number == errno.ENOSPC else "the disk quota is used up"
-        return f"{file}: cannot be written, {what}; free some space or choose another folder"
-    if number == errno.EFBIG:
-        return f"{file}: too large for the disk or for `ulimit -f`; raise the limit or choose another folder"
-    if number == errno.EROFS:
-        return f"{folder}: a read-only disk; choose another folder"
-    if number == errno.ENAMETOOLONG:
-        return f"{file}: the name is too long; choose a shorter one"
     if number in (errno.EACCES, errno.EPERM):
         if os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             return f"{file}: no permission to replace this file; change its owner or mode, or choose another folder"
         return f"{folder}: no permission to write into this folder; change its mode or choose another folder"
-    if path.is_dir() and number in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+    if number in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY) and path.is_dir():
         return f"{file}: a folder of this name is in the way; remove it or choose another name"
-    if number in (errno.ENOTDIR, errno.EEXIST):
-        return f"{folder}: is or lies below a file, not a folder; choose another folder"
-    return None
+    below_a_file = f"{folder}: is or lies below a file, not a folder; choose another folder"
+    return {
+        errno.ENOSPC: f"{file}: cannot be written, the disk is full; free some space or choose another folder",
+        errno.EDQUOT: f"{file}: cannot be written, the disk quota is used up; free some space or choose another folder",
+        errno.EFBIG: f"{file}: too large for the disk or for `ulimit -f`; raise the limit or choose another folder",
+        errno.EROFS: f"{folder}: a read-only disk; choose another folder",
+        errno.ENAMETOOLONG: f"{file}: the name is too long; choose a shorter one",
+        errno.ENOTDIR: below_a_file,
+        errno.EEXIST: below_a_file,
+    }.get(number or 0)
 
 
 def _errno(error: Exception) -> int | None:
