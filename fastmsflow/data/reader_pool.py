@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from threading import Thread
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -88,7 +87,7 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
         if self._reading is not None:
             self._reading.close()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
 
 

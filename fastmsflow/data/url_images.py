@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from typing import Any
@@ -184,18 +184,13 @@ def _linked_below(system: Any, url: str) -> list[str]:
 
     fsspec's own search reads pages of any length, passes over servers' faults, and follows ``./`` and ``../`` for ever.
     """
-    from yarl import URL
-
-    root = _base(str(URL(url)))
+    root = _base(url)
     found, waiting, seen = list[str](), [url], {root}
     while waiting:
         if len(seen) > MAX_LINKS:
             raise InputError(f"{shown(url)}: more than {MAX_LINKS} links; {GIVE_A_LIST}")
         page = waiting.pop()
-        with _faults_named(page):
-            links = _links(system, page, is_first=page == url)
-        for link in links:
-            name = _joined(page, link)
+        for name in _links(system, page, is_first=page == url):
             if name in seen or not name.startswith(root):
                 continue
             seen.add(name)
@@ -204,44 +199,45 @@ def _linked_below(system: Any, url: str) -> list[str]:
 
 
 def _links(system: Any, page: str, is_first: bool) -> list[str]:
+    """Returns the URLs that a page links to."""
     from aiohttp import ClientResponseError
 
-    try:
-        content = _in_time(system, _from_server(system, page, MAX_PAGE_BYTES))
-    except ClientResponseError as error:
-        if is_first or error.status not in GONE:
-            raise
-        # A link that leads nowhere.
-        return []
-    if len(content) > MAX_PAGE_BYTES:
-        raise InputError(f"{shown(page)}: a page larger than {MAX_PAGE_BYTES / 2**20:g} MiB; {GIVE_A_LIST}")
-    return _Page(content).links
+    with _faults_named(page):
+        try:
+            content = _in_time(system, _from_server(system, page, MAX_PAGE_BYTES))
+        except ClientResponseError as error:
+            if is_first or error.status not in GONE:
+                raise
+            # A link that leads nowhere.
+            return []
+        if len(content) > MAX_PAGE_BYTES:
+            raise InputError(f"{shown(page)}: a page larger than {MAX_PAGE_BYTES / 2**20:g} MiB; {GIVE_A_LIST}")
+        parser = _LinkParser(_base(page))
+        parser.feed(content.decode(errors="replace"))
+    return parser.links
 
 
-class _Page(HTMLParser):
-    """Collects the links of a page of HTML."""
+class _LinkParser(HTMLParser):
+    """Collects the URLs that a page of HTML in the folder ``base`` links to."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, base: str) -> None:
         super().__init__()
         self.links: list[str] = []
-        self.feed(content.decode(errors="replace"))
+        self._base = base
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.links += [value for name, value in attrs if name == "href" and value]
+        from yarl import URL
 
-
-def _joined(page: str, link: str) -> str:
-    """Returns the URL that ``link`` on ``page`` leads to; an empty text if it is no URL."""
-    from yarl import URL
-
-    try:
-        return str(URL(_base(page)).join(URL(link)).with_fragment(None))
-    except ValueError:
-        return ""
+        for name, value in attrs:
+            if tag == "a" and name == "href" and value:
+                with suppress(ValueError):  # no URL
+                    self.links.append(str(URL(self._base).join(URL(value)).with_fragment(None)))
 
 
 def _base(page: str) -> str:
     """Returns the folder of a page, with a slash: many servers show a folder under its name without one too."""
+    from yarl import URL
+
+    page = str(URL(page))
     folder, _, name = page.rpartition("/")
     return f"{folder}/" if name.endswith((".html", ".htm")) else f"{page.rstrip('/')}/"

@@ -63,6 +63,8 @@ def run_trainer(
         warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
         # Metrics are computed over all processes before they are logged.
         warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+        # A run of a few steps has none to warm its profiler up in.
+        warnings.filterwarnings("ignore", message=".*Profiler won't be using warmup.*")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = L.Trainer(

@@ -1,6 +1,7 @@
 """Reads a shard from its first byte to its last, and compares it with its manifest."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,8 +89,7 @@ def _checked(opened: BinaryIO, shard: Shard, name: str, verify: bool) -> Iterato
     # A copy, as a second reading from far away may differ.
     with tempfile.TemporaryFile() as copy:
         hashed = HashedFile(opened)
-        while chunk := hashed.read(CHUNK):
-            copy.write(chunk)
+        shutil.copyfileobj(hashed, copy, CHUNK)
         if hashed.sha256 != shard.sha256:
             raise _fault(name, f"its checksum is not the manifest's ({hashed.bytes} of {shard.bytes} bytes)")
         copy.seek(0)

@@ -3,7 +3,7 @@
 import signal
 import threading
 from contextlib import AbstractContextManager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from ...errors import Preempted
@@ -31,7 +31,7 @@ class PreemptionHandler(AbstractContextManager["PreemptionHandler"]):
         self.install()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._in_main:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 

@@ -3,14 +3,13 @@
 import os
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.profiler import ProfilerAction, ProfilerActivity
+from torch.profiler import ProfilerActivity, schedule
 
 from ...distributed.process_group import ProcessGroup
 from ...files import written_aside
@@ -126,7 +125,9 @@ class ProfilerCallback(Callback):
             # The profiler would print lines of its own about its start, its end and the missing GPU.
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self._profiler = torch.profiler.profile(
-            activities=activities, schedule=partial(_action, skipped, traced), on_trace_ready=self._write
+            activities=activities,
+            schedule=schedule(wait=max(0, skipped - 2), warmup=min(2, skipped), active=traced, repeat=1),
+            on_trace_ready=self._write,
         )
         self._profiler.start()
 
@@ -140,12 +141,3 @@ class ProfilerCallback(Callback):
             profiler.stop()
 
     on_exception = on_train_end
-
-
-def _action(skipped: int, traced: int, step: int) -> ProfilerAction:
-    """Returns the profiler's action in ``step``, counted from 0; it warms up in the last two skipped steps."""
-    if not skipped - 2 <= step < skipped + traced:
-        return ProfilerAction.NONE
-    if step < skipped:
-        return ProfilerAction.WARMUP
-    return ProfilerAction.RECORD if step < skipped + traced - 1 else ProfilerAction.RECORD_AND_SAVE
