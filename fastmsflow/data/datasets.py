@@ -18,6 +18,11 @@ Progress = Callable[[int], None]
 """Is called with the number of images done so far."""
 
 
+def count_from(before: int, progress: Progress) -> Progress:
+    """Returns a progress that counts from ``before`` on."""
+    return lambda done: progress(before + done)
+
+
 class ImageFileDataset(Dataset[dict[str, Any]]):
     """Reads image files and arrays at ``image_size`` (H, W), without masks and labels.
 

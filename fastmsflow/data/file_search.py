@@ -106,6 +106,7 @@ def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
     lead to it. ``on_fault`` gets a line for each folder that cannot be read."""
     files: list[str] = []
     visited: set[tuple[int, int]] = set()
+    suffixes = tuple(SUFFIXES)
 
     def unreadable(error: OSError) -> None:
         name = shown(error.filename)
@@ -121,7 +122,7 @@ def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
         # Sorted: of a folder that two links lead to, the first is taken.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         start = os.path.join(base, "")  # noqa: PTH118
-        files += [start + name for name in names if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES]
+        files += [start + name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
     # Paths are sorted by components: no name has a NUL.
     return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]
 

@@ -28,6 +28,7 @@ def fingerprint(images: ImageSet) -> str:
     16 hexadecimal digits of a SHA-256 over each sample's kind, label, image bytes and mask bytes, in order; where the
     files lie does not count. A file that cannot be read counts as such: reading it later says why.
     """
+
     def describe(sample: Sample) -> str:
         return f"{image_digest(sample.image)}|{image_digest(sample.mask) if sample.mask is not None else ''}"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import ShardedImages, ShardSet
-from ..data.datasets import ImageFileDataset, Progress
+from ..data.datasets import ImageFileDataset, Progress, count_from
 from ..data.error_log import ErrorLog, SkippedImages
 from ..data.reader_pool import BATCH_SIZE, ReaderPool
 from ..data.shards.manifest import Shard
@@ -189,13 +189,8 @@ class FeatureTrainingData(FileTrainingData):
         with self.world.raise_on_any_rank():
             for split, images in self.images.items():
                 own = self._own_numbers(split)
-                features[split] = pooled_features(
-                    self.model,
-                    images,
-                    own,
-                    self.options.readers,
-                    progress=lambda done, before=before: progress(before + done),
-                )
+                counted = count_from(before, progress)
+                features[split] = pooled_features(self.model, images, own, self.options.readers, progress=counted)
                 before += len(own)
         # A process may have any training image in a batch; of the other splits it scores its own images only.
         features[TRAIN] = gather_features(features[TRAIN], len(self.images[TRAIN]), self.world)

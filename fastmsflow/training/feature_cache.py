@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data import ImageFileDataset
-from ..data.datasets import Progress
+from ..data.datasets import Progress, count_from
 from ..data.fingerprint import image_digest, short_digest, tensor_chunks
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -141,13 +141,8 @@ class FeatureCache:
             for shard in todo:
                 count = len(self._rows_of(shard))
                 batches = islice(read, -(-count // BATCH_SIZE))
-                levels = pooled_of_batches(
-                    self.model,
-                    batches,
-                    count,
-                    dtype=self.dtype,
-                    progress=lambda at, before=done: progress(before + at),
-                )
+                counted = count_from(done, progress)
+                levels = pooled_of_batches(self.model, batches, count, dtype=self.dtype, progress=counted)
                 self._write(shard, [level.permute(0, 2, 3, 1) for level in levels])
                 done += count
 

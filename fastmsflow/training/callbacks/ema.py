@@ -45,6 +45,15 @@ class EMACallback(Callback):
             self._steps = trainer.global_step
             self._started_average.update_parameters(self._flow)
 
+    def on_validation_start(self, *_: Any) -> None:
+        self._swap()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._swap()
+
+    def on_train_end(self, *_: Any) -> None:
+        self._swap()
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Gives the flow the average as its weights within the block."""
@@ -67,11 +76,9 @@ class EMACallback(Callback):
         return self._average
 
     @torch.no_grad()
-    def _swap(self, *_: Any) -> None:
+    def _swap(self) -> None:
         for weight, average in zip(self._flow.parameters(), self._started_average.module.parameters(), strict=True):
             previous = weight.clone()
             # In place, but not through .data: weight caches watch the version counter.
             weight.copy_(average)
             average.copy_(previous)
-
-    on_validation_start = on_validation_end = on_train_end = _swap

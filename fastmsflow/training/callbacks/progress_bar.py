@@ -36,4 +36,5 @@ class TrainingProgressBar(Callback):
     def on_train_end(self, *_: Any) -> None:
         self._progress.stop()
 
-    on_exception = on_train_end
+    def on_exception(self, *_: Any) -> None:
+        self._progress.stop()

@@ -50,8 +50,9 @@ class ThroughputCallback(Callback):
         self._started = time.perf_counter()
         self._waited = _waited(trainer)
 
-    # A run that is resumed within an epoch gets no call at the epoch's start.
-    on_train_start = on_train_epoch_start
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # A run that is resumed within an epoch gets no call at the epoch's start.
+        self.on_train_epoch_start(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -140,4 +141,5 @@ class ProfilerCallback(Callback):
         if profiler is not None:
             profiler.stop()
 
-    on_exception = on_train_end
+    def on_exception(self, *_: Any) -> None:
+        self.on_train_end()
