@@ -39,9 +39,9 @@ class MSFlowLightningModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features or images, and evaluates the model after each meta epoch.
 
     An evaluation scores the held-out images and the test set, if there are any; then ``on_round_end`` is called.
-    ``names``: the names of the images of TRAIN and HELD_OUT by number, for error messages. ``evaluated``: the subsets
-    that are scored. ``ground_truth``: of the test set. ``maps_folder``: where a temporary file takes the last
-    evaluation's maps to show; None: they are not stored. ``world``: the processes that train together.
+    ``names``: the names of the images of TRAIN and HELD_OUT by number, for error messages. ``ground_truth``: of the
+    test set. ``maps_folder``: where a temporary file takes the last evaluation's maps to show; None: they are not
+    stored. ``world``: the processes that train together.
 
     The ``nll`` that is logged for a step is that of this process's part of the batch; ``epoch_losses`` are means over
     all processes.
@@ -53,7 +53,6 @@ class MSFlowLightningModule(L.LightningModule):
         recipe: Recipe,
         names: Mapping[str, Sequence[str]],
         *,
-        evaluated: Sequence[str] = (),
         ground_truth: GroundTruth | None = None,
         on_round_end: Callable[[], None] = lambda: None,
         maps_folder: Path | None = None,
@@ -63,7 +62,6 @@ class MSFlowLightningModule(L.LightningModule):
         self.model = model
         self.recipe = recipe
         self.names = names
-        self.evaluated = evaluated
         self.ground_truth = ground_truth
         self.on_round_end = on_round_end
         self.epoch_results: list[EpochResult] = []
@@ -125,7 +123,7 @@ class MSFlowLightningModule(L.LightningModule):
         self.epoch_losses.append(self._losses.mean())
         # Lightning evaluates before it calls this hook.
         if len(self.epoch_losses) % self.recipe.sub_epochs == 0:
-            if not self.evaluated:
+            if not self.source.evaluated:
                 self.epoch_results.append(EpochResult(self.current_epoch + 1, None, None))
             self.on_round_end()
 
@@ -133,7 +131,7 @@ class MSFlowLightningModule(L.LightningModule):
         self._check_losses()
         # Frees the memory of the previous result.
         self.test_result = None
-        if HELD_OUT in self.evaluated:
+        if HELD_OUT in self.source.evaluated:
             self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
         if self.ground_truth is not None:
             may_be_last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
@@ -150,7 +148,7 @@ class MSFlowLightningModule(L.LightningModule):
         numbers = batch.numbers
         on_device, nll = self.model.flow.scores_and_nll(self._features(batch), self.model.image_size)
         scores = on_device.to_cpu()
-        if self.evaluated[dataloader_idx] == HELD_OUT:
+        if self.source.evaluated[dataloader_idx] == HELD_OUT:
             assert self._calibrator is not None
             self._calibrator.add(numbers, scores)
             self._held_out_nll.append(nll)

@@ -105,7 +105,6 @@ def train(
         model,
         recipe,
         plan.names,
-        evaluated=plan.source.evaluated,
         ground_truth=plan.ground_truth,
         on_round_end=on_round_end,
         maps_folder=out,

@@ -71,7 +71,7 @@ def run_trainer(
             max_epochs=recipe.epochs,
             accumulate_grad_batches=recipe.accumulate,
             check_val_every_n_epoch=recipe.sub_epochs,
-            limit_val_batches=1.0 if module.evaluated else 0,
+            limit_val_batches=1.0 if source.evaluated else 0,
             precision=cast(Precision, recipe.precision),
             accelerator="auto",
             **_processes(source.world),
