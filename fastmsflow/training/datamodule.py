@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import ShardedImages, ShardSet
 from ..data.datasets import ImageFileDataset, Progress, count_from
 from ..data.error_log import ErrorLog, SkippedImages
-from ..data.reader_pool import BATCH_SIZE, ReaderPool
+from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched
 from ..data.shards.manifest import Shard
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
@@ -212,7 +212,8 @@ class FeatureTrainingData(FileTrainingData):
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)
         say(f"features: {binary(needed)}, {place}")
         features = {split: FeaturesOnDisk(cache, rows, self.model, place) for split, rows in cache.rows.items()}
-        fit_standardizer(self.model, features[TRAIN].batches(), self.world)
+        train = features[TRAIN]
+        fit_standardizer(self.model, map(train.stored, batched(range(len(train)))), self.world)
         self.features.update(features)
 
     def _loader(self, split: str, sampler: BatchSampler) -> Loader:

@@ -1,6 +1,6 @@
 """Reads features out of a cache: chooses where they lie during a run, and copies them to the GPU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,10 +83,6 @@ class FeaturesOnDisk:
             return self._cache.take(self._rows[indices])
         index = torch.tensor(indices, device=self._levels[0].device)
         return [level.index_select(0, index).permute(0, 3, 1, 2) for level in self._levels]
-
-    def batches(self) -> Iterator[list[Tensor]]:
-        """Yields all features in order, as ``stored`` returns them."""
-        return map(self.stored, batched(range(len(self))))
 
     def _on_device(self, levels: list[Tensor]) -> list[Tensor]:
         device = self.device

@@ -3,7 +3,6 @@
 A sampler's batches depend on its arguments and the epoch alone, so every process, and a resumed run, finds the same.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,19 +32,7 @@ class EpochCounter:
         self.epoch = epoch
 
 
-class BatchSampler(EpochCounter, ABC):
-    """Yields one process's batches of an epoch, from any of them on."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Returns the number of batches in an epoch."""
-
-    @abstractmethod
-    def batches(self, start: int = 0) -> Iterator[RankBatch]:
-        """Yields the batches from number ``start`` on."""
-
-
-class TrainBatchSampler(BatchSampler):
+class TrainBatchSampler(EpochCounter):
     """Yields batches of ``images`` numbered images in random order, each shared out among the processes of ``world``.
 
     Each epoch has an order of its own, drawn from ``seed`` and the epoch's number. Raises: InputError if a process
@@ -67,6 +54,7 @@ class TrainBatchSampler(BatchSampler):
         return -(-self._images // self._batch_size)
 
     def batches(self, start: int = 0) -> Iterator[RankBatch]:
+        """Yields the batches of the epoch from number ``start`` on."""
         numbers = torch.randperm(self._images, generator=torch.Generator().manual_seed(self._seed + self.epoch))
         for i in range(start, len(self)):
             batch = numbers[i * self._batch_size : (i + 1) * self._batch_size].tolist()
@@ -75,7 +63,7 @@ class TrainBatchSampler(BatchSampler):
             yield RankBatch(own or batch[:1], len(own) * self._world.size / len(batch))
 
 
-class SequentialBatchSampler(BatchSampler):
+class SequentialBatchSampler(EpochCounter):
     """Yields every image once, in a fixed order: each process has the images whose number modulo the number of
     processes is its rank.
 
@@ -95,5 +83,9 @@ class SequentialBatchSampler(BatchSampler):
         return -(-len(self._numbers) // self._batch_size)
 
     def batches(self, start: int = 0) -> Iterator[RankBatch]:
+        """Yields the batches of the epoch from number ``start`` on."""
         for i in range(start, len(self)):
             yield RankBatch(self._numbers[i * self._batch_size : (i + 1) * self._batch_size], 1.0)
+
+
+BatchSampler = TrainBatchSampler | SequentialBatchSampler

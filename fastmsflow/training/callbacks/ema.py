@@ -22,7 +22,8 @@ class EMACallback(Callback):
     def __init__(self, flow: MultiScaleFlow, decay: float) -> None:
         self._flow = flow
         self._average_fn = get_ema_multi_avg_fn(decay)
-        self._average: AveragedModel | None = None
+        self._average: AveragedModel
+        """Set where a training begins."""
         self._saved_state: dict[str, Any] = {}
         self._steps = 0
 
@@ -43,7 +44,7 @@ class EMACallback(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            self._started_average.update_parameters(self._flow)
+            self._average.update_parameters(self._flow)
 
     def on_validation_start(self, *_: Any) -> None:
         self._swap()
@@ -64,20 +65,14 @@ class EMACallback(Callback):
             self._swap()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._started_average.state_dict()
+        return self._average.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved_state = state_dict
 
-    @property
-    def _started_average(self) -> AveragedModel:
-        if self._average is None:
-            raise RuntimeError("the average begins with a training")
-        return self._average
-
     @torch.no_grad()
     def _swap(self) -> None:
-        for weight, average in zip(self._flow.parameters(), self._started_average.module.parameters(), strict=True):
+        for weight, average in zip(self._flow.parameters(), self._average.module.parameters(), strict=True):
             previous = weight.clone()
             # In place, but not through .data: weight caches watch the version counter.
             weight.copy_(average)
