@@ -111,15 +111,15 @@ class ReadBatch:
 Shrink = Callable[[Image.Image], Image.Image]
 
 
+@dataclass(frozen=True)
 class BatchReader(Dataset[ReadBatch]):
     """Reads batches at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``.
 
     ``shrink``: makes another RGB image of each one, to be shown; None: no image is shown.
     """
 
-    def __init__(self, image_size: tuple[int, int], shrink: Shrink | None = None) -> None:
-        self.image_size = image_size
-        self.shrink = shrink
+    image_size: tuple[int, int]
+    shrink: Shrink | None = None
 
     def __getitem__(self, batch: ImageBatch) -> ReadBatch:
         items: list[ReadImage] = []

@@ -42,6 +42,8 @@ from .training_plan import TrainingPlan, plan_training
 from .training_result import TrainingResult, best_on_held_out, best_on_test
 
 READING = DataConfig()
+ROUND_METRICS = ("image_auroc_absolute", "pixel_auroc", "aupro")
+"""The metrics that are shown of each meta epoch."""
 
 
 def train(
@@ -235,7 +237,7 @@ def _print_round(module: MSFlowLightningModule, console: Console) -> None:
     line = f"epoch {current.epoch:3d}  nll {module.epoch_losses[-1]:.1f}"
     if current.held_out_nll is not None:
         line += f"  held-out nll {current.held_out_nll:.1f}"
-    for name in ("image_auroc_absolute", "pixel_auroc", "aupro"):
+    for name in ROUND_METRICS:
         value = getattr(current.evaluation, name, None)
         if value is not None:
             line += f"  {name} {value:.4f}"

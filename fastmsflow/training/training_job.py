@@ -23,10 +23,8 @@ from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
 from ..visualization.plots import plot_training
 from .start_from import model_from_checkpoint, model_options
-from .train import train
+from .train import ROUND_METRICS, train
 from .training_result import TrainingResult
-
-PLOTTED_METRICS = ("image_auroc_absolute", "pixel_auroc", "aupro")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ class TrainingJob:
         held_out = [(r.epoch, r.held_out_nll) for r in result.epoch_results if r.held_out_nll is not None]
         curves = {
             METRIC_LABELS[name]: [(r.epoch, getattr(r.evaluation, name)) for r in result.epoch_results]
-            for name in PLOTTED_METRICS
+            for name in ROUND_METRICS
             if name in summary
         }
         plot_training(self.out / "training.png", result.losses, held_out, curves)
