@@ -152,7 +152,13 @@ class _ClassRuns:
         self._models, self._readers = models, readers
         self._started = time.perf_counter()
         self._classes: list[str] = group.broadcast_from_rank0(lambda: every_class_of(job.source))
-        self._sets = _open_sets(job.source, self._classes)
+        # An error is kept, and raised when the class's turn comes.
+        self._sets: dict[str, ImageSet | Exception] = {}
+        for name in self._classes:
+            try:
+                self._sets[name] = open_image_set(job.source, name)
+            except (InputError, UnavailableError, OSError) as error:
+                self._sets[name] = error
 
     def run(self, on_failure: Callable[[str, str], None]) -> EveryClassResult | None:
         out, group = self._job.out, self._group
@@ -255,17 +261,6 @@ def _results_of(folder: Path) -> tuple[list[CheckpointResult], float]:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged or not of these models ({error!r}); remove the folder") from error
-
-
-def _open_sets(source: str, classes: Sequence[str]) -> dict[str, ImageSet | Exception]:
-    """Opens the set of each class; an error is kept, and raised when the class's turn comes."""
-    sets: dict[str, ImageSet | Exception] = {}
-    for name in classes:
-        try:
-            sets[name] = open_image_set(source, name)
-        except (InputError, UnavailableError, OSError) as error:
-            sets[name] = error
-    return sets
 
 
 def _job_of_class(job: TrainingJob, name: str) -> TrainingJob:

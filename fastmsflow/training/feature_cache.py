@@ -125,7 +125,12 @@ class FeatureCache:
         if not todo:
             return
         sources = _find_digests(self._digests, self._given_digests)
-        self._check_room(self.missing_images() * self.bytes_per_image)
+        needed, free = self.missing_images() * self.bytes_per_image, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise InputError(
+                f"{shown(self.folder)}: the feature cache needs {binary(needed)} more, and the disk has {binary(free)}"
+                " free; free some space or choose another folder"
+            )
         done = len(self._digests) - self.missing_images()
         # No batch goes over a shard's end: its features do not depend on where an earlier build ended.
         numbers = [sources[rows].tolist() for shard in todo for rows in batched(self._rows_of(shard))]
@@ -175,14 +180,6 @@ class FeatureCache:
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"{shard:06}.safetensors"
-
-    def _check_room(self, needed: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise InputError(
-                f"{shown(self.folder)}: the feature cache needs {binary(needed)} more, and the disk has {binary(free)}"
-                " free; free some space or choose another folder"
-            )
 
     def _write(self, shard: int, levels: Sequence[Tensor]) -> None:
         path = self._file(shard)
