@@ -24,12 +24,19 @@ def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], g
 
     Raises: InputError, naming the keys, if it has not. ``what``: what the weights are for, in the message.
     """
-    faults = [f"missing {key}" for key in expected if key not in given]
-    faults += [f"unexpected {key}" for key in given if key not in expected]
-    faults += [
-        f"{key} is {tuple(given[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in given and given[key].shape != tensor.shape
-    ]
+    faults = misfits(expected, given)
     if faults:
         raise InputError(f"{path}: does not fit {what}: {first_few(faults)}")
+
+
+def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Returns the keys that ``given`` lacks or has too much, and those whose shape is not as in ``expected``."""
+    return [
+        *(f"missing {key}" for key in expected if key not in given),
+        *(f"unexpected {key}" for key in given if key not in expected),
+        *(
+            f"{key} is {tuple(given[key].shape)}, not {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in given and given[key].shape != tensor.shape
+        ),
+    ]

@@ -20,15 +20,10 @@ from ..nn.subnets import ConditionedSubnet, FusionSubnet
 from ..nn.weight_cache import WeightCache
 from ..reference.clamp_forms import ClampForm
 from ..reference.coupling import invert_permutation, permute_channels
-from .state_dict_keys import Variant, read_permutation, refuse_masters_formula
+from .state_dict_keys import Variant, matched, read_permutation, refuse_masters_formula
 
 
 class DropInSubnet(ConditionedSubnet):
-    in_channels: int
-    conv1: nn.Conv2d
-    ln: nn.LayerNorm
-    conv2: nn.Conv2d
-
     def __init__(self, conv1: nn.Conv2d, ln: nn.LayerNorm, conv2: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         self.in_channels = conv2.out_channels // 2
@@ -46,15 +41,6 @@ class DropInBlock(CouplingBlock):
     ``w_perm``, ``w_perm_inv``: FrEIA 0.2's dense (C, C, 1, 1) matrices or its git master's (C,) indices. ``variant``:
     the formula of the soft clamp, whatever the permutations' layout; ``"auto"`` is 0.2's.
     """
-
-    half_channels: int
-    clamp: float
-    variant: Variant
-    global_scale: nn.Parameter
-    global_offset: nn.Parameter
-    w_perm: nn.Parameter
-    w_perm_inv: nn.Parameter
-    subnet: DropInSubnet
 
     def __init__(
         self,
@@ -121,9 +107,6 @@ class DropInParallelFlow(ParallelFlow):
     The condition is (B, D, H, W), or (1, D, H, W) for all images.
     """
 
-    module_list: nn.ModuleList
-    backend: Backend
-
     def __init__(self, blocks: Sequence[DropInBlock], backend: Backend = "auto") -> None:
         nn.Module.__init__(self)
         self.module_list = nn.ModuleList(blocks)
@@ -147,29 +130,18 @@ class DropInParallelFlow(ParallelFlow):
 
 
 class DropInPermutation(nn.Module):
-    perm: nn.Parameter
-    perm_inv: nn.Parameter
-
     def __init__(self, perm: nn.Parameter, perm_inv: nn.Parameter) -> None:
         super().__init__()
         self.perm, self.perm_inv = perm, perm_inv
 
 
 class DropInCrossConvolutions(nn.Module):
-    conv1: nn.Conv2d
-    norm: nn.LayerNorm
-    conv2: nn.Conv2d
-
     def __init__(self, conv1: nn.Conv2d, norm: nn.LayerNorm, conv2: nn.Conv2d) -> None:
         super().__init__()
         self.conv1, self.norm, self.conv2 = conv1, norm, conv2
 
 
 class DropInFusionSubnet(FusionSubnet):
-    cross_convs: DropInCrossConvolutions
-    conv_s: nn.ModuleList
-    conv_t: nn.ModuleList
-
     def __init__(self, cross_convs: DropInCrossConvolutions, conv_s: nn.ModuleList, conv_t: nn.ModuleList) -> None:
         nn.Module.__init__(self)
         self.cross_convs, self.conv_s, self.conv_t = cross_convs, conv_s, conv_t
@@ -189,10 +161,6 @@ class DropInFusionSubnet(FusionSubnet):
 
 
 class DropInCoupling(FusionFlow):
-    clamp: float
-    subnet_1: DropInFusionSubnet
-    subnet_2: DropInFusionSubnet
-
     def __init__(self, subnet_1: DropInFusionSubnet, subnet_2: DropInFusionSubnet, clamp: float) -> None:
         nn.Module.__init__(self)
         self.clamp = clamp
@@ -205,9 +173,6 @@ class DropInFusionFlow(nn.Module):
     ``permutations`` may have any order; a level takes the one of its length, as the original's loader does. The order
     in a checkpoint that is loaded becomes this flow's order, so that the flow is saved in the same order.
     """
-
-    module_list: nn.ModuleList
-    backend: Backend
 
     def __init__(
         self, permutations: Sequence[DropInPermutation], coupling: DropInCoupling, backend: Backend = "auto"
@@ -222,7 +187,10 @@ class DropInFusionFlow(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """Runs the flow; ``c`` and ``jac`` are accepted for compatibility and not used."""
         permutations, coupling = self._parts()
-        places = _matched([level.shape[1] for level in x_or_z], _lengths(permutations))
+        channels, lengths = [level.shape[1] for level in x_or_z], _lengths(permutations)
+        places = matched(channels, lengths)
+        if places is None:
+            raise InputError(f"levels of {channels} channels given; this fusion flow permutes {lengths}")
         ordered = [permutations[place] for place in places]
         if rev:
             x, log_det = coupling.inverse(x_or_z, self.backend)
@@ -242,11 +210,10 @@ class DropInFusionFlow(nn.Module):
         """Puts the permutations into the places that those of their lengths have in the file."""
         permutations, _coupling = self._parts()
         entries = [state.get(f"{prefix}module_list.{i}.perm") for i in range(len(permutations))]
-        mine, theirs = _lengths(permutations), [entry.numel() for entry in entries if entry is not None]
+        sources = matched([entry.numel() for entry in entries if entry is not None], _lengths(permutations))
         # Entries that do not fit are named when they are loaded.
-        if sorted(mine) == sorted(theirs):
-            for place, source in enumerate(_matched(theirs, mine)):
-                self.module_list[place] = permutations[source]
+        for place, source in enumerate(sources or ()):
+            self.module_list[place] = permutations[source]
 
 
 def shared_condition(condition: Tensor) -> Tensor:
@@ -264,16 +231,3 @@ def shared_condition(condition: Tensor) -> Tensor:
 
 def _lengths(permutations: Sequence[DropInPermutation]) -> list[int]:
     return [p.perm.numel() for p in permutations]
-
-
-def _matched(channels: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Returns for each of ``channels`` the index of the first equal entry of ``lengths`` that is still free."""
-    if sorted(channels) != sorted(lengths):
-        raise InputError(f"levels of {list(channels)} channels given; this fusion flow permutes {list(lengths)}")
-    free = list(range(len(lengths)))
-    places = []
-    for c in channels:
-        place = next(i for i in free if lengths[i] == c)
-        free.remove(place)
-        places.append(place)
-    return places

@@ -1,21 +1,25 @@
 """Translates between the reference implementation's state-dict keys and this library's."""
 
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, first_few
 from ..models.msflow import MultiScaleFlow
 from ..reference.coupling import invert_permutation
+from ..state_dicts import misfits
 
 StateDict = dict[str, Tensor]
 Variant = Literal["auto", "0.2", "master"]
 
 # Parts of a key: ours -> theirs.
-_SUBNET = {"subnet.norm": "subnet.ln"}
+_PARALLEL = {"blocks.": "module_list.", "subnet.norm": "subnet.ln", ".perm": ".w_perm"}
 _FUSION = {".conv1": ".cross_convs.conv1", ".norm": ".cross_convs.norm", ".conv2": ".cross_convs.conv2"}
 
 
@@ -37,18 +41,21 @@ def refuse_masters_formula(variant: Variant, dense: bool, where: str) -> None:
 
 def parallel_key(ours: str) -> str:
     """Returns the official key, e.g. ``module_list.0.subnet.ln.weight`` for ``blocks.0.subnet.norm.weight``."""
-    key = ours.replace("blocks.", "module_list.", 1)
-    for mine, theirs in _SUBNET.items():
-        key = key.replace(mine, theirs)
-    return key
+    for mine, theirs in _PARALLEL.items():
+        ours = ours.replace(mine, theirs)
+    return ours
 
 
-def fusion_key(ours: str, levels: int) -> str:
-    """Returns the official key, e.g. ``module_list.3.subnet_1.cross_convs.conv1.weight`` for ``subnet_1.conv1.weight``
-    and 3 levels."""
+def fusion_key(ours: str, order: Sequence[int]) -> str:
+    """Returns the official key, e.g. ``module_list.3.subnet_1.cross_convs.conv1.weight`` for ``subnet_1.conv1.weight``.
+
+    ``order``: the levels in the order of their permutations, which stand before the coupling.
+    """
+    if ours.startswith("perm"):
+        return f"module_list.{order.index(int(ours.removeprefix('perm')))}.perm"
     for mine, theirs in _FUSION.items():
         ours = ours.replace(mine, theirs)
-    return f"module_list.{levels}.{ours}"
+    return f"module_list.{len(order)}.{ours}"
 
 
 def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
@@ -62,9 +69,7 @@ def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
     for key, value in flow.parallel_flows[level].state_dict().items():
         theirs = parallel_key(key)
         if key.endswith(".perm"):
-            perm, inverse = written_permutation(value, dense)
-            result[theirs.replace(".perm", ".w_perm")] = perm
-            result[theirs.replace(".perm", ".w_perm_inv")] = inverse
+            result[theirs], result[f"{theirs}_inv"] = written_permutation(value, dense)
         elif key.endswith((".global_scale", ".global_offset")):
             result[theirs] = rearrange(value, "c -> 1 c 1 1").clone()
         else:
@@ -77,7 +82,7 @@ def official_fusion(flow: MultiScaleFlow) -> StateDict:
 
     Its permutations have the order of the official file from which the flow was read, or else that of the levels.
     """
-    order = range(len(flow.channels)) if flow.official_layout is None else flow.official_layout.order
+    order = _order(flow)
     result: StateDict = {}
     for place, level in enumerate(order):
         perm = flow.fusion_flow.get_buffer(f"perm{level}")
@@ -85,8 +90,13 @@ def official_fusion(flow: MultiScaleFlow) -> StateDict:
         result[f"module_list.{place}.perm_inv"] = invert_permutation(perm)
     for key, value in flow.fusion_flow.state_dict().items():
         if not key.startswith("perm"):
-            result[fusion_key(key, len(flow.channels))] = _plain(value)
+            result[fusion_key(key, order)] = _plain(value)
     return result
+
+
+def _order(flow: MultiScaleFlow) -> Sequence[int]:
+    """Returns the levels in the order in which their permutations stand in an official file."""
+    return range(len(flow.channels)) if flow.official_layout is None else flow.official_layout.order
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -94,61 +104,66 @@ def _plain(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def own_parallel(official: StateDict, flow: MultiScaleFlow, level: int, faults: list[str]) -> StateDict:
-    """Inverts ``official_parallel``; entries that do not fit are named in ``faults``."""
-    where = f"parallel_flows[{level}]: "
-    dense = next((v.ndim == 4 for k, v in official.items() if k.endswith(".w_perm")), True)
-    expected = flow.parallel_flows[level].state_dict()
-    result: StateDict = {}
-    used: set[str] = set()
-    for key, mine in expected.items():
-        theirs = parallel_key(key)
-        if key.endswith(".perm"):
-            keys = (theirs.replace(".perm", ".w_perm"), theirs.replace(".perm", ".w_perm_inv"))
-            shape = (len(mine), len(mine), 1, 1) if dense else (len(mine),)
-            pair = [_take(official, k, shape, where, faults) for k in keys]
-            used.update(keys)
-            if pair[0] is not None and pair[1] is not None:
-                result[key] = read_permutation(pair[0], pair[1], where + keys[0], faults)
-        else:
-            flat = key.endswith((".global_scale", ".global_offset"))
-            value = _take(official, theirs, (1, len(mine), 1, 1) if flat else tuple(mine.shape), where, faults)
-            used.add(theirs)
-            if value is not None:
-                result[key] = value.reshape(mine.shape)
-    faults += [f"unexpected {where}{key}" for key in official if key not in used]
-    return {f"parallel_flows.{level}.{key}": value for key, value in result.items()}
+def load_official_states(parallel: Sequence[StateDict], fusion: StateDict, flow: MultiScaleFlow) -> None:
+    """Loads what ``official_parallel`` and ``official_fusion`` write; ``flow`` has the layout of these state dicts.
+
+    Raises: InputError with the keys that do not fit.
+    """
+    faults = []
+    for level, official in enumerate(parallel):
+        misfit = misfits(official_parallel(flow, level), official)
+        misfit = misfit or _load(flow.parallel_flows[level], official, parallel_key)
+        faults += [f"parallel_flows[{level}]: {fault}" for fault in misfit]
+    misfit = misfits(official_fusion(flow), fusion)
+    misfit = misfit or _load(flow.fusion_flow, fusion, partial(fusion_key, order=_order(flow)))
+    faults += [f"fusion_flow: {fault}" for fault in misfit]
+    if faults:
+        raise InputError(f"does not fit an MSFlow of channels {flow.channels}: {first_few(faults)}")
 
 
-def own_fusion(official: StateDict, flow: MultiScaleFlow, faults: list[str]) -> tuple[StateDict, tuple[int, ...]]:
-    """Inverts ``official_fusion``, and returns the order of the permutations too, which are matched by their length."""
-    where = "fusion_flow: "
-    levels = len(flow.channels)
-    result: StateDict = {}
-    used: set[str] = set()
-    free = [f"module_list.{i}.perm" for i in range(levels)]
-    levels_at = dict.fromkeys(free, -1)
-    for level, channels in enumerate(flow.channels):
-        match = next((key for key in free if key in official and official[key].numel() == channels), None)
-        if match is None:
-            there = [official[key].numel() for key in free if key in official]
-            faults.append(f"missing {where}a permutation of {channels} channels (of {levels}; left over: {there})")
-            continue
-        free.remove(match)
-        levels_at[match] = level
-        inverse = _take(official, f"{match}_inv", (channels,), where, faults)
-        used.update((match, f"{match}_inv"))
-        if inverse is not None:
-            result[f"perm{level}"] = read_permutation(official[match], inverse, where + match, faults)
-    for key, mine in flow.fusion_flow.state_dict().items():
-        if not key.startswith("perm"):
-            theirs = fusion_key(key, levels)
-            value = _take(official, theirs, tuple(mine.shape), where, faults)
-            used.add(theirs)
-            if value is not None:
-                result[key] = value
-    faults += [f"unexpected {where}{key}" for key in official if key not in used]
-    return {f"fusion_flow.{key}": value for key, value in result.items()}, tuple(levels_at.values())
+def _load(own: nn.Module, official: StateDict, official_key: Callable[[str], str]) -> list[str]:
+    """Loads a state dict that has all keys, and returns the faults of its permutations."""
+    state, faults = own.state_dict(), list[str]()
+    for key, mine in state.items():
+        theirs = official_key(key)
+        value = official[theirs]
+        if f"{theirs}_inv" in official:
+            value = read_permutation(value, official[f"{theirs}_inv"], theirs, faults)
+        state[key] = value.reshape(mine.shape)
+    own.load_state_dict(state)
+    return faults
+
+
+def permutation_order(fusion: StateDict, channels: Sequence[int]) -> tuple[int, ...]:
+    """Returns the levels in the order of their permutations in the official ``fusion``; they are matched by length.
+
+    Raises: InputError if a level has no permutation.
+    """
+    keys = [f"module_list.{i}.perm" for i in range(len(channels))]
+    lengths = [fusion[key].numel() for key in keys if key in fusion]
+    order = matched(lengths, channels)
+    if order is None:
+        missing, left = Counter(channels) - Counter(lengths), Counter(lengths) - Counter(channels)
+        raise InputError(
+            f"missing fusion_flow: a permutation of {min(missing)} channels (of {len(channels)}; left over:"
+            f" {list(left.elements())})"
+        )
+    return tuple(order)
+
+
+def matched(wanted: Sequence[int], lengths: Sequence[int]) -> list[int] | None:
+    """Returns for each of ``wanted`` the index of the first equal entry of ``lengths`` that is still free.
+
+    The result is None if the two do not hold the same numbers.
+    """
+    if sorted(wanted) != sorted(lengths):
+        return None
+    free = list(range(len(lengths)))
+    places = []
+    for length in wanted:
+        places.append(next(i for i in free if lengths[i] == length))
+        free.remove(places[-1])
+    return places
 
 
 def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], list[int], list[int]]:
@@ -171,17 +186,6 @@ def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], 
         conditions.append(convs[0].shape[1] - (channels[-1] - channels[-1] // 2))
         blocks.append(max(indices) + 1)
     return channels, conditions, blocks
-
-
-def _take(official: StateDict, key: str, shape: tuple[int, ...], where: str, faults: list[str]) -> Tensor | None:
-    if key not in official:
-        faults.append(f"missing {where}{key}")
-        return None
-    value = official[key]
-    if tuple(value.shape) != shape:
-        faults.append(f"{where}{key} is {tuple(value.shape)}, not {shape}")
-        return None
-    return value
 
 
 def written_permutation(perm: Tensor, dense: bool) -> tuple[Tensor, Tensor]:

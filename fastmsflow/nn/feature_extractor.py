@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from ..backend import Backend
-from ..errors import InputError, UnavailableError, first_few
+from ..errors import InputError, UnavailableError
 from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
-from ..state_dicts import load_pickled
+from ..state_dicts import load_pickled, refuse_misfit
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
 
@@ -66,7 +66,7 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         self.name = resolve_name(name)
-        official = is_official(self.name)
+        official = self.name in [f"{architecture}.tv_in1k" for architecture in OFFICIAL]
         config = _config(self.name)
         self.fixed_size = None
         options: dict[str, Any] = {}
@@ -75,15 +75,12 @@ class FeatureExtractor(nn.Module):
             self.fixed_size = options["img_size"] = (height, width)
         options["out_indices"] = (1, 2, 3) if official else _choose_outputs(self.name, options)
 
+        self.net = (_build_pretrained if pretrained and weights is None else _build)(self.name, options)
         if weights is not None:
-            self.net = _build(self.name, options)
             _load_weights(self.net, self.name, weights, options)
-        elif pretrained:
-            self.net = _build_pretrained(self.name, options)
-        else:
-            self.net = _build(self.name, options)
-        if official:
-            _pad_by_reflection(self.net)
+        for module in self.net.modules():
+            if official and isinstance(module, nn.Conv2d) and module.padding != (0, 0):
+                module.padding_mode = "reflect"
 
         info = _feature_info(self.net)
         self.channels = tuple(info.channels())
@@ -181,11 +178,6 @@ class FeatureExtractor(nn.Module):
             )
 
 
-def is_official(name: str) -> bool:
-    """Tells whether ``name``, tag included, is one of the published five."""
-    return name in [f"{architecture}.tv_in1k" for architecture in OFFICIAL]
-
-
 def resolve_name(name: str) -> str:
     """Returns ``name``, with the tag ``tv_in1k`` added to an official one without a tag.
 
@@ -239,12 +231,6 @@ def _choose_outputs(name: str, options: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(info.out_indices)[-3:]
 
 
-def _pad_by_reflection(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.padding != (0, 0):
-            module.padding_mode = "reflect"
-
-
 def _build_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
     """Builds the feature model with timm's weights, from its cache or the hub."""
     import timm
@@ -279,30 +265,13 @@ def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mappi
         given = lite0_state_dict(whole)
     else:
         given = read_state_dict(weights)
-    net.load_state_dict(_needed(net.state_dict(), whole, given, f"{weights}: does not fit {name}"))
-
-
-def _needed(
-    own: Mapping[str, Tensor], whole: Mapping[str, Tensor], given: Mapping[str, Tensor], misfit: str
-) -> dict[str, Tensor]:
-    """Selects the weights that the feature model (``own``) needs from ``given``, named as in ``whole``."""
     whole_name = {_plain(key): key for key in whole}
-    needed, faults = {}, []
-    for key, tensor in own.items():
-        source = whole_name.get(_plain(key), key)
-        if source in given and given[source].shape == tensor.shape:
-            needed[key] = given[source]
-        elif source in given:
-            faults.append(f"{source} is {tuple(given[source].shape)}, not {tuple(tensor.shape)}")
-        # Files of before PyTorch 0.4.1 have no such count, and a frozen model does not use it.
-        elif source.endswith(".num_batches_tracked"):
-            needed[key] = tensor
-        else:
-            faults.append(f"missing {source}")
-    faults += [f"unexpected {key}" for key in given if key not in whole]
-    if faults:
-        raise InputError(f"{misfit}: {first_few(faults)}")
-    return needed
+    expected = {whole_name.get(_plain(key), key): tensor for key, tensor in net.state_dict().items()}
+    # Files of before PyTorch 0.4.1 have no counts of batches, and a frozen model does not use them.
+    found = {key: tensor for key, tensor in expected.items() if key.endswith(".num_batches_tracked")}
+    found |= {key: tensor for key, tensor in given.items() if key in expected or key not in whole}
+    refuse_misfit(name, weights, expected, found)
+    net.load_state_dict({own: found[key] for own, key in zip(net.state_dict(), expected, strict=True)})
 
 
 def _plain(key: str) -> str:
