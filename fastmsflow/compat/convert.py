@@ -7,7 +7,6 @@ from typing import Any
 from ..errors import InputError
 from ..models.checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
 from ..models.msflow import MSFlow, MultiScaleFlow
-from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import check_pool
 from ..state_dicts import refuse_misfit
 from .detect_clamp_formula import check_extractor
@@ -15,41 +14,21 @@ from .official_checkpoint import load_official, read_pickle, save_official
 from .state_dict_keys import check_variant
 
 
-def official_to_own(
-    source: str | Path,
-    target: str | Path,
-    *,
-    extractor: str = "wide_resnet50_2.tv_in1k",
-    image_size: tuple[int, int] = (512, 512),
-    pool: str = "avg",
-    clamp: float = 1.9,
-    variant: str = "auto",
-    extractor_weights: str | Path | None = None,
-) -> None:
+def official_to_own(source: str | Path, target: str | Path, **described: Any) -> None:
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
-    An official file has no extractor weights: ``target`` gets those that ``extractor_weights`` names (see
-    fastmsflow.nn.feature_extractor.FeatureExtractor), or none, and then ``MSFlow.load`` takes timm's.
+    ``described``: the settings that ``official_model`` takes. An official file has no extractor weights: ``target``
+    gets those that ``extractor_weights`` names (see fastmsflow.nn.feature_extractor.FeatureExtractor), or none, and
+    then ``MSFlow.load`` takes timm's.
 
     Raises: InputError if the file does not fit, or the extractor does not yield the flow's channels.
     """
-    flow = load_official(source, clamp, check_variant(variant))
-    backbone = FeatureExtractor(extractor, pretrained=False, weights=extractor_weights, image_size=image_size)
-    check_extractor(flow, backbone, source)
+    model = official_model(source, pretrained=False, **described)
     epoch = read_pickle(source).get("epoch")
-    config = {
-        "extractor": backbone.name,
-        "image_size": list(image_size),
-        "pool": check_pool(pool),
-        "standardise": False,
-        "flow": flow.config,
-        "official_layout": flow.official_layout and flow.official_layout._asdict(),
-        "notes": {"converted_from": Path(source).name, "meta_epoch": epoch if isinstance(epoch, int) else 0},
-    }
-    tensors = {f"flow.{key}": value for key, value in flow.state_dict().items()}
-    if extractor_weights is not None:
-        tensors |= {f"extractor.{key}": value for key, value in backbone.state_dict().items()}
-    write_checkpoint(target, tensors, config)
+    notes = {"converted_from": Path(source).name, "meta_epoch": epoch if isinstance(epoch, int) else 0}
+    stored = "flow." if described.get("extractor_weights") is None else ""
+    tensors = {key: value for key, value in model.state_dict().items() if key.startswith(stored)}
+    write_checkpoint(target, tensors, {**model.config, "notes": notes})
 
 
 def official_model(
@@ -61,39 +40,16 @@ def official_model(
     clamp: float = 1.9,
     variant: str = "auto",
     extractor_weights: str | Path | None = None,
+    pretrained: bool = True,
 ) -> MSFlow:
     """Loads the model of an official checkpoint, in eval mode on the CPU.
 
-    The extractor's weights are those that ``extractor_weights`` names, or timm's.
+    The extractor's weights are those that ``extractor_weights`` names, or timm's if ``pretrained``, or random.
     Raises: the errors of ``official_to_own``; UnavailableError if weights cannot be downloaded.
     """
-    return model_with_flow(
-        load_official(source, clamp, check_variant(variant)),
-        source,
-        extractor=extractor,
-        image_size=image_size,
-        pool=pool,
-        extractor_weights=extractor_weights,
-    )
-
-
-def model_with_flow(
-    flow: MultiScaleFlow,
-    source: str | Path,
-    *,
-    extractor: str,
-    image_size: tuple[int, int],
-    pool: str,
-    extractor_weights: str | Path | None,
-) -> MSFlow:
-    """Puts an extractor in front of the ``flow`` that was read from ``source``; see ``official_model``."""
+    flow = load_official(source, clamp, check_variant(variant))
     model = MSFlow(
-        extractor,
-        image_size=image_size,
-        pool=check_pool(pool),
-        condition_channels=flow.condition_channels,
-        blocks=flow.blocks,
-        extractor_weights=extractor_weights,
+        extractor, pretrained, image_size, check_pool(pool), blocks=(1, 1, 1), extractor_weights=extractor_weights
     )
     check_extractor(flow, model.extractor, source)
     model.flow = flow

@@ -101,14 +101,14 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     try:
         for levels in batches:
             for name, values in found.items():
-                use_formula(flow, name)
+                use_clamp_form(flow, CLAMP_FORMS[name])
                 maps, log_det = flow.log_likelihood_maps(levels)
                 nll = negative_log_likelihood(maps, flow.channels, log_det)
                 values.append(nll.double().cpu())
                 elements = sum(level[0].numel() for level in levels)
                 squares[name].append(2 * (nll + log_det).double().cpu() / elements)
     finally:
-        _use_form(flow, own)
+        use_clamp_form(flow, own)
     if not sum(map(len, found["0.2"])):
         raise InputError("no image to compare the formulas on; give good images that can be read")
     of_images = {name: torch.cat(values) for name, values in found.items()}
@@ -128,12 +128,8 @@ def has_one_formula(flow: MultiScaleFlow) -> bool:
     return flow.official_layout is None or flow.official_layout.dense
 
 
-def use_formula(flow: MultiScaleFlow, formula: Formula) -> None:
-    """Makes ``flow`` compute ``formula``."""
-    _use_form(flow, CLAMP_FORMS[formula])
-
-
-def _use_form(flow: MultiScaleFlow, form: ClampForm) -> None:
+def use_clamp_form(flow: MultiScaleFlow, form: ClampForm) -> None:
+    """Makes ``flow`` compute this form of the soft clamp."""
     flow.clamp_form = form
     for block in flow.modules():
         if isinstance(block, CouplingBlock):
@@ -171,20 +167,19 @@ def pooled_batches(
     Raises: InputError if an image cannot be read, or a level does not fit the flow.
     """
     device = next(flow.parameters()).device
-    if not isinstance(images, (str, Path, Tensor)):
-        listed = list(images)
-        levels = [level.to(device, flow.dtype) for level in listed if isinstance(level, Tensor)]
-        images = [Path(path) for path in listed if not isinstance(path, Tensor)]
-        if levels:
-            if images:
-                raise InputError("images holds tensors and files; give either pooled features or files")
-            for start in range(0, min(MOST_IMAGES, len(levels[0])), BATCH):
-                yield [level[start : min(MOST_IMAGES, start + BATCH)] for level in levels]
-            return
+    listed = [images] if isinstance(images, (str, Path, Tensor)) else list(images)
+    tensors = [each[:MOST_IMAGES] for each in listed if isinstance(each, Tensor)]
+    paths = [Path(each) for each in listed if not isinstance(each, Tensor)]
+    if tensors and paths:
+        raise InputError("images holds tensors and files; give either pooled features or files")
+    if tensors and not isinstance(images, Tensor):
+        for start in range(0, len(tensors[0]), BATCH):
+            yield [level[start : start + BATCH].to(device, flow.dtype) for level in tensors]
+        return
     # Before weights are downloaded.
     check_extractor(flow, FeatureExtractor(extractor, pretrained=False, image_size=size), "the checkpoint")
     backbone = FeatureExtractor(extractor, weights=weights, image_size=size).to(device)
-    for pixels in _pixels(images, size):
+    for pixels in tensors[0].split(BATCH) if tensors else _read(paths, size):
         yield pool_features(backbone(pixels.to(device)), pool)
 
 
@@ -197,18 +192,13 @@ def check_extractor(flow: MultiScaleFlow, backbone: FeatureExtractor, source: st
         )
 
 
-def _pixels(images: Images, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Yields batches (B, 3, H, W) in [0, 1]."""
-    if isinstance(images, Tensor):
-        yield from images[:MOST_IMAGES].split(BATCH)
-        return
+def _read(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[Tensor]:
+    """Yields batches (B, 3, H, W) in [0, 1] of the first MOST_IMAGES images of files and folders."""
     # Pillow comes with the train extra, and tensors do without it.
     from ..data.datasets import ImageFileDataset
     from ..data.file_search import list_images
     from ..data.reader_pool import batched, read_images
 
-    listed = [images] if isinstance(images, (str, Path)) else images
-    paths = [Path(path) for path in listed if not isinstance(path, Tensor)]
     files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])][:MOST_IMAGES]
     yield from read_images(ImageFileDataset(files, size), batched(range(len(files)), BATCH))
 

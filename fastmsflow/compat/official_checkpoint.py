@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 
 from ..backend import Backend
-from ..errors import InputError, InputWarning, first_few
+from ..errors import InputError, InputWarning
 from ..files import written_aside
 from ..models.checkpoint import OfficialLayout
 from ..models.msflow import MultiScaleFlow
@@ -23,7 +23,7 @@ from .detect_clamp_formula import (
     compare_formulas,
     has_one_formula,
     pooled_batches,
-    use_formula,
+    use_clamp_form,
     warn_of_either_formula,
 )
 from .official_optimizer import official_optimizer
@@ -75,7 +75,7 @@ def load_official(
         )
         fit = compare_formulas(flow, features)
         formula, line = fit.settle(variant)
-        use_formula(flow, formula)
+        use_clamp_form(flow, CLAMP_FORMS[formula])
         if variant == "auto" or fit.contradicts(variant):
             warnings.warn(f"{path}: {line}", InputWarning, stacklevel=2)
     elif variant == "auto":
@@ -103,20 +103,10 @@ def read_official(path: str | Path, clamp: float, variant: Variant, backend: Bac
     channels, conditions, blocks = state_dict_keys.inferred_shape(parallel, path)
     try:
         flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, CLAMP_FORMS[formula])
+        flow.official_layout = OfficialLayout(state_dict_keys.permutation_order(fusion, channels), dense)
+        state_dict_keys.load_official_states(parallel, fusion, flow)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    faults: list[str] = []
-    state = {
-        k: v
-        for level, s in enumerate(parallel)
-        for k, v in state_dict_keys.own_parallel(s, flow, level, faults).items()
-    }
-    own_fusion, order = state_dict_keys.own_fusion(fusion, flow, faults)
-    state |= own_fusion
-    if faults:
-        raise InputError(f"{path}: does not fit an MSFlow of channels {tuple(channels)}: {first_few(faults)}")
-    flow.load_state_dict(state)
-    flow.official_layout = OfficialLayout(order, dense)
     return flow.eval()
 
 

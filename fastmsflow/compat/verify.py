@@ -1,7 +1,7 @@
 """Loads what `verify` compares: a checkpoint's flow, and features of images or noise."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
@@ -12,15 +12,16 @@ from ..data.file_search import list_images
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
-from .convert import model_with_flow, own_flow
+from .convert import official_model, own_flow
 from .detect_clamp_formula import (
     BATCH,
+    CLAMP_FORMS,
     MOST_IMAGES,
     FormulaFit,
     compare_formulas,
     either_formula,
     has_one_formula,
-    use_formula,
+    use_clamp_form,
 )
 from .numerical_check import Batches, noise
 from .official_checkpoint import read_official
@@ -31,7 +32,7 @@ NOISE_SIZE, NOISE_IMAGES = 128, 8
 
 @dataclass(frozen=True)
 class Described:
-    """The settings that an official checkpoint does not hold, see fastmsflow.compat.convert.official_to_own."""
+    """The settings that an official checkpoint does not hold, see fastmsflow.compat.convert.official_model."""
 
     extractor: str
     extractor_weights: str | None
@@ -82,11 +83,10 @@ def to_verify(
     if own:
         model = MSFlow.load(checkpoint)
     else:
-        flow, side = read_official(checkpoint, official.clamp, official.variant), image_size or 512
-        model = model_with_flow(
-            flow, checkpoint, extractor=official.extractor, image_size=(side, side), pool=official.pool,
-            extractor_weights=official.extractor_weights,
-        )  # fmt: skip
+        side = image_size or 512
+        # Which formula is compared, and told, below; one that is named is not warned of.
+        formula = "0.2" if official.variant == "auto" else official.variant
+        model = official_model(checkpoint, **{**asdict(official), "variant": formula}, image_size=(side, side))
     if own and image_size is not None and model.image_size != (image_size, image_size):
         raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
@@ -100,7 +100,7 @@ def to_verify(
         raise InputError(f"no image to compare the formulas on: {first_few(faults)}")
     fit = compare_formulas(model.flow, first)
     formula, line = fit.settle(official.variant)
-    use_formula(model.flow, formula)
+    use_clamp_form(model.flow, CLAMP_FORMS[formula])
     doubt = fit.contradicts(official.variant) or (official.variant == "auto" and fit.trained_with is None)
     return ToVerify(model.flow, chain(first, batches), model.image_size, faults, fit, f"{checkpoint}: {line}", doubt)
 
