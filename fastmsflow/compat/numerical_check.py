@@ -1,12 +1,14 @@
 """Measures the error of each backend and dtype against the float64 reference, on a user's flow and images."""
 
 import copy
-import math
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -53,6 +55,18 @@ class CheckRow:
         """True if the errors are rounding only; False for NaN."""
         return self.relative <= self.tolerance
 
+    def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """Adds the errors of some images; both arguments hold z per level, log_det, scores and log scores."""
+        pairs = [(value.double(), wanted) for value, wanted in zip(outputs, expected, strict=True)]
+        *z, log_det, score, _ = ((a - b).abs().max().item() for a, b in pairs)
+        *z_norms, _, _, log_score_norm = (((a - b).norm() / b.norm()).item() for a, b in pairs)
+        elements = sum(level[0].numel() for level in expected[: len(z)])
+        # Unlike Python's, numpy's maximum is NaN if one of the values is.
+        self.z, self.log_det = float(np.max([self.z, *z])), float(np.max([self.log_det, log_det]))
+        self.score = float(np.max([self.score, score]))
+        self.relative = float(np.max([self.relative, *z_norms, log_score_norm, log_det / elements]))
+        self.log_scores += outputs[-1].tolist()
+
 
 @dataclass(frozen=True)
 class NumericalCheck:
@@ -72,7 +86,8 @@ class NumericalCheck:
     def as_dict(self) -> dict[str, Any]:
         """Returns JSON-able values, with None for NaN."""
         rows = [asdict(row) | {"within": row.within} for row in self.rows]
-        return {**asdict(self), "within": self.within, "rows": [_without_nan(row) for row in rows]}
+        content = json.dumps({**asdict(self), "within": self.within, "rows": rows})
+        return json.loads(content, parse_constant=lambda nan: None)
 
 
 @torch.no_grad()
@@ -86,28 +101,25 @@ def check_numerics(
     """
     flow = copy.deepcopy(flow).eval().requires_grad_(False)
     reference = _converted(flow, torch.float64, "torch")
-    rows: list[CheckRow] = []
-    unavailable: dict[str, str] = {}
-    flows: list[MultiScaleFlow] = []
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("no image to compare on; give some that can be read")
+    rows, unavailable = _candidates(first[0])
+    flows = [_converted(flow, getattr(torch, row.dtype), row.backend) for row in rows]
     log_scores: list[float] = []
-    device = ""
-    for levels in batches:
-        if not device:
-            device = _name(levels[0].device)
-            rows, unavailable = _candidates(levels[0])
-            flows = [_converted(flow, getattr(torch, row.dtype), row.backend) for row in rows]
+    for levels in chain([first], batches):
         expected = _outputs(reference, levels, image_size)
         log_scores += expected[-1].tolist()
         for row, candidate in zip(rows, flows, strict=True):
-            _compare(row, candidate, levels, image_size, expected)
+            row.add(_outputs(candidate, levels, image_size), expected)
+            row.seconds += _seconds(candidate, levels, image_size)
         progress(len(log_scores))
-    if not log_scores:
-        raise InputError("no image to compare on; give some that can be read")
     for row in rows:
         row.seconds /= len(log_scores)
         if len(log_scores) > 1:
             row.rank_correlation = float(spearmanr(log_scores, row.log_scores).statistic)
-    return NumericalCheck(FORMS[flow.clamp_form], device, len(log_scores), rows, unavailable)
+    return NumericalCheck(FORMS[flow.clamp_form], _name(first[0].device), len(log_scores), rows, unavailable)
 
 
 def noise(flow: MultiScaleFlow, image_size: int, images: int) -> Batches:
@@ -144,47 +156,24 @@ def _converted(flow: MultiScaleFlow, dtype: torch.dtype, backend: Backend) -> Mu
 
 def _outputs(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
     """Returns z per level, log_det, scores and log scores."""
-    x = [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]
+    x = _inputs(flow, levels)
     z, log_det = flow(x)
-    scores = _scores(flow, x, image_size)
-    return [*z, log_det, *scores]
-
-
-def _scores(flow: MultiScaleFlow, x: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     scores = flow.scores(x, image_size)
-    return scores.score, scores.log_score
+    return [*z, log_det, scores.score, scores.log_score]
 
 
-def _compare(
-    row: CheckRow, flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int], expected: list[Tensor]
-) -> None:
-    ours = [value.double() for value in _outputs(flow, levels, image_size)]
-    x = [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]
+def _seconds(flow: MultiScaleFlow, levels: Sequence[Tensor], image_size: tuple[int, int]) -> float:
+    """Returns the seconds that the flow and its scores take."""
+    x = _inputs(flow, levels)
     _wait(x[0])
     started = time.perf_counter()
-    _scores(flow, x, image_size)
+    flow.scores(x, image_size)
     _wait(x[0])
-    row.seconds += time.perf_counter() - started
-    off = [(a - b).abs().max().item() for a, b in zip(ours, expected, strict=True)]
-    *z, log_det, score, _ = off
-    elements = sum(level[0].numel() for level in levels)
-    of_norm = [((a - b).norm() / b.norm()).item() for a, b in zip(ours, expected, strict=True)]
-    row.z, row.log_det, row.score = _worst(row.z, *z), _worst(row.log_det, log_det), _worst(row.score, score)
-    row.relative = _worst(row.relative, *of_norm[: len(z)], of_norm[-1], log_det / elements)
-    row.log_scores += ours[-1].tolist()
+    return time.perf_counter() - started
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _worst(*errors: float) -> float:
-    """Returns the largest error; NaN if there is one."""
-    return float("nan") if any(math.isnan(error) for error in errors) else max(errors)
+def _inputs(flow: MultiScaleFlow, levels: Sequence[Tensor]) -> list[Tensor]:
+    return [level.to(flow.dtype, memory_format=torch.channels_last) for level in levels]
 
 
 def _wait(x: Tensor) -> None:
