@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..backend import Backend, check, use
 from ..errors import InputError
@@ -92,10 +93,9 @@ def _block(block: nn.Module, where: str) -> DropInBlock:
     dense = perms[0].ndim == 4
     variants: tuple[Variant, ...] = ("0.2",) if dense else ("master", "0.2")
     fast = [DropInBlock(scale, offset, perms[0], perms[1], subnet, float(clamp), variant) for variant in variants]
-    errors = [_block_error(block, candidate, where) for candidate in fast]
-    best = min(range(len(fast)), key=lambda i: errors[i])
-    _refuse_difference(errors[best], where)
-    return fast[best]
+    error, best = min(((_block_error(block, each, where), each) for each in fast), key=lambda pair: pair[0])
+    _refuse_difference(error, where)
+    return best
 
 
 def _fusion(fusion: nn.Module, clamp: float, channels: list[int], backend: Backend) -> DropInFusionFlow:
@@ -180,13 +180,8 @@ def _noise(module: nn.Module, channels: int, side: int) -> Tensor:
 
 def _error(theirs: Any, ours: Any) -> float:
     """Returns the largest error of (z or a list of z, log_det), relative to the largest value."""
-    pairs = zip(_tensors(theirs), _tensors(ours), strict=True)
+    pairs = zip(tree_leaves(theirs), tree_leaves(ours), strict=True)
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1)).item() for a, b in pairs)
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    z, log_det = result
-    return [*([z] if isinstance(z, Tensor) else z), log_det]
 
 
 def _refuse_difference(error: float, where: str) -> None:
