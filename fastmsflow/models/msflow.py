@@ -55,11 +55,6 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
     cannot be had.
     """
 
-    image_size: tuple[int, int]
-    pool: Pool
-    extractor: FeatureExtractor
-    standardiser: FeatureNormalizer | None
-    flow: MultiScaleFlow
     calibration: Calibration | None
     """The scores of good images that were held out of training, if there are any; saved with the model."""
     made_for_inference: bool

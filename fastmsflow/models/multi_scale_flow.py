@@ -18,6 +18,7 @@ from ..nn.positional_encoding import PositionalEncoding2d
 from ..nn.streams import run_on_streams
 from ..reference.clamp_forms import ClampForm
 from ..reference.coupling import add_log_dets
+from ..reference.coupling_spec import CouplingResult
 from ..reference.likelihood import negative_log_likelihood
 from ..scoring import TOP_K, Scores, score_log_likelihoods
 from .checkpoint import OfficialLayout
@@ -35,15 +36,6 @@ class MultiScaleFlow(nn.Module):
     Raises: InputError if the levels do not agree, channels are odd, or a name is not known.
     """
 
-    channels: tuple[int, ...]
-    condition_channels: tuple[int, ...]
-    blocks: tuple[int, ...]
-    clamp: float
-    clamp_form: ClampForm
-    backend: Backend
-    position_codes: nn.ModuleList
-    parallel_flows: nn.ModuleList
-    fusion_flow: FusionFlow
     activation_checkpointing: ActivationCheckpointing | None = None
     """The way to save memory if gradients are taken; a training sets it while it runs."""
     official_layout: OfficialLayout | None = None
@@ -112,9 +104,8 @@ class MultiScaleFlow(nn.Module):
         ``features``: pooled features (B, C_l, H_l, W_l) per level.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        levels, parallel_log_det = self._parallel(features)
-        z, log_det = self.fusion_flow.latents(levels, self.backend, self.activation_checkpointing)
-        return z, log_det + cast(Tensor, parallel_log_det)
+        z, log_det = self._flow(features, "concat")
+        return z, cast(Tensor, log_det)
 
     def log_likelihood_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Computes -0.5 mean over channels of z^2, (B, H_l, W_l) per level, and log_det (B,), in float32 or better.
@@ -122,7 +113,7 @@ class MultiScaleFlow(nn.Module):
         The kernels never write z itself. The argument is that of ``forward``.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        maps, log_det = self._log_likelihood_maps(features, with_log_det=True)
+        maps, log_det = self._flow(features, "likelihood")
         return maps, cast(Tensor, log_det)
 
     def log_likelihoods(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -130,7 +121,7 @@ class MultiScaleFlow(nn.Module):
 
         Raises: InputError if shapes or dtypes do not fit.
         """
-        return self._log_likelihood_maps(features, with_log_det=False)[0]
+        return self._flow(features, "likelihood", with_log_det=False)[0]
 
     def scores(self, features: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K) -> Scores:
         """Computes scores and maps at ``image_size`` (H, W) from pooled features (B, C_l, H_l, W_l) per level.
@@ -171,34 +162,22 @@ class MultiScaleFlow(nn.Module):
         maps, log_det = self.log_likelihood_maps(features)
         return negative_log_likelihood(maps, self.channels, log_det)
 
-    def _log_likelihood_maps(
-        self, features: Sequence[Tensor], with_log_det: bool
+    def _flow(
+        self, features: Sequence[Tensor], result: CouplingResult, with_log_det: bool = True
     ) -> tuple[list[Tensor], Tensor | None]:
-        levels, parallel_log_det = self._parallel(features, with_log_det)
-        maps, log_det = self.fusion_flow.log_likelihood_maps(
-            levels, self.backend, self.activation_checkpointing, with_log_det
-        )
-        return maps, add_log_dets([log_det, parallel_log_det])
-
-    def _parallel(
-        self, features: Sequence[Tensor], with_log_det: bool = True
-    ) -> tuple[list[list[Tensor]], Tensor | None]:
-        """Returns the halves of each level behind the parallel flows, and their log_det."""
+        """Returns what ``result`` says of z per level, and log_det, or None if it is not wanted."""
         self._check(features)
+        options: dict[str, Any] = {
+            "activation_checkpointing": self.activation_checkpointing,
+            "with_log_det": with_log_det,
+        }
         tasks = [
-            partial(
-                flow.halves,
-                level,
-                code(level),
-                self.backend,
-                perm,
-                activation_checkpointing=self.activation_checkpointing,
-                with_log_det=with_log_det,
-            )
+            partial(flow.couple, level, code(level), self.backend, perm, **options)
             for flow, code, level, perm in self._by_level(features)
         ]
         levels, log_dets = zip(*run_on_streams(tasks, features[0].device), strict=True)
-        return list(levels), add_log_dets(log_dets)
+        results, log_det = self.fusion_flow.couple(levels, self.backend, result=result, **options)
+        return results, add_log_dets([log_det, add_log_dets(log_dets)])
 
     def _by_level(
         self, levels: Sequence[Tensor]

@@ -35,13 +35,8 @@ class CouplingBlock(nn.Module):
     Raises: InputError if ``channels`` is odd.
     """
 
-    half_channels: int
-    clamp: float
-    global_scale: nn.Parameter
-    global_offset: nn.Parameter
     perm: Tensor
     inverse_perm: Tensor
-    subnet: ConditionedSubnet
 
     def __init__(self, channels: int, condition_channels: int, clamp: float, clamp_form: ClampForm) -> None:
         super().__init__()

@@ -27,10 +27,6 @@ class FusionFlow(nn.Module):
     The levels come as halves, permuted by the buffer ``perm{l}`` each: the parallel flows' last store does both.
     """
 
-    clamp: float
-    subnet_1: FusionSubnet
-    subnet_2: FusionSubnet
-
     def __init__(self, channels: Sequence[int], clamp: float) -> None:
         super().__init__()
         self.clamp = clamp
@@ -47,41 +43,24 @@ class FusionFlow(nn.Module):
 
     def forward(self, x: Sequence[Tensor], backend: Backend = "auto") -> tuple[list[Tensor], Tensor]:
         """Computes z and log_det (B,) from permuted levels x (B, C_l, H_l, W_l), of which z has the shapes."""
-        return self.latents([level.chunk(2, dim=1) for level in x], backend)
-
-    def latents(
-        self, x: Levels, backend: Backend = "auto", activation_checkpointing: ActivationCheckpointing | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Computes z per level, (B, C_l, H_l, W_l), and log_det (B,) from permuted halves x.
-
-        ``activation_checkpointing``: if given, only the inputs of the two couplings are stored for the backward pass.
-        """
-        z, log_det = self._couple_levels(x, "concat", backend, activation_checkpointing)
+        z, log_det = self.couple([level.chunk(2, dim=1) for level in x], backend, result="concat")
         return z, cast(Tensor, log_det)
 
-    def log_likelihood_maps(
+    def couple(
         self,
         x: Levels,
         backend: Backend = "auto",
+        *,
+        result: CouplingResult,
         activation_checkpointing: ActivationCheckpointing | None = None,
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Computes -0.5 mean over channels of z^2, (B, H_l, W_l) per level, and log_det (B,), or None if not wanted.
+        """Couples the first halves of the permuted levels by the second, then the second by the first.
 
-        The arguments are those of ``latents``; the kernels never write z.
+        ``result``: "concat" for z, (B, C_l, H_l, W_l) per level, or "likelihood" for -0.5 mean over channels of z^2,
+        (B, H_l, W_l) per level: the kernels then never write z. log_det (B,) is None if not wanted.
+        ``activation_checkpointing``: if given, only the inputs of the two couplings are stored for the backward pass.
         """
-        return self._couple_levels(x, "likelihood", backend, activation_checkpointing, with_log_det=with_log_det)
-
-    def _couple_levels(
-        self,
-        x: Levels,
-        result: CouplingResult,
-        backend: Backend,
-        activation_checkpointing: ActivationCheckpointing | None,
-        *,
-        with_log_det: bool = True,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Couples the first halves by the second, then the second by the first; ``result``: of the latter."""
         first, second = zip(*x, strict=True)
         couple: Callable[..., tuple[list[Tensor], Tensor | None]] = self._couple_by_subnet
         if activation_checkpointing is not None and torch.is_grad_enabled():

@@ -23,8 +23,6 @@ class ParallelFlow(nn.Module):
     Raises: InputError if ``channels`` is odd.
     """
 
-    blocks: nn.ModuleList
-
     def __init__(
         self, channels: int, condition_channels: int, blocks: int, *, clamp: float, clamp_form: ClampForm
     ) -> None:
@@ -48,12 +46,12 @@ class ParallelFlow(nn.Module):
         comes next; the last block's store applies it. ``activation_checkpointing``: how memory is saved if gradients
         are taken.
         """
-        (z,), log_det = self._couple(
+        (z,), log_det = self.couple(
             x, condition, backend, output_perm, activation_checkpointing=activation_checkpointing, result="concat"
         )
         return z, cast(Tensor, log_det)
 
-    def halves(
+    def couple(
         self,
         x: Tensor,
         condition: Tensor,
@@ -61,36 +59,18 @@ class ParallelFlow(nn.Module):
         output_perm: Tensor | None = None,
         *,
         activation_checkpointing: ActivationCheckpointing | None = None,
-        with_log_det: bool = True,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Computes ``forward`` and returns z as its halves, (B, C / 2, H, W) each; log_det is None if not wanted."""
-        z, log_det = self._couple(
-            x,
-            condition,
-            backend,
-            output_perm,
-            activation_checkpointing=activation_checkpointing,
-            with_log_det=with_log_det,
-        )
-        return z if len(z) == 2 else list(z[0].chunk(2, dim=1)), log_det
-
-    def _couple(
-        self,
-        x: Tensor,
-        condition: Tensor,
-        backend: Backend,
-        output_perm: Tensor | None,
-        *,
-        activation_checkpointing: ActivationCheckpointing | None,
         result: CouplingResult = "halves",
         with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Returns [z], or its halves if ``result`` says so; inverted blocks return [z] in any case."""
+        """Computes ``forward``, with z as its halves, (B, C / 2, H, W) each, or as [z] if ``result`` is "concat".
+
+        log_det is None if not wanted.
+        """
         blocks = all_of(CouplingBlock, self.blocks)
         mode = activation_checkpointing if torch.is_grad_enabled() else None
         if mode == "invertible":
             z, log_det = invertible(blocks, x, condition, backend=backend, output_perm=output_perm)
-            return [z], log_det
+            return list(z.chunk(2, dim=1)) if result == "halves" else [z], log_det
         state: Sequence[Tensor] = x.chunk(2, dim=1)
         log_dets: list[Tensor | None] = []
         for block in blocks:

@@ -37,11 +37,6 @@ class ConditionedSubnet(nn.Module):
     call in training, once for given weights if no gradient is taken (not once an image).
     """
 
-    in_channels: int
-    conv1: nn.Conv2d
-    norm: nn.LayerNorm
-    conv2: nn.Conv2d
-
     def __init__(self, in_channels: int, condition_channels: int, out_channels: int) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -91,12 +86,6 @@ class FusionSubnet(nn.Module):
 
     Each level's head, a convolution, then predicts log-scales and shifts.
     """
-
-    conv1: nn.Conv2d
-    norm: nn.LayerNorm
-    conv2: nn.Conv2d
-    conv_s: nn.ModuleList
-    conv_t: nn.ModuleList
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
