@@ -138,52 +138,44 @@ class WeightAddresses:
 
     The count grows if a weight, a buffer or a submodule was moved or replaced since the last call. It does not grow if
     a weight was changed in place: a graph reads the weight where it is.
+
+    The module is compared in every call that may be replayed. A question to a tensor costs Python 0.1 us, and the
+    default model has 449 of them: so each is asked for its address alone, and containers compare themselves.
     """
 
     def __init__(self) -> None:
         self._count = 0
-        self._snapshot: _Snapshot | None = None
+        self._registries: list[dict[str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+        self._tensors: list[Tensor] = []
+        self._addresses: list[int] = []
 
     def version_of(self, module: nn.Module) -> int:
         """Returns the count for ``module``, which is the same one at every call."""
-        if self._snapshot is None or not self._snapshot.is_current():
+        if self._count == 0 or not self._is_current():
             self._count += 1
-            self._snapshot = _Snapshot(module)
+            self._registries = [r for m in module.modules() for r in (m._modules, m._parameters, m._buffers) if r]
+            self._entries = [dict(registry) for registry in self._registries]
+            # Only training reads how many batches a norm has seen, and nothing is replayed in training.
+            self._tensors = [
+                entry
+                for entries in self._entries
+                for name, entry in entries.items()
+                if isinstance(entry, Tensor) and name != "num_batches_tracked"
+            ]
+            self._addresses = list(map(Tensor.data_ptr, self._tensors))
         return self._count
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Leaves the contents out of copied and saved models."""
-        return type(self), ()
-
-
-class _Snapshot:
-    """Stores which tensors and submodules a module had, and the tensors' addresses.
-
-    It is compared in every call that may be replayed. A question to a tensor costs Python 0.1 us, and the default model
-    has 449 of them: so each is asked for its address alone, and containers compare themselves.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._registries = [r for m in module.modules() for r in (m._modules, m._parameters, m._buffers) if r]
-        self._entries = [dict(registry) for registry in self._registries]
-        # Only training reads how many batches a norm has seen, and nothing is replayed in training.
-        self._tensors = [
-            entry
-            for entries in self._entries
-            for name, entry in entries.items()
-            if isinstance(entry, Tensor) and name != "num_batches_tracked"
-        ]
-        self._addresses = self._current_addresses()
-
-    def is_current(self) -> bool:
+    def _is_current(self) -> bool:
         """Tells whether nothing was moved or replaced."""
         with _TensorsDiffer():
             if self._registries != self._entries:
                 return False
-        return self._current_addresses() == self._addresses
+        return list(map(Tensor.data_ptr, self._tensors)) == self._addresses
 
-    def _current_addresses(self) -> list[int]:
-        return list(map(Tensor.data_ptr, self._tensors))
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Leaves the contents out of copied and saved models."""
+        return type(self), ()
 
 
 class _TensorsDiffer(TorchFunctionMode):

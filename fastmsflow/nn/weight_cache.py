@@ -83,7 +83,7 @@ class WeightCache(Generic[T]):
         autocast = torch.is_autocast_enabled(first.device.type) and torch.get_autocast_dtype(first.device.type)
         # In-place updates move _version; moves to a device or dtype move data_ptr.
         key = (autocast, *((w._version, w.data_ptr(), w.dtype) for w in weights))
-        if entry is None or entry[0] != key or not _same(weights, entry[1]):
+        if entry is None or entry[0] != key or any(a is not b for a, b in zip(weights, entry[1], strict=True)):
             value = compute()
             # Values that are computed while a graph is recorded exist only in replays.
             if first.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -116,7 +116,3 @@ def wide(cache: WeightCache[list[Tensor]], *weights: Tensor) -> list[Tensor]:
         cache.clear()
         return list(weights)
     return cache.get(lambda: [w.float() for w in weights], weights)
-
-
-def _same(weights: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(weights) == len(others) and all(a is b for a, b in zip(weights, others, strict=True))
