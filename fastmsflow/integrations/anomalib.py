@@ -145,7 +145,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
             [level.cpu() for level in self.msflow.pooled(resize(batch.image.to(self.device)))]
             for batch in cast(Iterable[Any], self.trainer.train_dataloader)
         ]
-        self.msflow.standardiser.fit(torch.cat(level) for level in zip(*batches, strict=True))
+        self.msflow.standardiser.fit_batches(batches)
 
     def training_step(self, batch: Batch, *args: object, **options: object) -> Tensor:
         """Returns the mean nll of the batch, in nats. Raises: InputError if the loss is not finite."""

@@ -55,10 +55,7 @@ class FeatureNormalizer(nn.Module):
 
     def fit(self, levels: Iterable[Tensor]) -> None:
         """Fits the statistics to all training features, one (N, C_l, H_l, W_l) per level."""
-        for i, level in enumerate(levels):
-            statistics = _RunningStatistics()
-            statistics.add(level)
-            self._set(i, statistics)
+        self.fit_batches([list(levels)])
 
     def fit_batches(self, batches: Iterable[Sequence[Tensor]]) -> None:
         """Fits the statistics to features that come in batches, (B, C_l, H_l, W_l) per level, and are not stored."""
@@ -67,11 +64,8 @@ class FeatureNormalizer(nn.Module):
             for i, level in enumerate(batch):
                 statistics[i].add(level)
         for i, found in statistics.items():
-            self._set(i, found)
-
-    def _set(self, level: int, statistics: "_RunningStatistics") -> None:
-        self.get_buffer(f"mean{level}").copy_(statistics.mean)
-        self.get_buffer(f"std{level}").copy_((statistics.square / statistics.count).sqrt().clamp_min(1e-6))
+            self.get_buffer(f"mean{i}").copy_(found.mean)
+            self.get_buffer(f"std{i}").copy_((found.square / found.count).sqrt().clamp_min(1e-6))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Normalizes features (B, C_l, H_l, W_l) per level."""
