@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,31 +30,25 @@ def fuse_conv_bn(net: nn.Module, example: Tensor) -> nn.Module:
         convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         # timm's BatchNormAct2d also drops and activates, which stays.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-        _replace(result, norm, nn.Sequential(*rest))
+        for name in [name for name, module in result.named_modules(remove_duplicate=False) if module is norm]:
+            result.set_submodule(name, nn.Sequential(*rest))
     return result if computes_the_same(result, net, example) else copy.deepcopy(net)
 
 
 @torch.no_grad()
 def computes_the_same(ours: nn.Module, theirs: nn.Module, example: Tensor) -> bool:
     """Tells whether two networks yield the same maps of ``example``, in float64 and up to AGREEMENT."""
-    with _one_thread():
+    threads = torch.get_num_threads()
+    # In float64 a depthwise convolution runs channel by channel: threads would wait for each other, for seconds.
+    torch.set_num_threads(1)
+    try:
         after, before = (copy.deepcopy(each).double()(example.double()) for each in (ours, theirs))
+    finally:
+        torch.set_num_threads(threads)
     if [a.shape for a in after] != [b.shape for b in before]:
         return False
     pairs = zip(after, before, strict=True)
     return all(bool((a - b).abs().max() <= AGREEMENT * b.abs().max()) for a, b in pairs)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Restricts PyTorch to one CPU thread in the block."""
-    # In float64 a depthwise convolution runs channel by channel: threads would wait for each other, for seconds.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -85,10 +78,3 @@ def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.Batc
         once = len(modules) == calls[convolution] == calls[norm] == 1
         if once and isinstance(norm, nn.BatchNorm2d):
             yield convolution, norm
-
-
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in list(net.modules()):
-        for name, child in list(module.named_children()):
-            if child is old:
-                setattr(module, name, new)

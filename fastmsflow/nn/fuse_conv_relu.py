@@ -35,8 +35,6 @@ class FusedConvolution(nn.Module):
     operator.
     """
 
-    reflection: tuple[int, int, int, int] | None
-    geometry: reference.Geometry
     agrees: bool | None
     """True if the fused operator computed what the reference does with every shape so far, on the device and in the
     dtype of the weights; None before the first try."""
@@ -72,7 +70,8 @@ class FusedConvolution(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self.agrees is True
-        if self.agrees is not False and x.shape not in self._tried and cudnn_may_serve(x) and not _is_recorded(x):
+        is_recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self.agrees is not False and x.shape not in self._tried and cudnn_may_serve(x) and not is_recorded:
             self.agrees = self._try(x, residual)
             self._tried.add(x.shape)
         return self.agrees is True and x.shape in self._tried
@@ -206,10 +205,6 @@ class _Rewriter:
 def _calls(node: fx.Node, names: tuple[object, ...]) -> bool:
     """Tells whether ``node`` calls one of these functions, or a method of one of these names."""
     return node.op in ("call_function", "call_method") and node.target in names
-
-
-def _is_recorded(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _pair(size: object) -> tuple[int, int]:
