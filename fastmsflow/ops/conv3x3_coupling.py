@@ -60,7 +60,8 @@ def _fused(
 ) -> tuple[Any, ...]:
     """Returns the results, log_det and the convolution's output, None for each of the last two that is not wanted.
 
-    ``tensors``, ``settings``: as ``ConvCoupling`` takes them.
+    ``tensors``: hidden, weight, bias, x1, x2, global scale and offset, permutation and its inverse. ``settings``:
+    raw_scale, clamp, form, limit and result.
     """
     *convolution, x1, x2, global_scale, global_offset, perm, _ = tensors
     *coupling_settings, result = settings
@@ -78,30 +79,18 @@ def _fused(
 
 
 class ConvCoupling(torch.autograd.Function):
-    """Differentiates ``_fused``; the convolution's output is computed once and saved for the backward pass."""
+    """Differentiates ``_fused``, whose tensors and settings it takes.
+
+    The convolution's output is computed once and saved for the backward pass.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        x1: Tensor | None,
-        x2: Tensor,
-        global_scale: Tensor | None,
-        global_offset: Tensor | None,
-        perm: Tensor | None,
-        inverse_perm: Tensor | None,
-        raw_scale: float,
-        clamp: float,
-        form: str,
-        limit: float | None,
-        result: str,
-    ) -> tuple[Tensor, ...]:
-        tensors = (hidden, weight, bias, x1, x2, global_scale, global_offset, perm, inverse_perm)
-        settings = (raw_scale, clamp, form, limit)
-        *results, raw = _fused(tensors, (*settings, result), True, with_raw=True)
-        ctx.settings = (*settings, False, result)
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
+        tensors, settings = operands[:9], operands[9:]
+        hidden, weight, bias, x1, x2, global_scale, global_offset, _perm, inverse_perm = tensors
+        *results, raw = _fused(tensors, settings, True, with_raw=True)
+        *coupling_settings, result = settings
+        ctx.settings = (*coupling_settings, False, result)
         ctx.bias_dtype = bias.dtype
         ctx.save_for_backward(hidden, weight, x1, x2, raw, global_scale, global_offset, inverse_perm)
         return tuple(results)

@@ -3,6 +3,8 @@
 cuDNN has it, so there is no Triton kernel of this name.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, library
 
@@ -60,17 +62,9 @@ def _convolution_relu(
 
 
 @_convolution_relu.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    return torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *geometry: Any) -> Tensor:
+    *window, groups = geometry
+    return torch.ops.aten.convolution(x, weight, bias, *window, False, [0, 0], groups)
 
 
 def cudnn_may_serve(x: Tensor) -> bool:

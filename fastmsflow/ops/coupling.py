@@ -14,9 +14,6 @@ from ..reference.clamp_forms import find_clamp_form
 from ..reference.coupling_spec import CouplingSpec, GlobalAffine, Halves
 from . import records_gradients
 
-# Global scale and offset, permutation and its inverse, as the operators take them.
-AffineOperands = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
 
 def coupling(
     x: Halves,
@@ -95,37 +92,22 @@ def spec_operands(spec: CouplingSpec, dtype: torch.dtype) -> tuple[float, float,
     return spec.raw_scale, spec.clamp, spec.form, spec.limit(dtype)
 
 
-def affine_operands(affine: GlobalAffine | None) -> AffineOperands:
-    """Returns the tensors of ``affine`` as the operators take them."""
+def affine_operands(affine: GlobalAffine | None) -> tuple[Tensor | None, ...]:
+    """Returns global scale and offset, permutation and its inverse, as the operators take them."""
     if affine is None:
         return None, None, None, None
     return affine.scale, affine.offset, affine.perm, affine.inverse_perm
 
 
 class Coupling(torch.autograd.Function):
-    """Differentiates ``_coupling``, whose operands it takes; ``inverse_index`` is the inverse of ``index``."""
+    """Differentiates ``_coupling``, whose operands it takes, with the index's inverse behind the index."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x1: Tensor | None,
-        x2: Tensor,
-        raw: Tensor,
-        bias: Tensor | None,
-        global_scale: Tensor | None,
-        global_offset: Tensor | None,
-        index: Tensor | None,
-        inverse_index: Tensor | None,
-        raw_scale: float,
-        clamp: float,
-        form: str,
-        limit: float | None,
-        inverse: bool,
-        result: str,
-    ) -> tuple[Tensor, ...]:
-        settings = (raw_scale, clamp, form, limit, inverse, result)
+    def forward(ctx: Any, *operands: Any) -> tuple[Tensor, ...]:
+        x1, x2, raw, bias, global_scale, global_offset, index, inverse_index, *settings = operands
         results = _coupling(x1, x2, raw, bias, global_scale, global_offset, index, *settings, True)
         ctx.settings = settings
+        *_, inverse, _result = settings
         ctx.has_both_halves = inverse and x1 is not None
         halves = (None, results[0]) if inverse else (x1, x2)
         ctx.save_for_backward(*halves, raw, bias, global_scale, global_offset, inverse_index)
@@ -148,7 +130,7 @@ def coupling_gradients(
     grads: Sequence[Tensor],
     tensors: tuple[Tensor | None, Tensor, Tensor, Tensor | None],
     affine: Sequence[Tensor | None],
-    settings: tuple[float, float, str, float | None, bool, str],
+    settings: Sequence[Any],
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Computes the gradients of x1, x2, raw, bias (float32, also if it is part of raw), global_scale, global_offset.
 

@@ -14,13 +14,6 @@ def reflection_pad(x: Tensor, padding: tuple[int, int, int, int], backend: Backe
     By Triton the result is in channels-last memory and not differentiable, since the extractor is frozen.
     Raises: InputError if x is no batch of images, or an edge is to reflect more pixels than lie behind it.
     """
-    _check(x, padding)
-    if not uses_triton(backend, x):
-        return reference.reflection_pad(x, padding)
-    return _reflection_pad(x, list(padding))
-
-
-def _check(x: Tensor, padding: tuple[int, int, int, int]) -> None:
     if x.ndim != 4:
         raise InputError(f"x is {tuple(x.shape)}; give (B, C, H, W)")
     left, right, top, bottom = padding
@@ -30,6 +23,9 @@ def _check(x: Tensor, padding: tuple[int, int, int, int]) -> None:
             f"an image of {height}x{width} pixels cannot be padded by {tuple(padding)} (left, right, top, bottom):"
             " give at least 0 and fewer than it has in that direction"
         )
+    if not uses_triton(backend, x):
+        return reference.reflection_pad(x, padding)
+    return _reflection_pad(x, list(padding))
 
 
 @library.custom_op("fastmsflow::reflection_pad", mutates_args=())
