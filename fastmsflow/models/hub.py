@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 # A model is read as it was saved; the mixin would ignore its other options silently.
-OPTIONS = ("backend", "revision", "token", "cache_dir", "local_files_only", "force_download")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+OPTIONS = ("backend", *HUB_OPTIONS)
 
 
 class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
@@ -72,28 +73,9 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         self.save(save_directory / WEIGHTS_FILE)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        backend: "Backend" = "auto",
-        **_: Any,
-    ) -> "Self":
+    def _from_pretrained(cls, *, model_id: str, backend: "Backend" = "auto", **given: Any) -> "Self":
         """Reads the weights' file, which has the configuration too; the mixin's other arguments are not needed."""
         if Path(model_id).is_dir():
             return cls.load(Path(model_id) / WEIGHTS_FILE, backend)
-        path = hf_hub_download(
-            model_id,
-            WEIGHTS_FILE,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        return cls.load(path, backend)
+        options = {name: given[name] for name in HUB_OPTIONS}
+        return cls.load(hf_hub_download(model_id, WEIGHTS_FILE, **options), backend)
