@@ -74,17 +74,14 @@ def uses_triton(model_choice: Backend, x: Tensor) -> bool:
     if choice == "auto":
         choice = check(os.environ.get("FASTMSFLOW_BACKEND", "auto"))
     if choice == "triton":
-        _require_triton(x)
+        if x.dtype not in DTYPES:
+            raise InputError(
+                f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}; use 'torch' for it"
+            )
+        if (fault := _triton_fault(x.device)) is not None:
+            raise UnavailableError(f"backend 'triton': {fault}")
         return True
     return choice == "auto" and x.is_cuda and x.dtype in DTYPES and _triton_fault(x.device) is None
-
-
-def _require_triton(x: Tensor) -> None:
-    if x.dtype not in DTYPES:
-        raise InputError(f"backend 'triton' computes float16, bfloat16 and float32, not {x.dtype}; use 'torch' for it")
-    fault = _triton_fault(x.device)
-    if fault is not None:
-        raise UnavailableError(f"backend 'triton': {fault}")
 
 
 def _triton_fault(device: torch.device) -> str | None:

@@ -96,8 +96,7 @@ class Calibration:
 
     def shortage(self, false_alarms: float | None = None) -> str:
         """Returns the message, with the remedy, for too few images."""
-        rate = self.false_alarms if false_alarms is None else false_alarms
-        return _shortage(len(self.scores), rate)
+        return _shortage(len(self.scores), self.false_alarms if false_alarms is None else false_alarms)
 
     def threshold(self, false_alarms: float | None = None) -> Threshold:
         """Returns the threshold of the absolute image score above which at most ``false_alarms`` of good images are
@@ -152,14 +151,9 @@ class DecisionThreshold:
             if not math.isfinite(value):
                 raise InputError(f"the threshold is {value}; give a number of nats")
             return cls(value, f"{value:.4g} nats, as given")
-        if calibration is None:
+        if calibration is None or (false_alarms is None and not calibration.is_enough()):
             return None
-        try:
-            calibrated = calibration.threshold(false_alarms)
-        except InputError:
-            if false_alarms is not None:
-                raise
-            return None
+        calibrated = calibration.threshold(false_alarms)
         return cls(calibrated.value, str(calibrated))
 
 
@@ -171,16 +165,11 @@ def region_threshold(calibration: Calibration | None, false_alarms: float | None
     Returns: None if no rate was asked for and the calibration has no threshold.
     Raises: InputError if ``calibration`` has no threshold for ``false_alarms``.
     """
-    if calibration is None:
-        if false_alarms is not None:
-            raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
+    if calibration is None and false_alarms is not None:
+        raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
+    if calibration is None or (false_alarms is None and not calibration.is_enough()):
         return None
-    try:
-        return calibration.region_threshold(false_alarms).value
-    except InputError:
-        if false_alarms is not None:
-            raise
-        return None
+    return calibration.region_threshold(false_alarms).value
 
 
 def threshold(scores: Any, false_alarms: float) -> Threshold:
