@@ -10,16 +10,14 @@ from einops import rearrange
 
 from .._version import __version__
 from ..calibration import Calibration
-from ..data import ImageSet, Sample, fingerprint, load_image, load_mask
+from ..data import ImageSet, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
-from ..visualization.heat_maps import Panel, gallery
 from ..visualization.html_report import Report, ReportRow, write_report
-from ..visualization.plots import plot_scores
+from ..visualization.plots import gallery, plot_scores
 from .evaluator import TestResult
-from .score_map_store import ScoreMapStore
 
 MetricsTable = Mapping[str, Mapping[str, float | None]]
 
@@ -60,14 +58,30 @@ def write_test_report(
         ((sample.image, sample.label, sample.kind, *values) for sample, *values in table),
     )
     plot_scores(out / "scores.png", labels, absolute, f"{shown(images.name)}: image scores of the test set")
+
+    def row(i: int) -> ReportRow:
+        sample = images.test[i]
+        return ReportRow(
+            image=sample.image,
+            label=sample.label,
+            kind=sample.kind,
+            score=float(absolute[i]),
+            pixels=as_pixels(load_image(sample.image, model.image_size)),
+            score_map=maps[i],
+            mask=load_mask(sample, model.image_size).numpy() if sample.mask is not None else None,
+        )
+
+    def rows() -> Iterator[ReportRow]:
+        for i in range(len(images.test)):
+            yield row(i)
+            progress(i + 1)
+
     chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
-    panels = [_panel(images.test[i], model.image_size, absolute[i], maps[i]) for i in chosen]
-    gallery(out / "heatmaps.png", panels, color_scale.scale, color_scale.caption)
-    rows = _rows(images, model.image_size, absolute, maps, progress)
+    gallery(out / "heatmaps.png", [row(i) for i in chosen], color_scale)
     threshold, note = _threshold(model.calibration)
     report = Report(
         title=f"{images.name}: {len(images.test)} test images",
-        rows=rows,
+        rows=rows(),
         heat_scale=color_scale.scale,
         heat_caption=color_scale.caption,
         threshold=threshold,
@@ -93,35 +107,7 @@ def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
     return threshold.value, str(threshold)
 
 
-def _rows(
-    images: ImageSet,
-    image_size: tuple[int, int],
-    scores: np.ndarray,
-    maps: ScoreMapStore,
-    progress: Callable[[int], None],
-) -> Iterator[ReportRow]:
-    for i, sample in enumerate(images.test):
-        mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
-        pixels = as_pixels(load_image(sample.image, image_size))
-        yield ReportRow(
-            image=sample.image,
-            label=sample.label,
-            kind=sample.kind,
-            score=float(scores[i]),
-            pixels=pixels,
-            score_map=maps[i],
-            mask=mask,
-        )
-        progress(i + 1)
-
-
 def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:
     """Returns ``count`` of ``indices``, evenly spaced from the highest score to the lowest, so that none flatters."""
     ordered = indices[np.argsort(-score[indices], kind="stable")]
     return ordered[np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)].tolist()
-
-
-def _panel(sample: Sample, image_size: tuple[int, int], score: float, score_map: np.ndarray) -> Panel:
-    mask = load_mask(sample, image_size).numpy() if sample.mask is not None else None
-    title = f"{shown(sample.kind)}  {shown(sample.image.stem)}  score {score:.2f}"
-    return Panel(as_pixels(load_image(sample.image, image_size)), score_map, title, mask)

@@ -92,7 +92,7 @@ class EveryClassResult:
         failed = "".join(f"\n- {shown(name)} failed: {reason}" for name, reason in self.failures.items())
         header, lines = self.as_table(format_metric)
         notes = f"{self.summary}\n{failed}"
-        write_markdown_table(out / "summary.md", f"{len(self.classes)} classes", header, lines, notes)
+        write_markdown_table(out / "summary.md", header, lines, title=f"{len(self.classes)} classes", notes=notes)
 
 
 class ModelFactory:

@@ -115,14 +115,14 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
 
     The page reads an element when it shows the row.
     """
-    low, high = page.heat_scale
+    (low, high), region = page.heat_scale, page.region_threshold
     for row in page.rows:
         _check(row)
         image = Image.fromarray(row.pixels)
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-        width, height = _shrunk_size(row.score_map.shape, HEAT_SIDE)
-        full_map = Image.fromarray(row.score_map.astype(np.float32))
-        score_map = np.asarray(full_map.resize((width, height), Image.Resampling.BOX))
+        heat_map = Image.fromarray(row.score_map.astype(np.float32))
+        heat_map.thumbnail((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BOX, reducing_gap=None)
+        (width, height), score_map = heat_map.size, np.asarray(heat_map)
         # Gray values; the page colors them.
         share = np.clip((score_map - low) / max(high - low, 1e-12), 0, 1)
         pictures = {
@@ -130,9 +130,7 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
             "heat": _as_webp(Image.fromarray((share * 255).round().astype(np.uint8))),
             "box": f"0 0 {GRID * width} {GRID * height}",
             "mask": "" if row.mask is None else _svg_outline(row.mask, 0.5, (height, width)),
-            "region": ""
-            if page.region_threshold is None
-            else _svg_outline(score_map, page.region_threshold, (height, width)),
+            "region": "" if region is None else _svg_outline(score_map, region, (height, width)),
         }
         yield f'<script type="application/json" id="pictures-{len(facts)}">{_as_json(pictures)}</script>\n'
         label = None if row.label is None else int(row.label)
@@ -162,14 +160,12 @@ def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     colors = mpl.colormaps[COLORMAP](np.linspace(0, 1, COLOR_STOPS))[:, :3].round(4)
     return {
         "rows": facts,
-        "scale": [float(v) for v in page.heat_scale],
+        "scale": page.heat_scale,
         "caption": page.heat_caption,
-        "threshold": None if page.threshold is None else float(page.threshold),
+        "threshold": page.threshold,
         "note": page.threshold_note,
-        "region": None if page.region_threshold is None else float(page.region_threshold),
-        "pro": None
-        if page.pro is None
-        else [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
+        "region": page.region_threshold,
+        "pro": page.pro and [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
         "metrics": page.metrics,
         "settings": page.settings,
         "versions": page.versions,
@@ -191,12 +187,6 @@ def _svg_outline(values: np.ndarray, level: float, size: tuple[int, int]) -> str
         if len(steps) > 2:
             path.append(f"M{points[0, 0]} {points[0, 1]}l" + " ".join(f"{x} {y}" for x, y in steps[:-1]) + "z")
     return "".join(path)
-
-
-def _shrunk_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    """Returns the (width, height) of an (H, W) picture whose longer side is shrunk to ``side`` at most."""
-    shrunk = min(1.0, side / max(shape))
-    return max(1, round(shape[1] * shrunk)), max(1, round(shape[0] * shrunk))
 
 
 def _as_webp(image: Image.Image) -> str:

@@ -6,7 +6,7 @@ times as long.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -41,7 +41,6 @@ class ImageVisualizer:
         """``image_size``: (H, W) of the score maps; a picture shows an image about as large."""
         self._color_scale = color_scale
         self._side = max(SMALLEST_SIDE, *image_size)
-        self._legends: dict[tuple[int, int], Image.Image] = {}
 
     def shrink(self, image: Image.Image) -> Image.Image:
         """Returns ``image`` at the size that the picture shows, with its proportions."""
@@ -72,7 +71,7 @@ class ImageVisualizer:
         gap = text // 2
         # A tall image makes a narrow picture, but the text needs its width all the same.
         page = max(2 * width, self._side) + 3 * gap
-        legend = self._legend(page - 2 * gap, text)
+        legend = _draw_legend(self._color_scale, page - 2 * gap, text)
         top = gap + 2 * round(1.4 * text) + gap
         picture = Image.new("RGB", (page, top + height + gap + legend.height), PAPER)
         draw = ImageDraw.Draw(picture)
@@ -85,15 +84,10 @@ class ImageVisualizer:
         picture.paste(legend, (gap, top + height + gap))
         return picture
 
-    def _legend(self, width: int, text: int) -> Image.Image:
-        """Returns the color bar with its values, the mark of the region threshold, and the caption."""
-        key = (width, text)
-        if key not in self._legends:
-            self._legends[key] = _draw_legend(self._color_scale, width, text)
-        return self._legends[key]
 
-
+@lru_cache(64)
 def _draw_legend(color_scale: ColorScale, width: int, text: int) -> Image.Image:
+    """Returns the color bar with its values, the mark of the region threshold, and the caption."""
     font, bar = _font(text), text
     line = round(1.35 * text)
     caption = _wrapped(color_scale.caption, font, width)

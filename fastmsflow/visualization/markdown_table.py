@@ -7,9 +7,9 @@ from ..files import written_aside
 
 
 def write_markdown_table(
-    path: Path, title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: str
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], *, title: str, notes: str
 ) -> None:
-    """``title``, a table, ``notes`` below it; written aside and renamed."""
+    """Writes ``title``, a table, and ``notes`` below it; aside and then renamed."""
     lines = [f"# {title}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), "", notes]
     with written_aside(path) as aside:
         aside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,24 +1,30 @@
-"""Plots image scores, and losses and metrics of a training."""
+"""Plots image scores, examples with their heat maps, and losses and metrics of a training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..files import written_aside
+from ..contours import trace_contours
+from ..files import shown, written_aside
+from .color_scale import ColorScale
+from .heat_maps import COLORMAP, overlay
+from .html_report import ReportRow
 
 GOOD, DEFECTIVE, TRAINING = "#2a7fb8", "#d1495b", "#555555"
 # A curve of at most so many points has markers.
 MARKED_POINTS = 20
+GALLERY_COLUMNS = 4
 
 
 def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
     """Plots a histogram of the absolute image scores (N,), in nats, of good (label 0) and defective (1) images."""
-    figure, axis = _axes()
+    figure, axis = _figure()
     positive = np.maximum(scores, 1e-6)
     bins = np.geomspace(positive.min(), positive.max() * 1.001, 41).tolist()
     for label, name, color in ((0, "good", GOOD), (1, "defective", DEFECTIVE)):
@@ -30,6 +36,25 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
     _save(figure, path)
 
 
+def gallery(path: Path, rows: Sequence[ReportRow], color_scale: ColorScale) -> None:
+    """Writes a PNG of many images with their heat maps, outlines of their masks, and the color bar."""
+    lines = -(-len(rows) // GALLERY_COLUMNS)
+    figure = Figure(figsize=(4.2 * GALLERY_COLUMNS, 2.35 * lines + 1.0), layout="constrained")
+    axes = figure.subplots(lines, GALLERY_COLUMNS, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, row in zip(axes.flat, rows, strict=False):
+        axis.imshow(np.concatenate([row.pixels, overlay(row.pixels, row.score_map, color_scale.scale)], axis=1))
+        for line in [] if row.mask is None else trace_contours(row.mask, 0.5, border=0):
+            # The heat map stands at the right of the image; matplotlib centers the first pixel at (0, 0).
+            axis.plot(line[:, 0] + row.pixels.shape[1] - 0.5, line[:, 1] - 0.5, color="white", linewidth=0.8)
+        title = f"{shown(row.kind)}  {shown(row.image.stem)}  score {row.score:.2f}"
+        axis.set_title(title, fontsize=9, parse_math=False)
+    colors = ScalarMappable(Normalize(*color_scale.scale), COLORMAP)
+    figure.colorbar(colors, ax=axes, location="bottom", fraction=0.03, aspect=60, label=color_scale.caption)
+    _save(figure, path, dpi=90)
+
+
 Points = Sequence[tuple[int, float]]
 
 
@@ -38,7 +63,7 @@ def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics
 
     ``losses``: the nll of each pass; ``held_out`` and ``metrics``: points (epoch, value).
     """
-    figure, axis = _axes()
+    figure, axis = _figure()
     # One point makes no line.
     marker = "o" if len(losses) <= MARKED_POINTS else None
     passes = range(1, len(losses) + 1)
@@ -59,12 +84,11 @@ def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics
     _save(figure, path)
 
 
-def _axes() -> tuple[Figure, Axes]:
+def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, dpi: int = 100) -> None:
     with written_aside(path) as aside:
-        figure.savefig(aside, dpi=100, format="png")
+        figure.savefig(aside, dpi=dpi, format="png")
