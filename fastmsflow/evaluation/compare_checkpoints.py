@@ -134,14 +134,13 @@ def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
     means = []
     classes = len({row.name for row in rows})
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        values = [row.evaluation.as_dict() for row in rows if row.checkpoint == checkpoint]
-        if len(values) < classes:
+        evaluations = [row.evaluation for row in rows if row.checkpoint == checkpoint]
+        if len(evaluations) < classes:
             continue
-        shared = {name: [value[name] for value in values] for name in METRICS}
-        mean = {name: float(np.mean(of)) if None not in of else None for name, of in shared.items()}  # type: ignore[arg-type]
-        errors = [row.evaluation.pixel_error for row in rows if row.checkpoint == checkpoint]
-        mean["pixel_error"] = None if None in errors else max(error for error in errors if error is not None)
-        means.append(CheckpointResult(MEAN, checkpoint, Evaluation(**mean)))  # type: ignore[arg-type]
+        values = {name: [getattr(each, name) for each in evaluations] for name in (*METRICS, "pixel_error")}
+        shared = {name: of for name, of in values.items() if None not in of}
+        mean = {name: max(of) if name == "pixel_error" else float(np.mean(of)) for name, of in shared.items()}
+        means.append(CheckpointResult(MEAN, checkpoint, Evaluation.from_dict(mean)))
     return means
 
 

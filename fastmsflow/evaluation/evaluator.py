@@ -56,7 +56,7 @@ class Evaluator:
         self._ground_truth = ground_truth
         self._map_kind: MapKind = map_kind
         self._maps = maps
-        self._scores = ScoreCollector(world)
+        self._scores = ScoreCollector(ground_truth.names, world)
         self._pixel_metrics: PixelMetricsAccumulator | None = None
         if ground_truth.has_masks and ground_truth.exact:
             self._pixel_metrics = ExactPixelMetrics(len(ground_truth.labels), ground_truth.image_size)
@@ -87,8 +87,7 @@ class Evaluator:
 
         Raises: InputError with the names of images whose score is not finite.
         """
-        numbers, scores = self._scores.gather()
-        check_finite(scores, numbers, self._ground_truth.names)
+        scores = self._scores.gather()
         pixel_metrics = {} if self._pixel_metrics is None else self._pixel_metrics.compute()._asdict()
         labels = self._ground_truth.labels
         evaluation = Evaluation(
@@ -110,9 +109,8 @@ class Calibrator:
 
     def __init__(self, names: Sequence[str], world: ProcessGroup = SINGLE_PROCESS, images: int | None = None) -> None:
         self._count = len(names) if images is None else images
-        self._names = names
         self._world = world
-        self._scores = ScoreCollector(world)
+        self._scores = ScoreCollector(names, world)
         self._peaks: list[tuple[int, float]] = []
         self._pixels: list[Tensor] = []
 
@@ -132,8 +130,7 @@ class Calibrator:
 
         Raises: InputError with the names of images whose score is not finite.
         """
-        numbers, scores = self._scores.gather()
-        check_finite(scores, numbers, self._names)
+        scores = self._scores.gather()
         peaks = sorted(peak for peaks in self._world.all_gather(self._peaks) for peak in peaks)
         pixels = torch.cat(list(self._world.all_gather(torch.cat(self._pixels or [torch.empty(0)]))))
         absolute = scores.absolute_score.tolist()
@@ -141,9 +138,10 @@ class Calibrator:
 
 
 class ScoreCollector:
-    """Collects image scores, and sorts them by the images' numbers."""
+    """Collects image scores, and sorts them by the images' numbers. ``names``: names of the images, by number."""
 
-    def __init__(self, world: ProcessGroup) -> None:
+    def __init__(self, names: Sequence[str], world: ProcessGroup) -> None:
+        self._names = names
         self._world = world
         self._numbers: list[int] = []
         self._scores: list[Tensor] = []
@@ -152,22 +150,21 @@ class ScoreCollector:
         self._numbers += numbers
         self._scores.append(torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1))
 
-    def gather(self) -> tuple[list[int], ImageScores]:
-        """Returns the images' numbers, ascending, and their scores, of all processes, on each of them."""
+    def gather(self) -> ImageScores:
+        """Returns the scores of the images of all processes, on each of them.
+
+        Raises: InputError with the names of images whose score is not finite.
+        """
         own = torch.cat(self._scores or [torch.empty(0, 3)])
         gathered = self._world.all_gather((self._numbers, own))
         numbers, order = torch.tensor([number for numbers, _ in gathered for number in numbers]).sort()
-        return numbers.tolist(), ImageScores(*torch.cat([scores for _, scores in gathered])[order].unbind(dim=1))
-
-
-def check_finite(scores: ImageScores, numbers: Sequence[int], names: Sequence[str]) -> None:
-    """Raises: InputError with the names of those images of ``numbers`` whose score is not finite."""
-    finite = scores.absolute_score.isfinite().tolist()
-    faults = [names[number] for number, is_finite in zip(numbers, finite, strict=True) if not is_finite]
-    if faults:
-        raise InputError(
-            f"the score is not finite of {first_few(faults)}; look at them, or for where the model overflows"
-        )
+        scores = ImageScores(*torch.cat([scores for _, scores in gathered])[order].unbind(dim=1))
+        faults = [self._names[number] for number in numbers[~scores.absolute_score.isfinite()].tolist()]
+        if faults:
+            raise InputError(
+                f"the score is not finite of {first_few(faults)}; look at them, or for where the model overflows"
+            )
+        return scores
 
 
 def _at_threshold(labels: np.ndarray, scores: np.ndarray, calibration: Calibration | None) -> dict[str, float]:
