@@ -44,7 +44,7 @@ class Bins:
 
     @classmethod
     def from_sample(
-        cls, masks: Any, maps: Any, bins: int = BINS, across_ranks: bool = False, device: str = "cpu"
+        cls, masks: Any, maps: Any, *, bins: int = BINS, across_ranks: bool = False, device: str = "cpu"
     ) -> "Bins":
         """Chooses bins for values like those of a sample, ``maps`` (B, H, W) with ``masks``; see PixelHistogram.update.
 
@@ -84,13 +84,8 @@ def reduced(values: np.ndarray, how: str, device: str) -> np.ndarray:
     """Returns the "sum", "min" or "max" of ``values`` over all ranks."""
     import torch
 
-    operation = {
-        "sum": torch.distributed.ReduceOp.SUM,
-        "min": torch.distributed.ReduceOp.MIN,
-        "max": torch.distributed.ReduceOp.MAX,
-    }
     tensor = torch.tensor(values, device=device)
-    torch.distributed.all_reduce(tensor, operation[how])
+    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, how.upper()))
     return tensor.cpu().numpy()
 
 

@@ -32,9 +32,9 @@ def as_scores(scores: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
     return scores.astype(np.float32) if scores.dtype == np.float16 else scores
 
 
-def refuse_nan(ascending: np.ndarray, what: str) -> None:
-    """Raises: InputError if the sorted ``ascending`` holds a NaN, which sorting puts last."""
-    if ascending.dtype.kind == "f" and np.isnan(ascending[-1]):
+def refuse_nan(values: np.ndarray, what: str) -> None:
+    """Raises: InputError if ``values`` hold a NaN."""
+    if values.dtype.kind == "f" and values.size and np.isnan(values.max()):
         raise InputError(f"{what} hold NaN; look for where the model overflows")
 
 

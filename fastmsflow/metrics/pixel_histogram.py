@@ -8,7 +8,7 @@ from ..errors import InputError
 from .aupro import checked_limit, mean_height, published_thresholds, spread_along
 from .defect_regions import Regions
 from .histogram_bins import Bins, as_float32, reduced
-from .input_checks import as_scores
+from .input_checks import as_scores, refuse_nan
 
 
 class Bounded(NamedTuple):
@@ -59,8 +59,7 @@ class PixelHistogram:
         regions = masks if isinstance(masks, Regions) else Regions(masks)
         for image, (at, weights) in zip(as_scores(maps, "maps", regions.shape), regions.pixels, strict=True):
             values = as_float32(image)
-            if values.size and np.isnan(values.max()):
-                raise InputError("maps hold NaN; look for where the model overflows")
+            refuse_nan(values, "maps")
             numbers = self.bins.of_values(values)
             self._update_extremes(numbers, values)
             self._good += np.bincount(numbers, minlength=self.bins.number)
