@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..kernels import (
     conv3x3,
@@ -34,6 +35,13 @@ CLAMP = 1.9
 _LIKELIHOOD = ", likelihood"
 
 Settings = dict[str, Any]
+# The settings of a coupling within a level, and across the levels, as the launchers take them.
+WITHIN: Settings = {
+    "raw_scale": SUBNET_SCALE, "clamp": CLAMP, "form": find_clamp_form("tanh").kernel_constant, "limit": None
+}  # fmt: skip
+ACROSS: Settings = {
+    "raw_scale": 1.0, "clamp": CLAMP, "form": find_clamp_form("atan").kernel_constant, "limit": OUTPUT_LIMIT
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +130,7 @@ def permutation(channels: int, device: torch.device) -> Tensor:
 
 def tensors(nested: object) -> Iterator[Tensor]:
     """Yields the tensors in a launcher's arguments or results."""
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict):
-        yield from tensors(list(nested.values()))
-    elif isinstance(nested, (list, tuple)):
-        for each in nested:
-            yield from tensors(each)
+    yield from (leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -142,13 +144,7 @@ def _couplings(level: _Level) -> Iterator[KernelCase]:
     case = partial(KernelCase, arithmetic=_name(level.dtype), level=level.number)
     gain: Settings = {"global_scale": scale.add(10), "index": permutation(channels, level.device)}
     affine: Settings = {**gain, "global_offset": offset}
-    within: Settings = {
-        "raw_scale": SUBNET_SCALE,
-        "clamp": CLAMP,
-        "form": _constant("tanh"),
-        "limit": None,
-        "result": "halves",
-    }
+    within: Settings = {**WITHIN, "result": "halves"}
     forward = partial(coupling.coupling, half, half, raw, offset, **affine, **within)
     backward = partial(
         coupling.coupling_backward, [half, half], log_det, half, half, raw=raw, bias=offset, **gain, **within
@@ -163,13 +159,7 @@ def _couplings(level: _Level) -> Iterator[KernelCase]:
     permute = partial(coupling.coupling, half, half, None, None, **affine, **within, inverse=False, with_log_det=False)
     yield case(tiles="coupling", name=f"{name}, permutation alone", launch=permute)
     no_affine: Settings = {"global_scale": None, "index": None}
-    across: Settings = {
-        "raw_scale": 1.0,
-        "clamp": CLAMP,
-        "form": _constant("atan"),
-        "limit": OUTPUT_LIMIT,
-        "inverse": False,
-    }
+    across: Settings = {**ACROSS, "inverse": False}
     for result, grad in (("concat", raw), ("likelihood", logp)):
         tag = f"{name}, across levels{_LIKELIHOOD * (result == 'likelihood')}"
         forward = partial(
@@ -218,14 +208,13 @@ def _convolutions(level: _Level, arithmetic: str) -> Iterator[KernelCase]:
     yield case("conv3x3", f"{name}, input gradient", gradient, width * channels)
     gradient = partial(conv3x3.conv3x3_weight_gradient, hidden, x, **precision)
     yield case("conv3x3_weight", name, gradient, width * channels)
-    within: Settings = {"raw_scale": SUBNET_SCALE, "form": _constant("tanh"), "limit": None, "result": "concat"}
-    across: Settings = {"raw_scale": 1.0, "form": _constant("atan"), "limit": OUTPUT_LIMIT, "result": "likelihood"}
     for training in (False, True):
         tag = f"{name}, training" if training else name
-        settings: Settings = {"clamp": CLAMP, "with_log_det": training, "with_raw": training, **precision}
-        fused = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, x1=None, x2=half, **within, **settings)
+        settings: Settings = {"with_log_det": training, "with_raw": training, **precision}
+        within, across = {**WITHIN, "result": "concat", **settings}, {**ACROSS, "result": "likelihood", **settings}
+        fused = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, x1=None, x2=half, **within)
         yield case("conv3x3_coupling", tag, fused, width * channels)
-        fused = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, x1=half, x2=half, **across, **settings)
+        fused = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, x1=half, x2=half, **across)
         yield case("conv3x3_coupling", f"{tag}, across levels{_LIKELIHOOD}", fused, channels // 2 * channels)
         if fuses_layer_norm(width):
             normed = partial(
@@ -251,7 +240,3 @@ def _across_levels(
         ("likelihood", "backward", partial(likelihood.log_likelihood_maps_backward, logp, z)),
     ):
         yield KernelCase(tiles=tiles, name=name, launch=launch, arithmetic=_name(dtype))
-
-
-def _constant(form: str) -> int:
-    return find_clamp_form(form).kernel_constant

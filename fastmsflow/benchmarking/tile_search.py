@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,7 @@ def operation(
     ``kind``: one of fastmsflow.kernels.configs.KINDS; ``channels``, ``size``: of the level.
     """
 
-    def make(*shape: int) -> Tensor:
-        return new(dtype, device, *shape)
-
+    make = partial(new, dtype, device)
     width = channels // 2 + CONDITION
     shrink = 1 / (3 * width**0.5)
     x, hidden = make(batch, channels, size, size), make(batch, width, size, size)
