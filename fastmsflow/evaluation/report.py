@@ -19,13 +19,6 @@ from ..visualization.html_report import Report, ReportRow, write_report
 from ..visualization.plots import gallery, plot_scores
 from .evaluator import TestResult
 
-MetricsTable = Mapping[str, Mapping[str, float | None]]
-
-
-def as_pixels(image: torch.Tensor) -> np.ndarray:
-    """Converts an image (3, H, W) in [0, 1] to (H, W, 3) uint8."""
-    return (rearrange(image, "c h w -> h w c").numpy() * 255).round().astype(np.uint8)
-
 
 def write_test_report(
     out: Path,
@@ -33,7 +26,7 @@ def write_test_report(
     model: MSFlow,
     result: TestResult,
     *,
-    metrics: MetricsTable,
+    metrics: Mapping[str, Mapping[str, float | None]],
     settings: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
     map_kind: MapKind | None = None,
@@ -61,12 +54,13 @@ def write_test_report(
 
     def row(i: int) -> ReportRow:
         sample = images.test[i]
+        image = rearrange(load_image(sample.image, model.image_size), "c h w -> h w c").numpy()
         return ReportRow(
             image=sample.image,
             label=sample.label,
             kind=sample.kind,
             score=float(absolute[i]),
-            pixels=as_pixels(load_image(sample.image, model.image_size)),
+            pixels=(image * 255).round().astype(np.uint8),
             score_map=maps[i],
             mask=load_mask(sample, model.image_size).numpy() if sample.mask is not None else None,
         )

@@ -33,17 +33,13 @@ def conv3x3_layer_norm_relu(
     """
     check_convolution(x, weight, None)
     check_condition(condition, len(weight), x)
-    outputs = len(weight)
-    if not uses_triton_convolution("conv3x3_layer_norm", backend, x, outputs) or not _fuses(outputs):
-        return layer_norm_relu(conv3x3(x, weight, None, backend), *norm, condition, backend=backend)
-    for_backward = torch.is_grad_enabled()
-    return ConvLayerNormReLU.apply(*in_autocast_dtype(x, weight), *norm, condition, for_backward)
+    if uses_triton_convolution("conv3x3_layer_norm", backend, x, len(weight)):
+        from ..kernels.conv3x3_layer_norm import fuses_layer_norm
 
-
-def _fuses(outputs: int) -> bool:
-    from ..kernels.conv3x3_layer_norm import fuses_layer_norm
-
-    return fuses_layer_norm(outputs)
+        if fuses_layer_norm(len(weight)):
+            for_backward = torch.is_grad_enabled()
+            return ConvLayerNormReLU.apply(*in_autocast_dtype(x, weight), *norm, condition, for_backward)
+    return layer_norm_relu(conv3x3(x, weight, None, backend), *norm, condition, backend=backend)
 
 
 class ConvLayerNormReLU(torch.autograd.Function):
