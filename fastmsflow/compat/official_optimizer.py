@@ -30,7 +30,7 @@ def official_optimizer(
     for level, official in enumerate(parallel):
         own = {parallel_key(name): p for name, p in flow.parallel_flows[level].named_parameters()}
         states += [_state(optimizer, own.get(key), value) for key, value in official.items()]
-    own = {fusion_key(name, range(len(parallel))): p for name, p in flow.fusion_flow.named_parameters()}
+    own = {fusion_key(name, len(parallel)): p for name, p in flow.fusion_flow.named_parameters()}
     fusion_states = [_state(optimizer, own.get(key), value) for key, value in fusion.items()]
     states = fusion_states + states if fusion_first else states + fusion_states
     return {

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -46,16 +45,12 @@ def parallel_key(ours: str) -> str:
     return ours
 
 
-def fusion_key(ours: str, order: Sequence[int]) -> str:
-    """Returns the official key, e.g. ``module_list.3.subnet_1.cross_convs.conv1.weight`` for ``subnet_1.conv1.weight``.
-
-    ``order``: the levels in the order of their permutations, which stand before the coupling.
-    """
-    if ours.startswith("perm"):
-        return f"module_list.{order.index(int(ours.removeprefix('perm')))}.perm"
+def fusion_key(ours: str, levels: int) -> str:
+    """Returns the official key, e.g. ``module_list.3.subnet_1.cross_convs.conv1.weight`` for ``subnet_1.conv1.weight``
+    and 3 levels."""
     for mine, theirs in _FUSION.items():
         ours = ours.replace(mine, theirs)
-    return f"module_list.{len(order)}.{ours}"
+    return f"module_list.{levels}.{ours}"
 
 
 def official_parallel(flow: MultiScaleFlow, level: int) -> StateDict:
@@ -82,15 +77,14 @@ def official_fusion(flow: MultiScaleFlow) -> StateDict:
 
     Its permutations have the order of the official file from which the flow was read, or else that of the levels.
     """
-    order = _order(flow)
     result: StateDict = {}
-    for place, level in enumerate(order):
+    for place, level in enumerate(_order(flow)):
         perm = flow.fusion_flow.get_buffer(f"perm{level}")
         result[f"module_list.{place}.perm"] = perm.clone()
         result[f"module_list.{place}.perm_inv"] = invert_permutation(perm)
     for key, value in flow.fusion_flow.state_dict().items():
         if not key.startswith("perm"):
-            result[fusion_key(key, order)] = _plain(value)
+            result[fusion_key(key, len(flow.channels))] = _plain(value)
     return result
 
 
@@ -114,8 +108,11 @@ def load_official_states(parallel: Sequence[StateDict], fusion: StateDict, flow:
         misfit = misfits(official_parallel(flow, level), official)
         misfit = misfit or _load(flow.parallel_flows[level], official, parallel_key)
         faults += [f"parallel_flows[{level}]: {fault}" for fault in misfit]
+    permutations = {f"perm{level}": f"module_list.{place}.perm" for place, level in enumerate(_order(flow))}
     misfit = misfits(official_fusion(flow), fusion)
-    misfit = misfit or _load(flow.fusion_flow, fusion, partial(fusion_key, order=_order(flow)))
+    misfit = misfit or _load(
+        flow.fusion_flow, fusion, lambda key: permutations.get(key) or fusion_key(key, len(permutations))
+    )
     faults += [f"fusion_flow: {fault}" for fault in misfit]
     if faults:
         raise InputError(f"does not fit an MSFlow of channels {flow.channels}: {first_few(faults)}")
