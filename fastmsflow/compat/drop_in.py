@@ -42,6 +42,8 @@ class DropInBlock(CouplingBlock):
     the formula of the soft clamp, whatever the permutations' layout; ``"auto"`` is 0.2's.
     """
 
+    variant: Variant
+
     def __init__(
         self,
         global_scale: nn.Parameter,
@@ -106,6 +108,8 @@ class DropInParallelFlow(ParallelFlow):
 
     The condition is (B, D, H, W), or (1, D, H, W) for all images.
     """
+
+    backend: Backend
 
     def __init__(self, blocks: Sequence[DropInBlock], backend: Backend = "auto") -> None:
         nn.Module.__init__(self)
@@ -173,6 +177,8 @@ class DropInFusionFlow(nn.Module):
     ``permutations`` may have any order; a level takes the one of its length, as the original's loader does. The order
     in a checkpoint that is loaded becomes this flow's order, so that the flow is saved in the same order.
     """
+
+    backend: Backend
 
     def __init__(
         self, permutations: Sequence[DropInPermutation], coupling: DropInCoupling, backend: Backend = "auto"

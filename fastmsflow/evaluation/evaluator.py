@@ -159,7 +159,7 @@ class ScoreCollector:
         gathered = self._world.all_gather((self._numbers, own))
         numbers, order = torch.tensor([number for numbers, _ in gathered for number in numbers]).sort()
         scores = ImageScores(*torch.cat([scores for _, scores in gathered])[order].unbind(dim=1))
-        faults = [self._names[number] for number in numbers[~scores.absolute_score.isfinite()].tolist()]
+        faults = [self._names[int(number)] for number in numbers[~scores.absolute_score.isfinite()]]
         if faults:
             raise InputError(
                 f"the score is not finite of {first_few(faults)}; look at them, or for where the model overflows"

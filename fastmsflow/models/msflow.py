@@ -55,6 +55,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
     cannot be had.
     """
 
+    pool: Pool
     calibration: Calibration | None
     """The scores of good images that were held out of training, if there are any; saved with the model."""
     made_for_inference: bool

@@ -36,6 +36,8 @@ class MultiScaleFlow(nn.Module):
     Raises: InputError if the levels do not agree, channels are odd, or a name is not known.
     """
 
+    clamp_form: ClampForm
+    backend: Backend
     activation_checkpointing: ActivationCheckpointing | None = None
     """The way to save memory if gradients are taken; a training sets it while it runs."""
     official_layout: OfficialLayout | None = None
