@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # more than they compile.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Inductor's scalar code is found and compiled in a third of the time: it tries no vector instructions on a compiler,
+# and chooses no tiling. Set the variable to "1" to test its vectorized code.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -20,7 +20,7 @@ DEVICE = torch.device("cuda", 0)
 backend._faults[DEVICE] = None
 configs._chips[DEVICE] = "sm_90"
 
-predictor = _Predictor(MSFlow("resnet18", pretrained=False, image_size=(64, 96), blocks=(1, 2, 1)))
+predictor = _Predictor(MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(64, 96), blocks=(1, 2, 1)))
 with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
     for module in predictor.modules():
         for tensors in (module._parameters, module._buffers):

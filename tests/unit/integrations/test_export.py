@@ -24,7 +24,7 @@ SIZE = (72, 104)  # grids of 9x13, 5x7 and 3x4: none divides another
 
 def new_model(**options) -> MSFlow:
     torch.manual_seed(0)
-    model = MSFlow("resnet18", pretrained=False, image_size=SIZE, blocks=(1, 2, 1), **options).eval()
+    model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=SIZE, blocks=(1, 2, 1), **options).eval()
     with torch.no_grad():
         for parameter in model.flow.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
