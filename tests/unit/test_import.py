@@ -1,7 +1,6 @@
 """Tests what ``import fastmsflow`` costs and touches, and what an installation holds."""
 
 import json
-import statistics
 import subprocess
 import sys
 
@@ -12,29 +11,33 @@ from tests.helpers.paths import ROOT
 OPTIONAL = ["timm", "sklearn", "scipy", "lightning", "PIL", "matplotlib", "typer", "rich", "triton"]
 
 
-def test_import_takes_at_most_1_2_times_import_torch() -> None:
-    # In one process and by processor time, so that a busy machine changes little. Without trio, which comes with the
-    # tests' selenium: huggingface_hub takes 50 ms to import it where it is, and fastmsflow does not bring it.
+def imported() -> tuple[float, list[str], bool]:
+    """Imports PyTorch and then the package, in a process of its own.
+
+    Returns the processor time of both relative to PyTorch's alone, the optional packages that came with them, and
+    whether a GPU was touched.
+    """
+    # By processor time, so that a busy machine changes little. Without trio, which comes with the tests' selenium:
+    # huggingface_hub takes 50 ms to import it where it is, and fastmsflow does not bring it.
     code = (
         "import sys, time; sys.modules['trio'] = None; start = time.process_time();"
         "import torch; between = time.process_time();"
         "import fastmsflow; fastmsflow.MSFlow; end = time.process_time();"
-        "print((end - start) / (between - start))"
+        "import json; fastmsflow.backend, fastmsflow.scoring;"
+        f"there = [name for name in {OPTIONAL} if name in sys.modules];"
+        "print(json.dumps([(end - start) / (between - start), there, torch.cuda.is_initialized()]))"
     )
-    ratios = [float(printed(code)) for _ in range(5)]
-    assert statistics.median(ratios) <= 1.2, ratios
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def printed(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
-def test_import_brings_no_optional_package_and_touches_no_gpu() -> None:
-    code = (
-        "import sys, json, fastmsflow; fastmsflow.MSFlow, fastmsflow.backend, fastmsflow.scoring; import torch;"
-        f"print(json.dumps([[m for m in {OPTIONAL} if m in sys.modules], torch.cuda.is_initialized()]))"
-    )
-    assert json.loads(printed(code)) == [[], False]
+def test_import_is_as_fast_as_import_torch_brings_no_optional_package_and_touches_no_gpu() -> None:
+    """The median of five imports takes at most 1.2 times as long: three that do decide it."""
+    ratios: list[float] = []
+    while len(ratios) < 5 and sum(ratio <= 1.2 for ratio in ratios) < 3:
+        ratio, optional, gpu = imported()
+        assert (optional, gpu) == ([], False)
+        ratios.append(ratio)
+    assert sum(ratio <= 1.2 for ratio in ratios) == 3, ratios
 
 
 def test_every_public_name_is_there() -> None:

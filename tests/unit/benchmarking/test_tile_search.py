@@ -1,8 +1,8 @@
 """Tuning, at shapes that the interpreter can afford and by a clock that says what the test wants it to."""
 
+import importlib
 import json
-import os
-import subprocess
+import re
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastmsflow import UnavailableError
+from fastmsflow import InputError, UnavailableError, backend, kernels
 from fastmsflow.benchmarking import (
     ConvolutionTiming,
     TileChoice,
@@ -114,23 +114,24 @@ def test_the_nearest_timed_shape_decides(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not configs.own_convolution_is_faster("conv3x3_coupling", 4096, 256, device)
 
 
-def kernels_with(table: Path, code: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"FASTMSFLOW_TABLE": str(table)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-
-
-@pytest.mark.slow
-def test_a_users_table_lies_over_the_committed_one(tmp_path: Path) -> None:
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's table, which the next import of ``fastmsflow.kernels.configs`` reads."""
     table = tmp_path / "table.json"
+    monkeypatch.setenv("FASTMSFLOW_TABLE", str(table))
+    monkeypatch.delitem(sys.modules, configs.__name__)
+    monkeypatch.delattr(kernels, "configs")
+    return table
+
+
+def test_a_users_table_lies_over_the_committed_one(table: Path) -> None:
     tiles = {"coupling": {"pixels": 2, "channels": 4, "warps": 8}}
     table.write_text(json.dumps({"any": {"tiles": tiles, "convolutions": {"conv3x3": [[1, 2, True]]}}}))
-    code = (
-        "from fastmsflow.kernels import configs; print(configs.TILES['coupling']['any'], configs.TILES['pool']['any'],"
-        " configs.CONVOLUTIONS)"
-    )
-    printed = kernels_with(table, code).stdout
-    assert "Tile(pixels=2, channels=4, warps=8) Tile(pixels=16, channels=128, warps=4)" in printed
-    assert "{'any': {'conv3x3': [(1, 2, True)]}}" in printed
+    anew = importlib.import_module(configs.__name__)
+    assert anew is not configs
+    assert anew.TILES["coupling"]["any"] == Tile(2, 4, 8)
+    assert anew.TILES["pool"]["any"] == Tile(16, 128, 4)
+    assert anew.CONVOLUTIONS == {"any": {"conv3x3": [(1, 2, True)]}}
 
 
 @pytest.mark.parametrize(
@@ -154,16 +155,11 @@ def test_a_damaged_table_is_named_with_the_remedy(
         configs.read_user_table()
 
 
-@pytest.mark.slow
-def test_a_damaged_table_is_an_input_error_of_the_library(tmp_path: Path) -> None:
-    table = tmp_path / "table.json"
+def test_a_damaged_table_is_an_input_error_of_the_library(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table.write_text("{")
-    code = (
-        "import fastmsflow, torch\n"
-        "try: fastmsflow.backend.uses_triton('triton', torch.zeros(1))\n"
-        "except fastmsflow.InputError as error: print(error)"
-    )
-    assert str(table) in kernels_with(table, code).stdout
+    monkeypatch.setattr(backend, "_faults", {})
+    with pytest.raises(InputError, match=re.escape(str(table))):
+        backend.uses_triton("triton", torch.zeros(1))
 
 
 def test_the_command_keeps_what_it_found_beside_other_chips_rows(
