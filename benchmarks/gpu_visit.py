@@ -37,6 +37,8 @@ FLOWS = ("benchmarks/test_speed_flow.py", "benchmarks/test_speed_end_to_end.py")
 KERNELS = ("benchmarks/test_speed_kernels.py",)
 # The first visit times the kernels of inference, the second those that training has besides.
 INFERENCE_KERNELS = "not gradient and not bfloat16"
+# Plugins of pytest that timing has no use for, and whose import takes a second.
+ALONE = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:anyio")
 LIMITS, NO_LIMITS = "matrix_product or copy", "not matrix_product and not copy"
 
 
@@ -117,7 +119,8 @@ class Steps:
         which: str,
         batches: str = "",
     ) -> Step:
-        command = [*self._pytest(), *files, "--benchmark-only", "--benchmark-disable-gc", *self._size, "-k", which]
+        command = [*self._pytest(), *ALONE, *files, "--benchmark-only", "--benchmark-disable-gc", *self._size]
+        command += ["-k", which]
         command += ["--rows", self._path(f"{name}.json"), *(["--rehearse"] if self._rehearse else [])]
         command += ["--batches", batches] if batches else []
         for contestant in contestants:

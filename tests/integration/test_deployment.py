@@ -18,8 +18,7 @@ from PIL import Image
 from benchmarks import deployment
 from fastmsflow import MSFlow, Prediction
 from fastmsflow.data import load_image
-from fastmsflow.integrations.export import export_onnx
-from tests.helpers.pages import blocks, missing
+from tests.helpers.pages import EXAMPLES, blocks, missing, run_up_to
 from tests.helpers.paths import ROOT
 from tests.helpers.tolerances import EXPORTED
 
@@ -28,6 +27,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs/deployment.md"
+PYTHON = [block for block in EXAMPLES if block.page == PAGE]
 SIZE = (64, 96)
 PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), np.uint8)
 
@@ -35,7 +35,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), np.uint8)
 @pytest.fixture(scope="module")
 def model() -> MSFlow:
     torch.manual_seed(0)
-    return MSFlow("test_efficientnet", pretrained=False, image_size=SIZE, blocks=(1, 1, 1)).eval()
+    return MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=SIZE, blocks=(1, 1, 1)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,6 @@ def folder(model: MSFlow, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("runs/mine", "new_images"):
         (folder / name).mkdir(parents=True)
     model.save(folder / "runs/mine/best.safetensors")
-    export_onnx(model, folder / "model.onnx")
     Image.fromarray(PIXELS[..., :3]).save(folder / "new_images/0.png")
     Image.fromarray(PIXELS[:48, ..., :3]).save(folder / "small.png")
     Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
@@ -57,7 +56,17 @@ def folder(model: MSFlow, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sample(folder: Path) -> Path:
+def exported(folder: Path) -> dict[str, Any]:
+    """The variables of the page's Python after its first block, which writes model.onnx into ``folder``."""
+    names: dict[str, Any] = {"run": []}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_up_to(PYTHON[0], names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def sample(folder: Path, exported: dict[str, Any]) -> Path:
     """The sample, compiled in ``folder`` by the page's line, with the headers that g++ finds and pip's library."""
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler: apt-get install g++")
@@ -127,15 +136,16 @@ def test_the_cpp_sample_refuses_a_graph_of_another_kind(sample: Path) -> None:
     assert done.stderr == "score: other.onnx: no model that fastmsflow exported\n"
 
 
-def test_the_pages_python_gives_the_models_scores(folder: Path, model: MSFlow, monkeypatch) -> None:
+def test_the_pages_python_gives_the_models_scores(
+    folder: Path, exported: dict[str, Any], model: MSFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     expected = model.predict(load_image("new_images/0.png", SIZE)[None])
-    names: dict[str, Any] = {}
-    compared = []
-    for block in blocks(PAGE):
-        if block.language != "python" or missing(block):
+    names, compared = exported, []
+    for block in PYTHON:
+        if missing(block):
             continue
-        exec(compile(block.text, str(block), "exec"), names)
+        run_up_to(block, names)
         assigned = {node.id for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Name)}
         if "absolute_score" in assigned:
             compared.append(str(block))
@@ -166,6 +176,7 @@ def test_the_table_tells_what_is_off_and_what_was_not_measured(model: MSFlow, mo
     assert rows[4][1:] == rows[5][1:] == ["not measured"] * 5
 
 
+@pytest.mark.usefixtures("exported")
 def test_the_runtimes_that_are_timed_compute_what_the_model_does(folder: Path, model: MSFlow) -> None:
     images = torch.rand(2, 3, *SIZE)
     graphs = [deployment.onnx_runtime(folder / "model.onnx")]

@@ -32,8 +32,8 @@ GRIDS = ((4, 4), (2, 2), (1, 1))
 RUN = ("predict runs/mine/best.safetensors", "convert official.pt own.safetensors")
 
 
-# Those of docs/engines.md run in test_engines.py.
-ELSEWHERE = "engines.md"
+# Their examples run in test_engines.py and test_deployment.py.
+ELSEWHERE = ("engines.md", "deployment.md")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [b for b in EXAMPLES if b.page.name != ELSEWHERE], ids=str)
+@pytest.mark.parametrize("example", [b for b in EXAMPLES if b.page.name not in ELSEWHERE], ids=str)
 def test_an_example_runs(
     example: Block, folder: Path, namespaces, small_steps: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,14 +147,11 @@ def environment(built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_installed_wheel_runs_the_demo(environment: Path, tmp_path: Path) -> None:
-    run(environment / "bin/python", "-I", "-c", IN_THE_ENVIRONMENT + DEMO, cwd=tmp_path)
-    assert {"last.safetensors", "scores.csv", "heatmaps.png"} <= {p.name for p in (tmp_path / "runs/demo").iterdir()}
-
-
-def test_the_installed_wheel_runs_a_kernel(environment: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_installed_wheel_runs_a_kernel_and_the_demo(environment: Path, tmp_path: Path, monkeypatch) -> None:
+    """One process for both, since it imports for seconds."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    run(environment / "bin/python", "-I", "-c", IN_THE_ENVIRONMENT + KERNEL, cwd=tmp_path)
+    run(environment / "bin/python", "-I", "-c", IN_THE_ENVIRONMENT + KERNEL + DEMO, cwd=tmp_path)
+    assert {"last.safetensors", "scores.csv", "heatmaps.png"} <= {p.name for p in (tmp_path / "runs/demo").iterdir()}
 
 
 def test_the_installed_command_tells_its_version(environment: Path, tmp_path: Path) -> None:

@@ -270,7 +270,8 @@ def test_kernels_compute_the_swap_too() -> None:
 
 @pytest.mark.slow
 def test_compiled_whole_it_computes_the_same() -> None:
-    parallel, fusion = build_msflow_model(CONFIG, CHANNELS)
+    one_block_each = SimpleNamespace(**{**vars(CONFIG), "parallel_blocks": (1, 1, 1)})
+    parallel, fusion = build_msflow_model(one_block_each, CHANNELS)
     expected = loss_of(parallel, fusion, features())
     compiled = torch.compile(lambda x: loss_of(parallel, fusion, x), fullgraph=True, backend="aot_eager")
     assert compiled(features()).item() == pytest.approx(expected.item(), rel=1e-5)
