@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.few_tiles import few_tiles
+from tests.helpers.pages import EXAMPLES
 from tests.helpers.tolerances import EXPORTED
 
 pytest.importorskip("anomalib", reason="anomalib is not installed: pip install 'fastmsflow[anomalib]'")
@@ -192,6 +194,19 @@ def test_the_command_line_trains_by_class_path(tiles: Path, tmp_path: Path, monk
     main()
     assert "image_AUROC" in capsys.readouterr().out
     assert len(list(tmp_path.glob("Msflow/MVTecAD/brick/*/weights/lightning/model.ckpt"))) >= 1
+
+
+@pytest.mark.skipif(VERSION < (2, 7), reason="the example exports to ONNX")
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch) -> None:
+    """Small: few images, few blocks, an epoch of training, no processes that read."""
+    (example,) = [block for block in EXAMPLES if "import Engine" in block.text]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastmsflow.data.textures", lambda kind, root: few_tiles(Path(root)))
+    monkeypatch.setattr("anomalib.data.MVTecAD", partial(MVTecAD, num_workers=0))
+    monkeypatch.setattr("anomalib.engine.Engine", lambda **options: Engine(**{**options, "max_epochs": 1}))
+    monkeypatch.setattr(integration, "MSFlow", partial(MSFlow, blocks=(1, 1, 1)))
+    exec(compile(example.text, str(example), "exec"), {})
+    assert list(tmp_path.rglob("*.onnx"))
 
 
 def test_by_default_images_become_512x512_bicubically_and_are_not_normalised() -> None:
