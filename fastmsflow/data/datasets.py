@@ -66,6 +66,7 @@ class ImageDataset(ImageFileDataset):
         self.samples = samples
 
     def to_read(self, index: int) -> ReadItem:
+        """Returns what reads the sample ``index``."""
         return partial(_read_sample, self.samples[index], index, self.image_size)
 
 
