@@ -90,5 +90,10 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path, dpi: int = 100) -> None:
+    figure.set_dpi(dpi)
+    if engine := figure.get_layout_engine():
+        # savefig would draw everything once more for the layout alone.
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=dpi, format="png")
