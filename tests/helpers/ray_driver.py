@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -16,7 +16,16 @@ from fastmsflow.inference import BatchScorer
 ACTOR = b"ray::MapWorker(MapBatches(BatchScorer))"
 
 
-def drive(address: str, head: int, model: Path, tars: Path, parquet: Path, files: Path, out: Path) -> dict[str, Any]:
+class Sources(NamedTuple):
+    """Folders of images; each tar, each Parquet file and each quarter of the files holds a multiple of 32."""
+
+    tars: Path
+    parquet: Path
+    files: Path
+    decoded: Path
+
+
+def drive(address: str, head: int, model: Path, sources: Sources, out: Path) -> dict[str, Any]:
     """Scores all into folders of ``out``, on the cluster at ``address``, whose first process is ``head``.
 
     Returns what happened: ``killed``, the process of the worker that was; ``rows of no rows``, a number; ``no model``
@@ -25,18 +34,22 @@ def drive(address: str, head: int, model: Path, tars: Path, parquet: Path, files
     found: dict[str, Any] = {}
     ray.init(address, logging_level="ERROR", log_to_driver=False)
     try:
-        killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "tars", head)))
+        killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "encoded", head)))
         killer.start()
-        tables = ray.data.read_webdataset(str(tars), decoder=None, override_num_blocks=8)
-        tables = tables.rename_columns({"jpg": "bytes", "__key__": "path"})
-        tables.map_batches(BatchScorer, **scoring(model, actors=2)).write_parquet(f"{out}/tars")
+        of_tars = ray.data.read_webdataset(str(sources.tars), decoder=None, override_num_blocks=8)
+        # Blocks of tars are pandas', and one data set has blocks of one kind.
+        of_tars = of_tars.map_batches(lambda table: table, batch_size=None, batch_format="pyarrow")
+        of_tars = of_tars.rename_columns({"jpg": "bytes", "__key__": "path"})
+        of_parquet = ray.data.read_parquet(str(sources.parquet))
+        files = ray.data.read_binary_files(str(sources.files), include_paths=True, override_num_blocks=4)
+        # In one data set, since each data set has actors of its own, which import for seconds.
+        first, *rest = (images.select_columns(["path", "bytes"]) for images in (of_tars, of_parquet, files))
+        encoded = first.union(*rest)
+        encoded.map_batches(BatchScorer, **scoring(model, actors=2)).write_parquet(f"{out}/encoded")
         killer.join()
         alone = scoring(model, actors=1)
-        ray.data.read_parquet(str(parquet)).map_batches(BatchScorer, **alone).write_parquet(f"{out}/parquet")
-        encoded = ray.data.read_binary_files(str(files), include_paths=True)
-        encoded.map_batches(BatchScorer, **alone).write_parquet(f"{out}/files")
-        images = ray.data.read_images(str(files), include_paths=True)
-        images.map_batches(BatchScorer, **alone).write_parquet(f"{out}/images")
+        decoded = ray.data.read_images(str(sources.decoded), include_paths=True)
+        decoded.map_batches(BatchScorer, **alone).write_parquet(f"{out}/decoded")
         empty = ray.data.from_arrow(pa.table({"path": pa.array([], pa.string())}))
         found["rows of no rows"] = empty.map_batches(BatchScorer, **alone).count()
         no_model = scoring(Path("/nowhere/m.safetensors"), actors=1)

@@ -30,7 +30,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.slow
 
 # Everywhere in batches of 32: in others a score is rounded otherwise.
-IMAGES, FOLDERS, BROKEN = 5120, 5, "3/0003.jpg"
+IMAGES, FOLDERS, BROKEN = 2560, 5, "3/0003.jpg"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Ray's workers import the package too.
@@ -43,7 +43,7 @@ NUMBERS = ("score", "log_score", "absolute_score", "largest_region", "largest_re
 
 @pytest.fixture(scope="module")
 def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5,120 small JPEGs in folders, one of them broken."""
+    """2,560 small JPEGs in folders, one of them broken."""
     root = tmp_path_factory.mktemp("jpegs")
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
@@ -89,43 +89,6 @@ def assert_same_scores(found: dict[str, dict[str, Any]], expected: dict[str, dic
             assert found[name]["defective"] == row["defective"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_killed_driver_loses_nothing_and_repeats_nothing(
-    jpegs: Path, expected: dict[str, dict[str, Any]], checkpoint: Path, predict: Command, tmp_path: Path
-) -> None:
-    """SIGKILL behind the second file of results. Ray goes on with the folder at once, while the killed driver's workers
-    may still write; one process then finds nothing left to do."""
-    out = tmp_path / "out"
-    options = (checkpoint, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
-    cluster = (*options, "--cluster", "ray", "--images-per-part", 256)
-    call = [sys.executable, "-m", "fastmsflow", "predict", *map(str, cluster)]
-    driver = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: len(list(out.rglob("*.parquet"))) >= 2, driver)
-    finally:
-        driver.kill()
-        driver.communicate()
-    # A write may have been cut off where it was.
-    part = sorted(out.rglob("*.parquet"))[0]
-    part.write_bytes(part.read_bytes()[:-50])
-    # The killed workers may have left more files like it.
-    before = times_of_all(path for path in out.rglob("*.parquet") if path.read_bytes().endswith(b"PAR1"))
-    assert len(rows_of_all(out, set(before))) < IMAGES
-
-    again = subprocess.run(call, capture_output=True, text=True, timeout=600, check=False)
-    err = again.stderr
-    summary = json.loads(again.stdout or "null")
-    assert summary is not None, err
-    assert (again.returncode, summary["images"], summary["faults"]) == (1, IMAGES, 1), err
-    assert 0 < summary["scored_now"] <= IMAGES - len(rows_of_all(out, set(before)))
-    assert err.count(BROKEN) == 1
-    assert before.items() <= times_of_all(out.rglob("*.parquet")).items(), "finished files were written again"
-    assert_same_scores(by_name(rows_of_all(out)), expected)
-
-    _, printed, _ = predict(*options, "--workers", 0)
-    assert json.loads(printed)["scored_now"] == 0
-
-
 class Head(NamedTuple):
     """A cluster of this machine, started from a shell."""
 
@@ -169,12 +132,56 @@ def answers(port: int) -> bool:
     return False
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_driver_loses_nothing_and_repeats_nothing_and_a_cluster_elsewhere_goes_on(
+    head: Head, jpegs: Path, expected: dict[str, dict[str, Any]], checkpoint: Path, predict: Command, tmp_path: Path
+) -> None:
+    """SIGKILL behind the second file of results of a Ray of this machine. A cluster that is reached from outside by its
+    address goes on with the folder at once, while the killed driver's workers may still write; one process then finds
+    nothing left to do."""
+    out = tmp_path / "out"
+    options = (checkpoint, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
+    cluster = ("--images-per-part", 256, "--cluster")
+    call = [sys.executable, "-m", "fastmsflow", "predict", *map(str, (*options, *cluster, "ray"))]
+    driver = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(list(out.rglob("*.parquet"))) >= 2, driver)
+    finally:
+        driver.kill()
+        driver.communicate()
+    # A write may have been cut off where it was.
+    part = sorted(out.rglob("*.parquet"))[0]
+    part.write_bytes(part.read_bytes()[:-50])
+    # The killed workers may have left more files like it.
+    before = times_of_all(path for path in out.rglob("*.parquet") if path.read_bytes().endswith(b"PAR1"))
+    assert len(rows_of_all(out, set(before))) < IMAGES
+
+    code, printed, err = predict(*options, *cluster, head.for_clients)
+    # On a busy machine Ray may fail to start the client's server, or take too long, and does not try again by itself.
+    for _ in range(3):
+        if "the Ray cluster cannot be used" in err:
+            code, printed, err = predict(*options, *cluster, head.for_clients)
+    summary = json.loads(printed or "null")
+    assert summary is not None, err
+    assert (code, summary["images"], summary["faults"]) == (1, IMAGES, 1), err
+    assert 0 < summary["scored_now"] <= IMAGES - len(rows_of_all(out, set(before)))
+    # The fault and nothing else.
+    assert BROKEN in err and len(err.splitlines()) == 1, err
+    assert before.items() <= times_of_all(out.rglob("*.parquet")).items(), "finished files were written again"
+    # As Spark reads a folder, which looks into no folders below, and Daft, which takes every file.
+    assert {path.suffix for path in (out / "parts").iterdir()} == {".parquet"}
+    assert_same_scores(by_name(rows_of_all(out)), expected)
+
+    _, printed, _ = predict(*options, "--workers", 0)
+    assert json.loads(printed)["scored_now"] == 0
+
+
 @pytest.fixture(scope="module")
 def driven(
     head: Head, jpegs: Path, noise_images: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """Returns what a user's own driver wrote and found: of tars, of Parquet with bytes, of files and of decoded images;
-    one of its workers is killed when some of the tars' results are there."""
+    """Returns what a user's own driver wrote and found: of tars, Parquet with bytes and files at once, then of decoded
+    images; one of its workers is killed when some of the results are there."""
     import tarfile
 
     folder = tmp_path_factory.mktemp("driven")
@@ -189,9 +196,8 @@ def driven(
         some = files[i::8]
         table = pa.table({"path": [file.name for file in some], "bytes": [file.read_bytes() for file in some]})
         pq.write_table(table, folder / f"parquet/{i}.parquet")
-    found = ray_driver.drive(
-        head.address, head.process, checkpoint, folder / "tars", folder / "parquet", noise_images, folder / "out"
-    )
+    sources = ray_driver.Sources(folder / "tars", folder / "parquet", jpegs / "0", noise_images)
+    found = ray_driver.drive(head.address, head.process, checkpoint, sources, folder / "out")
     return folder / "out", found
 
 
@@ -200,26 +206,32 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(
     driven: tuple[Path, dict[str, Any]], expected: dict[str, dict[str, Any]]
 ) -> None:
     out, found = driven
-    assert found["killed"], "no worker was killed before the tars were through"
-    named = {f"{name}.jpg": row for name, row in by_name(rows_in(out / "tars")).items()}
+    assert found["killed"], "no worker was killed before all was scored"
+    named = {f"{name}.jpg": row for name, row in by_name(rows_in(out / "encoded", "")).items()}
     assert_same_scores(named, expected)
 
 
 def test_bytes_in_parquet_have_the_scores_of_their_files(
     driven: tuple[Path, dict[str, Any]], expected: dict[str, dict[str, Any]]
 ) -> None:
-    found = by_name(rows_in(driven[0] / "parquet"))
+    found = by_name([row for row in rows_in(driven[0] / "encoded", ".jpg") if "/" not in row["path"]])
     assert_same_scores(found, expected)
     assert found[Path(BROKEN).name]["fault"].startswith(f"{Path(BROKEN).name}: not an image")
     assert "bytes" not in found[Path(BROKEN).name]
 
 
-def test_files_and_decoded_images_have_the_scores_of_predict(
+def test_files_have_the_scores_of_one_process(
+    driven: tuple[Path, dict[str, Any]], jpegs: Path, expected: dict[str, dict[str, Any]]
+) -> None:
+    found = by_name([row for row in rows_in(driven[0] / "encoded", ".jpg") if "/" in row["path"]])
+    assert_same_scores(found, {file.name: expected[file.name] for file in (jpegs / "0").iterdir()})
+
+
+def test_decoded_images_have_the_scores_of_predict(
     driven: tuple[Path, dict[str, Any]], noise_images: Path, checkpoint: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:
     predict_parquet(checkpoint, noise_images, "--out", tmp_path, "--workers", 0)
-    for kind in ("files", "images"):
-        assert_same_scores(by_name(rows_in(driven[0] / kind)), by_name(rows(tmp_path)))
+    assert_same_scores(by_name(rows_of_all(driven[0] / "decoded")), by_name(rows(tmp_path)))
 
 
 def test_an_empty_data_set_has_no_rows_and_bad_input_gives_its_line(driven: tuple[Path, dict[str, Any]]) -> None:
@@ -250,22 +262,6 @@ def test_shards_are_read_by_the_cluster_and_a_damaged_one_is_tried_again(
     code, printed, err = predict_parquet(*options)
     assert (code, json.loads(printed)["faults"]) == (0, 0), err
     assert predict_parquet(checkpoint, noise_images, "--out", tmp_path / "alone", "--workers", 0)[0] == 0
-    assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
-
-
-def test_a_cluster_is_reached_from_outside_by_its_address(
-    head: Head, checkpoint: Path, noise_images: Path, predict_parquet: Command, tmp_path: Path
-) -> None:
-    options = (checkpoint, noise_images, "--out", tmp_path / "out", "--cluster", head.for_clients)
-    code, _, err = predict_parquet(*options)
-    # On a busy machine Ray may fail to start the client's server, or take too long, and does not try again by itself.
-    for _ in range(3):
-        if "the Ray cluster cannot be used" in err:
-            code, _, err = predict_parquet(*options)
-    assert (code, err) == (0, "")
-    # As Spark reads a folder, which looks into no folders below, and Daft, which takes every file.
-    assert {path.suffix for path in (tmp_path / "out/parts").iterdir()} == {".parquet"}
-    predict_parquet(checkpoint, noise_images, "--out", tmp_path / "alone", "--workers", 0)
     assert_same_scores(by_name(rows_of_all(tmp_path / "out")), by_name(rows(tmp_path / "alone")))
 
 
@@ -351,8 +347,9 @@ def wait_for(condition: Any, process: "subprocess.Popen[Any] | None" = None, sec
         time.sleep(0.02)
 
 
-def rows_in(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+def rows_in(folder: Path, suffix: str) -> list[dict[str, Any]]:
+    """The rows of images whose names end so; images in tars have names without a suffix."""
+    return [row for row in rows_of_all(folder) if Path(row["path"]).suffix == suffix]
 
 
 def rows_of_all(out: Path, names: set[str] | None = None) -> list[dict[str, Any]]:
