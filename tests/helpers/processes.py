@@ -9,7 +9,16 @@ import torch.multiprocessing
 # The server takes the list when its first process starts, so that there is one list for all tests.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["pytest", "timm", "webdataset", "fastmsflow.training.train", "fastmsflow.training.every_class"]
+    [
+        "pytest",
+        "timm",
+        "webdataset",
+        "fastmsflow.training.train",
+        "fastmsflow.training.every_class",
+        "fastmsflow.evaluation.report",
+        # Lightning imports it before it writes its first file.
+        "s3fs",
+    ]
 )
 
 

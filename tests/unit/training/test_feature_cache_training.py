@@ -25,7 +25,7 @@ from tests.helpers.tolerances import BFLOAT16_CACHE, BFLOAT16_CACHE_RANKS
 
 pytestmark = pytest.mark.slow
 
-RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.2)
+RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=2, hold_out=0.2)
 
 
 @pytest.fixture(scope="module")
