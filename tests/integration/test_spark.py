@@ -36,6 +36,7 @@ def spark():
     os.environ |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     settings = {
         "spark.driver.memory": "512m",
+        "spark.python.daemon.module": "tests.helpers.spark_daemon",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
