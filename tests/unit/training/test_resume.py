@@ -23,7 +23,7 @@ from tests.helpers.tiny_model import tiny_model
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=4, sub_epochs=3, hold_out=0.25, precision="bf16-mixed")
+RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=2, hold_out=0.25, precision="bf16-mixed")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,6 @@ def results_of(out: Path) -> dict:
 def unbroken(images: ImageSet, tmp_path_factory) -> tuple[Path, float]:
     """The folder of a run that nobody disturbed, and how long it took."""
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    started(images, out.with_name("warm"), False).join()  # what is imported late is imported
     began = time.perf_counter()
     process = started(images, out, False)
     process.join()
@@ -68,7 +67,8 @@ def test_killed_at_20_random_moments_and_resumed_it_ends_as_if_never_disturbed(
     out, rng = tmp_path / "run", random.Random(7)
     kills = restarts = 0
     while kills < KILLS:
-        process = started(images, out, resume=out.exists())
+        resume, began = out.exists(), time.perf_counter()
+        process = started(images, out, resume)
         process.join(rng.uniform(0, seconds))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -77,6 +77,9 @@ def test_killed_at_20_random_moments_and_resumed_it_ends_as_if_never_disturbed(
             # Whatever is there is whole.
             for path in out.glob("[!.]*.safetensors"):
                 MSFlow.load(path)
+        elif not resume:
+            # On a busy machine the undisturbed run may have taken longer, and few would be killed within theirs.
+            seconds = time.perf_counter() - began
         if (out / "results.json").exists():
             end(images, out, expected)
             out = tmp_path / f"run{(restarts := restarts + 1)}"
