@@ -60,7 +60,7 @@ def images(tmp_path_factory) -> Path:
 
 
 def arguments(images: Path, category: str, out: Path, weights: Path, *more: object) -> tuple[object, ...]:
-    model = ("--extractor", "test_resnet.r160_in1k", "--extractor-weights", weights, "--image-size", 64)
+    model = ("--extractor", "test_resnet.r160_in1k", "--extractor-weights", weights, "--image-size", 32)
     return ("train", images, "--class", category, "--out", out, *model, *RECIPE, *more)
 
 
