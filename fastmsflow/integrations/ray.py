@@ -71,7 +71,10 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = not quiet
-        yield int(ray.cluster_resources().get("GPU", 0))
+        with warnings.catch_warnings():
+            # Ray Data warns of fewer images than actors.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
+            yield int(ray.cluster_resources().get("GPU", 0))
     finally:
         ray.shutdown()
 
@@ -155,22 +158,24 @@ def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, A
 
     resources = {"num_gpus": 1} if options.gpus else {"num_cpus": 1}
     actors = options.gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    # Actors that are still starting when the input ends are cancelled, and Ray counts them as deaths; by default one
-    # death fails a run.
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
     if isinstance(images, Files):
         # A block of names becomes a file of results.
         starts = range(0, len(images), options.images_per_part)
+        actors = min(actors, len(starts))
         blocks = [images.paths[start : start + options.images_per_part] for start in starts]
         dataset: Any = ray.data.from_arrow([_named(block) for block in blocks])
     else:
         dataset = _shard_dataset(images, options.batch_size, actors)
+    # Actors that are still starting when the input ends are cancelled, and Ray counts them as deaths; by default one
+    # death fails a run.
+    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
     dataset.map_batches(
         BatchScorer,
         fn_constructor_kwargs=scorer,
         batch_size=options.batch_size,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        # A pool that grows and shrinks cancels actors again and again.
+        compute=ray.data.ActorPoolStrategy(size=actors),
         **resources,
     ).write_parquet(
         folder.parts,

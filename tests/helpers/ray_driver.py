@@ -33,6 +33,7 @@ def drive(address: str, head: int, model: Path, sources: Sources, out: Path) -> 
     """
     found: dict[str, Any] = {}
     ray.init(address, logging_level="ERROR", log_to_driver=False)
+    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 2
     try:
         killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "encoded", head)))
         killer.start()
