@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..calibration import FALSE_ALARMS
+from .imports import import_packages
 from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
 
@@ -25,6 +26,7 @@ def calibrate(
 ) -> None:
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
     console.print("loading torch and timm ...", style="dim")
+    import_packages("torch", "timm")
     from ..data.file_search import list_images
     from ..evaluation.calibrate_model import calibrate_on_files
     from ..inference.loading import load_model

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
+from .imports import import_packages
 from .options import MODEL, Extractor, OfficialClamp, OfficialPool, OfficialVariant, argument, option
 from .output import print_json, print_line, warnings_in_yellow
 
@@ -39,6 +40,7 @@ def convert(
     --extractor to --variant describe an official FROM, which does not hold them. An interrupted run's state.ckpt
     becomes an official checkpoint with the optimizer's state, which the published script can resume from.
     """
+    import_packages("torch", "timm")
     from ..compat.convert import official_to_own, own_to_official
 
     note = None

@@ -8,6 +8,7 @@ import typer
 from ..distributed.process_group import SINGLE_PROCESS
 from ..recipe import WARM_UP_SHARE, DataConfig, Recipe
 from .config_file import resolved_options
+from .imports import import_packages
 from .options import Out, Resume
 from .recipe_options import with_options_of
 from .train import refuse_unused_options, train_one
@@ -30,6 +31,7 @@ def demo(
 ) -> None:
     """Trains on photographs of solar cells and shows which ones are defective, and where. No GPU needed."""
     refuse_unused_options(ctx)
+    import_packages("torch", "timm", "lightning.pytorch")
     from ..training.training_job import TrainingJob
 
     job = TrainingJob(

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .config_file import resolved_options
+from .imports import import_packages
 from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers, argument, option
 from .output import add_pixel_error, console, format_metric, print_json, print_line, progress_bar
 
@@ -44,6 +45,7 @@ def evaluate(
 ) -> None:
     """Scores the test images of SOURCE: metrics, the false-alarm rate at the threshold, a report."""
     console.print("loading torch and timm ...", style="dim")
+    import_packages("torch", "timm")
     from ..data.class_selection import every_class_of, is_every_class
     from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
     from ..evaluation.metric_labels import labeled

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
+from .imports import import_packages
 from .options import MODEL, OUTPUT, ModelPath, argument, option
 from .output import console, print_json, print_line
 
@@ -25,6 +26,7 @@ def export(
         raise InputError(f"{to}: give a name that ends in .onnx or .pt2; a compiled package is a .pt2")
     if dtype not in DTYPES or (dtype != "float32" and not compiled):
         raise InputError(f"dtype {dtype}: float32, or with --compiled one of {', '.join(DTYPES)}")
+    import_packages("torch", "timm")
     import torch
 
     from ..inference.loading import load_model

@@ -14,6 +14,7 @@ from ..calibration import DecisionThreshold
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
+from .imports import import_packages
 from .options import DISTRIBUTED, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
 from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
@@ -104,6 +105,7 @@ def predict(
             raise InputError("--heat-maps: --format parquet writes none; score those images again with --format csv")
         if find_spec("pyarrow") is None:
             raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
+        import_packages("torch", "timm")
         from .predict_parquet import predict_parquet
 
         predict_parquet(
@@ -122,6 +124,7 @@ def predict(
         return
     flags = {"--images-per-part": images_per_part, "--cluster": cluster}
     _refuse_parquet_options(table, model, [*images, out], flags)
+    import_packages("torch", "timm")
     from ..data.file_search import find_images
     from ..inference.loading import load_model
     from ..inference.predictor import Interrupted, Predictor

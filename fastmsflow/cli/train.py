@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files import shown
 from ..recipe import ADVANCED, DataConfig, Recipe
 from .config_file import chosen_options, resolved_options, source_of
+from .imports import import_packages
 from .options import DISTRIBUTED, MODEL, OUTPUT, Category, Extractor, ExtractorWeights, Out, Resume, Source, option
 from .output import (
     add_pixel_error,
@@ -87,6 +88,7 @@ def train(
     refuse_unused_options(ctx)
     settings |= _warm_up(ctx, settings["warmup"], settings["warmup_share"])
     group = launch(devices, nodes, lambda line: print_line(line, "dim"))
+    import_packages("torch", "timm", "lightning.pytorch")
     from ..data.class_selection import is_every_class
 
     every_class = is_every_class(source, category)

@@ -7,6 +7,7 @@ import typer
 from rich.table import Column, Table
 
 from ..recipe import DATA
+from .imports import import_packages
 from .options import (
     MODEL,
     OUTPUT,
@@ -48,6 +49,7 @@ def verify(
     Good IMAGES that it was trained on also tell which formula an official CHECKPOINT with index permutations has.
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
+    import_packages("torch", "timm")
     from ..compat.numerical_check import check_numerics
     from ..compat.state_dict_keys import check_variant
     from ..compat.verify import Described, to_verify
