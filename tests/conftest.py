@@ -1,5 +1,6 @@
 """Fixtures and settings that hold for every test."""
 
+import gc
 import io
 import os
 import re
@@ -54,6 +55,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
         return None
     return True if SLOW_FILE.search(collection_path.read_text()) else None
+
+
+def pytest_collection_finish() -> None:
+    """Looks for no garbage in what imports have made, which stays: that takes longer than some tests."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
