@@ -36,23 +36,26 @@ print(json.dumps([count, *peaks.values()]))
 """
 
 
+def member(name: str, content: bytes) -> bytes:
+    """A file within a tar."""
+    head = tarfile.TarInfo(name)
+    head.size = len(content)
+    return head.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
 def write_set(root: Path) -> Manifest:
-    """As write_shards would, of one JPEG under as many names; in a tenth of the time."""
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    """As write_shards would, of one image under as many names; in a tenth of the time. It is of a kind that is decoded
+    fast."""
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "JPEG", quality=10)
+    Image.fromarray(np.random.default_rng(0).random((32, 32)) > 0.5).save(encoded, "PPM")
     content = encoded.getvalue()
     shards = []
     for first in range(0, IMAGES, PER_SHARD):
-        written = io.BytesIO()
-        with tarfile.open(fileobj=written, mode="w") as tar:
-            for index in range(first, first + PER_SHARD):
-                told = json.dumps({"name": f"{index:06}.jpg", "index": index}).encode()
-                for suffix, data in (("jpg", content), ("json", told)):
-                    member = tarfile.TarInfo(f"{index:06}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-        data = written.getvalue()
+        members = []
+        for index in range(first, first + PER_SHARD):
+            told = json.dumps({"name": f"{index:06}.pbm", "index": index}).encode()
+            members += [member(f"{index:06}.pbm", content), member(f"{index:06}.json", told)]
+        data = b"".join(members) + bytes(2 * tarfile.BLOCKSIZE)
         name = f"{first // PER_SHARD:06}.tar"
         (root / name).write_bytes(data)
         shards.append(Shard(name, first, PER_SHARD, len(data), hashlib.sha256(data).hexdigest()))
