@@ -88,12 +88,13 @@ def train(
     refuse_unused_options(ctx)
     settings |= _warm_up(ctx, settings["warmup"], settings["warmup_share"])
     group = launch(devices, nodes, lambda line: print_line(line, "dim"))
-    import_packages("torch", "timm", "lightning.pytorch")
     from ..data.class_selection import is_every_class
 
     every_class = is_every_class(source, category)
     if every_class:
         group.join_apart()
+    # After the processes have joined: Lightning asks for this one's rank when it is imported.
+    import_packages("torch", "timm", "lightning.pytorch")
     from ..training.training_job import TrainingJob
 
     job = TrainingJob(

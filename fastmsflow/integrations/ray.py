@@ -166,9 +166,9 @@ def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, A
         dataset: Any = ray.data.from_arrow([_named(block) for block in blocks])
     else:
         dataset = _shard_dataset(images, options.batch_size, actors)
-    # Actors that are still starting when the input ends are cancelled, and Ray counts them as deaths; by default one
-    # death fails a run.
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
+    # Actors that are still starting when the input ends are cancelled, and so are those that take their places; Ray
+    # counts them as deaths, and by default one death fails a run.
+    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 10 * actors
     dataset.map_batches(
         BatchScorer,
         fn_constructor_kwargs=scorer,

@@ -1,6 +1,7 @@
 """MSFlow in anomalib's Engine and command line, on a few tiles of the sample set."""
 
 import importlib
+import logging
 import math
 import sys
 from functools import partial
@@ -191,7 +192,15 @@ def test_the_command_line_trains_by_class_path(tiles: Path, tmp_path: Path, monk
         *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
     ]
     monkeypatch.setattr(sys, "argv", ["anomalib", *command])
-    main()
+    # Its loggers would print in every test that follows.
+    loggers = [logging.getLogger(name) for name in (None, *logging.root.manager.loggerDict)]
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    try:
+        main()
+    finally:
+        for logger, level, handlers, propagate in before:
+            logger.setLevel(level)
+            logger.handlers, logger.propagate = handlers, propagate
     assert "image_AUROC" in capsys.readouterr().out
     assert len(list(tmp_path.glob("Msflow/MVTecAD/brick/*/weights/lightning/model.ckpt"))) >= 1
 
