@@ -84,7 +84,7 @@ def to_verify(
         model = MSFlow.load(checkpoint)
     else:
         side = image_size or 512
-        # Which formula is compared, and told, below; one that is named is not warned of.
+        # The formula that is compared is told below, and one that is named needs no warning.
         formula = "0.2" if official.variant == "auto" else official.variant
         model = official_model(checkpoint, **{**asdict(official), "variant": formula}, image_size=(side, side))
     if own and image_size is not None and model.image_size != (image_size, image_size):

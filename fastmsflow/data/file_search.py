@@ -106,25 +106,40 @@ def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
     lead to it. ``on_fault`` gets a line for each folder that cannot be read."""
     files: list[str] = []
     visited: set[tuple[int, int]] = set()
-    suffixes = tuple(SUFFIXES)
-
-    def unreadable(error: OSError) -> None:
-        name = shown(error.filename)
-        on_fault(f"{name}: this folder cannot be read ({error.strerror}); change its mode or leave it out")
-
-    # Strings take a third of the time of paths.
-    for base, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        status = os.stat(base)  # noqa: PTH116
+    # Not os.walk, which calls itself for each level of folders.
+    waiting = [str(folder)]
+    while waiting:
+        base = waiting.pop()
+        try:
+            status = os.stat(base)  # noqa: PTH116 - here and below strings, which take a third of the time of paths
+            images, folders = _scan(base)
+        except OSError as error:
+            on_fault(f"{shown(base)}: this folder cannot be read ({error.strerror}); change its mode or leave it out")
+            continue
         if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        # Sorted: of a folder that two links lead to, the first is taken.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         start = os.path.join(base, "")  # noqa: PTH118
-        files += [start + name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
-    # Paths are sorted by components: no name has a NUL.
+        files += [start + name for name in images]
+        # Sorted, the first on top: of a folder that two links lead to, the first is taken.
+        waiting += [start + name for name in sorted(folders, reverse=True)]
+    # By components, as paths are sorted: no name has a NUL.
     return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]
+
+
+def _scan(folder: str) -> tuple[list[str], list[str]]:
+    """Returns the names of the images and of the folders in ``folder``, without hidden ones."""
+    images: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                images.append(entry.name)
+    return images, folders
 
 
 def _split_names(content: bytes, null: bool) -> list[str]:

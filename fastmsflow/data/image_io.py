@@ -248,7 +248,7 @@ def _faults_named(path: str | Path) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{name}: no permission to read it; change its mode or leave it out") from error
     except UnidentifiedImageError as error:
-        # What comes out of a shard has a name, but is no file.
+        # An image out of a shard has a name, but is no file.
         empty = Path(path).is_file() and Path(path).stat().st_size == 0
         what = "empty (0 bytes), not an image" if empty else "not an image that can be read"
         raise InputError(f"{name}: {what}; remove it or save it as PNG") from error

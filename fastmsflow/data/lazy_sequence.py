@@ -1,7 +1,7 @@
 """A sequence of names that are made when they are asked for: there may be millions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import overload
 
 
 class LazySequence(Sequence[str]):
@@ -14,7 +14,13 @@ class LazySequence(Sequence[str]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, number: Any) -> Any:
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | list[str]:
         if isinstance(number, slice):
             return [self._name(i) for i in self._numbers[number]]
         return self._name(self._numbers[number])

@@ -37,7 +37,7 @@ class BreakEven:
             # After so many passes, building and reading took no longer than computing the features anew in each.
             gain = f"pays off from pass {math.ceil((self.extract + self.write) / (self.extract - self.read))}"
         size, total = binary(self.bytes_per_image), binary(self.images * self.bytes_per_image)
-        # By one process.
+        # One process builds it.
         building = _duration(self.images * (self.extract + self.write))
         return f"cache: {size} an image, {total} in all; building takes about {building}; {gain}"
 

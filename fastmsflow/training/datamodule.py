@@ -34,6 +34,10 @@ TRAIN, HELD_OUT, TEST = "train", "held out", "test"
 STANDARDIZER_IMAGES = 2048
 
 
+def _ignore(value: object) -> None:
+    pass
+
+
 class TrainingData(L.LightningDataModule, ABC):
     """Batches of TRAIN and, where they are, of HELD_OUT and TEST, for one process of ``world``.
 
@@ -59,7 +63,7 @@ class TrainingData(L.LightningDataModule, ABC):
         return None
 
     @abstractmethod
-    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         """Does what is done once, before the first pass. ``say`` gets lines about its cost and where features lie."""
 
     @abstractmethod
@@ -170,7 +174,7 @@ class FeatureTrainingData(FileTrainingData):
             return sum(map(len, self.images.values()))
         return sum(len(self._own_numbers(split)) for split in self.images)
 
-    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         """Runs the extractor over all images, once. ``say`` gets a line about a cache's cost before it is built.
 
         Raises: InputError if the cache is stale, damaged or cannot be written (see FeatureCache).
@@ -227,7 +231,7 @@ class ImageTrainingData(FileTrainingData):
     nowhere.
     """
 
-    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         count = min(STANDARDIZER_IMAGES, len(self.images[TRAIN]))
         generator = torch.Generator().manual_seed(self.recipe.seed)
         order = torch.randperm(len(self.images[TRAIN]), generator=generator).tolist()
@@ -303,7 +307,7 @@ class ShardTrainingData(TrainingData):
     def images_of(self, split: str) -> int:
         return sum(shard.images for shard in self.shards[split])
 
-    def prepare(self, progress: Progress = lambda done: None, say: Callable[[str], None] = lambda line: None) -> None:
+    def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDIZER_IMAGES, sum(shards.images_of_workers))
         loader = ShardLoader(lambda epoch: shards, BATCH_SIZE, None, decode=self.decode)

@@ -34,7 +34,7 @@ def hasten_interpreter() -> None:
         return [module for module in (tl, tl.core) if any(value is module for value in function.__globals__.values())]
 
     def patch_lang(function: Any) -> Any:
-        # Where nothing is Triton's own any more, the caller has done it.
+        # The caller has patched it if no function is Triton's own any more.
         is_done = not any(tl.core.is_builtin(module.load) for module in modules(function))
         return interpreter._LangPatchScope() if is_done else patch_all(function)
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # The workers of Spark and Ray are this Python, and import this package.
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        # What Spark reads beside the page's own settings: its workers are forked off a daemon that has imported all.
+        # Spark reads this beside the page's own settings: its workers are forked off a daemon that has imported all.
         (folder / "spark-defaults.conf").write_text("spark.python.daemon.module tests.helpers.spark_daemon\n")
         patch.setenv("SPARK_CONF_DIR", str(folder))
         yield folder

@@ -17,8 +17,8 @@ def imported() -> tuple[float, list[str], bool]:
     Returns the processor time of both relative to PyTorch's alone, the optional packages that came with them, and
     whether a GPU was touched.
     """
-    # By processor time, so that a busy machine changes little. Without trio, which comes with the tests' selenium:
-    # huggingface_hub takes 50 ms to import it where it is, and fastmsflow does not bring it.
+    # Processor time is measured, which a busy machine changes little. trio comes with the tests' selenium and not with
+    # fastmsflow: it is hidden, since huggingface_hub takes 50 ms to import it.
     code = (
         "import sys, time; sys.modules['trio'] = None; start = time.process_time();"
         "import torch; between = time.process_time();"

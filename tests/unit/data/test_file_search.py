@@ -1,12 +1,15 @@
 """Files, folders, patterns and names on standard input lead to images."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fastmsflow import InputError
-from fastmsflow.data.file_search import find_images
+from fastmsflow.data.file_search import find_images, list_images
 
 
 def found(*names: object, stdin: bytes = b"", null: bool = False) -> tuple[list[str], list[str]]:
@@ -48,3 +51,15 @@ def test_names_that_lead_to_nothing_are_faults(tree: Path) -> None:
     assert faults[1].startswith("empty: holds no images (")
     with pytest.raises(InputError, match="no file matches this pattern"):
         found("*.bmp")
+
+
+def test_images_are_found_below_more_folders_than_python_has_frames(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(sys.getrecursionlimit() + 100):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in list_images(tmp_path)] == ["1.png"]
+    # Python's own removal calls itself, too.
+    subprocess.run(["rm", "-r", "d"], check=True)

@@ -5,12 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import cpu_vec_isa
 
 from fastmsflow import MSFlow, Prediction, UnavailableError
 from fastmsflow.integrations import export
@@ -80,7 +81,16 @@ def test_a_program_predicts_as_the_model_without_this_library(model: MSFlow, tmp
     assert eval(printed) == pytest.approx(model.predict(images(2)).log_score.tolist(), rel=1e-5)
 
 
-def test_a_compiled_package_predicts_as_the_model(tiny: MSFlow, tmp_path: Path) -> None:
+@pytest.fixture
+def vector_instructions() -> Iterator[None]:
+    """Compiles as for users, whose packages have this chip's vector instructions; the other tests do without."""
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": None}):
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+        yield
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
+def test_a_compiled_package_predicts_as_the_model(tiny: MSFlow, tmp_path: Path, vector_instructions: None) -> None:
     done = export.export_package(tiny, tmp_path / "model.pt2")
     assert_predicts(torch._inductor.aoti_load_package(str(done.path)), tiny)
 

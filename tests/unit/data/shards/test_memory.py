@@ -44,17 +44,17 @@ def member(name: str, content: bytes) -> bytes:
 
 
 def write_set(root: Path) -> Manifest:
-    """As write_shards would, of one image under as many names; in a tenth of the time. It is of a kind that is decoded
-    fast."""
+    """As write_shards would, of one JPEG under as many names; in a tenth of the time."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     encoded = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).random((32, 32)) > 0.5).save(encoded, "PPM")
+    Image.fromarray(pixels).save(encoded, "JPEG", quality=10)
     content = encoded.getvalue()
     shards = []
     for first in range(0, IMAGES, PER_SHARD):
         members = []
         for index in range(first, first + PER_SHARD):
-            told = json.dumps({"name": f"{index:06}.pbm", "index": index}).encode()
-            members += [member(f"{index:06}.pbm", content), member(f"{index:06}.json", told)]
+            told = json.dumps({"name": f"{index:06}.jpg", "index": index}).encode()
+            members += [member(f"{index:06}.jpg", content), member(f"{index:06}.json", told)]
         data = b"".join(members) + bytes(2 * tarfile.BLOCKSIZE)
         name = f"{first // PER_SHARD:06}.tar"
         (root / name).write_bytes(data)
