@@ -166,15 +166,11 @@ def _score(folder: PredictionFolder, images: Files | Shards, scorer: dict[str, A
         dataset: Any = ray.data.from_arrow([_named(block) for block in blocks])
     else:
         dataset = _shard_dataset(images, options.batch_size, actors)
-    # Actors that are still starting when the input ends are cancelled, and so are those that take their places; Ray
-    # counts them as deaths, and by default one death fails a run.
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 10 * actors
     dataset.map_batches(
         BatchScorer,
         fn_constructor_kwargs=scorer,
         batch_size=options.batch_size,
         batch_format="pyarrow",
-        # A pool that grows and shrinks cancels actors again and again.
         compute=ray.data.ActorPoolStrategy(size=actors),
         **resources,
     ).write_parquet(

@@ -33,7 +33,6 @@ def drive(address: str, head: int, model: Path, sources: Sources, out: Path) -> 
     """
     found: dict[str, Any] = {}
     ray.init(address, logging_level="ERROR", log_to_driver=False)
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 20
     try:
         killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "encoded", head)))
         killer.start()
@@ -53,8 +52,6 @@ def drive(address: str, head: int, model: Path, sources: Sources, out: Path) -> 
         decoded.map_batches(BatchScorer, **alone).write_parquet(f"{out}/decoded")
         empty = ray.data.from_arrow(pa.table({"path": pa.array([], pa.string())}))
         found["rows of no rows"] = empty.map_batches(BatchScorer, **alone).count()
-        # These fail, at once.
-        ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 0
         no_model = scoring(Path("/nowhere/m.safetensors"), actors=1)
         for name, constructed, column in (("no model", no_model, "path"), ("no column", alone, "text")):
             try:

@@ -1,5 +1,6 @@
 """Images, models and runs that whole commands work on."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from skimage import data as photographs
 
 if TYPE_CHECKING:
     from fastmsflow import MSFlow
+
+# Ray reads this once in a process. A process that asks for tokens, as by default, cannot work with a cluster without.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 @pytest.fixture

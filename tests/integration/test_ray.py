@@ -35,7 +35,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Ray's workers import the package too.
     "PYTHONPATH": str(ROOT),
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 NUMBERS = ("score", "log_score", "absolute_score", "largest_region", "largest_region_left", "largest_region_bottom")
