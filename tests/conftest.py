@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from skimage import data as photographs
 
 from tests.helpers.error_log import ErrorFile, noted_in
 from tests.helpers.interpreter import hasten_interpreter
+from tests.helpers.warm_python import warm_python
 
 if TYPE_CHECKING:
     pass
@@ -112,6 +114,17 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         return buffer.fill_(float("nan")) if buffer.is_floating_point() else buffer
 
     monkeypatch.setattr(torch, "empty", nan)
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[Path]:
+    """A Python for programs, which has everything imported: it takes a twentieth of the time. See its limits there."""
+    if sys.platform != "linux":
+        yield Path(sys.executable)
+        return
+    # A socket's path is short.
+    with tempfile.TemporaryDirectory() as folder, warm_python(Path(folder)) as executable:
+        yield executable
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ whole, with a red test, and with every step interrupted."""
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,14 +38,14 @@ MEASURED, PATIENCE = ("smoke", "kernels", "ours"), 120
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rehearsal(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of what surrounds the flows, every row run once."""
     out = tmp_path_factory.mktemp("rehearsal") / "speed.json"
     command = ["-m", "pytest", "benchmarks/test_speed_scoring.py", "--benchmark-only", "--size", "small", "--rehearse"]
     # Where these tests run in several processes, the suite must not think that it does.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
     run = subprocess.run(
-        [sys.executable, *command, "-q", "-p", "no:cacheprovider", f"--benchmark-json={out}"],
+        [python, *command, "-q", "-p", "no:cacheprovider", f"--benchmark-json={out}"],
         cwd=ROOT,
         env=environment | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -176,9 +177,20 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str) -> None:
         compare(good, results(tmp_path / "other.json", other=1.0))
 
 
-def begin(out: Path, *options: str, parity: str = "") -> subprocess.Popen:
+@pytest.fixture(scope="module")
+def visitor(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ``python`` that is a real one and runs its own programs, a visit's steps, by the fast one."""
+    folder = tmp_path_factory.mktemp("visitor")
+    code = f"import runpy, sys; sys.executable = {str(python)!r}; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
+    (folder / "python").chmod(0o755)
+    return folder
+
+
+def begin(visitor: Path, out: Path, *options: str, parity: str = "") -> subprocess.Popen:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
-    own = {"OUT": str(out), "PARITY": parity, "COMMIT": "0123abcd"}
+    path = f"{visitor}{os.pathsep}{os.environ['PATH']}"
+    own = {"OUT": str(out), "PARITY": parity, "COMMIT": "0123abcd", "PATH": path}
     return subprocess.Popen(
         ["bash", ROOT / "benchmarks/gpu.sh", "--rehearse", *options],
         env=environment | own,
@@ -204,9 +216,9 @@ def rows_of(files: dict[str, bytes], step: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(visitor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("visit")
-    assert begin(out).wait() == 0
+    assert begin(visitor, out).wait() == 0
     return out
 
 
@@ -263,13 +275,13 @@ def test_our_rows_come_batch_by_batch_and_the_flow_first(first: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_red_parity_test_is_named_and_costs_nothing_else(tmp_path: Path) -> None:
+def test_a_red_parity_test_is_named_and_costs_nothing_else(visitor: Path, tmp_path: Path) -> None:
     planted = tmp_path / "test_planted.py"
     planted.write_text("def test_that_is_red():\n    assert 1 == 2\n")
     # A test that compares, beside the red one.
     parity = f"{planted} {ROOT}/tests/unit/ops/test_scores.py::test_any_memory_layout"
     out = tmp_path / "out"
-    assert begin(out, "--more", parity=parity).wait() == 0
+    assert begin(visitor, out, "--more", parity=parity).wait() == 0
     found = endings(out, "summary-more.txt")
     assert tuple(found) == (*MORE, "report")
     assert found.pop("parity").startswith("failed (exit 1)")
@@ -324,18 +336,18 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(tmp_path: Path) -> None:
-    visit = begin(tmp_path)
+def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(visitor: Path, tmp_path: Path) -> None:
+    visit = begin(visitor, tmp_path)
     try:
         for step in FIRST:
             assert wait_for(lambda step=step: (tmp_path / "summary.txt").exists() and running(tmp_path) == step, 120)
+            # Known before it has measured: it may end at any moment then, and the next one begin.
+            assert wait_for(lambda: children(visit.pid), 10)
+            (process,) = children(visit.pid)
             if step in MEASURED:
                 assert wait_for(lambda step=step: f"{step}.json" in record(tmp_path), PATIENCE)
-            else:
-                time.sleep(2)
             if step == FIRST[-1]:
                 break
-            (process,) = children(visit.pid)
             # While Python imports, a signal may be lost: it is sent again where nothing came of it.
             for _ in range(6):
                 with suppress(ProcessLookupError):

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ TINY = (
 )  # fmt: skip
 META_EPOCHS = 3
 Train = tuple[object, ...]
+Start = Callable[..., subprocess.Popen[str]]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastmsflow")
 
 
@@ -45,12 +48,17 @@ def train(tiles: Path, weights: Path) -> Train:
     return (*given, "--meta-epochs", META_EPOCHS, "--logger", "csv", "--out")
 
 
-def started(*command: object, **more: str) -> subprocess.Popen:
+def started_by(python: Path | str, *command: object, **more: str) -> subprocess.Popen[str]:
     """``more``: environment."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     environment.pop("TRITON_INTERPRET", None)
-    words = [sys.executable, *map(str, command)]
+    words = [str(python), *map(str, command)]
     return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def started(python: Path) -> Start:
+    return partial(started_by, python)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
@@ -71,7 +79,7 @@ def steps_of(out: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(train: Train, tmp_path_factory) -> tuple[Path, Path]:
+def undisturbed(train: Train, started: Start, tmp_path_factory) -> tuple[Path, Path]:
     """Returns the results of one process, and of two."""
     out = tmp_path_factory.mktemp("undisturbed")
     both = [
@@ -96,7 +104,7 @@ def test_torchrun_and_one_process_come_to_the_same(undisturbed: tuple[Path, Path
 
 
 def test_two_machines_come_to_what_two_processes_do(
-    train: Train, undisturbed: tuple[Path, Path], tmp_path: Path
+    train: Train, started: Start, undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -109,7 +117,7 @@ def test_two_machines_come_to_what_two_processes_do(
 
 
 def test_stopped_by_sigterm_and_with_a_killed_launcher_two_processes_repeat_no_step(
-    train: Train, undisturbed: tuple[Path, Path], tmp_path: Path
+    train: Train, started: Start, undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
@@ -126,7 +134,8 @@ def test_stopped_by_sigterm_and_with_a_killed_launcher_two_processes_repeat_no_s
     assert not list(temporary.glob("torchelastic_*"))
 
     before = (out / "state.ckpt").stat().st_mtime_ns
-    process = started(*command, "--resume")
+    # Its processes ask Linux to tell them of their parent's end.
+    process = started_by(sys.executable, *command, "--resume")
     wait_for(lambda: (out / "state.ckpt").stat().st_mtime_ns != before)
     process.kill()
     assert ended(process) == (-signal.SIGKILL, line)
@@ -144,11 +153,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_process_that_is_killed_is_told_of(train: Train, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_is_told_of(train: Train, started: Start, tmp_path: Path) -> None:
     process = started("-m", "fastmsflow", *train, tmp_path / "run", "--devices", 2)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: len(children.read_text().split()) == 2)
-    os.kill(int(children.read_text().split()[1]), signal.SIGKILL)
+    wait_for(lambda: len(of_rank(1, tmp_path)) == 1)
+    os.kill(of_rank(1, tmp_path)[0], signal.SIGKILL)
     assert ended(process) == (
         128 + signal.SIGKILL,
         "fastmsflow: process 1 was killed by SIGKILL, most often because memory ran out; try fewer workers or a smaller"
@@ -156,7 +164,18 @@ def test_a_process_that_is_killed_is_told_of(train: Train, tmp_path: Path) -> No
     )
 
 
-def test_a_full_disk_is_told_of_once(train: Train, tmp_path: Path) -> None:
+def of_rank(rank: int, out: Path) -> list[int]:
+    """The processes of this rank that write somewhere in ``out``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            told = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().split(b"\0")
+            if str(out).encode() in told[0] and f"RANK={rank}".encode() in told[1]:
+                found.append(int(process.name))
+    return found
+
+
+def test_a_full_disk_is_told_of_once(train: Train, started: Start, tmp_path: Path) -> None:
     """The first process alone writes; the other one's connection breaks in the middle of the training."""
     with small_disk(tmp_path / "disk", "64k") as disk:
         process = started("-m", "fastmsflow", *train, disk / "run", "--devices", 2)
@@ -165,7 +184,7 @@ def test_a_full_disk_is_told_of_once(train: Train, tmp_path: Path) -> None:
     assert "last.safetensors: " in said and "space" in said
 
 
-def test_a_folder_that_cannot_be_used_is_told_of_once(tiles: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_told_of_once(tiles: Path, started: Start, tmp_path: Path) -> None:
     process = started("-m", "fastmsflow", "train", tmp_path / "none", *TINY, "--out", tmp_path / "out", "--devices", 2)
     code, said = ended(process)
     assert code == 1
