@@ -205,7 +205,7 @@ def open_streams(files: list[int], unbuffered: bool) -> None:
         os.dup2(file, number)
         os.close(file)
         whole_lines = unbuffered or name == "stderr" or os.isatty(number)
-        stream = open(
+        stream = os.fdopen(
             number,
             "r" if name == "stdin" else "w",
             buffering=1 if whole_lines and name != "stdin" else -1,
@@ -220,7 +220,7 @@ def run_program(words: list[str], standard_path: list[str]) -> None:
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     kind, *rest = words
     if kind == "-m":
-        sys.path[:] = [os.getcwd(), *own, *standard_path]
+        sys.path[:] = [str(Path.cwd()), *own, *standard_path]
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":

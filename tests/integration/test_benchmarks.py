@@ -181,7 +181,8 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str) -> None:
 def visitor(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a ``python`` that is a real one and runs its own programs, a visit's steps, by the fast one."""
     folder = tmp_path_factory.mktemp("visitor")
-    code = f"import runpy, sys; sys.executable = {str(python)!r}; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    code = f"import runpy, sys; sys.executable = {str(python)!r}; del sys.argv[0]; "
+    code += "runpy.run_path(sys.argv[0], None, '__main__')"
     (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     (folder / "python").chmod(0o755)
     return folder

@@ -46,10 +46,10 @@ main()
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_behind_its_finished_parts_and_ends_in_the_same_bytes(
-    checkpoint: Path, noise_shards: Path, predict_parquet: Command, tmp_path: Path
+    checkpoint: Path, noise_shards: Path, predict_parquet: Command, python: Path, tmp_path: Path
 ) -> None:
     out, options = tmp_path / "out", (checkpoint, noise_shards, "--workers", 0, *SMALL)
-    args = [sys.executable, "-c", KILLED, "predict", *map(str, options), "--out", str(out), "--format", "parquet"]
+    args = [python, "-c", KILLED, "predict", *map(str, options), "--out", str(out), "--format", "parquet"]
     killed = subprocess.run(args, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert killed.returncode == -9, killed.stderr
     before = times(out)

@@ -2,9 +2,9 @@
 
 import os
 import subprocess
-import sys
 import warnings
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,7 +266,7 @@ def test_kernels_refuse_float64() -> None:
     assert not backend.uses_triton("auto", x[0].double())
 
 
-def test_without_the_interpreter_a_cpu_tensor_is_refused() -> None:
+def test_without_the_interpreter_a_cpu_tensor_is_refused(python: Path) -> None:
     program = (
         "import torch, fastmsflow\n"
         "flow = fastmsflow.MultiScaleFlow((8, 8), (4, 4), (1, 1), backend='triton')\n"
@@ -275,7 +275,7 @@ def test_without_the_interpreter_a_cpu_tensor_is_refused() -> None:
         "flow.backend = 'auto'; flow([torch.zeros(1, 8, 2, 2)] * 2); print('auto serves')"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run([python, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert "a cpu tensor was given" in run.stdout
     assert "TRITON_INTERPRET=1" in run.stdout
     assert "auto serves" in run.stdout

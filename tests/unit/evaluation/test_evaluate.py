@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -310,8 +309,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_maps_of_a_killed_process_are_gone_when_the_folder_is_next_used(processes: int, tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(processes)], check=False)
+def test_maps_of_a_killed_process_are_gone_when_the_folder_is_next_used(
+    processes: int, python: Path, tmp_path: Path
+) -> None:
+    ended = subprocess.run([python, "-c", KILLED, str(tmp_path), str(processes)], check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == processes - 1
     with claimed_folder(tmp_path):

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -213,7 +212,9 @@ def test_all_of_elpv_is_a_class() -> None:
     assert is_every_class("textures", "all")
 
 
-def test_two_processes_share_the_classes_out(images: Path, weights: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_classes_out(
+    images: Path, weights: Path, alone: Path, python: Path, tmp_path: Path
+) -> None:
     shutil.copytree(images, tmp_path / "images")
     shutil.copytree(images / "b", tmp_path / "images/c")
     bad = tmp_path / "images/c/train/good/03.png"
@@ -222,7 +223,7 @@ def test_two_processes_share_the_classes_out(images: Path, weights: Path, alone:
     args = arguments(tmp_path / "images", "all", tmp_path / "runs", weights, *more)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "fastmsflow", *map(str, args)], env=environment, capture_output=True, text=True
+        [python, "-m", "fastmsflow", *map(str, args)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)

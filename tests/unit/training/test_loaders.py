@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import cast
 
@@ -256,9 +255,9 @@ sys.exit(3)
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path) -> None:
+def test_a_process_that_ends_in_mid_epoch_does_not_wait_for_its_workers(shards: Path, python: Path) -> None:
     """They survive a SIGTERM that all processes get, not the one by which theirs ends them."""
-    process = subprocess.Popen([sys.executable, "-c", ENDS, shards], cwd=ROOT)
+    process = subprocess.Popen([python, "-c", ENDS, shards], cwd=ROOT)
     try:
         assert process.wait(timeout=30) == 3
     finally:
