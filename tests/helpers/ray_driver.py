@@ -25,8 +25,8 @@ class Sources(NamedTuple):
     decoded: Path
 
 
-def drive(address: str, head: int, model: Path, sources: Sources, out: Path) -> dict[str, Any]:
-    """Scores all into folders of ``out``, on the cluster at ``address``, whose first process is ``head``.
+def drive(address: str, model: Path, sources: Sources, out: Path) -> dict[str, Any]:
+    """Scores all into folders of ``out``, on the cluster at ``address``, whose workers come of this process's child.
 
     Returns what happened: ``killed``, the process of the worker that was; ``rows of no rows``, a number; ``no model``
     and ``no column``, the lines that said so.
@@ -34,7 +34,7 @@ def drive(address: str, head: int, model: Path, sources: Sources, out: Path) -> 
     found: dict[str, Any] = {}
     ray.init(address, logging_level="ERROR", log_to_driver=False)
     try:
-        killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "encoded", head)))
+        killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "encoded")))
         killer.start()
         of_tars = ray.data.read_webdataset(str(sources.tars), decoder=None, override_num_blocks=8)
         # Blocks of tars are pandas', and one data set has blocks of one kind.
@@ -74,15 +74,15 @@ def scoring(model: Path, actors: int) -> dict[str, Any]:
     }
 
 
-def kill_a_worker(results: Path, head: int) -> int | None:
+def kill_a_worker(results: Path) -> int | None:
     """Kills one of the cluster's actors as soon as there are results -> its process, if there was one."""
     while not list(results.glob("*.parquet")):
         time.sleep(0.01)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             is_actor = (process / "cmdline").read_bytes().startswith(ACTOR)
-            # First process, raylet, worker: another cluster on this machine has its own.
-            if is_actor and parent(parent(process.name)) == head:
+            # Other tests have workers too.
+            if is_actor and parent(parent(process.name)) == os.getpid():
                 os.kill(int(process.name), signal.SIGKILL)
                 return int(process.name)
         except OSError:

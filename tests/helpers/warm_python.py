@@ -32,12 +32,17 @@ PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 F_SETSIG = 10
 IMPORTED = (
     "fastmsflow.evaluation.report",
+    "fastmsflow.inference.batch_scorer",
+    "fastmsflow.integrations.spark",
     "fastmsflow.training.every_class",
     "fastmsflow.training.train",
+    "pandas",
+    "pyarrow.parquet",
     "pytest",
     "sklearn.metrics",
     "timm",
     "torch._inductor.compile_fx",
+    "webdataset",
 )
 
 # Sends its arguments and open files, and waits.
@@ -64,6 +69,7 @@ request = dict(
     folder=os.getcwd(),
     environment=dict(os.environ),
     parent=os.getppid(),
+    leads_session=os.getsid(0) == os.getpid(),
     ignored=[number for number in {numbers} if signal.getsignal(number) is signal.SIG_IGN],
 )
 content = json.dumps(request).encode()
@@ -171,7 +177,10 @@ class Server:
         """Runs a client's program in this process, and ends with it."""
         import torch
 
-        os.setsid()
+        if request["leads_session"]:
+            os.setsid()
+        else:
+            os.setpgid(0, 0)
         *streams, alive = files
         fcntl.fcntl(alive, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(alive, F_SETSIG, signal.SIGKILL)

@@ -37,19 +37,17 @@ class KilledOnce(BatchScorer):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The current folder, with the files that the page names."""
     folder = pages_folder(tmp_path_factory.mktemp("engines"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("KILLED", str(folder / "killed"))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # The workers of Spark and Ray are this Python, and import this package.
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        # The Python of Spark's and of Ray's workers, which import this package.
+        patch.setenv("PYSPARK_PYTHON", str(python))
+        patch.setattr(sys, "executable", str(python))
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        # Spark reads this beside the page's own settings: its workers are forked off a daemon that has imported all.
-        (folder / "spark-defaults.conf").write_text("spark.python.daemon.module tests.helpers.spark_daemon\n")
-        patch.setenv("SPARK_CONF_DIR", str(folder))
         yield folder
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()

@@ -91,13 +91,12 @@ def assert_same_scores(found: dict[str, dict[str, Any]], expected: dict[str, dic
 class Head(NamedTuple):
     """A cluster of this machine, started from a shell."""
 
-    process: int
     address: str
     for_clients: str
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(python: Path) -> Iterator[Head]:
     ports = []
     with socket.socket() as one, socket.socket() as other:
         for free in (one, other):
@@ -105,7 +104,9 @@ def head() -> Iterator[Head]:
             ports.append(free.getsockname()[1])
     # A folder of its own, where no other test's Ray finds this one; the sockets in it want a short name.
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        start = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
+        # Ray starts its workers by what it takes for its own Python.
+        code = f"import sys; sys.executable = {str(python)!r}; from ray.scripts.scripts import main; main()"
+        start = [sys.executable, "-c", code, "start", "--head", "--block"]
         options = f"--num-cpus=2 --port={ports[0]} --ray-client-server-port={ports[1]} --include-dashboard=false"
         process = subprocess.Popen(
             [*start, *options.split()],
@@ -118,7 +119,7 @@ def head() -> Iterator[Head]:
         )
         try:
             wait_for(lambda: all(map(answers, ports)), process)
-            yield Head(process.pid, f"127.0.0.1:{ports[0]}", f"ray://127.0.0.1:{ports[1]}")
+            yield Head(f"127.0.0.1:{ports[0]}", f"ray://127.0.0.1:{ports[1]}")
         finally:
             # Ended otherwise, it waits half a minute for its own processes.
             os.killpg(process.pid, signal.SIGKILL)
@@ -133,7 +134,13 @@ def answers(port: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_driver_loses_nothing_and_repeats_nothing_and_a_cluster_elsewhere_goes_on(
-    head: Head, jpegs: Path, expected: dict[str, dict[str, Any]], checkpoint: Path, predict: Command, tmp_path: Path
+    head: Head,
+    jpegs: Path,
+    expected: dict[str, dict[str, Any]],
+    checkpoint: Path,
+    predict: Command,
+    python: Path,
+    tmp_path: Path,
 ) -> None:
     """SIGKILL behind the second file of results of a Ray of this machine. A cluster that is reached from outside by its
     address goes on with the folder at once, while the killed driver's workers may still write; one process then finds
@@ -141,7 +148,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing_and_a_cluster_elsewhe
     out = tmp_path / "out"
     options = (checkpoint, jpegs, "--out", out, "--format", "parquet", "--batch-size", 32, "--json")
     cluster = ("--images-per-part", 256, "--cluster")
-    call = [sys.executable, "-m", "fastmsflow", "predict", *map(str, (*options, *cluster, "ray"))]
+    call = [python, "-m", "fastmsflow", "predict", *map(str, (*options, *cluster, "ray"))]
     driver = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: len(list(out.rglob("*.parquet"))) >= 2, driver)
@@ -196,7 +203,7 @@ def driven(
         table = pa.table({"path": [file.name for file in some], "bytes": [file.read_bytes() for file in some]})
         pq.write_table(table, folder / f"parquet/{i}.parquet")
     sources = ray_driver.Sources(folder / "tars", folder / "parquet", jpegs / "0", noise_images)
-    found = ray_driver.drive(head.address, head.process, checkpoint, sources, folder / "out")
+    found = ray_driver.drive(head.address, checkpoint, sources, folder / "out")
     return folder / "out", found
 
 

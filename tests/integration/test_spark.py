@@ -28,15 +28,14 @@ WORKERS = 4
 
 
 @pytest.fixture(scope="module")
-def spark():
+def spark(python: Path):
     from pyspark.sql import SparkSession
 
     before = dict(os.environ)
-    # A worker is this Python, and imports this package.
-    os.environ |= {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # Workers import this package.
+    os.environ |= {"PYSPARK_PYTHON": str(python), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     settings = {
         "spark.driver.memory": "512m",
-        "spark.python.daemon.module": "tests.helpers.spark_daemon",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
