@@ -151,8 +151,13 @@ class Server:
                     self._report()
 
     def _begin(self, client: socket.socket) -> None:
-        head, files, _, _ = socket.recv_fds(client, 8, 4)
-        request = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+        try:
+            head, files, _, _ = socket.recv_fds(client, 8, 4)
+            request = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+        except (OSError, ValueError):
+            # It was killed before it had asked.
+            client.close()
+            return
         program = os.fork()
         if program == 0:
             signal.set_wakeup_fd(-1)
@@ -163,7 +168,8 @@ class Server:
         for file in files:
             os.close(file)
         self._clients[program] = client
-        client.sendall(program.to_bytes(8, "big"))
+        with suppress(OSError):
+            client.sendall(program.to_bytes(8, "big"))
 
     def _report(self) -> None:
         while self._clients:
