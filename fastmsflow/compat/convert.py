@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import InputError
 from ..models.checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
@@ -13,8 +13,22 @@ from .detect_clamp_formula import check_extractor
 from .official_checkpoint import load_official, read_pickle, save_official
 from .state_dict_keys import check_variant
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def official_to_own(source: str | Path, target: str | Path, **described: Any) -> None:
+
+class OfficialSettings(TypedDict, total=False):
+    """What an official file does not tell of its model; ``official_model`` has the defaults."""
+
+    extractor: str
+    image_size: tuple[int, int]
+    pool: str
+    clamp: float
+    variant: str
+    extractor_weights: str | Path | None
+
+
+def official_to_own(source: str | Path, target: str | Path, **described: "Unpack[OfficialSettings]") -> None:
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
     ``described``: the settings that ``official_model`` takes. An official file has no extractor weights: ``target``

@@ -51,7 +51,7 @@ def scorer_udf(
     number, name = uuid.uuid4().hex, os.fspath(model)
 
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
-        scorer = _scorer(number, name, threshold, false_alarms, dtype, _device(device))
+        scorer = _scorer(number, name, threshold, false_alarms, dtype=dtype, device=_device(device))
         for batch in batches:
             yield _results(scorer, batch)
 
@@ -63,7 +63,7 @@ def scorer_udf(
 # Each task of a worker unpickles the UDF again. Two entries, since a job may score rows by two models.
 @lru_cache(maxsize=2)
 def _scorer(
-    number: str, model: str, threshold: float | None, false_alarms: float | None, dtype: str, device: str
+    number: str, model: str, threshold: float | None, false_alarms: float | None, *, dtype: str, device: str
 ) -> BatchScorer:
     """Returns the loaded scorer of a UDF; ``number`` is the UDF's own, since its path may hold another model later."""
     return BatchScorer(model, threshold, false_alarms, dtype, device=device).load()

@@ -139,14 +139,14 @@ def train_every_class(
         say_if_short(job.recipe, console)
     models = ModelFactory(job.build_model, job.recipe.seed)
     with ReaderPool(job.data.workers) as readers:
-        return _ClassRuns(job, group, console, models, readers).run(on_failure)
+        return _ClassRuns(job, group, console, models=models, readers=readers).run(on_failure)
 
 
 class _ClassRuns:
     """The runs of all classes, as one process sees them."""
 
     def __init__(
-        self, job: TrainingJob, group: ProcessGroup, console: Console, models: ModelFactory, readers: ReaderPool
+        self, job: TrainingJob, group: ProcessGroup, console: Console, *, models: ModelFactory, readers: ReaderPool
     ) -> None:
         self._job, self._group, self._console = job, group, console
         self._models, self._readers = models, readers

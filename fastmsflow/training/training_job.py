@@ -101,7 +101,7 @@ class TrainingJob:
             resume=self.resume,
             log_to=self.loggers,
             options=options,
-            report=lambda result: self._write_report(result, model, images, options, console),
+            report=lambda result: self._write_report(result, model, images, options=options, console=console),
             profile=self.profile,
             world=group,
             started_from=self.started_from,
@@ -113,6 +113,7 @@ class TrainingJob:
         result: TrainingResult,
         model: MSFlow,
         images: ImageSet | ShardSet,
+        *,
         options: dict[str, Any],
         console: Console,
     ) -> None:
