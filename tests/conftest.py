@@ -37,6 +37,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Until all tests are collected: imports make a million objects that stay, and looking through them takes longer.
+gc.disable()
+
 SLOW_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 
@@ -60,8 +63,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    """Looks for no garbage in what imports have made, which stays: that takes longer than some tests."""
+    """Looks for no garbage in what imports have made, nor while they make it."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ..errors import InputError
 from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
+from ..nn.no_initialization import NoInitialization
 from ..nn.weight_cache import invalidation_count
 from ..reference.clamp_forms import ClampForm
 from ..scoring import TOP_K, Scores
@@ -242,7 +244,8 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         """
         tensors, config = read_checkpoint(path)
         has_extractor = any(key.startswith("extractor.") for key in tensors)
-        with built_from(path):
+        # Every tensor of a whole model is read below.
+        with built_from(path), NoInitialization() if has_extractor else nullcontext():
             model = cls.from_config(config, pretrained=not has_extractor, backend=backend)
         own = model.state_dict()
         if not has_extractor:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -24,7 +23,8 @@ GALLERY_COLUMNS = 4
 
 def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) -> None:
     """Plots a histogram of the absolute image scores (N,), in nats, of good (label 0) and defective (1) images."""
-    figure, axis = _figure()
+    figure = Figure(figsize=(7, 4))
+    axis = figure.add_axes((0.13, 0.13, 0.85, 0.79))
     positive = np.maximum(scores, 1e-6)
     bins = np.geomspace(positive.min(), positive.max() * 1.001, 41).tolist()
     for label, name, color in ((0, "good", GOOD), (1, "defective", DEFECTIVE)):
@@ -39,8 +39,13 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
 def gallery(path: Path, rows: Sequence[ReportRow], color_scale: ColorScale) -> None:
     """Writes a PNG of many images with their heat maps, outlines of their masks, and the color bar."""
     lines = -(-len(rows) // GALLERY_COLUMNS)
-    figure = Figure(figsize=(4.2 * GALLERY_COLUMNS, 2.35 * lines + 1.0), layout="constrained")
-    axes = figure.subplots(lines, GALLERY_COLUMNS, squeeze=False)
+    width, height = 4.2 * GALLERY_COLUMNS, 2.35 * lines + 1.0
+    figure = Figure(figsize=(width, height))
+    # Below the images are the color bar and its caption. All sizes are known, so that no layout is sought.
+    margins = {"bottom": 0.75 / height, "top": 1 - 0.3 / height, "left": 0.1 / width, "right": 1 - 0.1 / width}
+    axes = figure.subplots(
+        lines, GALLERY_COLUMNS, squeeze=False, gridspec_kw={**margins, "wspace": 0.04, "hspace": 0.16}
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, rows, strict=False):
@@ -51,7 +56,8 @@ def gallery(path: Path, rows: Sequence[ReportRow], color_scale: ColorScale) -> N
         title = f"{shown(row.kind)}  {shown(row.image.stem)}  score {row.score:.2f}"
         axis.set_title(title, fontsize=9, parse_math=False)
     colors = ScalarMappable(Normalize(*color_scale.scale), COLORMAP)
-    figure.colorbar(colors, ax=axes, location="bottom", fraction=0.03, aspect=60, label=color_scale.caption)
+    below = figure.add_axes((0.1, 0.5 / height, 0.8, 0.15 / height))
+    figure.colorbar(colors, cax=below, orientation="horizontal", label=color_scale.caption)
     _save(figure, path, dpi=90)
 
 
@@ -63,7 +69,8 @@ def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics
 
     ``losses``: the nll of each pass; ``held_out`` and ``metrics``: points (epoch, value).
     """
-    figure, axis = _figure()
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     # One point makes no line.
     marker = "o" if len(losses) <= MARKED_POINTS else None
     passes = range(1, len(losses) + 1)
@@ -82,11 +89,6 @@ def plot_training(path: Path, losses: Sequence[float], held_out: Points, metrics
         right.set_ylabel("on the test set")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path)
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    return figure, figure.subplots()
 
 
 def _save(figure: Figure, path: Path, dpi: int = 100) -> None:

@@ -170,6 +170,18 @@ def test_a_converted_file_keeps_the_layout_and_the_order_of_its_permutations(mod
     assert MSFlow.load(tmp_path / "never_official.safetensors").flow.official_layout is None
 
 
+@pytest.mark.parametrize("extractor", ["test_resnet.r160_in1k", "test_vit", "test_convnext", "test_efficientnet"])
+def test_every_tensor_is_read_though_none_is_initialized(extractor: str, poisoned: None, tmp_path) -> None:
+    saved = MSFlow(extractor, pretrained=False, image_size=(160, 160), blocks=(1, 1, 1))
+    saved.save(tmp_path / "model.safetensors")
+    loaded = MSFlow.load(tmp_path / "model.safetensors")
+    tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
+    expected = dict(saved.named_parameters()) | dict(saved.named_buffers())
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 def test_a_checkpoint_of_before_layouts_were_kept_still_loads(model: MSFlow, images: torch.Tensor, tmp_path) -> None:
     model.save(tmp_path / "model.safetensors")
     tensors, config = read_checkpoint(tmp_path / "model.safetensors")
