@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ if not torch.cuda.is_available():
 # Until all tests are collected: imports make a million objects that stay, and looking through them takes longer.
 gc.disable()
 
+PYTHON = "FASTMSFLOW_TESTS_PYTHON"
 SLOW_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 
@@ -51,8 +53,26 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--errors")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(ErrorFile(path))
+    if not hasattr(config, "workerinput"):
+        start_warm_python(config)
     # xdist would begin with the files of many tests, and end with one long file in one process.
     config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: tests wait for others' processes and servers a fifth of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
+def start_warm_python(config: pytest.Config) -> None:
+    """Starts the server of the fixture ``python``: one for all of xdist's processes, which inherit the variable."""
+    if sys.platform == "linux":
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        # A socket's path is short.
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        os.environ[PYTHON] = str(stack.enter_context(warm_python(Path(folder))))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -121,14 +141,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def python() -> Iterator[Path]:
-    """A Python for programs, which has everything imported: it takes a twentieth of the time. See its limits there."""
-    if sys.platform != "linux":
-        yield Path(sys.executable)
-        return
-    # A socket's path is short.
-    with tempfile.TemporaryDirectory() as folder, warm_python(Path(folder)) as executable:
-        yield executable
+def python() -> Path:
+    """A Python for programs, which starts in a twentieth of the time; tests/helpers/warm_python.py has its limits."""
+    return Path(os.environ.get(PYTHON, sys.executable))
 
 
 @pytest.fixture(scope="session")

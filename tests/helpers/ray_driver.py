@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,12 @@ import ray
 
 from fastmsflow.inference import BatchScorer
 
-ACTOR = b"ray::MapWorker(MapBatches(BatchScorer))"
+
+class DrivenScorer(BatchScorer):
+    """A scorer whose processes have a name of their own."""
+
+
+ACTOR = b"ray::MapWorker(MapBatches(DrivenScorer))"
 
 
 class Sources(NamedTuple):
@@ -26,7 +32,7 @@ class Sources(NamedTuple):
 
 
 def drive(address: str, model: Path, sources: Sources, out: Path) -> dict[str, Any]:
-    """Scores all into folders of ``out``, on the cluster at ``address``, whose workers come of this process's child.
+    """Scores all into folders of ``out`` on the cluster at ``address``.
 
     Returns what happened: ``killed``, the process of the worker that was; ``rows of no rows``, a number; ``no model``
     and ``no column``, the lines that said so.
@@ -45,7 +51,7 @@ def drive(address: str, model: Path, sources: Sources, out: Path) -> dict[str, A
         # In one data set, since each data set has actors of its own, which import for seconds.
         first, *rest = (images.select_columns(["path", "bytes"]) for images in (of_tars, of_parquet, files))
         encoded = first.union(*rest)
-        encoded.map_batches(BatchScorer, **scoring(model, actors=2)).write_parquet(f"{out}/encoded")
+        encoded.map_batches(DrivenScorer, **scoring(model, actors=2)).write_parquet(f"{out}/encoded")
         killer.join()
         alone = scoring(model, actors=1)
         decoded = ray.data.read_images(str(sources.decoded), include_paths=True)
@@ -79,16 +85,8 @@ def kill_a_worker(results: Path) -> int | None:
     while not list(results.glob("*.parquet")):
         time.sleep(0.01)
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_actor = (process / "cmdline").read_bytes().startswith(ACTOR)
-            # Other tests have workers too.
-            if is_actor and parent(parent(process.name)) == os.getpid():
+        with suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(ACTOR):
                 os.kill(int(process.name), signal.SIGKILL)
                 return int(process.name)
-        except OSError:
-            continue
     return None
-
-
-def parent(process: str | int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])

@@ -3,7 +3,7 @@
 ``warm_python(folder)`` yields an executable file. It takes a script, ``-m MODULE`` or ``-c CODE`` as Python does, and
 the program has the caller's environment, current folder, standard streams and signals; its exit code comes back, and
 SIGKILL reaches it too. With other options it is a real Python. Tests of imports, of parents and of process groups need
-a real one.
+a real one. One server is enough for all processes of a test run; it imports when its first program is asked for.
 """
 
 import atexit
@@ -270,7 +270,10 @@ def exit_code(program: Callable[[], None]) -> int:
 
 
 if __name__ == "__main__":
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    # It imports for seconds, and for many tests in vain.
+    select.select([listening], [], [])
     from fastmsflow.cli.imports import import_packages
 
     import_packages(*IMPORTED)
-    Server(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]).serve()
+    Server(listening, sys.argv[2]).serve()
