@@ -59,12 +59,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: tests wait for others' processes and servers a fifth of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
 def start_warm_python(config: pytest.Config) -> None:
     """Starts the server of the fixture ``python``: one for all of xdist's processes, which inherit the variable."""
     if sys.platform == "linux":
@@ -83,8 +77,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    """Looks for no garbage in what imports have made, nor while they make it."""
+    """Looks for no garbage in what imports have made, nor while they make it, and seldom in what tracing makes."""
     gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
     gc.enable()
 
 

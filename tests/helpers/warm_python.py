@@ -116,12 +116,11 @@ def warm_python(folder: Path) -> Iterator[Path]:
         command = [sys.executable, "-m", "tests.helpers.warm_python", str(number), str(client)]
         # Triton reads its own variables when a kernel is decorated, which is left to the programs.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-        server = subprocess.Popen(command, pass_fds=[number], cwd=ROOT, env=environment)
-    try:
+        # The server ends with its standard input, however this process ends.
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], cwd=ROOT, env=environment)
+    with server:
         yield client
-    finally:
         server.kill()
-        server.wait()
 
 
 class Server:
@@ -142,10 +141,13 @@ class Server:
         ready = selectors.DefaultSelector()
         ready.register(self._listening, selectors.EVENT_READ)
         ready.register(ended, selectors.EVENT_READ)
+        ready.register(0, selectors.EVENT_READ)
         while True:
             for key, _ in ready.select():
                 if key.fileobj is self._listening:
                     self._begin(self._listening.accept()[0])
+                elif key.fileobj == 0:
+                    sys.exit()
                 else:
                     ended.recv(4096)
                     self._report()
@@ -272,7 +274,7 @@ def exit_code(program: Callable[[], None]) -> int:
 if __name__ == "__main__":
     listening = socket.socket(fileno=int(sys.argv[1]))
     # It imports for seconds, and for many tests in vain.
-    select.select([listening], [], [])
+    select.select([listening, 0], [], [])
     from fastmsflow.cli.imports import import_packages
 
     import_packages(*IMPORTED)

@@ -350,10 +350,10 @@ def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(visitor: Pa
             if step == FIRST[-1]:
                 break
             # While Python imports, a signal may be lost: it is sent again where nothing came of it.
-            for _ in range(6):
+            for _ in range(60):
                 with suppress(ProcessLookupError):
                     os.killpg(process, signal.SIGINT)
-                if wait_for(lambda step=step: running(tmp_path) != step, 10):
+                if wait_for(lambda step=step: running(tmp_path) != step, 1):
                     break
         # The visit itself is killed.
         before = record(tmp_path)

@@ -153,6 +153,6 @@ def test_processes_that_share_out_classes_say_it_once(
     """Their runs print nothing."""
     world = SimpleNamespace(size=2, rank=rank, first=rank == 0, join_apart=lambda: None)
     monkeypatch.setattr("fastmsflow.cli.train.launch", lambda devices, nodes, notify: world)
-    monkeypatch.setattr("fastmsflow.training.every_class._ClassRuns", lambda *args: NOTHING_TO_DO)
+    monkeypatch.setattr("fastmsflow.training.every_class._ClassRuns", lambda *args, **named: NOTHING_TO_DO)
     code, text = command("train", "textures", "--class", "all", "--out", tmp_path, *SHORT)
     assert (code, text.count(LINE)) == (0, count)
