@@ -1,5 +1,6 @@
 """Disks that are small, full or read-only, for tests."""
 
+import gc
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def small_disk(at: Path, size: str) -> Iterator[Path]:
     try:
         yield at
     finally:
+        # What an error's traceback holds open would keep the disk busy.
+        gc.collect()
         subprocess.run(["umount", str(at)], check=True)
 
 
