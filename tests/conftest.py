@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,9 +20,6 @@ from skimage import data as photographs
 from tests.helpers.error_log import ErrorFile, noted_in
 from tests.helpers.interpreter import hasten_interpreter
 from tests.helpers.warm_python import warm_python
-
-if TYPE_CHECKING:
-    pass
 
 # For the processes that tests start: small tensors gain nothing from more threads, and Inductor's own processes import
 # more than they compile.

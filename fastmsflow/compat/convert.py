@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OfficialSettings(TypedDict, total=False):
-    """What an official file does not tell of its model; ``official_model`` has the defaults."""
+    """These settings of a model are not in its official file; ``official_model`` has the defaults."""
 
     extractor: str
     image_size: tuple[int, int]

@@ -123,7 +123,7 @@ def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
         files += [start + name for name in images]
         # Sorted, the first on top: of a folder that two links lead to, the first is taken.
         waiting += [start + name for name in sorted(folders, reverse=True)]
-    # By components, as paths are sorted: no name has a NUL.
+    # Paths are sorted by components, which a NUL separates here: no name has one.
     return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]
 
 

@@ -21,7 +21,7 @@ def small_disk(at: Path, size: str) -> Iterator[Path]:
     try:
         yield at
     finally:
-        # What an error's traceback holds open would keep the disk busy.
+        # A file that an error's traceback still holds open would keep the disk busy.
         gc.collect()
         subprocess.run(["umount", str(at)], check=True)
 

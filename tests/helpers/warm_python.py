@@ -1,4 +1,4 @@
-"""A Python that starts in a twentieth of a second: its programs are forked off a server that has everything imported.
+"""A Python that starts in a twentieth of the time: its programs are forked off a server that has everything imported.
 
 ``warm_python(folder)`` yields an executable file. It takes a script, ``-m MODULE`` or ``-c CODE`` as Python does, and
 the program has the caller's environment, current folder, standard streams and signals; its exit code comes back, and
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from tests.helpers.paths import ROOT
 
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-# Of fcntl.h; Python's module lacks it.
+# This is of fcntl.h, and Python's module lacks it.
 F_SETSIG = 10
 IMPORTED = (
     "fastmsflow.evaluation.report",
@@ -114,7 +114,7 @@ def warm_python(folder: Path) -> Iterator[Path]:
         listening.listen(64)
         number = listening.fileno()
         command = [sys.executable, "-m", "tests.helpers.warm_python", str(number), str(client)]
-        # Triton reads its own variables when a kernel is decorated, which is left to the programs.
+        # The server is no test.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         # The server ends with its standard input, however this process ends.
         server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number], cwd=ROOT, env=environment)
@@ -203,7 +203,7 @@ class Server:
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         open_streams(streams, request["unbuffered"] or bool(os.environ.get("PYTHONUNBUFFERED")))
-        # What the product asks of its parent is the client's.
+        # The package asks for its parent: that is the client's.
         os.getppid = lambda: request["parent"]
         sys.executable = self._executable
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
