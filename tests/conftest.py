@@ -18,6 +18,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.helpers.error_log import ErrorFile, noted_in
+from tests.helpers.frame_memory import with_frame_memory
 from tests.helpers.interpreter import hasten_interpreter
 from tests.helpers.warm_python import warm_python
 
@@ -85,6 +86,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         items.sort(key=lambda item: item.get_closest_marker("gpu") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
+    runner = item.config.pluginmanager.get_plugin("runner")
+    return with_frame_memory(runner.pytest_runtest_protocol, item, nextitem)
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from tests.helpers.frame_memory import with_frame_memory
 from tests.helpers.paths import ROOT
 
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -207,7 +208,7 @@ class Server:
         os.getppid = lambda: request["parent"]
         sys.executable = self._executable
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-        code = exit_code(lambda: run_program(request["words"], self._path))
+        code = exit_code(lambda: with_frame_memory(run_program, request["words"], self._path))
         with suppress(BaseException):
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
