@@ -201,15 +201,12 @@ def needed(false_alarms: float) -> int:
 
 
 def _shortage(images: int, false_alarms: float) -> str:
+    # The lowest rate that so many images suffice for, rounded up to the digits that are printed.
+    allowed = math.ceil(1e4 / (images + 1)) / 1e4
     return (
         f"a false-alarm rate of {false_alarms:.2%} needs {needed(false_alarms)} held-out good images, and there are"
-        f" {images}: hold out more, or allow {_allowed(images):.2%}"
+        f" {images}: hold out more, or allow {allowed:.2%}"
     )
-
-
-def _allowed(images: int) -> float:
-    """Returns the lowest rate that so many images suffice for, rounded up to the digits that are printed."""
-    return math.ceil(1e4 / (images + 1)) / 1e4
 
 
 def check_rate(false_alarms: float) -> None:

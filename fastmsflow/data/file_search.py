@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,12 +20,9 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{shown(folder)}: no such folder")
-    faults: list[str] = []
-    files = _images_below(folder, faults.append)
+    files, faults = _images_below(folder)
     if faults:
         raise InputError(faults[0])
-    if not files:
-        raise InputError(_no_images(folder))
     return files
 
 
@@ -50,9 +47,9 @@ class ImageFiles:
         Unlike in a shell, hidden files need a pattern of their own, ``.*`` or the like.
         """
         if os.path.lexists(pattern) or not glob.has_magic(pattern):
-            self.add(Path(pattern))
-            return
-        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            matches = [pattern]
+        else:
+            matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
             self.faults.append(f"{shown(pattern)}: no file matches this pattern")
         for match in matches:
@@ -60,13 +57,8 @@ class ImageFiles:
 
     def add(self, path: Path) -> None:
         """Adds a file, or all image files below a folder. A file is not opened, so it may be missing or no image."""
-        if not path.is_dir():
-            self._files.setdefault(absolute(path), path)
-            return
-        before = len(self.faults)
-        files = _images_below(path, self.faults.append)
-        if not files and len(self.faults) == before:
-            self.faults.append(_no_images(path))
+        files, faults = _images_below(path) if path.is_dir() else ([path], [])
+        self.faults += faults
         for file in files:
             self._files.setdefault(absolute(file), file)
 
@@ -101,10 +93,11 @@ def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls:
     return found
 
 
-def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
-    """Returns all files below ``folder`` with an image's suffix, sorted. Every folder is visited once, whatever links
-    lead to it. ``on_fault`` gets a line for each folder that cannot be read."""
+def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
+    """Returns all files below ``folder`` with an image's suffix, sorted, and a line for each folder that cannot be read,
+    or one that there are no images. Every folder is visited once, whatever links lead to it."""
     files: list[str] = []
+    faults: list[str] = []
     visited: set[tuple[int, int]] = set()
     # Not os.walk, which calls itself for each level of folders.
     waiting = [str(folder)]
@@ -114,7 +107,9 @@ def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
             status = os.stat(base)  # noqa: PTH116 - here and below strings, which take a third of the time of paths
             images, folders = _scan(base)
         except OSError as error:
-            on_fault(f"{shown(base)}: this folder cannot be read ({error.strerror}); change its mode or leave it out")
+            faults.append(
+                f"{shown(base)}: this folder cannot be read ({error.strerror}); change its mode or leave it out"
+            )
             continue
         if (status.st_dev, status.st_ino) in visited:
             continue
@@ -123,8 +118,10 @@ def _images_below(folder: Path, on_fault: Callable[[str], None]) -> list[Path]:
         files += [start + name for name in images]
         # Sorted, the first on top: of a folder that two links lead to, the first is taken.
         waiting += [start + name for name in sorted(folders, reverse=True)]
+    if not files and not faults:
+        faults.append(f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})")
     # Paths are sorted by components, which a NUL separates here: no name has one.
-    return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))]
+    return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))], faults
 
 
 def _scan(folder: str) -> tuple[list[str], list[str]]:
@@ -145,7 +142,3 @@ def _scan(folder: str) -> tuple[list[str], list[str]]:
 def _split_names(content: bytes, null: bool) -> list[str]:
     names = content.split(b"\0") if null else [line.removesuffix(b"\r") for line in content.split(b"\n")]
     return [os.fsdecode(name) for name in names if name]
-
-
-def _no_images(folder: Path) -> str:
-    return f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})"
