@@ -130,14 +130,13 @@ class PixelHistogram:
         Raises: the errors of ``aupro``.
         """
         checked_limit(fpr_limit)
-        good, weight = self._counted(self._good), self._counted(self._weight)
+        totals = self._from_the_top(self._weight)
         seen = np.flatnonzero(self._good + self._defective)
         lowest, highest = (values[seen].astype(np.float64) + shift for values in (self._lowest, self._highest))
         at = published_thresholds(np.float32(lowest[0]), np.float32(highest[-1]), thresholds)[::-1].astype(np.float64)
         # The first bins all of whose values, and any of whose values, are above a threshold.
         surely, perhaps = (np.searchsorted(values, at, side="right") for values in (lowest, highest))
-        above_good = good.sum() - np.append(0, np.cumsum(good[seen]))
-        above_weight = _from_the_top(weight[seen])[::-1]
+        above_good, above_weight = (sums[::-1][np.append(seen, self.bins.number)] for sums in totals)
         below = above_good[0] - np.stack([above_good[surely], above_good[perhaps]])
         fpr = 1 - below / above_good[0]
         pro = np.stack([above_weight[surely], above_weight[perhaps]]) / above_weight[0]
@@ -154,7 +153,7 @@ class PixelHistogram:
 
     def pro_curve(self, fpr_limit: float = 0.3, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
         """Returns points of the curve whose area ``aupro`` is, see fastmsflow.metrics.pro_curve."""
-        fpr, pro = (_from_the_top(counts) for counts in (self._counted(self._good), self._counted(self._weight)))
+        fpr, pro = self._from_the_top(self._weight)
         return spread_along(fpr / fpr[-1], pro / pro[-1], checked_limit(fpr_limit), points)
 
     def f1_max(self) -> Bounded:
@@ -162,7 +161,7 @@ class PixelHistogram:
 
         Raises: InputError if no pixel is good or none is defective.
         """
-        false, true = (_from_the_top(counts) for counts in (self._counted(self._good), self._counted(self._defective)))
+        false, true = self._from_the_top(self._defective)
         value = float((2 * true[1:] / (true[-1] + true[1:] + false[1:])).max())
         # In the best case all of a bin's defective pixels are above all of its good ones.
         best = (2 * true[1:] / (true[-1] + true[1:] + false[:-1]))[self._has_several_values()]
@@ -170,7 +169,7 @@ class PixelHistogram:
 
     def _area(self, gained: np.ndarray, limit: float) -> Bounded:
         """Computes the area under ``gained`` over the good pixels, up to their share ``limit``, divided by it."""
-        x, y = (_from_the_top(counts) for counts in (self._counted(self._good), self._counted(gained)))
+        x, y = self._from_the_top(gained)
         x, y = x / x[-1], y / y[-1]
         step = np.diff(x)
         width = np.clip(limit - x[:-1], 0, step)
@@ -186,20 +185,17 @@ class PixelHistogram:
         """Returns for each bin, from the highest down, whether it holds several values."""
         return (self._lowest < self._highest)[::-1]
 
-    def _counted(self, counts: np.ndarray) -> np.ndarray:
-        """Returns ``counts``. Raises: InputError if no pixel is good or none is defective."""
+    def _from_the_top(self, gained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns 0 and then the sums over the highest bin, the two highest bins, and so on, of the good pixels and of
+        ``gained``. Raises: InputError if no pixel is good or none is defective."""
         good, defective = int(self._good.sum()), int(self._defective.sum())
         if not good or not defective:
             raise InputError(
                 f"pixel metrics need good and defective pixels; there are {good} and {defective}:"
                 " add the missing images"
             )
-        return counts
-
-
-def _from_the_top(counts: np.ndarray) -> np.ndarray:
-    """Returns 0 and then the sums of ``counts`` over the highest bin, the two highest bins, and so on."""
-    return np.append(0, np.cumsum(counts[::-1]))
+        x, y = (np.append(0, np.cumsum(counts[::-1])) for counts in (self._good, gained))
+        return x, y
 
 
 def _mean_heights(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float, float]:
