@@ -44,7 +44,8 @@ def read_shard(location: ShardStorage, shard: Shard, verify: bool = False) -> It
             for sample in group_by_keys(tar_file_expander([{"url": name, "stream": counted}])):
                 encoded = _encoded(sample, name)
                 if count == shard.images or encoded.index != shard.first + count:
-                    raise _fault(name, f"holds image {encoded.index} where {_expected(shard, count)}, it is another's")
+                    due = f"{shard.first + count} is expected" if count < shard.images else f"{shard.images} are all"
+                    raise _fault(name, f"holds image {encoded.index} where {due}, it is another's")
                 yield encoded
                 count += 1
             while counted.read(CHUNK):
@@ -71,10 +72,6 @@ def _encoded(sample: dict[str, Any], name: str) -> Encoded:
         return Encoded(image, int(described["index"]), str(described["name"]), f"{name}: {shown(described['name'])}")
     except (KeyError, ValueError, TypeError) as error:
         raise _fault(name, f"{sample['__key__']} is not an image beside its .json") from error
-
-
-def _expected(shard: Shard, count: int) -> str:
-    return f"{shard.first + count} is expected" if count < shard.images else f"{shard.images} are all"
 
 
 def _fault(name: str, what: str) -> InputError:

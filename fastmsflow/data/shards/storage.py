@@ -2,8 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -50,29 +49,22 @@ class ShardStorage:
         """Returns the file's name for errors."""
         return shown(self._full(file))
 
-    @contextmanager
-    def open(self, file: str) -> Iterator[BinaryIO]:
-        """Opens a file of the set. Raises: errors of the storage's own types; UnavailableError if a package is
-        missing."""
+    def open(self, file: str) -> AbstractContextManager[BinaryIO]:
+        """Opens a file of the set for a with block. Raises: errors of the storage's own types, also on entering the
+        block; UnavailableError if a package is missing."""
         full = self._full(file)
         if self._pipe:
             from webdataset.gopen import gopen
 
-            with gopen(full) as stream:
-                yield cast(BinaryIO, stream)
-            return
+            return cast(AbstractContextManager[BinaryIO], gopen(full))
         if "://" not in full:
-            with Path(full).open("rb") as stream:
-                yield stream
-            return
+            return Path(full).open("rb")
         try:
             import fsspec
 
-            opened = fsspec.open(full, "rb", **self.options)
+            return cast(AbstractContextManager[BinaryIO], fsspec.open(full, "rb", **self.options))
         except ImportError as error:
             raise UnavailableError(f"{shown(full)}: {error}") from error
-        with opened as stream:
-            yield stream
 
     @staticmethod
     def why(error: Exception) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ...errors import InputError
-from ...files import claimed_folder, shown, write_faults, written_aside
+from ...files import absolute, claimed_folder, shown, write_faults, written_aside
 from ..fingerprint import HashedFile, short_digest
 from ..image_io import check_image, decode_image, read_bytes
 from .manifest import FORMAT, Manifest, Shard
@@ -46,7 +46,7 @@ def write_shards(
         raise InputError(f"{images_per_shard} images a shard; give 1 or more")
     if not files:
         raise InputError("no images to write into shards")
-    paths = [os.path.abspath(file) for file in files]  # noqa: PTH100 - links stay what they are
+    paths = [absolute(file) for file in files]
     if len(set(paths)) < len(paths):
         twice = Counter(paths).most_common(1)[0][0]
         raise InputError(f"{shown(twice)}: listed twice; list every image once")
@@ -135,11 +135,7 @@ class _Writer:
         head = {"format": FORMAT, "fingerprint": self.fingerprint, "images_per_shard": self.per_shard}
         # The last line may have been cut off in the middle: then it has no newline.
         written = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
-        lines = [json.loads(line) for line in written if line.endswith("\n")]
-        if not lines:
-            with write_faults(journal):
-                journal.write_text(json.dumps(head) + "\n")
-            return 0
+        lines = [json.loads(line) for line in written if line.endswith("\n")] or [head]
         if lines[0] != head:
             raise InputError(
                 f"{shown(self.out)}: holds unfinished shards of other images, or of {lines[0].get('images_per_shard')}"
