@@ -94,8 +94,8 @@ def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls:
 
 
 def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
-    """Returns all files below ``folder`` with an image's suffix, sorted, and a line for each folder that cannot be read,
-    or one that there are no images. Every folder is visited once, whatever links lead to it."""
+    """Returns all files below ``folder`` with an image's suffix, sorted, and the faults: a line for each folder that
+    cannot be read, or one if there are no images. Every folder is visited once, whatever links lead to it."""
     files: list[str] = []
     faults: list[str] = []
     visited: set[tuple[int, int]] = set()

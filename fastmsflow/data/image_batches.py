@@ -64,7 +64,8 @@ class ShardBatches:
     def batches(self, shard: Shard, size: int, done: Container[str] = ()) -> Iterator[ImageBatch]:
         """Yields the images of ``shard`` as batches of ``size``, without those whose names, as UTF-8, are ``done``."""
         tar = self.name(shard)
-        first, read, seen, fault = shard.first, list[Encoded](), 0, None
+        first, read, seen = shard.first, list[Encoded](), 0
+        lost, fault = 0, None
         try:
             for encoded in read_shard(self.location, shard):
                 seen += 1
@@ -77,12 +78,10 @@ class ShardBatches:
                     first, read = first + size, []
                 read.append(named)
         except InputError as error:
-            fault = str(error)
-        if fault:
             # A wrong checksum alone loses no image, but one of them may be wrong: that has a row too.
-            yield ImageBatch(first, read, max(1, shard.images - seen), fault)
-        elif read:
-            yield ImageBatch(first, read)
+            lost, fault = max(1, shard.images - seen), str(error)
+        if read or lost:
+            yield ImageBatch(first, read, lost, fault)
 
 
 class ReadImage(NamedTuple):

@@ -198,8 +198,7 @@ def _size(path: Path) -> tuple[int, int]:
     """Returns (width, height) of the upright image, from the file's header if that is enough."""
     with _opened(path) as image:
         turned = image.getexif().get(ORIENTATION, 1) != 1
-        size = image.size
-    return _open(path).size if turned else size
+        return _upright(image).size if turned else image.size
 
 
 @contextmanager
@@ -240,9 +239,8 @@ def _faults_named(path: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        if Path(path).is_symlink():
-            raise InputError(f"{name}: a link to a file that is not there; mend it or remove it") from error
-        raise InputError(f"{name}: no such file") from error
+        what = "a link to a file that is not there; mend it or remove it" if Path(path).is_symlink() else "no such file"
+        raise InputError(f"{name}: {what}") from error
     except IsADirectoryError as error:
         raise InputError(f"{name}: a folder, not an image") from error
     except PermissionError as error:
