@@ -50,16 +50,12 @@ def _run() -> None:
             sys.exit(f"fastmsflow: process {_rank()}: another process has gone ({in_one_line(error)})")
         if not is_meant_for_a_person(error):
             raise
-        if isinstance(error, ErrorOnAnotherRank) or _is_told_by_another(error):
+        # Before the processes have met, each one of this machine has the same error; the first one reports it.
+        is_shared = isinstance(error, (InputError, UnavailableError)) and not has_joined()
+        if isinstance(error, ErrorOnAnotherRank) or (is_shared and os.environ.get("LOCAL_RANK", "0") != "0"):
             sys.exit(1)
         process = "" if _rank() == "0" else f"process {_rank()}: "
         sys.exit(f"fastmsflow: {process}{in_one_line(error)}")
-
-
-def _is_told_by_another(error: Exception) -> bool:
-    """Tells whether another process of this machine reports the same error: so it is before the processes have met."""
-    alike = isinstance(error, (InputError, UnavailableError)) and not has_joined()
-    return alike and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _joined() -> bool:

@@ -210,10 +210,7 @@ def _shortage(images: int, false_alarms: float) -> str:
 
 
 def check_rate(false_alarms: float) -> None:
-    """Checks a rate of false alarms.
-
-    Raises: InputError if ``false_alarms`` is not above 0 and below 1.
-    """
+    """Raises: InputError if ``false_alarms`` is not above 0 and below 1."""
     if not 0 < false_alarms < 1:
         raise InputError(f"the false-alarm rate is {false_alarms}; it is a share of the good images, e.g. 0.05")
 

@@ -38,7 +38,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         try:
             yield aside
             # mkstemp makes private files; a result is as readable as any other new file.
-            aside.chmod(0o666 & ~_umask())
+            mask = os.umask(0)
+            os.umask(mask)
+            aside.chmod(0o666 & ~mask)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
@@ -197,9 +199,3 @@ def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

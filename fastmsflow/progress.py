@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, ProgressColumn, Task, TimeElapsedColumn
 from rich.text import Text
 
 
@@ -36,9 +36,9 @@ class RateColumn(ProgressColumn):
 
 def progress(console: Console, unit: str | None = None) -> Progress:
     """Returns bars with the remaining and the elapsed time and, with ``unit``, the items per second."""
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
+    columns = [*Progress.get_default_columns(), TimeElapsedColumn()]
     if unit is not None:
-        columns = (*columns, RateColumn(unit))
+        columns.append(RateColumn(unit))
     quiet = console.quiet or not console.is_terminal
     return Progress(*columns, console=console, disable=quiet, transient=True)
 

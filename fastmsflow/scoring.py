@@ -34,8 +34,6 @@ MapKind = Literal["absolute", "additive", "multiplicative"]
 """The name of a score map."""
 MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 """The score maps: see ``Scores``."""
-
-
 TOP_K = 0.03
 """The published share of the pixels, the least likely ones, that an image's scores average."""
 

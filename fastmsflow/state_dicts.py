@@ -24,8 +24,7 @@ def refuse_misfit(what: str, path: str | Path, expected: Mapping[str, Tensor], g
 
     Raises: InputError, naming the keys, if it has not. ``what``: what the weights are for, in the message.
     """
-    faults = misfits(expected, given)
-    if faults:
+    if faults := misfits(expected, given):
         raise InputError(f"{path}: does not fit {what}: {first_few(faults)}")
 
 
