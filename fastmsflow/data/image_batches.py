@@ -30,7 +30,7 @@ class ImageBatch:
 
     first: int
     """The number of the batch's first image among all; the others follow it."""
-    images: list[Encoded] | list[str]
+    images: Sequence[Encoded | str]
     """The contents of image files, or names of files and URLs."""
     lost: int = 0
     """The number of images behind these that cannot be read."""
@@ -123,8 +123,7 @@ class BatchReader(Dataset[ReadBatch]):
     def __getitem__(self, batch: ImageBatch) -> ReadBatch:
         items: list[ReadImage] = []
         pixels: list[Tensor] = []
-        images: Sequence[Encoded | str] = batch.images
-        for number, image in enumerate(images, batch.first):
+        for number, image in enumerate(batch.images, batch.first):
             name = image if isinstance(image, str) else image.name
             try:
                 found = open_image(image) if isinstance(image, str) else decode_image(image.content, image.source)

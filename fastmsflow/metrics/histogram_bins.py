@@ -63,8 +63,6 @@ class Bins:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Bins) and np.array_equal(self._shift, other._shift)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def of_values(self, values: np.ndarray) -> np.ndarray:
         """Returns the bin numbers (N,) intp of values (N,) float32 without -0; they ascend with the values."""
         keys = _ordered(values)
@@ -91,14 +89,9 @@ def reduced(values: np.ndarray, how: str, device: str) -> np.ndarray:
 
 def _ordered(values: np.ndarray) -> np.ndarray:
     """Maps float32 to int32 in the same order."""
-    bits = values.copy().view(np.int32)
-    flip = bits >> 31
-    flip &= 0x7FFFFFFF
-    bits ^= flip
-    return bits
+    bits = values.view(np.int32)
+    return bits ^ (bits >> 31 & 0x7FFFFFFF)
 
 
 def _cells(keys: np.ndarray) -> np.ndarray:
-    cells = keys >> LOW_BITS
-    cells += CELLS // 2
-    return cells
+    return (keys >> LOW_BITS) + CELLS // 2

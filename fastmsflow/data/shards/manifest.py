@@ -88,14 +88,13 @@ class Manifest:
                 int(content["images_per_shard"]),
                 tuple(content["skipped"]),
             )
-            fault = _contradiction(manifest, content)
+            if fault := _contradiction(manifest, content):
+                raise InputError(f"{name}: {fault}; {AGAIN}")
+            return manifest
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{name}: no manifest of shards ({type(error).__name__}: {error}); {AGAIN}") from error
-        if fault:
-            raise InputError(f"{name}: {fault}; {AGAIN}")
-        return manifest
 
 
 def content_of(shards: Sequence[Shard]) -> str:
