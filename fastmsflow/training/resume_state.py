@@ -35,26 +35,7 @@ def load_state(path: str | Path) -> RunState:
     ``path``: the file, with the run's ``state-settings.json`` beside it.
     Raises: InputError if either file is missing, damaged, or does not fit the other.
     """
-    return _load(path, _settings(path))
-
-
-def state_to_official(source: str | Path, target: str | Path, fusion_first: bool = False) -> None:
-    """Writes the run's state ``source`` as an official checkpoint, from which the published script can resume.
-
-    ``fusion_first``: see ``fastmsflow.compat.save_official``.
-    Raises: InputError if the state cannot be read, or ``save_official`` raises one, or the features are standardized,
-    which the official format cannot hold.
-    """
-    settings = _settings(source)
-    flow, optimizer, epoch = _load(source, settings)
-    refuse_standardised(source, settings["model"])
-    try:
-        save_official(flow, target, epoch, optimizer, fusion_first)
-    except InputError as error:
-        raise InputError(f"{source}: {error} (convert the run's last.safetensors, which has none)") from error
-
-
-def _load(path: str | Path, settings: dict[str, Any]) -> RunState:
+    settings = _settings(path)
     content, prefix = read_pickle(path), "model.flow."
     try:
         recipe = Recipe(**settings["recipe"])
@@ -74,6 +55,21 @@ def _load(path: str | Path, settings: dict[str, Any]) -> RunState:
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a run's state; give state.ckpt of a run's folder") from error
     return RunState(flow.eval(), optimizer, sub_epochs // recipe.sub_epochs)
+
+
+def state_to_official(source: str | Path, target: str | Path, fusion_first: bool = False) -> None:
+    """Writes the run's state ``source`` as an official checkpoint, from which the published script can resume.
+
+    ``fusion_first``: see ``fastmsflow.compat.save_official``.
+    Raises: InputError if the state cannot be read, or ``save_official`` raises one, or the features are standardized,
+    which the official format cannot hold.
+    """
+    flow, optimizer, epoch = load_state(source)
+    refuse_standardised(source, _settings(source)["model"])
+    try:
+        save_official(flow, target, epoch, optimizer, fusion_first)
+    except InputError as error:
+        raise InputError(f"{source}: {error} (convert the run's last.safetensors, which has none)") from error
 
 
 def _settings(path: str | Path) -> dict[str, Any]:
