@@ -77,8 +77,3 @@ def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Calla
         failed(name, reason)
         return reason
     return None
-
-
-def forget_failure(folder: Path) -> None:
-    """Removes the record of a failure, so that the class is tried again."""
-    (folder / FAILED_FILE).unlink(missing_ok=True)

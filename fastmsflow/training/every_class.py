@@ -26,7 +26,7 @@ from ..files import shown
 from ..models.checkpoint import read_config
 from ..models.msflow import MSFlow
 from ..visualization.markdown_table import write_markdown_table
-from .class_queue import forget_failure, train_each
+from .class_queue import FAILED_FILE, train_each
 from .loggers import check_loggers, close_loggers
 from .run_directory import RESULTS_FILE, has_finished, refuse_another
 from .train import run_settings, say_if_short
@@ -196,7 +196,7 @@ class _ClassRuns:
                     settings = run_settings(model, description, job.recipe, job.data, started_from=job.started_from)
                     refuse_another(out / name, settings)
         for name in self._sets:
-            forget_failure(out / name)
+            (out / name / FAILED_FILE).unlink(missing_ok=True)
         return [name for name in self._sets if has_finished(out / name)]
 
     def _train(self, name: str) -> TrainingResult:

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import InputError
 from ..evaluation.checkpoint_files import CHECKPOINT_FILES
-from ..files import claimed_folder, write_json
+from ..files import claimed_folder
 from ..settings_diff import changed_settings
 
 STATE_FILE = "state.ckpt"
@@ -29,7 +29,7 @@ class Finished(InputError):
 def open_run_directory(out: Path, resume: bool, settings: Mapping[str, Any]) -> Iterator[Path | None]:
     """Reserves ``out`` for this run within the block, and yields the state that the run resumes from; None: it begins.
 
-    ``settings``: the settings in which a resumed run must agree with those that ``write_settings`` wrote.
+    ``settings``: the settings in which a resumed run must agree with those in SETTINGS_FILE.
 
     Raises: Busy if another run is at work in ``out``; Finished if a run has finished there; InputError if an
     interrupted run is there and ``resume`` is not set, or its settings are others.
@@ -43,11 +43,6 @@ def open_run_directory(out: Path, resume: bool, settings: Mapping[str, Any]) -> 
             if not _has_models(out):
                 for name in (SETTINGS_FILE, CONFIG_FILE):
                     (out / name).unlink(missing_ok=True)
-
-
-def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings of a run, before its first model is saved."""
-    write_json(out / SETTINGS_FILE, settings)
 
 
 def finish(out: Path) -> None:

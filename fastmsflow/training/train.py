@@ -32,10 +32,10 @@ from .run_directory import (
     NOT_FINITE_FILE,
     PROFILE_FILE,
     RESULTS_FILE,
+    SETTINGS_FILE,
     STATE_FILE,
     finish,
     open_run_directory,
-    write_settings,
 )
 from .trainer import check_precision, prepare, run_trainer
 from .training_plan import TrainingPlan, plan_training
@@ -125,7 +125,7 @@ def train(
         features_done = time.perf_counter()
         with world.raise_on_any_rank():
             if world.first:
-                write_settings(out, settings)
+                write_json(out / SETTINGS_FILE, settings)
                 if options is not None:
                     write_yaml(out / CONFIG_FILE, options)
         callbacks: list[Callback] = [throughput, ResumeCheckpoint(out / STATE_FILE, recipe, world, preemption)]
