@@ -25,7 +25,7 @@ from ..scoring import shown_map
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
-from .parameter_groups import parameter_groups, trained_parameters
+from .parameter_groups import parameter_groups
 from .training_result import EpochResult
 
 STATE = "fastmsflow"
@@ -114,7 +114,8 @@ class MSFlowLightningModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clips the gradient norm; Lightning itself refuses to with a fused optimizer in mixed precision, though
         bfloat16 has no gradient scaler."""
-        norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model.flow), self.recipe.clip_norm)
+        trained = [parameter for parameter in self.model.flow.parameters() if parameter.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
         self.log("gradient_norm", norm)
         self._losses.add_gradient_norm(norm)
 

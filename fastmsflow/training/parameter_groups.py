@@ -20,11 +20,6 @@ def parameter_groups(flow: MultiScaleFlow, recipe: Recipe) -> list[dict[str, Any
     return [{"params": list(module.parameters()), "lr": rates[name], "name": name} for name, module in trained.items()]
 
 
-def trained_parameters(flow: MultiScaleFlow) -> list[nn.Parameter]:
-    """Returns the parameters that are not frozen."""
-    return [parameter for parameter in flow.parameters() if parameter.requires_grad]
-
-
 @contextmanager
 def prepared_for_training(flow: MultiScaleFlow, recipe: Recipe) -> Iterator[None]:
     """Freezes modules and sets activation checkpointing as ``recipe`` says, within the block."""
