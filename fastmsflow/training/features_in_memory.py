@@ -80,8 +80,5 @@ def gather_features(own: Sequence[Tensor], images: int, world: ProcessGroup) -> 
         by_rank = [torch.empty((most, h, w, c), dtype=level.dtype) for _ in range(world.size)]
         by_rank[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
         torch.distributed.all_gather(by_rank, by_rank[world.rank].clone())
-        gathered = torch.empty((images, h, w, c), dtype=level.dtype)
-        for rank, features in enumerate(by_rank):
-            gathered[rank :: world.size] = features[: len(range(rank, images, world.size))]
-        levels.append(gathered.permute(0, 3, 1, 2))
+        levels.append(torch.stack(by_rank, dim=1).flatten(0, 1)[:images].permute(0, 3, 1, 2))
     return levels
