@@ -136,12 +136,11 @@ class ProcessGroup(NamedTuple):
             failed = error
         # Some errors have no text.
         text = None if failed is None else str(failed) or type(failed).__name__
-        first = next(((rank, text) for rank, text in enumerate(self.all_gather(text)) if text is not None), None)
-        if first is None:
-            return
-        if failed is not None and first[0] == self.rank:
-            raise failed
-        raise ErrorOnAnotherRank(first[1])
+        for rank, reason in enumerate(self.all_gather(text)):
+            if failed is not None and rank == self.rank:
+                raise failed
+            if reason is not None:
+                raise ErrorOnAnotherRank(reason)
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """Returns, on all processes, the result of ``work`` on the first one, which must be picklable.
