@@ -104,10 +104,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device).to(memory_format=torch.channels_last)
         console = Console(quiet=not self.verbose)
-        images = _listed(X)
-        source = FeatureTrainingData(model, {TRAIN: ImageFileDataset(images, model.image_size)}, recipe)
-        names = [f"image {i}" if isinstance(image, np.ndarray) else str(image) for i, image in enumerate(images)]
-        module = MSFlowLightningModule(model, recipe, {TRAIN: names})
+        images = ImageFileDataset(_listed(X), model.image_size)
+        source = FeatureTrainingData(model, {TRAIN: images}, recipe)
+        module = MSFlowLightningModule(model, recipe, {TRAIN: [images.name(i) for i in range(len(images))]})
         prepare(source, console)
         run_trainer(module, source, recipe, console)
         self.model_ = model.to(device)
