@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -12,7 +11,7 @@ STATE_SAVED = "its state is kept, and the same command with --resume goes on"
 RESUME_FROM_LAST = "the same command with --resume goes on from the last state, or, if none was kept yet, begins anew"
 
 
-class PreemptionHandler(AbstractContextManager["PreemptionHandler"]):
+class PreemptionHandler:
     """Raises Preempted on SIGTERM within its block.
 
     While ``deferred``, SIGTERM only sets ``asked``, so that the state can be saved first. Outside the main thread
