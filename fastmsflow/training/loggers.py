@@ -9,13 +9,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from ..errors import InputError, UnavailableError
 
-_LOGGERS: dict[str, Callable[[Path], Logger]] = {
+LOGGERS: dict[str, Callable[[Path], Logger]] = {
     "csv": lambda folder: CSVLogger(folder, name="csv"),
     "tensorboard": lambda folder: TensorBoardLogger(folder, name="tensorboard"),
     # Weights & Biases takes its name, project, key and mode from environment variables.
     "wandb": lambda folder: WandbLogger(save_dir=folder),
 }
-LOGGERS = tuple(_LOGGERS)
 
 
 def loggers(names: Sequence[str], out: Path) -> list[Logger]:
@@ -23,7 +22,7 @@ def loggers(names: Sequence[str], out: Path) -> list[Logger]:
 
     A resumed run gets csv and tensorboard files of its own.
     """
-    return [_LOGGERS[name](out / "logs") for name in dict.fromkeys(names)]
+    return [LOGGERS[name](out / "logs") for name in dict.fromkeys(names)]
 
 
 def check_loggers(names: Sequence[str]) -> None:
