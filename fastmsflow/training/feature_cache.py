@@ -125,13 +125,14 @@ class FeatureCache:
         if not todo:
             return
         sources = _find_digests(self._digests, self._given_digests)
-        needed, free = self.missing_images() * self.bytes_per_image, shutil.disk_usage(self.folder).free
+        missing = self.missing_images()
+        needed, free = missing * self.bytes_per_image, shutil.disk_usage(self.folder).free
         if needed > free:
             raise InputError(
                 f"{shown(self.folder)}: the feature cache needs {binary(needed)} more, and the disk has {binary(free)}"
                 " free; free some space or choose another folder"
             )
-        done = len(self._digests) - self.missing_images()
+        done = len(self._digests) - missing
         # No batch goes over a shard's end: its features do not depend on where an earlier build ended.
         numbers = [sources[rows].tolist() for shard in todo for rows in batched(self._rows_of(shard))]
         if any(number < 0 for batch in numbers for number in batch):
