@@ -177,10 +177,10 @@ class MSFlowLightningModule(L.LightningModule):
         """Returns the mean over the images of all processes."""
         own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
         self._held_out_nll.clear()
-        sums = self._world.all_gather((own.sum().item(), len(own)))
-        if not any(count for _, count in sums):
+        totals, counts = zip(*self._world.all_gather((own.sum().item(), len(own))), strict=True)
+        if not any(counts):
             raise InputError("not one held-out image can be read; mend them, or hold others out (--seed)")
-        return sum(total for total, _ in sums) / sum(count for _, count in sums)
+        return sum(totals) / sum(counts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_losses()
