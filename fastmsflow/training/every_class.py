@@ -137,19 +137,16 @@ def train_every_class(
     if group.size > 1 and group.first:
         # Runs of several processes print nothing themselves.
         say_if_short(job.recipe, console)
-    models = ModelFactory(job.build_model, job.recipe.seed)
     with ReaderPool(job.data.workers) as readers:
-        return _ClassRuns(job, group, console, models=models, readers=readers).run(on_failure)
+        return _ClassRuns(job, group, console, readers).run(on_failure)
 
 
 class _ClassRuns:
     """The runs of all classes, as one process sees them."""
 
-    def __init__(
-        self, job: TrainingJob, group: ProcessGroup, console: Console, *, models: ModelFactory, readers: ReaderPool
-    ) -> None:
-        self._job, self._group, self._console = job, group, console
-        self._models, self._readers = models, readers
+    def __init__(self, job: TrainingJob, group: ProcessGroup, console: Console, readers: ReaderPool) -> None:
+        self._job, self._group, self._console, self._readers = job, group, console, readers
+        self._models = ModelFactory(job.build_model, job.recipe.seed)
         self._started = time.perf_counter()
         self._classes: list[str] = group.broadcast_from_rank0(lambda: every_class_of(job.source))
         # An error is kept, and raised when the class's turn comes.
@@ -273,7 +270,6 @@ def _job_of_class(job: TrainingJob, name: str) -> TrainingJob:
 
 
 def _in_short(result: TrainingResult) -> str:
-    last = result.last.as_dict() if result.last else {}
-    metrics = {METRIC_LABELS[name]: last.get(name) for name in METRICS_SHOWN}
+    metrics = {METRIC_LABELS[name]: getattr(result.last, name, None) for name in METRICS_SHOWN}
     figures = "".join(f", {label} {value:.4f}" for label, value in metrics.items() if value is not None)
     return f"{sum(result.seconds.values()):.1f} s{figures}"
