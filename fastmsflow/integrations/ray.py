@@ -204,7 +204,7 @@ def _named(paths: list[str]) -> pa.Table:
     names = [as_utf8(path) for path in paths]
     fault = "its name is not UTF-8; rename it, or score it into another folder without --cluster"
     faults = [None if name == path else f"{name}: {fault}" for name, path in zip(names, paths, strict=True)]
-    return pa.table({PATH: pa.array(names, pa.string()), "fault": pa.array(faults, pa.string())})
+    return pa.table({PATH: names, "fault": faults}, schema=pa.schema({PATH: pa.string(), "fault": pa.string()}))
 
 
 def _shard_dataset(images: Shards, batch_size: int, readers: int) -> Any:
@@ -238,8 +238,7 @@ def _read_shard(row: dict[str, Any], where: str, size: int) -> Iterator[pa.Table
             "bytes": [*(image.content for image in images), *lost],
             "fault": [*(None for _ in images), *([batch.fault] * batch.lost)],
         }
-        types = {PATH: pa.string(), "bytes": pa.binary(), "fault": pa.string()}
-        yield pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})
+        yield pa.table(rows, schema=pa.schema({PATH: pa.string(), "bytes": pa.binary(), "fault": pa.string()}))
 
 
 def _line_of(error: Exception) -> str:
