@@ -14,6 +14,7 @@ from ..data.reader_pool import BATCH_SIZE, batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
+from ..recipe import WARM_UP_SHARE, Recipe
 from ..scoring import Scores
 
 if TYPE_CHECKING:
@@ -80,8 +81,6 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         try:
             from rich.console import Console
 
-            from ..recipe import WARM_UP_SHARE
-            from ..training import Recipe
             from ..training.datamodule import TRAIN, FeatureTrainingData
             from ..training.lightning_module import MSFlowLightningModule
             from ..training.trainer import prepare, run_trainer
