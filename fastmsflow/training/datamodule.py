@@ -175,7 +175,7 @@ class FeatureTrainingData(FileTrainingData):
         return sum(len(self._own_numbers(split)) for split in self.images)
 
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
-        """Runs the extractor over all images, once. ``say`` gets a line about a cache's cost before it is built.
+        """Runs the extractor over all images, once.
 
         Raises: InputError if the cache is stale, damaged or cannot be written (see FeatureCache).
         """
@@ -227,9 +227,7 @@ class FeatureTrainingData(FileTrainingData):
 
 
 class ImageTrainingData(FileTrainingData):
-    """Batches of images, which are read and go through the extractor in every pass: for sets whose features fit
-    nowhere.
-    """
+    """Batches of images that are read and go through the extractor in every pass: for features that fit nowhere."""
 
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         count = min(STANDARDIZER_IMAGES, len(self.images[TRAIN]))
