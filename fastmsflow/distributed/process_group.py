@@ -64,16 +64,15 @@ class ProcessGroup(NamedTuple):
 
         Raises: InputError if this machine has fewer GPUs than processes, or the processes do not find each other.
         """
-        import torch
+        from torch import cuda, distributed
 
-        if torch.cuda.is_available():
-            _check_gpus(self.local_size, torch.cuda.device_count(), "this machine has")
-            torch.cuda.set_device(self.local_rank)
-        if self.size > 1 and not torch.distributed.is_initialized():
-            self._connect("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-
-    def _connect(self, backend: str) -> None:
-        from torch import distributed
+        backend = "gloo"
+        if cuda.is_available():
+            _check_gpus(self.local_size, cuda.device_count(), "this machine has")
+            cuda.set_device(self.local_rank)
+            backend = "cpu:gloo,cuda:nccl"
+        if self.size == 1 or distributed.is_initialized():
+            return
         from torch.distributed.rendezvous import rendezvous
 
         address = ":".join(map(str, master_address()))
