@@ -151,11 +151,10 @@ def _print_failures(failures: Mapping[int, Any]) -> int:
         rank: failure.exitcode for rank, failure in failures.items() if failure.timestamp - first < SAME_FAULT_SECONDS
     }
     for rank, code in codes.items():
-        if code == -signal.SIGKILL:
-            why = "was killed by SIGKILL, most often because memory ran out; try fewer workers or a smaller batch"
-            print(f"fastmsflow: process {rank} {why}", file=sys.stderr)
-        elif code < 0 and code != -signal.SIGTERM:
+        if code < 0 and code != -signal.SIGTERM:
             how = f"was ended by {signal.Signals(-code).name}; PYTHONFAULTHANDLER=1 shows where"
+            if code == -signal.SIGKILL:
+                how = "was killed by SIGKILL, most often because memory ran out; try fewer workers or a smaller batch"
             print(f"fastmsflow: process {rank} {how}", file=sys.stderr)
     return exit_code(list(codes.values()))
 
