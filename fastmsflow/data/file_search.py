@@ -99,7 +99,7 @@ def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
     files: list[str] = []
     faults: list[str] = []
     visited: set[tuple[int, int]] = set()
-    # Not os.walk, which calls itself for each level of folders.
+    # Not os.walk, which calls itself for each level of folders before Python 3.12.
     waiting = [str(folder)]
     while waiting:
         base = waiting.pop()
@@ -132,7 +132,8 @@ def _scan(folder: str) -> tuple[list[str], list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            # ``is_dir`` raises an error for a link that leads to itself, and ``isdir`` asks the disk for every file.
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
                 folders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
                 images.append(entry.name)

@@ -56,6 +56,15 @@ def test_names_that_lead_to_nothing_are_faults(tree: Path) -> None:
         found("*.bmp")
 
 
+def test_a_link_that_leads_nowhere_costs_no_other_image(tree: Path) -> None:
+    (tree / "day/circle").symlink_to("circle")
+    (tree / "day/gone").symlink_to("nothing")
+    (tree / "day/circle.png").symlink_to("circle.png")
+    names = ["day/3.png", "day/circle.png", "day/deep/4.png"]
+    assert found("day") == (names, [])
+    assert list_images("day") == [Path(name) for name in names]
+
+
 def test_images_are_found_below_more_folders_than_python_has_frames(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(FRAMES + 100):
