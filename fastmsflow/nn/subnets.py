@@ -13,7 +13,6 @@ from ..ops.fusion import conv3x3_split_and_upsample, pool_and_concat
 from ..ops.layer_norm import layer_norm_relu
 from ..reference.dtypes import accumulation_dtype
 from ..reference.layer_norm import LAYER_NORM_EPS
-from .module_lists import all_of
 from .weight_cache import WeightCache, wide
 
 
@@ -107,8 +106,8 @@ class FusionSubnet(nn.Module):
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
         """Returns per level weight and bias, in float32 or better, of the convolution to log-scales, then shifts."""
-        scales, shifts = (map(weight_and_bias, all_of(nn.Conv2d, convs)) for convs in (self.conv_s, self.conv_t))
-        pairs = list(zip(scales, shifts, strict=True))
+        convolutions = (cast("Sequence[nn.Conv2d]", convs) for convs in (self.conv_s, self.conv_t))
+        pairs = [(weight_and_bias(s), weight_and_bias(t)) for s, t in zip(*convolutions, strict=True)]
         sources = [parameter for pair in pairs for head in pair for parameter in head]
         wider = accumulation_dtype(sources[0].dtype)
         return self._heads.get(
