@@ -96,14 +96,14 @@ class _Invertible(torch.autograd.Function):
         state, grad, grads = z, grad_z, list[Tensor | None]()
         for block, output_perm in zip(reversed(segment.blocks), reversed(segment.output_perms), strict=True):
             with torch.enable_grad(), segment.autocast:
-                again = block.recompute(state, segment.condition, segment.backend, output_perm)
+                x, first_half, *outputs = block.recompute(state, segment.condition, segment.backend, output_perm)
             trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
-            leaves = (again.x, again.first_half, *trained)
-            grad, grad_first_half, *found = torch.autograd.grad((again.z, again.log_det), leaves, (grad, grad_log_det))
+            leaves = (x, first_half, *trained)
+            grad, grad_first_half, *found = torch.autograd.grad(outputs, leaves, (grad, grad_log_det))
             grad[:, : block.half_channels] += grad_first_half
             remaining = iter(found)
             grads[:0] = [next(remaining) if parameter.requires_grad else None for parameter in block.parameters()]
-            state = again.x.detach()
+            state = x.detach()
         _check_reconstruction(sample, state[_sample_indices(state)], z)
         return None, grad if ctx.needs_input_grad[1] else None, *grads
 

@@ -21,14 +21,6 @@ def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return convolution.weight, cast(Tensor, convolution.bias)
 
 
-def _split_inputs(weight: Tensor, inputs: int) -> list[Tensor]:
-    """Returns the weights of the first ``inputs`` and of the others, contiguous."""
-    # A convolution would copy a slice in every call.
-    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return [share.contiguous(memory_format=layout) for share in weight.split([inputs, weight.shape[1] - inputs], dim=1)]
-
-
 class ConditionedSubnet(nn.Module):
     """Computes conv 3x3, LayerNorm, ReLU, conv 3x3 of concat(x, condition); the hidden width is the inputs' width.
 
@@ -68,7 +60,11 @@ class ConditionedSubnet(nn.Module):
         weight, bias = weight_and_bias(self.conv1)
 
         def split() -> tuple[Tensor, Tensor]:
-            x_weight, condition_weight = _split_inputs(weight, self.in_channels)
+            # A convolution would copy a slice that is not contiguous in every call.
+            channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            shares = weight.split([self.in_channels, weight.shape[1] - self.in_channels], dim=1)
+            x_weight, condition_weight = (share.contiguous(memory_format=layout) for share in shares)
             return x_weight, conv3x3(condition, condition_weight, bias, backend)
 
         return self._first.get(split, (weight, bias, condition))
