@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -96,15 +96,15 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     ``batches``: pooled features, (B, C_l, H_l, W_l) per level, on the flow's device. The flow keeps its own formula.
     Raises: InputError if there is no image.
     """
-    own, found = flow.clamp_form, {name: list[Tensor]() for name in get_args(Formula)}
-    squares: dict[Formula, list[Tensor]] = {name: [] for name in found}
+    own = flow.clamp_form
+    found, squares = ({name: list[Tensor]() for name in CLAMP_FORMS} for _ in range(2))
     try:
         for levels in batches:
-            for name, values in found.items():
-                use_clamp_form(flow, CLAMP_FORMS[name])
+            for name, form in CLAMP_FORMS.items():
+                use_clamp_form(flow, form)
                 maps, log_det = flow.log_likelihood_maps(levels)
                 nll = negative_log_likelihood(maps, flow.channels, log_det)
-                values.append(nll.double().cpu())
+                found[name].append(nll.double().cpu())
                 elements = sum(level[0].numel() for level in levels)
                 squares[name].append(2 * (nll + log_det).double().cpu() / elements)
     finally:
