@@ -97,7 +97,8 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     Raises: InputError if there is no image.
     """
     own = flow.clamp_form
-    found, squares = ({name: list[Tensor]() for name in CLAMP_FORMS} for _ in range(2))
+    found: dict[Formula, list[Tensor]] = {name: [] for name in CLAMP_FORMS}
+    squares: dict[Formula, list[Tensor]] = {name: [] for name in CLAMP_FORMS}
     try:
         for levels in batches:
             for name, form in CLAMP_FORMS.items():
@@ -111,7 +112,7 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
         use_clamp_form(flow, own)
     if not sum(map(len, found["0.2"])):
         raise InputError("no image to compare the formulas on; give good images that can be read")
-    of_images = {name: torch.cat(values) for name, values in found.items()}
+    of_images: dict[Formula, Tensor] = {name: torch.cat(values) for name, values in found.items()}
     difference = of_images["0.2"] - of_images["master"]
     mean, images = difference.mean().item(), len(difference)
     # A single image has no standard error: NaN, which tells nothing apart.
@@ -119,7 +120,7 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     better: Formula = "master" if mean > 0 else "0.2"
     square = torch.cat(squares[better]).mean().item()
     sure = mean != 0 and abs(mean) >= SURE * error and square <= FITS
-    means = {name: values.mean().item() for name, values in of_images.items()}
+    means: dict[Formula, float] = {name: values.mean().item() for name, values in of_images.items()}
     return FormulaFit(means, images, better if sure else None, square)
 
 
