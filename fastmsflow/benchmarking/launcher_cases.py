@@ -32,7 +32,6 @@ from ..scoring import TOP_K
 LEVELS = ((256, 64), (512, 32), (1024, 16))
 CONDITION = 64
 CLAMP = 1.9
-_LIKELIHOOD = ", likelihood"
 
 Settings = dict[str, Any]
 # The settings of a coupling within a level, and across the levels, as the launchers take them.
@@ -117,15 +116,8 @@ def kernel_cases(
 
 def new(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
     """Makes a tensor of normal values; images and weights are in channels-last memory."""
-    x = torch.empty(shape, device=device) if device.type == "meta" else torch.randn(shape, device=device)
-    return x.to(dtype, memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format)
-
-
-def permutation(channels: int, device: torch.device) -> Tensor:
-    """Makes a random permutation, int64 (channels,)."""
-    if device.type == "meta":
-        return torch.empty(channels, device=device, dtype=torch.int64)
-    return torch.randperm(channels, device=device)
+    memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.randn(shape, device=device).to(dtype, memory_format=memory_format)
 
 
 def tensors(nested: object) -> Iterator[Tensor]:
@@ -142,7 +134,7 @@ def _couplings(level: _Level) -> Iterator[KernelCase]:
     log_det, logp = level.vector(level.batch), level.vector(level.batch, level.size, level.size)
     scale, offset = level.vector(channels), level.vector(channels)
     case = partial(KernelCase, arithmetic=_name(level.dtype), level=level.number)
-    gain: Settings = {"global_scale": scale.add(10), "index": permutation(channels, level.device)}
+    gain: Settings = {"global_scale": scale.add(10), "index": torch.randperm(channels, device=level.device)}
     affine: Settings = {**gain, "global_offset": offset}
     within: Settings = {**WITHIN, "result": "halves"}
     forward = partial(coupling.coupling, half, half, raw, offset, **affine, **within)
@@ -160,8 +152,8 @@ def _couplings(level: _Level) -> Iterator[KernelCase]:
     yield case(tiles="coupling", name=f"{name}, permutation alone", launch=permute)
     no_affine: Settings = {"global_scale": None, "index": None}
     across: Settings = {**ACROSS, "inverse": False}
-    for result, grad in (("concat", raw), ("likelihood", logp)):
-        tag = f"{name}, across levels{_LIKELIHOOD * (result == 'likelihood')}"
+    for result, suffix, grad in (("concat", "", raw), ("likelihood", ", likelihood", logp)):
+        tag = f"{name}, across levels{suffix}"
         forward = partial(
             coupling.coupling, half, half, raw, offset, **no_affine, global_offset=None, **across, result=result,
             with_log_det=True,
@@ -215,7 +207,7 @@ def _convolutions(level: _Level, arithmetic: str) -> Iterator[KernelCase]:
         fused = partial(conv3x3_coupling.conv3x3_coupling, hidden, conv2, bias, x1=None, x2=half, **within)
         yield case("conv3x3_coupling", tag, fused, width * channels)
         fused = partial(conv3x3_coupling.conv3x3_coupling, half, heads, bias, x1=half, x2=half, **across)
-        yield case("conv3x3_coupling", f"{tag}, across levels{_LIKELIHOOD}", fused, channels // 2 * channels)
+        yield case("conv3x3_coupling", f"{tag}, across levels, likelihood", fused, channels // 2 * channels)
         if fuses_layer_norm(width):
             normed = partial(
                 conv3x3_layer_norm.conv3x3_layer_norm_relu, half, conv1, condition, norm=(weight, weight),

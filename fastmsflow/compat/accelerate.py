@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..backend import Backend, check, use
 from ..errors import InputError
-from ..nn.module_lists import all_of
 from .drop_in import (
     DropInBlock,
     DropInCoupling,
@@ -60,7 +59,7 @@ def accelerate(
         fast.append(DropInParallelFlow(blocks, backend))
     if not fast:
         raise InputError("parallel_flows is empty; MSFlow has one per level")
-    first = [all_of(DropInBlock, flow.module_list)[0] for flow in fast]
+    first = [cast(DropInBlock, flow.module_list[0]) for flow in fast]
     fusion = _fusion(fusion_flow, first[0].clamp, [block.global_scale.numel() for block in first], backend)
     for replacement, live in zip((*fast, fusion), (*parallel_flows, fusion_flow), strict=True):
         replacement.train(live.training)

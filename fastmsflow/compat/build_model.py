@@ -8,8 +8,8 @@ from torch import nn
 
 from ..backend import Backend, check
 from ..errors import InputError
+from ..nn.subnets import ConditionedSubnet, FusionSubnet
 from ..reference.coupling import initial_global_scale, invert_permutation
-from ..reference.layer_norm import LAYER_NORM_EPS
 from .detect_clamp_formula import warn_of_either_formula
 from .drop_in import (
     DropInBlock,
@@ -83,14 +83,12 @@ def build_msflow_model(
 
 
 def _block(channels: int, condition_channels: int, clamp: float, variant: Variant) -> DropInBlock:
-    half = channels // 2
-    width = half + condition_channels
-    subnet = DropInSubnet(_conv3x3(width, width), nn.LayerNorm(width, eps=LAYER_NORM_EPS), _conv3x3(width, 2 * half))
+    own = ConditionedSubnet(channels // 2, condition_channels, channels)
     return DropInBlock(
         nn.Parameter(torch.full((1, channels, 1, 1), initial_global_scale())),
         nn.Parameter(torch.zeros(1, channels, 1, 1)),
         *_frozen(*written_permutation(torch.randperm(channels), dense=variant != "master")),
-        subnet,
+        DropInSubnet(own.conv1, own.norm, own.conv2),
         clamp,
         variant,
     )
@@ -103,16 +101,8 @@ def _warn_of_indices(_: nn.Module, state: dict[str, torch.Tensor], prefix: str, 
 
 
 def _fusion_subnet(channels: Sequence[int]) -> DropInFusionSubnet:
-    total = sum(channels)
-    mixing = DropInCrossConvolutions(
-        _conv3x3(total, total // 4), nn.LayerNorm(total // 4, eps=LAYER_NORM_EPS), _conv3x3(total // 4, total)
-    )
-    heads = (nn.ModuleList(_conv3x3(c, c) for c in channels) for _ in range(2))
-    return DropInFusionSubnet(mixing, *heads)
-
-
-def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    own = FusionSubnet(channels)
+    return DropInFusionSubnet(DropInCrossConvolutions(own.conv1, own.norm, own.conv2), own.conv_s, own.conv_t)
 
 
 def _frozen(perm: torch.Tensor, inverse: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -96,22 +96,23 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     ``batches``: pooled features, (B, C_l, H_l, W_l) per level, on the flow's device. The flow keeps its own formula.
     Raises: InputError if there is no image.
     """
-    own, found = flow.clamp_form, {name: list[Tensor]() for name in get_args(Formula)}
-    squares: dict[Formula, list[Tensor]] = {name: [] for name in found}
+    own = flow.clamp_form
+    found: dict[Formula, list[Tensor]] = {name: [] for name in CLAMP_FORMS}
+    squares: dict[Formula, list[Tensor]] = {name: [] for name in CLAMP_FORMS}
     try:
         for levels in batches:
-            for name, values in found.items():
-                use_clamp_form(flow, CLAMP_FORMS[name])
+            for name, form in CLAMP_FORMS.items():
+                use_clamp_form(flow, form)
                 maps, log_det = flow.log_likelihood_maps(levels)
                 nll = negative_log_likelihood(maps, flow.channels, log_det)
-                values.append(nll.double().cpu())
+                found[name].append(nll.double().cpu())
                 elements = sum(level[0].numel() for level in levels)
                 squares[name].append(2 * (nll + log_det).double().cpu() / elements)
     finally:
         use_clamp_form(flow, own)
     if not sum(map(len, found["0.2"])):
         raise InputError("no image to compare the formulas on; give good images that can be read")
-    of_images = {name: torch.cat(values) for name, values in found.items()}
+    of_images: dict[Formula, Tensor] = {name: torch.cat(values) for name, values in found.items()}
     difference = of_images["0.2"] - of_images["master"]
     mean, images = difference.mean().item(), len(difference)
     # A single image has no standard error: NaN, which tells nothing apart.
@@ -119,7 +120,7 @@ def compare_formulas(flow: MultiScaleFlow, batches: Iterable[Sequence[Tensor]]) 
     better: Formula = "master" if mean > 0 else "0.2"
     square = torch.cat(squares[better]).mean().item()
     sure = mean != 0 and abs(mean) >= SURE * error and square <= FITS
-    means = {name: values.mean().item() for name, values in of_images.items()}
+    means: dict[Formula, float] = {name: values.mean().item() for name, values in of_images.items()}
     return FormulaFit(means, images, better if sure else None, square)
 
 

@@ -67,8 +67,7 @@ class DropInBlock(CouplingBlock):
 
     @property
     def clamp_form(self) -> ClampForm:  # type: ignore[override]  # follows ``variant``
-        dense = self.w_perm.ndim == 4
-        refuse_masters_formula(self.variant, dense, "w_perm")
+        refuse_masters_formula(self.variant, self.w_perm.ndim == 4, "w_perm")
         return "scaled_tanh" if self.variant == "master" else "tanh"
 
     @property

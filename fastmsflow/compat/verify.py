@@ -82,13 +82,13 @@ def to_verify(
         return ToVerify(flow, batches, (side, side), formula_line=line, formula_in_doubt=True)
     if own:
         model = MSFlow.load(checkpoint)
+        if image_size is not None and model.image_size != (image_size, image_size):
+            raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     else:
         side = image_size or 512
         # The formula that is compared is told below, and one that is named needs no warning.
         formula = "0.2" if official.variant == "auto" else official.variant
         model = official_model(checkpoint, **{**asdict(official), "variant": formula}, image_size=(side, side))
-    if own and image_size is not None and model.image_size != (image_size, image_size):
-        raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)

@@ -170,12 +170,13 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         call = partial(function, *options)
         if self.training or torch.compiler.is_compiling():
             return call(*inputs)
-        return self._graphs(call, inputs, lambda: (function.__name__, options, *self._graph_state()))
 
-    def _graph_state(self) -> tuple[Hashable, ...]:
-        """Returns a value that changes whenever recorded graphs no longer compute what this model does."""
-        # Graphs read weights where they lie, values cached from them as they were, and run the backend's kernels.
-        return self._weight_addresses.version_of(self), invalidation_count(), backends.override(), self.flow.backend
+        def state() -> Hashable:
+            # Graphs read weights where they lie, values cached from them as they were, and run the backend's kernels.
+            weights = (self._weight_addresses.version_of(self), invalidation_count())
+            return function.__name__, options, *weights, backends.override(), self.flow.backend
+
+        return self._graphs(call, inputs, state)
 
     def _features(self, images: Tensor) -> Outputs:
         pooled = self.pooled(images)

@@ -12,7 +12,6 @@ from ..backend import Backend
 from ..errors import InputError
 from ..nn.activation_checkpointing import ActivationCheckpointing
 from ..nn.fusion_flow import FusionFlow
-from ..nn.module_lists import all_of
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.positional_encoding import PositionalEncoding2d
 from ..nn.streams import run_on_streams
@@ -185,7 +184,8 @@ class MultiScaleFlow(nn.Module):
         self, levels: Sequence[Tensor]
     ) -> Iterator[tuple[ParallelFlow, PositionalEncoding2d, Tensor, Tensor]]:
         """Yields flow, positional encoding, features and the fusion flow's permutation of each level."""
-        flows, codes = all_of(ParallelFlow, self.parallel_flows), all_of(PositionalEncoding2d, self.position_codes)
+        flows = cast("Sequence[ParallelFlow]", self.parallel_flows)
+        codes = cast("Sequence[PositionalEncoding2d]", self.position_codes)
         return zip(flows, codes, levels, self.fusion_flow.input_perms, strict=True)
 
     def _check(self, levels: Sequence[Tensor]) -> None:

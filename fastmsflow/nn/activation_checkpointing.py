@@ -1,10 +1,8 @@
 """Saves memory in training: the backward pass computes activations again, from blocks' inputs or outputs."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-import torch
 from torch.utils.checkpoint import checkpoint
 
 from .. import backend as backends
@@ -26,21 +24,3 @@ def current_backend(backend: Backend) -> Backend:
     """Returns the choice that counts now: that of ``backend.use`` if there is one, else ``backend``."""
     # A backward pass on a GPU runs in a thread of its own, outside of ``backend.use``.
     return backends.override() or backend
-
-
-class Autocast(NamedTuple):
-    """Stores the autocast of a forward pass for the backward pass, which has none."""
-
-    device: str
-    dtype: torch.dtype
-    enabled: bool
-
-    @classmethod
-    def from_current(cls, device: str) -> "Autocast":
-        """Reads the autocast that holds now for ``device``."""
-        return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-
-    def restore(self) -> AbstractContextManager[Any]:
-        """Returns a context in which the stored autocast holds again."""
-        # A cache would hold weights in half precision beyond their block.
-        return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)

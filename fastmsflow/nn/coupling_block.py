@@ -1,7 +1,7 @@
 """One step of a parallel flow: affine coupling, global affine, fixed channel permutation."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,6 @@ from ..reference.coupling import initial_global_scale, invert_first_half, invert
 from ..reference.coupling_spec import CouplingResult, CouplingSpec, GlobalAffine
 from .subnets import ConditionedSubnet
 from .weight_cache import WeightCache, wide
-
-
-class RecomputedBlock(NamedTuple):
-    """Holds what a backward pass that has only a block's output computes again."""
-
-    x: Tensor
-    """(B, C, H, W) the block's input, a leaf of the graph that leads to z and log_det."""
-    first_half: Tensor
-    """(B, C / 2, H, W) x's first half once more, as the subnet read it: the graph's other leaf."""
-    z: Tensor
-    log_det: Tensor
 
 
 class CouplingBlock(nn.Module):
@@ -95,10 +84,11 @@ class CouplingBlock(nn.Module):
 
     def recompute(
         self, z: Tensor, condition: Tensor, backend: Backend = "auto", output_perm: Tensor | None = None
-    ) -> RecomputedBlock:
-        """Computes x from z (B, C, H, W) and, in a graph for the backward pass, z and log_det again.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Computes x from z (B, C, H, W) and, in a graph for the backward pass, z and log_det (B,) again.
 
-        The subnet runs once. Gradients have to be enabled.
+        Returns x, its first half (B, C / 2, H, W) once more, as the subnet read it, z and log_det: the first two are
+        the graph's leaves. The subnet runs once. Gradients have to be enabled.
         """
         spec, affine = self._spec("concat"), self._affine_and_perm(output_perm)
         with torch.no_grad():
@@ -108,7 +98,7 @@ class CouplingBlock(nn.Module):
             x, _ = coupling_inverse(z, raw.detach(), spec=spec, affine=affine, backend=backend)
         x1, x2 = x.requires_grad_().chunk(2, dim=1)
         (z,), log_det = coupling((x1, x2), raw, spec=spec, affine=affine, backend=backend)
-        return RecomputedBlock(x, first_half, z, cast(Tensor, log_det))
+        return x, first_half, z, cast(Tensor, log_det)
 
     def _spec(self, result: CouplingResult, with_log_det: bool = True) -> CouplingSpec:
         return CouplingSpec(clamp=self.clamp, form=self.clamp_form, result=result, with_log_det=with_log_det)
@@ -121,7 +111,12 @@ class CouplingBlock(nn.Module):
         """Returns perm, followed by ``output_perm`` if given, and the inverse."""
         if output_perm is None:
             return self.perm, self.inverse_perm
-        return self._combined_perms.get(lambda: _with_inverse(self.perm[output_perm]), (self.perm, output_perm))
+
+        def combine() -> tuple[Tensor, Tensor]:
+            perm = self.perm[output_perm]
+            return perm, invert_permutation(perm)
+
+        return self._combined_perms.get(combine, (self.perm, output_perm))
 
     @property
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -136,7 +131,3 @@ class CouplingBlock(nn.Module):
     def _invert(self, *_: object) -> None:
         """Inverts the permutation again after another one was loaded."""
         self.inverse_perm = invert_permutation(self.perm)
-
-
-def _with_inverse(perm: Tensor) -> tuple[Tensor, Tensor]:
-    return perm, invert_permutation(perm)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..ops.conv3x3 import rounds_to_tf32
-from .weight_cache import CachedValue, record_used_values
+from .weight_cache import CachedValue, EmptyInCopies, record_used_values
 
 Outputs = tuple[Tensor, ...]
 # Graphs held at a time; each holds its own memory. The least recently used one goes.
@@ -41,7 +41,7 @@ class _RecordedGraph:
         return list(map(_version_of, self._weights)) == self._versions
 
 
-class CudaGraphCache:
+class CudaGraphCache(EmptyInCopies):
     """Records calls of a function in CUDA graphs, one a shape, and replays them.
 
     The function is called as it is if a graph cannot serve: off the GPU, in a compiled function, in a capture.
@@ -100,10 +100,6 @@ class CudaGraphCache:
         self._seen.clear()
         self._unfit.clear()
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Leaves the contents out of copied and saved models."""
-        return type(self), ()
-
     def _record(self, key: Hashable, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
         if len(self._recorded) == MAX_GRAPHS:
             oldest, _ = self._recorded.popitem(last=False)
@@ -133,7 +129,7 @@ def _recording() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
 
 
-class WeightAddresses:
+class WeightAddresses(EmptyInCopies):
     """Counts how often the addresses of a module's weights have changed.
 
     The count grows if a weight, a buffer or a submodule was moved or replaced since the last call. It does not grow if
@@ -172,10 +168,6 @@ class WeightAddresses:
             if self._registries != self._entries:
                 return False
         return list(map(Tensor.data_ptr, self._tensors)) == self._addresses
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Leaves the contents out of copied and saved models."""
-        return type(self), ()
 
 
 class _TensorsDiffer(TorchFunctionMode):

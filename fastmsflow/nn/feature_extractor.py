@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -107,19 +108,13 @@ class FeatureExtractor(nn.Module):
         """
         self._check(images)
         normalized = ((images.to(self.mean.dtype) - self.mean) / self.std).to(self.dtype)
+        # A net of ``fuse_convolutions`` takes a backend.
         fused = isinstance(self.net, fx.GraphModule)
-        features = self._fused(normalized, backend) if fused else self.net(normalized)
-        if self._channels_come_last:
-            return [level.permute(0, 3, 1, 2) for level in features]
-        return list(features)
-
-    def _fused(self, normalized: Tensor, backend: Backend) -> list[Tensor]:
-        """Computes the features by the net of ``fuse_convolutions``."""
-        *levels, last = self.net(normalized, backend)
-        if uses_cudnn(backend, normalized):
+        features = list(self.net(normalized, backend) if fused else self.net(normalized))
+        if fused and uses_cudnn(backend, normalized):
             # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.
-            last = last.add(normalized.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
-        return [*levels, last]
+            features[-1] = features[-1].add(normalized.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
+        return [level.permute(0, 3, 1, 2) for level in features] if self._channels_come_last else features
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,16 +137,14 @@ class FeatureExtractor(nn.Module):
         self._replace_net(fuse_convolutions, image_size)
 
     def _replace_net(self, rewritten: Callable[[nn.Module, Tensor], nn.Module], image_size: tuple[int, int]) -> None:
+        example = partial(torch.rand, 1, 3, device=self.mean.device)
         # Modules follow each other the same way at every size; a small image shows it in a fraction of the time.
         small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
         try:
-            self.net = rewritten(self.net, self._example(small))
+            self.net = rewritten(self.net, example(*small))
         except (AssertionError, RuntimeError):
             # Some networks take no image as small as that.
-            self.net = rewritten(self.net, self._example(image_size))
-
-    def _example(self, size: tuple[int, int]) -> Tensor:
-        return torch.rand(1, 3, *size, device=self.mean.device)
+            self.net = rewritten(self.net, example(*image_size))
 
     def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)

@@ -1,6 +1,7 @@
 """Folds batch norms into the convolutions before them."""
 
 import copy
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -24,10 +25,9 @@ def fuse_conv_bn(net: nn.Module, example: Tensor) -> nn.Module:
         mean, variance = norm.running_mean, norm.running_var
         if mean is None or variance is None:  # the norm takes the batch's own
             continue
-        weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
-        convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         # timm's BatchNormAct2d also drops and activates, which stays.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         for name in [name for name, module in result.named_modules(remove_duplicate=False) if module is norm]:
@@ -54,15 +54,15 @@ def computes_the_same(ours: nn.Module, theirs: nn.Module, example: Tensor) -> bo
 def _pairs(net: nn.Module, example: Tensor) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Yields convolutions and the norms that take their outputs, found by running ``example`` through."""
     produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
-    followers: dict[nn.Conv2d, list[nn.Module]] = {}
-    calls: dict[nn.Module, int] = {}
+    followers: dict[nn.Conv2d, list[nn.Module]] = defaultdict(list)
+    calls: Counter[nn.Module] = Counter()
 
     def seen(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        calls[module] = calls.get(module, 0) + 1
+        calls[module] += 1
         if isinstance(module, nn.BatchNorm2d) or not any(True for _ in module.children()):
             for x in inputs:
                 if id(x) in produced:
-                    followers.setdefault(produced[id(x)][0], []).append(module)
+                    followers[produced[id(x)][0]].append(module)
         if isinstance(module, nn.Conv2d) and isinstance(output, Tensor):
             # The tensor is held, so that its id stays its own.
             produced[id(output)] = (module, output)

@@ -125,10 +125,9 @@ def fuse_convolutions(net: nn.Module, example: Tensor) -> nn.Module:
     try:
         # float64 is for plain PyTorch, whatever backend was asked for.
         with backends.use("torch"):
-            same = computes_the_same(result, net, example)
+            return result if computes_the_same(result, net, example) else net
     except RuntimeError:  # an addition may have stretched the convolution's output
-        same = False
-    return result if same else net
+        return net
 
 
 class _Tracer(fx.Tracer):

@@ -17,9 +17,6 @@ from .activation_checkpointing import ActivationCheckpointing, checkpointed
 from .streams import run_on_streams
 from .subnets import FusionSubnet
 
-# Both halves of each level's channels, (B, C_l / 2, H_l, W_l) each.
-Levels = Sequence[Sequence[Tensor]]
-
 
 class FusionFlow(nn.Module):
     """Couples the halves of all levels with each other (arXiv 2308.15300).
@@ -48,7 +45,7 @@ class FusionFlow(nn.Module):
 
     def couple(
         self,
-        x: Levels,
+        x: Sequence[Sequence[Tensor]],
         backend: Backend = "auto",
         *,
         result: CouplingResult,
@@ -57,6 +54,7 @@ class FusionFlow(nn.Module):
     ) -> tuple[list[Tensor], Tensor | None]:
         """Couples the first halves of the permuted levels by the second, then the second by the first.
 
+        ``x``: both halves of each level's channels, (B, C_l / 2, H_l, W_l) each.
         ``result``: "concat" for z, (B, C_l, H_l, W_l) per level, or "likelihood" for -0.5 mean over channels of z^2,
         (B, H_l, W_l) per level: the kernels then never write z. log_det (B,) is None if not wanted.
         ``activation_checkpointing``: if given, only the inputs of the two couplings are stored for the backward pass.

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backend import Backend
 from ..errors import InputError
-from .activation_checkpointing import Autocast, current_backend
+from .activation_checkpointing import current_backend
 from .coupling_block import CouplingBlock
 
 # Blocks from one stored output to the next. Measured on 256 and 1024 channels, initial and 15 times larger log-scales:
@@ -41,18 +41,19 @@ def invertible(
             f"invertible recomputation needs features in float32, not {x.dtype}; use activation checkpointing"
             " 'recompute'"
         )
-    autocast, backend = Autocast.from_current(x.device.type), current_backend(backend)
+    device, backend = x.device.type, current_backend(backend)
+    # The backward pass has no autocast of its own. A cache would hold weights in half precision beyond their block.
+    autocast = torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+    )
+    perms = [output_perm if block is blocks[-1] else None for block in blocks]
     log_dets = []
     for start in range(0, len(blocks), SEGMENT):
-        is_last = start + SEGMENT >= len(blocks)
+        part = slice(start, start + SEGMENT)
         segment = _Segment(
-            blocks=blocks[start : start + SEGMENT],
-            condition=condition,
-            backend=backend,
-            output_perm=output_perm if is_last else None,
-            autocast=autocast,
+            blocks=blocks[part], output_perms=perms[part], condition=condition, backend=backend, autocast=autocast
         )
-        x, log_det = _Invertible.apply(segment, x, *segment.parameters())
+        x, log_det = _Invertible.apply(segment, x, *(p for block in segment.blocks for p in block.parameters()))
         log_dets.append(log_det)
     return x, torch.stack(log_dets).sum(dim=0)
 
@@ -62,19 +63,12 @@ class _Segment:
     """Holds a few blocks and what they read besides x."""
 
     blocks: Sequence[CouplingBlock]
+    output_perms: Sequence[Tensor | None]
+    """A permutation of each block's output channels, or None."""
     condition: Tensor
     backend: Backend
-    output_perm: Tensor | None
-    """A permutation of the last block's output channels."""
-    autocast: Autocast
-
-    def parameters(self) -> list[Tensor]:
-        """Returns the parameters of all blocks, block by block."""
-        return [parameter for block in self.blocks for parameter in block.parameters()]
-
-    def output_perm_of(self, block: CouplingBlock) -> Tensor | None:
-        """Returns the permutation of ``block``'s output channels; only the last block has one."""
-        return self.output_perm if block is self.blocks[-1] else None
+    autocast: torch.autocast
+    """The autocast of the forward pass."""
 
 
 class _Invertible(torch.autograd.Function):
@@ -85,10 +79,10 @@ class _Invertible(torch.autograd.Function):
         ctx.segment = segment
         sample = x.detach()[_sample_indices(x)]
         z, log_dets = x.detach(), []
-        for block in segment.blocks:
+        for block, output_perm in zip(segment.blocks, segment.output_perms, strict=True):
             # Each block's graph is dropped at once. Without one, what is computed from weights alone would stay.
             with torch.enable_grad():
-                z, log_det = block(z, segment.condition, segment.backend, segment.output_perm_of(block))
+                z, log_det = block(z, segment.condition, segment.backend, output_perm)
             z = z.detach()
             log_dets.append(log_det.detach())
         ctx.save_for_backward(z, sample)
@@ -100,20 +94,16 @@ class _Invertible(torch.autograd.Function):
         segment: _Segment = ctx.segment
         z, sample = ctx.saved_tensors
         state, grad, grads = z, grad_z, list[Tensor | None]()
-        needs_grad = list(ctx.needs_input_grad[2:])
-        for block in reversed(segment.blocks):
-            with torch.enable_grad(), segment.autocast.restore():
-                again = block.recompute(state, segment.condition, segment.backend, segment.output_perm_of(block))
-            parameters = list(block.parameters())
-            split = len(needs_grad) - len(parameters)
-            needs_grad, needed = needs_grad[:split], needs_grad[split:]
-            trained = [parameter for parameter, need in zip(parameters, needed, strict=True) if need]
-            leaves = (again.x, again.first_half, *trained)
-            grad, grad_first_half, *found = torch.autograd.grad((again.z, again.log_det), leaves, (grad, grad_log_det))
+        for block, output_perm in zip(reversed(segment.blocks), reversed(segment.output_perms), strict=True):
+            with torch.enable_grad(), segment.autocast:
+                x, first_half, *outputs = block.recompute(state, segment.condition, segment.backend, output_perm)
+            trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+            leaves = (x, first_half, *trained)
+            grad, grad_first_half, *found = torch.autograd.grad(outputs, leaves, (grad, grad_log_det))
             grad[:, : block.half_channels] += grad_first_half
             remaining = iter(found)
-            grads[:0] = [next(remaining) if need else None for need in needed]
-            state = again.x.detach()
+            grads[:0] = [next(remaining) if parameter.requires_grad else None for parameter in block.parameters()]
+            state = x.detach()
         _check_reconstruction(sample, state[_sample_indices(state)], z)
         return None, grad if ctx.needs_input_grad[1] else None, *grads
 

@@ -14,7 +14,6 @@ from ..reference.coupling_spec import CouplingResult
 from .activation_checkpointing import ActivationCheckpointing, checkpointed
 from .coupling_block import CouplingBlock
 from .invertible import invertible
-from .module_lists import all_of
 
 
 class ParallelFlow(nn.Module):
@@ -66,7 +65,7 @@ class ParallelFlow(nn.Module):
 
         log_det is None if not wanted.
         """
-        blocks = all_of(CouplingBlock, self.blocks)
+        blocks = cast("Sequence[CouplingBlock]", self.blocks)
         mode = activation_checkpointing if torch.is_grad_enabled() else None
         if mode == "invertible":
             z, log_det = invertible(blocks, x, condition, backend=backend, output_perm=output_perm)
@@ -92,7 +91,7 @@ class ParallelFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Computes x and the log_det (B,) of this direction from z, which ``output_perm`` has permuted."""
         log_dets = []
-        for block in reversed(all_of(CouplingBlock, self.blocks)):
+        for block in reversed(cast("Sequence[CouplingBlock]", self.blocks)):
             z, log_det = block.inverse(z, condition, backend, output_perm if block is self.blocks[-1] else None)
             log_dets.append(log_det)
         return z, reduce(torch.add, log_dets)

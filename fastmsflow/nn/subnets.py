@@ -13,21 +13,12 @@ from ..ops.fusion import conv3x3_split_and_upsample, pool_and_concat
 from ..ops.layer_norm import layer_norm_relu
 from ..reference.dtypes import accumulation_dtype
 from ..reference.layer_norm import LAYER_NORM_EPS
-from .module_lists import all_of
 from .weight_cache import WeightCache, wide
 
 
 def weight_and_bias(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Returns both; all convolutions of these networks have a bias."""
     return convolution.weight, cast(Tensor, convolution.bias)
-
-
-def _split_inputs(weight: Tensor, inputs: int) -> list[Tensor]:
-    """Returns the weights of the first ``inputs`` and of the others, contiguous."""
-    # A convolution would copy a slice in every call.
-    channels_last = weight.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return [share.contiguous(memory_format=layout) for share in weight.split([inputs, weight.shape[1] - inputs], dim=1)]
 
 
 class ConditionedSubnet(nn.Module):
@@ -69,7 +60,11 @@ class ConditionedSubnet(nn.Module):
         weight, bias = weight_and_bias(self.conv1)
 
         def split() -> tuple[Tensor, Tensor]:
-            x_weight, condition_weight = _split_inputs(weight, self.in_channels)
+            # A convolution would copy a slice that is not contiguous in every call.
+            channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            shares = weight.split([self.in_channels, weight.shape[1] - self.in_channels], dim=1)
+            x_weight, condition_weight = (share.contiguous(memory_format=layout) for share in shares)
             return x_weight, conv3x3(condition, condition_weight, bias, backend)
 
         return self._first.get(split, (weight, bias, condition))
@@ -107,8 +102,8 @@ class FusionSubnet(nn.Module):
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
         """Returns per level weight and bias, in float32 or better, of the convolution to log-scales, then shifts."""
-        scales, shifts = (map(weight_and_bias, all_of(nn.Conv2d, convs)) for convs in (self.conv_s, self.conv_t))
-        pairs = list(zip(scales, shifts, strict=True))
+        convolutions = (cast("Sequence[nn.Conv2d]", convs) for convs in (self.conv_s, self.conv_t))
+        pairs = [(weight_and_bias(s), weight_and_bias(t)) for s, t in zip(*convolutions, strict=True)]
         sources = [parameter for pair in pairs for head in pair for parameter in head]
         wider = accumulation_dtype(sources[0].dtype)
         return self._heads.get(

@@ -57,7 +57,14 @@ def as_constants() -> Iterator[None]:
         _constant = before
 
 
-class WeightCache(Generic[T]):
+class EmptyInCopies:
+    """Is empty in copied and saved models, as a cache should be."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+class WeightCache(EmptyInCopies, Generic[T]):
     """Caches a value that is derived from weights until the weights change.
 
     The value is computed in every call if gradients are taken, in a compiled graph, and from inference tensors, which
@@ -101,10 +108,6 @@ class WeightCache(Generic[T]):
         if self._entry is not None:
             _invalidations += 1
         self._entry = None
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Leaves the value out of copied and saved models."""
-        return type(self), ()
 
 
 def wide(cache: WeightCache[list[Tensor]], *weights: Tensor) -> list[Tensor]:

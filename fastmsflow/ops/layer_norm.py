@@ -10,7 +10,6 @@ from ..backend import Backend, uses_triton
 from ..errors import InputError
 from ..kernels.channels_last import new_rows
 from ..reference import layer_norm as reference
-from ..reference.layer_norm import LAYER_NORM_EPS
 
 
 def layer_norm_relu(
@@ -46,7 +45,7 @@ class LayerNormReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor | None) -> Tensor:
-        y, mean, rstd = _layer_norm_relu(x, condition, weight, bias, LAYER_NORM_EPS)
+        y, mean, rstd = _layer_norm_relu(x, condition, weight, bias, reference.LAYER_NORM_EPS)
         ctx.save_for_backward(x, condition, weight, bias, mean, rstd)
         return y
 

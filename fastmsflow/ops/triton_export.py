@@ -1,10 +1,9 @@
 """Replaces operators by the kernels that they launch, for a compiler that puts the kernels into its output."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from ..reference import score_map as reference
@@ -40,11 +39,6 @@ def inlined() -> Iterator[None]:
         _enabled = before
 
 
-def _score_maps(logp: Sequence[Tensor], image_size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    # Its kernel takes the levels as tuples of pointers, which PyTorch cannot record.
-    return reference.score_maps(logp, (image_size[0], image_size[1]))
-
-
 def _register(operator: Any, function: Callable[..., Any]) -> None:
     def in_functional_graph(mode: Any, op: Any, types: Any, args: Any, options: Any) -> Any:
         if not _enabled:
@@ -67,4 +61,5 @@ for _operator in (
     reflection_pad._reflection_pad,
 ):
     _register(_operator, _operator._init_fn)
-_register(score_map._score_maps, _score_maps)
+# This kernel takes the levels as tuples of pointers, which PyTorch cannot record.
+_register(score_map._score_maps, reference.score_maps)

@@ -25,25 +25,13 @@ class SoftClamp:
     """The number by which the Triton kernels know the form: see fastmsflow.kernels.math."""
 
 
-def _tanh(raw: Tensor, clamp: float) -> Tensor:
-    """clamp tanh(raw), as FrEIA 0.2 has it."""
-    return clamp * torch.tanh(raw)
-
-
-def _scaled_tanh(raw: Tensor, clamp: float) -> Tensor:
-    """clamp tanh(raw / clamp), as FrEIA's git master has it since 2023-08-17."""
-    return clamp * torch.tanh(raw / clamp)
-
-
-def _atan(raw: Tensor, clamp: float) -> Tensor:
-    """0.636 clamp atan(raw / clamp), as the fusion flow has it (arXiv 2308.15300)."""
-    return ATAN_GAIN * clamp * torch.atan(raw / clamp)
-
-
 CLAMP_FORMS: Mapping[str, SoftClamp] = {
-    "tanh": SoftClamp(function=_tanh, kernel_constant=0),
-    "scaled_tanh": SoftClamp(function=_scaled_tanh, kernel_constant=1),
-    "atan": SoftClamp(function=_atan, kernel_constant=2),
+    # FrEIA 0.2 has this form.
+    "tanh": SoftClamp(function=lambda raw, clamp: clamp * torch.tanh(raw), kernel_constant=0),
+    # FrEIA's git master has this one since 2023-08-17.
+    "scaled_tanh": SoftClamp(function=lambda raw, clamp: clamp * torch.tanh(raw / clamp), kernel_constant=1),
+    # The fusion flow has this one (arXiv 2308.15300).
+    "atan": SoftClamp(function=lambda raw, clamp: ATAN_GAIN * clamp * torch.atan(raw / clamp), kernel_constant=2),
 }
 
 

@@ -34,7 +34,7 @@ def coupling(
     if x1 is not None:
         y = torch.cat((x1, y), dim=1)
     if affine is not None:
-        y, log_det_global = global_affine_forward(y, affine, spec.with_log_det)
+        y, log_det_global = global_affine_forward(y, affine.scale, affine.offset, spec.with_log_det)
         y, log_det = permute_channels(y, affine.perm), add_log_dets([log_det, log_det_global])
     if spec.bounded:
         y = clamp_output(y)
@@ -54,7 +54,7 @@ def coupling_inverse(
     raw_s, t = _split(raw, None, spec.raw_scale)
     if affine is None:
         return affine_inverse(z, raw_s, t, spec)
-    y, log_det_global = global_affine_inverse(permute_channels(z, affine.inverse_perm), affine)
+    y, log_det_global = global_affine_inverse(permute_channels(z, affine.inverse_perm), affine.scale, affine.offset)
     y1, y2 = y.chunk(2, dim=1)
     x2, log_det = affine_inverse(y2, raw_s, t, spec)
     return torch.cat((y1, x2), dim=1), log_det + log_det_global
@@ -63,13 +63,8 @@ def coupling_inverse(
 def invert_first_half(z: Tensor, affine: GlobalAffine) -> Tensor:
     """Returns the first half of x, (B, C / 2, H, W), from z alone: the subnet reads it before ``coupling_inverse``."""
     half = z.shape[1] // 2
-    first = GlobalAffine(
-        scale=affine.scale[:half],
-        offset=affine.offset[:half],
-        perm=affine.perm,
-        inverse_perm=affine.inverse_perm[:half],
-    )
-    return global_affine_inverse(permute_channels(z, first.inverse_perm), first)[0]
+    y1 = permute_channels(z, affine.inverse_perm[:half])
+    return global_affine_inverse(y1, affine.scale[:half], affine.offset[:half])[0]
 
 
 def affine_forward(x: Tensor, raw_s: Tensor, t: Tensor, spec: CouplingSpec) -> tuple[Tensor, Tensor | None]:
@@ -99,17 +94,17 @@ def initial_global_scale(gain: float = 1.0) -> float:
     return 2.0 * math.log(math.expm1(5.0 * gain))
 
 
-def global_affine_forward(x: Tensor, affine: GlobalAffine, with_log_det: bool = True) -> tuple[Tensor, Tensor | None]:
+def global_affine_forward(x: Tensor, scale: Tensor, offset: Tensor, with_log_det: bool) -> tuple[Tensor, Tensor | None]:
     """x g + o per channel; returns it (dtype of x) and log_det () = H W sum_c log g_c, or None."""
-    gain = global_gain(affine.scale)
-    y = torch.addcmul(affine.offset.to(gain.dtype)[:, None, None], x.to(gain.dtype), gain[:, None, None])
+    gain = global_gain(scale)
+    y = torch.addcmul(offset.to(gain.dtype)[:, None, None], x.to(gain.dtype), gain[:, None, None])
     return y.to(x.dtype), x.shape[2] * x.shape[3] * gain.log().sum() if with_log_det else None
 
 
-def global_affine_inverse(y: Tensor, affine: GlobalAffine) -> tuple[Tensor, Tensor]:
+def global_affine_inverse(y: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     """(y - o) / g per channel; returns it (dtype of y) and the inverse's log_det ()."""
-    gain = global_gain(affine.scale)
-    x = (y - affine.offset.to(gain.dtype)[:, None, None]) / gain[:, None, None]
+    gain = global_gain(scale)
+    x = (y - offset.to(gain.dtype)[:, None, None]) / gain[:, None, None]
     return x.to(y.dtype), -y.shape[2] * y.shape[3] * gain.log().sum()
 
 
