@@ -124,7 +124,7 @@ class Predictor:
         reader = BatchReader(self._scorer.model.image_size, shrink)
         batches = file_batches([str(file) for file in files], batch_size)
         try:
-            with SortedTable(unfinished / self.table.name, columns) as rows:
+            with closing(SortedTable(unfinished / self.table.name, columns)) as rows:
                 # Closing ends the reading processes, whatever happens.
                 with closing(read_batches(batches, -(-len(files) // batch_size), reader, workers)) as read:
                     for batch in read:
