@@ -136,8 +136,8 @@ class PredictionFolder:
         """Returns the paths of all rows that are written."""
         names = self._names()
         self._before = frozenset(names)
-        columns = [table[PATH] for table in self._read_all(names, [PATH])]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
+        chunks = [chunk for table in self._read_all(names, [PATH]) for chunk in table[PATH].chunks]
+        return pa.chunked_array(chunks, pa.large_string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
         """Returns those of ``paths`` that have no row, in their order."""
