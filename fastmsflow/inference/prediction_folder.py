@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -145,8 +146,8 @@ class PredictionFolder:
         if not len(scored):
             return list(paths)
         names = pa.array(map(as_utf8, paths), pa.large_string())
-        waiting = pc.invert(pc.is_in(names, value_set=scored.combine_chunks())).to_pylist()
-        return [path for path, waits in zip(paths, waiting, strict=True) if waits]
+        waiting = pc.invert(pc.is_in(names, value_set=scored.combine_chunks()))
+        return list(compress(paths, waiting.to_pylist()))
 
     def drop_lost(self, shards: Collection[str]) -> None:
         """Removes the rows of images that were lost with one of ``shards``, which may have been repaired since."""

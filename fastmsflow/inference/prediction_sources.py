@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO
 
@@ -16,11 +17,11 @@ from ..files import absolute, shown
 from .prediction_folder import PredictionFolder
 
 
+@dataclass(frozen=True)
 class Files:
     """Images that are files or URLs."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+    paths: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
