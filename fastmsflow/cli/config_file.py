@@ -29,7 +29,7 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; give one 'option: value' a line")
-    parameters = [p for p in ctx.command.params if p.name not in ("config", "help")]
+    parameters = [p for p in ctx.command.params if p.name != "config"]
     # Options may have another name in the command line than the function's parameter has.
     parameter_of = {option.lstrip("-").replace("-", "_"): str(p.name) for p in parameters for option in p.opts}
     values: dict[str, Any] = {}
@@ -67,10 +67,9 @@ def resolved_options(ctx: typer.Context) -> dict[str, Any]:
     for parameter in ctx.command.params:
         name = str(parameter.name)
         value = ctx.params.get(name)
-        if name in CALL_ONLY or value is None or name == "help":
-            continue
-        option = next((o.lstrip("-") for o in parameter.opts if o.startswith("--")), name)
-        values[FILE_KEYS.get(option, option)] = _as_yaml(value)
+        if name not in CALL_ONLY and value is not None:
+            option = next((o.lstrip("-") for o in parameter.opts if o.startswith("--")), name)
+            values[FILE_KEYS.get(option, option)] = _as_yaml(value)
     return values
 
 

@@ -1,6 +1,7 @@
 """fastmsflow evaluate: metrics of a trained model, or of all checkpoints of a run, on test images."""
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,6 @@ def evaluate(
     from ..evaluation.metric_labels import labeled
     from ..evaluation.report import write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
-    from ..inference.loading import load_model
     from ..scoring import check_map
 
     kind = None if score_map is None else check_map(score_map)
@@ -65,12 +65,11 @@ def evaluate(
         checkpoints(model / name if every_class and name else model)
     for name in classes:
         model_path, folder = (model / name, out / name) if every_class and name else (model, out)
-        with progress_bar("reading") as bar, ScoreMapStore(folder) as maps:
+        with progress_bar("reading") as bar, closing(ScoreMapStore(folder)) as maps:
             comparison = compare_checkpoints(
                 model_path,
                 source,
                 name,
-                load=load_model,
                 maps=maps,
                 map_kind=kind,
                 false_alarms=false_alarms,

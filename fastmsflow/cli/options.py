@@ -68,6 +68,10 @@ Category = Annotated[
     ),
 ]
 ModelPath = Annotated[Path, argument("MODEL", "A checkpoint that `train` or `convert` wrote.")]
+IMAGE_SOURCES = (
+    "Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of files and"
+    " folders on standard input, one a line."
+)
 Workers = Annotated[int, option(DATA, "Processes that read images; 0: this process reads them.")]
 Dtype = Annotated[str, option(MODEL, "float32, float16, or auto: float16 on a GPU, float32 on a CPU.")]
 ScoreMap = Annotated[

@@ -15,7 +15,7 @@ from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..recipe import DATA, VALIDATION
 from .imports import import_packages
-from .options import DISTRIBUTED, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
+from .options import DISTRIBUTED, IMAGE_SOURCES, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
 from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ def predict(
         list[str],
         argument(
             "IMAGES...",
-            "Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
-            " files and folders on standard input, one a line. For parquet also URLs of images or of folders of them,"
-            " and a set of shards: its folder, a URL, or 'pipe:COMMAND' with {} for a file's name.",
+            f"{IMAGE_SOURCES} For parquet also URLs of images or of folders of them, and a set of shards: its folder, a"
+            " URL, or 'pipe:COMMAND' with {} for a file's name.",
         ),
     ],
     out: Annotated[

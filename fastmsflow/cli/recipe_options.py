@@ -47,7 +47,7 @@ def set_parameters(command: Callable[..., None], parameters: Sequence[inspect.Pa
 
 def _panel_number(parameter: inspect.Parameter) -> int:
     """Returns the place of a parameter's panel in the help, which shows panels in the order of their parameters."""
-    _, *infos = get_args(parameter.annotation) or (None,)
+    infos = get_args(parameter.annotation)
     panel = next((info.rich_help_panel for info in infos if hasattr(info, "rich_help_panel")), None)
     return -1 if panel is None else PANELS.index(panel)
 
@@ -75,7 +75,7 @@ def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> i
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     default = defaults.get(field.name, default)
     name = option_name(field)
-    if _is_mapping(annotation):
+    if get_origin(annotation) is Mapping:
         annotation, default = list[str], []
     elif get_origin(annotation) is tuple:
         annotation, default = list[get_args(annotation)[0]], list(default)  # type: ignore[misc]
@@ -95,13 +95,9 @@ def _option(field: "Field[Any]") -> str:
 
 
 def _field_value(annotation: Any, value: Any) -> Any:
-    if _is_mapping(annotation):
+    if get_origin(annotation) is Mapping:
         return part_rates(value)
     return tuple(value) if get_origin(annotation) is tuple else value
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return inspect.isclass(get_origin(annotation)) and issubclass(get_origin(annotation), Mapping)
 
 
 def part_rates(assignments: Sequence[str]) -> dict[str, float]:

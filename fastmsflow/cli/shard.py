@@ -7,20 +7,13 @@ from typing import Annotated
 import typer
 
 from ..files import shown
-from .options import OUTPUT, Null, argument, option
+from .options import IMAGE_SOURCES, OUTPUT, Null, argument, option
 from .output import exit_if_skipped, print_json, print_line, progress_bar
 
 
 def shard(
     *,
-    images: Annotated[
-        list[str],
-        argument(
-            "IMAGES...",
-            "Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of"
-            " files and folders on standard input, one a line.",
-        ),
-    ],
+    images: Annotated[list[str], argument("IMAGES...", IMAGE_SOURCES)],
     out: Annotated[Path, option(OUTPUT, "Folder for the shards and their manifest.json.")],
     images_per_shard: Annotated[
         int,

@@ -1,7 +1,7 @@
 """Evaluates the checkpoints of a run side by side, for one class or many."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,16 @@ from ..data.datasets import Progress
 from ..errors import InputError
 from ..files import write_json, write_table
 from ..inference import AUTO
+from ..inference.loading import load_model
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from .checkpoint_files import CHECKPOINT_FILES
 from .evaluate import Stopwatch, evaluate_all
 from .evaluator import TestResult
-from .results import METRICS, Evaluation
+from .results import Evaluation
 from .score_map_store import ScoreMapStore
 
 MEAN = "mean"
-THRESHOLD_FIELDS = ("value", "false_alarms", "low", "high", "images")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class CheckpointResult:
 
     def as_dict(self) -> dict[str, str | float | None]:
         row: dict[str, str | float | None] = {"class": self.name, "checkpoint": self.checkpoint}
-        row |= {f"threshold_{key}": getattr(self.threshold, key, None) for key in THRESHOLD_FIELDS}
-        return row | self.evaluation.as_dict() | {"pixel_error": self.evaluation.pixel_error}
+        row |= {f"threshold_{field.name}": getattr(self.threshold, field.name, None) for field in fields(Threshold)}
+        return row | asdict(self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ def compare_checkpoints(
     source: str,
     category: str | None,
     *,
-    load: Callable[[Path], MSFlow],
     maps: ScoreMapStore,
     map_kind: MapKind | None = None,
     false_alarms: float | None = None,
@@ -69,17 +68,21 @@ def compare_checkpoints(
 ) -> CheckpointComparison:
     """Evaluates the checkpoints of the run's folder ``path``, or the checkpoint ``path``, on the images of ``source``.
 
-    ``load`` reads a checkpoint and moves the model to its device. ``false_alarms``: the rate for which the threshold is
-    set anew, from the calibration in the checkpoint; None: the threshold stays. The others: see ``evaluate_all``.
+    ``false_alarms``: the rate for which the threshold is set anew, from the calibration in the checkpoint; None: the
+    threshold stays. The others: see ``evaluate_all``.
 
-    Raises: InputError if there is no checkpoint, its calibration has too few images for the rate, or the map of
+    Raises: InputError if there is no checkpoint, it has no calibration or too few images for the rate, or the map of
     ``map_kind`` needs a calibration.
     """
     images = open_image_set(source, category)
-    loaded = {choice: load(checkpoint) for choice, checkpoint in checkpoints(path).items()}
+    loaded = {choice: load_model(checkpoint) for choice, checkpoint in checkpoints(path).items()}
     models = list(loaded.values())
-    for model in models:
-        recalibrate(model, false_alarms, path)
+    if false_alarms is not None:
+        for model in models:
+            if model.calibration is None:
+                raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
+            model.calibration = replace(model.calibration, false_alarms=false_alarms)
+            model.calibration.threshold()
     if len({(model.extractor.name, model.image_size) for model in models}) > 1:
         raise InputError(f"{path}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
@@ -116,28 +119,15 @@ def checkpoints(path: Path) -> dict[str, Path]:
     return files
 
 
-def recalibrate(model: MSFlow, false_alarms: float | None, path: Path) -> None:
-    """Sets the threshold of ``model`` for another rate; None: it stays.
-
-    Raises: InputError if the model is not calibrated, or the calibration has too few images for the rate.
-    """
-    if false_alarms is None:
-        return
-    if model.calibration is None:
-        raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
-    model.calibration = replace(model.calibration, false_alarms=false_alarms)
-    model.calibration.threshold()
-
-
 def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
     """Returns the mean over all classes for each checkpoint that all have, of the metrics that all have."""
     means = []
     classes = len({row.name for row in rows})
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        evaluations = [row.evaluation for row in rows if row.checkpoint == checkpoint]
+        evaluations = [asdict(row.evaluation) for row in rows if row.checkpoint == checkpoint]
         if len(evaluations) < classes:
             continue
-        values = {name: [getattr(each, name) for each in evaluations] for name in (*METRICS, "pixel_error")}
+        values = {name: [each[name] for each in evaluations] for name in evaluations[0]}
         shared = {name: of for name, of in values.items() if None not in of}
         mean = {name: max(of) if name == "pixel_error" else float(np.mean(of)) for name, of in shared.items()}
         means.append(CheckpointResult(MEAN, checkpoint, Evaluation.from_dict(mean)))

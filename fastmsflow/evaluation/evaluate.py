@@ -57,8 +57,7 @@ def score_images(
     first = models[0]
     device = next(first.parameters()).device
     stopwatch = stopwatch or Stopwatch(device)
-    numbers = list(range(len(images)) if order is None else order)
-    batches = list(batched(numbers, batch_size))
+    batches = [list(batch) for batch in batched(range(len(images)) if order is None else order, batch_size)]
     done = 0
     with ReaderPool(workers) as readers:
         read = read_images(images, batches, readers, device)
@@ -71,7 +70,7 @@ def score_images(
             for model in models:
                 with stopwatch("flow"):
                     scores.append(model.scores_of_features(features).to_cpu())
-            yield list(batch), scores
+            yield batch, scores
             done += len(batch)
             progress(done)
 

@@ -88,7 +88,7 @@ class Evaluator:
         Raises: InputError with the names of images whose score is not finite.
         """
         scores = self._scores.gather()
-        pixel_metrics = {} if self._pixel_metrics is None else self._pixel_metrics.compute()._asdict()
+        pixel_metrics = {} if self._pixel_metrics is None else self._pixel_metrics.compute()
         labels = self._ground_truth.labels
         evaluation = Evaluation(
             auroc(labels, scores.score),

@@ -1,7 +1,6 @@
 """Computes pixel metrics of a test set: exactly from all maps at once, or within a bound in constant memory."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +15,6 @@ MAPS_PER_IMAGE = 4
 Curve = tuple[np.ndarray, np.ndarray]
 SAMPLE_PIXELS = 2**23
 """Pixels, 32 images of 512x512, whose maps each process holds first, to choose the bins by them."""
-
-
-class PixelMetrics(NamedTuple):
-    """The pixel metrics of fastmsflow.training.Evaluation."""
-
-    pixel_auroc: float
-    pixel_auroc_absolute: float
-    pixel_f1: float
-    aupro: float
-    aupro_published: float | None
-    aupro_log: float
-    pixel_error: float
 
 
 class ExactPixelMetrics:
@@ -50,20 +37,23 @@ class ExactPixelMetrics:
     def complete(self) -> None:
         """Does nothing; see BinnedPixelMetrics."""
 
-    def compute(self) -> PixelMetrics:
-        """Computes the metrics. Raises: InputError if one of fastmsflow.metrics does."""
+    def compute(self) -> dict[str, float | None]:
+        """Computes the pixel metrics, by their names in Evaluation.
+
+        Raises: InputError if one of fastmsflow.metrics does.
+        """
         multiplicative = self._multiplicative()
         absolute = -(self._log_likelihood + self._peaks[:, None, None])
         pixel_auroc, pixel_f1 = auroc_and_f1_max(self._masks, self._additive)
-        return PixelMetrics(
-            pixel_auroc,
-            auroc(self._masks, absolute),
-            pixel_f1,
-            aupro(self._masks, multiplicative),
-            aupro_published(self._masks, multiplicative),
-            aupro(self._masks, -self._log_likelihood),
-            0.0,
-        )
+        return {
+            "pixel_auroc": pixel_auroc,
+            "pixel_auroc_absolute": auroc(self._masks, absolute),
+            "pixel_f1": pixel_f1,
+            "aupro": aupro(self._masks, multiplicative),
+            "aupro_published": aupro_published(self._masks, multiplicative),
+            "aupro_log": aupro(self._masks, -self._log_likelihood),
+            "pixel_error": 0.0,
+        }
 
     def pro_curve(self) -> Curve:
         """Returns the curve of the multiplicative maps; see fastmsflow.metrics.pro_curve."""
@@ -91,7 +81,9 @@ class BinnedPixelMetrics:
         """Adds the scores of images and their masks; see ExactPixelMetrics."""
         maps = [score_map.numpy() for score_map in self._maps(scores)]
         if self._histograms:
-            self._count(masks, maps)
+            regions = Regions(masks)
+            for histogram, score_map in zip(self._histograms, maps, strict=True):
+                histogram.update(regions, score_map)
             return
         self._sample.append((masks, maps))
         if sum(masks.size for masks, _ in self._sample) >= SAMPLE_PIXELS:
@@ -102,7 +94,7 @@ class BinnedPixelMetrics:
         if not self._histograms:
             self._choose_bins()
 
-    def compute(self) -> PixelMetrics:
+    def compute(self) -> dict[str, float | None]:
         """Computes the metrics of all processes' maps; all call this after ``complete``.
 
         Raises: InputError if one of fastmsflow.metrics does.
@@ -111,17 +103,16 @@ class BinnedPixelMetrics:
             for histogram in self._histograms:
                 histogram.all_reduce()
         additive, multiplicative, log, absolute = self._histograms
-        published = multiplicative.aupro_published(shift=1.0)
         metrics = {
             "pixel_auroc": additive.auroc(),
             "pixel_auroc_absolute": absolute.auroc(),
             "pixel_f1": additive.f1_max(),
             "aupro": multiplicative.aupro(),
+            "aupro_published": multiplicative.aupro_published(shift=1.0),
             "aupro_log": log.aupro(),
         }
-        error = max(metric.error for metric in (*metrics.values(), published) if metric is not None)
-        values = {name: metric.value for name, metric in metrics.items()}
-        return PixelMetrics(**values, aupro_published=published and published.value, pixel_error=error)
+        error = max(metric.error for metric in metrics.values() if metric is not None)
+        return {**{name: metric and metric.value for name, metric in metrics.items()}, "pixel_error": error}
 
     def pro_curve(self) -> Curve:
         """Returns the curve of the multiplicative maps, after ``compute``; see fastmsflow.metrics.pro_curve."""
@@ -146,11 +137,6 @@ class BinnedPixelMetrics:
             self._histograms.append(PixelHistogram(bins))
             self._histograms[kind].update(regions, sample)
         self._sample.clear()
-
-    def _count(self, masks: np.ndarray, maps: Sequence[np.ndarray]) -> None:
-        regions = Regions(masks)
-        for histogram, score_map in zip(self._histograms, maps, strict=True):
-            histogram.update(regions, score_map)
 
 
 PixelMetricsAccumulator = ExactPixelMetrics | BinnedPixelMetrics

@@ -43,7 +43,7 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, float | None]) -> "Evaluation":
         """Builds an evaluation from what any version wrote: unknown metrics are ignored, missing ones are None."""
-        return cls(**{name: values.get(name) for name in (*METRICS, "pixel_error")})  # type: ignore[arg-type]
+        return cls(**{field.name: values.get(field.name) for field in fields(cls)})  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, float | None]:
         """Returns metric -> value."""

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -89,12 +88,6 @@ class ScoreMapStore:
     def close(self) -> None:
         """Removes the file; the maps cannot be read any more."""
         _close(self._files)
-
-    def __enter__(self) -> "ScoreMapStore":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 def _close(files: list[FileIO]) -> None:

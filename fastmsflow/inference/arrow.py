@@ -1,6 +1,6 @@
 """Reads the columns of Arrow tables for the scorer, and writes its results as columns of a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def _array(value: Any) -> Any:
 
 def with_results(table: Any, results: Columns) -> Any:
     """Returns ``table`` with ``results`` as its last columns, in the types of RESULTS; NaN becomes null."""
-    table = without(table, (*RESULTS.names, MAP) if MAP in results else RESULTS.names)
+    table = without(table, results)
     for field in RESULTS:
         values = results[field.name]
         if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
@@ -109,6 +109,6 @@ def _utf8(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def without(table: Any, names: Sequence[str]) -> Any:
+def without(table: Any, names: Container[str]) -> Any:
     """Returns ``table`` without its columns of these names; the number of rows stays."""
     return table.select([i for i, name in enumerate(table.column_names) if name not in names])

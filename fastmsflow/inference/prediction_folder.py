@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -136,8 +137,8 @@ class PredictionFolder:
         """Returns the paths of all rows that are written."""
         names = self._names()
         self._before = frozenset(names)
-        columns = [table[PATH] for table in self._read_all(names, [PATH])]
-        return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
+        chunks = [chunk for table in self._read_all(names, [PATH]) for chunk in table[PATH].chunks]
+        return pa.chunked_array(chunks, pa.large_string())
 
     def remaining(self, paths: Sequence[str]) -> list[str]:
         """Returns those of ``paths`` that have no row, in their order."""
@@ -145,8 +146,8 @@ class PredictionFolder:
         if not len(scored):
             return list(paths)
         names = pa.array(map(as_utf8, paths), pa.large_string())
-        waiting = pc.invert(pc.is_in(names, value_set=scored.combine_chunks())).to_pylist()
-        return [path for path, waits in zip(paths, waiting, strict=True) if waits]
+        waiting = pc.invert(pc.is_in(names, value_set=scored.combine_chunks()))
+        return list(compress(paths, waiting.to_pylist()))
 
     def drop_lost(self, shards: Collection[str]) -> None:
         """Removes the rows of images that were lost with one of ``shards``, which may have been repaired since."""

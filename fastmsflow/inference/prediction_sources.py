@@ -1,7 +1,10 @@
 """Images that are scored into a folder of Parquet files: files and URLs, or a set of shards."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from copy import copy
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import BinaryIO
 
 from ..data.file_search import find_images
@@ -14,11 +17,11 @@ from ..files import absolute, shown
 from .prediction_folder import PredictionFolder
 
 
+@dataclass(frozen=True)
 class Files:
     """Images that are files or URLs."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+    paths: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,7 +41,7 @@ class Shards:
     def __init__(self, where: str) -> None:
         self.where = where
         self.set = ShardBatches(where)
-        self.done: dict[str, frozenset[str]] = {}
+        self.done: dict[str, set[str]] = {}
         """The images of each shard that have rows."""
 
     def __len__(self) -> int:
@@ -48,28 +51,22 @@ class Shards:
         """Returns the images that have no row in ``folder``, those that were lost with a damaged shard included."""
         names = {self.set.name(shard): shard.name for shard in self.set.manifest.shards}
         folder.drop_lost(names)
-        scored = sorted(path for path in folder.scored().to_pylist() if path is not None)
-        # A path is the shard's path and the image's own path, which may contain slashes.
-        by_tar = groupby(scored, lambda path: next((tar for tar in _parents(path) if tar in names), None))
-        result = Shards(self.where)
-        for tar, paths in by_tar:
+        result = copy(self)
+        result.done = defaultdict(set)
+        for path in folder.scored().drop_null().to_pylist():
+            # A path is the shard's path and the image's own path, which may contain slashes.
+            parents = accumulate(path.split("/"), "{}/{}".format)
+            tar = next((parent for parent in parents if parent in names), None)
             if tar is not None:
-                result.done[names[tar]] = result.done.get(names[tar], frozenset()) | set(paths)
+                result.done[names[tar]].add(path)
         return result
 
     def batches(self, size: int) -> Iterator[ImageBatch]:
         """Yields the images in batches of ``size``; shards whose images all have rows are not opened."""
         for shard in self.set.manifest.shards:
-            done = self.done.get(shard.name, frozenset())
+            done = self.done.get(shard.name, set())
             if len(done) < shard.images:
                 yield from self.set.batches(shard, size, done)
-
-
-def _parents(path: str) -> Iterator[str]:
-    place = path.find("/")
-    while place >= 0:
-        yield path[:place]
-        place = path.find("/", place + 1)
 
 
 def find_sources(sources: Sequence[str], stdin: BinaryIO, null: bool) -> tuple[Files | Shards, list[str]]:

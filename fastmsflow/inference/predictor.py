@@ -15,7 +15,7 @@ from ..files import shown, write_faults, written_aside
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
-from ..visualization.image_visualizer import ImageVisualizer, Verdict
+from ..visualization.image_visualizer import ImageVisualizer
 from . import AUTO
 from .heat_map_names import HEAT_MAP, heat_map_names
 from .regions import Region
@@ -107,7 +107,8 @@ class Predictor:
         RuntimeError if a process that reads is killed.
         """
         unfinished = self._out / UNFINISHED
-        files = [file for file in files if not self._is_own(file)]
+        own = (self._out.resolve(), unfinished.resolve())
+        files = [file for file in files if not (file.name.endswith(HEAT_MAP) and file.parent.resolve() in own)]
         if not files:
             raise InputError(f"{shown(self._out)}: nothing but heat maps to score; name a folder of images")
         if self._visualizer is not None:
@@ -123,7 +124,7 @@ class Predictor:
         reader = BatchReader(self._scorer.model.image_size, shrink)
         batches = file_batches([str(file) for file in files], batch_size)
         try:
-            with SortedTable(unfinished / self.table.name, columns) as rows:
+            with closing(SortedTable(unfinished / self.table.name, columns)) as rows:
                 # Closing ends the reading processes, whatever happens.
                 with closing(read_batches(batches, -(-len(files) // batch_size), reader, workers)) as read:
                     for batch in read:
@@ -165,13 +166,14 @@ class Predictor:
         name = None
         if self._visualizer is not None and item.shown is not None and item.size is not None:
             name = self._names[item.number]
-            verdict = self._verdict(scored, regions)
             picture = self._visualizer.paint(
                 Image.fromarray(item.shown),
                 result.score_map,
                 outlines=[region.outline for region in regions or ()],
                 size=item.size,
-                verdict=verdict,
+                name=shown(scored.image.name),
+                verdict=self._verdict(scored, regions),
+                defective=scored.defective,
             )
             with written_aside(folder / name) as aside:
                 picture.save(aside, format="PNG", compress_level=COMPRESSION)
@@ -191,7 +193,7 @@ class Predictor:
             return {**row, "regions": len(regions), "largest_region": max((r.area for r in regions), default=0)}
         return {**row, "regions": regions and [region.as_dict() for region in regions]}
 
-    def _verdict(self, scored: ScoredImage, regions: Sequence[Region] | None) -> Verdict:
+    def _verdict(self, scored: ScoredImage, regions: Sequence[Region] | None) -> str:
         score = f"score {scored.absolute_score:.4g} nats"
         if self._decision is None:
             text = f"{score}, no threshold"
@@ -200,9 +202,4 @@ class Predictor:
             text = f"{label}: {score}, threshold {self._decision.value:.4g}"
         if regions is not None:
             text += f", {len(regions) or 'no'} region{'' if len(regions) == 1 else 's'}"
-        return Verdict(shown(scored.image.name), text, scored.defective)
-
-    def _is_own(self, file: Path) -> bool:
-        if not file.name.endswith(HEAT_MAP):
-            return False
-        return file.parent.resolve() in (self._out.resolve(), (self._out / UNFINISHED).resolve())
+        return text

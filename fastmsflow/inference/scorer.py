@@ -95,6 +95,5 @@ class Scorer:
             return None
         score, log_score, absolute = values
         defective = None if self.decision is None else absolute > self.decision.value
-        above = self.region_threshold
-        regions = None if above is None else find_regions(absolute_map, above, size)
+        regions = None if self.region_threshold is None else find_regions(absolute_map, self.region_threshold, size)
         return ImageResult(score, log_score, absolute, defective, regions, score_map)

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..files import write_faults, written_aside
@@ -14,7 +13,7 @@ from ..files import write_faults, written_aside
 class SortedTable:
     """Writes rows into ``path``, each completely or not at all; ``finish`` writes them sorted.
 
-    To be used in a with block, which leaves the file in place. Three numbers a row are in memory.
+    Three numbers a row are in memory.
 
     Raises: InputError if the file cannot be written, see fastmsflow.files.write_faults.
     """
@@ -28,10 +27,8 @@ class SortedTable:
             # Unbuffered, so that every written row is in the file at once.
             self._file = path.open("w+b", buffering=0)
 
-    def __enter__(self) -> "SortedTable":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Closes the file, which stays in place."""
         self._file.close()
 
     def __len__(self) -> int:

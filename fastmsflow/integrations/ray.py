@@ -211,7 +211,7 @@ def _shard_dataset(images: Shards, batch_size: int, readers: int) -> Any:
     import ray
 
     shards = images.set.manifest.shards
-    done = [images.done.get(shard.name, frozenset()) for shard in shards]
+    done = [images.done.get(shard.name, set()) for shard in shards]
     waiting = [
         pa.table({"number": [i], "done": pa.array([list(done[i])], pa.list_(pa.string()))})
         for i, shard in enumerate(shards)

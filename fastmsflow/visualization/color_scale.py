@@ -37,13 +37,12 @@ class ColorScale:
         Raises: InputError if ``calibration`` has no threshold for ``false_alarms``, or no map of ``kind``.
         """
         kind = shown_map(calibration is not None, kind)
-        published = (0.0, 1.0 if kind == "multiplicative" else float(levels))
+        scale = (0.0, 1.0 if kind == "multiplicative" else float(levels))
         region = region_threshold(calibration, false_alarms)
-        if calibration is None:
-            return cls(levels, kind, published, None)
-        low = calibration.typical
-        most_of_good = max(calibration.peaks) if region is None else region
-        scale = (low, low + REACH * (most_of_good - low)) if kind == "absolute" else published
+        if calibration is not None and kind == "absolute":
+            low = calibration.typical
+            most_of_good = max(calibration.peaks) if region is None else region
+            scale = (low, low + REACH * (most_of_good - low))
         return cls(levels, kind, scale, region)
 
     @property

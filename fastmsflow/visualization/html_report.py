@@ -30,7 +30,6 @@ QUALITY = 80
 GRID = 4
 # The page interpolates between so many colors.
 COLOR_STOPS = 33
-TEMPLATE = files("fastmsflow.visualization") / "template"
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def write_report(path: Path, page: Report) -> None:
             f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)};"
             " base-uri 'none'; form-action 'none'"
         ],
-        "title": lambda: [_as_html(page.title)],
+        "title": lambda: [html.escape(_shown(page.title))],
         "style": lambda: [style],
         "pictures": lambda: _pictures(page, facts),
         "data": lambda: [_as_json(_data(page, facts))],
@@ -133,13 +132,12 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
             "region": "" if region is None else _svg_outline(score_map, region, (height, width)),
         }
         yield f'<script type="application/json" id="pictures-{len(facts)}">{_as_json(pictures)}</script>\n'
-        label = None if row.label is None else int(row.label)
         facts.append(
             {
                 "name": row.image.name,
                 "kind": row.kind,
-                "label": label,
-                "score": float(row.score),
+                "label": row.label,
+                "score": row.score,
                 "masked": row.mask is not None and bool(row.mask.any()),
                 "ratio": round(width / height, 4),
             }
@@ -197,7 +195,7 @@ def _as_webp(image: Image.Image) -> str:
 
 
 def _template(name: str) -> str:
-    return (TEMPLATE / name).read_text(encoding="utf-8")
+    return (files("fastmsflow.visualization") / "template" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
@@ -219,10 +217,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     return float(value) if isinstance(value, Real) and math.isfinite(value) else _shown(str(value))
-
-
-def _as_html(text: str) -> str:
-    return html.escape(_shown(text))
 
 
 def _shown(text: str) -> str:

@@ -5,7 +5,6 @@ times as long.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -20,18 +19,6 @@ SMALLEST_SIDE = 256
 BAR_STEPS = 512
 INK, PAPER = (24, 24, 24), (255, 255, 255)
 VERDICT_COLORS = {True: (176, 0, 32), False: (0, 104, 55), None: INK}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The text above a picture."""
-
-    name: str
-    """The image's name."""
-    text: str
-    """One line with score and label."""
-    defective: bool | None
-    """None: unknown without a threshold."""
 
 
 class ImageVisualizer:
@@ -55,12 +42,14 @@ class ImageVisualizer:
         *,
         outlines: Sequence[np.ndarray],
         size: tuple[int, int],
-        verdict: Verdict,
+        name: str,
+        verdict: str,
+        defective: bool | None,
     ) -> Image.Image:
-        """Returns the picture, RGB.
+        """Returns the picture, RGB, with the image's ``name`` and a line with score and label, ``verdict``, above.
 
         ``shrunk``: the RGB image that ``shrink`` returned; ``score_map``: (H, W) float32; ``outlines``: lines (n, 2) of
-        (x, y) in pixels of the image of ``size`` (width, height).
+        (x, y) in pixels of the image of ``size`` (width, height); ``defective``: None without a threshold.
         """
         width, height = shrunk.size
         values = np.asarray(Image.fromarray(score_map).resize((width, height), Image.Resampling.BILINEAR))
@@ -75,9 +64,9 @@ class ImageVisualizer:
         top = gap + 2 * round(1.4 * text) + gap
         picture = Image.new("RGB", (page, top + height + gap + legend.height), PAPER)
         draw = ImageDraw.Draw(picture)
-        draw.text((gap, gap), _fitted(verdict.name, _font(text, True), page - 2 * gap), INK, _font(text, True))
-        line = _fitted(verdict.text, _font(text), page - 2 * gap)
-        draw.text((gap, gap + round(1.4 * text)), line, VERDICT_COLORS[verdict.defective], _font(text))
+        draw.text((gap, gap), _fitted(name, _font(text, True), page - 2 * gap), INK, _font(text, True))
+        line = _fitted(verdict, _font(text), page - 2 * gap)
+        draw.text((gap, gap + round(1.4 * text)), line, VERDICT_COLORS[defective], _font(text))
         left = (page - 2 * width - gap) // 2
         picture.paste(shrunk, (left, top))
         picture.paste(heat_map, (left + width + gap, top))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def test_a_table_that_fills_the_disk_ends_with_a_whole_row(tmp_path: Path) -> No
     with small_disk(tmp_path / "disk", "64k") as disk:
         with (
             pytest.raises(InputError, match=r"scores\.jsonl: cannot be written, the disk is full"),
-            SortedTable(disk / "scores.jsonl", ("name",)) as rows,
+            closing(SortedTable(disk / "scores.jsonl", ("name",))) as rows,
         ):
             for i in range(1000):
                 rows.add({"name": str(i) * 300}, i)

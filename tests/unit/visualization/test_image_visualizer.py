@@ -6,7 +6,7 @@ from PIL import Image
 
 from fastmsflow.inference.regions import find_regions
 from fastmsflow.visualization.color_scale import ColorScale
-from fastmsflow.visualization.image_visualizer import ImageVisualizer, Verdict
+from fastmsflow.visualization.image_visualizer import ImageVisualizer
 
 
 @pytest.mark.parametrize("side", [64, 256, 1024])
@@ -19,10 +19,12 @@ def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) ->
     score_map = np.zeros((side, side), np.float32)
     score_map[side // 4 : side // 2, side // 4 : side // 2] = 10
     outlines = [region.outline for region in find_regions(score_map, 5.0, image.size)]
-    verdict = Verdict("a name that is far too long for so small a picture, " * 4, "score", None)
+    name = "a name that is far too long for so small a picture, " * 4
 
     def painted(values: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:
-        picture = painter.paint(shown, values, outlines=lines, size=image.size, verdict=verdict)
+        picture = painter.paint(
+            shown, values, outlines=lines, size=image.size, name=name, verdict="score", defective=None
+        )
         return np.asarray(picture).astype(int)
 
     with_region, without = painted(score_map, outlines), painted(np.zeros_like(score_map), [])
