@@ -35,7 +35,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-# Until all tests are collected: imports make a million objects that stay, and looking through them takes longer.
+# No garbage is looked for until all tests are collected: imports make a million objects, which stay.
 gc.disable()
 
 PYTHON = "FASTMSFLOW_TESTS_PYTHON"
@@ -52,17 +52,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(ErrorFile(path))
     if not hasattr(config, "workerinput"):
         start_warm_python(config)
+        if getattr(config.option, "numprocesses", None):
+            # This process collects no tests: xdist's workers do.
+            gc.enable()
     # xdist would begin with the files of many tests, and end with one long file in one process.
     config.option.loadscopereorder = False
 
 
 def start_warm_python(config: pytest.Config) -> None:
-    """Starts the server of the fixture ``python``: one for all of xdist's processes, which inherit the variable."""
-    if sys.platform == "linux":
+    """Starts the server of the fixture ``python``: one for all of xdist's processes and for tests that run in its
+    programs, which inherit the variable. A path with a space cannot stand in a script's first line."""
+    if sys.platform == "linux" and " " not in sys.executable and PYTHON not in os.environ:
         stack = ExitStack()
         config.add_cleanup(stack.close)
-        # A socket's path is short.
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        config.add_cleanup(lambda: os.environ.pop(PYTHON, None))
+        # Not in TMPDIR: the path of a socket has at most 107 bytes.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
         os.environ[PYTHON] = str(stack.enter_context(warm_python(Path(folder))))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..contours import trace_contours
 from ..files import shown, written_aside
@@ -31,6 +31,10 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
         chosen = positive[labels == label]
         axis.hist(chosen, bins=bins, alpha=0.65, label=f"{name} ({len(chosen)})", color=color)
     axis.set(xlabel="absolute image score, nats", ylabel="images", xscale="log")
+    # Within two decades, powers of ten alone are too few labels, and matplotlib's others too many.
+    axis.xaxis.set_major_locator(MaxNLocator(6) if bins[-1] < 100 * bins[0] else LogLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title(title, parse_math=False)
     axis.legend()
     _save(figure, path)

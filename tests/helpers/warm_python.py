@@ -1,12 +1,17 @@
 """A Python that starts in a twentieth of the time: its programs are forked off a server that has everything imported.
 
 ``warm_python(folder)`` yields an executable file. It takes a script, ``-m MODULE`` or ``-c CODE`` as Python does, and
-the program has the caller's environment, current folder, standard streams and signals; its exit code comes back, and
-SIGKILL reaches it too. With other options it is a real Python. Tests of imports, of parents and of process groups need
-a real one. One server is enough for all processes of a test run; it imports when its first program is asked for.
+the program has the caller's environment, current folder, umask, standard streams and signals; its exit code comes back,
+and SIGKILL reaches it too. With other options it is a real Python. One server is enough for all processes of a test
+run; it imports when its first program is asked for.
+
+What Python does before its first line was done for the server: its programs share the server's hash seed, warning
+filters and random states, and their streams are UTF-8. They have process groups and limits of their own, and SIGSTOP
+does not reach them. Tests of these things, of imports and of parents need a real Python.
 """
 
 import atexit
+import builtins
 import fcntl
 import json
 import os
@@ -18,8 +23,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +74,7 @@ request = dict(
     words=words,
     unbuffered=unbuffered,
     folder=os.getcwd(),
+    umask=os.umask(0),
     environment=dict(os.environ),
     parent=os.getppid(),
     leads_session=os.getsid(0) == os.getpid(),
@@ -80,7 +87,16 @@ socket.send_fds(server, [len(content).to_bytes(8, "big")], [*files, alive])
 server.sendall(content)
 for number in [*files, alive]:
     os.close(number)
-program = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big")
+
+
+def answer():
+    answered = server.recv(8, socket.MSG_WAITALL)
+    if len(answered) < 8:
+        sys.exit("the fast Python's server has gone, and its programs with it")
+    return int.from_bytes(answered, "big")
+
+
+program = answer()
 
 
 def pass_on(number, _):
@@ -93,7 +109,7 @@ def pass_on(number, _):
 for number in {numbers}:
     if number not in request["ignored"]:
         signal.signal(number, pass_on)
-status = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big")
+status = answer()
 if os.WIFSIGNALED(status):
     number = os.WTERMSIG(status)
     if number != signal.SIGKILL:
@@ -104,8 +120,11 @@ os._exit(os.WEXITSTATUS(status))
 
 
 @contextmanager
-def warm_python(folder: Path) -> Iterator[Path]:
-    """Starts the server in a with block and yields the executable; both keep their files in ``folder``."""
+def warm_python(folder: Path, packages: Sequence[str] = IMPORTED) -> Iterator[Path]:
+    """Starts the server in a with block and yields the executable; both keep their files in ``folder``.
+
+    ``packages``: what the server imports.
+    """
     address, client = folder / "server", folder / "python"
     numbers = [int(number) for number in PASSED_ON]
     client.write_text(CLIENT.format(python=sys.executable, address=str(address), numbers=numbers))
@@ -114,7 +133,7 @@ def warm_python(folder: Path) -> Iterator[Path]:
         listening.bind(str(address))
         listening.listen(64)
         number = listening.fileno()
-        command = [sys.executable, "-m", "tests.helpers.warm_python", str(number), str(client)]
+        command = [sys.executable, "-m", "tests.helpers.warm_python", str(number), str(client), *packages]
         # The server is no test.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         # The server ends with its standard input, however this process ends.
@@ -154,17 +173,20 @@ class Server:
                     self._report()
 
     def _begin(self, client: socket.socket) -> None:
+        files: list[int] = []
         try:
             head, files, _, _ = socket.recv_fds(client, 8, 4)
             request = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
         except (OSError, ValueError):
-            # It was killed before it had asked.
+            # The client was killed before it had asked.
             client.close()
+            for file in files:
+                os.close(file)
             return
         program = os.fork()
         if program == 0:
             signal.set_wakeup_fd(-1)
-            # Those of other clients are closed with them; what keeps one open would keep its program alive.
+            # An end that stayed open here would keep another client's program alive.
             for other in (self._listening, client, *self._clients.values()):
                 other.close()
             self._become(request, files)
@@ -179,8 +201,10 @@ class Server:
             program, status = os.waitpid(-1, os.WNOHANG)
             if program == 0:
                 return
-            with self._clients.pop(program) as client, suppress(OSError):
-                client.sendall(status.to_bytes(8, "big"))
+            # What was imported may have begun a process too.
+            if client := self._clients.pop(program, None):
+                with client, suppress(OSError):
+                    client.sendall(status.to_bytes(8, "big"))
 
     def _become(self, request: dict[str, Any], files: list[int]) -> NoReturn:
         """Runs a client's program in this process, and ends with it."""
@@ -200,8 +224,11 @@ class Server:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in request["ignored"]:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.environ.clear()
         os.environ.update(request["environment"])
+        time.tzset()
+        os.umask(request["umask"])
         os.chdir(request["folder"])
         open_streams(streams, request["unbuffered"] or bool(os.environ.get("PYTHONUNBUFFERED")))
         # The package asks for its parent: that is the client's.
@@ -245,6 +272,7 @@ def run_program(words: list[str], standard_path: list[str]) -> None:
         sys.path[:] = ["", *own, *standard_path]
         sys.argv = ["-c", *rest[1:]]
         main = sys.modules["__main__"] = ModuleType("__main__")
+        main.__dict__["__builtins__"] = builtins
         exec(compile(rest[0], "<string>", "exec"), main.__dict__)
     else:
         sys.path[:] = [str(Path(kind).resolve().parent), *own, *standard_path]
@@ -273,10 +301,12 @@ def exit_code(program: Callable[[], None]) -> int:
 
 
 if __name__ == "__main__":
+    # Ctrl-C is for the tests, and a program gets what was sent to it as soon as it has a handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     listening = socket.socket(fileno=int(sys.argv[1]))
     # It imports for seconds, and for many tests in vain.
     select.select([listening, 0], [], [])
     from fastmsflow.cli.imports import import_packages
 
-    import_packages(*IMPORTED)
+    import_packages(*sys.argv[3:])
     Server(listening, sys.argv[2]).serve()
