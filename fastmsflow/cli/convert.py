@@ -41,7 +41,8 @@ def convert(
     becomes an official checkpoint with the optimizer's state, which the published script can resume from.
     """
     import_packages("torch", "timm")
-    from ..compat.convert import official_to_own, own_to_official
+    from ..compat.convert import OfficialSettings, official_to_own, own_to_official
+    from ..compat.state_dict_keys import check_variant
 
     note = None
     if fusion_first and source.suffix != ".ckpt":
@@ -58,12 +59,12 @@ def convert(
         state_to_official(source, target, fusion_first)
         note = OPTIMIZER_STATE
     else:
-        size = (image_size, image_size)
+        settings = OfficialSettings(
+            extractor=extractor, extractor_weights=extractor_weights, image_size=(image_size, image_size), pool=pool,
+            clamp=clamp, variant=check_variant(variant),
+        )  # fmt: skip
         with warnings_in_yellow():
-            official_to_own(
-                source, target, extractor=extractor, image_size=size, pool=pool, clamp=clamp, variant=variant,
-                extractor_weights=extractor_weights,
-            )  # fmt: skip
+            official_to_own(source, target, settings)
     print_line(f"{source} -> {target}")
     if note is not None:
         print_line(note)

@@ -50,12 +50,15 @@ def verify(
     Exits with 1 beyond tolerance. --extractor to --variant describe an official CHECKPOINT, which does not hold them.
     """
     import_packages("torch", "timm")
+    from ..compat.convert import OfficialSettings
     from ..compat.numerical_check import check_numerics
     from ..compat.state_dict_keys import check_variant
-    from ..compat.verify import Described, to_verify
+    from ..compat.verify import to_verify
     from ..files import write_json
 
-    official = Described(extractor, extractor_weights, pool, clamp, check_variant(variant))
+    official = OfficialSettings(
+        extractor=extractor, extractor_weights=extractor_weights, pool=pool, clamp=clamp, variant=check_variant(variant)
+    )
     given = to_verify(checkpoint, images or [], official, max_images=max_images, image_size=image_size)
     if given.formula_line is not None:
         style, where = ("yellow", errors) if given.formula_in_doubt else (None, console)

@@ -1,8 +1,9 @@
 """Converts official checkpoints into this library's format and back."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from ..errors import InputError
 from ..models.checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
@@ -11,59 +12,53 @@ from ..nn.feature_pooling import check_pool
 from ..state_dicts import refuse_misfit
 from .detect_clamp_formula import check_extractor
 from .official_checkpoint import load_official, read_pickle, save_official
-from .state_dict_keys import check_variant
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from .state_dict_keys import Variant
 
 
-class OfficialSettings(TypedDict, total=False):
-    """These settings of a model are not in its official file; ``official_model`` has the defaults."""
+@dataclass(frozen=True, kw_only=True)
+class OfficialSettings:
+    """The settings of a model that its official file does not hold."""
 
-    extractor: str
-    image_size: tuple[int, int]
-    pool: str
-    clamp: float
-    variant: str
-    extractor_weights: str | Path | None
+    extractor: str = "wide_resnet50_2.tv_in1k"
+    extractor_weights: str | Path | None = None
+    """See fastmsflow.nn.feature_extractor.FeatureExtractor."""
+    image_size: tuple[int, int] = (512, 512)
+    pool: str = "avg"
+    clamp: float = 1.9
+    variant: Variant = "auto"
+    """See ``load_official``."""
 
 
-def official_to_own(source: str | Path, target: str | Path, **described: "Unpack[OfficialSettings]") -> None:
+def official_to_own(source: str | Path, target: str | Path, settings: OfficialSettings) -> None:
     """Writes the flow of an official checkpoint as ``target``, which ``MSFlow.load`` reads.
 
-    ``described``: the settings that ``official_model`` takes. An official file has no extractor weights: ``target``
-    gets those that ``extractor_weights`` names (see fastmsflow.nn.feature_extractor.FeatureExtractor), or none, and
-    then ``MSFlow.load`` takes timm's.
+    An official file has no extractor weights: ``target`` gets those that ``settings`` name, or none, and then
+    ``MSFlow.load`` takes timm's.
 
     Raises: InputError if the file does not fit, or the extractor does not yield the flow's channels.
     """
-    model = official_model(source, pretrained=False, **described)
+    model = official_model(source, settings, pretrained=False)
     epoch = read_pickle(source).get("epoch")
     notes = {"converted_from": Path(source).name, "meta_epoch": epoch if isinstance(epoch, int) else 0}
-    stored = "flow." if described.get("extractor_weights") is None else ""
+    stored = "flow." if settings.extractor_weights is None else ""
     tensors = {key: value for key, value in model.state_dict().items() if key.startswith(stored)}
     write_checkpoint(target, tensors, {**model.config, "notes": notes})
 
 
-def official_model(
-    source: str | Path,
-    *,
-    extractor: str = "wide_resnet50_2.tv_in1k",
-    image_size: tuple[int, int] = (512, 512),
-    pool: str = "avg",
-    clamp: float = 1.9,
-    variant: str = "auto",
-    extractor_weights: str | Path | None = None,
-    pretrained: bool = True,
-) -> MSFlow:
+def official_model(source: str | Path, settings: OfficialSettings, pretrained: bool = True) -> MSFlow:
     """Loads the model of an official checkpoint, in eval mode on the CPU.
 
-    The extractor's weights are those that ``extractor_weights`` names, or timm's if ``pretrained``, or random.
+    The extractor's weights are those that ``settings`` name, or timm's if ``pretrained``, or random.
     Raises: the errors of ``official_to_own``; UnavailableError if weights cannot be downloaded.
     """
-    flow = load_official(source, clamp, check_variant(variant))
+    flow = load_official(source, settings.clamp, settings.variant)
     model = MSFlow(
-        extractor, pretrained, image_size, check_pool(pool), blocks=(1, 1, 1), extractor_weights=extractor_weights
+        settings.extractor,
+        pretrained,
+        settings.image_size,
+        check_pool(settings.pool),
+        blocks=(1, 1, 1),
+        extractor_weights=settings.extractor_weights,
     )
     check_extractor(flow, model.extractor, source)
     model.flow = flow

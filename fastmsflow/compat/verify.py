@@ -1,7 +1,7 @@
 """Loads what `verify` compares: a checkpoint's flow, and features of images or noise."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..data.file_search import list_images
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
-from .convert import official_model, own_flow
+from .convert import OfficialSettings, official_model, own_flow
 from .detect_clamp_formula import (
     BATCH,
     CLAMP_FORMS,
@@ -25,20 +25,8 @@ from .detect_clamp_formula import (
 )
 from .numerical_check import Batches, noise
 from .official_checkpoint import read_official
-from .state_dict_keys import Variant
 
 NOISE_SIZE, NOISE_IMAGES = 128, 8
-
-
-@dataclass(frozen=True)
-class Described:
-    """The settings that an official checkpoint does not hold, see fastmsflow.compat.convert.official_model."""
-
-    extractor: str
-    extractor_weights: str | None
-    pool: str
-    clamp: float
-    variant: Variant
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class ToVerify:
 
 
 def to_verify(
-    checkpoint: Path, images: Sequence[Path], official: Described, *, max_images: int, image_size: int | None
+    checkpoint: Path, images: Sequence[Path], official: OfficialSettings, *, max_images: int, image_size: int | None
 ) -> ToVerify:
     """Loads the checkpoint, and computes features of images.
 
@@ -88,7 +76,7 @@ def to_verify(
         side = image_size or 512
         # The formula that is compared is told below, and one that is named needs no warning.
         formula = "0.2" if official.variant == "auto" else official.variant
-        model = official_model(checkpoint, **{**asdict(official), "variant": formula}, image_size=(side, side))
+        model = official_model(checkpoint, replace(official, variant=formula, image_size=(side, side)))
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)

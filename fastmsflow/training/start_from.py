@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..compat.convert import official_model
+from ..compat.convert import OfficialSettings, official_model
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from ..nn.feature_extractor import resolve_name
@@ -30,8 +30,8 @@ def model_from_checkpoint(
                 f"{checkpoint}: an official model takes features as they are; leave --standardise out, or train without"
                 " --start-from"
             )
-        described = {key: options[key] for key in ("extractor", "pool", "extractor_weights")}
-        return official_model(checkpoint, image_size=image_size, **described)
+        named = {key: options[key] for key in ("extractor", "pool", "extractor_weights")}
+        return official_model(checkpoint, OfficialSettings(image_size=image_size, **named))
     model = MSFlow.load(checkpoint)
     if "extractor_weights" in chosen:
         raise InputError(f"{checkpoint}: brings its extractor's weights; leave --extractor-weights out")

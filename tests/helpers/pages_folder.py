@@ -9,7 +9,7 @@ from PIL import Image
 from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.compat import save_official
-from fastmsflow.compat.convert import official_to_own
+from fastmsflow.compat.convert import OfficialSettings, official_to_own
 
 CHANNELS = (256, 512, 1024)
 
@@ -22,7 +22,7 @@ def pages_folder(folder: Path) -> Path:
     small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
     small.save(folder / "runs/mine/best.safetensors", epoch=1)
     save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
-    official_to_own(folder / "official.pt", folder / "own.safetensors")
+    official_to_own(folder / "official.pt", folder / "own.safetensors", OfficialSettings())
     random = np.random.default_rng(0)
     for name in ("good_images", "new_images"):
         (folder / name).mkdir()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.compat import load_official, save_official
-from fastmsflow.compat.convert import official_to_own, own_to_official
+from fastmsflow.compat.convert import OfficialSettings, official_to_own, own_to_official
 from fastmsflow.models.checkpoint import OfficialLayout, read_checkpoint, write_checkpoint
 from tests.helpers.official_files import as_bytes
 from tests.helpers.paths import GOLDEN
@@ -141,9 +141,8 @@ def test_a_damaged_or_foreign_file_is_one_clear_line(model: MSFlow, tmp_path: Pa
 
 def test_official_to_own_and_back_is_the_same_to_the_bit(model: MSFlow, tmp_path: Path) -> None:
     save_official(model.flow, tmp_path / "official.pt", epoch=9)
-    official_to_own(
-        tmp_path / "official.pt", tmp_path / "own.safetensors", extractor="resnet18.tv_in1k", image_size=(64, 96)
-    )
+    settings = OfficialSettings(extractor="resnet18.tv_in1k", image_size=(64, 96))
+    official_to_own(tmp_path / "official.pt", tmp_path / "own.safetensors", settings)
     own_to_official(tmp_path / "own.safetensors", tmp_path / "again.pt")
     expected, again = model.flow.state_dict(), load_official(tmp_path / "again.pt").state_dict()
     assert all(torch.equal(expected[key], again[key]) for key in expected)
@@ -157,7 +156,8 @@ def test_a_converted_file_keeps_the_layout_and_the_order_of_its_permutations(mod
     flow.official_layout = layout
     save_official(flow, tmp_path / "official.pt", epoch=9)
     official = (tmp_path / "official.pt", tmp_path / "own.safetensors")
-    official_to_own(*official, extractor="resnet18.tv_in1k", image_size=(64, 96), variant="0.2")
+    settings = OfficialSettings(extractor="resnet18.tv_in1k", image_size=(64, 96), variant="0.2")
+    official_to_own(*official, settings)
     own_to_official(tmp_path / "own.safetensors", tmp_path / "again.pt")
     files = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("again", "official"))
     assert as_bytes(next(files)) == as_bytes(next(files))
@@ -196,6 +196,7 @@ def test_conversion_refuses_what_cannot_be_said(model: MSFlow, tmp_path: Path) -
     model.save(tmp_path / "own.safetensors")
     with pytest.raises(InputError, match="standardised"):
         own_to_official(tmp_path / "own.safetensors", tmp_path / "official.pt")
+    settings = OfficialSettings(extractor="resnet18.tv_in1k")
     with pytest.raises(InputError, match="name the extractor"):
-        official_to_own(GOLDEN / "tiny.pt", tmp_path / "other.safetensors", extractor="resnet18.tv_in1k")
+        official_to_own(GOLDEN / "tiny.pt", tmp_path / "other.safetensors", settings)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["own.safetensors"]

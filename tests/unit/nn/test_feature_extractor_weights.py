@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.cli import app
 from fastmsflow.compat import save_official
-from fastmsflow.compat.convert import official_to_own
+from fastmsflow.compat.convert import OfficialSettings, official_to_own
 from fastmsflow.errors import InputError, UnavailableError
 from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor, lite0_state_dict, read_state_dict
 
@@ -238,7 +238,7 @@ def test_a_converted_file_without_weights_names_what_brings_them_in(verb: str, o
     own, images = tmp_path / "own.safetensors", tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (64, 64)).save(images / "0.png")
-    official_to_own(official, own, extractor="resnet18", image_size=(64, 64))
+    official_to_own(official, own, OfficialSettings(extractor="resnet18", image_size=(64, 64)))
     expected = (
         f"{own}: does not hold its extractor's weights (no pretrained weights for resnet18.tv_in1k: the Hugging Face"
         " hub is not reachable); convert the official file again with --extractor-weights FILE"

@@ -23,3 +23,4 @@ def test_what_is_computed_is_computed() -> None:
     with NoInitialization():
         assert torch.equal(x.sin().add_(1), expected)
         assert nn.init.zeros_(tensor=x) is x
+        assert nn.init.constant_(x, 3.0).eq(3).all()
