@@ -129,7 +129,8 @@ class FreiaMSFlow(nn.Module):
     def __init__(self, flow: MultiScaleFlow, grids: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         for level, (d, grid) in enumerate(zip(flow.condition_channels, grids, strict=True)):
-            self.register_buffer(f"condition{level}", positional_encoding_2d(d, *grid, torch.float32, "cpu"))
+            encoding = positional_encoding_2d(d, *grid, dtype=torch.float32, device="cpu")
+            self.register_buffer(f"condition{level}", encoding)
         self.parallel_flows = nn.ModuleList(
             freia_flow(c, d, n, grid, flow.clamp)
             for c, d, n, grid in zip(flow.channels, flow.condition_channels, flow.blocks, grids, strict=True)

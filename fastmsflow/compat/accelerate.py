@@ -91,7 +91,9 @@ def _block(block: nn.Module, where: str) -> DropInBlock:
         raise InputError(f"{where}.clamp is {clamp!r}, not the number that FrEIA's AllInOneBlock keeps there")
     dense = perms[0].ndim == 4
     variants: tuple[Variant, ...] = ("0.2",) if dense else ("master", "0.2")
-    fast = [DropInBlock(scale, offset, perms[0], perms[1], subnet, float(clamp), variant) for variant in variants]
+    fast = [
+        DropInBlock(scale, offset, *perms, subnet=subnet, clamp=float(clamp), variant=variant) for variant in variants
+    ]
     error, best = min(((_block_error(block, each, where), each) for each in fast), key=lambda pair: pair[0])
     _refuse_difference(error, where)
     return best

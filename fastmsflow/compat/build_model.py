@@ -88,9 +88,9 @@ def _block(channels: int, condition_channels: int, clamp: float, variant: Varian
         nn.Parameter(torch.full((1, channels, 1, 1), initial_global_scale())),
         nn.Parameter(torch.zeros(1, channels, 1, 1)),
         *_frozen(*written_permutation(torch.randperm(channels), dense=variant != "master")),
-        DropInSubnet(own.conv1, own.norm, own.conv2),
-        clamp,
-        variant,
+        subnet=DropInSubnet(own.conv1, own.norm, own.conv2),
+        clamp=clamp,
+        variant=variant,
     )
 
 

@@ -50,6 +50,7 @@ class DropInBlock(CouplingBlock):
         global_offset: nn.Parameter,
         w_perm: nn.Parameter,
         w_perm_inv: nn.Parameter,
+        *,
         subnet: DropInSubnet,
         clamp: float,
         variant: Variant = "auto",

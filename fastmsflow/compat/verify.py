@@ -29,7 +29,7 @@ from .official_checkpoint import read_official
 NOISE_SIZE, NOISE_IMAGES = 128, 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ToVerify:
     """A flow to verify, and the features on which it is verified."""
 
@@ -67,7 +67,7 @@ def to_verify(
         told = own or has_one_formula(flow) or official.variant != "auto"
         line = None if told else either_formula(f"{checkpoint}:", str(checkpoint))
         batches = noise(flow, side, NOISE_IMAGES)
-        return ToVerify(flow, batches, (side, side), formula_line=line, formula_in_doubt=True)
+        return ToVerify(flow=flow, batches=batches, image_size=(side, side), formula_line=line, formula_in_doubt=True)
     if own:
         model = MSFlow.load(checkpoint)
         if image_size is not None and model.image_size != (image_size, image_size):
@@ -80,8 +80,9 @@ def to_verify(
     files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)
+    loaded = ToVerify(flow=model.flow, batches=batches, image_size=model.image_size, faults=faults)
     if own or has_one_formula(model.flow):
-        return ToVerify(model.flow, batches, model.image_size, faults)
+        return loaded
     # A list, so that each image goes through the extractor once.
     first = list(islice(batches, MOST_IMAGES // BATCH))
     if not first:
@@ -90,7 +91,8 @@ def to_verify(
     formula, line = fit.settle(official.variant)
     use_clamp_form(model.flow, CLAMP_FORMS[formula])
     doubt = fit.contradicts(official.variant) or (official.variant == "auto" and fit.trained_with is None)
-    return ToVerify(model.flow, chain(first, batches), model.image_size, faults, fit, f"{checkpoint}: {line}", doubt)
+    line = f"{checkpoint}: {line}"
+    return replace(loaded, batches=chain(first, batches), fit=fit, formula_line=line, formula_in_doubt=doubt)
 
 
 @torch.no_grad()

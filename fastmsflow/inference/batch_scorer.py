@@ -53,6 +53,7 @@ class BatchScorer:
         model: str | Path | MSFlow,
         threshold: float | None = None,
         false_alarms: float | None = None,
+        *,
         dtype: str = AUTO,
         engine: str = "torch",
         tile: int | None = None,

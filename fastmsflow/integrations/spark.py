@@ -22,6 +22,7 @@ def scorer_udf(
     model: str | Path,
     threshold: float | None = None,
     false_alarms: float | None = None,
+    *,
     dtype: str = AUTO,
     device: str = AUTO,
 ) -> Any:
@@ -47,7 +48,7 @@ def scorer_udf(
     from ..inference.arrow import RESULTS
 
     # Raises errors of the arguments now, not in a job.
-    BatchScorer(model, threshold, false_alarms, dtype, device=device)
+    BatchScorer(model, threshold, false_alarms, dtype=dtype, device=device)
     number, name = uuid.uuid4().hex, os.fspath(model)
 
     def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
@@ -66,7 +67,7 @@ def _scorer(
     number: str, model: str, threshold: float | None, false_alarms: float | None, *, dtype: str, device: str
 ) -> BatchScorer:
     """Returns the loaded scorer of a UDF; ``number`` is the UDF's own, since its path may hold another model later."""
-    return BatchScorer(model, threshold, false_alarms, dtype, device=device).load()
+    return BatchScorer(model, threshold, false_alarms, dtype=dtype, device=device).load()
 
 
 def _device(device: str) -> str:

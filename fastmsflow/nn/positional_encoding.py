@@ -10,7 +10,7 @@ from ..errors import InputError
 
 
 def positional_encoding_2d(
-    channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device | str
+    channels: int, height: int, width: int, *, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Computes the encoding (1, channels, height, width), in float64, then rounded to ``dtype``.
 
@@ -41,7 +41,7 @@ class PositionalEncoding2d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self._last: Tensor = positional_encoding_2d(channels, 1, 1, torch.float32, "cpu")
+        self._last: Tensor = positional_encoding_2d(channels, 1, 1, dtype=torch.float32, device="cpu")
 
     def forward(self, like: Tensor) -> Tensor:
         """Returns (1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
@@ -49,8 +49,8 @@ class PositionalEncoding2d(nn.Module):
         if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
             height, width = like.shape[2:]
             if torch.compiler.is_exporting():
-                return positional_encoding_2d(self.channels, height, width, like.dtype, like.device)
+                return positional_encoding_2d(self.channels, height, width, dtype=like.dtype, device=like.device)
             # A tensor made in inference mode could not enter a later training step.
             with torch.inference_mode(False):
-                self._last = positional_encoding_2d(self.channels, height, width, like.dtype, like.device)
+                self._last = positional_encoding_2d(self.channels, height, width, dtype=like.dtype, device=like.device)
         return self._last

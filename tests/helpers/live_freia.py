@@ -44,7 +44,9 @@ def live_flows(seed: int = 0) -> tuple[list[nn.Module], nn.Module]:
 
 def conditions(batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> list[Tensor]:
     """As MSFlow's loop makes them: repeated for every image."""
-    codes = (positional_encoding_2d(d, *grid, dtype, device) for d, grid in zip(CONDITIONS, GRIDS, strict=True))
+    codes = (
+        positional_encoding_2d(d, *grid, dtype=dtype, device=device) for d, grid in zip(CONDITIONS, GRIDS, strict=True)
+    )
     return [code.repeat(batch, 1, 1, 1) for code in codes]
 
 

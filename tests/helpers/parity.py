@@ -124,7 +124,8 @@ def freia_pairs(path: Path, dtype: torch.dtype) -> Iterator[tuple[int, SequenceI
         theirs = freia_flow(channels[level], conditions[level], blocks[level], grid)
         theirs.load_state_dict(states[level])
         x = torch.randn(3, channels[level], *grid, dtype=dtype).to(DEVICE)
-        yield level, theirs.to(DEVICE, dtype), ours, x, positional_encoding_2d(conditions[level], *grid, dtype, DEVICE)
+        encoding = positional_encoding_2d(conditions[level], *grid, dtype=dtype, device=DEVICE)
+        yield level, theirs.to(DEVICE, dtype), ours, x, encoding
 
 
 def freia_errors(path: Path, dtype: torch.dtype) -> dict[str, float]:

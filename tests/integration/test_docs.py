@@ -50,7 +50,9 @@ def namespaces() -> dict[Path, dict[str, Any]]:
     given = {
         "c": SimpleNamespace(c_conds=(64, 64, 64), parallel_blocks=(1, 1, 1), clamp_alpha=1.9),
         "c_feats": list(CHANNELS),
-        "conditions": [positional_encoding_2d(64, *grid, torch.float32, "cpu").repeat(2, 1, 1, 1) for grid in GRIDS],
+        "conditions": [
+            positional_encoding_2d(64, *grid, dtype=torch.float32, device="cpu").repeat(2, 1, 1, 1) for grid in GRIDS
+        ],
         "batches": [features(), features()],
         "features": features(),
         "freia_flows": freia_flows,

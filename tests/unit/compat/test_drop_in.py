@@ -60,7 +60,7 @@ def test_the_swap_reproduces_the_recording_from_the_official_file(name: str) -> 
     z, log_det = [], 0.0
     with torch.no_grad():
         for flow, x, d in zip(parallel, expected["pooled"], config.c_conds, strict=True):
-            code = positional_encoding_2d(d, *x.shape[2:], x.dtype, "cpu").repeat(len(x), 1, 1, 1)
+            code = positional_encoding_2d(d, *x.shape[2:], dtype=x.dtype, device="cpu").repeat(len(x), 1, 1, 1)
             level, level_log_det = flow(x, [code])
             z, log_det = [*z, level], log_det + level_log_det
         z, fused = fusion(z)
@@ -279,7 +279,7 @@ def test_compiled_whole_it_computes_the_same() -> None:
 
 @pytest.mark.parametrize("make", [lambda c: c.repeat(3, 1, 1, 1), lambda c: c.expand(3, -1, -1, -1), lambda c: c])
 def test_a_condition_that_all_images_share_is_found(make) -> None:
-    condition = positional_encoding_2d(8, 3, 5, torch.float32, "cpu")
+    condition = positional_encoding_2d(8, 3, 5, dtype=torch.float32, device="cpu")
     assert torch.equal(shared_condition(make(condition)), condition)
 
 

@@ -222,7 +222,9 @@ def test_the_script_resumes_from_a_converted_state(run: Path, tmp_path: Path) ->
             module.load_state_dict(state)
         theirs.load_state_dict(content["optimizer"])
         before, x = copy.deepcopy(flow), run_features(flow, seed=3)
-        conditions = [positional_encoding_2d(d, 2, 2, torch.float32, "cpu") for d in flow.condition_channels]
+        conditions = [
+            positional_encoding_2d(d, 2, 2, dtype=torch.float32, device="cpu") for d in flow.condition_channels
+        ]
         z, log_dets = zip(*(m(y, [c]) for m, y, c in zip(parallel, x, conditions, strict=True)), strict=True)
         z, log_det = fusion(list(z))
         (0.5 * sum(y.square().sum(dim=(1, 2, 3)) for y in z) - log_det - sum(log_dets)).mean().backward()

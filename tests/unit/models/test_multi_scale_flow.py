@@ -200,7 +200,7 @@ def test_a_copy_and_a_pickle_compute_the_same() -> None:
 
 
 def test_position_code_has_the_published_channels() -> None:
-    code = positional_encoding_2d(8, 3, 5, torch.float64, "cpu")[0]
+    code = positional_encoding_2d(8, 3, 5, dtype=torch.float64, device="cpu")[0]
     y, x, k = 2, 4, 1
     frequency = 1e4 ** (-2 * k / 4)
     expected = torch.tensor([x * frequency, y * frequency], dtype=torch.float64)
