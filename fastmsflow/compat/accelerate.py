@@ -84,8 +84,10 @@ def _modules(flow: nn.Module, level: int) -> nn.ModuleList:
 
 def _block(block: nn.Module, where: str) -> DropInBlock:
     """Returns the replacement of ``block``. Raises: InputError if ``block`` has another architecture or function."""
-    scale, offset, *perms = _parts(block, ("global_scale", "global_offset", "w_perm", "w_perm_inv"), where)
-    subnet = DropInSubnet(*_parts(_parts(block, ("subnet",), where)[0], ("conv1", "ln", "conv2"), f"{where}.subnet"))
+    scale, offset, *perms = _attributes(block, ("global_scale", "global_offset", "w_perm", "w_perm_inv"), where)
+    subnet = DropInSubnet(
+        *_attributes(_attributes(block, ("subnet",), where)[0], ("conv1", "ln", "conv2"), f"{where}.subnet")
+    )
     clamp = getattr(block, "clamp", None)
     if not isinstance(clamp, (int, float)):
         raise InputError(f"{where}.clamp is {clamp!r}, not the number that FrEIA's AllInOneBlock keeps there")
@@ -110,11 +112,11 @@ def _fusion(fusion: nn.Module, clamp: float, channels: list[int], backend: Backe
     *permutations, coupling = modules
     subnets = [
         _fusion_subnet(subnet, f"{where}.subnet_{i}")
-        for i, subnet in enumerate(_parts(coupling, ("subnet_1", "subnet_2"), where), start=1)
+        for i, subnet in enumerate(_attributes(coupling, ("subnet_1", "subnet_2"), where), start=1)
     ]
     fast = DropInFusionFlow(
         [
-            DropInPermutation(*_parts(permutation, ("perm", "perm_inv"), f"{where}.module_list[{i}]"))
+            DropInPermutation(*_attributes(permutation, ("perm", "perm_inv"), f"{where}.module_list[{i}]"))
             for i, permutation in enumerate(permutations)
         ],
         DropInCoupling(subnets[0], subnets[1], clamp),
@@ -129,12 +131,12 @@ def _fusion(fusion: nn.Module, clamp: float, channels: list[int], backend: Backe
 
 
 def _fusion_subnet(subnet: nn.Module, where: str) -> DropInFusionSubnet:
-    mixing, *heads = _parts(subnet, ("cross_convs", "conv_s", "conv_t"), where)
-    parts = _parts(mixing, ("conv1", "norm", "conv2"), f"{where}.cross_convs")
-    return DropInFusionSubnet(DropInCrossConvolutions(*parts), *heads)
+    mixing, *heads = _attributes(subnet, ("cross_convs", "conv_s", "conv_t"), where)
+    layers = _attributes(mixing, ("conv1", "norm", "conv2"), f"{where}.cross_convs")
+    return DropInFusionSubnet(DropInCrossConvolutions(*layers), *heads)
 
 
-def _parts(module: nn.Module, names: Sequence[str], where: str) -> list[Any]:
+def _attributes(module: nn.Module, names: Sequence[str], where: str) -> list[Any]:
     missing = [name for name in names if getattr(module, name, None) is None]
     if missing:
         raise InputError(f"{where} is a {type(module).__name__} without {', '.join(missing)}: not a part of MSFlow")
