@@ -192,7 +192,7 @@ class DropInFusionFlow(nn.Module):
         self, x_or_z: Sequence[Tensor], c: object = None, rev: bool = False, jac: bool = True
     ) -> tuple[list[Tensor], Tensor]:
         """Runs the flow; ``c`` and ``jac`` are accepted for compatibility and not used."""
-        permutations, coupling = self._parts()
+        permutations, coupling = self._permutations_and_coupling()
         channels, lengths = [level.shape[1] for level in x_or_z], _lengths(permutations)
         places = matched(channels, lengths)
         if places is None:
@@ -204,7 +204,7 @@ class DropInFusionFlow(nn.Module):
         permuted = [permute_channels(a, p.perm) for a, p in zip(x_or_z, ordered, strict=True)]
         return coupling(permuted, self.backend)
 
-    def _parts(self) -> tuple[list[DropInPermutation], DropInCoupling]:
+    def _permutations_and_coupling(self) -> tuple[list[DropInPermutation], DropInCoupling]:
         *permutations, coupling = self.module_list
         return cast(list[DropInPermutation], permutations), cast(DropInCoupling, coupling)
 
@@ -214,7 +214,7 @@ class DropInFusionFlow(nn.Module):
 
     def _take_order(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         """Puts the permutations into the places that those of their lengths have in the file."""
-        permutations, _coupling = self._parts()
+        permutations, _coupling = self._permutations_and_coupling()
         entries = [state.get(f"{prefix}module_list.{i}.perm") for i in range(len(permutations))]
         sources = matched([entry.numel() for entry in entries if entry is not None], _lengths(permutations))
         # Entries that do not fit are named when they are loaded.
