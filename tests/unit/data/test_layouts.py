@@ -246,8 +246,8 @@ def test_a_folder_that_is_one_class_says_so_where_a_class_is_named(mvtec: Path) 
 
 def test_every_layout_is_registered_and_has_a_file_of_its_name() -> None:
     names = {layout.name for layout in layouts.LAYOUTS}
-    files = {path.stem for path in Path(layouts.__file__).parent.glob("*.py") if "LAYOUT = " in path.read_text()}
-    assert names == files == {"elpv", "folder", "mvtec", "textures", "visa"}
+    files = {path.stem for path in Path(layouts.__file__).parent.glob("*.py")}
+    assert names == files - {"__init__", "layout"}
 
 
 def test_a_visa_table_without_rows_is_named(visa_root: Path) -> None:
