@@ -212,12 +212,6 @@ class Recipe:
         """True where the last sub-epoch is one of the warm-up, so that the rate never reaches ``lr``."""
         return self.epochs <= self.warm_up_epochs
 
-    def lr_factor(self, sub_epoch: int) -> float:
-        """Returns the factor of ``lr`` in ``sub_epoch``, counted from 0."""
-        if sub_epoch < self.warm_up_epochs:
-            return 0.1 + 0.9 * sub_epoch / self.warm_up_epochs
-        return self.decay ** sum(sub_epoch >= round(share * self.epochs) for share in self.milestones)
-
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -27,6 +27,7 @@ from .checkpointing import ResumeCheckpoint
 from .lightning_module import MSFlowLightningModule
 from .loggers import check_loggers, loggers
 from .loss_monitor import NotFinite
+from .lr_schedule import lr_factor
 from .run_directory import (
     CONFIG_FILE,
     NOT_FINITE_FILE,
@@ -169,7 +170,7 @@ def train(
 
 def say_if_short(recipe: Recipe, console: Console) -> None:
     """Prints a warning if the run ends before the learning rate has risen to ``recipe.lr``."""
-    reached = max(map(recipe.lr_factor, range(recipe.epochs)))
+    reached = max(lr_factor(recipe, epoch) for epoch in range(recipe.epochs))
     if reached == 1:
         return
     fact = "the first milestone comes before the warm-up's end"

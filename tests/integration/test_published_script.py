@@ -13,6 +13,7 @@ from fastmsflow.compat import build_msflow_model, load_official
 from fastmsflow.metrics import aupro_published, auroc
 from fastmsflow.scoring import anomaly_scores
 from fastmsflow.training import Recipe
+from fastmsflow.training.lr_schedule import lr_factor
 from tests.helpers.few_tiles import few_tiles
 from tests.helpers.live_freia import CHANNELS, CONDITIONS, CONFIG, GRIDS, live_flows
 from tests.helpers.published_script import Script, Settings
@@ -148,4 +149,4 @@ def test_the_recipe_has_the_scripts_learning_rates_whatever_its_length(scripts: 
         script.c = c
         recipe = Recipe(meta_epochs=meta_epochs, milestones=() if meta_epochs < 25 else (0.7, 0.9))
         for sub_epoch in range(4 * meta_epochs):
-            assert recipe.lr * recipe.lr_factor(sub_epoch) == pytest.approx(script._rate(sub_epoch))
+            assert recipe.lr * lr_factor(recipe, sub_epoch) == pytest.approx(script._rate(sub_epoch))
