@@ -1,4 +1,4 @@
-"""Training: the published schedule, features computed once, and Lightning against a plain loop."""
+"""Training: the recipe's settings, features computed once, and Lightning against a plain loop."""
 
 import json
 from pathlib import Path
