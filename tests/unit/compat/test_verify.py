@@ -1,4 +1,4 @@
-"""The certificate: what it measures, what it lets pass, what it does not."""
+"""The numerical check: what it measures, what it lets pass, what it does not."""
 
 import json
 import math
