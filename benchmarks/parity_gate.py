@@ -1,6 +1,7 @@
-"""Every timed row carries its gate: how far the contestant's numbers are from the truth, at the shapes that are timed.
+"""Every timed row carries its gate: how far the contestant's numbers are from the reference, at the timed shapes.
 
-The truth is the model in plain PyTorch, eager, float32, TF32 off. A row whose gate is red is timed and never published.
+The reference is the model in plain PyTorch, eager, float32, TF32 off. A row whose gate is red is timed and never
+published.
 """
 
 import copy
@@ -40,7 +41,7 @@ class Gate:
         return {"green": self.green, "bound": self.bound, "errors": self.errors}
 
 
-class Truth:
+class Reference:
     """The model's own numbers, computed once for a batch and kept on the CPU, where they take no GPU memory.
 
     Features and images are the same for all contestants.
@@ -48,7 +49,7 @@ class Truth:
 
     def __init__(self, model: MSFlow) -> None:
         self.model = model
-        self._kept: dict[tuple[str, int], Any] = {}
+        self._cached: dict[tuple[str, int], Any] = {}
 
     def likelihoods(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Log-likelihood maps and log-det of pooled features."""
@@ -91,10 +92,10 @@ class Truth:
         return [loss.detach().cpu(), nn.utils.clip_grad_norm_(flow.parameters(), CLIP).cpu()]
 
     def _once(self, what: str, batch: int, compute: Callable[[], T]) -> T:
-        if (what, batch) not in self._kept:
+        if (what, batch) not in self._cached:
             with exact():
-                self._kept[what, batch] = compute()
-        return self._kept[what, batch]
+                self._cached[what, batch] = compute()
+        return self._cached[what, batch]
 
 
 @contextmanager
@@ -109,33 +110,33 @@ def exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = products
 
 
-def flow_gate(contestant: Contestant, truth: Truth, features: Sequence[Tensor]) -> Gate:
+def flow_gate(contestant: Contestant, reference: Reference, features: Sequence[Tensor]) -> Gate:
     """``features``: pooled, float32."""
     given = [contestant.adapt(level) for level in features]
     # More than once: later calls may take another way.
     for _ in range(3):
         maps, log_det = contestant.likelihoods(given)
     names = [*(f"log-likelihood, level {level}" for level in range(len(maps))), "log-det"]
-    return _gate(contestant, names, [*maps, log_det], truth.likelihoods(features), CONTESTANT)
+    return _gate(contestant, names, [*maps, log_det], reference.likelihoods(features), CONTESTANT)
 
 
-def step_gate(contestant: Contestant, truth: Truth, features: Sequence[Tensor]) -> Gate:
+def step_gate(contestant: Contestant, reference: Reference, features: Sequence[Tensor]) -> Gate:
     """``features``: pooled, float32. The contestant has taken a step then."""
-    expected = truth.step(features)
+    expected = reference.step(features)
     ours = contestant.step([contestant.adapt_training(level) for level in features])
     return _gate(contestant, ["first loss", "first gradient norm"], ours, expected, CONTESTANT)
 
 
-def image_step_gate(contestant: Contestant, truth: Truth, images: Tensor) -> Gate:
-    expected = truth.image_step(images)
+def image_step_gate(contestant: Contestant, reference: Reference, images: Tensor) -> Gate:
+    expected = reference.image_step(images)
     names = ["first loss", "first gradient norm"]
     return _gate(contestant, names, contestant.image_step(images), expected, PREDICTION)
 
 
-def prediction_gate(contestant: Contestant, truth: Truth, images: Tensor) -> Gate:
+def prediction_gate(contestant: Contestant, reference: Reference, images: Tensor) -> Gate:
     for _ in range(3):
         _, log_score, _, score_map_mul, _ = contestant.predict(images)
-    return _gate(contestant, ["log score", "map"], [log_score, score_map_mul], truth.prediction(images), PREDICTION)
+    return _gate(contestant, ["log score", "map"], [log_score, score_map_mul], reference.prediction(images), PREDICTION)
 
 
 def _gate(
