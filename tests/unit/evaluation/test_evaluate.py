@@ -79,7 +79,7 @@ def many(images: ImageSet, world: ProcessGroup = SINGLE_PROCESS) -> GroundTruth:
         return GroundTruth.from_image_set(images, images.image_size, world)
 
 
-def judged(
+def evaluated(
     known: GroundTruth,
     order: list[int],
     world: ProcessGroup = SINGLE_PROCESS,
@@ -120,8 +120,8 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
     times: float, images: ImageSet, small_sample
 ) -> None:
     known = many(images)
-    found = judged(known, known.scoring_order, times=times)
-    exact = judged(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
+    found = evaluated(known, known.scoring_order, times=times)
+    exact = evaluated(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
     assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
     # A model that does not fit gives most pixels the same highest value, and the published PRO is not defined.
@@ -136,7 +136,7 @@ def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) ->
     known = GroundTruth.from_image_set(images, images.image_size)
     assert known.scoring_order == list(range(COUNT))
     one, other = (
-        judged(known, order, batch=batch)
+        evaluated(known, order, batch=batch)
         for order, batch in ((known.scoring_order, 24), (known.scoring_order[::-1], 7))
     )
     assert one.evaluation == other.evaluation
@@ -186,7 +186,7 @@ def one_process(rank: int, images: ImageSet, folder: Path) -> None:
     for count in COUNTS.values():
         known = GroundTruth.from_image_set(part_of(images, count), images.image_size, world)
         own = list(range(count))[rank::RANKS]
-        tested = judged(known, own, world, ScoreMapStore(folder / str(count), world), batch=2)
+        tested = evaluated(known, own, world, ScoreMapStore(folder / str(count), world), batch=2)
         found = (tested.evaluation, tested.scores, calibrated(own, count, world))
         torch.save(found, folder / str(count) / f"rank{rank}")
         if tested.maps is not None:
@@ -199,7 +199,7 @@ def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_thre
     some, folder = part_of(images, count), of_three_processes / str(count)
     known = GroundTruth.from_image_set(some, some.image_size)
     numbers = list(range(count))
-    exact = judged(known, numbers)
+    exact = evaluated(known, numbers)
     calibration = calibrated(numbers, count)
     for rank in range(RANKS):
         evaluation, scores, found = torch.load(folder / f"rank{rank}", weights_only=False)
@@ -245,13 +245,13 @@ def test_images_whose_score_is_not_finite_are_named_by_an_evaluator(images: Imag
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
-    judged(many(images), list(range(COUNT)))  # what is imported late is imported
+    evaluated(many(images), list(range(COUNT)))  # what is imported late is imported
     peaks = []
     for repeats in (2, 20):
         large = many(ImageSet("large", (), images.test * repeats, images.image_size))
         with ScoreMapStore(tmp_path) as maps:
             tracemalloc.start()
-            judged(large, large.scoring_order, maps=maps, batch=8)
+            evaluated(large, large.scoring_order, maps=maps, batch=8)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
             assert len(maps) == COUNT * repeats
@@ -286,14 +286,14 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
 
 def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
-    with ScoreMapStore(tmp_path / "not/there/yet") as kept:
-        kept.add([4, 0], maps[[4, 0]])
-        kept.add([], maps[:0])
-        kept.add([2], maps[[2]])
+    with ScoreMapStore(tmp_path / "not/there/yet") as store:
+        store.add([4, 0], maps[[4, 0]])
+        store.add([], maps[:0])
+        store.add([2], maps[[2]])
         for number in (0, 2, 4):
-            assert np.array_equal(kept[number], maps[number])
+            assert np.array_equal(store[number], maps[number])
         with pytest.raises(KeyError):
-            kept[1]
+            store[1]
     assert not list(tmp_path.iterdir())
 
 
@@ -302,8 +302,8 @@ import os, signal, sys, numpy as np
 from pathlib import Path
 from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-kept = ScoreMapStore(Path(sys.argv[1]), ProcessGroup(0, int(sys.argv[2])))
-kept.add([0], np.ones((1, 64, 64), np.float32))
+store = ScoreMapStore(Path(sys.argv[1]), ProcessGroup(0, int(sys.argv[2])))
+store.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
