@@ -71,7 +71,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _write_rows(config: pytest.Config, path: Path) -> None:
-    """As ``--benchmark-json`` has them."""
+    """Writes the rows in the form of ``--benchmark-json``."""
     session = config._benchmarksession
     if not hasattr(config, "_machine_info"):
         config._machine_info = session.get_machine_info()

@@ -205,7 +205,7 @@ class Visit:
         return "done" if status == 0 else f"failed (exit {status})"
 
     def _wait(self, process: subprocess.Popen, seconds: float) -> int | None:
-        """Its exit status, or None if it still runs then. The record is kept up to date meanwhile."""
+        """Returns the exit status, or None if the process runs on after ``seconds``. Updates the record meanwhile."""
         end = time.monotonic() + seconds
         while True:
             left = end - time.monotonic()

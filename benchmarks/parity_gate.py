@@ -30,11 +30,11 @@ class Gate:
 
     @property
     def green(self) -> bool:
-        """NaN is not."""
+        """Returns whether every error is below the bound; NaN is not."""
         return all(error < self.bound for error in self.errors.values())
 
     def require(self) -> None:
-        """For the end of a row, when it is timed. Errors: AssertionError naming what is off."""
+        """Checks the gate at the end of a row, after the timing. Raises: AssertionError that names what is off."""
         assert self.green, f"red: {self.errors}, at most {self.bound} is allowed"
 
     def as_dict(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Gate:
 
 
 class Reference:
-    """The model's own numbers, computed once for a batch and kept on the CPU, where they take no GPU memory.
+    """Holds the model's own numbers, computed once for a batch and kept on the CPU, where they take no GPU memory.
 
     Features and images are the same for all contestants.
     """
@@ -66,7 +66,7 @@ class Reference:
         return self._once("step", len(features[0]), lambda: self._first_step(features))
 
     def image_step(self, images: Tensor) -> list[Tensor]:
-        """The same from images."""
+        """Loss and gradient norm of a training's first step on images."""
 
         def compute() -> list[Tensor]:
             with torch.no_grad():

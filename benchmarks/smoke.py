@@ -212,7 +212,7 @@ def _weight(dtype: torch.dtype, inputs: int, outputs: int) -> Tensor:
 
 
 def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
-    """Its outputs, and its gradients by all floating-point arguments."""
+    """Yields findings on the operation's outputs, and on its gradients by all floating-point arguments."""
     arithmetic = str(next(tensors(operation.arguments)).dtype)[6:]
     bound = OPERATION[arithmetic] * (TRUNCATED if INTERPRETED and arithmetic == "bfloat16" else 1)
     gradients = bool(operation.backward)

@@ -1,4 +1,4 @@
-"""Test sets judged in constant memory, by one process and by several, against all maps at once; maps kept on disk."""
+"""Test sets evaluated in constant memory, by one process and several, against all maps at once; maps on disk."""
 
 import json
 import signal
@@ -41,8 +41,10 @@ ROUNDING = 1e-6
 
 
 def scores_of(numbers: list[int], masks: np.ndarray, side: int = SIDE, times: float = 1.0) -> Scores:
-    """As a model that has learnt something makes them, the same for an image whatever its batch. ``times``: as many
-    nats, as of one that fits badly."""
+    """Returns scores such as a trained model gives: an image's scores are the same whatever its batch.
+
+    ``times`` multiplies the nats, as if the model fitted badly.
+    """
     nats = []
     for number, mask in zip(numbers, masks, strict=True):
         rng = np.random.default_rng(number)
@@ -72,7 +74,7 @@ def images(tmp_path_factory) -> ImageSet:
 
 
 def many(images: ImageSet, world: ProcessGroup = SINGLE_PROCESS) -> GroundTruth:
-    """As of a set too large to be judged exactly."""
+    """Returns the ground truth as if the set were too large for an exact evaluation."""
     patch = pytest.MonkeyPatch()
     with patch.context() as limits:
         limits.setattr(ground_truth, "EXACT_PIXELS", 0)
@@ -160,7 +162,7 @@ def test_any_few_images_in_a_row_are_spread_over_a_large_set(images: ImageSet) -
 
 
 def part_of(images: ImageSet, count: int) -> ImageSet:
-    """As many good as defective ones."""
+    """Returns ``count`` of the images, half of them good and half defective."""
     return ImageSet("some", (), images.test[(COUNT - count) // 2 : (COUNT + count) // 2], images.image_size)
 
 
