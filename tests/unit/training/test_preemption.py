@@ -29,7 +29,7 @@ RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.2
 
 
 def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, data_config: DataConfig) -> None:
-    """In a process, and a group, of its own; each step of training leaves a line in ``steps``."""
+    """Trains in a process, and a group, of its own; each step of training leaves a line in ``steps``."""
     os.setsid()
     # As where the training is a process that was not forked itself: a server of its own would import all once more.
     multiprocessing.set_start_method("fork", force=True)
