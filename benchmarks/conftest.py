@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import suite_settings
 from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
-from benchmarks.parity_gate import Truth
+from benchmarks.parity_gate import Reference
 from benchmarks.suite_settings import DEVICE, SIZES, Size, environment, footprint
 from fastmsflow import MSFlow
 from fastmsflow.files import written_aside
@@ -71,7 +71,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _write_rows(config: pytest.Config, path: Path) -> None:
-    """As ``--benchmark-json`` has them."""
+    """Writes the rows in the form of ``--benchmark-json``."""
     session = config._benchmarksession
     if not hasattr(config, "_machine_info"):
         config._machine_info = session.get_machine_info()
@@ -120,8 +120,8 @@ def model(size: Size) -> MSFlow:
 
 
 @pytest.fixture(scope="session")
-def truth(model: MSFlow) -> Truth:
-    return Truth(model)
+def reference(model: MSFlow) -> Reference:
+    return Reference(model)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def compile_quickly(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def before(truth: Truth) -> int:
+def before(reference: Reference) -> int:
     """The GPU's footprint without the contestant."""
     torch._dynamo.reset()
     return footprint()

@@ -61,7 +61,7 @@ def count(size: Size, batches: Sequence[int] = BATCHES) -> Counts:
 
 
 def _contestant(size: Size) -> FastMSFlow:
-    """Its extractor has weights, without which no batch norm can be folded; its flow needs none."""
+    """Returns a contestant whose extractor has weights, which folding batch norms needs, and whose flow has none."""
     model = MSFlow(size.extractor, pretrained=False, image_size=(size.image, size.image), blocks=size.blocks).eval()
     model.flow.to("meta")
     with taken_for_a_gpus():
@@ -84,7 +84,7 @@ def _images(size: Size, batch: int) -> Tensor:
 
 @contextmanager
 def computing(mode: str) -> Iterator[None]:
-    """In the block ``mode`` says who computes, whatever has been timed on this machine."""
+    """Lets ``mode`` say within the block who computes, whatever has been timed on this machine."""
     with ExitStack() as stack:
         for kind in configs.KINDS:
             stack.enter_context(configs.force_convolution(kind, mode == "fused", CPU))

@@ -38,7 +38,7 @@ KERNELS = ("benchmarks/test_speed_kernels.py",)
 # The first visit times the kernels of inference, the second those that training has besides.
 INFERENCE_KERNELS = "not gradient and not bfloat16"
 # Plugins of pytest that timing has no use for, and whose import takes a second.
-ALONE = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:anyio")
+WITHOUT_PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:xdist", "-p", "no:anyio")
 LIMITS, NO_LIMITS = "matrix_product or copy", "not matrix_product and not copy"
 
 
@@ -119,7 +119,7 @@ class Steps:
         which: str,
         batches: str = "",
     ) -> Step:
-        command = [*self._pytest(), *ALONE, *files, "--benchmark-only", "--benchmark-disable-gc", *self._size]
+        command = [*self._pytest(), *WITHOUT_PLUGINS, *files, "--benchmark-only", "--benchmark-disable-gc", *self._size]
         command += ["-k", which]
         command += ["--rows", self._path(f"{name}.json"), *(["--rehearse"] if self._rehearse else [])]
         command += ["--batches", batches] if batches else []
@@ -205,7 +205,7 @@ class Visit:
         return "done" if status == 0 else f"failed (exit {status})"
 
     def _wait(self, process: subprocess.Popen, seconds: float) -> int | None:
-        """Its exit status, or None if it still runs then. The record is kept up to date meanwhile."""
+        """Returns the exit status, or None if the process runs on after ``seconds``. Updates the record meanwhile."""
         end = time.monotonic() + seconds
         while True:
             left = end - time.monotonic()

@@ -1,6 +1,7 @@
-"""Every timed row carries its gate: how far the contestant's numbers are from the truth, at the shapes that are timed.
+"""Every timed row carries its gate: how far the contestant's numbers are from the reference, at the timed shapes.
 
-The truth is the model in plain PyTorch, eager, float32, TF32 off. A row whose gate is red is timed and never published.
+The reference is the model in plain PyTorch, eager, float32, TF32 off. A row whose gate is red is timed and never
+published.
 """
 
 import copy
@@ -29,26 +30,26 @@ class Gate:
 
     @property
     def green(self) -> bool:
-        """NaN is not."""
+        """Returns whether every error is below the bound; NaN is not."""
         return all(error < self.bound for error in self.errors.values())
 
     def require(self) -> None:
-        """For the end of a row, when it is timed. Errors: AssertionError naming what is off."""
+        """Checks the gate at the end of a row, after the timing. Raises: AssertionError that names what is off."""
         assert self.green, f"red: {self.errors}, at most {self.bound} is allowed"
 
     def as_dict(self) -> dict[str, Any]:
         return {"green": self.green, "bound": self.bound, "errors": self.errors}
 
 
-class Truth:
-    """The model's own numbers, computed once for a batch and kept on the CPU, where they take no GPU memory.
+class Reference:
+    """Holds the model's own numbers, computed once for a batch and kept on the CPU, where they take no GPU memory.
 
     Features and images are the same for all contestants.
     """
 
     def __init__(self, model: MSFlow) -> None:
         self.model = model
-        self._kept: dict[tuple[str, int], Any] = {}
+        self._cached: dict[tuple[str, int], Any] = {}
 
     def likelihoods(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Log-likelihood maps and log-det of pooled features."""
@@ -65,7 +66,7 @@ class Truth:
         return self._once("step", len(features[0]), lambda: self._first_step(features))
 
     def image_step(self, images: Tensor) -> list[Tensor]:
-        """The same from images."""
+        """Loss and gradient norm of a training's first step on images."""
 
         def compute() -> list[Tensor]:
             with torch.no_grad():
@@ -91,10 +92,10 @@ class Truth:
         return [loss.detach().cpu(), nn.utils.clip_grad_norm_(flow.parameters(), CLIP).cpu()]
 
     def _once(self, what: str, batch: int, compute: Callable[[], T]) -> T:
-        if (what, batch) not in self._kept:
+        if (what, batch) not in self._cached:
             with exact():
-                self._kept[what, batch] = compute()
-        return self._kept[what, batch]
+                self._cached[what, batch] = compute()
+        return self._cached[what, batch]
 
 
 @contextmanager
@@ -109,33 +110,33 @@ def exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = products
 
 
-def flow_gate(contestant: Contestant, truth: Truth, features: Sequence[Tensor]) -> Gate:
+def flow_gate(contestant: Contestant, reference: Reference, features: Sequence[Tensor]) -> Gate:
     """``features``: pooled, float32."""
     given = [contestant.adapt(level) for level in features]
     # More than once: later calls may take another way.
     for _ in range(3):
         maps, log_det = contestant.likelihoods(given)
     names = [*(f"log-likelihood, level {level}" for level in range(len(maps))), "log-det"]
-    return _gate(contestant, names, [*maps, log_det], truth.likelihoods(features), CONTESTANT)
+    return _gate(contestant, names, [*maps, log_det], reference.likelihoods(features), CONTESTANT)
 
 
-def step_gate(contestant: Contestant, truth: Truth, features: Sequence[Tensor]) -> Gate:
+def step_gate(contestant: Contestant, reference: Reference, features: Sequence[Tensor]) -> Gate:
     """``features``: pooled, float32. The contestant has taken a step then."""
-    expected = truth.step(features)
+    expected = reference.step(features)
     ours = contestant.step([contestant.adapt_training(level) for level in features])
     return _gate(contestant, ["first loss", "first gradient norm"], ours, expected, CONTESTANT)
 
 
-def image_step_gate(contestant: Contestant, truth: Truth, images: Tensor) -> Gate:
-    expected = truth.image_step(images)
+def image_step_gate(contestant: Contestant, reference: Reference, images: Tensor) -> Gate:
+    expected = reference.image_step(images)
     names = ["first loss", "first gradient norm"]
     return _gate(contestant, names, contestant.image_step(images), expected, PREDICTION)
 
 
-def prediction_gate(contestant: Contestant, truth: Truth, images: Tensor) -> Gate:
+def prediction_gate(contestant: Contestant, reference: Reference, images: Tensor) -> Gate:
     for _ in range(3):
         _, log_score, _, score_map_mul, _ = contestant.predict(images)
-    return _gate(contestant, ["log score", "map"], [log_score, score_map_mul], truth.prediction(images), PREDICTION)
+    return _gate(contestant, ["log score", "map"], [log_score, score_map_mul], reference.prediction(images), PREDICTION)
 
 
 def _gate(

@@ -78,7 +78,7 @@ def _like(x: Tensor) -> Tensor:
 
 @contextmanager
 def taken_for_a_gpus() -> Iterator[None]:
-    """In the block every tensor says that it is on a GPU, whatever its device is."""
+    """Makes every tensor say within the block that it is on a GPU, whatever its device is."""
     # Set on the class torch.Tensor, whose base has the true one.
     with mock.patch.object(Tensor, "is_cuda", True):
         yield
@@ -86,8 +86,10 @@ def taken_for_a_gpus() -> Iterator[None]:
 
 @contextmanager
 def on_a_gpu(mode: AbstractContextManager[object]) -> Iterator[None]:
-    """In the block new tensors are fake ones by ``mode``, taken for a GPU's, and no kernel is launched. A comparison of
-    their values, which they lack, counts as true: where the library tries an operator, the operator agrees."""
+    """Makes new tensors within the block fake ones by ``mode``, taken for a GPU's; no kernel is launched.
+
+    A comparison of their values, which they lack, counts as true: where the library tries an operator, it agrees.
+    """
     foreach = [*_foreach_utils._foreach_supported_types, FakeTensor]
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

@@ -207,7 +207,7 @@ def chosen(machine: dict[str, Any], rows: Rows) -> dict[str, Any]:
 
 
 def complete(rows: Rows) -> Rows:
-    """Those of cases in which every contender of their kernel was timed: an interruption leaves others."""
+    """Returns the rows of cases in which every contender of the kernel was timed; an interruption leaves others."""
     contenders: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         contenders[row["extra_info"]["kernel"]].add(row["extra_info"]["whose"])

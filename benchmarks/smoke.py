@@ -1,9 +1,9 @@
 """Runs every kernel, forward and backward, at full size in half precision, and tells how far it is from float64.
 
-``python -m benchmarks.smoke [--json FILE]`` prints a row a result. An error is |ours - truth| / |truth|, in the norm.
-It may be what a stored value's rounding makes of it (tests/helpers/tolerances.py), or half as large again as plain
-PyTorch's in the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding, and in
-PyTorch others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
+``python -m benchmarks.smoke [--json FILE]`` prints a row a result. An error is |ours - reference| / |reference|, in the
+norm. It may be what a stored value's rounding makes of it (tests/helpers/tolerances.py), or half as large again as
+plain PyTorch's in the same precision: a value that ReLU sees on its other side moves a gradient by more than rounding,
+and in PyTorch others do. Exit status: 1 where an error is larger or an operation fails; all others run all the same.
 """
 
 import argparse
@@ -212,7 +212,7 @@ def _weight(dtype: torch.dtype, inputs: int, outputs: int) -> Tensor:
 
 
 def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
-    """Its outputs, and its gradients by all floating-point arguments."""
+    """Yields findings on the operation's outputs, and on its gradients by all floating-point arguments."""
     arithmetic = str(next(tensors(operation.arguments)).dtype)[6:]
     bound = OPERATION[arithmetic] * (TRUNCATED if INTERPRETED and arithmetic == "bfloat16" else 1)
     gradients = bool(operation.backward)
@@ -220,13 +220,13 @@ def examined(operation: Operation, dtype: torch.dtype) -> Iterator[Finding]:
         given = list(operation.arguments)
         ours = _results(lambda *a: operation.ours(*a, backend="triton"), given, gradients)
         theirs = _results(operation.twin, given, gradients)
-        truth = _results(operation.twin, [_wide(a) for a in given], gradients)
+        reference = _results(operation.twin, [_wide(a) for a in given], gradients)
     except Exception as fault:
         kernels = (operation.forward, *operation.backward)
         yield Finding(kernels, arithmetic, operation.name, None, None, f"{type(fault).__name__}: {fault}")
         return
     for kind, kernels, mine, other, true in zip(
-        ("output", "gradient"), ((operation.forward,), operation.backward), ours, theirs, truth, strict=True
+        ("output", "gradient"), ((operation.forward,), operation.backward), ours, theirs, reference, strict=True
     ):
         for i, (a, b, c) in enumerate(zip(mine, other, true, strict=True)):
             allowed = max(bound, PYTORCHS * error(b, c))

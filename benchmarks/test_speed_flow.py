@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import Contestant
-from benchmarks.parity_gate import Truth, flow_gate, step_gate
+from benchmarks.parity_gate import Reference, flow_gate, step_gate
 from benchmarks.suite_settings import DEVICE, Size, measure, rotated
 from fastmsflow.benchmarking import CONDITION
 
@@ -26,8 +26,10 @@ def random_features(adapt: Callable[[Tensor], Tensor], size: Size, batch: int) -
 
 
 @pytest.mark.benchmark(group="flow inference")
-def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: int, before: int, truth: Truth) -> None:
-    gate = flow_gate(contestant, truth, features(size, batch))
+def test_flow_inference(
+    benchmark, contestant: Contestant, size: Size, batch: int, before: int, reference: Reference
+) -> None:
+    gate = flow_gate(contestant, reference, features(size, batch))
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": batch * flops(size)}
     benchmark.extra_info["gate"] = gate.as_dict()
     inputs = rotated(lambda: random_features(contestant.adapt, size, batch))
@@ -36,10 +38,10 @@ def test_flow_inference(benchmark, contestant: Contestant, size: Size, batch: in
 
 
 @pytest.mark.benchmark(group="flow training step")
-def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int, truth: Truth) -> None:
+def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int, reference: Reference) -> None:
     """Measures a step on features computed before, as this library's training does."""
     batch = size.training_batch
-    gate = step_gate(contestant, truth, features(size, batch))
+    gate = step_gate(contestant, reference, features(size, batch))
     benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": 3 * batch * flops(size)}
     benchmark.extra_info["gate"] = gate.as_dict()
     inputs = rotated(lambda: random_features(contestant.adapt_training, size, batch))

@@ -151,7 +151,7 @@ def test_fused_convolution(benchmark, size: Size, batch: int, fused: tuple[str, 
 @runs_kernels
 @pytest.mark.benchmark(group="kernels")
 def test_kernel(benchmark, size: Size, batch: int, kernel: tuple[str, int, KernelCase]) -> None:
-    """Its gate is in what benchmarks/smoke.py found of the kernel."""
+    """The gate of a kernel's row is what benchmarks/smoke.py found of the kernel."""
     dtype, index, _ = kernel
     case = cases_of(dtype, batch, size)[index]
     moved = sum(x.numel() * x.element_size() for x in tensors([case.launch.args, case.launch.keywords, case.launch()]))
@@ -163,7 +163,7 @@ def test_kernel(benchmark, size: Size, batch: int, kernel: tuple[str, int, Kerne
 
 @contextmanager
 def contender(kind: str, kernel: str, whose: str) -> Iterator[None]:
-    """In the block the convolution of ``kind`` is the vendor's, or ``kernel`` by the tile that ``whose`` names."""
+    """Sets the convolution of ``kind`` in the block: the vendor's, or ``kernel`` by the tile that ``whose`` names."""
     size = contenders(kernel)[whose]
     with ExitStack() as stack:
         stack.enter_context(configs.force_convolution(kind, size is not None, DEVICE))

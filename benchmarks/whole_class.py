@@ -40,7 +40,7 @@ def main() -> None:
             "feature cache, there": DataConfig(feature_cache=folder / "cache"),
             "images in every pass": DataConfig(stream=True),
         }
-        for number, (way, reading) in enumerate(ways.items()):
+        for number, (way, data_config) in enumerate(ways.items()):
             torch.manual_seed(recipe.seed)
             model = MSFlow(
                 "tf_efficientnet_lite0",
@@ -51,12 +51,12 @@ def main() -> None:
             if torch.cuda.is_available():
                 model.cuda()
             started = time.perf_counter()
-            outcome = train(model, images, recipe, folder / str(number), reading=reading)
+            result = train(model, images, recipe, folder / str(number), reading=data_config)
             seconds = time.perf_counter() - started
-            results[way] = {"seconds": seconds, **outcome.seconds, **outcome.speed}
+            results[way] = {"seconds": seconds, **result.seconds, **result.speed}
             print(
-                f"{way:22}{seconds:8.1f} s, {outcome.speed['images_per_second']:6.1f} images/s in training,"
-                f" {outcome.speed['data_wait']:4.0%} of it waiting, nll {outcome.losses[-1]:.1f}",
+                f"{way:22}{seconds:8.1f} s, {result.speed['images_per_second']:6.1f} images/s in training,"
+                f" {result.speed['data_wait']:4.0%} of it waiting, nll {result.losses[-1]:.1f}",
                 flush=True,
             )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

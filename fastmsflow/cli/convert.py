@@ -54,7 +54,7 @@ def convert(
         own_to_official(source, target)
         note = NO_OPTIMIZER_STATE
     elif source.suffix == ".ckpt":
-        from ..training.resume_state import state_to_official
+        from ..training.read_run_state import state_to_official
 
         state_to_official(source, target, fusion_first)
         note = OPTIMIZER_STATE

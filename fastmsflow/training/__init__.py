@@ -3,7 +3,7 @@
 from ..evaluation.evaluate import evaluate
 from ..evaluation.results import Evaluation
 from ..recipe import DataConfig, Recipe
-from .resume_state import RunState, load_state
+from .read_run_state import RunState, load_state
 from .train import train
 from .training_result import TrainingResult
 

@@ -1,4 +1,7 @@
-"""Saves a run's state, from which the run is resumed after it was killed or its machine was taken away."""
+"""Saves a run's state, from which the run is resumed after it was killed or its machine was taken away.
+
+To resume, ``run_directory.py`` finds the state, and ``trainer.py`` gives it to Lightning.
+"""
 
 import time
 from contextlib import nullcontext

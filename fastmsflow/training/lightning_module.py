@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
@@ -25,6 +24,7 @@ from ..scoring import shown_map
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
+from .lr_schedule import lr_schedule
 from .parameter_groups import parameter_groups
 from .training_result import EpochResult
 
@@ -82,7 +82,7 @@ class MSFlowLightningModule(L.LightningModule):
         # A fused optimizer is faster, but float16's scaler would unscale its gradients only after the clipping.
         fused = self.recipe.precision != "16-mixed"
         optimizer = torch.optim.Adam(parameter_groups(self.model.flow, self.recipe), lr=self.recipe.lr, fused=fused)
-        schedule = LambdaLR(optimizer, self.recipe.lr_factor)
+        schedule = lr_schedule(optimizer, self.recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

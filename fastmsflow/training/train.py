@@ -41,7 +41,7 @@ from .trainer import check_precision, prepare, run_trainer
 from .training_plan import TrainingPlan, plan_training
 from .training_result import TrainingResult, best_on_held_out, best_on_test
 
-READING = DataConfig()
+DEFAULT_DATA_CONFIG = DataConfig()
 ROUND_METRICS = ("image_auroc_absolute", "pixel_auroc", "aupro")
 """The metrics that are shown of each meta epoch."""
 
@@ -52,7 +52,7 @@ def train(
     recipe: Recipe,
     out: Path,
     *,
-    reading: DataConfig = READING,
+    reading: DataConfig = DEFAULT_DATA_CONFIG,
     console: Console | None = None,
     command: str = "",
     resume: bool = False,
@@ -169,7 +169,7 @@ def train(
 
 def say_if_short(recipe: Recipe, console: Console) -> None:
     """Prints a warning if the run ends before the learning rate has risen to ``recipe.lr``."""
-    reached = max(map(recipe.lr_factor, range(recipe.epochs)))
+    reached = max(recipe.lr_factor(epoch) for epoch in range(recipe.epochs))
     if reached == 1:
         return
     fact = "the first milestone comes before the warm-up's end"
@@ -186,7 +186,7 @@ def run_settings(
     model: MSFlow,
     description: Mapping[str, object],
     recipe: Recipe,
-    reading: DataConfig,
+    data_config: DataConfig,
     *,
     started_from: str | None,
     world: ProcessGroup = SINGLE_PROCESS,
@@ -196,12 +196,12 @@ def run_settings(
         "recipe": asdict(recipe),
         "model": {**model.config, "calibration": None},
         "images": dict(description),
-        "cache_dtype": reading.cache_dtype if reading.feature_cache is not None else None,
-        "decode_on_gpu": reading.decode_on_gpu,
+        "cache_dtype": data_config.cache_dtype if data_config.feature_cache is not None else None,
+        "decode_on_gpu": data_config.decode_on_gpu,
         "started_from": started_from,
         "processes": world.size,
         # Workers share out the images of shards; no worker reads in the same order as one.
-        "workers": max(1, reading.workers) if "shards" in description else None,
+        "workers": max(1, data_config.workers) if "shards" in description else None,
     }
 
 

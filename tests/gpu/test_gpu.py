@@ -46,7 +46,7 @@ def outputs_and_gradients(flow: MultiScaleFlow, x: list[Tensor], backend: str, d
 
 
 @pytest.fixture(scope="module")
-def truth() -> Results:
+def reference() -> Results:
     flow, x = full_size(2)
     return outputs_and_gradients(flow.double(), [level.double() for level in x], "torch", None)
 
@@ -62,25 +62,25 @@ def output_errors(
     yield "log-det, nats an element", off, FULL_SIZE_LOG_DET_PER_ELEMENT[name]
 
 
-def errors(found: Results, truth: Results, name: str) -> Iterator[tuple[str, float, float]]:
+def errors(found: Results, reference: Results, name: str) -> Iterator[tuple[str, float, float]]:
     """Yields (what, error, bound) of every output and gradient in the precision ``name``."""
-    (*outputs, gradients), (*true_outputs, true_gradients) = found, truth
-    yield from output_errors(*outputs, *true_outputs, name)
-    for key, true in true_gradients.items():
+    (*outputs, gradients), (*reference_outputs, reference_gradients) = found, reference
+    yield from output_errors(*outputs, *reference_outputs, name)
+    for key, true in reference_gradients.items():
         yield f"gradient of {key}", error_in_the_norm(gradients[key], true), FLIPPED[name]
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_parity_with_float64(
-    name: str, truth: Results, convolution: None, monkeypatch: pytest.MonkeyPatch
+    name: str, reference: Results, convolution: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", name == "tf32")
     flow, x = full_size(2)
     dtype = getattr(torch, name) if name in ("float16", "bfloat16") else None
     # PyTorch's own errors, to set ours beside; which values change sides is chance, so none is held against another.
-    for what, error, bound in errors(outputs_and_gradients(flow, x, "torch", dtype), truth, name):
+    for what, error, bound in errors(outputs_and_gradients(flow, x, "torch", dtype), reference, name):
         note(f"PyTorch's own: {what}", error, bound)
-    assert_within(errors(outputs_and_gradients(flow, x, "triton", dtype), truth, name))
+    assert_within(errors(outputs_and_gradients(flow, x, "triton", dtype), reference, name))
 
 
 def losses(flow: MultiScaleFlow, x: list[Tensor], backend: str, seed: int) -> list[float]:

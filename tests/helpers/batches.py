@@ -20,7 +20,7 @@ RESULTS = {*SCORES, "defective", "largest_region", *BOX, "fault"}
 
 
 def assert_same(results: Mapping[str, Any], expected: Mapping[str, Any], rows: Any = slice(None)) -> None:
-    """To the bit, in every column of results; NaN is as NaN."""
+    """Asserts that every column of results is equal to the bit; NaN counts as equal to NaN."""
     for name in sorted(RESULTS):
         np.testing.assert_array_equal(results[name], np.asarray(expected[name])[rows], err_msg=name)
 

@@ -12,8 +12,8 @@ def few_tiles(root: Path) -> Path:
     for kind in ("patch", "scratch", "smear"):
         shutil.rmtree(root / "brick/test" / kind)
         shutil.rmtree(root / "brick/ground_truth" / kind)
-    kept = {"train/good": 24, "test/good": 6, "test/hole": 3, "test/stain": 3}
-    for folder, count in {**kept, "ground_truth/hole": 3, "ground_truth/stain": 3}.items():
+    counts = {"train/good": 24, "test/good": 6, "test/hole": 3, "test/stain": 3}
+    for folder, count in {**counts, "ground_truth/hole": 3, "ground_truth/stain": 3}.items():
         files = sorted((root / "brick" / folder).iterdir())
         # Training tiles overlap: they are taken from all over the photograph.
         chosen = files[:: len(files) // count][:count] if folder == "train/good" else files[:count]

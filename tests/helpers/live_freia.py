@@ -43,7 +43,7 @@ def live_flows(seed: int = 0) -> tuple[list[nn.Module], nn.Module]:
 
 
 def conditions(batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> list[Tensor]:
-    """As MSFlow's loop makes them: repeated for every image."""
+    """Returns the conditions as MSFlow's loop makes them: repeated for every image."""
     codes = (
         positional_encoding_2d(d, *grid, dtype=dtype, device=device) for d, grid in zip(CONDITIONS, GRIDS, strict=True)
     )
@@ -81,8 +81,11 @@ def in_order_of(fusion: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 class MasterBlock(Fm.AllInOneBlock):
-    """As FrEIA's git master has it since 2023-08-18: permutations as indices, its formula of the soft clamp, and no
-    grid taken but the one it was built for."""
+    """The block that FrEIA's git master has had since 2023-08-18.
+
+    It stores permutations as indices, has its own formula of the soft clamp, and takes no grid but the one that it was
+    built for.
+    """
 
     def soft_clamp(self, raw: Tensor) -> Tensor:
         return self.clamp * torch.tanh(raw / self.clamp)
@@ -104,7 +107,7 @@ class MasterBlock(Fm.AllInOneBlock):
 
 
 class BetweenBlock(MasterBlock):
-    """As git master had it from 2023-06-20 to 08-17: indices, and 0.2's formula."""
+    """The block that git master had from 2023-06-20 to 08-17: it has indices, and 0.2's formula."""
 
     def soft_clamp(self, raw: Tensor) -> Tensor:
         return self.clamp * torch.tanh(raw)

@@ -35,20 +35,20 @@ def wide(x: object) -> object:
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def error(ours: Tensor, truth: Tensor, elements: int) -> float:
-    """max |ours - truth| / max |truth|.
+def error(ours: Tensor, reference: Tensor, elements: int) -> float:
+    """max |ours - reference| / max |reference|.
 
     A value that sums n of the input's ``elements`` can cancel to nearly 0 and keeps the rounding of its terms, which
     are of order 1: the error counts against sqrt(n) at least.
     """
-    floor = max(1.0, elements / truth.numel()) ** 0.5
-    return ((ours.double() - truth).abs().max() / truth.abs().max().clamp_min(floor)).item()
+    floor = max(1.0, elements / reference.numel()) ** 0.5
+    return ((ours.double() - reference).abs().max() / reference.abs().max().clamp_min(floor)).item()
 
 
-def error_in_the_norm(ours: Tensor, truth: Tensor) -> float:
-    """|ours - truth| / |truth|, the roots of the sums of squares."""
-    truth = truth.to(ours.device).double()
-    return ((ours.double() - truth).norm() / truth.norm()).item()
+def error_in_the_norm(ours: Tensor, reference: Tensor) -> float:
+    """|ours - reference| / |reference|, the roots of the sums of squares."""
+    reference = reference.to(ours.device).double()
+    return ((ours.double() - reference).norm() / reference.norm()).item()
 
 
 def twin_errors(
@@ -60,7 +60,8 @@ def twin_errors(
     flips: bool = False,
 ) -> Iterator[tuple[str, float, float]]:
     """Yields (what, error, bound) of each output of ``ours(*arguments, backend="triton")``, ``twin(*arguments)`` in
-    float64 being the truth, and of the gradients by all floating-point arguments, for random gradients of the outputs.
+    float64 being the reference, and of the gradients by all floating-point arguments, for random gradients of the
+    outputs.
 
     ``bounds`` holds one for each dtype, and one for "tf32", which float32 is where PyTorch's flag allows it.
     ``flips`` says that rounding may carry values across a ReLU's corner: gradients then err in the norm, by FLIPPED.
@@ -72,18 +73,18 @@ def twin_errors(
     elements = max(a.numel() for a in arguments if isinstance(a, Tensor))
     narrow = [a.detach().requires_grad_(gradients) if _differentiable(a) else a for a in arguments]
     exact = [wide(a.detach()).requires_grad_(gradients) if _differentiable(a) else a for a in arguments]
-    results, truths = list(flatten(ours(*narrow, backend="triton"))), list(flatten(twin(*exact)))
-    assert len(results) == len(truths)
+    results, references = list(flatten(ours(*narrow, backend="triton"))), list(flatten(twin(*exact)))
+    assert len(results) == len(references)
     operation = getattr(ours, "__name__", "operation")
-    for i, (result, truth) in enumerate(zip(results, truths, strict=True)):
-        assert result.shape == truth.shape
-        yield f"{operation}, {name}: output {i}", error(result, truth, elements), bounds[name]
+    for i, (result, reference) in enumerate(zip(results, references, strict=True)):
+        assert result.shape == reference.shape
+        yield f"{operation}, {name}: output {i}", error(result, reference, elements), bounds[name]
     if not gradients:
         return
     torch.manual_seed(1)
-    upstream = [torch.randn(truth.shape).to(truth) for truth in truths]
+    upstream = [torch.randn(reference.shape).to(reference) for reference in references]
     torch.autograd.backward(results, [u.to(r.dtype) for u, r in zip(upstream, results, strict=True)])
-    torch.autograd.backward(truths, [u.to(r.dtype).double() for u, r in zip(upstream, results, strict=True)])
+    torch.autograd.backward(references, [u.to(r.dtype).double() for u, r in zip(upstream, results, strict=True)])
     for i, (a, b) in enumerate(zip(narrow, exact, strict=True)):
         if _differentiable(a):
             what = f"{operation}, {name}: gradient of argument {i}"
@@ -106,8 +107,8 @@ def assert_not_finite_alike(ours: Callable, twin: Callable, arguments: Sequence[
     The twin computes on a CPU: a vendor's convolution may take whole tiles of an image together.
     """
     results = flatten(ours(*arguments, backend="triton"))
-    truths = flatten(twin(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments)))
-    torch.testing.assert_close([r.cpu() for r in results], list(truths), equal_nan=True, **OPERATION_CLOSE)
+    references = flatten(twin(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments)))
+    torch.testing.assert_close([r.cpu() for r in results], list(references), equal_nan=True, **OPERATION_CLOSE)
 
 
 def flatten(result: object) -> Iterator[Tensor]:

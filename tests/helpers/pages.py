@@ -58,7 +58,7 @@ def missing(example: Block) -> str | None:
 
 
 def imported_modules(example: Block) -> set[str]:
-    """Those of others."""
+    """Returns the names of the modules of other packages that the example imports."""
     nodes = list(ast.walk(ast.parse(example.text)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]

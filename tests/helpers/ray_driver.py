@@ -16,7 +16,11 @@ from fastmsflow.inference import BatchScorer
 
 
 class DrivenScorer(BatchScorer):
-    """A scorer whose processes have a name of their own."""
+    """A scorer that leaves a file named by its process in the folder ``processes``."""
+
+    def __init__(self, model: str, processes: str) -> None:
+        super().__init__(model)
+        Path(processes, str(os.getpid())).touch()
 
 
 ACTOR = b"ray::MapWorker(MapBatches(DrivenScorer))"
@@ -40,7 +44,9 @@ def drive(address: str, model: Path, sources: Sources, out: Path) -> dict[str, A
     found: dict[str, Any] = {}
     ray.init(address, logging_level="ERROR", log_to_driver=False)
     try:
-        killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(out / "encoded")))
+        processes = out / "processes"
+        processes.mkdir(parents=True)
+        killer = threading.Thread(target=lambda: found.update(killed=kill_a_worker(processes, out / "encoded")))
         killer.start()
         of_tars = ray.data.read_webdataset(str(sources.tars), decoder=None, override_num_blocks=8)
         # Blocks of tars are pandas', and one data set has blocks of one kind.
@@ -51,7 +57,8 @@ def drive(address: str, model: Path, sources: Sources, out: Path) -> dict[str, A
         # In one data set, since each data set has actors of its own, which import for seconds.
         first, *rest = (images.select_columns(["path", "bytes"]) for images in (of_tars, of_parquet, files))
         encoded = first.union(*rest)
-        encoded.map_batches(DrivenScorer, **scoring(model, actors=2)).write_parquet(f"{out}/encoded")
+        driven = scoring(model, actors=2, processes=str(processes))
+        encoded.map_batches(DrivenScorer, **driven).write_parquet(f"{out}/encoded")
         killer.join()
         alone = scoring(model, actors=1)
         decoded = ray.data.read_images(str(sources.decoded), include_paths=True)
@@ -69,10 +76,10 @@ def drive(address: str, model: Path, sources: Sources, out: Path) -> dict[str, A
     return found
 
 
-def scoring(model: Path, actors: int) -> dict[str, Any]:
-    """Arguments of ``map_batches``."""
+def scoring(model: Path, actors: int, **constructed: str) -> dict[str, Any]:
+    """Returns arguments of ``map_batches``; ``constructed`` goes to the scorer besides the model."""
     return {
-        "fn_constructor_kwargs": {"model": str(model)},
+        "fn_constructor_kwargs": {"model": str(model), **constructed},
         "batch_format": "pyarrow",
         "batch_size": 32,
         "num_cpus": 0.5,
@@ -80,13 +87,17 @@ def scoring(model: Path, actors: int) -> dict[str, Any]:
     }
 
 
-def kill_a_worker(results: Path) -> int | None:
-    """Kills one of the cluster's actors as soon as there are results -> its process, if there was one."""
+def kill_a_worker(processes: Path, results: Path) -> int | None:
+    """Kills one of the actors named in ``processes`` as soon as there are results.
+
+    Returns the killed process, or None if all of them had ended.
+    """
     while not list(results.glob("*.parquet")):
         time.sleep(0.01)
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in processes.iterdir():
         with suppress(OSError):
-            if (process / "cmdline").read_bytes().startswith(ACTOR):
+            # Another process may have the number of an actor that has ended.
+            if Path(f"/proc/{process.name}/cmdline").read_bytes().startswith(ACTOR):
                 os.kill(int(process.name), signal.SIGKILL)
                 return int(process.name)
     return None

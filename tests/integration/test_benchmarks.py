@@ -106,8 +106,10 @@ def test_a_contestant_that_computes_something_else_has_a_red_gate() -> None:
             return 1.01 * super().loss(features)
 
     model, size = tiny_model(), SIZES["small"]
-    truth, given = parity_gate.Truth(model), features(size, 2)
-    right, wrong = (parity_gate.step_gate(kind(model.flow, size.grids), truth, given) for kind in (FastMSFlow, Wrong))
+    reference, given = parity_gate.Reference(model), features(size, 2)
+    right, wrong = (
+        parity_gate.step_gate(kind(model.flow, size.grids), reference, given) for kind in (FastMSFlow, Wrong)
+    )
     assert right.green
     assert not wrong.green
     assert wrong.errors["first loss"] == pytest.approx(0.01, rel=0.01)
@@ -131,8 +133,8 @@ def test_the_compiled_peers_weights_are_constants_of_its_graph(monkeypatch: pyte
 
 
 def test_the_truth_of_a_batch_is_computed_once() -> None:
-    truth, given = parity_gate.Truth(tiny_model()), features(SIZES["small"], 2)
-    assert truth.likelihoods(given) is truth.likelihoods(given)
+    reference, given = parity_gate.Reference(tiny_model()), features(SIZES["small"], 2)
+    assert reference.likelihoods(given) is reference.likelihoods(given)
 
 
 def test_the_default_flow_takes_84_gigaflop_an_image() -> None:

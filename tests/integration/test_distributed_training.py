@@ -70,8 +70,8 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
     world.join()
     recipe = options.pop("recipe", RECIPE)
     try:
-        outcome = train(new_model(), images, recipe, out, world=world, **options)
-        told.put((rank, outcome.losses, [result.held_out_nll for result in outcome.epoch_results]))
+        result = train(new_model(), images, recipe, out, world=world, **options)
+        told.put((rank, result.losses, [epoch.held_out_nll for epoch in result.epoch_results]))
     except Exception as error:
         told.put((rank, type(error).__name__, str(error)))
     world.leave()
@@ -102,8 +102,8 @@ def reading_of(way: str, folder: Path) -> DataConfig:
 def alone(request, images: ImageSet, tmp_path_factory):
     """One process: how images came, where to, and what came of it."""
     folder = tmp_path_factory.mktemp("alone")
-    reading = reading_of(request.param, folder)
-    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading=reading)
+    data_config = reading_of(request.param, folder)
+    return request.param, folder / "run", train(new_model(), images, RECIPE, folder / "run", reading=data_config)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -112,7 +112,7 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     way, of_one, expected = alone
     words = together(size, images, tmp_path / "run", reading=reading_of(way, tmp_path))
     assert all(isinstance(losses, list) for _, losses, _ in words), words
-    expected_held_out = [result.held_out_nll for result in expected.epoch_results]
+    expected_held_out = [epoch.held_out_nll for epoch in expected.epoch_results]
     for _, losses, held_out in words:
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
         torch.testing.assert_close(torch.tensor(held_out), torch.tensor(expected_held_out), **DISTRIBUTED)

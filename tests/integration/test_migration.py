@@ -67,13 +67,13 @@ def script(folder: Path) -> Record:
 @pytest.fixture(scope="module")
 def interrupted(folder: Path) -> None:
     """A run's folder before it has finished."""
-    out, kept = folder / "runs/whole", folder / "runs/interrupted"
+    out, unfinished = folder / "runs/whole", folder / "runs/interrupted"
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
     recipe = Recipe(batch_size=4, meta_epochs=2, sub_epochs=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
         images = noise_set(folder / "noise", train=8)
-        train(model, images, recipe, out, report=lambda outcome: shutil.copytree(out, kept) and None)
+        train(model, images, recipe, out, report=lambda result: shutil.copytree(out, unfinished) and None)
 
 
 PAGE = [p.values[0] for p in COMMANDS if str(p.id).startswith("migration.md:")]

@@ -20,8 +20,8 @@ from tests.helpers.report_samples import KINDS, LABELS, NAMES, ROW, SCORES, page
 
 pytestmark = pytest.mark.slow
 
-# The outcome: (label, whether the score is above the threshold).
-OUTCOMES = {"hit": (1, True), "missed": (1, False), "alarm": (0, True), "correct": (0, False)}
+# The verdict: (label, whether the score is above the threshold).
+VERDICTS = {"hit": (1, True), "missed": (1, False), "alarm": (0, True), "correct": (0, False)}
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,18 @@ def shown(browser: Chrome, tmp_path: Path) -> Iterator[Callable[..., Chrome]]:
 
 
 def counts(browser: Chrome) -> dict[str, int]:
-    return {key: int(find(browser, f".count.{key} b").text) for key in OUTCOMES}
+    return {key: int(find(browser, f".count.{key} b").text) for key in VERDICTS}
 
 
 def expected_counts(threshold: float) -> dict[str, int]:
     return {
         key: int(((label == LABELS) & ((threshold < SCORES) == above)).sum())
-        for key, (label, above) in OUTCOMES.items()
+        for key, (label, above) in VERDICTS.items()
     }
 
 
-def expected_names(threshold: float, outcome: str) -> list[str]:
-    label, above = OUTCOMES[outcome]
+def expected_names(threshold: float, verdict: str) -> list[str]:
+    label, above = VERDICTS[verdict]
     return [NAMES[i] for i in np.flatnonzero((label == LABELS) & ((threshold < SCORES) == above))]
 
 
@@ -87,7 +87,7 @@ def test_typing_a_threshold_counts_again(shown: Callable[..., Chrome], typed: fl
     find(browser, "#threshold").send_keys(str(typed))
     expected = expected_counts(typed)
     assert counts(browser) == expected
-    hit, missed, alarm, correct = (expected[key] for key in OUTCOMES)
+    hit, missed, alarm, correct = (expected[key] for key in VERDICTS)
     rates = [(alarm, alarm + correct), (hit, hit + missed), (hit, hit + alarm), (2 * hit, 2 * hit + alarm + missed)]
     shown_rates = [find(browser, what).text for what in ("#false-alarm-rate", "#recall", "#precision", "#f1")]
     assert shown_rates == [f"{100 * part / whole:.1f}%" if whole else "–" for part, whole in rates]
@@ -147,9 +147,9 @@ def test_filters(shown: Callable[..., Chrome]) -> None:
     assert names(browser) == NAMES[24:33]
     assert find(browser, "#shown").text == "9 of 40 images"
     choose(browser, "#kind", "")
-    for outcome in OUTCOMES:
-        choose(browser, "#verdict", outcome)
-        assert names(browser) == expected_names(3.0, outcome)
+    for verdict in VERDICTS:
+        choose(browser, "#verdict", verdict)
+        assert names(browser) == expected_names(3.0, verdict)
     choose(browser, "#verdict", "")
     find(browser, "#search").send_keys("PART3")
     assert names(browser) == ["part3.png", *NAMES[30:40]]

@@ -70,7 +70,7 @@ def test_training_stops_when_held_out_images_no_longer_gain(two_classes: Path, c
     code, _ = command(*train_args(two_classes, tmp_path / "run", "--lr", 1e-30, "--meta-epochs", 9, "--patience", 2))
     assert code == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
-    assert [moment["epoch"] for moment in results["rounds"]] == [1, 2, 3]
+    assert [epoch_result["epoch"] for epoch_result in results["rounds"]] == [1, 2, 3]
     # If rounds are alike, the results and the files name the same one.
     chosen = results["metrics"]["image_auroc"]
     for how, file in {"last": "last", "best on test": "best_on_test", "chosen on held-out": "best"}.items():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ...errors import UnavailableError
 from ..image_set import ImageSet, Source
+from ..synthetic_textures import write_textures
 from .layout import Layout, check_class
 from .mvtec import mvtec
-from .synthetic_textures import write_textures
 
 IMAGE_SIZE = (256, 256)
 LICENCE = "textures: photographs bundled with scikit-image, CC0, defects drawn by fastmsflow"
@@ -19,8 +19,8 @@ def textures(kind: str = "brick", cache_dir: str | Path | None = None) -> ImageS
     """Opens tiles of one photograph with synthetic defects and exact masks, written once into ``cache_dir``.
 
     ``cache_dir``: by default fastmsflow/textures-v1 in XDG_CACHE_HOME or ~/.cache. See
-    fastmsflow.data.layouts.synthetic_textures. Raises: InputError for another kind, UnavailableError if scikit-image is
-    not installed.
+    fastmsflow.data.synthetic_textures. Raises: InputError for another kind, UnavailableError if scikit-image is not
+    installed.
     """
     check_class("textures", kind, list(TEXTURES))
     try:

@@ -90,7 +90,7 @@ def is_shard_set(source: str) -> bool:
     if any((folder / name).is_file() for name in (FIRST_SHARD, JOURNAL)):
         return True
     try:
-        # Of another version too: reading it says so.
+        # A manifest of another version counts too; reading it says which version it is.
         return str(json.loads((folder / MANIFEST).read_bytes())["format"]).startswith("fastmsflow shards")
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -180,9 +180,9 @@ def test_the_command_keeps_what_it_found_beside_other_chips_rows(
     run = CliRunner().invoke(app, ["benchmark", "--tune"])
     assert run.exit_code == 0, run.output
     assert "1.25x" in run.output
-    kept = configs.read_user_table()
-    assert kept["sm_70"] == other["sm_70"]
-    chip = kept[configs.chip(torch.device("cuda", 0))]
+    user_table = configs.read_user_table()
+    assert user_table["sm_70"] == other["sm_70"]
+    chip = user_table[configs.chip(torch.device("cuda", 0))]
     assert chip["tiles"] == {"coupling": {"pixels": 2, "channels": 4, "warps": 4}}
     assert chip["convolutions"] == {"conv3x3": [[64, 8, True]]}
 

@@ -45,7 +45,7 @@ def config_of(name: str) -> tuple[SimpleNamespace, list[int]]:
 
 
 def load_into(parallel, fusion, content: dict) -> None:
-    """As MSFlow's loop loads: not strictly."""
+    """Loads as MSFlow's loop does: not strictly."""
     for flow, state in zip(parallel, content["parallel_flows"], strict=True):
         flow.load_state_dict(state, strict=False)
     fusion.load_state_dict(content["fusion_flow"], strict=False)

@@ -251,10 +251,10 @@ def test_a_malicious_pickle_is_refused_and_never_run(zipped: bool, tmp_path: Pat
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, 500_000])
-def test_a_truncated_file_is_one_clear_line(kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 10, 1000, 500_000])
+def test_a_truncated_file_is_one_clear_line(length: int, tmp_path: Path) -> None:
     path = tmp_path / "cut.pt"
-    path.write_bytes((GOLDEN / "tiny.pt").read_bytes()[:kept])
+    path.write_bytes((GOLDEN / "tiny.pt").read_bytes()[:length])
     with pytest.raises(InputError, match=r"cut\.pt") as caught:
         load_official(path)
     assert "\n" not in str(caught.value)

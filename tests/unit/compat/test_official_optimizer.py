@@ -177,14 +177,14 @@ RECIPE = Recipe(lr=LR, batch_size=4, meta_epochs=3, sub_epochs=2, warm_up=0)
 def run(tmp_path_factory) -> Path:
     """A run's folder as it lies there shortly before it has finished, in the last of six sub-epochs."""
     images = noise_set(tmp_path_factory.mktemp("images"), train=12)
-    out, kept = tmp_path_factory.mktemp("runs") / "run", tmp_path_factory.mktemp("kept") / "run"
+    out, unfinished = tmp_path_factory.mktemp("runs") / "run", tmp_path_factory.mktemp("copy") / "run"
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointing, "SAVE_SECONDS", 0.0)
-        train(model, images, RECIPE, out, report=lambda outcome: shutil.copytree(out, kept) and None)
+        train(model, images, RECIPE, out, report=lambda result: shutil.copytree(out, unfinished) and None)
     assert not (out / "state.ckpt").exists()
-    return kept
+    return unfinished
 
 
 def run_features(flow: MultiScaleFlow, seed: int) -> list[torch.Tensor]:

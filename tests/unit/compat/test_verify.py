@@ -1,4 +1,4 @@
-"""The certificate: what it measures, what it lets pass, what it does not."""
+"""The numerical check: what it measures, what it lets pass, what it does not."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from fastmsflow.cli import app
 from fastmsflow.compat import numerical_check, save_official
 from fastmsflow.compat.numerical_check import check_numerics, noise
 from fastmsflow.data.image_io import load_image
-from fastmsflow.data.layouts.synthetic_textures import training_tiles
+from fastmsflow.data.synthetic_textures import training_tiles
 from fastmsflow.nn.subnets import ConditionedSubnet
 from tests.helpers.ops_parity import DEVICE
 from tests.helpers.paths import GOLDEN

@@ -89,7 +89,7 @@ def test_a_damaged_file_is_named_before_it_reaches_the_decoder(content: bytes) -
 
 
 def broken(content: bytes = PLAIN) -> bytes:
-    """Its tables of codes: what a decoder refuses and its header does not show."""
+    """Breaks the tables of codes: a decoder refuses the file, and its header does not show why."""
     at = content.index(b"\xff\xc4")
     return content[: at + 4] + b"\xff" * 20 + content[at + 24 :]
 
@@ -116,7 +116,7 @@ def test_damage_that_decoders_only_warn_of_gives_the_pixels_that_pillow_gives() 
 
 
 def test_what_the_devices_decoder_refuses_and_pillow_takes_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a GPU's decoder may refuse what libjpeg reads."""
+    """A GPU's decoder may refuse what libjpeg reads."""
     refused, decode = jpeg(PHOTOGRAPH[::-1].copy()), torchcodec.decoders.decode_jpeg
 
     def some(files: list[torch.Tensor], *args: object, **options: object) -> object:
@@ -156,7 +156,7 @@ def test_without_torchcodec_a_run_says_what_to_install_before_it_reads(monkeypat
 
 
 def test_a_torchcodec_without_nvjpeg_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PyPI's wheels for Windows are."""
+    """PyPI's wheels for Windows have no nvJPEG."""
     check_decoder(CPU)
 
     def refuse(*args: object, **options: object) -> object:

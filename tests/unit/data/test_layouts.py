@@ -18,13 +18,13 @@ def image(path: Path, size: tuple[int, int] = (40, 36), value: int = 100) -> Pat
     return path
 
 
-def mvtec_class(root: Path, name: str, truth: bool = True, mask_suffix: str = "_mask") -> None:
+def mvtec_class(root: Path, name: str, with_masks: bool = True, mask_suffix: str = "_mask") -> None:
     for stem in ("000", "001"):
         image(root / name / f"train/good/{stem}.png")
     image(root / name / "test/good/000.png")
     for kind in ("crack", "stain"):
         image(root / name / f"test/{kind}/000.png")
-        if truth:
+        if with_masks:
             image(root / name / f"ground_truth/{kind}/000{mask_suffix}.png", value=255)
 
 
@@ -62,7 +62,7 @@ def test_transistor_is_trained_at_256(tmp_path: Path) -> None:
 
 
 def test_a_set_without_masks_still_has_labels(tmp_path: Path) -> None:
-    mvtec_class(tmp_path, "bottle", truth=False)
+    mvtec_class(tmp_path, "bottle", with_masks=False)
     images = mvtec(tmp_path, "bottle")
     assert not images.has_masks
     assert sum(sample.label for sample in images.test) == 2
@@ -246,8 +246,8 @@ def test_a_folder_that_is_one_class_says_so_where_a_class_is_named(mvtec: Path) 
 
 def test_every_layout_is_registered_and_has_a_file_of_its_name() -> None:
     names = {layout.name for layout in layouts.LAYOUTS}
-    files = {path.stem for path in Path(layouts.__file__).parent.glob("*.py") if "LAYOUT = " in path.read_text()}
-    assert names == files == {"elpv", "folder", "mvtec", "textures", "visa"}
+    files = {path.stem for path in Path(layouts.__file__).parent.glob("*.py")}
+    assert names == files - {"__init__", "layout"}
 
 
 def test_a_visa_table_without_rows_is_named(visa_root: Path) -> None:

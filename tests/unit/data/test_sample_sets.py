@@ -12,8 +12,8 @@ from skimage import data as photographs
 from fastmsflow import InputError, UnavailableError
 from fastmsflow.data import elpv, textures
 from fastmsflow.data.layouts import elpv as elpv_layout
-from fastmsflow.data.layouts.synthetic_textures import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
 from fastmsflow.data.layouts.textures import TEXTURES
+from fastmsflow.data.synthetic_textures import DEFECTS, TEST_FROM, TILE, held_out_tiles, training_tiles
 
 
 @pytest.mark.parametrize(("kind", "train", "good", "defective"), [("mono", 471, 117, 313), ("poly", 736, 184, 402)])

@@ -1,4 +1,4 @@
-"""Test sets judged in constant memory, by one process and by several, against all maps at once; maps kept on disk."""
+"""Test sets evaluated in constant memory, by one process and several, against all maps at once; maps on disk."""
 
 import json
 import signal
@@ -42,8 +42,10 @@ ROUNDING = 1e-6
 
 
 def scores_of(numbers: list[int], masks: np.ndarray, side: int = SIDE, times: float = 1.0) -> Scores:
-    """As a model that has learnt something makes them, the same for an image whatever its batch. ``times``: as many
-    nats, as of one that fits badly."""
+    """Returns scores such as a trained model gives: an image's scores are the same whatever its batch.
+
+    ``times`` multiplies the nats, as if the model fitted badly.
+    """
     nats = []
     for number, mask in zip(numbers, masks, strict=True):
         rng = np.random.default_rng(number)
@@ -73,14 +75,14 @@ def images(tmp_path_factory) -> ImageSet:
 
 
 def many(images: ImageSet, world: ProcessGroup = SINGLE_PROCESS) -> GroundTruth:
-    """As of a set too large to be judged exactly."""
+    """Returns the ground truth as if the set were too large for an exact evaluation."""
     patch = pytest.MonkeyPatch()
     with patch.context() as limits:
         limits.setattr(ground_truth, "EXACT_PIXELS", 0)
         return GroundTruth.from_image_set(images, images.image_size, world)
 
 
-def judged(
+def evaluated(
     known: GroundTruth,
     order: list[int],
     world: ProcessGroup = SINGLE_PROCESS,
@@ -121,8 +123,8 @@ def test_histograms_judge_as_all_maps_at_once_within_the_stated_bound(
     times: float, images: ImageSet, small_sample
 ) -> None:
     known = many(images)
-    found = judged(known, known.scoring_order, times=times)
-    exact = judged(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
+    found = evaluated(known, known.scoring_order, times=times)
+    exact = evaluated(GroundTruth.from_image_set(images, images.image_size), list(range(COUNT)), times=times)
     assert_within_the_bound(found.evaluation, exact.evaluation)
     assert abs(found.evaluation.aupro - exact.evaluation.aupro) <= STATED
     # A model that does not fit gives most pixels the same highest value, and the published PRO is not defined.
@@ -137,7 +139,7 @@ def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) ->
     known = GroundTruth.from_image_set(images, images.image_size)
     assert known.scoring_order == list(range(COUNT))
     one, other = (
-        judged(known, order, batch=batch)
+        evaluated(known, order, batch=batch)
         for order, batch in ((known.scoring_order, 24), (known.scoring_order[::-1], 7))
     )
     assert one.evaluation == other.evaluation
@@ -161,7 +163,7 @@ def test_any_few_images_in_a_row_are_spread_over_a_large_set(images: ImageSet) -
 
 
 def part_of(images: ImageSet, count: int) -> ImageSet:
-    """As many good as defective ones."""
+    """Returns ``count`` of the images, half of them good and half defective."""
     return ImageSet("some", (), images.test[(COUNT - count) // 2 : (COUNT + count) // 2], images.image_size)
 
 
@@ -187,7 +189,7 @@ def one_process(rank: int, images: ImageSet, folder: Path) -> None:
     for count in COUNTS.values():
         known = GroundTruth.from_image_set(part_of(images, count), images.image_size, world)
         own = list(range(count))[rank::RANKS]
-        tested = judged(known, own, world, ScoreMapStore(folder / str(count), world), batch=2)
+        tested = evaluated(known, own, world, ScoreMapStore(folder / str(count), world), batch=2)
         found = (tested.evaluation, tested.scores, calibrated(own, count, world))
         torch.save(found, folder / str(count) / f"rank{rank}")
         if tested.maps is not None:
@@ -200,7 +202,7 @@ def test_three_processes_judge_as_one_does(count: int, images: ImageSet, of_thre
     some, folder = part_of(images, count), of_three_processes / str(count)
     known = GroundTruth.from_image_set(some, some.image_size)
     numbers = list(range(count))
-    exact = judged(known, numbers)
+    exact = evaluated(known, numbers)
     calibration = calibrated(numbers, count)
     for rank in range(RANKS):
         evaluation, scores, found = torch.load(folder / f"rank{rank}", weights_only=False)
@@ -246,13 +248,13 @@ def test_images_whose_score_is_not_finite_are_named_by_an_evaluator(images: Imag
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pixel_metrics, "SAMPLE_PIXELS", 8 * SIDE * SIDE)
-    judged(many(images), list(range(COUNT)))  # what is imported late is imported
+    evaluated(many(images), list(range(COUNT)))  # what is imported late is imported
     peaks = []
     for repeats in (2, 20):
         large = many(ImageSet("large", (), images.test * repeats, images.image_size))
         with closing(ScoreMapStore(tmp_path)) as maps:
             tracemalloc.start()
-            judged(large, large.scoring_order, maps=maps, batch=8)
+            evaluated(large, large.scoring_order, maps=maps, batch=8)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
             assert len(maps) == COUNT * repeats
@@ -287,14 +289,14 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
 
 def test_maps_come_back_from_disk_and_leave_no_file(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
-    with closing(ScoreMapStore(tmp_path / "not/there/yet")) as kept:
-        kept.add([4, 0], maps[[4, 0]])
-        kept.add([], maps[:0])
-        kept.add([2], maps[[2]])
+    with closing(ScoreMapStore(tmp_path / "not/there/yet")) as store:
+        store.add([4, 0], maps[[4, 0]])
+        store.add([], maps[:0])
+        store.add([2], maps[[2]])
         for number in (0, 2, 4):
-            assert np.array_equal(kept[number], maps[number])
+            assert np.array_equal(store[number], maps[number])
         with pytest.raises(KeyError):
-            kept[1]
+            store[1]
     assert not list(tmp_path.iterdir())
 
 
@@ -303,8 +305,8 @@ import os, signal, sys, numpy as np
 from pathlib import Path
 from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-kept = ScoreMapStore(Path(sys.argv[1]), ProcessGroup(0, int(sys.argv[2])))
-kept.add([0], np.ones((1, 64, 64), np.float32))
+store = ScoreMapStore(Path(sys.argv[1]), ProcessGroup(0, int(sys.argv[2])))
+store.add([0], np.ones((1, 64, 64), np.float32))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

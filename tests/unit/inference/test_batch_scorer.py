@@ -245,10 +245,10 @@ def test_a_large_batch_is_read_and_kept_a_few_images_at_a_time(
         return result
 
     def noted_score(self: Scorer, *args: Any) -> Any:
-        judged = score(self, *args)
-        maps.extend(weakref.ref(one.score_map) for one in judged if one)
+        predictions = score(self, *args)
+        maps.extend(weakref.ref(one.score_map) for one in predictions if one)
         alive.append((sum(ref() is not None for ref in pixels), sum(ref() is not None for ref in maps)))
-        return judged
+        return predictions
 
     monkeypatch.setattr(batch_scorer, "_read", noted_read)
     monkeypatch.setattr(Scorer, "__call__", noted_score)
@@ -256,4 +256,4 @@ def test_a_large_batch_is_read_and_kept_a_few_images_at_a_time(
     assert len(results["score"]) == len(pixels) == len(maps) == 4 * IMAGES
     assert len(alive) == IMAGES
     assert max(images for images, _ in alive) <= 8
-    assert max(kept for _, kept in alive) <= 8
+    assert max(score_maps for _, score_maps in alive) <= 8

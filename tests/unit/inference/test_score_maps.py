@@ -163,11 +163,11 @@ def test_both_pixel_aurocs_are_reported_and_a_pro_that_is_not_defined_is_no_numb
 def test_the_summary_of_a_run_tells_of_a_pro_that_is_not_defined() -> None:
     defined, undefined = (Evaluation(0.5, 0.5, 0.5, aupro=0.4, aupro_published=value) for value in (0.3, None))
     results = [EpochResult(4, defined, None), EpochResult(8, undefined, None)]
-    outcome = TrainingResult(losses=[], epoch_results=results, test_result=None, seconds={}, speed={})
-    assert outcome.summary()["aupro_published"] == {
+    result = TrainingResult(losses=[], epoch_results=results, test_result=None, seconds={}, speed={})
+    assert result.summary()["aupro_published"] == {
         "last": {"value": None, "epoch": 8}, "best on test": {"value": 0.3, "epoch": 4},
     }  # fmt: skip
-    assert outcome.by_choice()["last"]["aupro_published"] is None
+    assert result.by_choice()["last"]["aupro_published"] is None
     # A set without masks has no such row.
     without_masks = [EpochResult(4, Evaluation(0.5, 0.5, 0.5), None)]
-    assert "aupro_published" not in replace(outcome, epoch_results=without_masks).summary()
+    assert "aupro_published" not in replace(result, epoch_results=without_masks).summary()

@@ -121,11 +121,11 @@ def published_by_hand(masks: np.ndarray, maps: np.ndarray, limit: float, steps: 
         if threshold < high:
             above = maps > threshold
             points.append((above[~masks].mean(), np.mean([above[n][region].mean() for n, region in regions])))
-    kept = np.array([point for point in points if point[0] < limit]).reshape(-1, 2)
-    if len(kept) < 2 or kept[0, 0] == kept[-1, 0]:
+    below_limit = np.array([point for point in points if point[0] < limit]).reshape(-1, 2)
+    if len(below_limit) < 2 or below_limit[0, 0] == below_limit[-1, 0]:
         return None
-    rates = (kept[:, 0] - kept[:, 0].min()) / (kept[:, 0].max() - kept[:, 0].min())
-    return auc(rates, kept[:, 1])
+    rates = (below_limit[:, 0] - below_limit[:, 0].min()) / (below_limit[:, 0].max() - below_limit[:, 0].min())
+    return auc(rates, below_limit[:, 1])
 
 
 # Maps as models may make them: name -> noise in 0 to 1 that is higher in defects -> map.

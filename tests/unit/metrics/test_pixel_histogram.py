@@ -32,7 +32,7 @@ def masks_of(images: int, side: int) -> np.ndarray:
 
 
 def histogram_of(masks: np.ndarray, maps: np.ndarray, batch: int = 4, sample: int = 4) -> PixelHistogram:
-    """As an evaluation makes it: bins by the first images, then batch by batch."""
+    """Makes a histogram as an evaluation does: bins by the first images, then batch by batch."""
     histogram = PixelHistogram(Bins.from_sample(masks[:sample], maps[:sample]))
     for start in range(0, len(maps), batch):
         histogram.update(masks[start : start + batch], maps[start : start + batch])

@@ -146,9 +146,9 @@ def test_eval_drops_values_cached_from_half_precision() -> None:
         for name, parameter in flow.named_parameters():
             if name.endswith(("conv2.bias", "global_scale", "global_offset")):
                 parameter.data.add_(1)
-        after, truth = flow.eval().log_likelihoods(x), copy.deepcopy(flow).log_likelihoods(x)
-    assert not torch.equal(before[0], truth[0])
-    assert all(map(torch.equal, after, truth))
+        after, expected = flow.eval().log_likelihoods(x), copy.deepcopy(flow).log_likelihoods(x)
+    assert not torch.equal(before[0], expected[0])
+    assert all(map(torch.equal, after, expected))
 
 
 def test_a_cached_value_that_another_thread_drops_is_still_returned(monkeypatch) -> None:

@@ -92,13 +92,13 @@ def test_the_kernels_gradients_are_the_same_too(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_each_mode_keeps_less_for_the_backward_pass() -> None:
-    kept = {}
+    stored = {}
     for memory in (None, *ACTIVATION_CHECKPOINTING):
         flow, x = flow_and_batch(memory, torch.float32, batch=64)
-        kept[memory], _ = measured(flow, x, bf16=False)
+        stored[memory], _ = measured(flow, x, bf16=False)
     # Of ten blocks' activations their ten inputs are left, then four segments' outputs.
-    assert kept["recompute"] < kept[None] / 4
-    assert kept["invertible"] < kept["recompute"] / 1.5
+    assert stored["recompute"] < stored[None] / 4
+    assert stored["invertible"] < stored["recompute"] / 1.5
 
 
 def test_where_no_gradient_is_taken_nothing_changes() -> None:

@@ -59,9 +59,9 @@ def test_wrapped_state_dict(tmp_path: Path, resnet18: dict[str, Tensor], wrap: s
 
 
 def test_classifier_and_last_stage_may_be_absent_or_different(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:
-    kept = {key: value for key, value in resnet18.items() if not key.startswith("layer4")}
-    kept |= {"fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)}
-    assert_holds(FeatureExtractor("resnet18", weights=saved(tmp_path / "weights.pth", kept)), resnet18)
+    changed = {key: value for key, value in resnet18.items() if not key.startswith("layer4")}
+    changed |= {"fc.weight": torch.zeros(7, 512), "fc.bias": torch.zeros(7)}
+    assert_holds(FeatureExtractor("resnet18", weights=saved(tmp_path / "weights.pth", changed)), resnet18)
 
 
 def test_old_files_have_no_batch_counts(tmp_path: Path, resnet18: dict[str, Tensor]) -> None:

@@ -141,9 +141,9 @@ class Net(nn.Module):
 def through_a_name(net: Net, x: Tensor) -> list[Tensor]:
     """The sum is written over the convolution's output, and read by both names."""
     y = net.b(x)
-    kept = y
+    alias = y
     y += x
-    return [F.relu(y), kept]
+    return [F.relu(y), alias]
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,9 @@ def test_mixed_precision_of_autocast() -> None:
     x1, x2, raw, *fixed = block((2, 24, 6, 10))
     ours, twin = twins("coupling", CouplingSpec(clamp=1.9))
     z, _ = ours(x1, x2, raw.bfloat16(), *fixed, backend="triton")
-    truth, _ = twin(x1.double(), x2.double(), raw.bfloat16().double(), *fixed)
+    expected, _ = twin(x1.double(), x2.double(), raw.bfloat16().double(), *fixed)
     assert [half.dtype for half in z] == [torch.float32, torch.float32]
-    torch.testing.assert_close([half.double() for half in z], truth, **OPERATION_CLOSE)
+    torch.testing.assert_close([half.double() for half in z], expected, **OPERATION_CLOSE)
 
 
 def test_output_is_bounded_to_a_million_and_passes_no_gradient_there() -> None:

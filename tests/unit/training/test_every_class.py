@@ -247,7 +247,7 @@ def test_features_are_cached_for_each_class(images: Path, weights: Path, command
 
 
 def killable(args: tuple[object, ...]) -> None:
-    """In a process of its own."""
+    """Runs in a process of its own."""
     torch.set_num_threads(1)
     run(*args, "--quiet")
 

@@ -95,12 +95,12 @@ def test_batches_are_those_of_features_kept_in_memory(
     images: ImageSet, place: str, standardise: bool, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("fastmsflow.training.datamodule.placement", lambda needed, device, processes: place)
-    kept = FeatureTrainingData(tiny_model(standardise=standardise), parts_of(images), RECIPE)
+    in_memory = FeatureTrainingData(tiny_model(standardise=standardise), parts_of(images), RECIPE)
     cached = FeatureTrainingData(
         tiny_model(standardise=standardise), parts_of(images), RECIPE, cache=tmp_path, cache_dtype=torch.float32
     )
     loaders = []
-    for data in (kept, cached):
+    for data in (in_memory, cached):
         data.prepare()
         loaders.append([data.train_dataloader(), *data.val_dataloader()])
         loaders[-1][0].sampler.set_epoch(3)

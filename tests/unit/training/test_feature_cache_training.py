@@ -36,8 +36,8 @@ def images(tmp_path_factory) -> ImageSet:
 def train_with_cache(images: ImageSet, at: Path, resume: bool) -> None:
     torch.set_num_threads(1)
     checkpointing.SAVE_SECONDS = 0.0  # the state after every step
-    reading = DataConfig(feature_cache=at / "cache")
-    train(tiny_model(standardise=True), images, RECIPE, at / "run", reading=reading, resume=resume)
+    data_config = DataConfig(feature_cache=at / "cache")
+    train(tiny_model(standardise=True), images, RECIPE, at / "run", reading=data_config, resume=resume)
 
 
 def test_killed_and_resumed_with_a_cache_a_run_ends_as_if_never_disturbed(images: ImageSet, tmp_path: Path) -> None:

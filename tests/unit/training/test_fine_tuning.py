@@ -204,14 +204,14 @@ def test_averaged_weights_are_what_is_saved_and_what_the_model_ends_with(images:
         average = now if average is None else [decay * a + (1 - decay) * b for a, b in zip(average, now, strict=True)]
     averaged = new_model()
     recipe = Recipe(lr=1e-3, batch_size=11, meta_epochs=3, sub_epochs=1, warm_up=0, milestones=(), ema=decay)
-    outcome = train(averaged, images, recipe, tmp_path / "averaged")
+    result = train(averaged, images, recipe, tmp_path / "averaged")
     torch.testing.assert_close(list(averaged.flow.parameters()), average)
     saved = MSFlow.load(tmp_path / "averaged/last.safetensors")
     assert all(map(torch.equal, saved.flow.parameters(), averaged.flow.parameters()))
     # And what was evaluated: the scores are the saved model's.
     data = ImageDataset(images.test, (32, 32))
     scores = saved.scores(torch.stack([data[i]["image"] for i in range(len(data))]))
-    torch.testing.assert_close(outcome.test_result.scores.absolute_score, scores.absolute_score)
+    torch.testing.assert_close(result.test_result.scores.absolute_score, scores.absolute_score)
 
 
 # Resuming
@@ -253,8 +253,8 @@ def test_a_loaded_model_goes_on_with_its_standardiser_and_a_calibration_of_its_o
 ) -> None:
     model, before = MSFlow.load(trained), load_file(trained)
     few = ImageSet("few", images.train[:5], [])
-    reading = DataConfig(feature_cache=tmp_path / "cache" if cached else None)
-    outcome = train(model, few, SHORT, tmp_path / "run", reading=reading, started_from="there")
+    data_config = DataConfig(feature_cache=tmp_path / "cache" if cached else None)
+    result = train(model, few, SHORT, tmp_path / "run", reading=data_config, started_from="there")
     after, config = read_checkpoint(tmp_path / "run/last.safetensors")
     for key, value in before.items():
         assert torch.equal(after[key], value) == (not key.startswith("flow.") or ".perm" in key), key
@@ -262,7 +262,7 @@ def test_a_loaded_model_goes_on_with_its_standardiser_and_a_calibration_of_its_o
     assert config["notes"]["started_from"] == "there"
     assert json.loads((tmp_path / "run/results.json").read_text())["started_from"] == "there"
     fresh = train(new_model(standardise=True, pool="max"), few, SHORT, tmp_path / "fresh")
-    assert outcome.losses[0] < fresh.losses[0]
+    assert result.losses[0] < fresh.losses[0]
 
 
 def test_a_new_models_standardiser_is_not_fitted_and_a_trained_ones_is(trained: Path) -> None:

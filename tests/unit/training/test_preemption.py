@@ -28,8 +28,8 @@ PREEMPTED = 75
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=1, hold_out=0.25)
 
 
-def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, reading: DataConfig) -> None:
-    """In a process, and a group, of its own; each step of training leaves a line in ``steps``."""
+def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, data_config: DataConfig) -> None:
+    """Trains in a process, and a group, of its own; each step of training leaves a line in ``steps``."""
     os.setsid()
     # As where the training is a process that was not forked itself: a server of its own would import all once more.
     multiprocessing.set_start_method("fork", force=True)
@@ -47,7 +47,7 @@ def run(images: ImageSet | ShardSet, out: Path, resume: bool, steps: Path, readi
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), standardise=True)
     try:
-        train(model, images, RECIPE, out, reading=reading, resume=resume)
+        train(model, images, RECIPE, out, reading=data_config, resume=resume)
     except Preempted:
         sys.exit(PREEMPTED)
 
@@ -69,12 +69,14 @@ def test_after_sigterm_not_one_step_is_repeated_and_the_run_ends_as_if_undisturb
     way: str, images: ImageSet, shards: ShardSet, tmp_path: Path
 ) -> None:
     given = shards if way == "shards" else images
-    reading = {"kept": DataConfig(), "streamed": DataConfig(workers=1, stream=True), "shards": DataConfig(workers=1)}[
-        way
-    ]
+    data_config = {
+        "kept": DataConfig(),
+        "streamed": DataConfig(workers=1, stream=True),
+        "shards": DataConfig(workers=1),
+    }[way]
 
     def started(out: Path, resume: bool) -> multiprocessing.process.BaseProcess:
-        process = CONTEXT.Process(target=run, args=(given, out, resume, out.with_suffix(".steps"), reading))
+        process = CONTEXT.Process(target=run, args=(given, out, resume, out.with_suffix(".steps"), data_config))
         process.start()
         return process
 

@@ -32,7 +32,7 @@ def images(tmp_path_factory) -> ImageSet:
 
 
 def run(images: ImageSet, out: Path, resume: bool = False, recipe: Recipe = RECIPE) -> None:
-    """In a process of its own."""
+    """Runs in a process of its own."""
     torch.set_num_threads(1)
     checkpointing.SAVE_SECONDS = 0.0  # the state after every step
     train(tiny_model(standardise=True), images, recipe, out, resume=resume)

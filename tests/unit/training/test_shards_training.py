@@ -37,10 +37,10 @@ def shards(files: list[Path], tmp_path: Path) -> Path:
     return where
 
 
-def run(shards: Path, out: Path, reading: DataConfig, resume: bool = False):
+def run(shards: Path, out: Path, data_config: DataConfig, resume: bool = False):
     torch.manual_seed(0)
     model = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1))
-    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading=reading, resume=resume)
+    return train(model, ShardSet.from_source(str(shards)), RECIPE, out, reading=data_config, resume=resume)
 
 
 class Stopped(Exception):
@@ -70,11 +70,11 @@ def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
     faults = tmp_path / "faults.jsonl"
     # Of an earlier run.
     faults.write_text('{"fault": "another", "lost": 9, "epoch": 0, "rank": 0}\n')
-    reading = DataConfig(workers=1, skip_faults=faults)
+    data_config = DataConfig(workers=1, skip_faults=faults)
     with monkeypatch.context() as patch:
         stop_in(1, patch)
         with pytest.raises(Stopped):
-            run(shards, tmp_path / "run", reading)
+            run(shards, tmp_path / "run", data_config)
     if mended:
         write_shards(files, tmp_path / "good", PER_SHARD)
         for name in ("000001.tar", "000002.tar"):
@@ -85,9 +85,9 @@ def test_what_was_left_out_is_counted_once_for_the_run_that_left_it_out(
         torch.save(state, tmp_path / "run/state.ckpt")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*left out")
-        outcome = run(shards, tmp_path / "run", reading, resume=True)
+        result = run(shards, tmp_path / "run", data_config, resume=True)
     assert len(faults.read_text().splitlines()) >= (3 if mended else 5)
-    assert outcome.left_out == (2, PER_SHARD)
+    assert result.left_out == (2, PER_SHARD)
     assert json.loads((tmp_path / "run/results.json").read_text())["left_out"] == {"faults": 2, "images": PER_SHARD}
 
 
@@ -103,5 +103,5 @@ def test_shards_are_gone_on_with_by_as_many_workers_alone(
     with pytest.raises(InputError, match=r"needs the settings that it began with: workers was 1, is 2$"):
         run(tmp_path / "set", tmp_path / "run", DataConfig(workers=2), resume=True)
     # One reads in the same order as none.
-    outcome = run(tmp_path / "set", tmp_path / "run", DataConfig(workers=1), resume=True)
-    assert (len(outcome.losses), outcome.left_out) == (2, None)
+    result = run(tmp_path / "set", tmp_path / "run", DataConfig(workers=1), resume=True)
+    assert (len(result.losses), result.left_out) == (2, None)

@@ -36,11 +36,11 @@ def test_speed_and_waiting_are_logged_and_kept_with_the_results(images: ImageSet
 
     monkeypatch.setattr(FeaturesInMemory, "fetch", slow)
     started = time.perf_counter()
-    outcome = train(tiny_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
+    result = train(tiny_model(), images, RECIPE, tmp_path / "run", log_to=["csv"])
     seconds = time.perf_counter() - started
-    assert 36 / seconds <= outcome.speed["images_per_second"] <= 2 / 0.1
-    assert 3 * 6 * 0.1 <= waited(outcome.speed, 3 * 12) < seconds
-    assert json.loads((tmp_path / "run/results.json").read_text())["speed"] == outcome.speed
+    assert 36 / seconds <= result.speed["images_per_second"] <= 2 / 0.1
+    assert 3 * 6 * 0.1 <= waited(result.speed, 3 * 12) < seconds
+    assert json.loads((tmp_path / "run/results.json").read_text())["speed"] == result.speed
     (file,) = (tmp_path / "run/logs").rglob("metrics.csv")
     with file.open() as rows:
         logged = [row for row in csv.DictReader(rows) if row.get("images_per_second")]
@@ -54,8 +54,8 @@ def waited(speed: Mapping[str, float | str], images: int) -> float:
 
 
 def test_a_fast_loader_is_not_waited_for(images: ImageSet, tmp_path: Path) -> None:
-    outcome = train(tiny_model(), images, RECIPE, tmp_path / "run")
-    assert outcome.speed["data_wait"] < 0.5
+    result = train(tiny_model(), images, RECIPE, tmp_path / "run")
+    assert result.speed["data_wait"] < 0.5
 
 
 def traced(folder: Path) -> tuple[list[int], set[str]]:
@@ -109,5 +109,5 @@ def test_what_is_done_between_batches_is_not_waiting(images: ImageSet, tmp_path:
         look(self, *batch)
 
     monkeypatch.setattr(MSFlowLightningModule, "on_train_batch_end", slow)
-    outcome = train(tiny_model(), images, RECIPE, tmp_path / "run")
-    assert outcome.speed["data_wait"] < 0.1
+    result = train(tiny_model(), images, RECIPE, tmp_path / "run")
+    assert result.speed["data_wait"] < 0.1

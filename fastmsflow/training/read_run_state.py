@@ -1,4 +1,7 @@
-"""Reads the state of an unfinished run, to continue the run by other means than ``train``."""
+"""Reads the state of an unfinished run, to continue the run by other means than ``train``.
+
+``train(..., resume=True)`` does not use this module, see ``checkpointing.py``.
+"""
 
 import json
 from pathlib import Path
