@@ -212,7 +212,8 @@ def test_enter_enlarges_arrows_turn_escape_closes(shown: Callable[..., Chrome]) 
     assert dialog.accessible_name == order[2]
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
-    assert browser.switch_to.active_element.accessible_name.startswith(order[2])
+    # A browser tells of the end of a dialog a moment later.
+    WebDriverWait(browser, 10).until(lambda _: browser.switch_to.active_element.accessible_name.startswith(order[2]))
 
 
 def test_heat_is_coloured_by_the_scale_and_laid_over_the_image(shown: Callable[..., Chrome]) -> None:

@@ -12,9 +12,9 @@ from fastmsflow.visualization.image_visualizer import ImageVisualizer
 @pytest.mark.parametrize("side", [64, 256, 1024])
 def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) -> None:
     heat = ColorScale(3, "absolute", (0.0, 10.0), 5.0)
-    painter = ImageVisualizer(heat, (side, side))
+    visualizer = ImageVisualizer(heat, (side, side))
     image = Image.new("RGB", (200, 100), (128, 128, 128))
-    shown = painter.shrink(image)
+    shown = visualizer.shrink(image)
     assert shown.size == (max(256, side), max(256, side) // 2)
     score_map = np.zeros((side, side), np.float32)
     score_map[side // 4 : side // 2, side // 4 : side // 2] = 10
@@ -22,7 +22,7 @@ def test_pictures_have_one_scale_whatever_the_image_and_an_outline(side: int) ->
     name = "a name that is far too long for so small a picture, " * 4
 
     def painted(values: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:
-        picture = painter.paint(
+        picture = visualizer.paint(
             shown, values, outlines=lines, size=image.size, name=name, verdict="score", defective=None
         )
         return np.asarray(picture).astype(int)
