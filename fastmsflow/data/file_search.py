@@ -1,5 +1,6 @@
 """Finds image files: below folders, by shell patterns, and in lists of names on standard input."""
 
+import errno
 import glob
 import os
 from collections.abc import Sequence
@@ -132,8 +133,12 @@ def _scan(folder: str) -> tuple[list[str], list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            # ``is_dir`` raises an error for a link that leads to itself, and ``isdir`` asks the disk for every file.
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:
+                # A link that leads to itself is no folder; one that cannot be followed is named as one when it is read.
+                is_folder = error.errno != errno.ELOOP
+            if is_folder:
                 folders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122
                 images.append(entry.name)

@@ -55,7 +55,7 @@ class Shards:
         result.done = defaultdict(set)
         for path in folder.scored().drop_null().to_pylist():
             # A path is the shard's path and the image's own path, which may contain slashes.
-            parents = accumulate(path.split("/"), "{}/{}".format)
+            parents = accumulate(path.split("/")[:-1], "{}/{}".format)
             tar = next((parent for parent in parents if parent in names), None)
             if tar is not None:
                 result.done[names[tar]].add(path)

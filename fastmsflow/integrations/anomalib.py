@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
 
 from .. import backend
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
 from ..recipe import WARM_UP_SHARE, Recipe
-from ..training.lr_schedule import lr_schedule
 
 try:
     from anomalib import __version__
@@ -133,7 +133,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         if epochs is None or epochs < 1:
             return {"optimizer": optimizer}
         recipe = Recipe(lr=self.lr, meta_epochs=epochs, sub_epochs=1, warm_up_share=WARM_UP_SHARE)
-        schedule = lr_schedule(optimizer, recipe)
+        schedule = LambdaLR(optimizer, recipe.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_train_start(self) -> None:

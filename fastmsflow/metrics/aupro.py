@@ -135,7 +135,8 @@ def _curve(good: np.ndarray, defective: np.ndarray, weights: np.ndarray) -> tupl
     ``good`` and ``defective`` ascend. PRO changes only at a defective value, which gives two corners: just above the
     value and at the value.
     """
-    distinct, first = np.unique(defective, return_index=True)
+    first = np.flatnonzero(np.append(True, defective[1:] != defective[:-1]))  # the first index of each distinct value
+    distinct = defective[first]
     good_above = good.size - np.searchsorted(good, distinct, side="right")
     good_from = good.size - np.searchsorted(good, distinct, side="left")
     # Summed from the largest value down, so that 0 is exact; all weights sum to the number of regions.

@@ -25,9 +25,10 @@ def fuse_conv_bn(net: nn.Module, example: Tensor) -> nn.Module:
         mean, variance = norm.running_mean, norm.running_var
         if mean is None or variance is None:  # the norm takes the batch's own
             continue
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        weight, bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
         )
+        convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         # timm's BatchNormAct2d also drops and activates, which stays.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         for name in [name for name, module in result.named_modules(remove_duplicate=False) if module is norm]:

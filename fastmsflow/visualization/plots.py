@@ -31,8 +31,9 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
         chosen = positive[labels == label]
         axis.hist(chosen, bins=bins, alpha=0.65, label=f"{name} ({len(chosen)})", color=color)
     axis.set(xlabel="absolute image score, nats", ylabel="images", xscale="log")
-    # Within two decades, powers of ten alone are too few labels, and matplotlib's others too many.
-    axis.xaxis.set_major_locator(MaxNLocator(6) if bins[-1] < 100 * bins[0] else LogLocator())
+    # Powers of ten alone are too few labels within two decades, and matplotlib's own others too many.
+    digits = (1.0, 2.0, 5.0) if bins[-1] < 100 * bins[0] else (1.0,)
+    axis.xaxis.set_major_locator(MaxNLocator(6) if bins[-1] < 5 * bins[0] else LogLocator(subs=digits))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title(title, parse_math=False)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from fastmsflow import InputError
 from fastmsflow.data.file_search import find_images, list_images
+from tests.helpers.paths import ROOT
 
 FRAMES = 1000
 """Python's own limit of calls within calls."""
@@ -63,6 +65,26 @@ def test_a_link_that_leads_nowhere_costs_no_other_image(tree: Path) -> None:
     names = ["day/3.png", "day/circle.png", "day/deep/4.png"]
     assert found("day") == (names, [])
     assert list_images("day") == [Path(name) for name in names]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may follow any link")
+def test_a_link_to_a_folder_that_may_not_be_read_is_a_fault(tree: Path) -> None:
+    (tree / "secret/inner").mkdir(parents=True)
+    (tree / "day/inner").symlink_to(tree / "secret/inner")
+    (tree / "secret").chmod(0)
+    code = "import io; from fastmsflow.data.file_search import find_images;"
+    code += "found = find_images(['day'], io.BytesIO(b'')); print(list(map(str, found.files)), found.faults)"
+    command = [sys.executable, "-c", code]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+    finally:
+        (tree / "secret").chmod(0o755)
+    fault = "day/inner: this folder cannot be read (Permission denied); change its mode or leave it out"
+    assert run.stdout == f"{['day/3.png', 'day/deep/4.png']} {[fault]}\n"
 
 
 def test_images_are_found_below_more_folders_than_python_has_frames(tmp_path: Path, monkeypatch) -> None:

@@ -40,7 +40,9 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return saved
 
 
-@pytest.mark.parametrize(("low", "high"), [(100, 101), (100, 112), (3, 25), (1, 99), (1, 3000), (1e-6, 1e6)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(100, 101), (100, 112), (3, 14), (3, 25), (1, 99), (10, 800), (1, 3000), (1e-6, 1e6)]
+)
 def test_labels_of_scores_stand_apart_and_within_the_picture(low: float, high: float, figures: list[Figure]) -> None:
     plot_scores(Path("scores.png"), np.array([0, 1] * 20), np.geomspace(low, high, 40), "a title")
     (figure,) = figures
@@ -53,6 +55,9 @@ def test_labels_of_scores_stand_apart_and_within_the_picture(low: float, high: f
         if left <= tick <= right
     ]
     assert len(labels) >= 2
+    # No half of the axis is without one.
+    middle = axis.get_window_extent(drawn).x0 + axis.get_window_extent(drawn).width / 2
+    assert labels[0].x0 < middle < labels[-1].x1
     assert all(one.x1 < other.x0 for one, other in pairwise(labels))
     everything = figure.get_tightbbox(drawn)
     assert everything.x0 >= 0 and everything.y0 >= 0
