@@ -10,14 +10,15 @@ import pytest
 from fastmsflow.files import LOCK_FILE, Busy, claimed_folder, is_claimed, locked
 from tests.helpers.processes import CONTEXT
 
-PROCESSES, SECONDS, CLAIMS = 4, 2.0, 300
+# Each process goes on for so long and until it had so many claims, which takes long on a busy machine.
+PROCESSES, SECONDS, CLAIMS, MOST_SECONDS = 4, 2.0, 75, 60
 
 
 def claim_in_a_loop(folder: Path, inside: Path, counts: "multiprocessing.Queue[tuple[int, int]]") -> None:
     """Tells how often ``folder`` was claimed, and how often another process was in it then."""
     claims = overlaps = 0
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < SECONDS or (claims < CLAIMS and passed < MOST_SECONDS):
         try:
             with claimed_folder(folder):
                 claims += 1
@@ -50,8 +51,7 @@ def test_processes_that_claim_one_folder_in_a_loop_are_never_in_it_together(stay
         process.join()
     assert all(process.exitcode == 0 for process in processes)
     assert sum(overlaps for _, overlaps in of_each) == 0
-    assert sum(claims for claims, _ in of_each) >= CLAIMS
-    assert sum(claims > 0 for claims, _ in of_each) > 1
+    assert min(claims for claims, _ in of_each) >= CLAIMS
 
 
 def hold(path: Path, holding: "multiprocessing.Queue[bool]", done: "multiprocessing.Queue[bool]") -> None:
