@@ -95,6 +95,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
+    # This takes the place of pytest's own hook; a plugin with another one, as for reruns, would not be asked.
     runner = item.config.pluginmanager.get_plugin("runner")
     return with_frame_memory(runner.pytest_runtest_protocol, item, nextitem)
 

@@ -85,9 +85,8 @@ def _modules(flow: nn.Module, level: int) -> nn.ModuleList:
 def _block(block: nn.Module, where: str) -> DropInBlock:
     """Returns the replacement of ``block``. Raises: InputError if ``block`` has another architecture or function."""
     scale, offset, *perms = _attributes(block, ("global_scale", "global_offset", "w_perm", "w_perm_inv"), where)
-    subnet = DropInSubnet(
-        *_attributes(_attributes(block, ("subnet",), where)[0], ("conv1", "ln", "conv2"), f"{where}.subnet")
-    )
+    (theirs,) = _attributes(block, ("subnet",), where)
+    subnet = DropInSubnet(*_attributes(theirs, ("conv1", "ln", "conv2"), f"{where}.subnet"))
     clamp = getattr(block, "clamp", None)
     if not isinstance(clamp, (int, float)):
         raise InputError(f"{where}.clamp is {clamp!r}, not the number that FrEIA's AllInOneBlock keeps there")

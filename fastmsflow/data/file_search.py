@@ -100,7 +100,7 @@ def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
     files: list[str] = []
     faults: list[str] = []
     visited: set[tuple[int, int]] = set()
-    # Not os.walk, which calls itself for each level of folders before Python 3.12.
+    # Before Python 3.12, os.walk calls itself for each level of folders.
     waiting = [str(folder)]
     while waiting:
         base = waiting.pop()

@@ -201,7 +201,7 @@ class Server:
             program, status = os.waitpid(-1, os.WNOHANG)
             if program == 0:
                 return
-            # What was imported may have begun a process too.
+            # Imported packages may have begun processes too.
             if client := self._clients.pop(program, None):
                 with client, suppress(OSError):
                     client.sendall(status.to_bytes(8, "big"))

@@ -33,7 +33,7 @@ ENDINGS = {
     "terminated": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
     "interrupted": "raise KeyboardInterrupt",
 }
-# Short sleeps: a signal just before one is noticed after it.
+# A signal that comes just before a sleep is noticed after it, so the sleeps are short.
 WAIT = "import os, time; print(os.getpid(), flush=True); [time.sleep(0.05) for _ in range(1200)]"
 
 
