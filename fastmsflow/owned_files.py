@@ -1,0 +1,101 @@
+"""Records which files of a folder this product wrote.
+
+Only these are replaced or removed, and none of them is taken for an image to learn from or to score. The record is a
+file in the folder; a file that somebody has changed since is no longer one of them.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from .files import write_json
+
+__all__ = ["RECORD_FILE", "owned_files", "record_files"]
+
+RECORD_FILE = ".fastmsflow.json"
+FORMAT = "fastmsflow files 1"
+MAX_RECORD_BYTES = 2**28
+"""Largest size of a record that is read: enough for a million heat maps."""
+
+
+def owned_files(folder: Path, verb: str | None = None) -> frozenset[str]:
+    """Returns the files in or below ``folder`` that ``verb``, or any verb, wrote and that are there as it left them.
+
+    Names are relative to ``folder``, with slashes. There are none if the folder has no record, or a damaged one. Files
+    that are reached through a link are left out.
+    """
+    checked: dict[str, bool] = {}
+    return frozenset(
+        name
+        for name, (by, size) in _read(folder).items()
+        if verb in (None, by) and _is_reached_without_links(folder, name, checked) and _has_size(folder / name, size)
+    )
+
+
+def record_files(folder: Path, verb: str, names: Iterable[str], sizes: bool = True) -> None:
+    """Records that ``verb`` wrote ``names`` in ``folder``, and nothing else that was recorded for it before.
+
+    ``sizes``: the files are there, and their sizes are recorded, by which a changed file is told; False: they may be
+    written at any time. The folder is to be claimed. Raises: InputError if the record cannot be written.
+    """
+    files = {name: entry for name, entry in _read(folder).items() if entry[0] != verb}
+    files |= {name: (verb, (folder / name).lstat().st_size if sizes else None) for name in names}
+    write_json(folder / RECORD_FILE, {"format": FORMAT, "files": files})
+
+
+def _read(folder: Path) -> dict[str, tuple[str, int | None]]:
+    """Returns name -> (verb, size or None) of all entries that are well formed."""
+    try:
+        path = folder / RECORD_FILE
+        # A stranger's record may be a pipe, which would never end, or fill the memory.
+        if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size > MAX_RECORD_BYTES:
+            return {}
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("files"), dict):
+        return {}
+    return {name: (entry[0], entry[1]) for name, entry in content["files"].items() if _is_valid(name, entry)}
+
+
+def _is_valid(name: str, entry: object) -> bool:
+    if not isinstance(entry, list) or len(entry) != 2:
+        return False
+    by, size = entry
+    path = PurePosixPath(name)
+    return (
+        isinstance(by, str)
+        and (size is None or type(size) is int)
+        and bool(path.parts)
+        and str(path) == name
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\0" not in name
+    )
+
+
+def _is_reached_without_links(folder: Path, name: str, checked: dict[str, bool]) -> bool:
+    parent = os.path.dirname(name)  # noqa: PTH120 - strings, since there may be a million names
+    if not parent:
+        return True
+    if parent not in checked:
+        checked[parent] = _is_reached_without_links(folder, parent, checked) and _is_folder(folder / parent)
+    return checked[parent]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _has_size(path: Path, size: int | None) -> bool:
+    """Tells whether a file, not a link, of this size is there; None: of any size."""
+    try:
+        status = path.lstat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(status.st_mode) and size in (None, status.st_size)
