@@ -22,6 +22,7 @@ from ..models.msflow import MSFlow
 from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
 from ..visualization.plots import plot_training
+from .run_directory import CURVES_FILE
 from .start_from import model_from_checkpoint, model_options
 from .train import ROUND_METRICS, train
 from .training_result import TrainingResult
@@ -124,7 +125,7 @@ class TrainingJob:
             for name in ROUND_METRICS
             if name in summary
         }
-        plot_training(self.out / "training.png", result.losses, held_out, curves)
+        plot_training(self.out / CURVES_FILE, result.losses, held_out, curves)
         tested = result.test_result
         if tested is None or tested.maps is None or not isinstance(images, ImageSet):
             return
