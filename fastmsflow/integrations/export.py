@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 from torch.export import Dim, ExportedProgram
 
 from .. import backend
@@ -104,7 +105,7 @@ def _compile(program: ExportedProgram, file: BinaryIO) -> None:
     """Writes an AOTInductor package. Raises: UnavailableError if the C++ compiler fails."""
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=file)
-    except torch._inductor.exc.InductorError as error:
+    except InductorError as error:
         why = str(error).partition("\n")[0]
         raise UnavailableError(
             f"torch's compiler failed ({why}); it needs a C++ compiler, and free space in {tempfile.gettempdir()}"

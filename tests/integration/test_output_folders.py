@@ -49,10 +49,10 @@ def test_a_second_process_in_a_folder_is_refused(verb: str, arguments, command, 
 @pytest.mark.parametrize(
     ("verb", "name"),
     [
-        ("predict", "scores.csv"), ("predict, as JSON lines", "scores.jsonl"), ("predict, as Parquet", "predictions.json"),
-        ("evaluate", "report.html"), ("evaluate", "metrics.json"), ("shard", "000000.tar"), ("shard", "manifest.json"),
+        ("predict", "scores.csv"), ("predict, as JSON lines", "scores.jsonl"), ("evaluate", "report.html"),
+        ("predict, as Parquet", "predictions.json"), ("shard", "000000.tar"), ("shard", "manifest.json"),
         ("train", "training.png"), ("train", "report.html"), ("train", "config.yaml"), ("train", "results.json"),
-        ("predict", "unfinished/scores.csv"), ("evaluate", "unfinished"), ("evaluate", "unfinished/mine/0.png"),
+        ("predict", "unfinished/scores.csv"), ("evaluate", "metrics.json"), ("evaluate", "unfinished/mine/0.png"),
     ],
 )  # fmt: skip
 def test_a_file_of_somebody_else_stays_and_is_named(verb: str, name: str, arguments, command, tmp_path: Path) -> None:
@@ -74,9 +74,8 @@ def test_heat_maps_get_other_names_than_a_user_s_own_pictures(
         shutil.copy(brick_tiles / "0.png", tmp_path / name)
     own = (tmp_path / "cell_heatmap.png").read_bytes()
     for _ in range(2):
-        assert (
-            predict(brick_checkpoint, tmp_path / "cell.png", tmp_path / "cell_heatmap.png", "--out", tmp_path)[0] == 0
-        )
+        images = (tmp_path / "cell.png", tmp_path / "cell_heatmap.png")
+        assert predict(brick_checkpoint, *images, "--out", tmp_path)[0] == 0
         rows = {Path(row["image"]).name: row["heat_map"] for row in table_rows(tmp_path)}
         assert rows == {"cell.png": "cell_2_heatmap.png", "cell_heatmap.png": "cell_heatmap_heatmap.png"}
         assert (tmp_path / "cell_heatmap.png").read_bytes() == own
