@@ -14,7 +14,6 @@ from typing import BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.exc import InductorError
 from torch.export import Dim, ExportedProgram
 
 from .. import backend
@@ -103,6 +102,9 @@ def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.f
 
 def _compile(program: ExportedProgram, file: BinaryIO) -> None:
     """Writes an AOTInductor package. Raises: UnavailableError if the C++ compiler fails."""
+    # The import takes a second.
+    from torch._inductor.exc import InductorError
+
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=file)
     except InductorError as error:
