@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, printable
 
 ASIDE = ".aside-"
 LOCK_FILE = ".lock"
@@ -70,7 +70,7 @@ def shown(path: str | Path) -> str:
     # No file has a name with lone surrogates, but a table's text may.
     with suppress(UnicodeEncodeError):
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(text)
 
 
 def as_utf8(name: str) -> str:

@@ -79,8 +79,7 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         UnavailableError if the extra is not installed.
         """
         try:
-            from rich.console import Console
-
+            from ..terminal import Console
             from ..training.datamodule import TRAIN, FeatureTrainingData
             from ..training.lightning_module import MSFlowLightningModule
             from ..training.trainer import prepare, run_trainer
