@@ -37,18 +37,18 @@ def check_images(images: Tensor, image_size: tuple[int, int], device: torch.devi
         raise InputError(f"images are on {images.device}, the model is on {device}: images.to({str(device)!r})")
 
 
-@torch.no_grad()
 def check_values(images: Tensor, may_be_nan: bool) -> None:
-    """Checks pixels, which waits for a GPU: for an image that is partly NaN others are not refused.
+    """Checks the values of pixels, which waits for a GPU.
 
-    ``may_be_nan``: no word is said of NaN. Raises: InputError if pixels are far out of [0, 1], or all images have
-    infinite ones or NaN; InputWarning if some have.
+    An image with NaN or infinite pixels is told by an InputWarning, unless ``may_be_nan``: its neighbors can be used.
+    Raises: InputError if pixels are far out of [0, 1], or no image is finite, unless ``may_be_nan``.
     """
     if images.is_meta or type(images).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         # Such tensors, FakeTensor for one, have no values.
         return
-    lowest, highest = (value.item() for value in images.detach().aminmax())
-    if LOWEST <= lowest and highest <= HIGHEST:
+    images = images.detach()
+    lowest, highest = (value.item() for value in images.aminmax())
+    if lowest >= LOWEST and highest <= HIGHEST:
         return
     finite = images.isfinite().flatten(1).all(1)
     usable = images[finite]
@@ -63,4 +63,4 @@ def check_values(images: Tensor, may_be_nan: bool) -> None:
     fact = f"pixels of the images {first_few(bad)} of the batch are NaN or infinite"
     if not len(usable):
         raise InputError(f"{fact}; replace them")
-    warnings.warn(f"{fact}, and so their scores will be; replace them", InputWarning, stacklevel=4)
+    warnings.warn(f"{fact}, and so their scores will be; replace them", InputWarning, stacklevel=5)
