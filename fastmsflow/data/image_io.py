@@ -82,6 +82,16 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
     return _rgb(Image.fromarray(array), name)
 
 
+def image_from_pil(image: Image.Image, name: str) -> Image.Image:
+    """Converts an image of Pillow's, which stays as it is, into the one that ``read_image`` makes of such a file.
+
+    ``name``: the name in errors. Raises: InputError for what ``read_image`` refuses.
+    """
+    with _faults_named(name):
+        # Copied, since it is turned in place.
+        return _rgb(_upright(image.copy()), name)
+
+
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
     """Reads a file and resizes it to ``image_size`` (H, W) by Lanczos.
 
