@@ -61,6 +61,8 @@ def in_one_line(error: Exception) -> str:
         message = (message.splitlines() or [""])[-1]
         for name in ("InputError: ", "UnavailableError: "):
             message = message.split(name)[-1]
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        message = f"{error.filename}: {error.strerror.lower()}; look after it, or give another file or folder"
     message = printable(message)
     return message if is_meant_for_a_person(error) else f"{type(error).__name__}: {message}"
 

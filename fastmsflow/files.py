@@ -99,6 +99,7 @@ def _write_fault(path: Path, error: Exception) -> str | None:
         errno.EFBIG: f"{file}: too large for the disk or for `ulimit -f`; raise the limit or choose another folder",
         errno.EROFS: f"{folder}: a read-only disk; choose another folder",
         errno.ENAMETOOLONG: f"{file}: the name is too long; choose a shorter one",
+        errno.ENOENT: f"{folder}: no file or folder can be made there; choose another folder",
         errno.ENOTDIR: below_a_file,
         errno.EEXIST: below_a_file,
     }.get(number or 0)

@@ -240,6 +240,11 @@ def _faults_named(path: str | Path) -> Iterator[None]:
         # What decoders raise on damaged bytes is of every type: struct.error, KeyError, zlib.error, ...
         if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
             raise InputError(f"{name}: no such file ({error.strerror})") from error
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise InputError(f"{name}: too many files are open; raise `ulimit -n` or take fewer workers") from error
+        # Pillow's own errors of damaged files have no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{name}: cannot be read ({error.strerror}); look after its disk, or copy it") from error
         raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
 
 

@@ -15,6 +15,7 @@ from ..backend import Backend
 from ..errors import InputError, UnavailableError
 from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
+from ..readable_file import check_file
 from ..state_dicts import load_pickled, refuse_misfit
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
@@ -284,8 +285,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises: InputError if the file is missing, damaged, or holds anything but weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a .safetensors, .pth or .pt file of weights")
+    check_file(path, "give a .safetensors, .pth or .pt file of weights")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise InputError(f"{path}: not a kind of file that is read; give .safetensors, .pth or .pt")
     try:
