@@ -57,7 +57,7 @@ def _printable_usage_errors() -> Iterator[None]:
     except Exception as error:
         # The class of these errors is click's or, since typer 0.29, typer's own.
         if hasattr(error, "format_message"):
-            error.message = printable(str(getattr(error, "message", "")))
+            vars(error)["message"] = printable(str(vars(error)["message"]))
         raise
 
 

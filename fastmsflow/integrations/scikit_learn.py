@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -168,7 +168,7 @@ def _normality(batches: Iterable[Scores]) -> np.ndarray:
     return -np.concatenate([scores.log_score.cpu().numpy() for scores in batches])
 
 
-def _height_and_width(image_size: object) -> tuple[int, int]:
+def _height_and_width(image_size: Any) -> tuple[int, int]:
     sides = list(image_size) if isinstance(image_size, (tuple, list)) else [image_size] * 2
     if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) for side in sides):
         raise InputError(f"image_size is {image_size!r}; give a side in pixels, or (height, width)")

@@ -9,6 +9,7 @@ from ..errors import InputError, InputWarning, first_few
 
 # Interpolation of images in [0, 1] goes a little beyond; images of mean 0 and deviation 1, or in 0..255, far beyond.
 LOWEST, HIGHEST = -0.4, 1.4
+DISPATCH = "__torch_dispatch__"
 
 
 def check_images(images: Tensor, image_size: tuple[int, int], device: torch.device) -> None:
@@ -43,7 +44,7 @@ def check_values(images: Tensor, may_be_nan: bool) -> None:
     An image with NaN or infinite pixels is told by an InputWarning, unless ``may_be_nan``: its neighbors can be used.
     Raises: InputError if pixels are far out of [0, 1], or no image is finite, unless ``may_be_nan``.
     """
-    if images.is_meta or type(images).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if images.is_meta or getattr(type(images), DISPATCH) is not getattr(Tensor, DISPATCH):
         # Such tensors, FakeTensor for one, have no values.
         return
     images = images.detach()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from .. import backend as backends
 from ..backend import Backend
@@ -174,7 +175,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
 
     def _check(self, images: Tensor) -> None:
         """Raises InputError if images are not what this model takes; see ``predict``."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or is_tracing():
             return
         device = next(self.flow.parameters()).device
         check_images(images, self.image_size, device)
