@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import IO, Any, TextIO, cast
 
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
@@ -24,6 +24,17 @@ class Console(rich.console.Console):
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         # A name such as ":x:.png" stays what it is.
         super().__init__(stderr=stderr, quiet=quiet, emoji=False)
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream that is written to, past those that escape."""
+        # While a progress bar is shown, rich's own lies around ours.
+        stream: IO[str] = super().file
+        return getattr(stream, "rich_proxied_file", stream)
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Makes text of a string, before it is laid out."""

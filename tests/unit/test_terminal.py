@@ -90,6 +90,17 @@ def test_the_label_of_a_progress_bar_is_plain_and_no_markup(name: str) -> None:
     assert "[/x] :x:" in terminal.text
 
 
+def test_a_progress_bar_keeps_its_colors_and_prints_of_others_are_plain() -> None:
+    with on_a_terminal() as terminal, printable_streams(), progress_bar("scoring", 2, console=Console()) as bar:
+        print("foreign \x1bc\x1b]0;title\a")
+        bar(2)
+    assert "\\x1b[" not in terminal.text
+    assert "\x1b[" in terminal.text
+    assert "\x1bc" not in terminal.text
+    assert "\x1b]" not in terminal.text
+    assert "foreign" in terminal.text
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_warnings_tracebacks_and_plain_prints_are_plain(name: str) -> None:
     with on_a_terminal() as terminal, printable_streams():
