@@ -1,5 +1,6 @@
 """Text of others reaches the terminal in printable characters, by whatever way, and JSON keeps names as they are."""
 
+import csv
 import json
 import os
 import pty
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
@@ -220,9 +221,21 @@ def test_a_table_in_markdown_keeps_names_in_their_cells(tmp_path: Path) -> None:
 def test_a_table_in_csv_reads_back_as_it_was(tmp_path: Path) -> None:
     import pandas as pd
 
-    names = [*(name for name in HOSTILE if name != "\udcff"), "=1+1", "+1", "-1", "@x", "\t=1", '"', "a,b", "NA", "007"]
-    write_table(tmp_path / "t.csv", ("image", "score"), [(name, -1.5) for name in names])
-    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
-        read = pd.read_csv(file, dtype={"image": str}, keep_default_na=False)
+    names = [*(name for name in HOSTILE if name.isascii()), "=1+1", "+1", "-1", "@x", "\t=1", "\r=1", '"', "a,b", "NA"]
+    write_table(tmp_path / "t.csv", ("image", "score", "threshold"), [(name, -1.5, None) for name in names])
+    read = pd.read_csv(tmp_path / "t.csv", converters={"image": str})
     assert read["image"].tolist() == names
     assert read["score"].tolist() == [-1.5] * len(names)
+    assert read["threshold"].isna().all()
+
+
+def test_the_table_of_predict_reads_back_as_it_was(tmp_path: Path) -> None:
+    from fastmsflow.inference.sorted_table import SortedTable
+
+    names = [*HOSTILE, "=1+1", "+1", "-1", "@x", "\t=1", "\r=1"]
+    with closing(SortedTable(tmp_path / "rows.csv", ("image", "score"))) as rows:
+        for i, name in enumerate(names):
+            rows.add({"image": name, "score": -i}, rank=-i)
+        rows.finish(tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert list(csv.reader(file)) == [["image", "score"], *([name, str(-i)] for i, name in enumerate(names))]
