@@ -11,7 +11,7 @@ import traceback
 from typing import NoReturn
 
 from .distributed.process_group import ErrorOnAnotherRank, has_joined, is_peer_lost
-from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person
+from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person, printable
 
 # By then a launcher has ended those that are left, and the process that failed has told why.
 SILENT_SECONDS = 5.0
@@ -19,23 +19,33 @@ SILENT_SECONDS = 5.0
 
 def main() -> None:
     try:
-        _run()
-    except SystemExit as end:
-        if end.code and _joined():
-            _leave_at_once(end)
-        raise
-    except Exception:
-        if not _joined():
+        from .terminal import print_traceback, printable_streams
+    except ImportError as error:
+        sys.exit(_needs(error))
+    with printable_streams():
+        try:
+            _run()
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                # Python prints it when the streams are as they were.
+                end.code = printable(end.code)
+            if end.code and _joined():
+                _leave_at_once(end)
             raise
-        traceback.print_exc()
-        _leave_at_once(SystemExit(1))
+        except Exception:
+            if _joined():
+                traceback.print_exc()
+                _leave_at_once(SystemExit(1))
+            # Python shows it when the streams are as they were.
+            sys.excepthook = print_traceback
+            raise
 
 
 def _run() -> None:
     try:
         from .cli import app
     except ImportError as error:
-        sys.exit(f"fastmsflow: the command line needs {error.name}: pip install 'fastmsflow[train]'")
+        sys.exit(_needs(error))
     try:
         app()
     except Preempted as preempted:
@@ -56,6 +66,10 @@ def _run() -> None:
             sys.exit(1)
         process = "" if _rank() == "0" else f"process {_rank()}: "
         sys.exit(f"fastmsflow: {process}{in_one_line(error)}")
+
+
+def _needs(error: ImportError) -> str:
+    return f"fastmsflow: the command line needs {error.name}: pip install 'fastmsflow[train]'"
 
 
 def _joined() -> bool:

@@ -44,7 +44,7 @@ class Threshold:
     def __str__(self) -> str:
         return (
             f"{self.value:.4g} nats for {self.false_alarms:.2%} false alarms"
-            f" (95% interval {self.low:.2%} to {self.high:.2%}, from {self.images} held-out good images)"
+            f" (95% interval {self.low:.2%} to {self.high:.2%}, from {self.images} good images)"
         )
 
     def doubt(self, called: int, good: int) -> str | None:

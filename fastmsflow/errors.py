@@ -27,6 +27,16 @@ class Preempted(BaseException):
     """
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Returns ``text`` with all characters escaped, as ``\\x1b``, that are neither printable nor ``kept``.
+
+    Newlines, escape sequences, marks that turn the direction of writing and lone surrogates are not printable.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def is_meant_for_a_person(error: Exception) -> bool:
     """Tells whether ``error`` is something that the user can mend, with a message of one line."""
     return isinstance(error, (InputError, UnavailableError, OSError)) or _is_of_a_killed_reader(error)
@@ -44,10 +54,16 @@ def in_one_line(error: Exception) -> str:
             "a process that reads images was killed, most often because memory ran out; try fewer workers or a smaller"
             " batch"
         )
-    # A loader's worker hands its error on with its traceback in front; the last line is the message.
-    message = (str(error).strip().splitlines() or [""])[-1]
-    for name in ("InputError: ", "UnavailableError: "):
-        message = message.split(name)[-1]
+    message = str(error).strip()
+    is_of_a_worker = message.startswith(f"Caught {type(error).__name__} in ")
+    if is_of_a_worker or not isinstance(error, (InputError, UnavailableError)):
+        # A loader's worker hands its error on with its traceback in front; the last line is the message.
+        message = (message.splitlines() or [""])[-1]
+        for name in ("InputError: ", "UnavailableError: "):
+            message = message.split(name)[-1]
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        message = f"{error.filename}: {error.strerror.lower()}; look after it, or give another file or folder"
+    message = printable(message)
     return message if is_meant_for_a_person(error) else f"{type(error).__name__}: {message}"
 
 

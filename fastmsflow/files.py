@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .errors import InputError
+from .errors import InputError, printable
 
 ASIDE = ".aside"
 LOCK_FILE = ".lock"
@@ -84,7 +84,7 @@ def shown(path: str | Path) -> str:
     # No file has a name with lone surrogates, but a table's text may.
     with suppress(UnicodeEncodeError):
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(text)
 
 
 def file_stamp(path: str | Path) -> tuple[int, int, int] | None:
@@ -122,6 +122,7 @@ def _write_fault(path: Path, error: Exception) -> str | None:
         errno.EFBIG: f"{file}: too large for the disk or for `ulimit -f`; raise the limit or choose another folder",
         errno.EROFS: f"{folder}: a read-only disk; choose another folder",
         errno.ENAMETOOLONG: f"{file}: the name is too long; choose a shorter one",
+        errno.ENOENT: f"{folder}: no file or folder can be made there; choose another folder",
         errno.ENOTDIR: below_a_file,
         errno.EEXIST: below_a_file,
     }.get(number or 0)

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from .errors import printable
 
 
 class ProgressBar:
@@ -13,14 +15,14 @@ class ProgressBar:
 
     def __init__(self, progress: Progress, label: str, total: int | None) -> None:
         self._progress = progress
-        self._task = progress.add_task(label, total=total)
+        self._task = progress.add_task(printable(label), total=total)
 
     def __call__(self, done: int) -> None:
         self._progress.update(self._task, completed=done)
 
     def stage(self, label: str, total: int | None = None, done: int = 0) -> None:
         """Begins the next stage, with ``done`` of ``total`` items done; None: the total is not known."""
-        self._progress.reset(self._task, description=label, total=total, completed=done)
+        self._progress.reset(self._task, description=printable(label), total=total, completed=done)
 
 
 class RateColumn(ProgressColumn):
@@ -36,7 +38,9 @@ class RateColumn(ProgressColumn):
 
 def progress(console: Console, unit: str | None = None) -> Progress:
     """Returns bars with the remaining and the elapsed time and, with ``unit``, the items per second."""
-    columns = [*Progress.get_default_columns(), TimeElapsedColumn()]
+    # Labels hold names, so they are no markup.
+    label = TextColumn("{task.description}", style="progress.description", markup=False)
+    columns = [label, *Progress.get_default_columns()[1:], TimeElapsedColumn()]
     if unit is not None:
         columns.append(RateColumn(unit))
     quiet = console.quiet or not console.is_terminal

@@ -9,6 +9,7 @@ own likeliest pixel. The absolute map -(L + peak) is not: its pixels are compara
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from .backend import Backend
@@ -129,8 +130,10 @@ def score_log_likelihoods(
 
     ``logp``: (B, H_l, W_l) per level, as ``MultiScaleFlow.log_likelihood_maps`` returns them; ``image_size``: (H, W) of
     the maps; ``top_k``: share of the pixels that the image's scores average.
-    Raises: InputError if ``top_k`` is not in [0, 1]; see fastmsflow.backend for the errors of ``backend``.
+    Raises: InputError if the maps or sizes are none or do not fit, or ``top_k`` is not in [0, 1]; see
+    fastmsflow.backend for the errors of ``backend``.
     """
+    _check(logp, "logp", ("B", "H", "W"), image_size)
     log_likelihood, likelihood_add, peak = score_maps(logp, image_size, backend)
     score, log_score = image_scores(log_likelihood, top_k, backend)
     return Scores(score, log_score, likelihood_add, log_likelihood, peak)
@@ -153,7 +156,23 @@ def anomaly_scores(
     ``z``: latents (B, C_l, H_l, W_l) per level; ``image_size``: (H, W) of the maps; ``top_k``: share of the pixels that
     the image score averages. score_map_mul is for detection, score_map_add for localization; both are relative to the
     image's own likeliest pixel.
-    Raises: InputError if ``top_k`` is not in [0, 1].
+    Raises: InputError if the latents or sizes are none or do not fit, or ``top_k`` is not in [0, 1].
     """
+    _check(z, "z", ("B", "C", "H", "W"), image_size)
     scores = score_log_likelihoods(log_likelihood_maps(z), image_size, top_k)
     return scores.score, scores.score_map_add, scores.score_map_mul
+
+
+def _check(levels: Sequence[Tensor], name: str, shape: tuple[str, ...], image_size: tuple[int, int]) -> None:
+    if not isinstance(levels, Sequence) or not levels or not all(isinstance(level, Tensor) for level in levels):
+        raise InputError(f"{name} is no sequence of tensors; give a list of ({', '.join(shape)}), one a level")
+    shapes = [tuple(level.shape) for level in levels]
+    if any(len(sizes) != len(shape) or sizes[0] != shapes[0][0] for sizes in shapes):
+        raise InputError(f"{name} has the shapes {shapes}; give ({', '.join(shape)}) per level, with the same B")
+    if not torch.compiler.is_compiling() and not all(level.numel() for level in levels):
+        raise InputError(f"{name} has the shapes {shapes}; give at least one image")
+    if not all(level.is_floating_point() and level.device == levels[0].device for level in levels):
+        kinds = ", ".join(f"{level.dtype} on {level.device}" for level in levels)
+        raise InputError(f"{name} has levels of {kinds}; give floating ones on one device")
+    if not isinstance(image_size, Sequence) or len(image_size) != 2 or min(image_size) < 1:
+        raise InputError(f"image_size is {image_size}; give (height, width) in pixels")

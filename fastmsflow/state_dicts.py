@@ -1,6 +1,5 @@
 """Reads files of tensors so that nothing in them runs, and compares state dicts."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,15 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, first_few
+from .quiet import Kind, QuietThread
+
+# A file of another pickle protocol than torch.save's is checked, or refused, all the same.
+_QUIET = QuietThread(Kind("Detected pickle protocol"))
 
 
 def load_pickled(path: str | Path) -> Any:
     """Loads a file by ``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run."""
-    with warnings.catch_warnings():
-        # A file of another pickle protocol than torch.save's is checked, or refused, all the same.
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+    with _QUIET:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError, UnavailableError
 from ..files import written_aside
+from ..readable_file import check_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,13 +65,12 @@ def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_file(path, f"`fastmsflow benchmark --out {path}` writes one")
     try:
         content = json.loads(path.read_text())
         machine = content["machine_info"]
         rows = {row["fullname"]: float(row["stats"]["median"]) for row in content["benchmarks"]}
         found = {"rows": rows, "device": machine["device"]}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; `fastmsflow benchmark --out {path}` writes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a result of the suite ({error!r}); `fastmsflow benchmark` writes one") from error
     if machine.get("rehearsal"):

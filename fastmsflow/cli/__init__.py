@@ -7,12 +7,13 @@ import typer
 from .._version import __version__
 from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, train, verify
 from .common_options import with_common_options
-from .options import Command, new_spelling
+from .options import Command, VerbGroup, new_spelling
 from .output import console
 
 __all__ = ["app"]
 
 app: typer.Typer = typer.Typer(
+    cls=VerbGroup,
     help="MSFlow anomaly detection: learns from good images, then finds and locates defects.",
     no_args_is_help=True,
     add_completion=False,

@@ -7,6 +7,7 @@ import typer
 
 from ..calibration import FALSE_ALARMS
 from ..errors import InputError
+from ..files import file_stamp, shown, written_aside
 from .imports import import_packages
 from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
@@ -16,7 +17,7 @@ def calibrate(
     *,
     model: ModelPath,
     images: Annotated[
-        list[Path], argument("IMAGES...", "Good images, or folders of them, that MODEL was not trained on.")
+        list[str], argument("IMAGES...", "Good images, or folders of them, that MODEL was not trained on.")
     ],
     false_alarms: Annotated[
         float, typer.Option(help="Share of good images that may be called defective.")
@@ -29,15 +30,18 @@ def calibrate(
     console.print("loading torch and timm ...", style="dim")
     import_packages("torch", "timm")
     from ..data.file_search import list_images
+    from ..data.shards.shard_set import refuse_shards
     from ..evaluation.calibrate_model import calibrate_on_files
-    from ..files import file_stamp, shown, written_aside
     from ..inference.loading import load_model
     from ..models.checkpoint import read_config
 
+    for path in images:
+        refuse_shards(path)
     before = file_stamp(model)
     network = load_model(model)
     # An image that is given twice counts once.
-    files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
+    paths = map(Path, images)
+    files = list(dict.fromkeys(file for path in paths for file in (list_images(path) if path.is_dir() else [path])))
     with progress_bar("scoring good images", len(files)) as bar:
         calibration = calibrate_on_files(
             network, files, false_alarms=false_alarms, dtype=dtype, workers=workers, progress=bar
@@ -52,5 +56,11 @@ def calibrate(
             raise InputError(f"{shown(model)}: another process has replaced it meanwhile; calibrate it again")
     print_line(f"threshold of an image: {threshold}")
     print_line(f"threshold of a region: {region}")
+    # Which images a model was trained on is not recorded.
+    print_line(
+        f"this holds if {shown(model)} was trained on none of these images: those it was trained on score too well,"
+        " and the thresholds are too low",
+        "dim",
+    )
     print_line(f"kept in {out or model}")
     print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..files import shown
 from .config_file import resolved_options
 from .imports import import_packages
 from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers, argument, option
@@ -131,7 +132,7 @@ def _print_threshold(comparison: "CheckpointComparison") -> None:
 def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:
     from ..evaluation.metric_labels import METRIC_LABELS
 
-    table = Table(Column(escape(name)), *(Column(escape(row.checkpoint), justify="right") for row in rows))
+    table = Table(Column(escape(shown(name))), *(Column(escape(row.checkpoint), justify="right") for row in rows))
     add_pixel_error(table, [row.evaluation.pixel_error for row in rows])
     for metric in dict.fromkeys(metric for row in rows for metric in row.evaluation.as_shown()):
         table.add_row(METRIC_LABELS[metric], *(format_metric(getattr(row.evaluation, metric)) for row in rows))

@@ -1,11 +1,14 @@
 """Option types that several verbs share, the panels of their help, and the hidden old spellings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from ..errors import printable
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -33,6 +36,29 @@ class Command(TyperCommand):
         if option is not None:
             option.rich_help_panel = OUTPUT
         return option
+
+
+class VerbGroup(TyperGroup):
+    """The verbs; usage errors, which typer prints itself, repeat what was typed in printable characters."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _printable_usage_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # The class of these errors is click's or, since typer 0.29, typer's own.
+        if hasattr(error, "format_message"):
+            vars(error)["message"] = printable(str(vars(error)["message"]))
+        raise
 
 
 def new_spelling(name: str) -> str:

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .. import progress
-from ..errors import InputWarning
+from ..errors import InputWarning, printable
 from ..progress import ProgressBar
+from ..terminal import Console
 
 console: Console = Console()
 # --quiet does not silence it.
@@ -34,7 +34,7 @@ def progress_bar(label: str, total: int | None = None, unit: str | None = None) 
 
 def print_line(text: str, style: str | None = None, where: Console = console) -> None:
     """Prints ``text`` as it is, on one line however narrow the terminal is."""
-    where.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    where.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(result: object) -> None:
@@ -44,7 +44,7 @@ def print_json(result: object) -> None:
 
 def print_error(label: str, text: str) -> None:
     """Prints a line on standard error, with ``label`` in red before it."""
-    errors.print(f"[red]{label}[/red] {escape(text)}", soft_wrap=True, highlight=False)
+    errors.print(f"[red]{label}[/red] {escape(printable(text))}", soft_wrap=True, highlight=False)
 
 
 def exit_if_skipped(faults: list[str]) -> None:

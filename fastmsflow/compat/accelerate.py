@@ -1,6 +1,7 @@
 """Replaces the modules of a live FrEIA model by this library's, with the same parameters."""
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -27,6 +28,8 @@ from .state_dict_keys import Variant
 AGREEMENT = 1e-4
 HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 HALVES = (torch.float16, torch.bfloat16)
+# Two callers at once would leave one's settings of cuDNN to the process.
+_ONE_BY_ONE = threading.Lock()
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -162,7 +165,7 @@ def _exactly(x: Tensor) -> Iterator[None]:
     """Computes with plain PyTorch, without autocast and TF32, within the block."""
     kind = x.device.type
     cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
-    with torch.no_grad(), torch.autocast(kind, enabled=False), cudnn, use("torch"):
+    with _ONE_BY_ONE, torch.no_grad(), torch.autocast(kind, enabled=False), cudnn, use("torch"):
         yield
 
 

@@ -14,6 +14,7 @@ from ..files import checked_file, written_aside
 from ..models.checkpoint import OfficialLayout
 from ..models.msflow import MultiScaleFlow
 from ..nn.feature_pooling import check_pool
+from ..readable_file import check_file
 from ..state_dicts import load_pickled
 from . import state_dict_keys
 from .detect_clamp_formula import (
@@ -147,8 +148,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
 
     Raises: InputError if the file is missing, damaged, or holds more than tensors and plain containers.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; give the path of an official MSFlow checkpoint (.pt)")
+    check_file(path, "give the path of an official MSFlow checkpoint (.pt)")
     try:
         content = load_pickled(path)
     except pickle.UnpicklingError as error:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from ..errors import InputError
 from ..files import absolute, shown
 from .image_io import SUFFIXES
+from .shards.shard_set import refuse_shards
 from .url_images import is_url
 
 
@@ -96,7 +97,9 @@ def find_images(names: Sequence[str], stdin: BinaryIO, null: bool = False, urls:
 
 def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
     """Returns all files below ``folder`` with an image's suffix, sorted, and the faults: a line for each folder that
-    cannot be read, or one if there are no images. Every folder is visited once, whatever links lead to it."""
+    cannot be read, or one if there are no images. Every folder is visited once, whatever links lead to it.
+
+    Raises: InputError if there are shards instead."""
     files: list[str] = []
     faults: list[str] = []
     visited: set[tuple[int, int]] = set()
@@ -108,9 +111,8 @@ def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
             status = os.stat(base)  # noqa: PTH116 - here and below strings, which take a third of the time of paths
             images, folders = _scan(base)
         except OSError as error:
-            faults.append(
-                f"{shown(base)}: this folder cannot be read ({error.strerror}); change its mode or leave it out"
-            )
+            remedy = "change its mode or leave it out" if error.errno in (errno.EACCES, errno.EPERM) else "leave it out"
+            faults.append(f"{shown(base)}: this folder cannot be read ({error.strerror}); {remedy}")
             continue
         if (status.st_dev, status.st_ino) in visited:
             continue
@@ -120,6 +122,7 @@ def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
         # Sorted, the first on top: of a folder that two links lead to, the first is taken.
         waiting += [start + name for name in sorted(folders, reverse=True)]
     if not files and not faults:
+        refuse_shards(str(folder))
         faults.append(f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})")
     # Paths are sorted by components, which a NUL separates here: no name has one.
     return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))], faults

@@ -3,10 +3,8 @@
 import errno
 import io
 import stat
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import shown
+from ..quiet import QuietThread
 from .image_set import Sample
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -28,33 +27,7 @@ ORIENTATION = 0x0112  # in EXIF
 # The coarsest grid (stride 16, then the pool) has a pixel for every 32 of the image.
 SMALLEST = 32
 
-
-class _Quiet:
-    """Silences warnings while at least one thread is inside.
-
-    ``warnings.catch_warnings`` alone would leave the filters of one thread's block to the process.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._filters.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.close()
-
-
-_QUIET = _Quiet()
+_QUIET = QuietThread()
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -107,6 +80,16 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
             remedy += ": (255 * x).astype(np.uint8)"
         raise InputError(f"{name}: {array.dtype} of shape {array.shape}; {remedy}")
     return _rgb(Image.fromarray(array), name)
+
+
+def image_from_pil(image: Image.Image, name: str) -> Image.Image:
+    """Converts an image of Pillow's, which stays as it is, into the one that ``read_image`` makes of such a file.
+
+    ``name``: the name in errors. Raises: InputError for what ``read_image`` refuses.
+    """
+    with _faults_named(name):
+        # Copied, since it is turned in place.
+        return _rgb(_upright(image.copy()), name)
 
 
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
@@ -257,6 +240,11 @@ def _faults_named(path: str | Path) -> Iterator[None]:
         # What decoders raise on damaged bytes is of every type: struct.error, KeyError, zlib.error, ...
         if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
             raise InputError(f"{name}: no such file ({error.strerror})") from error
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise InputError(f"{name}: too many files are open; raise `ulimit -n` or take fewer workers") from error
+        # Pillow's own errors of damaged files have no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{name}: cannot be read ({error.strerror}); look after its disk, or copy it") from error
         raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
 
 

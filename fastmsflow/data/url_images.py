@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from .image_io import SUFFIXES, decode_image, read_bytes, read_image
-from .shards.storage import NO_FILE, ShardStorage
+from .shards.storage import GONE, ShardStorage
 
 TIMEOUT = 60.0
 """The seconds in which an image must arrive."""
@@ -26,8 +26,6 @@ MAX_PAGE_BYTES = 2**26
 """The size in bytes of the largest of these pages."""
 GIVE_A_LIST = "give a list of the images' URLs instead"
 WEB = ("http", "https")
-GONE = (404, 410)
-REFUSED = (401, 403)
 
 
 def is_url(name: str) -> bool:
@@ -133,20 +131,7 @@ def _faults_named(url: str) -> Iterator[None]:
             f"{shown(url)}: no answer within {TIMEOUT:g} s; look whether the server can be reached"
         ) from error
     except Exception as error:  # every kind of storage has its own
-        raise InputError(f"{shown(url)}: {_why(error)}") from error
-
-
-def _why(error: Exception) -> str:
-    # aiohttp's errors have a status if a server answered.
-    status = getattr(error, "status", None)
-    if not isinstance(status, int):
-        return ShardStorage.why(error)
-    if status in GONE:
-        return NO_FILE
-    if not status:
-        return "the server redirects without end; look at the URL in a browser"
-    remedy = "give a signed URL, or let everybody read it" if status in REFUSED else "try it in a browser, or later"
-    return f"the server answers with status {status}; {remedy}"
+        raise InputError(f"{shown(url)}: {ShardStorage.why(error)}") from error
 
 
 def _in_time(system: Any, answer: Coroutine[Any, Any, Any]) -> Any:

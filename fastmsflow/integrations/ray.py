@@ -24,6 +24,7 @@ from ..files import as_utf8, shown
 from ..inference import BatchScorer
 from ..inference.prediction_folder import PATH, PredictionFolder
 from ..inference.prediction_sources import Files, Shards
+from ..quiet import errors_alone
 
 __all__ = ["RayOptions", "check_cluster", "connected", "score_on_ray"]
 
@@ -68,14 +69,16 @@ def connected(cluster: str, quiet: bool = True) -> Iterator[int]:
         token = "; if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if timed_out else ""
         why = f"the Ray cluster cannot be used ({in_one_line(error)}){token}"
         raise UnavailableError(f"{address or cluster}: {why}") from error
+    context = ray.data.DataContext.get_current()
+    bars = context.enable_progress_bars
     try:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = not quiet
-        with warnings.catch_warnings():
+        context.enable_progress_bars = not quiet
+        with errors_alone("ray.data"), warnings.catch_warnings():
             # Ray Data warns of fewer images than actors.
             warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
             yield int(ray.cluster_resources().get("GPU", 0))
     finally:
+        context.enable_progress_bars = bars
         ray.shutdown()
 
 

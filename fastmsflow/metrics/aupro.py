@@ -55,7 +55,7 @@ def spread_along(x: np.ndarray, y: np.ndarray, limit: float, points: int) -> tup
 
 def checked_limit(fpr_limit: float) -> float:
     """Returns ``fpr_limit``. Raises: InputError if it is not in (0, 1]."""
-    if not 0 < fpr_limit <= 1:
+    if not isinstance(fpr_limit, (int, float, np.number)) or not 0 < fpr_limit <= 1:
         raise InputError(f"fpr_limit is {fpr_limit}; give a rate above 0 and at most 1")
     return fpr_limit
 

@@ -9,7 +9,7 @@ from ..errors import InputError
 
 def as_labels(labels: Any, what: str) -> np.ndarray:
     """Converts labels 0 and 1 of any dtype to bool, in the same shape. Raises: InputError if there is another value."""
-    labels = _as_array(labels)
+    labels = _as_array(labels, what)
     if labels.dtype == np.bool_:
         return labels
     defective = labels == 1
@@ -24,7 +24,7 @@ def as_scores(scores: Any, what: str, shape: tuple[int, ...]) -> np.ndarray:
     NaN is not looked for, see ``refuse_nan``.
     Raises: InputError if the scores are not real numbers or not of ``shape``.
     """
-    scores = _as_array(scores)
+    scores = _as_array(scores, what)
     if scores.dtype.kind not in "fiub":
         raise InputError(f"{what} have dtype {scores.dtype}; give real numbers")
     if scores.shape != shape:
@@ -38,11 +38,14 @@ def refuse_nan(values: np.ndarray, what: str) -> None:
         raise InputError(f"{what} hold NaN; look for where the model overflows")
 
 
-def _as_array(values: Any) -> np.ndarray:
+def _as_array(values: Any, what: str) -> np.ndarray:
     # A torch tensor is recognized by its methods, since this package needs no torch.
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         if values.is_floating_point() and values.element_size() == 2:
             values = values.float()  # numpy has no bfloat16
         return values.numpy()
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except Exception as error:  # ragged lists, and whatever calls itself an array
+        raise InputError(f"{what} are no array ({' '.join(str(error).split())}); give an array or a tensor") from error

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnavailableError
 from ..files import written_aside
+from ..readable_file import check_file
 
 FORMAT = "fastmsflow-1"
 
@@ -72,8 +73,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def _read(path: str | Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if Path(path).is_dir():
         raise InputError(f"{path}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; give the path of a fastmsflow checkpoint (.safetensors)")
+    check_file(path, "give the path of a fastmsflow checkpoint (.safetensors)")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -64,7 +64,12 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         except InputError:
             raise
         except (OSError, ValueError) as error:
-            fact = "the hub is not reachable" if offline else f"not on the hub ({type(error).__name__})"
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            # The hub answers 401 for what is not there or private.
+            failed = status is not None and status not in (401, 404)
+            fact = f"not on the hub ({f'status {status}' if failed else type(error).__name__})"
+            if offline:
+                fact = "the hub is not reachable"
             raise UnavailableError(
                 f"{name}: no such folder, and {fact}; give one that save_pretrained wrote"
             ) from error

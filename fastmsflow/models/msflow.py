@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from .. import backend as backends
 from ..backend import Backend
@@ -24,6 +25,7 @@ from ..scoring import TOP_K, Scores
 from ..state_dicts import refuse_misfit
 from .checkpoint import OfficialLayout, built_from, read_checkpoint, write_checkpoint
 from .hub import HubModel
+from .image_checks import check_images, check_values
 from .multi_scale_flow import MultiScaleFlow
 
 __all__ = ["MSFlow", "MultiScaleFlow", "Prediction"]
@@ -62,6 +64,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
     """The scores of good images that were held out of training, if there are any; saved with the model."""
     made_for_inference: bool
     """True if ``for_inference`` returned this model."""
+    _has_seen_values = False
 
     def __init__(
         self,
@@ -119,21 +122,22 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         """Computes the flow's input, (B, C_l, H_l, W_l) per level without gradient, of images (B, 3, H, W) in [0, 1].
 
         A CUDA graph is replayed as ``predict`` does.
-        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
+        Raises: InputError if images do not fit: see ``predict``.
         """
+        self._check(images)
         return list(self._replayed(self._features, [images]))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Computes z per level and log_det (B,) of images (B, 3, H, W) in [0, 1].
 
-        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
+        Raises: InputError if images do not fit: see ``predict``.
         """
         return self.flow(self.features(images))
 
     def nll(self, images: Tensor) -> Tensor:
         """Computes the negative log-likelihood (B,) of images (B, 3, H, W) in [0, 1]: see MultiScaleFlow.nll.
 
-        Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
+        Raises: InputError if images do not fit: see ``predict``.
         """
         return self.flow.nll(self.features(images))
 
@@ -141,9 +145,9 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         """Computes scores and maps of images (B, 3, H, W) in [0, 1].
 
         ``top_k``: share of the pixels that an image's scores average. A CUDA graph is replayed as ``predict`` does.
-        Raises: InputError if images are not floating, not of this shape or not of ``image_size``, or ``top_k`` is not
-        in [0, 1].
+        Raises: InputError if images do not fit, see ``predict``, or ``top_k`` is not in [0, 1].
         """
+        self._check(images)
         return Scores(*self._replayed(self._scores, [images], top_k))
 
     def scores_of_features(self, features: Sequence[Tensor], top_k: float = TOP_K) -> Scores:
@@ -160,10 +164,26 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         On a GPU, in eval mode and without gradients, the second batch of a shape is recorded in a CUDA graph, which it
         and all later ones replay: keep shapes the same, and call from one thread at a time. The results are not written
         to again. ``top_k``: share of the pixels that an image's scores average.
-        Raises: InputError if images are not floating, not of this shape or not of ``image_size``, or ``top_k`` is not
-        in [0, 1].
+
+        An image with NaN has scores of NaN, leaves the others as they are, and is told by an InputWarning. Values are
+        looked at in each batch on a CPU, and on a GPU, which would have to be waited for, in the model's first.
+        Raises: InputError if images are not a floating tensor of this shape, of ``image_size`` and on the model's
+        device, are none, are far out of [0, 1] or all NaN, or if ``top_k`` is not in [0, 1].
         """
+        self._check(images)
         return Prediction(*self._replayed(self._predict, [images], top_k))
+
+    def _check(self, images: Tensor) -> None:
+        """Raises InputError if images are not what this model takes; see ``predict``."""
+        if torch.compiler.is_compiling() or is_tracing():
+            return
+        device = next(self.flow.parameters()).device
+        check_images(images, self.image_size, device)
+        # A GPU would have to be waited for at each batch. An unfit range is that of all batches, so one tells.
+        is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if device.type == "cpu" or not (self._has_seen_values or is_captured):
+            check_values(images, may_be_nan=self.training)
+            self._has_seen_values = True
 
     def _replayed(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], *options: float) -> Outputs:
         """Returns ``function(*options, *inputs)``, computed by a CUDA graph if one serves."""

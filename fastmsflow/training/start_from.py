@@ -8,6 +8,7 @@ from ..compat.convert import OfficialSettings, official_model
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from ..nn.feature_extractor import resolve_name
+from ..readable_file import check_file
 
 
 def model_from_checkpoint(
@@ -22,8 +23,7 @@ def model_from_checkpoint(
     """
     if checkpoint.is_dir():
         raise InputError(f"{checkpoint}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such file; give one of our checkpoints (.safetensors) or an official one")
+    check_file(checkpoint, "give one of our checkpoints (.safetensors) or an official one")
     if checkpoint.suffix != ".safetensors":
         if options["standardise"]:
             raise InputError(

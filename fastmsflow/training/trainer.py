@@ -1,7 +1,5 @@
 """Runs Lightning's trainer with the settings of a recipe."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,12 +17,26 @@ from rich.console import Console
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..progress import progress_bar
+from ..quiet import Kind, QuietThread, errors_alone
 from ..recipe import Precision, Recipe
 from .callbacks.progress_bar import TrainingProgressBar
 from .checkpointing import ResumeCheckpoint
 from .datamodule import TrainingData
 from .lightning_module import MSFlowLightningModule
 from .parameter_groups import prepared_for_training
+
+_QUIET = QuietThread(
+    # Lightning recommends loader workers, but features are in memory and workers would only copy them.
+    Kind(".*does not have many workers.*"),
+    # The frozen extractor stays in eval mode on purpose.
+    Kind(".*module.* in eval mode at the start of training.*"),
+    # Metrics are computed over all processes before they are logged.
+    Kind(".*sync_dist=True.*"),
+    # A run of a few steps has none to warm its profiler up in.
+    Kind(".*Profiler won't be using warmup.*"),
+    Kind(category=FutureWarning, module="lightning"),
+    Kind(".*LeafSpec.*"),
+)
 
 
 def check_precision(recipe: Recipe) -> None:
@@ -55,18 +67,7 @@ def run_trainer(
         callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
     if loggers:
         callbacks.append(LearningRateMonitor("epoch"))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # Lightning recommends loader workers, but features are in memory and workers would only copy them.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # The frozen extractor stays in eval mode on purpose.
-        warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
-        # Metrics are computed over all processes before they are logged.
-        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-        # A run of a few steps has none to warm its profiler up in.
-        warnings.filterwarnings("ignore", message=".*Profiler won't be using warmup.*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    with _QUIET, errors_alone("lightning.pytorch"):
         trainer = L.Trainer(
             max_epochs=recipe.epochs,
             accumulate_grad_batches=recipe.accumulate,

@@ -1,8 +1,10 @@
 """Results of several runs as a table in Markdown."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..errors import printable
 from ..files import written_aside
 
 
@@ -16,4 +18,5 @@ def write_markdown_table(
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    # A name is neither a cell's end nor a line's, nor markup, nor HTML.
+    return "| " + " | ".join(re.sub(r"([\\|<\[`*])", r"\\\1", printable(cell)) for cell in cells) + " |"

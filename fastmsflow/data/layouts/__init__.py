@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ...errors import InputError
 from ..image_set import ImageSet, Source
+from ..shards.shard_set import refuse_shards
 from . import elpv, folder, mvtec, textures, visa
 from .layout import Layout
 
@@ -19,6 +20,7 @@ def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
 
     ``category``: the class, where there are several. Raises: InputError that names what is there instead.
     """
+    refuse_shards(str(source))
     layout = _detect(source)
     if layout is None:
         names = ", ".join(layout.name for layout in SAMPLE_SETS)

@@ -74,10 +74,14 @@ class Manifest:
             raise
         except Exception as error:  # every kind of storage has its own
             why = where.why(error)
-            remedy = "give the folder or URL that `fastmsflow shard` wrote, all of it"
             if why == NO_FILE:
-                remedy += "; where writing was not finished, the same command again goes on with it"
-            raise InputError(f"{name}: {why}; {remedy}") from error
+                why += (
+                    "; give the folder or URL that `fastmsflow shard` wrote, all of it; where writing was not finished,"
+                    " the same command again goes on with it"
+                )
+            elif "; " not in why:
+                why += "; give the folder or URL that `fastmsflow shard` wrote, all of it"
+            raise InputError(f"{name}: {why}") from error
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:

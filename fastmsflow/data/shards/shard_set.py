@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...files import shown
 from ..lazy_sequence import LazySequence
 from .manifest import Manifest, Shard
 from .reader import read_shard
@@ -73,6 +74,16 @@ class ShardSet:
             return next(image.name for image in read_shard(location, shard) if image.index == number)
         except (InputError, StopIteration):
             return f"image {number} in {location.name(shard.name)}"
+
+
+def refuse_shards(source: str) -> None:
+    """Raises: InputError if ``source`` names shards, see ``is_shard_set``, where files of images are needed."""
+    if is_shard_set(source):
+        what = "a command" if source.startswith(PIPE) else "a URL" if "://" in source else "shards"
+        raise InputError(
+            f"{shown(source)}: {what}, which only `train` and `predict --format parquet` take; give files of images, or"
+            " their folder"
+        )
 
 
 def is_shard_set(source: str) -> bool:

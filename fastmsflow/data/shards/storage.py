@@ -12,6 +12,8 @@ from ...files import shown
 PIPE = "pipe:"
 MANIFEST = "manifest.json"
 NO_FILE = "no such file"
+GONE = (404, 410)
+REFUSED = (401, 403)
 # A line for each finished shard of a set that is not finished yet.
 JOURNAL = "unfinished.jsonl"
 
@@ -69,7 +71,18 @@ class ShardStorage:
     @staticmethod
     def why(error: Exception) -> str:
         """Returns in one line what kept ``open`` or reading from it: every kind of storage has its own errors."""
-        # fsspec raises this too if no server answers; then its cause is an OSError.
+        # fsspec raises FileNotFoundError also if a server fails or none answers; its cause tells which. aiohttp's
+        # errors have a status if a server answered.
+        status = next((s for e in (error, error.__cause__) if isinstance(s := getattr(e, "status", None), int)), None)
+        if status in GONE:
+            return NO_FILE
+        if status == 0:
+            return "the server redirects without end; look at the URL in a browser"
+        if status is not None:
+            remedy = "try it in a browser, or later"
+            if status in REFUSED:
+                remedy = "give a signed URL, or let everybody read it"
+            return f"the server answers with status {status}; {remedy}"
         if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
             return NO_FILE
         cause = error.__cause__ or error

@@ -111,6 +111,7 @@ class ProfilerCallback(Callback):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._profiler: torch.profiler.profile | None = None
+        self._sets_level = False
 
     def _write(self, profiler: torch.profiler.profile) -> None:
         with written_aside(self._path) as aside:
@@ -128,6 +129,7 @@ class ProfilerCallback(Callback):
             activities.append(ProfilerActivity.CUDA)
         else:
             # The profiler would print lines of its own about its start, its end and the missing GPU.
+            self._sets_level = "KINETO_LOG_LEVEL" not in os.environ
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self._profiler = torch.profiler.profile(
             activities=activities,
@@ -144,6 +146,8 @@ class ProfilerCallback(Callback):
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()
+        if self._sets_level:
+            os.environ.pop("KINETO_LOG_LEVEL", None)
 
     def on_exception(self, *_: Any) -> None:
         self.on_train_end()

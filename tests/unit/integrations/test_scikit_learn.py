@@ -107,6 +107,63 @@ def test_a_folder_files_and_arrays_give_the_same_scores(detector: MSFlowDetector
     np.testing.assert_array_equal(detector.score_samples([np.stack([p] * 3, axis=-1) for p in images]), expected)
 
 
+def test_one_image_and_lists_of_any_kind_give_the_same_scores(detector: MSFlowDetector, mixed, tmp_path: Path) -> None:
+    pixels = mixed[0][0]
+    color = np.stack([pixels] * 3, axis=-1)
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).save(path)
+    expected = detector.score_samples(pixels[None])
+    assert expected.shape == (1,)
+    ways = {
+        "gray": pixels,
+        "color": color,
+        "path": path,
+        "text": str(path),
+        "picture": Image.fromarray(color),
+        "gray picture": Image.fromarray(pixels),
+        "picture with transparency": Image.fromarray(color).convert("RGBA"),
+        "list of one": [color],
+        "tuple": (Image.fromarray(pixels),),
+        "generator": (image for image in [pixels]),
+        "array of texts": np.array([str(path)]),
+    }
+    for name, images in ways.items():
+        np.testing.assert_array_equal(detector.score_samples(images), expected, err_msg=name)
+    together = detector.score_samples([path, str(path), pixels, color, Image.fromarray(pixels)])
+    np.testing.assert_allclose(together, np.repeat(expected, 5), rtol=1e-5)
+
+
+def test_a_picture_is_read_upright_and_stays_as_it_is(detector: MSFlowDetector, mixed) -> None:
+    picture = Image.fromarray(mixed[0][0][:, :80])
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.info["exif"] = exif.tobytes()
+    turned = np.rot90(np.asarray(picture), -1)
+    np.testing.assert_array_equal(detector.score_samples(picture), detector.score_samples(turned))
+    assert picture.size == (80, 96)
+
+
+@pytest.mark.parametrize("size", [(64, 96), [64, 96], (np.int64(64), 96), 64])
+def test_an_image_size_is_a_side_or_height_and_width(size, good: np.ndarray) -> None:
+    random = torch.get_rng_state()
+    detector = clone(MSFlowDetector(**{**OPTIONS, "image_size": size, "epochs": 1, "random_state": None}))
+    maps = detector.fit(good[:4]).score_maps(good[:2])
+    assert maps.shape == (2, 64, 64 if size == 64 else 96)
+    assert detector.get_params()["image_size"] == size
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"image_size": size} for size in ("64", (64,), (64, 64, 64), 64.0, None, (64, "96"))]
+    + [{"contamination": "auto"}, {"contamination": None}],
+)
+def test_parameters_of_another_type_are_one_line(options: dict, good: np.ndarray) -> None:
+    with pytest.raises(InputError, match=next(iter(options))) as caught:
+        MSFlowDetector(**{**OPTIONS, **options}).fit(good[:4])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_training_on_the_same_images_again_gives_the_same_detector(detector: MSFlowDetector, good, mixed) -> None:
     again = clone(detector).fit(good)
@@ -134,6 +191,20 @@ def test_before_training_it_says_so() -> None:
         (np.zeros((2, 8, 8), np.uint8), "image 0: 8x8 pixels"),
         ([], "no images were given"),
         ("/no/such/folder", "/no/such/folder: no such folder"),
+        ("/no/such/image.PNG", "/no/such/image.PNG: no such file"),
+        (["/no/such/image.png"], "/no/such/image.png: no such file"),
+        (Image.new("F", (96, 96)), "image 0: floating-point pixels"),
+        (Image.new("RGB", (8, 8)), "image 0: 8x8 pixels"),
+        (np.zeros((96, 96, 3)), r"image 0: float64 of shape \(96, 96, 3\); give .*\(255 \* x\)"),
+        (np.zeros((3, 96, 96), np.float32), r"image 0: float32 of shape \(96, 96\)"),
+        (np.zeros(96, np.uint8), "image 0 is of type uint8; give a folder, a file"),
+        (torch.zeros(2, 3, 96, 96), "the images are of type Tensor; give a folder, a file"),
+        ([torch.zeros(3, 96, 96)], "image 0 is of type Tensor; give"),
+        ([[[0, 1], [1, 0]]], "image 0 is of type list; give"),
+        ({"image": 1}, "the images are of type dict; give"),
+        (None, "the images are of type NoneType; give"),
+        (b"\x89PNG", "the images are of type bytes; give"),
+        (5, "the images are of type int; give"),
     ],
 )
 def test_images_that_cannot_be_used_are_named(detector: MSFlowDetector, images, message: str) -> None:
