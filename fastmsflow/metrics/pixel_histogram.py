@@ -104,6 +104,10 @@ class PixelHistogram:
         self._lowest = reduced(self._lowest, "min", device)
         self._highest = reduced(self._highest, "max", device)
 
+    def has_both_classes(self) -> bool:
+        """Returns whether there are good and defective pixels, without which no metric is defined."""
+        return bool(self._good.any()) and bool(self._defective.any())
+
     def auroc(self) -> Bounded:
         """Computes the area under the ROC of pixels, see fastmsflow.metrics.auroc.
 
