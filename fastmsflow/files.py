@@ -5,7 +5,10 @@ import errno
 import json
 import os
 import re
+import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,37 +16,47 @@ from typing import Any
 
 from .errors import InputError
 
-ASIDE = ".aside-"
+ASIDE = ".aside"
 LOCK_FILE = ".lock"
+# Where a disk has no locks, a file of this name stands for one while it is there.
+HELD = f"{LOCK_FILE}-held"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+WAIT_SECONDS = 5.0
+"""Seconds that a process waits for another one that writes the same file."""
 
-# The bytes of a file's name on every usual file system, and of what mkstemp and written_aside add to the name.
 LONGEST_NAME = 255
-_ADDED = len(ASIDE) + 16
+"""Number of bytes that a file's name may have on every usual file system."""
 
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; renames it to ``path`` if the block ends well, else removes it.
+    """Yields the path of a new file, in a hidden folder beside ``path``; renames it to ``path`` if the block ends well.
 
-    Raises: InputError if the file system does not allow it: see ``write_faults``.
+    One process at a time writes ``path``. The folder, with all that is in it, is removed in the end; if the process is
+    killed, the next one that writes ``path`` or claims the folder above does that.
+
+    Raises: Busy if another process is writing ``path``; InputError if the file system does not allow it: see
+    ``write_faults``.
     """
     path = Path(path)
     with write_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        room = LONGEST_NAME - _ADDED - len(os.fsencode(path.suffix))
-        prefix = os.fsencode(path.stem)[: max(0, room)].decode(errors="ignore")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{prefix}{ASIDE}", suffix=path.suffix)
-        os.close(handle)
-        aside = Path(name)
-        try:
-            yield aside
-            # mkstemp makes private files; a result is as readable as any other new file.
-            mask = os.umask(0)
-            os.umask(mask)
-            aside.chmod(0o666 & ~mask)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        folder = _aside_of(path)
+        if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
+            raise InputError(f"{shown(folder)}: is in the way of writing {shown(path.name)}; move it elsewhere")
+        with locked(folder / LOCK_FILE, WAIT_SECONDS, path) as is_ours:
+            if not is_ours:
+                raise Busy(f"{shown(path)}: another process is writing this file; wait for it, or choose another name")
+            _clear(folder)
+            try:
+                yield folder / path.name
+                (folder / path.name).replace(path)
+            finally:
+                with suppress(OSError):
+                    _clear(folder)
+                    _remove_empty(folder)
+        # A file that stands for a lock was in it.
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
@@ -117,21 +130,36 @@ class Busy(InputError):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Yields whether this process alone holds the lock file ``path`` until the block ends; never waits.
+def locked(path: Path, wait: float = 0.0, purpose: Path | None = None) -> Iterator[bool]:
+    """Yields whether this process alone holds the lock file ``path`` until the block ends.
 
-    The file stays when the block ends: a process that had opened it would lock a file that is gone, and another one the
-    new file of that name. The ``train`` extra is needed.
-    Raises: InputError if the file cannot be written: see ``write_faults``.
+    It waits for ``wait`` seconds at most. The file stays when the block ends: a process that had opened it would lock a
+    file that is gone, and another one the new file of that name.
+
+    Raises: InputError, which names ``purpose`` or else ``path``, if the file cannot be written: see ``write_faults``.
     """
-    from filelock import FileLock, Timeout
+    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-    lock = FileLock(path)
-    # The folder is gone if another process's claim, which left it empty, ended in this very moment.
-    with suppress(Timeout), write_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            lock.acquire(timeout=0)
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
+    until = time.monotonic() + wait
+    with suppress(Timeout), write_faults(purpose or path):
+        while not lock.is_locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=max(0.0, until - time.monotonic()))
+            except FileNotFoundError:
+                # Another process's claim, which left the folder empty, has ended in this very moment.
+                if time.monotonic() >= until:
+                    break
+            except PermissionError as error:
+                if not path.exists():
+                    raise
+                remedy = "remove it if no process is at work there, or choose another folder"
+                raise InputError(f"{shown(path)}: a lock file of another user; {remedy}") from error
+            except OSError as error:
+                if error.errno not in NO_LOCKS or isinstance(lock, SoftFileLock):
+                    raise
+                lock = SoftFileLock(path.with_name(HELD))
     try:
         yield lock.is_locked
     finally:
@@ -143,23 +171,25 @@ def claimed_folder(folder: Path) -> Iterator[None]:
     """Claims ``folder`` for this process in the block, and makes it if it is not there.
 
     Files that a killed process was writing aside are removed first. If the folder was made here and holds nothing but
-    the LOCK_FILE in the end, it is removed. The ``train`` extra is needed.
+    the LOCK_FILE in the end, it is removed.
     Raises: Busy if another process is at work; InputError if the folder cannot be written: see ``write_faults``.
     """
     created, path = not folder.exists(), folder / LOCK_FILE
     with locked(path) as is_ours:
         if not is_ours:
-            raise Busy(f"{shown(folder)}: another process is writing there; choose another folder, or wait for it")
+            # The system takes a lock away from a killed process, but not a file that stands for one.
+            held = folder / HELD
+            lock = f"if none is, remove {shown(held)}" if held.exists() else f"it has locked {shown(path)}"
+            raise Busy(
+                f"{shown(folder)}: another process is writing there; choose another folder, or wait for it ({lock})"
+            )
         try:
-            remove_asides(folder)
+            remove_leftovers(folder)
             yield
         finally:
-            if created and list(folder.iterdir()) == [path]:
-                # filelock 4 refuses a lock file that was unlinked between its opening and its locking. Where another
-                # process makes a new one before the folder is gone, the folder stays. Windows unlinks no open file.
+            if created:
                 with suppress(OSError):
-                    path.unlink()
-                    folder.rmdir()
+                    _remove_empty(folder)
 
 
 def is_claimed(folder: Path) -> bool:
@@ -171,12 +201,64 @@ def is_claimed(folder: Path) -> bool:
         return not is_ours
 
 
-def remove_asides(folder: Path) -> None:
-    """Removes files that killed processes were writing aside in ``folder``, which the caller has claimed."""
-    # The second kind are safetensors': it writes aside too.
-    for pattern in (f".*{ASIDE}*", ".tmp" + "[0-9A-Za-z]" * 6):
-        for path in folder.glob(pattern):
-            path.unlink()
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing aside in ``folder``, if that is there."""
+    for aside in folder.glob(f".*{ASIDE}"):
+        if not aside.is_symlink() and _is_ours(aside):
+            with locked(aside / LOCK_FILE) as is_ours:
+                if is_ours:
+                    _clear(aside)
+                    _remove_empty(aside)
+
+
+def aside_folder(path: Path) -> Path:
+    """Makes a new hidden folder beside ``path`` for temporary files; the caller, or the next claim, removes it."""
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=ASIDE))
+    (folder / LOCK_FILE).touch()
+    return folder
+
+
+def _aside_of(path: Path) -> Path:
+    """Returns the folder in which ``path`` is written."""
+    name = os.fsencode(path.name)
+    if len(name) + len(ASIDE) + 1 > LONGEST_NAME:
+        digest = f"-{zlib.crc32(name):08x}"
+        name = name[: LONGEST_NAME - len(ASIDE) - 1 - len(digest)].decode(errors="ignore").encode() + digest.encode()
+    return path.with_name(f".{os.fsdecode(name)}{ASIDE}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tells whether ``folder`` is one that ``written_aside`` made: it has a lock file in it, or nothing yet."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except NotADirectoryError:
+        return False
+    except FileNotFoundError:
+        return True
+    return not names or LOCK_FILE in names
+
+
+def _clear(folder: Path) -> None:
+    """Removes all that is in ``folder`` but for its lock files; follows no link."""
+    with os.scandir(folder) as entries:
+        for entry in list(entries):
+            if entry.name in (LOCK_FILE, HELD):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes ``folder``, whose lock this process holds, if it holds nothing but that.
+
+    filelock 4 refuses a lock file that was unlinked between its opening and its locking. Where another process makes a
+    new one before the folder is gone, the folder stays, as it does on Windows, which unlinks no open file.
+    """
+    if {path.name for path in folder.iterdir()} <= {LOCK_FILE, HELD}:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def write_json(path: str | Path, content: object) -> None:

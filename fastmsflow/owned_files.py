@@ -7,12 +7,12 @@ file in the folder; a file that somebody has changed since is no longer one of t
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from .files import write_json
+from .files import write_faults, written_aside
 
-__all__ = ["RECORD_FILE", "owned_files", "record_files"]
+__all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files"]
 
 RECORD_FILE = ".fastmsflow.json"
 FORMAT = "fastmsflow files 1"
@@ -29,20 +29,34 @@ def owned_files(folder: Path, verb: str | None = None) -> frozenset[str]:
     checked: dict[str, bool] = {}
     return frozenset(
         name
-        for name, (by, size) in _read(folder).items()
-        if verb in (None, by) and _is_reached_without_links(folder, name, checked) and _has_size(folder / name, size)
+        for name, size in recorded_files(folder, verb).items()
+        if _is_reached_without_links(folder, name, checked) and _has_size(folder / name, size)
     )
 
 
-def record_files(folder: Path, verb: str, names: Iterable[str], sizes: bool = True) -> None:
-    """Records that ``verb`` wrote ``names`` in ``folder``, and nothing else that was recorded for it before.
+def recorded_files(folder: Path, verb: str | None = None) -> dict[str, int | None]:
+    """Returns the name and, if it is known, the size of each file that ``verb``, or any verb, recorded, in that order.
 
-    ``sizes``: the files are there, and their sizes are recorded, by which a changed file is told; False: they may be
-    written at any time. The folder is to be claimed. Raises: InputError if the record cannot be written.
+    The files need not be there.
     """
-    files = {name: entry for name, entry in _read(folder).items() if entry[0] != verb}
-    files |= {name: (verb, (folder / name).lstat().st_size if sizes else None) for name in names}
-    write_json(folder / RECORD_FILE, {"format": FORMAT, "files": files})
+    return {name: size for name, (by, size) in _read(folder).items() if verb in (None, by)}
+
+
+def record_files(folder: Path, verb: str, files: Mapping[str, int | None]) -> None:
+    """Records that ``verb`` wrote ``files`` in ``folder``, and nothing else that was recorded for it before.
+
+    ``files``: name -> size, by which a changed file is told; None: the file may be written at any time, in any size.
+    The folder is to be claimed. A record of no files is removed. Raises: InputError if the disk refuses.
+    """
+    others = {name: entry for name, entry in _read(folder).items() if entry[0] != verb and name not in files}
+    entries = others | {name: (verb, size) for name, size in files.items()}
+    path = folder / RECORD_FILE
+    if not entries:
+        with write_faults(path):
+            path.unlink(missing_ok=True)
+        return
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps({"format": FORMAT, "files": entries}))
 
 
 def _read(folder: Path) -> dict[str, tuple[str, int | None]]:

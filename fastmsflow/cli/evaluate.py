@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +16,8 @@ from .output import add_pixel_error, console, format_metric, print_json, print_l
 
 if TYPE_CHECKING:
     from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
+
+VERB = "evaluate"
 
 
 def evaluate(
@@ -48,10 +50,17 @@ def evaluate(
     console.print("loading torch and timm ...", style="dim")
     import_packages("torch", "timm")
     from ..data.class_selection import every_class_of, is_every_class
-    from ..evaluation.compare_checkpoints import checkpoints, compare_checkpoints, mean_of, write_metrics
+    from ..evaluation.compare_checkpoints import (
+        METRICS_FILES,
+        checkpoints,
+        compare_checkpoints,
+        mean_of,
+        write_metrics,
+    )
     from ..evaluation.metric_labels import labeled
-    from ..evaluation.report import write_test_report
+    from ..evaluation.report import REPORT_FILES, write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
+    from ..result_folder import claimed_results
     from ..scoring import check_map
 
     kind = None if score_map is None else check_map(score_map)
@@ -63,38 +72,42 @@ def evaluate(
     for name in classes:
         # A missing checkpoint is an error before the first class is scored, which takes its time.
         checkpoints(model / name if every_class and name else model)
-    for name in classes:
-        model_path, folder = (model / name, out / name) if every_class and name else (model, out)
-        with progress_bar("reading") as bar, closing(ScoreMapStore(folder)) as maps:
-            comparison = compare_checkpoints(
-                model_path,
-                source,
-                name,
-                maps=maps,
-                map_kind=kind,
-                false_alarms=false_alarms,
-                workers=workers,
-                dtype=dtype,
-                progress=bar,
-                stage=bar.stage,
-            )
-            results += comparison.rows
-            images = comparison.images
-            bar.stage("writing the report", len(images.test))
-            with comparison.stopwatch("report"):
-                metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
-                write_test_report(
-                    folder, images, comparison.model, comparison.test_result, metrics=metrics,
-                    settings=resolved_options(ctx), progress=bar, map_kind=kind,
-                )  # fmt: skip
-        seconds.update(comparison.stopwatch.seconds)
-        _print_threshold(comparison)
-    if every_class:
-        results += mean_of(results)
-    for name in dict.fromkeys(row.name for row in results):
-        _print_metrics(name, [row for row in results if row.name == name])
+    folders = [name for name in classes if name] if every_class else ["."]
+    names = [str(PurePosixPath(folder, file)) for folder in folders for file in REPORT_FILES]
+    with claimed_results(out, VERB) as new:
+        new.begin([*names, *METRICS_FILES])
+        for name, folder in zip(classes, folders, strict=True):
+            with progress_bar("reading") as bar, closing(ScoreMapStore(new.unfinished)) as maps:
+                comparison = compare_checkpoints(
+                    model / folder,
+                    source,
+                    name,
+                    maps=maps,
+                    map_kind=kind,
+                    false_alarms=false_alarms,
+                    workers=workers,
+                    dtype=dtype,
+                    progress=bar,
+                    stage=bar.stage,
+                )
+                results += comparison.rows
+                images = comparison.images
+                bar.stage("writing the report", len(images.test))
+                with comparison.stopwatch("report"):
+                    metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
+                    write_test_report(
+                        new.unfinished / folder, images, comparison.model, comparison.test_result, metrics=metrics,
+                        settings=resolved_options(ctx), progress=bar, map_kind=kind,
+                    )  # fmt: skip
+            seconds.update(comparison.stopwatch.seconds)
+            _print_threshold(comparison)
+        if every_class:
+            results += mean_of(results)
+        for name in dict.fromkeys(row.name for row in results):
+            _print_metrics(name, [row for row in results if row.name == name])
+        write_metrics(new.unfinished, results)
+        new.finish()
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
-    write_metrics(out, results)
     print_line(f"written to {out}")
     print_json({"rows": [row.as_dict() for row in results], "seconds": seconds})
 

@@ -22,6 +22,8 @@ from .results import Evaluation
 from .score_map_store import ScoreMapStore
 
 MEAN = "mean"
+METRICS_FILES = ("metrics.csv", "metrics.json")
+"""The names of the files that ``write_metrics`` writes."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
 
 
 def write_metrics(out: Path, rows: Sequence[CheckpointResult]) -> None:
-    """Writes ``metrics.json`` and ``metrics.csv`` into ``out``: a row for each class and checkpoint."""
-    content = [row.as_dict() for row in rows]
-    write_json(out / "metrics.json", content)
-    write_table(out / "metrics.csv", tuple(content[0]), (tuple(row.values()) for row in content))
+    """Writes METRICS_FILES into ``out``: a row for each class and checkpoint."""
+    table, content = METRICS_FILES
+    rows_as_dicts = [row.as_dict() for row in rows]
+    write_table(out / table, tuple(rows_as_dicts[0]), (tuple(row.values()) for row in rows_as_dicts))
+    write_json(out / content, rows_as_dicts)

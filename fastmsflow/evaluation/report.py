@@ -19,6 +19,10 @@ from ..visualization.html_report import Report, ReportRow, write_report
 from ..visualization.plots import gallery, plot_scores
 from .evaluator import TestResult
 
+TABLE, PLOT, GALLERY, PAGE = "scores.csv", "scores.png", "heatmaps.png", "report.html"
+REPORT_FILES = (TABLE, PLOT, GALLERY, PAGE)
+"""The names of the files that ``write_test_report`` writes."""
+
 
 def write_test_report(
     out: Path,
@@ -31,7 +35,7 @@ def write_test_report(
     progress: Callable[[int], None] = lambda done: None,
     map_kind: MapKind | None = None,
 ) -> None:
-    """Writes ``report.html``, ``scores.csv``, ``scores.png`` and ``heatmaps.png`` into ``out``.
+    """Writes REPORT_FILES into ``out``.
 
     ``scores.png`` is a histogram; ``heatmaps.png`` shows examples from the highest to the lowest score.
     ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
@@ -46,11 +50,11 @@ def write_test_report(
     absolute = scores.absolute_score.numpy()
     table = zip(images.test, scores.score.tolist(), scores.log_score.tolist(), absolute.tolist(), strict=True)
     write_table(
-        out / "scores.csv",
+        out / TABLE,
         ("image", "label", "kind", "score", "log_score", "absolute_score"),
         ((sample.image, sample.label, sample.kind, *values) for sample, *values in table),
     )
-    plot_scores(out / "scores.png", labels, absolute, f"{shown(images.name)}: image scores of the test set")
+    plot_scores(out / PLOT, labels, absolute, f"{shown(images.name)}: image scores of the test set")
 
     def row(i: int) -> ReportRow:
         sample = images.test[i]
@@ -71,7 +75,7 @@ def write_test_report(
             progress(i + 1)
 
     chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
-    gallery(out / "heatmaps.png", [row(i) for i in chosen], color_scale)
+    gallery(out / GALLERY, [row(i) for i in chosen], color_scale)
     threshold, note = _threshold(model.calibration)
     report = Report(
         title=f"{images.name}: {len(images.test)} test images",
@@ -88,7 +92,7 @@ def write_test_report(
         fingerprint=fingerprint(images),
         licence=images.licence,
     )
-    write_report(out / "report.html", report)
+    write_report(out / PAGE, report)
 
 
 def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:

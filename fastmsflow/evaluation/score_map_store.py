@@ -1,6 +1,7 @@
 """Stores score maps of many images on disk, and reads them one at a time."""
 
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from ..files import ASIDE, write_faults
+from ..files import aside_folder, write_faults
 
 
 class ScoreMapStore:
@@ -33,10 +34,8 @@ class ScoreMapStore:
                 # The file has no name if the system supports that.
                 self._files = [tempfile.TemporaryFile(dir=there, buffering=0)]  # noqa: SIM115
             else:
-                # The folder's next process recognizes by this name what a killed one left, and removes it.
-                handle, name = tempfile.mkstemp(dir=there, prefix=f".maps{ASIDE}")
-                self._files = [os.fdopen(handle, "w+b", buffering=0)]
-                self._path = Path(name)
+                self._path = aside_folder(there / "maps") / "maps"
+                self._files = [self._path.open("w+b", buffering=0)]
         weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
@@ -69,7 +68,7 @@ class ScoreMapStore:
             if file:
                 self._files.append(path.open("rb", buffering=0))
                 self._where |= {number: (file, start) for number, (_, start) in where.items()}
-            path.unlink()
+            shutil.rmtree(path.parent)
         return self
 
     def __getitem__(self, number: int) -> np.ndarray:

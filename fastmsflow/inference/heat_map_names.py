@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files import LONGEST_NAME
@@ -11,13 +11,13 @@ from ..files import LONGEST_NAME
 HEAT_MAP = "_heatmap.png"
 
 
-def heat_map_names(images: Sequence[Path]) -> list[str]:
+def heat_map_names(images: Sequence[Path], others: Iterable[str] = ()) -> list[str]:
     """Names the heat map of each of ``images``, in their order: STEM_heatmap.png.
 
     Images of one stem have as many of their folders in front as tell them apart, joined by ``_``; those that share a
     folder too keep their suffix. What is still the same gets a number, whatever the order of ``images``. A name has
-    printable characters alone and at most LONGEST_NAME bytes, and no two are one to a file system that ignores case, or
-    how an accent is composed.
+    printable characters alone and at most LONGEST_NAME bytes, and no two, nor one of ``others``, are one to a file
+    system that ignores case, or how an accent is composed.
     """
     # Without "..", which names no folder; links are not followed.
     paths = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100
@@ -25,7 +25,7 @@ def heat_map_names(images: Sequence[Path]) -> list[str]:
     for i, path in enumerate(paths):
         same.setdefault(_key(_fitted(path.stem)), []).append(i)
     # The copies are counted over all images, since a million of them may want one name.
-    names, taken, copies = [""] * len(paths), set[str](), Counter[str]()
+    names, taken, copies = [""] * len(paths), set(map(_key, others)), Counter[str]()
     # Images whose stem is unique come first and keep it.
     for key in sorted(same, key=lambda key: (len(same[key]) > 1, key)):
         group = sorted(same[key], key=paths.__getitem__)

@@ -27,7 +27,7 @@ from pyarrow import fs
 from ..data.shards.shard_set import is_shard_set
 from ..data.url_images import is_url
 from ..errors import InputError
-from ..files import absolute, as_utf8, claimed_folder, remove_asides, shown, write_faults, written_aside
+from ..files import absolute, as_utf8, claimed_folder, remove_leftovers, shown, write_faults, written_aside
 from ..settings_diff import changed_settings
 
 FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
@@ -96,7 +96,7 @@ class PredictionFolder:
             yield
             return
         with claimed_folder(self._local):
-            remove_asides(self._local / PARTS)
+            remove_leftovers(self._local / PARTS)
             yield
 
     def begin(self, settings: dict[str, Any], on_cluster: bool = False) -> None:

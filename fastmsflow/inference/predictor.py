@@ -11,18 +11,19 @@ from PIL import Image
 from ..calibration import DecisionThreshold
 from ..data.image_batches import BatchReader, ReadBatch, ReadImage, file_batches, read_batches
 from ..errors import InputError
-from ..files import shown, write_faults, written_aside
+from ..files import shown
 from ..models.msflow import MSFlow
+from ..result_folder import ResultFolder, claimed_results
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
 from ..visualization.image_visualizer import ImageVisualizer
 from . import AUTO
-from .heat_map_names import HEAT_MAP, heat_map_names
+from .heat_map_names import heat_map_names
 from .regions import Region
 from .scorer import LABELS, ImageResult, Scorer
 from .sorted_table import SortedTable
 
-UNFINISHED = "unfinished"
+VERB = "predict"
 # PNG files a fifth larger than with Pillow's 6, in a quarter of the time.
 COMPRESSION = 1
 COLUMNS = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
@@ -48,9 +49,9 @@ class Interrupted(Exception):
 class Predictor:
     """Scores images into a folder: a table of all images, highest score first, and a picture of each.
 
-    Both are written to ``out / "unfinished"`` one by one, and moved to ``out`` when all images are scored. An
-    interrupted run, or one that fills the disk, leaves earlier results as they were, and complete files and rows of its
-    own in "unfinished".
+    Both are written to ``out / "unfinished"`` one by one, and take the place of earlier results in ``out``, all at
+    once, when all images are scored. An interrupted run, or one that fills the disk, leaves earlier results as they
+    were, and complete files and rows of its own in "unfinished".
     """
 
     def __init__(
@@ -89,7 +90,6 @@ class Predictor:
         self._visualizer = ImageVisualizer(self.color_scale, model.image_size) if pictures else None
         self._names: list[str] = []
         """The name of the heat map of each image."""
-        self._written: list[str] = []
 
     @property
     def draws(self) -> bool:
@@ -99,69 +99,54 @@ class Predictor:
     def run(self, files: Sequence[Path], batch_size: int, workers: int, progress: Callable[[int], None]) -> None:
         """Scores ``files`` in batches of ``batch_size``.
 
-        Heat maps in ``out`` are passed over, so that ``out`` may lie in the folder that is scored. ``workers``:
-        processes that read images, see fastmsflow.data.image_batches.read_batches; ``progress`` is called with the
-        number of images that are done.
+        ``workers``: processes that read images, see fastmsflow.data.image_batches.read_batches; ``progress`` is called
+        with the number of images that are done.
 
-        Raises: InputError if none of ``files`` can be scored, or results cannot be written; Interrupted after Ctrl-C;
-        RuntimeError if a process that reads is killed.
+        Raises: InputError if none of ``files`` can be scored, or results cannot be written; fastmsflow.files.Busy if
+        another process is writing to ``out``; Interrupted after Ctrl-C; RuntimeError if a process that reads is killed.
         """
-        unfinished = self._out / UNFINISHED
-        own = (self._out.resolve(), unfinished.resolve())
-        files = [file for file in files if not (file.name.endswith(HEAT_MAP) and file.parent.resolve() in own)]
-        if not files:
-            raise InputError(f"{shown(self._out)}: nothing but heat maps to score; name a folder of images")
-        if self._visualizer is not None:
-            self._names = heat_map_names(files)
-        with write_faults(unfinished):
-            unfinished.mkdir(parents=True, exist_ok=True)
-            # Files of an earlier run, half-written ones included.
-            for pattern in (f"*{HEAT_MAP}", "scores.*", ".*"):
-                for file in unfinished.glob(pattern):
-                    file.unlink()
-        columns = CSV_COLUMNS if self.table.suffix == ".csv" else COLUMNS
         shrink = None if self._visualizer is None else self._visualizer.shrink
         reader = BatchReader(self._scorer.model.image_size, shrink)
         batches = file_batches([str(file) for file in files], batch_size)
-        try:
-            with closing(SortedTable(unfinished / self.table.name, columns)) as rows:
-                # Closing ends the reading processes, whatever happens.
-                with closing(read_batches(batches, -(-len(files) // batch_size), reader, workers)) as read:
-                    for batch in read:
-                        self._score(batch, rows)
-                        progress(batch.items[-1].number + 1)
+        with claimed_results(self._out, VERB) as results:
+            if self._visualizer is not None:
+                self._names = heat_map_names(files, results.others())
+            results.begin([*self._names, self.table.name])
+            table = results.unfinished / self.table.name
+            try:
+                with closing(SortedTable(table, CSV_COLUMNS if table.suffix == ".csv" else COLUMNS)) as rows:
+                    # Closing ends the reading processes, whatever happens.
+                    with closing(read_batches(batches, -(-len(files) // batch_size), reader, workers)) as read:
+                        for batch in read:
+                            self._score(batch, rows, results)
+                            progress(batch.items[-1].number + 1)
+                    if not self.scored:
+                        more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
+                        raise InputError(f"{self.faults[0]}{more}")
+                    rows.finish(table)
+                results.finish()
+            except KeyboardInterrupt as interrupt:
+                finished = f"those are in {shown(results.unfinished)}; " if self.scored else ""
+                raise Interrupted(
+                    f"interrupted after {len(self.scored)} of {len(files)} images; {finished}earlier results in"
+                    f" {shown(self._out)} are as they were"
+                ) from interrupt
+            finally:
+                # On a full or read-only disk this fails too; the first error is the one to report.
                 if not self.scored:
-                    more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
-                    raise InputError(f"{self.faults[0]}{more}")
-                for name in self._written:
-                    with write_faults(self._out / name):
-                        (unfinished / name).replace(self._out / name)
-                rows.finish(self.table)
-                rows.path.unlink()
-        except KeyboardInterrupt as interrupt:
-            finished = f"those are in {shown(unfinished)}; " if self.scored else ""
-            raise Interrupted(
-                f"interrupted after {len(self.scored)} of {len(files)} images; {finished}earlier results in"
-                f" {shown(self._out)} are as they were"
-            ) from interrupt
-        finally:
-            # On a full or read-only disk this fails too; the first error is the one to report.
-            with suppress(OSError):
-                if not self.scored:
-                    (unfinished / self.table.name).unlink(missing_ok=True)
-                if not any(unfinished.iterdir()):
-                    unfinished.rmdir()
+                    with suppress(OSError):
+                        table.unlink(missing_ok=True)
 
-    def _score(self, read: ReadBatch, rows: SortedTable) -> None:
+    def _score(self, read: ReadBatch, rows: SortedTable, results: ResultFolder) -> None:
         for item, result, fault in self._scorer.items(read):
             if result is None:
                 self.faults.append(str(fault))
                 continue
             scored = ScoredImage(Path(item.name or ""), *result[:4])
-            rows.add(self._row(scored, item, result, rows.path.parent), scored.absolute_score)
+            rows.add(self._row(scored, item, result, results), scored.absolute_score)
             self.scored.append(scored)
 
-    def _row(self, scored: ScoredImage, item: ReadImage, result: ImageResult, folder: Path) -> dict[str, Any]:
+    def _row(self, scored: ScoredImage, item: ReadImage, result: ImageResult, results: ResultFolder) -> dict[str, Any]:
         regions = result.regions
         name = None
         if self._visualizer is not None and item.shown is not None and item.size is not None:
@@ -175,9 +160,8 @@ class Predictor:
                 verdict=self._verdict(scored, regions),
                 defective=scored.defective,
             )
-            with written_aside(folder / name) as aside:
-                picture.save(aside, format="PNG", compress_level=COMPRESSION)
-            self._written.append(name)
+            with results.partial(name) as path:
+                picture.save(path, format="PNG", compress_level=COMPRESSION)
         row = {
             "image": str(scored.image),
             "score": scored.score,

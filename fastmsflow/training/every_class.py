@@ -19,13 +19,26 @@ from ..data.class_selection import every_class_of
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
+<<<<<<< HEAD
 from ..errors import InputError, InputWarning, UnavailableError, in_one_line
 from ..evaluation.compare_checkpoints import CheckpointResult, checkpoints, mean_of, threshold_of, write_metrics
+=======
+from ..errors import InputError, UnavailableError, in_one_line
+from ..evaluation.compare_checkpoints import (
+    METRICS_FILES,
+    CheckpointResult,
+    checkpoints,
+    mean_of,
+    threshold_of,
+    write_metrics,
+)
+>>>>>>> main
 from ..evaluation.metric_labels import METRIC_LABELS
 from ..evaluation.results import METRICS, Evaluation
 from ..files import shown
 from ..models.checkpoint import read_config
 from ..models.msflow import MSFlow
+from ..result_folder import claimed_results
 from ..visualization.markdown_table import write_markdown_table
 from .class_queue import FAILED_FILE, train_each
 from .loggers import check_loggers, close_loggers
@@ -36,6 +49,7 @@ from .training_job import TrainingJob
 from .training_plan import check_data_config, describe_images
 from .training_result import TrainingResult
 
+SUMMARY_FILE = "summary.md"
 METRICS_SHOWN = ("image_auroc_absolute", "pixel_auroc", "aupro", "f1")
 
 
@@ -87,13 +101,21 @@ class EveryClassResult:
         return f"{len(self.seconds)} of {len(self.classes)} classes, {training}{took}"
 
     def write(self, out: Path, format_metric: Callable[[float | None], str]) -> None:
-        """Writes ``metrics.json``, ``metrics.csv`` and ``summary.md`` into ``out``."""
-        if self.rows:
-            write_metrics(out, [*self.rows, *self.mean])
+        """Writes METRICS_FILES and SUMMARY_FILE into ``out``, in the place of earlier ones.
+
+        Raises: InputError if another process is writing there, or a file that this function has not written has one of
+        these names.
+        """
         failed = "".join(f"\n- {shown(name)} failed: {reason}" for name, reason in self.failures.items())
         header, lines = self.as_table(format_metric)
         notes = f"{self.summary}\n{failed}"
-        write_markdown_table(out / "summary.md", header, lines, title=f"{len(self.classes)} classes", notes=notes)
+        with claimed_results(out, "train --class all") as new:
+            new.begin([*METRICS_FILES, SUMMARY_FILE])
+            if self.rows:
+                write_metrics(new.unfinished, [*self.rows, *self.mean])
+            title = f"{len(self.classes)} classes"
+            write_markdown_table(new.unfinished / SUMMARY_FILE, header, lines, title=title, notes=notes)
+            new.finish()
 
 
 class ModelFactory:

@@ -20,7 +20,7 @@ from ..data.fingerprint import image_digest, short_digest, tensor_chunks
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
-from ..files import ASIDE, locked, shown, write_json, written_aside
+from ..files import locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
 from ..settings_diff import changed_settings
 from .features_in_memory import pooled_of_batches
@@ -183,11 +183,7 @@ class FeatureCache:
         return self.folder / f"{shard:06}.safetensors"
 
     def _write(self, shard: int, levels: Sequence[Tensor]) -> None:
-        path = self._file(shard)
-        # A killed process may have left these.
-        for aside in self.folder.glob(f".{path.stem}{ASIDE}*"):
-            aside.unlink()
-        with written_aside(path) as aside:
+        with written_aside(self._file(shard)) as aside:
             save_file({f"level{i}": level for i, level in enumerate(levels)}, aside, metadata={"key": self._key})
 
     def _map(self, shard: int) -> list[Tensor]:

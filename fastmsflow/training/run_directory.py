@@ -1,6 +1,7 @@
 """Opens the folder of a run, which one process owns at a time and no other run overwrites."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 
 from ..errors import InputError
 from ..evaluation.checkpoint_files import CHECKPOINT_FILES
-from ..files import claimed_folder
+from ..evaluation.report import REPORT_FILES
+from ..files import claimed_folder, shown
+from ..owned_files import record_files
 from ..settings_diff import changed_settings
 
 STATE_FILE = "state.ckpt"
@@ -19,6 +22,13 @@ RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"
 PROFILE_FILE = "profile.json"
+CURVES_FILE = "training.png"
+RUN_FILES = (
+    STATE_FILE, SETTINGS_FILE, CONFIG_FILE, NOT_FINITE_FILE, PROFILE_FILE, CURVES_FILE, *CHECKPOINT_FILES.values(),
+    *REPORT_FILES, RESULTS_FILE,
+)  # fmt: skip
+"""The names of all files that a run writes into its folder, loggers' apart."""
+VERB = "train"
 
 
 class Finished(InputError):
@@ -32,10 +42,12 @@ def open_run_directory(out: Path, resume: bool, settings: Mapping[str, Any]) -> 
     ``settings``: the settings in which a resumed run must agree with those in SETTINGS_FILE.
 
     Raises: Busy if another run is at work in ``out``; Finished if a run has finished there; InputError if an
-    interrupted run is there and ``resume`` is not set, or its settings are others.
+    interrupted run is there and ``resume`` is not set, its settings are others, or a file that no run has written
+    has the name of one of RUN_FILES.
     """
     with claimed_folder(out):
         state = _find_state(out, resume, settings)
+        record_files(out, VERB, dict.fromkeys(RUN_FILES))
         try:
             yield state
         finally:
@@ -43,6 +55,7 @@ def open_run_directory(out: Path, resume: bool, settings: Mapping[str, Any]) -> 
             if not _has_models(out):
                 for name in (SETTINGS_FILE, CONFIG_FILE):
                     (out / name).unlink(missing_ok=True)
+                record_files(out, VERB, {})
 
 
 def finish(out: Path) -> None:
@@ -83,8 +96,10 @@ def _find_state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | 
             f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder, or remove it"
         )
     if not _has_models(out):
-        if (out / CONFIG_FILE).exists() and not (out / SETTINGS_FILE).exists():
-            raise InputError(f"{out / CONFIG_FILE}: would be written over; move it, or choose another folder")
+        if not (out / SETTINGS_FILE).exists():
+            for name in RUN_FILES:
+                if os.path.lexists(out / name):
+                    raise InputError(f"{shown(out / name)}: would be written over; move it, or choose another folder")
         return None
     if not resume:
         raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmsflow.files import LOCK_FILE
+from fastmsflow.owned_files import RECORD_FILE
 
 IMAGES, PER_PART = 18, 4
 """The images of ``noise_images``, and how many of them a shard of ``noise_shards`` holds."""
@@ -38,7 +39,7 @@ def times(out: Path) -> dict[str, int]:
 
 def contents(out: Path) -> dict[str, bytes]:
     """All files but those that are locked."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != LOCK_FILE)
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in (LOCK_FILE, RECORD_FILE))
     return {path.name: path.read_bytes() for path in files}
 
 

@@ -12,6 +12,7 @@ from fastmsflow import MSFlow
 from fastmsflow.evaluation.compare_checkpoints import CheckpointResult, mean_of
 from fastmsflow.metrics import auroc
 from fastmsflow.training import Evaluation
+from tests.helpers.folder_listing import names_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_downloads")]
 
@@ -46,7 +47,7 @@ def test_evaluate_of_all_classes_ends_with_the_mean(runs: Path, two_classes: Pat
     for checkpoint in ("last", "chosen on held-out", "best on test"):
         a, b, mean = (row["image_auroc"] for row in rows if row["checkpoint"] == checkpoint)
         assert mean == pytest.approx((a + b) / 2)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "metrics.csv", "metrics.json"}
+    assert names_in(tmp_path) == {"a", "b", "metrics.csv", "metrics.json"}
     seconds = json.loads(out)["seconds"]
     assert list(seconds) == ["load", "extractor", "flow", "metrics", "report"]
 
@@ -170,5 +171,5 @@ def test_evaluate_leaves_its_report_beside_the_checkpoints(
     model = tmp_path / "model.safetensors"
     shutil.copy(runs / "a/last.safetensors", model)
     assert command("evaluate", model, two_classes, "--class", "a", "--quiet") == (0, "")
-    made = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    made = names_in(tmp_path / "evaluation")
     assert made == {"heatmaps.png", "metrics.csv", "metrics.json", "report.html", "scores.csv", "scores.png"}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fastmsflow import MSFlow
 from fastmsflow.data.image_io import load_image
+from tests.helpers.folder_listing import names_in
 from tests.helpers.predictions import Command, table_rows
 
 COLUMNS = ["image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions",
@@ -48,14 +49,14 @@ def test_the_table_has_scores_labels_and_regions_highest_first(
             picture.load()
             assert picture.width > 2 * 256
             assert picture.height > 256 * 80 // 96
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(names_in(tmp_path)) == 7
 
 
 def test_scores_are_those_of_the_model_whatever_the_batch(
     brick_checkpoint: Path, brick_model: MSFlow, brick_tiles: Path, predict: Command, tmp_path: Path
 ) -> None:
     predict(brick_checkpoint, brick_tiles, "--out", tmp_path, "--batch-size", 5, "--no-heat-maps")
-    assert [p.name for p in tmp_path.iterdir()] == ["scores.csv"]
+    assert names_in(tmp_path) == {"scores.csv"}
     for row in table_rows(tmp_path):
         with torch.no_grad():
             scores = brick_model.scores(load_image(row["image"], (64, 64))[None])
@@ -133,6 +134,6 @@ def test_an_uncalibrated_model_scores_without_labels_and_says_how_to_get_them(
 def test_options_come_from_a_file(brick_checkpoint: Path, brick_tiles: Path, predict: Command, tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text(f"format: jsonl\nheat_maps: false\nout: {tmp_path / 'out'}\n")
     assert predict(brick_checkpoint, brick_tiles, "--config", tmp_path / "options.yaml")[0] == 0
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.jsonl"]
+    assert names_in(tmp_path / "out") == {"scores.jsonl"}
     code, _, err = predict(brick_checkpoint, brick_tiles, "--format", "xml")
     assert (code, err) == (1, "fastmsflow: format xml: give csv, jsonl or parquet")

@@ -14,6 +14,7 @@ from fastmsflow import InputError
 from fastmsflow.inference.sorted_table import SortedTable
 from fastmsflow.visualization.image_visualizer import ImageVisualizer
 from tests.helpers.disks import small_disk
+from tests.helpers.folder_listing import files_in, names_in
 from tests.helpers.predictions import Command, table_rows
 
 
@@ -49,7 +50,7 @@ def test_nothing_but_bad_files_is_an_error_that_leaves_earlier_results(
     assert code == 1
     assert err.startswith(f"fastmsflow: {tmp_path / 'a.png'}: empty (0 bytes)")
     assert err.endswith("; and 1 more")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"scores.csv": before}
+    assert files_in(tmp_path / "out") == {"scores.csv": before}
 
 
 NAMES = [b"a space.png", b"it's \"quoted\".png", b"new\nline.png", b"latin caf\xe9.png", b"[a].png", b"=1+1.png",
@@ -120,7 +121,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     brick_checkpoint: Path, brick_tiles: Path, predict: Command, tmp_path: Path, monkeypatch
 ) -> None:
     predict(brick_checkpoint, brick_tiles, "--out", tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    before = files_in(tmp_path)
     paint, calls = ImageVisualizer.paint, []
 
     def interrupted(*args, **options) -> Image.Image:
@@ -133,7 +134,7 @@ def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(
     code, _, err = predict(brick_checkpoint, brick_tiles, "--out", tmp_path, "--threshold", 0, "--batch-size", 2)
     assert code == 130
     assert f"interrupted after 3 of 6 images; those are in {tmp_path / 'unfinished'}" in err
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    assert files_in(tmp_path) == before
     rows = table_rows(tmp_path / "unfinished")
     assert [row["label"] for row in rows] == ["defective"] * 3
     assert all((tmp_path / "unfinished" / row["heat_map"]).is_file() for row in rows)
@@ -150,7 +151,7 @@ def test_a_full_and_a_read_only_disk_lose_nothing(
 ) -> None:
     with small_disk(tmp_path / "disk", "300k") as disk:
         assert predict(brick_checkpoint, brick_tiles / "0.png", "--out", disk)[0] == 0
-        before = {p.name: p.read_bytes() for p in disk.iterdir()}
+        before = files_in(disk)
         assert set(before) == {"0_heatmap.png", "scores.csv"}
 
         code, _, err = predict(brick_checkpoint, brick_tiles, "--out", disk)
@@ -159,10 +160,10 @@ def test_a_full_and_a_read_only_disk_lose_nothing(
         assert err.startswith(f"fastmsflow: {unfinished}/")
         assert err.endswith("cannot be written, the disk is full; free some space or choose another folder")
         assert len(err.splitlines()) == 1
-        assert {p.name: p.read_bytes() for p in disk.iterdir() if p.is_file()} == before
+        assert files_in(disk) == before
         rows = table_rows(unfinished)
         assert 1 <= len(rows) < 6
-        assert {p.name for p in unfinished.iterdir()} == {"scores.csv", *(row["heat_map"] for row in rows)}
+        assert names_in(unfinished) == {"scores.csv", *(row["heat_map"] for row in rows)}
         for row in rows:
             assert row["largest_region"]  # the last column: the row is whole
             Image.open(unfinished / row["heat_map"]).load()
@@ -170,7 +171,7 @@ def test_a_full_and_a_read_only_disk_lose_nothing(
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         code, _, err = predict(brick_checkpoint, brick_tiles, "--out", disk)
         assert (code, err) == (1, f"fastmsflow: {disk}: a read-only disk; choose another folder")
-        assert {p.name: p.read_bytes() for p in disk.iterdir() if p.is_file()} == before
+        assert files_in(disk) == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")

@@ -12,25 +12,25 @@ from fastmsflow.owned_files import RECORD_FILE, owned_files, record_files
 def test_the_record_names_what_each_verb_wrote_last(tmp_path: Path) -> None:
     for name in ("scores.csv", "a_heatmap.png", "metrics.json", "mine.png"):
         (tmp_path / name).write_text(name)
-    record_files(tmp_path, "predict", ["scores.csv", "a_heatmap.png"])
-    record_files(tmp_path, "evaluate", ["metrics.json"])
+    record_files(tmp_path, "predict", {"scores.csv": 10, "a_heatmap.png": 13})
+    record_files(tmp_path, "evaluate", {"metrics.json": 12})
     assert owned_files(tmp_path) == {"scores.csv", "a_heatmap.png", "metrics.json"}
     assert owned_files(tmp_path, "predict") == {"scores.csv", "a_heatmap.png"}
-    record_files(tmp_path, "predict", ["scores.csv"])
+    record_files(tmp_path, "predict", {"scores.csv": 10})
     assert owned_files(tmp_path) == {"scores.csv", "metrics.json"}
 
 
 def test_a_file_that_somebody_changed_or_removed_is_not_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_text(name)
-    record_files(tmp_path, "predict", ["a.png", "b.png", "c.png"])
+    record_files(tmp_path, "predict", {"a.png": 5, "b.png": 5, "c.png": 5})
     (tmp_path / "a.png").write_text("a picture of mine")
     (tmp_path / "b.png").unlink()
     assert owned_files(tmp_path) == {"c.png"}
 
 
 def test_a_file_whose_size_is_not_known_yet_is_named_once_it_is_there(tmp_path: Path) -> None:
-    record_files(tmp_path, "train", ["training.png", "logs/metrics.csv"], sizes=False)
+    record_files(tmp_path, "train", {"training.png": None, "logs/metrics.csv": None})
     assert owned_files(tmp_path) == set()
     (tmp_path / "training.png").write_text("curves")
     assert owned_files(tmp_path) == {"training.png"}
@@ -42,7 +42,7 @@ def test_files_behind_links_are_not_named(tmp_path: Path) -> None:
     elsewhere.mkdir()
     for name in ("scores.csv", "brick/scores.csv"):
         (out / name).write_text("1")
-    record_files(out, "evaluate", ["scores.csv", "brick/scores.csv"])
+    record_files(out, "evaluate", {"scores.csv": 1, "brick/scores.csv": 1})
     assert owned_files(out) == {"scores.csv", "brick/scores.csv"}
     for name in ("scores.csv", "brick"):
         (out / name).rename(elsewhere / name)

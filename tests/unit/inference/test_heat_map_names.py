@@ -14,6 +14,7 @@ from PIL import Image
 from fastmsflow import MSFlow
 from fastmsflow.files import LONGEST_NAME
 from fastmsflow.inference.heat_map_names import HEAT_MAP, heat_map_names
+from tests.helpers.folder_listing import names_in
 
 SHADES = {"test/bent/000.png": 0, "test/good/000.png": 128, "train/good/000.png": 255, "test/good/001.png": 64}
 
@@ -147,7 +148,7 @@ def test_the_table_names_the_picture_of_each_image_of_an_mvtec_layout(given_in: 
         str(root / "train/good/000.png"): "train_good_000_heatmap.png",
         str(root / "test/good/001.png"): "001_heatmap.png",
     }
-    assert {path.name for path in out.iterdir()} == {"scores.csv", *maps.values()}
+    assert names_in(out) == {"scores.csv", *maps.values()}
     for name, shade in SHADES.items():
         with Image.open(out / maps[str(root / name)]) as picture:
             # The image stands in the left half.

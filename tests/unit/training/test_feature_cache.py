@@ -159,7 +159,10 @@ def test_an_interrupted_build_goes_on_with_what_is_missing(
 
     with pytest.raises(KeyboardInterrupt):
         new_cache(images, tmp_path).build(progress=pull_the_plug)
-    (tmp_path / ".000002.aside-killed.safetensors").write_bytes(b"of a killed process")
+    killed = tmp_path / ".000002.safetensors.aside"
+    killed.mkdir()
+    for name in (".lock", "000002.safetensors"):
+        (killed / name).write_bytes(b"of a killed process")
     assert new_cache(images, tmp_path).missing() == [2, 3, 4]
     extracted.clear()
     told: list[int] = []
