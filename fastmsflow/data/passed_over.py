@@ -11,6 +11,7 @@ from .image_formats import SUFFIXES, UNREAD_SUFFIXES, is_image_by_content, suffi
 
 MOST_OPENED = 1000
 """The number of files of one suffix into which a search looks: opening a million takes long."""
+KINDS_SHOWN = 8
 HIDDEN, WITHOUT, NUMBERED = "hidden", "without a suffix", "with a number for a suffix"
 
 
@@ -72,13 +73,13 @@ class PassedOver:
         lines: list[str] = []
         if self._unread:
             kinds = [f"{count} {kind}" for kind, count in self._unread.most_common()]
-            lines.append(
-                f"{at_least}{_files(self._unread)} that look like images are not read ({first_few(kinds)}), the first"
-                f" {shown(self._first)}; {self._remedy}"
-            )
+            count = _files(self._unread, "looks like an image and is", "look like images and are")
+            first = f"the first {shown(self._first)}"
+            lines.append(f"{at_least}{count} not read ({first_few(kinds, KINDS_SHOWN)}), {first}; {self._remedy}")
         if self._own:
             folders = [shown(folder) for folder in sorted(self._own)]
-            lines.append(f"{_files(self._own)} that fastmsflow wrote are passed over, in {first_few(folders)}")
+            count = _files(self._own, "that fastmsflow wrote is", "that fastmsflow wrote are")
+            lines.append(f"{count} passed over, in {first_few(folders)}")
         return lines
 
     def warn(self) -> None:
@@ -91,6 +92,6 @@ class PassedOver:
         self._unread[kind] += 1
 
 
-def _files(counts: Counter[str]) -> str:
+def _files(counts: Counter[str], one: str, several: str) -> str:
     count = counts.total()
-    return f"{count} file{'' if count == 1 else 's'}"
+    return f"1 file {one}" if count == 1 else f"{count} files {several}"

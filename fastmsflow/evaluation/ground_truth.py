@@ -59,9 +59,12 @@ def _mask_lines(notes: dict[str, Mask], image_size: tuple[int, int]) -> list[str
     if lost:
         height, width = image_size
         named = [f"{count} of {name}" for name, count in lost.items()]
+        count = sum(lost.values())
+        regions = "1 region" if count == 1 else f"{count} regions"
+        masks = "1 mask" if len(lost) == 1 else f"{len(lost)} masks"
         lines.append(
-            f"{sum(lost.values())} regions of {len(lost)} masks are too small to have a pixel at"
-            f" {width}x{height}: {first_few(named)}; pixel metrics leave them out, a larger --image-size does not"
+            f"{regions} of {masks} {'is' if count == 1 else 'are'} too small to have a pixel at {width}x{height}:"
+            f" {first_few(named)}; pixel metrics leave them out, images of a larger --image-size do not"
         )
     return lines
 

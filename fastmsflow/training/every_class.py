@@ -19,11 +19,7 @@ from ..data.class_selection import every_class_of
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
-<<<<<<< HEAD
 from ..errors import InputError, InputWarning, UnavailableError, in_one_line
-from ..evaluation.compare_checkpoints import CheckpointResult, checkpoints, mean_of, threshold_of, write_metrics
-=======
-from ..errors import InputError, UnavailableError, in_one_line
 from ..evaluation.compare_checkpoints import (
     METRICS_FILES,
     CheckpointResult,
@@ -32,7 +28,6 @@ from ..evaluation.compare_checkpoints import (
     threshold_of,
     write_metrics,
 )
->>>>>>> main
 from ..evaluation.metric_labels import METRIC_LABELS
 from ..evaluation.results import METRICS, Evaluation
 from ..files import shown
