@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from .errors import InputError
 
@@ -84,6 +85,15 @@ def shown(path: str | Path) -> str:
     with suppress(UnicodeEncodeError):
         text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def file_stamp(path: str | Path) -> tuple[int, int, int] | None:
+    """Returns what differs once a file is replaced or written to; None if it is not there."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def as_utf8(name: str) -> str:
@@ -259,6 +269,44 @@ def _remove_empty(folder: Path) -> None:
     if {path.name for path in folder.iterdir()} <= {LOCK_FILE, HELD}:
         (folder / LOCK_FILE).unlink(missing_ok=True)
         folder.rmdir()
+
+
+class _CheckedFile(io.RawIOBase):
+    """A file that takes every write, and keeps the first error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def write(self, content: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.error = error
+        return len(content)
+
+
+@contextmanager
+def checked_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens ``path`` for a writer in C++, which would end the process if a write failed.
+
+    Raises: OSError, when the block has ended, if one did.
+    """
+    with path.open("wb") as file:
+        checked = _CheckedFile(file)
+        yield cast(BinaryIO, checked)
+        if checked.error is not None:
+            raise checked.error
 
 
 def write_json(path: str | Path, content: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UnavailableError
+from ..files import written_aside
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,12 +38,13 @@ def run_suite(out: Path, quiet: bool = False) -> None:
     """
     if not (ROOT / "benchmarks/conftest.py").exists():
         raise UnavailableError(f"the suite comes with the source tree, and {ROOT} is none; clone it and run there")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={out.resolve()}"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE if quiet else None, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stdout or "")
-        raise UnavailableError("a benchmark failed; what it says stands above")
+    with written_aside(out) as aside:
+        json_option = f"--benchmark-json={aside.resolve()}"
+        command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", json_option]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE if quiet else None, text=True)
+        if done.returncode:
+            sys.stderr.write(done.stdout or "")
+            raise UnavailableError("a benchmark failed; what it says stands above")
 
 
 def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:

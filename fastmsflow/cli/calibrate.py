@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..calibration import FALSE_ALARMS
+from ..errors import InputError
 from .imports import import_packages
 from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
@@ -29,9 +30,11 @@ def calibrate(
     import_packages("torch", "timm")
     from ..data.file_search import list_images
     from ..evaluation.calibrate_model import calibrate_on_files
+    from ..files import file_stamp, shown, written_aside
     from ..inference.loading import load_model
-    from ..models.checkpoint import read_checkpoint
+    from ..models.checkpoint import read_config
 
+    before = file_stamp(model)
     network = load_model(model)
     # An image that is given twice counts once.
     files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
@@ -42,7 +45,11 @@ def calibrate(
     # Before anything is written, since too few images are an error.
     threshold, region = calibration.threshold(), calibration.region_threshold()
     network.calibration = calibration
-    network.save(out or model, **read_checkpoint(model)[1].get("notes", {}))
+    notes = read_config(model).get("notes", {})
+    with written_aside(out or model) as aside:
+        network.save(aside, **notes)
+        if file_stamp(model) != before:
+            raise InputError(f"{shown(model)}: another process has replaced it meanwhile; calibrate it again")
     print_line(f"threshold of an image: {threshold}")
     print_line(f"threshold of a region: {region}")
     print_line(f"kept in {out or model}")

@@ -10,7 +10,7 @@ import torch
 
 from ..backend import Backend
 from ..errors import InputError, InputWarning
-from ..files import written_aside
+from ..files import checked_file, written_aside
 from ..models.checkpoint import OfficialLayout
 from ..models.msflow import MultiScaleFlow
 from ..nn.feature_pooling import check_pool
@@ -138,8 +138,8 @@ def save_official(
     content: dict[str, Any] = {"epoch": epoch, "fusion_flow": fusion, "parallel_flows": parallel}
     if optimizer is not None:
         content["optimizer"] = official_optimizer(optimizer, flow, parallel, fusion, fusion_first=fusion_first)
-    with written_aside(path) as aside:
-        torch.save(content, aside)
+    with written_aside(path) as aside, checked_file(aside) as file:
+        torch.save(content, file)
 
 
 def read_pickle(path: str | Path) -> dict[str, Any]:

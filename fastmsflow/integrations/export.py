@@ -6,10 +6,11 @@ its function says otherwise, and is loaded and compared with the model before it
 """
 
 import importlib.util
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from .. import backend
 from ..errors import UnavailableError
-from ..files import written_aside
+from ..files import checked_file, written_aside
 from ..models.msflow import MSFlow, Prediction
 from ..nn.weight_cache import as_constants
 from ..ops.triton_export import inlined
@@ -51,7 +52,9 @@ def export_program(model: MSFlow, path: str | Path) -> Exported:
     """
     predictor = _Predictor(model)
     with backend.use("torch"), written_aside(path) as aside:
-        torch.export.save(predictor.program(), aside)
+        program = predictor.program()
+        with checked_file(aside) as file:
+            torch.export.save(program, file)
         return Exported(Path(path), predictor.difference(torch.export.load(aside).module()))
 
 
@@ -92,9 +95,20 @@ def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.f
     on_gpu = next(model.parameters()).is_cuda
     with nullcontext() if on_gpu else backend.use("torch"), written_aside(path) as aside:
         program = predictor.program()
-        with inlined() if on_gpu else nullcontext():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(aside))
+        with inlined() if on_gpu else nullcontext(), checked_file(aside) as file:
+            _compile(program, file)
         return Exported(Path(path), predictor.difference(torch._inductor.aoti_load_package(str(aside))))
+
+
+def _compile(program: ExportedProgram, file: BinaryIO) -> None:
+    """Writes an AOTInductor package. Raises: UnavailableError if the C++ compiler fails."""
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=file)
+    except torch._inductor.exc.InductorError as error:
+        why = str(error).partition("\n")[0]
+        raise UnavailableError(
+            f"torch's compiler failed ({why}); it needs a C++ compiler, and free space in {tempfile.gettempdir()}"
+        ) from error
 
 
 class _Predictor(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError, UnavailableError
@@ -48,8 +48,9 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Ma
     Raises: InputError if the file cannot be written.
     """
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    content = save(contiguous, metadata={"format": FORMAT, "config": json.dumps(dict(config))})
     with written_aside(path) as aside:
-        save_file(contiguous, aside, metadata={"format": FORMAT, "config": json.dumps(dict(config))})
+        aside.write_bytes(content)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

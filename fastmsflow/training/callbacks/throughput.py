@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, schedule
 
 from ...distributed.process_group import ProcessGroup
-from ...files import written_aside
+from ...errors import InputError
+from ...files import shown, written_aside
 from ..loaders import Batch, Loader
 
 # Steps over which the speed is averaged.
@@ -114,6 +115,9 @@ class ProfilerCallback(Callback):
     def _write(self, profiler: torch.profiler.profile) -> None:
         with written_aside(self._path) as aside:
             profiler.export_chrome_trace(str(aside))
+            # It is written in C++, which does not tell of a full disk.
+            if not aside.read_bytes().rstrip().endswith(b"}"):
+                raise InputError(f"{shown(self._path)}: was cut short; free some space, or leave out --profile")
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         left = int(trainer.estimated_stepping_batches) - trainer.global_step
