@@ -28,7 +28,7 @@ def calibrate(
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
     console.print("loading torch and timm ...", style="dim")
     import_packages("torch", "timm")
-    from ..data.file_search import list_images
+    from ..data.file_search import files_of
     from ..evaluation.calibrate_model import calibrate_on_files
     from ..files import file_stamp, shown, written_aside
     from ..inference.loading import load_model
@@ -37,7 +37,7 @@ def calibrate(
     before = file_stamp(model)
     network = load_model(model)
     # An image that is given twice counts once.
-    files = list(dict.fromkeys(file for path in images for file in (list_images(path) if path.is_dir() else [path])))
+    files = files_of(images)
     with progress_bar("scoring good images", len(files)) as bar:
         calibration = calibrate_on_files(
             network, files, false_alarms=false_alarms, dtype=dtype, workers=workers, progress=bar

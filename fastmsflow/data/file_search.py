@@ -3,7 +3,7 @@
 import errno
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,15 @@ def list_images(folder: str | Path) -> list[Path]:
     files = search.images(folder)
     search.passed_over.warn()
     return files
+
+
+def files_of(paths: Iterable[Path]) -> list[Path]:
+    """Returns files as they are and all images below folders, each once; the warnings and errors are those of
+    ``list_images``."""
+    search = FolderSearch()
+    files = [file for path in paths for file in (search.images(path) if path.is_dir() else [path])]
+    search.passed_over.warn()
+    return list(dict.fromkeys(files))
 
 
 class FolderSearch:

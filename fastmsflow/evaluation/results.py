@@ -54,8 +54,10 @@ class Evaluation:
 
     def as_shown(self) -> dict[str, float | None]:
         """Returns metric -> value for the metrics that the set and the model allow; None if one is not defined."""
-        # Without masks there is no error.
-        undefined = set(PIXEL_METRICS) if self.pixel_error is not None else set[str]()
+        # Without masks there is no error. Versions that computed no error had this metric alone undefined.
+        undefined = (
+            PIXEL_METRICS if self.pixel_error is not None else ("aupro_published",) if self.aupro is not None else ()
+        )
         return {name: value for name, value in self.as_dict().items() if value is not None or name in undefined}
 
 

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ..data import ImageFileDataset, list_images
+from ..data.folder_names import refuse_mixed
 from ..data.reader_pool import BATCH_SIZE, batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
@@ -75,8 +76,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def fit(self, X: Images, y: object = None) -> "Self":
         """Trains on ``X``, images without defects; ``y`` is not used.
 
-        Raises: InputError if an image cannot be read, a parameter is out of its range or the loss is not finite;
-        UnavailableError if the extra is not installed.
+        Raises: InputError if an image cannot be read, names of folders below ``X`` say that some are not good, a
+        parameter is out of its range or the loss is not finite; UnavailableError if the extra is not installed.
         """
         try:
             from rich.console import Console
@@ -103,7 +104,10 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device).to(memory_format=torch.channels_last)
         console = Console(quiet=not self.verbose)
-        images = ImageFileDataset(_listed(X), model.image_size)
+        listed = _listed(X)
+        if isinstance(X, (str, Path)):
+            refuse_mixed(Path(X), [image for image in listed if isinstance(image, Path)])
+        images = ImageFileDataset(listed, model.image_size)
         source = FeatureTrainingData(model, {TRAIN: images}, recipe)
         module = MSFlowLightningModule(model, recipe, {TRAIN: [images.name(i) for i in range(len(images))]})
         prepare(source, console)

@@ -23,10 +23,11 @@ def folder(train: str | Path, test: str | Path | None = None, masks: str | Path 
     say that images are not what they are taken for.
     """
     search = FolderSearch()
-    images = _read(search, Path(train), test and Path(test), masks and Path(masks))
-    for root in (test, masks):
+    below_test, below_masks = (None if path is None else Path(path) for path in (test, masks))
+    images = _read(search, Path(train), below_test, below_masks)
+    for root in (below_test, below_masks):
         if root is not None:
-            search.add_elsewhere(Path(root), images, READ)
+            search.add_elsewhere(root, images, READ)
     search.passed_over.warn()
     return images
 
