@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from ..errors import InputError
 from ..files import absolute, shown
-from .image_formats import SUFFIXES, suffix_of
+from .image_formats import NO_IMAGES, SUFFIXES, suffix_of
 from .image_set import ImageSet
 from .own_output import OwnFiles, own_output, own_output_from_above
 from .passed_over import PassedOver
@@ -62,7 +62,7 @@ class FolderSearch:
         files = [image for _, images in self._walk(str(folder), visited, faults) for image in images]
         self._searched |= visited
         if not files and not faults:
-            faults.append(f"{shown(folder)}: holds no images ({', '.join(sorted(SUFFIXES))})")
+            faults.append(f"{shown(folder)}: {NO_IMAGES}")
         # Paths are sorted by components, which a NUL separates here: no name has one.
         return [Path(file) for file in sorted(files, key=lambda file: file.replace(os.sep, "\0"))], faults
 

@@ -32,7 +32,8 @@ UNREAD_SUFFIXES = frozenset(f"{_RAW} {_OTHERS}".split()) - SUFFIXES
 
 _HEAD = 16
 # A bitmap without its file header begins with a small number, as many other files do.
-_RECOGNIZED = tuple(name for name in FORMATS if name != "DIB")
+RECOGNIZED = tuple(name for name in FORMATS if name != "DIB")
+NO_IMAGES = f"holds no images ({', '.join(RECOGNIZED)})"
 # Formats that Pillow does not know, or that are not read.
 _UNREAD_HEADS = re.compile(
     rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1|avif|avis|crx )|\0\0\0\x0cJXL |\xff\x0a[^\0-\x1f]|v/1\x01"
@@ -59,7 +60,7 @@ def is_image_by_content(path: str) -> bool:
         return False
     if _UNREAD_HEADS.match(head) or head[_DICOM_AT:] == _DICOM:
         return True
-    if not any(_accepts(name, head[:_HEAD]) for name in _RECOGNIZED):
+    if not any(_accepts(name, head[:_HEAD]) for name in RECOGNIZED):
         return False
     # Two letters make a BMP or a PPM for the first look; the second one reads the header.
     with suppress(Exception), Image.open(path, formats=FORMATS):

@@ -24,12 +24,13 @@ _EVALUATED = ["image", "label", "kind", "score"]
 def own_output(folder: str, names: Collection[str]) -> frozenset[str]:
     """Returns the files in and below ``folder``, which holds ``names``, that this product wrote, relative to it."""
     own: frozenset[str] = owned_files(Path(folder)) if RECORD_FILE in names else frozenset()
-    if any(name in names for name in _RUN) and any(name in names for name in _RUN_TOO):
+    # A record knows more: files that somebody has changed since are not among its own.
+    if any(name in names and name not in own for name in _RUN) and any(name in names for name in _RUN_TOO):
         own |= _PICTURES
     for table in _TABLES:
-        if table in names:
+        if table in names and table not in own:
             own |= _pictures_of(Path(folder, table), is_evaluation=_REPORT in names)
-    if os.path.basename(folder) == _UNFINISHED:  # noqa: PTH119
+    if os.path.basename(folder) == _UNFINISHED and any(table in names for table in _TABLES):  # noqa: PTH119
         own |= frozenset(name for name in names if name.endswith(_HEAT_MAP))
     return own
 

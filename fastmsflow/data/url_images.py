@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import InputError, UnavailableError
 from ..files import shown
-from .image_formats import SUFFIXES, UNREAD_SUFFIXES, suffix_of
+from .image_formats import NO_IMAGES, SUFFIXES, UNREAD_SUFFIXES, suffix_of
 from .image_io import decode_image, read_bytes, read_image
 from .own_output import own_output_by_names
 from .passed_over import PassedOver
@@ -110,7 +110,7 @@ def images_below_url(url: str) -> list[str]:
         elif suffix_of(name.partition("?")[0]) in UNREAD_SUFFIXES:
             passed_over.add(name.partition("?")[0])
     if not found:
-        no_images = f"{shown(url)}: holds no images ({', '.join(sorted(SUFFIXES))})"
+        no_images = f"{shown(url)}: {NO_IMAGES}"
         raise InputError("; ".join([no_images, *passed_over.lines()]))
     passed_over.warn()
     return sorted(found)

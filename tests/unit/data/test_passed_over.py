@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -177,6 +178,7 @@ def written(folder: Path, how: str) -> None:
                 file.write(f"{json.dumps(row)}\n{{cut off")
         image(folder / "a_heatmap.png")
         image(folder / "unfinished/b_heatmap.png")
+        (folder / f"unfinished/scores.{how}").write_text("image,sco")
     elif how == "run":
         for name in ("results.json", "config.yaml"):
             (folder / name).touch()
@@ -215,6 +217,15 @@ def test_what_is_listed_or_matched_is_passed_over_and_what_is_named_is_read(tmp_
     assert warned(lambda: list_images("link"))[0] == expected
 
 
+def test_a_photograph_in_the_place_of_a_heat_map_is_read(tmp_path: Path) -> None:
+    written(tmp_path, "csv")
+    own = {name: (tmp_path / name).stat().st_size for name in ("scores.csv", "a_heatmap.png")}
+    record_files(tmp_path, "predict", own)
+    assert f"{tmp_path}/a_heatmap.png" not in warned(lambda: list_images(tmp_path))[0]
+    Image.new("RGB", (50, 70)).save(tmp_path / "a_heatmap.png")
+    assert f"{tmp_path}/a_heatmap.png" in warned(lambda: list_images(tmp_path))[0]
+
+
 def test_a_table_of_somebody_else_hides_no_image(tmp_path: Path) -> None:
     image(tmp_path / "a_heatmap.png")
     (tmp_path / "scores.csv").write_text("image,grade,heat_map\na.png,1,a_heatmap.png\n")
@@ -223,6 +234,38 @@ def test_a_table_of_somebody_else_hides_no_image(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").unlink()
     os.mkfifo(tmp_path / "scores.csv")
     assert len(list_images(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_own_pictures_are_neither_learned_from_nor_scored_however_often_verbs_run(
+    tmp_path: Path, command, weights: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).save(f"{i}.png")
+    (tmp_path / "4.heic").touch()
+    options = (
+        "--extractor", "test_resnet.r160_in1k", "--extractor-weights", weights, "--image-size", 64, "--hold-out", 0,
+        "--meta-epochs", 1, "--sub-epochs", 1, "--batch-size", 4, "--warmup", 0,
+    )  # fmt: skip
+    for run in ("r1", "r2", "deep/r3"):
+        code, text = command("train", ".", "--out", run, *options)
+        assert code == 0, text
+        assert "4 training images" in text
+        assert text.count("1 file looks like an image and is not read (1 .heic)") == 1
+        assert ("fastmsflow wrote" in text) == (run != "r1")
+    for out in ("p1", "p2", "p2", "deep/p3"):
+        code, text = command("predict", "r1/last.safetensors", ".", "--out", out, "--threshold", 1, "--json")
+        assert code == 0, text
+        assert '"images": 4,' in text
+        assert text.count("that fastmsflow wrote are passed over") == 1
+    code, text = command("predict", "r1/last.safetensors", ".", "--out", "q", "--format", "parquet", "--workers", 0)
+    assert (code, "4 of 4 images scored" in text) == (0, True)
+    code, text = command("calibrate", "r1/last.safetensors", ".", "--false-alarms", 0.3, "--out", "c.safetensors")
+    assert (code, "from 4 " in text) == (0, True), text
+    code, text = command("predict", "r1/last.safetensors", "p1/0_heatmap.png", "--out", "one", "--json")
+    assert (code, '"images": 1,' in text) == (0, True)
 
 
 def test_shards_of_a_folder_hold_none_of_this_products_pictures(tmp_path: Path, command, monkeypatch) -> None:
