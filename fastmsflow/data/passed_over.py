@@ -88,7 +88,8 @@ class PassedOver:
             warnings.warn(line, InputWarning, stacklevel=3)
 
     def _count(self, path: str, kind: str) -> None:
-        self._first = self._first or path
+        # A folder lists its files in any order.
+        self._first = min(self._first or path, path)
         self._unread[kind] += 1
 
 
