@@ -237,7 +237,9 @@ class PredictionFolder:
             return size >= SMALLEST and file.read() == MAGIC
 
     def _delete(self, name: str, why: str) -> None:
-        """Deletes a file. Raises: InputError if this command has not written it."""
+        """Deletes a file. Raises: InputError if this command has not written it, or a link leads to it."""
+        if self._local is not None and (self._local / PARTS).is_symlink():
+            raise InputError(f"{shown(name)}: {why}, and {PARTS} is a link, behind which nothing is removed; remove it")
         if not OWN_FILE.fullmatch(Path(name).name):
             raise InputError(f"{shown(name)}: {why}, and this command has not written it; move it elsewhere")
         with _named_if_refused(name, "removed"):

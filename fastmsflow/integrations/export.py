@@ -102,9 +102,12 @@ def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.f
 
 def _compile(program: ExportedProgram, file: BinaryIO) -> None:
     """Writes an AOTInductor package. Raises: UnavailableError if the C++ compiler fails."""
+    # The import takes a second.
+    from torch._inductor.exc import InductorError
+
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=file)
-    except torch._inductor.exc.InductorError as error:
+    except InductorError as error:
         why = str(error).partition("\n")[0]
         raise UnavailableError(
             f"torch's compiler failed ({why}); it needs a C++ compiler, and free space in {tempfile.gettempdir()}"

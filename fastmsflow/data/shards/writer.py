@@ -95,7 +95,7 @@ class _Writer:
         """Writes the shard of the files from ``start`` on. Returns None if none of them can be read."""
         from webdataset.writer import TarWriter
 
-        name = f"{start // self.per_shard:06}.tar"
+        name = self._shard_name(start)
         first = self.shards[-1].first + self.shards[-1].images if self.shards else 0
         index = first
         with written_aside(self.out / name) as aside, aside.open("wb") as file:
@@ -126,6 +126,9 @@ class _Writer:
         # JSON escapes bytes of a name that are not UTF-8.
         return {"__key__": key, kind: content, "json": json.dumps({"name": name, "index": index}).encode()}
 
+    def _shard_name(self, start: int) -> str:
+        return f"{start // self.per_shard:06}.tar"
+
     def _name(self, path: str) -> str:
         return os.path.relpath(path, self.base)
 
@@ -135,6 +138,9 @@ class _Writer:
         head = {"format": FORMAT, "fingerprint": self.fingerprint, "images_per_shard": self.per_shard}
         # The last line may have been cut off in the middle: then it has no newline.
         written = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
+        for start in range(0, len(self.paths), self.per_shard) if not written else ():
+            if os.path.lexists(path := self.out / self._shard_name(start)):
+                raise InputError(f"{shown(path)}: would be written over; move it, or choose another folder")
         lines = [json.loads(line) for line in written if line.endswith("\n")] or [head]
         if lines[0] != head:
             raise InputError(
