@@ -29,7 +29,7 @@ def calibrate(
     """Sets MODEL's threshold for a rate of false alarms, from good images alone."""
     console.print("loading torch and timm ...", style="dim")
     import_packages("torch", "timm")
-    from ..data.file_search import list_images
+    from ..data.file_search import files_of
     from ..data.shards.shard_set import refuse_shards
     from ..evaluation.calibrate_model import calibrate_on_files
     from ..inference.loading import load_model
@@ -40,8 +40,7 @@ def calibrate(
     before = file_stamp(model)
     network = load_model(model)
     # An image that is given twice counts once.
-    paths = map(Path, images)
-    files = list(dict.fromkeys(file for path in paths for file in (list_images(path) if path.is_dir() else [path])))
+    files = files_of(map(Path, images))
     with progress_bar("scoring good images", len(files)) as bar:
         calibration = calibrate_on_files(
             network, files, false_alarms=false_alarms, dtype=dtype, workers=workers, progress=bar

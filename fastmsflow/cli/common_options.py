@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from .config_file import Config
 from .options import OUTPUT, option
-from .output import silence
+from .output import silence, warnings_in_yellow
 from .recipe_options import set_parameters
 
 
@@ -22,7 +22,8 @@ def with_common_options(verb: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         silence(quiet, as_json)
-        verb(**options)
+        with warnings_in_yellow():
+            verb(**options)
 
     *common, _ = inspect.signature(command).parameters.values()
     update_wrapper(command, verb)

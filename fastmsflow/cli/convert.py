@@ -6,7 +6,7 @@ from typing import Annotated
 from ..errors import InputError
 from .imports import import_packages
 from .options import MODEL, Extractor, OfficialClamp, OfficialPool, OfficialVariant, argument, option
-from .output import print_json, print_line, warnings_in_yellow
+from .output import print_json, print_line
 
 NO_OPTIMIZER_STATE = (
     "without an optimizer's state: the published script can load it to test or to start from, but not resume from it;"
@@ -63,8 +63,7 @@ def convert(
             extractor=extractor, extractor_weights=extractor_weights, image_size=(image_size, image_size), pool=pool,
             clamp=clamp, variant=check_variant(variant),
         )  # fmt: skip
-        with warnings_in_yellow():
-            official_to_own(source, target, settings)
+        official_to_own(source, target, settings)
     print_line(f"{source} -> {target}")
     if note is not None:
         print_line(note)

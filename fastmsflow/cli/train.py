@@ -25,7 +25,6 @@ from .output import (
     print_error,
     print_json,
     print_line,
-    warnings_in_yellow,
 )
 from .recipe_options import settings_from, with_options_of
 
@@ -175,7 +174,7 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     if isinstance(images, ImageSet) and images.licence:
         console.print(images.licence, style="dim")
     torch.manual_seed(job.recipe.seed)
-    with group.raise_on_any_rank(), warnings_in_yellow():
+    with group.raise_on_any_rank():
         model = job.build_model(job.image_size_for(images))
     if job.resume and not (job.out / STATE_FILE).exists():
         print_line(f"{job.out}: no state to go on from; the run begins anew")
@@ -194,7 +193,7 @@ def _train_all(job: "TrainingJob", group: ProcessGroup) -> None:
         console.print("loading torch, timm and lightning ...", style="dim")
     from ..training.every_class import train_every_class
 
-    with _interruptible(group), warnings_in_yellow():
+    with _interruptible(group):
         result = train_every_class(job, group, console, _print_failure)
     if result is not None:
         _print_every_class(result, job.out)

@@ -197,10 +197,10 @@ def _read(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[Tensor]:
     """Yields batches (B, 3, H, W) in [0, 1] of the first MOST_IMAGES images of files and folders."""
     # Pillow comes with the train extra, and tensors do without it.
     from ..data.datasets import ImageFileDataset
-    from ..data.file_search import list_images
+    from ..data.file_search import files_of
     from ..data.reader_pool import batched, read_images
 
-    files = [file for path in paths for file in (list_images(path) if path.is_dir() else [path])][:MOST_IMAGES]
+    files = files_of(paths)[:MOST_IMAGES]
     yield from read_images(ImageFileDataset(files, size), batched(range(len(files)), BATCH))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.file_search import list_images
+from ..data.file_search import files_of
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
@@ -77,7 +77,7 @@ def to_verify(
         # The formula that is compared is told below, and one that is named needs no warning.
         formula = "0.2" if official.variant == "auto" else official.variant
         model = official_model(checkpoint, replace(official, variant=formula, image_size=(side, side)))
-    files = [file for path in images for file in (list_images(path) if path.is_dir() else [path])][:max_images]
+    files = files_of(images)[:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)
     loaded = ToVerify(flow=model.flow, batches=batches, image_size=model.image_size, faults=faults)

@@ -3,7 +3,7 @@
 from .datasets import ImageDataset, ImageFileDataset
 from .file_search import list_images
 from .fingerprint import fingerprint
-from .image_io import load_image, load_mask, read_image
+from .image_io import load_image, read_image
 from .image_set import ImageSet, Sample
 from .layouts import categories, classes_of, open_image_set
 from .layouts.elpv import elpv
@@ -11,6 +11,7 @@ from .layouts.folder import folder
 from .layouts.mvtec import mvtec
 from .layouts.textures import textures
 from .layouts.visa import visa
+from .masks import load_mask
 from .shards.dataset import ShardedImages
 from .shards.shard_set import ShardSet
 from .shards.writer import write_shards

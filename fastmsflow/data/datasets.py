@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .image_io import as_tensor, image_from_array, load_image, load_mask, read_bytes, read_image
+from .image_io import as_tensor, image_from_array, load_image, read_bytes, read_image
 from .image_set import Sample
 from .jpeg_decoder import encoded_or_pixels
+from .masks import load_mask
 
 ReadItem = Callable[[], dict[str, Any]]
 """Reads one item when called, in any process."""

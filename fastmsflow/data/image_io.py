@@ -16,11 +16,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import shown
 from ..quiet import QuietThread
-from .image_set import Sample
+from .image_formats import FORMATS
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# Recognized by content, whatever the name. Pillow has more, but reading EPS runs another program.
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Phones put a preview behind the photograph.
 ONE_IMAGE = frozenset({"MPO"})
 ORIENTATION = 0x0112  # in EXIF
@@ -37,7 +34,8 @@ def read_image(path: str | Path) -> Image.Image:
     profile. Raises: InputError if the file is missing, no image, damaged, too large (over 179 megapixels, by its
     header), under 32 pixels on a side, of several frames or pages, or of floating-point pixels.
     """
-    return _rgb(_open(path), path)
+    with opened_image(path) as image:
+        return _rgb(upright(image), path)
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -46,7 +44,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     Raises: InputError if the bytes are no image that ``read_image`` takes.
     """
     with _faults_named(name), _identified(io.BytesIO(content), name) as image:
-        return _rgb(_upright(image), name)
+        return _rgb(upright(image), name)
 
 
 def check_image(content: bytes, name: str) -> None:
@@ -54,8 +52,8 @@ def check_image(content: bytes, name: str) -> None:
 
     Pixels are not decoded, so damage behind the header goes unseen.
     """
-    with _faults_named(name), _identified(io.BytesIO(content), name) as image:
-        _check_size(image, name)
+    with _faults_named(name), _identified(io.BytesIO(content), name):
+        pass
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -89,7 +87,7 @@ def image_from_pil(image: Image.Image, name: str) -> Image.Image:
     """
     with _faults_named(name):
         # Copied, since it is turned in place.
-        return _rgb(_upright(image.copy()), name)
+        return _rgb(upright(image.copy()), name)
 
 
 def load_image(path: str | Path, image_size: tuple[int, int]) -> Tensor:
@@ -108,29 +106,8 @@ def as_tensor(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.divide(np.asarray(image), 255, dtype=np.float32).transpose(2, 0, 1))
 
 
-def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
-    """Reads the mask of ``sample``, resized by nearest neighbor: bool (H, W), all False if there is no mask.
-
-    Pixels above ``sample.mask_above`` (16 bits: 257 times that) are defective. In a mask of 0 and one other value, the
-    other value is defective, whatever it is. Raises: InputError if the mask cannot be read, is not of its image's size,
-    or holds several values none of which is above.
-    """
-    if sample.mask is None:
-        return torch.zeros(image_size, dtype=torch.bool)
-    mask = _open(sample.mask)
-    size = _size(sample.image)
-    if mask.size != size:
-        raise InputError(
-            f"{shown(sample.mask)}: the mask is {mask.width}x{mask.height}, its image {shown(sample.image.name)}"
-            f" {size[0]}x{size[1]}; give a mask of the image's size"
-        )
-    height, width = image_size
-    resized = Image.fromarray(_defective(mask, sample)).resize((width, height), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(resized))
-
-
-def _check_size(image: Image.Image, name: str | Path) -> None:
-    if min(image.size) < SMALLEST:
+def _check_size(image: Image.Image, name: str | Path, smallest: int = SMALLEST) -> None:
+    if min(image.size) < smallest:
         raise InputError(
             f"{shown(name)}: {image.width}x{image.height} pixels, less than the extractor's stride of {SMALLEST};"
             " leave it out"
@@ -142,55 +119,30 @@ def _rgb(image: Image.Image, name: str | Path) -> Image.Image:
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
     if image.mode == "F":
-        _check_finite(np.asarray(image), name)
+        check_finite(np.asarray(image), name)
         raise InputError(f"{shown(name)}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
     # Pillow warns of transparency that is dropped.
     with _QUIET:
         return image.convert("RGB")
 
 
-def _defective(mask: Image.Image, sample: Sample) -> np.ndarray:
-    """Returns bool (H, W): the pixels that ``sample`` counts as defective."""
-    assert sample.mask is not None
-    values = np.asarray(mask if mask.mode in ("L", "I;16", "I", "F") else mask.convert("L"))
-    _check_finite(values, sample.mask)
-    largest = values.max()
-    above = sample.mask_above * (257 if largest > 255 else 1)
-    if 0 < largest <= above:
-        if not np.isin(values, (0, largest)).all():
-            raise InputError(
-                f"{shown(sample.mask)}: the mask's values go up to {largest:g}, and defective is what is above {above};"
-                " save it with 255 where the defect is and 0 elsewhere"
-            )
-        above = 0
-    return values > above
-
-
-def _open(path: str | Path) -> Image.Image:
-    with _opened(path) as image:
-        return _upright(image)
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Decodes ``image`` and turns it as its EXIF orientation says."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Returns (width, height) of the upright image, from the file's header if that is enough."""
-    with _opened(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) != 1
-        return _upright(image).size if turned else image.size
-
-
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Opens a file that is not yet decoded."""
+def opened_image(path: str | Path, smallest: int = SMALLEST) -> Iterator[Image.Image]:
+    """Opens a file, whose pixels are not yet decoded, in a with block.
+
+    ``smallest``: the fewest pixels on a side. Raises: InputError that names the file, also for faults of the block.
+    """
     with _faults_named(path):
         _check_regular(path)
         # Not by its name: Pillow then maps uncompressed files into memory, and mixes up a turned TIFF's rows.
-        with Path(path).open("rb") as file, _identified(file, path) as image:
+        with Path(path).open("rb") as file, _identified(file, path, smallest) as image:
             yield image
 
 
@@ -202,9 +154,10 @@ def _check_regular(path: str | Path) -> None:
 
 
 @contextmanager
-def _identified(file: BinaryIO, name: str | Path) -> Iterator[Image.Image]:
-    """Opens one image that is not yet decoded."""
+def _identified(file: BinaryIO, name: str | Path, smallest: int = SMALLEST) -> Iterator[Image.Image]:
+    """Opens one image that is not yet decoded. Raises: InputError if its header tells of a size that is not taken."""
     with Image.open(file, formats=FORMATS) as image:
+        _check_size(image, name, smallest)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in ONE_IMAGE:
             raise InputError(f"{shown(name)}: holds {frames} frames or pages; save each as a file of its own")
@@ -248,7 +201,8 @@ def _faults_named(path: str | Path) -> Iterator[None]:
         raise InputError(f"{name}: damaged or truncated ({error}); copy it again") from error
 
 
-def _check_finite(values: np.ndarray, name: str | Path) -> None:
+def check_finite(values: np.ndarray, name: str | Path) -> None:
+    """Raises: InputError if floating-point pixels hold NaN or infinity."""
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
         raise InputError(f"{shown(name)}: {bad} pixels are NaN or infinite; replace them and save it with 8 or 16 bits")

@@ -11,7 +11,10 @@ from PIL import Image
 
 from ..errors import InputError, UnavailableError
 from ..files import shown
-from .image_io import SUFFIXES, decode_image, read_bytes, read_image
+from .image_formats import NO_IMAGES, SUFFIXES, UNREAD_SUFFIXES, suffix_of
+from .image_io import decode_image, read_bytes, read_image
+from .own_output import own_output_by_names
+from .passed_over import PassedOver
 from .shards.storage import GONE, ShardStorage
 
 TIMEOUT = 60.0
@@ -80,8 +83,9 @@ def is_there(url: str) -> bool:
 def images_below_url(url: str) -> list[str]:
     """Returns the URLs of all files below ``url`` that have an image's suffix, sorted; ``url`` itself if it has one.
 
-    A web server's pages are followed to links that lie below ``url``. Raises: InputError if there are none or they
-    cannot be listed, and UnavailableError if a package is missing.
+    A web server's pages are followed to links that lie below ``url``. Pictures that this product wrote are left out. An
+    InputWarning tells of these and of images that are not read, by their names alone. Raises: InputError if there are
+    none or they cannot be listed, and UnavailableError if a package is missing.
     """
     if is_image(url):
         return [url]
@@ -94,10 +98,20 @@ def images_below_url(url: str) -> list[str]:
                 # A store that does not answer shows here; a long listing may take its time.
                 _in_time(system, system._exists(path))
             names = system.find(path)
-    found = sorted(system.unstrip_protocol(name) for name in names if is_image(name))
+    passed_over, own = PassedOver(), own_output_by_names(names)
+    found: list[str] = []
+    for name in sorted(names):
+        if name in own:
+            passed_over.add_own(name)
+        elif is_image(name):
+            found.append(system.unstrip_protocol(name))
+        elif suffix_of(name.partition("?")[0]) in UNREAD_SUFFIXES:
+            passed_over.add(name.partition("?")[0])
     if not found:
-        raise InputError(f"{shown(url)}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    return found
+        no_images = f"{shown(url)}: {NO_IMAGES}"
+        raise InputError("; ".join([no_images, *passed_over.lines()]))
+    passed_over.warn()
+    return sorted(found)
 
 
 def is_image(name: str) -> bool:

@@ -33,7 +33,7 @@ class TestResult:
     pixel_metrics: PixelMetricsAccumulator | None
 
     def pro_curve(self) -> Curve | None:
-        """Returns the curve of fastmsflow.metrics.pro_curve; None if there are no masks."""
+        """Returns the curve of fastmsflow.metrics.pro_curve; None if there are no masks or they mark nothing."""
         return None if self.pixel_metrics is None else self.pixel_metrics.pro_curve()
 
 
@@ -56,6 +56,7 @@ class Evaluator:
         self._ground_truth = ground_truth
         self._map_kind: MapKind = map_kind
         self._maps = maps
+        self._world = world
         self._scores = ScoreCollector(ground_truth.names, world)
         self._pixel_metrics: PixelMetricsAccumulator | None = None
         if ground_truth.has_masks and ground_truth.exact:
@@ -88,6 +89,8 @@ class Evaluator:
         Raises: InputError with the names of images whose score is not finite.
         """
         scores = self._scores.gather()
+        if self._ground_truth.has_masks:
+            self._ground_truth.mask_notes.warn(self._ground_truth.image_size, self._world)
         pixel_metrics = {} if self._pixel_metrics is None else self._pixel_metrics.compute()
         labels = self._ground_truth.labels
         evaluation = Evaluation(

@@ -1,18 +1,76 @@
 """Holds the labels and masks of a test set."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..data import ImageSet, Sample, load_mask
+from ..data import ImageSet, Sample
+from ..data.masks import Mask, read_mask
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ..errors import InputError
+from ..errors import InputError, InputWarning, first_few
 from ..files import shown
 
 EXACT_PIXELS = 2**26
 """Pixels of a test set, 256 images of 512x512, up to which a single process holds all maps and masks in memory and
 computes exact pixel metrics: 9 bytes a pixel for each model, and about as much again for sorting."""
+
+
+class MaskNotes:
+    """Collects masks that mark nothing or everything, or lose regions to resizing, and warns of them once."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, Mask] = {}
+        self._has_warned = False
+
+    def add(self, sample: Sample, mask: Mask) -> None:
+        """Adds the mask of a defective sample."""
+        if sample.mask is not None and (not mask.marked or mask.is_full or mask.lost):
+            # Without its pixels, which may be many.
+            self._notes[shown(sample.mask)] = mask._replace(pixels=mask.pixels[:0])
+
+    def warn(self, image_size: tuple[int, int], world: ProcessGroup = SINGLE_PROCESS) -> None:
+        """Warns of the masks that all processes have added; all call this, and the first one warns."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        gathered = world.all_gather(self._notes) if world.size > 1 else [self._notes]
+        notes = {name: note for some in gathered for name, note in sorted(some.items())}
+        for line in _mask_lines(notes, image_size) if world.first else ():
+            warnings.warn(line, InputWarning, stacklevel=3)
+
+
+def _mask_lines(notes: dict[str, Mask], image_size: tuple[int, int]) -> list[str]:
+    empty = [name for name, mask in notes.items() if not mask.marked]
+    full = [name for name, mask in notes.items() if mask.is_full]
+    lost = {name: mask.lost for name, mask in notes.items() if mask.lost}
+    lines: list[str] = []
+    if empty:
+        lines.append(
+            f"{_masks(len(empty), 'marks', 'mark')} no pixel: {first_few(empty)}; draw the defects, or move the images"
+            " to test/good"
+        )
+    if full:
+        lines.append(
+            f"{_masks(len(full), 'marks', 'mark')} every pixel: {first_few(full)}; if that is not meant, save them with"
+            " 255 where the defect is and 0 elsewhere"
+        )
+    if lost:
+        height, width = image_size
+        named = [f"{count} of {name}" for name, count in lost.items()]
+        count = sum(lost.values())
+        regions = "1 region" if count == 1 else f"{count} regions"
+        masks = "1 mask" if len(lost) == 1 else f"{len(lost)} masks"
+        lines.append(
+            f"{regions} of {masks} {'is' if count == 1 else 'are'} too small to have a pixel at {width}x{height}:"
+            f" {first_few(named)}; pixel metrics leave them out, images of a larger --image-size do not"
+        )
+    return lines
+
+
+def _masks(count: int, one: str, several: str) -> str:
+    return f"{count} mask {one}" if count == 1 else f"{count} masks {several}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +85,7 @@ class GroundTruth:
     """Pixel metrics are computed from all maps at once; if False, from histograms in constant memory."""
     masks: np.ndarray | None
     """Masks (N, H, W) bool, if ``exact``; else they are read when they are needed."""
+    mask_notes: MaskNotes = field(default_factory=MaskNotes)
 
     @classmethod
     def from_image_set(
@@ -34,7 +93,9 @@ class GroundTruth:
     ) -> "GroundTruth":
         """Reads the labels of ``images.test``, and the masks if they fit in memory.
 
-        Raises: InputError if the images are all good or all defective, or a mask cannot be read.
+        An InputWarning names masks that mark nothing or everything, or lose regions to resizing; where masks are read
+        later, ``mask_notes`` collects these. Raises: InputError if the images are all good or all defective, or a mask
+        cannot be read.
         """
         labels = np.array([sample.label for sample in images.test])
         defective = int(labels.sum())
@@ -45,10 +106,11 @@ class GroundTruth:
                 " without an evaluation, move the test images elsewhere"
             )
         exact = world.size == 1 and len(labels) * image_size[0] * image_size[1] <= EXACT_PIXELS
-        masks = None
+        truth = cls(images.test, labels, image_size, images.has_masks, exact, None)
         if images.has_masks and exact:
-            masks = np.stack([load_mask(sample, image_size).numpy() for sample in images.test])
-        return cls(images.test, labels, image_size, images.has_masks, exact, masks)
+            truth = replace(truth, masks=truth.load_masks(range(len(labels))))
+            truth.mask_notes.warn(image_size)
+        return truth
 
     @property
     def names(self) -> list[str]:
@@ -72,4 +134,9 @@ class GroundTruth:
         """Returns the masks (B, H, W) bool of these images. Raises: InputError if one cannot be read."""
         if self.masks is not None:
             return self.masks[list(numbers)]
-        return np.stack([load_mask(self.samples[number], self.image_size).numpy() for number in numbers])
+        samples = [self.samples[number] for number in numbers]
+        masks = [read_mask(sample, self.image_size) for sample in samples]
+        for sample, mask in zip(samples, masks, strict=True):
+            if sample.label:
+                self.mask_notes.add(sample, mask)
+        return np.stack([mask.pixels.numpy() for mask in masks])

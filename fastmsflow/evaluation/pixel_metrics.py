@@ -13,6 +13,8 @@ from ..scoring import Scores
 MAPS_PER_IMAGE = 4
 """Number of maps of an image that metrics are computed from."""
 Curve = tuple[np.ndarray, np.ndarray]
+UNDEFINED: dict[str, float | None] = {"pixel_error": 0.0}
+"""The metrics if no pixel is defective or none is good: none, and that exactly."""
 SAMPLE_PIXELS = 2**23
 """Pixels, 32 images of 512x512, whose maps each process holds first, to choose the bins by them."""
 
@@ -40,8 +42,10 @@ class ExactPixelMetrics:
     def compute(self) -> dict[str, float | None]:
         """Computes the pixel metrics, by their names in Evaluation.
 
-        Raises: InputError if one of fastmsflow.metrics does.
+        All are None if no pixel is defective or none is good. Raises: InputError if one of fastmsflow.metrics does.
         """
+        if not self._is_defined():
+            return UNDEFINED
         multiplicative = self._multiplicative()
         absolute = -(self._log_likelihood + self._peaks[:, None, None])
         pixel_auroc, pixel_f1 = auroc_and_f1_max(self._masks, self._additive)
@@ -55,9 +59,12 @@ class ExactPixelMetrics:
             "pixel_error": 0.0,
         }
 
-    def pro_curve(self) -> Curve:
-        """Returns the curve of the multiplicative maps; see fastmsflow.metrics.pro_curve."""
-        return pro_curve(self._masks, self._multiplicative())
+    def pro_curve(self) -> Curve | None:
+        """Returns the curve of the multiplicative maps, see fastmsflow.metrics.pro_curve; None as for ``compute``."""
+        return pro_curve(self._masks, self._multiplicative()) if self._is_defined() else None
+
+    def _is_defined(self) -> bool:
+        return bool(self._masks.any()) and not self._masks.all()
 
     def _multiplicative(self) -> torch.Tensor:
         return 1 - self._log_likelihood.exp()
@@ -97,12 +104,14 @@ class BinnedPixelMetrics:
     def compute(self) -> dict[str, float | None]:
         """Computes the metrics of all processes' maps; all call this after ``complete``.
 
-        Raises: InputError if one of fastmsflow.metrics does.
+        All are None if no pixel is defective or none is good. Raises: InputError if one of fastmsflow.metrics does.
         """
         if self._world.size > 1:
             for histogram in self._histograms:
                 histogram.all_reduce()
         additive, multiplicative, log, absolute = self._histograms
+        if not additive.has_both_classes():
+            return UNDEFINED
         metrics = {
             "pixel_auroc": additive.auroc(),
             "pixel_auroc_absolute": absolute.auroc(),
@@ -114,9 +123,10 @@ class BinnedPixelMetrics:
         error = max(metric.error for metric in metrics.values() if metric is not None)
         return {**{name: metric and metric.value for name, metric in metrics.items()}, "pixel_error": error}
 
-    def pro_curve(self) -> Curve:
+    def pro_curve(self) -> Curve | None:
         """Returns the curve of the multiplicative maps, after ``compute``; see fastmsflow.metrics.pro_curve."""
-        return self._histograms[1].pro_curve()
+        multiplicative = self._histograms[1]
+        return multiplicative.pro_curve() if multiplicative.has_both_classes() else None
 
     def _maps(self, scores: Scores) -> list[torch.Tensor]:
         # Ranks pixels as the exact maps do, up to rounding. The highest value is subtracted, which is exact: the maps

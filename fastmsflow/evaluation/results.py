@@ -9,7 +9,10 @@ STATED = 1e-4
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one model on one test set, in [0, 1]; None if the set has no masks, or the model no threshold."""
+    """Metrics of one model on one test set, in [0, 1].
+
+    None if one is not defined: the set has no masks or these mark nothing, or the model has no threshold.
+    """
 
     image_auroc: float
     """AUROC of the published image score."""
@@ -51,11 +54,15 @@ class Evaluation:
 
     def as_shown(self) -> dict[str, float | None]:
         """Returns metric -> value for the metrics that the set and the model allow; None if one is not defined."""
-        undefined = {"aupro_published"} if self.aupro is not None else set()
+        # Without masks there is no error. Versions that computed no error had this metric alone undefined.
+        undefined = (
+            PIXEL_METRICS if self.pixel_error is not None else ("aupro_published",) if self.aupro is not None else ()
+        )
         return {name: value for name, value in self.as_dict().items() if value is not None or name in undefined}
 
 
 METRICS: tuple[str, ...] = tuple(field.name for field in fields(Evaluation) if field.name != "pixel_error")
+PIXEL_METRICS = tuple(name for name in METRICS if name.startswith(("pixel_", "aupro")))
 # Metrics by which epochs are ranked: all but those at a threshold.
 RANKING_METRICS = METRICS[: METRICS.index("false_alarm_rate")]
 

@@ -12,7 +12,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ..data import ImageFileDataset, list_images
-from ..data.image_io import SUFFIXES, image_from_pil
+from ..data.folder_names import refuse_mixed
+from ..data.image_formats import SUFFIXES, suffix_of
+from ..data.image_io import image_from_pil
 from ..data.reader_pool import BATCH_SIZE, batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
@@ -80,8 +82,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     def fit(self, X: Images, y: object = None) -> "Self":
         """Trains on ``X``, images without defects; ``y`` is not used.
 
-        Raises: InputError if an image cannot be read, a parameter is out of its range or the loss is not finite;
-        UnavailableError if the extra is not installed.
+        Raises: InputError if an image cannot be read, names of folders below ``X`` say that some are not good, a
+        parameter is out of its range or the loss is not finite; UnavailableError if the extra is not installed.
         """
         try:
             from ..terminal import Console
@@ -94,6 +96,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         if not isinstance(self.contamination, (int, float, np.number)) or not 0 < self.contamination < 0.5:
             raise InputError(f"contamination is {self.contamination}; it is a share above 0 and below 0.5")
         image_size, files = _height_and_width(self.image_size), _listed(X)
+        if isinstance(X, (str, Path)) and Path(X).is_dir():
+            refuse_mixed(Path(X), [image for image in files if isinstance(image, Path)])
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
@@ -179,7 +183,7 @@ def _listed(images: Images) -> list[str | Path | np.ndarray]:
     """Returns the images one by one, files or arrays. Raises: InputError if there are none or it is something else."""
     if isinstance(images, (str, Path)):
         path = Path(images)
-        is_file = path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
+        is_file = path.is_file() or (suffix_of(path.name) in SUFFIXES and not path.is_dir())
         return [path] if is_file else list(list_images(path))
     is_one = isinstance(images, Image.Image)
     if isinstance(images, np.ndarray):

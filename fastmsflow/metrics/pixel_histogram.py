@@ -104,6 +104,10 @@ class PixelHistogram:
         self._lowest = reduced(self._lowest, "min", device)
         self._highest = reduced(self._highest, "max", device)
 
+    def has_both_classes(self) -> bool:
+        """Returns whether there are good and defective pixels, without which no metric is defined."""
+        return bool(self._good.any()) and bool(self._defective.any())
+
     def auroc(self) -> Bounded:
         """Computes the area under the ROC of pixels, see fastmsflow.metrics.auroc.
 
@@ -123,10 +127,9 @@ class PixelHistogram:
 
         ``shift`` is added to the maps first, for maps from which it was subtracted; the thresholds' spacing does not
         change. Counts at a threshold are uncertain by the bin into which the threshold falls. A threshold in a bin next
-        to ``fpr_limit`` makes the last point uncertain, and the bound wider: from 0 to 1 if it is not certain that two
-        points are left.
+        to ``fpr_limit`` makes the last point uncertain, and the bound wider.
 
-        Returns: None if, by the estimate, fewer than two points are left.
+        Returns: None if it is not certain that two points are left.
         Raises: the errors of ``aupro``.
         """
         checked_limit(fpr_limit)
@@ -146,9 +149,10 @@ class PixelHistogram:
         share = np.where(perhaps < surely, (highest[inside] - at) / width, 0.0).clip(0, 1)
         x, y = (low + share * (high - low) for low, high in (fpr, pro))
         value = mean_height(x[x < fpr_limit], y[x < fpr_limit])
-        if value is None:
+        bounds = _mean_heights(fpr, pro, fpr_limit)
+        if value is None or bounds is None:
             return None
-        low, high = _mean_heights(fpr, pro, fpr_limit)
+        low, high = bounds
         return Bounded(min(max(value, low), high), low, high)
 
     def pro_curve(self, fpr_limit: float = 0.3, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -198,8 +202,9 @@ class PixelHistogram:
         return x, y
 
 
-def _mean_heights(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float, float]:
-    """Returns the bounds of the mean height of a curve from its first point to its last one below ``limit``.
+def _mean_heights(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float, float] | None:
+    """Returns the bounds of the mean height of a curve from its first point to its last one below ``limit``; None if
+    there may be no second point.
 
     ``fpr``, ``pro`` (2, K), ascending, hold the lower and the upper bound of each point. The curve rises, so its mean
     is larger if its ends are further right and its other points further left.
@@ -207,7 +212,7 @@ def _mean_heights(fpr: np.ndarray, pro: np.ndarray, limit: float) -> tuple[float
     means: list[float] = []
     for last in range(np.count_nonzero(fpr[1] < limit) - 1, np.count_nonzero(fpr[0] < limit)):
         if last < 1:
-            return 0.0, 1.0
+            return None
         for ends, inner, height in ((0, 1, pro[0]), (1, 0, pro[1])):
             first, end = fpr[ends, 0], min(fpr[ends, last], limit)
             x = np.concatenate([[first], fpr[inner, 1:last].clip(first, end), [end]])

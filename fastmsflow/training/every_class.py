@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..data.class_selection import every_class_of
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
-from ..errors import InputError, UnavailableError, in_one_line
+from ..errors import InputError, InputWarning, UnavailableError, in_one_line
 from ..evaluation.compare_checkpoints import (
     METRICS_FILES,
     CheckpointResult,
@@ -168,11 +169,15 @@ class _ClassRuns:
         self._classes: list[str] = group.broadcast_from_rank0(lambda: every_class_of(job.source))
         # An error is kept, and raised when the class's turn comes.
         self._sets: dict[str, ImageSet | Exception] = {}
-        for name in self._classes:
-            try:
-                self._sets[name] = open_image_set(job.source, name)
-            except (InputError, UnavailableError, OSError) as error:
-                self._sets[name] = error
+        with warnings.catch_warnings():
+            if not group.first:
+                # All processes open the same sets; the first one warns.
+                warnings.simplefilter("ignore", InputWarning)
+            for name in self._classes:
+                try:
+                    self._sets[name] = open_image_set(job.source, name)
+                except (InputError, UnavailableError, OSError) as error:
+                    self._sets[name] = error
 
     def run(self, on_failure: Callable[[str, str], None]) -> EveryClassResult | None:
         out, group = self._job.out, self._group

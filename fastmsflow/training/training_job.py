@@ -120,11 +120,13 @@ class TrainingJob:
     ) -> None:
         summary = result.summary()
         held_out = [(r.epoch, r.held_out_nll) for r in result.epoch_results if r.held_out_nll is not None]
-        curves = {
+        values = {
             METRIC_LABELS[name]: [(r.epoch, getattr(r.evaluation, name)) for r in result.epoch_results]
             for name in ROUND_METRICS
             if name in summary
         }
+        # A metric may not be defined.
+        curves = {label: points for label, points in values.items() if all(value is not None for _, value in points)}
         plot_training(self.out / CURVES_FILE, result.losses, held_out, curves)
         tested = result.test_result
         if tested is None or tested.maps is None or not isinstance(images, ImageSet):

@@ -114,7 +114,8 @@ def test_results_can_lie_among_the_images(
             assert [row["image"] for row in table_rows(out)] == [str(folder / "0.png")]
     code, _, err = predict(brick_checkpoint, tmp_path / "b/predictions", "--out", tmp_path / "b/predictions")
     assert code == 1
-    assert "nothing but heat maps to score" in err
+    assert "holds no images" in err
+    assert "1 file that fastmsflow wrote is passed over" in err
 
 
 def test_an_interrupted_run_keeps_earlier_results_and_its_own_apart(

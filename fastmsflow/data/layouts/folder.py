@@ -4,54 +4,77 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import InputError
-from ..file_search import list_images
+from ...files import shown
+from ..file_search import FolderSearch
+from ..folder_names import refuse_misnamed, refuse_mixed
 from ..image_set import ImageSet, Sample, Source
+from ..masks import MaskFolder
 from .layout import Layout, check_class
 
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+READ = "images are read from train, test/KIND and ground_truth/KIND: move or rename those, or save them as PNG"
 
 
 def folder(train: str | Path, test: str | Path | None = None, masks: str | Path | None = None) -> ImageSet:
     """Opens any folder of good images as an image set.
 
     ``test``: a folder with a folder for each kind of defect, and ``good`` among them. ``masks``: a folder of masks in
-    the same tree. Raises: InputError if a folder is missing or empty, if masks come without test images, or if a
-    defective image lacks its mask.
+    the same tree. An InputWarning tells of files that look like images and are not read. Raises: InputError if a folder
+    is missing or empty, if masks come without test images, if a defective image lacks its mask, or if folders' names
+    say that images are not what they are taken for.
     """
-    if masks is not None and test is None:
-        raise InputError(f"{masks}: masks are of test images; name the test folder too")
-    tests = samples_by_kind(Path(test), Path(masks) if masks is not None else None) if test is not None else ()
-    return ImageSet(Path(train).resolve().name, good_samples(Path(train)), tests)
+    search = FolderSearch()
+    below_test, below_masks = (None if path is None else Path(path) for path in (test, masks))
+    images = _read(search, Path(train), below_test, below_masks)
+    for root in (below_test, below_masks):
+        if root is not None:
+            search.add_elsewhere(root, images, READ)
+    search.passed_over.warn()
+    return images
 
 
-def good_samples(path: Path) -> tuple[Sample, ...]:
-    """Returns all images below ``path`` as good samples. Raises: InputError if there are none."""
-    return tuple(Sample(image, 0) for image in list_images(path))
+def good_samples(search: FolderSearch, path: Path) -> tuple[Sample, ...]:
+    """Returns all images below ``path`` as good samples.
+
+    Raises: InputError if there are none, or folders' names say that some are not good.
+    """
+    images = search.images(path)
+    refuse_mixed(path, images)
+    return tuple(Sample(image, 0) for image in images)
 
 
-def samples_by_kind(test: Path, masks: Path | None) -> tuple[Sample, ...]:
+def samples_by_kind(search: FolderSearch, test: Path, masks: Path | None) -> tuple[Sample, ...]:
     """Returns the images of ``test``/KIND; all but those of ``test``/good are defective, with masks in ``masks``/KIND.
 
-    Raises: InputError if there are no such folders or a mask is missing.
+    Raises: InputError if there are no such folders, a mask is missing, or folders' names say that images are not of
+    their kind.
     """
     kinds = sorted(p for p in test.iterdir() if p.is_dir() and not p.name.startswith(".")) if test.is_dir() else []
     if not kinds:
-        raise InputError(f"{test}: holds no folders by kind of defect; make {test.name}/good and one for each kind")
+        raise InputError(
+            f"{shown(test)}: holds no folders by kind of defect; make {test.name}/good and one for each kind"
+        )
     samples: list[Sample] = []
+    folders: dict[Path, MaskFolder] = {}
     for kind in kinds:
-        for image in list_images(kind):
-            good = kind.name == "good"
-            mask = None if good or masks is None else _find_mask(image, masks / image.parent.relative_to(test))
+        images = search.images(kind)
+        refuse_misnamed(test, kind.name, images)
+        good = kind.name == "good"
+        for image in images:
+            mask = None
+            if masks is not None and not good:
+                folder = masks / image.parent.relative_to(test)
+                if folder not in folders:
+                    folders[folder] = MaskFolder(folder)
+                mask = folders[folder].mask_of(image)
             samples.append(Sample(image, int(not good), mask, kind.name))
     return tuple(samples)
 
 
-def _find_mask(image: Path, masks: Path) -> Path:
-    for name in (f"{image.stem}_mask", image.stem):
-        for suffix in (MASK_SUFFIXES[0], image.suffix, *MASK_SUFFIXES[1:]):
-            if (masks / f"{name}{suffix}").is_file():
-                return masks / f"{name}{suffix}"
-    raise InputError(f"{image}: has no mask; put {image.stem}_mask.png into {masks}")
+def _read(search: FolderSearch, train: Path, test: Path | None, masks: Path | None) -> ImageSet:
+    if masks is not None and test is None:
+        raise InputError(f"{shown(masks)}: masks are of test images; name the test folder too")
+    tests = samples_by_kind(search, test, masks) if test is not None else ()
+    return ImageSet(train.resolve().name, good_samples(search, train), tests)
 
 
 def _open(source: Source, category: str | None) -> ImageSet:
@@ -60,12 +83,19 @@ def _open(source: Source, category: str | None) -> ImageSet:
     if category is not None:
         hint = "; it is one class itself: leave the class out" if train.is_dir() else ""
         check_class(root, category, [], hint)
-    if not train.is_dir():
-        if test.is_dir():
-            raise InputError(f"{root}: holds test images but no train folder; put the good images to learn from there")
-        return folder(root)
-    images = folder(train, test if test.is_dir() else None, masks if masks.is_dir() else None)
-    return replace(images, name=root.resolve().name)
+    search = FolderSearch()
+    if train.is_dir():
+        images = _read(
+            search, train, test if test.is_dir() else None, masks if masks.is_dir() and test.is_dir() else None
+        )
+        images = replace(images, name=root.resolve().name)
+        search.add_elsewhere(root, images, READ)
+    elif test.is_dir():
+        raise InputError(f"{root}: holds test images but no train folder; put the good images to learn from there")
+    else:
+        images = _read(search, root, None, None)
+    search.passed_over.warn()
+    return images
 
 
 LAYOUT = Layout(name="folder", detects=lambda source: Path(source).is_dir(), classes=lambda source: [], open=_open)

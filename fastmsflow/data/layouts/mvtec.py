@@ -2,21 +2,24 @@
 
 from pathlib import Path
 
-from ..image_set import ImageSet, Source
+from ..file_search import FolderSearch
+from ..image_set import ImageSet, Sample, Source
 from .folder import good_samples, samples_by_kind
 from .layout import Layout, check_class, only_class
 
 # The published runs train this class at another size.
 IMAGE_SIZES = {"transistor": (256, 256)}
 DEFAULT_SIZE = (512, 512)
+READ = "images are read from train/good, test/KIND and ground_truth/KIND: move or rename those, or save them as PNG"
 LICENCE_FILES = ("LICENCE.txt", "license.txt")
 
 
 def mvtec(root: str | Path, category: str) -> ImageSet:
     """Opens one class of the MVTec AD layout: train/good, test/KIND, ground_truth/KIND/STEM_mask.png (or STEM.png).
 
-    Raises: InputError if the class is not there, a folder is empty, or a defective image lacks its mask although
-    ground_truth is there.
+    An InputWarning tells of files in the class's folder that look like images and are not read. Raises: InputError if
+    the class is not there, a folder is empty, a defective image lacks its mask although ground_truth is there, or
+    folders' names say that images are not what they are taken for.
     """
     root = Path(root)
     classes = mvtec_classes(root)
@@ -24,9 +27,15 @@ def mvtec(root: str | Path, category: str) -> ImageSet:
     check_class(root, category, classes, hint)
     base = root / category
     masks = base / "ground_truth"
-    test = samples_by_kind(base / "test", masks if masks.is_dir() else None) if (base / "test").is_dir() else ()
+    search = FolderSearch()
+    test: tuple[Sample, ...] = ()
+    if (base / "test").is_dir():
+        test = samples_by_kind(search, base / "test", masks if masks.is_dir() else None)
     size = IMAGE_SIZES.get(category, DEFAULT_SIZE)
-    return ImageSet(category, good_samples(base / "train/good"), test, size, _licence(base))
+    images = ImageSet(category, good_samples(search, base / "train/good"), test, size, _licence(base))
+    search.add_elsewhere(base, images, READ)
+    search.passed_over.warn()
+    return images
 
 
 def mvtec_classes(root: Source) -> list[str]:

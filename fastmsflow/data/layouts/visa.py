@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 
 from ...errors import InputError
+from ...files import shown
+from ..file_search import FolderSearch
 from ..image_set import ImageSet, Sample, Source
 from .layout import Layout, check_class, only_class
 from .mvtec import mvtec
@@ -15,7 +17,8 @@ COLUMNS = frozenset({"object", "split", "label", "image", "mask"})
 def visa(root: str | Path, category: str) -> ImageSet:
     """Opens one class of VisA as published (split_csv/1cls.csv), or rearranged into the MVTec AD layout.
 
-    Raises: InputError if the class is not there, or names the row of the table that cannot be used.
+    An InputWarning tells of images in the class's folder that the table does not name. Raises: InputError if the class
+    is not there, or names the row of the table that cannot be used.
     """
     root = Path(root)
     if not _detects(root):
@@ -42,7 +45,12 @@ def visa(root: str | Path, category: str) -> ImageSet:
         )
     if not samples["train"]:
         raise InputError(f"{table}: no training images of {category}")
-    return ImageSet(category, tuple(samples["train"]), tuple(samples["test"]))
+    images = ImageSet(category, tuple(samples["train"]), tuple(samples["test"]))
+    search = FolderSearch()
+    if (root / category).is_dir():
+        search.add_elsewhere(root / category, images, f"images are read that {shown(table)} names: complete it")
+    search.passed_over.warn()
+    return images
 
 
 def _detects(source: Source) -> bool:

@@ -1,0 +1,96 @@
+"""Recognizes by the names of folders that not all images below a folder are good ones."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..errors import InputError, first_few
+from ..files import shown
+
+GOOD, DEFECTIVE, MASK, TEST = "good", "defective", "mask", "test"
+_WORDS = {
+    GOOD: "good goods ok okay normal pass passed accept accepted nondefective nodefect nodefects defectfree faultfree"
+    " anomalyfree nominal",
+    DEFECTIVE: "bad ng nok ko notok notgood nogood nongood defect defects defective defectives anomaly anomalies"
+    " anomalous abnormal fail failed failure failures fault faults faulty flaw flaws flawed reject rejects rejected"
+    " broken damaged scrap negative negatives positive positives neg pos",
+    MASK: "mask masks groundtruth groundtruths gt gts segmentation segmentations",
+    TEST: "test tests testing val valid validation eval evaluation",
+}
+_KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+# These tell enough wherever they stand in a name: "NG scratch", "defect_hole".
+_CLEAR = {"ng", "nok", "defect", "defects", "defective", "anomaly", "anomalies", "anomalous", "mask", "masks"}
+_FILLERS = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "part", "parts", "data", "set"}
+_LAYOUT = "lay the images out as train/good, test/good, test/KIND and ground_truth/KIND"
+
+
+def kind_of_folder(name: str) -> str | None:
+    """Returns the kind of images that a folder's name tells of: GOOD, DEFECTIVE, MASK or TEST; None for others."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()
+    words = [word for word in re.findall(r"[^\W\d_]+", apart) if word not in _FILLERS]
+    kind = _KINDS.get("".join(words))
+    return kind or next((_KINDS[word] for word in words if word in _CLEAR), None)
+
+
+def refuse_mixed(root: Path, images: Iterable[Path]) -> None:
+    """Raises: InputError if folders' names say that not all ``images`` below ``root`` are good ones."""
+    folders = _folders_below(root, images)
+    kinds = {folder: kind_of_folder(os.path.basename(folder)) for folder in folders}  # noqa: PTH119
+    good = [folder for folder in folders if kinds[folder] == GOOD]
+    # Beside a folder of good images, others hold something else.
+    beside = {os.path.dirname(folder) for folder in good}  # noqa: PTH120
+    others = [
+        folder
+        for folder in folders
+        if kinds[folder] in (DEFECTIVE, MASK, TEST)
+        or (kinds[folder] is None and os.path.dirname(folder) in beside and folder not in _above(good))  # noqa: PTH120
+    ]
+    if not others:
+        return
+    seen = first_few([shown(folder) for folder in sorted([*good, *others])])
+    name = (
+        f"name the folder of good images, {shown(root / good[0])}" if good else "name the folder of good images alone"
+    )
+    raise InputError(
+        f"{shown(root)}: all images below it would be taken for good ones, and it holds folders called {seen}; {name},"
+        f" or {_LAYOUT}"
+    )
+
+
+def refuse_misnamed(test: Path, kind: str, images: Iterable[Path]) -> None:
+    """Raises: InputError if the name of the folder ``kind`` of ``test``, or of one below it, contradicts that its
+    ``images`` are good, if it is "good", and of one kind of defect otherwise."""
+    named = kind_of_folder(kind)
+    if named == GOOD and kind != "good":
+        raise InputError(f"{shown(test / kind)}: the folder of good test images must be called good; rename it")
+    if named == MASK:
+        raise InputError(
+            f"{shown(test / kind)}: holds masks by its name, and its images would be taken for a kind of defect; put"
+            " masks into ground_truth/KIND, beside test"
+        )
+    wrong = (DEFECTIVE, MASK) if kind == "good" else (GOOD, MASK)
+    for folder in _folders_below(test / kind, images):
+        if kind_of_folder(os.path.basename(folder)) in wrong:  # noqa: PTH119
+            what = "good" if kind == "good" else "defective"
+            raise InputError(
+                f"{shown(test / kind / folder)}: all images below {shown(test / kind)} are taken for {what} ones;"
+                f" {_LAYOUT}"
+            )
+
+
+def _folders_below(root: Path, images: Iterable[Path]) -> list[str]:
+    """Returns the folders below ``root`` with images in or below them, relative to it, sorted."""
+    # Without a path of its own for each image, of which there may be a million.
+    start = os.path.join(root, "")  # noqa: PTH118
+    parents = {os.path.dirname(image) for image in images}  # noqa: PTH120
+    found = {parent.removeprefix(start) for parent in parents if parent.startswith(start)}
+    return sorted(found.union(*map(_parents, found))) if found else []
+
+
+def _parents(folder: str) -> list[str]:
+    return [str(parent) for parent in Path(folder).parents if str(parent) != "."]
+
+
+def _above(folders: Sequence[str]) -> set[str]:
+    return {parent for folder in folders for parent in _parents(folder)}
