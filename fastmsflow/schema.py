@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -11,6 +12,8 @@ from .errors import InputError, cut
 
 T = TypeVar("T")
 
+MOST_BYTES = 2**26
+"""The size in bytes of the largest file of JSON that is read."""
 # Beyond this, torch and numpy take no whole number.
 LARGEST = 2**63 - 1
 NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
@@ -25,6 +28,25 @@ class Within:
 
     def __str__(self) -> str:
         return f"of {self.low:g} or more" if self.high == math.inf else f"of {self.low:g} to {self.high:g}"
+
+
+def read_json_file(path: Path, kind: type[T], what: str, remedy: str) -> T:
+    """Returns the JSON in the file ``path``; the other arguments and errors are those of ``read_json``.
+
+    Raises: FileNotFoundError if it is not there; InputError if it cannot be read or is larger than MOST_BYTES.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{what} (not a file); {remedy}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{what} ({error.strerror}); {remedy}") from error
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{what} (larger than {MOST_BYTES / 2**20:g} MiB); {remedy}")
+    return read_json(content, kind, what, remedy)
 
 
 def read_json(content: str | bytes, kind: type[T], what: str, remedy: str) -> T:
