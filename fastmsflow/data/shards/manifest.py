@@ -93,9 +93,8 @@ class Manifest:
         itself."""
         name = where.name(MANIFEST)
         try:
-            with where.open(MANIFEST) as file:
-                # A server may send without end.
-                text = file.read(MOST_BYTES + 1)
+            # A server may send without end.
+            text = where.read(MANIFEST, MOST_BYTES)
         except (InputError, UnavailableError):
             raise
         except Exception as error:  # every kind of storage has its own

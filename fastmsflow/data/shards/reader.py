@@ -12,9 +12,7 @@ from ...files import shown
 from ...schema import Within, read_json
 from ..fingerprint import HashedFile
 from .manifest import AGAIN, BLOCK, Shard
-from .storage import ShardStorage
-
-CHUNK = 2**20
+from .storage import CHUNK, ShardStorage
 
 
 class _ImageDescription(TypedDict):
