@@ -251,7 +251,10 @@ def test_an_error_in_a_worker_reaches_the_caller(jpeg_shards_copy: Path) -> None
 
 MANIFESTS = {
     "no JSON": (lambda m: m.clear(), "no manifest of shards of format None"),
-    "another format": (lambda m: m.update(format="fastmsflow shards 9"), "no manifest of shards of format 'fastmsflow shards 9'"),
+    "another format": (
+        lambda m: m.update(format="fastmsflow shards 9"),
+        "no manifest of shards of format 'fastmsflow shards 9'",
+    ),
     "no shards": (lambda m: m.update(shards=[]), "lists no shards"),
     "wrong total": (lambda m: m.update(images=47), "says 47 images, its shards hold 46"),
     "a shard twice": (lambda m: m["shards"].insert(1, m["shards"][0]), "lists 000000.tar twice"),
