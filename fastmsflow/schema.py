@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -67,8 +67,9 @@ def read_json(content: str | bytes, kind: type[T], what: str, remedy: str) -> T:
 def conform(value: Any, kind: type[T], what: str, remedy: str) -> T:
     """Returns ``value``, as the json module made it, if it is of ``kind``; other keys than a TypedDict's are kept.
 
-    ``kind``: a TypedDict, dict[str, ...], list[...], a union, a Literal, str, bool, int, float or Any, also in
-    ``Annotated`` with a ``Within``. Numbers are finite and at most LARGEST; whole ones are floats where these belong.
+    ``kind``: a TypedDict or dataclass, dict[...], list[...], tuple[..., ...], a union with None, a Literal, str, bool,
+    int, float, another class or Any, also in ``Annotated`` with a ``Within``. Numbers are finite and at most LARGEST;
+    whole ones are floats where these belong, lists are tuples. A dataclass has no other keys.
     ``what``, ``remedy``: see ``read_json``.
     Raises: InputError with the key of the fault.
     """
@@ -90,7 +91,9 @@ def shown_value(value: Any) -> str:
     """Returns a value of JSON for a message, on one line."""
     if isinstance(value, Mapping):
         return "an object"
-    return f"a list of {len(value)}" if isinstance(value, list) else cut(ascii(value), 60)
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return cut(ascii(value), 60) if isinstance(value, (str, int, float, NoneType)) else f"a {type(value).__name__}"
 
 
 def _conform(value: Any, kind: Any, key: str) -> Any:
@@ -105,16 +108,16 @@ def _conform(value: Any, kind: Any, key: str) -> Any:
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
             raise _fault(key, value, f"one of {', '.join(map(str, arguments))}")
         return value
-    if is_typeddict(kind):
-        return _typed_dict(value, kind, key)
-    if origin is dict:
+    if is_typeddict(kind) or is_dataclass(kind):
+        return _by_name(value, kind, key)
+    if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise _fault(key, value, "an object")
-        return {name: _conform(item, arguments[1], _joined(key, name)) for name, item in value.items()}
-    if origin is list:
+        return {_scalar(k, arguments[0], key): _conform(v, arguments[1], _joined(key, k)) for k, v in value.items()}
+    if origin in (list, tuple):
         if not isinstance(value, list):
             raise _fault(key, value, "a list")
-        return [_conform(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value)]
+        return origin(_conform(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value))
     return _scalar(value, kind, key)
 
 
@@ -136,16 +139,26 @@ def _one_of(value: Any, kinds: tuple[Any, ...], key: str) -> Any:
     return _conform(value, kind, key)
 
 
-def _typed_dict(value: Any, kind: Any, key: str) -> dict[str, Any]:
+def _by_name(value: Any, kind: Any, key: str) -> Any:
     if not isinstance(value, dict):
         raise _fault(key, value, "an object")
+    hints = get_type_hints(kind, include_extras=True)
+    required = kind.__required_keys__ if is_typeddict(kind) else frozenset(f.name for f in fields(kind) if _needed(f))
     result = dict(value)
-    for name, of_name in get_type_hints(kind, include_extras=True).items():
+    for name, of_name in hints.items():
         if name in value:
             result[name] = _conform(value[name], of_name, _joined(key, name))
-        elif name in kind.__required_keys__:
+        elif name in required:
             raise _Fault(f"{_joined(key, name)} is missing")
-    return result
+    if is_typeddict(kind):
+        return result
+    if unknown := next((name for name in result if name not in hints), None):
+        raise _Fault(f"{_joined(key, unknown)} is not known")
+    return kind(**result)
+
+
+def _needed(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _scalar(value: Any, kind: Any, key: str) -> Any:
@@ -153,11 +166,12 @@ def _scalar(value: Any, kind: Any, key: str) -> Any:
         return float(value)
     # True is an int in Python.
     if type(value) is not kind:
-        raise _fault(key, value, NAMES[kind])
+        raise _fault(key, value, NAMES.get(kind, kind.__name__))
     if (kind is int and abs(value) > LARGEST) or (kind is float and not math.isfinite(value)):
         raise _fault(key, value, f"{NAMES[kind]} within bounds")
     return value
 
 
-def _joined(key: str, name: str) -> str:
-    return f"{key}.{cut(name, 60)}".lstrip(".") if name.isprintable() else f"{key}.{cut(ascii(name), 60)}".lstrip(".")
+def _joined(key: str, name: Any) -> str:
+    text = name if isinstance(name, str) and name.isprintable() else ascii(name)
+    return f"{key}.{cut(text, 60)}".lstrip(".")

@@ -16,8 +16,10 @@ from .errors import InputError, cut, first_few
 PERMUTATION = re.compile(r"(.*\.)?perm\d*")
 
 
-def load_pickled(path: str | Path) -> Any:
+def load_pickled(path: str | Path, mapped: bool = False) -> Any:
     """Loads a file by ``torch.load`` onto the CPU with weights_only=True, so that nothing in the file can run.
+
+    ``mapped``: tensors stay in the file, which must not change while they are used.
 
     Raises: InputError if the file is compressed, as torch.save writes none: it may hold more than the memory; and
     whatever torch does, whose message advises to trust the file.
@@ -31,7 +33,7 @@ def load_pickled(path: str | Path) -> Any:
     with warnings.catch_warnings():
         # A file of another pickle protocol than torch.save's is checked, or refused, all the same.
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:

@@ -63,11 +63,15 @@ def _tune() -> None:
 
     if not torch.cuda.is_available():
         raise UnavailableError("--tune times kernels on a GPU, and torch sees none here")
+    from ..backend import uses_triton
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    # The kernels' import fails if the table of before is damaged, which is told here in one line.
+    uses_triton("triton", torch.empty(0, device=device))
     from ..benchmarking import TileChoice, as_table, save_table
     from ..benchmarking import tune as search
     from ..kernels import configs
 
-    device = torch.device("cuda", torch.cuda.current_device())
     results = []
     try:
         with progress_bar("tuning") as bar:
