@@ -28,7 +28,7 @@ INT, FLOAT, TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("int", "float"
 class ConfigurableCommand(Command):
     """A verb whose options a file may hold, but for commands to run and places in the network."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Runs the verb. Raises: InputError if the file, and not the command line, names such a place."""
         for name, value in (ctx.default_map or {}).items():
             texts = value if isinstance(value, list) else [value]
@@ -120,7 +120,7 @@ def _load(path: Path) -> dict[str, Any]:
                 raise InputError(f"{path}: {cut(key.value)!r} is there twice; leave one out")
             for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 _refuse_other_reading(path, item)
-            result[key.value] = loader.construct_object(value, deep=True)  # type: ignore[no-untyped-call]
+            result[key.value] = loader.construct_object(value, deep=True)
         return result
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {ONE_A_LINE}") from error
@@ -141,10 +141,11 @@ def _refuse_structure(path: Path, text: str) -> None:
         elif depth > 2 or (depth > 1 and isinstance(event, yaml.MappingStartEvent)):
             fault = "values within values"
         if fault is not None:
-            raise InputError(f"{path}: line {event.start_mark.line + 1}: {fault} are not taken; {ONE_A_LINE}")
+            line = event.start_mark.line + 1 if event.start_mark is not None else 1
+            raise InputError(f"{path}: line {line}: {fault} are not taken; {ONE_A_LINE}")
 
 
-def _refuse_other_reading(path: Path, node: yaml.Node) -> None:
+def _refuse_other_reading(path: Path, node: Any) -> None:
     """Raises: InputError for a text without quotes that YAML 1.1 takes for another number, or for a date."""
     text = str(node.value)
     if len(text) > LONGEST or any(unicodedata.category(c) == "Cc" for c in text):

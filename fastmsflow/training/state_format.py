@@ -53,7 +53,7 @@ _State = TypedDict(
         "callbacks": dict[str, dict[str, Any]],
         "optimizer_states": Annotated[list[_Optimizer], Within(1, 1)],
         "lr_schedulers": Annotated[list[dict[str, Any]], Within(1, 1)],
-        STATE: _Own,
+        "fastmsflow": _Own,
     },
 )
 
