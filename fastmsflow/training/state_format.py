@@ -42,6 +42,13 @@ class _Optimizer(TypedDict):
     param_groups: Annotated[list[dict[str, Any]], Within(1)]
 
 
+class _Schedule(TypedDict):
+    """The state of a LambdaLR."""
+
+    base_lrs: list[float]
+    last_epoch: Count
+
+
 _State = TypedDict(
     "_State",
     {
@@ -52,7 +59,7 @@ _State = TypedDict(
         "loops": dict[str, dict[str, Any]],
         "callbacks": dict[str, dict[str, Any]],
         "optimizer_states": Annotated[list[_Optimizer], Within(1, 1)],
-        "lr_schedulers": Annotated[list[dict[str, Any]], Within(1, 1)],
+        "lr_schedulers": Annotated[list[_Schedule], Within(1, 1)],
         "fastmsflow": _Own,
     },
 )
