@@ -35,7 +35,7 @@ OPEN_SHARDS = 4096
 DESCRIPTION_FILE, IMAGES_FILE = "cache.json", "images.npy"
 REMEDY = "remove the folder to have it built anew, or choose another folder"
 ANEW = "remove it to have it built anew"
-# In a shard's header; version 0.1 wrote no checksum.
+# In a shard's header, where a second entry would come in any order; and a tensor (32,) uint8, which 0.1 did not write.
 KEY, CHECKSUM = "key", "sha256"
 DIGEST = np.dtype("S16")
 
@@ -173,10 +173,10 @@ class FeatureCache:
         unknown = 0
         for shard in used[rank::world_size].tolist():
             path = self._file(shard)
-            levels, header = self._read(shard)
-            if CHECKSUM not in header:
+            levels, checksum = self._read(shard)
+            if checksum is None:
                 unknown += 1
-            elif _checksum(levels) != header[CHECKSUM]:
+            elif not torch.equal(_checksum(levels), checksum):
                 raise InputError(f"{shown(path)}: damaged, its checksum is another; {ANEW}")
         return unknown
 
@@ -215,15 +215,15 @@ class FeatureCache:
         # A killed process may have left these.
         for aside in self.folder.glob(f".{path.stem}{ASIDE}*"):
             aside.unlink()
-        header = {KEY: self._key, CHECKSUM: _checksum(levels)}
+        tensors = {f"level{i}": level for i, level in enumerate(levels)} | {CHECKSUM: _checksum(levels)}
         with written_aside(path) as aside:
-            save_file({f"level{i}": level for i, level in enumerate(levels)}, aside, metadata=header)
+            save_file(tensors, aside, metadata={KEY: self._key})
 
     def _map(self, shard: int) -> list[Tensor]:
         return self._read(shard)[0]
 
-    def _read(self, shard: int) -> tuple[list[Tensor], dict[str, str]]:
-        """Maps the levels of a shard, and returns them with its header."""
+    def _read(self, shard: int) -> tuple[list[Tensor], Tensor | None]:
+        """Maps the levels of a shard, and returns them with their checksum, if there is one."""
         path = self._file(shard)
         if not path.exists():
             raise InputError(f"{shown(path)}: missing, the feature cache is not finished; build the rest of it")
@@ -231,19 +231,21 @@ class FeatureCache:
             raise InputError(f"{shown(path)}: not a file, but a folder or the like; {ANEW}")
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
+                key = (file.metadata() or {}).get(KEY)
                 levels = [file.get_tensor(f"level{i}") for i in range(len(self.shapes))]
+                checksum = file.get_tensor(CHECKSUM) if CHECKSUM in file.keys() else None  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as error:
             raise InputError(f"{shown(path)}: damaged ({cut(str(error))}); {ANEW}") from error
         expected = [((len(self._rows_of(shard)), *shape), self.dtype) for shape in self.shapes]
-        if header.get(KEY) != self._key or [(tuple(level.shape), level.dtype) for level in levels] != expected:
+        if key != self._key or [(tuple(level.shape), level.dtype) for level in levels] != expected:
             raise InputError(f"{shown(path)}: of another feature cache; {ANEW}")
-        return levels, header
+        return levels, checksum
 
 
-def _checksum(levels: Sequence[Tensor]) -> str:
-    """Returns the SHA-256 of a shard's features."""
-    return digest(tensor_chunks({str(i): level for i, level in enumerate(levels)}, "{name} {shape} {dtype}\n"))
+def _checksum(levels: Sequence[Tensor]) -> Tensor:
+    """Returns the SHA-256 of a shard's features, (32,) uint8."""
+    chunks = tensor_chunks({str(i): level for i, level in enumerate(levels)}, "{name} {shape} {dtype}\n")
+    return torch.tensor(list(bytes.fromhex(digest(chunks))), dtype=torch.uint8)
 
 
 def binary(size: float) -> str:

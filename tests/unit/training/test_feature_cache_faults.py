@@ -51,7 +51,7 @@ def test_zeroed_bytes_of_a_shard_end_the_run_before_anything_is_trained(root: Pa
     assert not any("checksum" in line for line in prepared(root))
     path = root / "cache" / SHARD
     content = bytearray(path.read_bytes())
-    content[-640:-576] = bytes(64)
+    content[-704:-640] = bytes(64)
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"{SHARD}: damaged, its checksum is another; remove it to have it built"):
         prepared(root)
@@ -100,6 +100,7 @@ SHARDS: dict[str, Callable[[Path], object]] = {
     "another shape": lambda p: rewritten(p, lambda t: t.update(level1=t["level1"][:, :1])),
     "too few images": lambda p: rewritten(p, lambda t: t.update({k: v[:1] for k, v in t.items()})),
     "a level less": lambda p: rewritten(p, lambda t: t.pop("level2")),
+    "another checksum": lambda p: rewritten(p, lambda t: t.update(sha256=t["sha256"][:3])),
     "no tensors": lambda p: save_file({}, p),
     "no safetensors": lambda p: p.write_bytes(b"nothing"),
     "nothing": lambda p: p.write_bytes(b""),
@@ -110,7 +111,10 @@ SHARDS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("kind", SHARDS)
 def test_a_shard_that_is_none_is_one_line(kind: str, root: Path) -> None:
     SHARDS[kind](root / "cache" / SHARD)
-    for use in (lambda: opened(root).check(), lambda: opened(root).take([3]), lambda: prepared(root)):
+    uses = [lambda: opened(root).check(), lambda: prepared(root)]
+    if kind != "another checksum":
+        uses.append(lambda: opened(root).take([3]))
+    for use in uses:
         with pytest.raises(InputError, match=rf"{SHARD}: .*; remove it to have it built anew") as caught:
             use()
         assert "\n" not in str(caught.value)
