@@ -3,9 +3,23 @@
 The command line prints them without a traceback; anything else is a fault of this library and shows one.
 """
 
+LONGEST_MESSAGE = 4000
+LONGEST_VALUE = 200
+
+
+def cut(text: str, most: int = LONGEST_VALUE) -> str:
+    """Returns ``text``, which a stranger's file may hold, or both its ends if it has more than ``most`` characters."""
+    # A text that has been cut once is not cut again.
+    if len(text) <= most + 40:
+        return text
+    return f"{text[: most // 2]} ... {text[-(most // 2) :]} ({len(text)} characters)"
+
 
 class InputError(ValueError):
     """Reports input that cannot be used: a file, a key, a shape, an option."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(message, LONGEST_MESSAGE))
 
 
 class InputWarning(UserWarning):
@@ -14,6 +28,9 @@ class InputWarning(UserWarning):
 
 class UnavailableError(RuntimeError):
     """Reports a resource that cannot be had here: a download, an optional package, a backend."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(message, LONGEST_MESSAGE))
 
 
 # The exit code after SIGTERM, where the same work can be gone on with: EX_TEMPFAIL of sysexits.h.
@@ -70,4 +87,4 @@ def in_one_line(error: Exception) -> str:
 def first_few(faults: list[str], shown: int = 4) -> str:
     """Returns the first few of a list of faults and how many more there are, on one line."""
     more = f"; and {len(faults) - shown} more" if len(faults) > shown else ""
-    return "; ".join(faults[:shown]) + more
+    return "; ".join(map(cut, faults[:shown])) + more

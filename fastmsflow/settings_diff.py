@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .errors import InputError, cut
+
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], only_now: bool = False) -> str:
     """Returns "KEY was A, is B" for each setting that differs, joined by "; "; an empty text if none does.
@@ -10,9 +12,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], only_now
     Nested settings are compared one by one, as "OUTER.INNER", and a tuple equals the list of its items. ``only_now``:
     settings that only ``before`` has are left out.
     """
-    old, new = _flat(before), _flat(now)
+    try:
+        old, new = _flat(before), _flat(now)
+    except RecursionError as error:
+        raise InputError("the settings of before are nested too deep; they are damaged") from error
     keys = new if only_now else {**old, **new}
-    return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys if old.get(key) != new.get(key))
+    changed = [key for key in keys if old.get(key) != new.get(key)]
+    return "; ".join(f"{cut(key)} was {cut(str(old.get(key)))}, is {cut(str(new.get(key)))}" for key in changed)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

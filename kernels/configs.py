@@ -88,6 +88,9 @@ ALIKE = {"sm_87": "sm_80", "sm_89": "sm_86", "sm_120": "sm_86", "sm_121": "sm_86
 CONVOLUTIONS: dict[str, dict[str, list[tuple[int, int, bool]]]] = {}
 KINDS = ("conv3x3", "conv3x3_layer_norm", "conv3x3_coupling", "conv3x3_input_gradient", "conv3x3_weight_gradient")
 
+# Bounds on the user's table: its size in bytes, and a tile's sides.
+MAX_BYTES, LARGEST = 2**24, 2**16
+
 _chips: dict[torch.device, str] = {}
 
 
@@ -191,12 +194,15 @@ def read_user_table() -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        table = json.loads(path.read_text())
+        with path.open("rb") as file:
+            table = json.loads(file.read(MAX_BYTES))
         for rows in table.values():
             _parse_tiles(rows), _parse_convolutions(rows)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    # Values of another type than is written there err in any way.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{path}: not a table of tiles ({error}); delete it, then `fastmsflow benchmark --tune` writes a new one"
+            f"{path}: not a table of tiles ({why}); delete it, then `fastmsflow benchmark --tune` writes a new one"
         ) from error
     return table
 
@@ -218,8 +224,8 @@ def _parse_tiles(rows: dict[str, Any]) -> dict[str, Tile | ProductTile]:
         kind = Tile if kernel in TILES else ProductTile
         if kernel not in TILES | PRODUCT_TILES or {field.name for field in fields(kind)} != size.keys():
             raise ValueError(f"{kernel!r} has no tile {size}")
-        if any(not isinstance(n, int) or n < 1 or (n & (n - 1) and key != "stages") for key, n in size.items()):
-            raise ValueError(f"the tile of {kernel!r} is {size}; powers of 2 are needed")
+        if any(not _is_count(n) or n > LARGEST or (n & (n - 1) and key != "stages") for key, n in size.items()):
+            raise ValueError(f"the tile of {kernel!r} is {size}; powers of 2 up to {LARGEST} are needed")
         sizes[kernel] = kind(**size)
     return sizes
 
@@ -228,7 +234,15 @@ def _parse_convolutions(rows: dict[str, Any]) -> dict[str, list[tuple[int, int, 
     convolutions = rows.get("convolutions", {})
     if not convolutions.keys() <= set(KINDS):
         raise ValueError(f"no such convolution: {', '.join(convolutions.keys() - set(KINDS))}")
-    return {kind: [(int(p), int(o), bool(own)) for p, o, own in timed] for kind, timed in convolutions.items()}
+    for kind, timed in convolutions.items():
+        if any(not (_is_count(p) and _is_count(o) and isinstance(own, bool)) for p, o, own in timed):
+            raise ValueError(f"a timing of {kind} is no (pixels, outputs, true or false)")
+    return {kind: [(p, o, own) for p, o, own in timed] for kind, timed in convolutions.items()}
+
+
+def _is_count(value: object) -> bool:
+    # True is an int in Python.
+    return type(value) is int and 1 <= value < 2**63
 
 
 apply(read_user_table())

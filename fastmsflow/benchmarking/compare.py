@@ -3,16 +3,17 @@
 ``pytest benchmarks --benchmark-json FILE`` writes the results.
 """
 
-import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from ..errors import InputError, UnavailableError
 from ..files import written_aside
 from ..readable_file import check_file
+from ..schema import Within, read_json_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,15 +65,38 @@ def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:
     return sorted(ratios, key=lambda ratio: -ratio.value), warning
 
 
+class _Stats(TypedDict):
+    """What is read of a benchmark's statistics."""
+
+    median: Annotated[float, Within(1e-12)]
+
+
+class _Row(TypedDict):
+    """What is read of a benchmark."""
+
+    fullname: str
+    stats: _Stats
+
+
+class _Machine(TypedDict):
+    """What is read of the machine of a suite's results."""
+
+    device: str
+
+
+class _Results(TypedDict):
+    """What is read of a suite's results."""
+
+    machine_info: _Machine
+    benchmarks: list[_Row]
+
+
 def _read(path: Path) -> dict[str, Any]:
+    what, remedy = f"{path}: not a result of the suite", "`fastmsflow benchmark` writes one"
     check_file(path, f"`fastmsflow benchmark --out {path}` writes one")
-    try:
-        content = json.loads(path.read_text())
-        machine = content["machine_info"]
-        rows = {row["fullname"]: float(row["stats"]["median"]) for row in content["benchmarks"]}
-        found = {"rows": rows, "device": machine["device"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a result of the suite ({error!r}); `fastmsflow benchmark` writes one") from error
+    content = read_json_file(path, _Results, what, remedy)
+    machine: Mapping[str, Any] = content["machine_info"]
     if machine.get("rehearsal"):
         raise InputError(f"{path}: a rehearsal, whose times mean nothing; run the suite without --rehearse")
-    return found
+    rows = {row["fullname"]: row["stats"]["median"] for row in content["benchmarks"]}
+    return {"rows": rows, "device": machine["device"]}

@@ -7,7 +7,8 @@ import typer
 from .._version import __version__
 from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, train, verify
 from .common_options import with_common_options
-from .options import Command, VerbGroup, new_spelling
+from .config_file import ConfigurableCommand
+from .options import VerbGroup, new_spelling
 from .output import console
 
 __all__ = ["app"]
@@ -50,4 +51,4 @@ for verb in (
     verify.verify,
     benchmark.benchmark,
 ):
-    app.command(cls=Command)(with_common_options(verb))
+    app.command(cls=ConfigurableCommand)(with_common_options(verb))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..errors import UnavailableError
+from ..errors import InputError, UnavailableError
 from .options import OUTPUT, option
 from .output import console, errors, print_json, print_line, progress_bar
 
@@ -63,9 +63,13 @@ def _tune() -> None:
 
     if not torch.cuda.is_available():
         raise UnavailableError("--tune times kernels on a GPU, and torch sees none here")
-    from ..benchmarking import TileChoice, as_table, save_table
-    from ..benchmarking import tune as search
-    from ..kernels import configs
+    try:
+        from ..benchmarking import TileChoice, as_table, save_table
+        from ..benchmarking import tune as search
+        from ..kernels import configs
+    except ValueError as error:
+        # The table of before is damaged; kernels know nothing of InputError.
+        raise InputError(str(error)) from error
 
     device = torch.device("cuda", torch.cuda.current_device())
     results = []

@@ -2,14 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import InputError
-from ..models.checkpoint import OfficialLayout, built_from, read_checkpoint, read_config, write_checkpoint
+from ..models.checkpoint import (
+    built_from,
+    read_config,
+    read_header,
+    read_tensors,
+    refuse_other_tensors,
+    write_checkpoint,
+)
 from ..models.msflow import MSFlow, MultiScaleFlow
 from ..nn.feature_pooling import check_pool
-from ..state_dicts import refuse_misfit
 from .detect_clamp_formula import check_extractor
 from .official_checkpoint import load_official, read_pickle, save_official
 from .state_dict_keys import Variant
@@ -70,13 +79,12 @@ def own_flow(source: str | Path) -> MultiScaleFlow:
 
     Raises: InputError if the checkpoint does not fit its configuration.
     """
-    tensors, config = read_checkpoint(source)
+    held, config = read_header(source)
     with built_from(source):
-        flow = MultiScaleFlow(**config["flow"])
-        flow.official_layout = OfficialLayout.from_config(config)
-    state = {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
-    refuse_misfit("the flow its configuration describes", source, flow.state_dict(), state)
-    flow.load_state_dict(state)
+        build = partial(MultiScaleFlow.from_config, config)
+        refuse_other_tensors("the flow its configuration describes", source, build, _of_flow(held))
+        flow = build()
+    flow.load_state_dict(_of_flow(read_tensors(source)))
     return flow.eval()
 
 
@@ -87,7 +95,12 @@ def own_to_official(source: str | Path, target: str | Path) -> None:
     """
     config = read_config(source)
     refuse_standardised(source, config)
-    save_official(own_flow(source), target, epoch=config.get("notes", {}).get("meta_epoch") or 0)
+    epoch = config.get("notes", {}).get("meta_epoch")
+    save_official(own_flow(source), target, epoch=epoch if isinstance(epoch, int) else 0)
+
+
+def _of_flow(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("flow."): value for key, value in tensors.items() if key.startswith("flow.")}
 
 
 def refuse_standardised(source: str | Path, config: Mapping[str, Any]) -> None:

@@ -2,9 +2,8 @@
 
 import pickle
 import warnings
-import zipfile
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from ..models.checkpoint import OfficialLayout
 from ..models.msflow import MultiScaleFlow
 from ..nn.feature_pooling import check_pool
 from ..readable_file import check_file
-from ..state_dicts import load_pickled
+from ..state_dicts import is_state_dict, load_pickled, refuse_views
 from . import state_dict_keys
 from .detect_clamp_formula import (
     CLAMP_FORMS,
@@ -88,23 +87,24 @@ def read_official(path: str | Path, clamp: float, variant: Variant, backend: Bac
     """Reads the flow as ``load_official`` does, on the CPU; ``"auto"`` takes clamp tanh(r) without a warning."""
     checkpoint = read_pickle(path)
     parallel, fusion = checkpoint.get("parallel_flows"), checkpoint.get("fusion_flow")
-    if (
-        not isinstance(parallel, list)
-        or not parallel
-        or not all(map(_is_state_dict, parallel))
-        or not _is_state_dict(fusion)
-    ):
-        raise InputError(
-            f"{path}: not an MSFlow checkpoint: it needs 'parallel_flows' (a list of state dicts) and 'fusion_flow'"
-        )
+    if not isinstance(parallel, list) or not parallel or not all(map(is_state_dict, parallel)):
+        raise InputError(f"{path}: not an MSFlow checkpoint: its 'parallel_flows' are not a list of state dicts")
+    if not is_state_dict(fusion):
+        raise InputError(f"{path}: not an MSFlow checkpoint: its 'fusion_flow' is not a state dict")
+    refuse_views(path, [tensor for state in (*parallel, fusion) for tensor in state.values()])
     dense = any(v.ndim == 4 for state in parallel for k, v in state.items() if k.endswith(".w_perm"))
     formula: Formula = "master" if state_dict_keys.check_variant(variant) == "master" else "0.2"
     state_dict_keys.refuse_masters_formula(formula, dense, str(path))
 
     channels, conditions, blocks = state_dict_keys.inferred_shape(parallel, path)
     try:
-        flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, CLAMP_FORMS[formula])
-        flow.official_layout = OfficialLayout(state_dict_keys.permutation_order(fusion, channels), dense)
+        layout = OfficialLayout(state_dict_keys.permutation_order(fusion, channels), dense)
+        # First one that takes no memory, since the shapes may not be those of the tensors.
+        for device in ("meta", "cpu"):
+            with torch.device(device):
+                flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, CLAMP_FORMS[formula])
+            flow.official_layout = layout
+            state_dict_keys.refuse_other_states(parallel, fusion, flow)
         state_dict_keys.load_official_states(parallel, fusion, flow)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -151,22 +151,21 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     check_file(path, "give the path of an official MSFlow checkpoint (.pt)")
     try:
         content = load_pickled(path)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: refused: it is damaged or holds more than tensors, and could run code; get it from a source"
             " you trust and save it again with tensors only"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    # A damaged file can raise nearly anything. PyTorch's message is left out: it advises to trust the file.
+    except Exception as error:
         raise InputError(
             f"{path}: cannot be read as a PyTorch checkpoint; it may be truncated: copy it again"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an MSFlow checkpoint (a dict)")
     return content
-
-
-def _is_state_dict(value: object) -> TypeGuard[state_dict_keys.StateDict]:
-    return isinstance(value, dict) and all(isinstance(v, torch.Tensor) for v in value.values())
 
 
 def _cpu(state: state_dict_keys.StateDict) -> state_dict_keys.StateDict:

@@ -1,6 +1,5 @@
 """Translates between the reference implementation's state-dict keys and this library's."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, cast, get_args
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import InputError, first_few
 from ..models.msflow import MultiScaleFlow
 from ..reference.coupling import invert_permutation
-from ..state_dicts import misfits
+from ..state_dicts import is_permutation, misfits, number_of_blocks
 
 StateDict = dict[str, Tensor]
 Variant = Literal["auto", "0.2", "master"]
@@ -98,22 +97,41 @@ def _plain(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def load_official_states(parallel: Sequence[StateDict], fusion: StateDict, flow: MultiScaleFlow) -> None:
-    """Loads what ``official_parallel`` and ``official_fusion`` write; ``flow`` has the layout of these state dicts.
+def refuse_other_states(parallel: Sequence[StateDict], fusion: StateDict, flow: MultiScaleFlow) -> None:
+    """Checks that state dicts have the keys and shapes of what ``official_parallel`` and ``official_fusion`` write.
 
+    ``flow`` has the layout of these state dicts.
     Raises: InputError with the keys that do not fit.
     """
-    faults = []
-    for level, official in enumerate(parallel):
-        misfit = misfits(official_parallel(flow, level), official)
-        misfit = misfit or _load(flow.parallel_flows[level], official, parallel_key)
-        faults += [f"parallel_flows[{level}]: {fault}" for fault in misfit]
+    faults = [
+        f"parallel_flows[{level}]: {fault}"
+        for level, official in enumerate(parallel)
+        for fault in misfits(official_parallel(flow, level), official)
+    ]
+    _refuse(flow, [*faults, *(f"fusion_flow: {fault}" for fault in misfits(official_fusion(flow), fusion))])
+
+
+def load_official_states(parallel: Sequence[StateDict], fusion: StateDict, flow: MultiScaleFlow) -> None:
+    """Loads what ``official_parallel`` and ``official_fusion`` write, once ``refuse_other_states`` has checked it.
+
+    Raises: InputError with the permutations that are none.
+    """
+    faults = [
+        f"parallel_flows[{level}]: {fault}"
+        for level, official in enumerate(parallel)
+        for fault in _load(flow.parallel_flows[level], official, parallel_key)
+    ]
     permutations = {f"perm{level}": f"module_list.{place}.perm" for place, level in enumerate(_order(flow))}
-    misfit = misfits(official_fusion(flow), fusion)
-    misfit = misfit or _load(
-        flow.fusion_flow, fusion, lambda key: permutations.get(key) or fusion_key(key, len(permutations))
-    )
-    faults += [f"fusion_flow: {fault}" for fault in misfit]
+    faults += [
+        f"fusion_flow: {fault}"
+        for fault in _load(
+            flow.fusion_flow, fusion, lambda key: permutations.get(key) or fusion_key(key, len(permutations))
+        )
+    ]
+    _refuse(flow, faults)
+
+
+def _refuse(flow: MultiScaleFlow, faults: list[str]) -> None:
     if faults:
         raise InputError(f"does not fit an MSFlow of channels {flow.channels}: {first_few(faults)}")
 
@@ -172,7 +190,6 @@ def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], 
     for level, state in enumerate(parallel):
         scales = [v for k, v in state.items() if k.endswith(".global_scale")]
         convs = [v for k, v in state.items() if k.endswith(".subnet.conv1.weight")]
-        indices = [int(m[1]) for k in state if (m := re.match(r"module_list\.(\d+)\.", k))]
         if not scales or not convs or convs[0].ndim != 4:
             found = first_few(sorted(state)) or "nothing"
             raise InputError(
@@ -181,7 +198,7 @@ def inferred_shape(parallel: list[StateDict], path: object) -> tuple[list[int], 
             )
         channels.append(scales[0].numel())
         conditions.append(convs[0].shape[1] - (channels[-1] - channels[-1] // 2))
-        blocks.append(max(indices) + 1)
+        blocks.append(number_of_blocks(state, "module_list."))
     return channels, conditions, blocks
 
 
@@ -202,7 +219,7 @@ def read_permutation(perm: Tensor, inverse: Tensor, where: str, faults: list[str
         exact = exact and torch.equal(inverse, perm.transpose(0, 1))
     else:
         index = perm.long()
-        exact = torch.equal(index.sort().values, torch.arange(len(index), device=index.device))
+        exact = is_permutation(index)
         exact = exact and torch.equal(invert_permutation(index), inverse.long())
     if not exact:
         faults.append(f"{where} and its inverse are not a hard permutation")

@@ -14,12 +14,17 @@ from .image_set import ImageSet, Sample
 SHORT = 16
 
 
-def short_digest(chunks: Iterable[bytes | memoryview]) -> str:
-    """Returns the first 16 hexadecimal digits of a SHA-256 over ``chunks``, joined."""
+def digest(chunks: Iterable[bytes | memoryview]) -> str:
+    """Returns the SHA-256 over ``chunks``, joined, as 64 hexadecimal digits."""
     total = hashlib.sha256()
     for chunk in chunks:
         total.update(chunk)
-    return total.hexdigest()[:SHORT]
+    return total.hexdigest()
+
+
+def short_digest(chunks: Iterable[bytes | memoryview]) -> str:
+    """Returns the first 16 digits of ``digest``."""
+    return digest(chunks)[:SHORT]
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -80,8 +80,11 @@ class ShardBatches:
         except InputError as error:
             # A wrong checksum alone loses no image, but one of them may be wrong: that has a row too.
             lost, fault = max(1, shard.images - seen), str(error)
-        if read or lost:
-            yield ImageBatch(first, read, lost, fault)
+        while read or lost:
+            # The manifest alone says how many are lost: they need not fit into the memory.
+            batch = ImageBatch(first, read, min(lost, size), fault)
+            yield batch
+            first, read, lost = first + len(read) + batch.lost, [], lost - batch.lost
 
 
 class ReadImage(NamedTuple):

@@ -45,8 +45,8 @@ def open_image(name: str) -> Image.Image:
     return decode_image(read_url(name), name) if is_url(name) else read_image(name)
 
 
-def read_url(url: str) -> bytes:
-    """Returns the bytes behind ``url``, at most MAX_BYTES of them.
+def read_url(url: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Returns the bytes behind ``url``, at most ``max_bytes`` of them.
 
     A web server and an object store have TIMEOUT seconds; other protocols take the time that fsspec gives them. Raises:
     InputError if nothing is there, nothing answers, access is refused, or the file is larger; UnavailableError if a
@@ -57,13 +57,13 @@ def read_url(url: str) -> bytes:
         if protocol == "file":
             return read_bytes(path)
         if not system.async_impl:
-            content = system.cat_file(path, end=MAX_BYTES + 1)
+            content = system.cat_file(path, end=max_bytes + 1)
         elif protocol in WEB:
-            content = _in_time(system, _from_server(system, path, MAX_BYTES))
+            content = _in_time(system, _from_server(system, path, max_bytes))
         else:
-            content = _in_time(system, system._cat_file(path, end=MAX_BYTES + 1))
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{shown(url)}: larger than {MAX_BYTES / 2**20:g} MiB; leave it out")
+            content = _in_time(system, system._cat_file(path, end=max_bytes + 1))
+    if len(content) > max_bytes:
+        raise InputError(f"{shown(url)}: larger than {max_bytes / 2**20:g} MiB; leave it out")
     return content
 
 

@@ -154,7 +154,7 @@ class PredictionFolder:
         names = self._names()
         for name, table in zip(names, self._read_all(names, [PATH, "fault"]), strict=True):
             lost = [
-                path is None and any(fault.startswith(f"{shard}: ") for shard in shards)
+                path is None and any((fault or "").startswith(f"{shard}: ") for shard in shards)
                 for path, fault in zip(table[PATH].to_pylist(), table["fault"].to_pylist(), strict=True)
             ]
             if all(lost):

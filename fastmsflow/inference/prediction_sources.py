@@ -14,6 +14,7 @@ from ..data.shards.storage import MANIFEST, PIPE
 from ..data.url_images import images_below_url, is_image, is_url, read_url
 from ..errors import InputError
 from ..files import absolute, shown
+from ..schema import MOST_BYTES
 from .prediction_folder import PredictionFolder
 
 
@@ -98,6 +99,8 @@ def _is_folder_of_images(source: str) -> bool:
         return False
     try:
         # Some servers have no such file, and others answer with a page that says so.
-        return is_image(source) or not read_url(f"{source.rstrip('/')}/{MANIFEST}").lstrip().startswith(b"{")
+        if is_image(source):
+            return True
+        return not read_url(f"{source.rstrip('/')}/{MANIFEST}", MOST_BYTES).lstrip().startswith(b"{")
     except InputError:
         return True

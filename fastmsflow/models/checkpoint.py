@@ -4,20 +4,73 @@ One file keeps weights and configuration together; nothing in a safetensors file
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.torch import load, save
+from torch import Tensor, nn
 
 from ..errors import InputError, UnavailableError
 from ..files import written_aside
+from ..nn.feature_pooling import Pool
 from ..readable_file import check_file
+from ..reference.clamp_forms import ClampForm
+from ..schema import Within, read_json
+from ..state_dicts import number_of_blocks, refuse_misfit, refuse_other_permutations
 
 FORMAT = "fastmsflow-1"
+AGAIN = "write the checkpoint again"
+
+Levels = Within(1, 16)
+Side = Annotated[int, Within(32, 2**15)]
+Channels = Annotated[int, Within(1, 2**20)]
+
+
+class FlowDescription(TypedDict):
+    """The arguments of a MultiScaleFlow, as ``MultiScaleFlow.config`` gives them."""
+
+    channels: Annotated[list[Channels], Levels]
+    condition_channels: Annotated[list[Channels], Levels]
+    blocks: Annotated[list[Annotated[int, Within(1)]], Levels]
+    clamp: Annotated[float, Within(1e-6, 1e6)]
+    clamp_form: ClampForm
+
+
+class LayoutDescription(TypedDict):
+    """An OfficialLayout."""
+
+    order: Annotated[list[int], Levels]
+    dense: bool
+
+
+class CalibrationDescription(TypedDict):
+    """A Calibration, as its ``as_dict`` gives it."""
+
+    scores: Annotated[list[float], Within(1)]
+    peaks: Annotated[list[float], Within(1)]
+    typical: float
+    false_alarms: float
+
+
+class _Optional(TypedDict, total=False):
+    official_layout: LayoutDescription | None
+    calibration: CalibrationDescription | None
+    notes: dict[str, Any]
+
+
+class ModelDescription(_Optional):
+    """The configuration of a checkpoint, as ``MSFlow.config`` gives it, and notes."""
+
+    extractor: Annotated[str, Within(1, 200)]
+    image_size: Annotated[list[Side], Within(2, 2)]
+    pool: Pool
+    standardise: bool
+    flow: FlowDescription
 
 
 class OfficialLayout(NamedTuple):
@@ -57,9 +110,10 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Ma
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads tensors, onto the CPU, and configuration.
 
-    Raises: InputError if the file is missing, damaged or of another kind.
+    Raises: InputError if the file is missing, damaged or of another kind, or changes while it is read.
     """
-    return _read(path, with_tensors=True)
+    config = read_config(path)
+    return read_tensors(path), config
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -67,24 +121,79 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises: InputError if the file is missing, damaged or of another kind.
     """
-    return _read(path, with_tensors=False)[1]
+    return read_header(path)[1]
 
 
-def _read(path: str | Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads names, shapes and dtypes of the tensors, as tensors without values (on "meta"), and the configuration.
+
+    Raises: InputError if the file is missing, damaged or of another kind, or has other blocks than its configuration.
+    """
     if Path(path).is_dir():
         raise InputError(f"{path}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")
     check_file(path, "give the path of a fastmsflow checkpoint (.safetensors)")
     try:
+        # Nothing but the header is read: safetensors finds that the tensors fill the file, and not more than it.
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in (file.keys() if with_tensors else ())}
-    except SafetensorError as error:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            held = {key: _outline(part) for key, part in slices.items()}
+    except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); an official MSFlow file needs `fastmsflow convert` first"
         ) from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: a safetensors file, but not a fastmsflow checkpoint (no '{FORMAT}' in its header)")
-    return tensors, json.loads(metadata["config"])
+    damaged = f"{path}: its configuration is damaged"
+    config = read_json(metadata.get("config", ""), ModelDescription, damaged, AGAIN)
+    # Before anything is built: a number that nothing in the file bears out would fill the memory.
+    for level, blocks in enumerate(config["flow"]["blocks"]):
+        found = number_of_blocks(held, f"flow.parallel_flows.{level}.blocks.")
+        if found != blocks:
+            raise InputError(f"{damaged} (flow.blocks[{level}] is {blocks}, the file holds {found}); {AGAIN}")
+    return held, dict(config)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint whose header has been checked, onto the CPU.
+
+    The file is read whole, not mapped: a process that had mapped a file which is cut short would be killed (SIGBUS).
+    Raises: InputError if the file changes while it is read, or a permutation is none.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            before = os.fstat(file.fileno())
+            content = file.read(before.st_size)
+            after = os.fstat(file.fileno())
+        tensors = load(content)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy it again") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(content) != before.st_size:
+        raise InputError(
+            f"{path}: changed while it was read; write a new checkpoint under another name, then rename it"
+        )
+    refuse_other_permutations(path, tensors)
+    return tensors
+
+
+def refuse_other_tensors(
+    what: str, path: str | Path, build: Callable[[], nn.Module], held: Mapping[str, Tensor], *, without: str = "\0"
+) -> None:
+    """Checks that ``held`` has the keys and shapes of the module that ``build`` makes, before it takes any memory.
+
+    ``what``: see ``refuse_misfit``; ``without``: the beginning of keys that are not asked for.
+    Raises: InputError, naming the keys, if it has not; the errors of ``build``.
+    """
+    with torch.device("meta"):
+        expected = build().state_dict()
+    refuse_misfit(what, path, {key: t for key, t in expected.items() if not key.startswith(without)}, held)
+
+
+def _outline(part: Any) -> Tensor:
+    """Returns a tensor without values of the shape and kind of numbers of a slice of a safetensors file."""
+    kind = part.get_dtype()
+    dtype = torch.bool if kind == "BOOL" else torch.float32 if "F" in kind else torch.int64
+    return torch.empty(part.get_shape(), dtype=dtype, device="meta")
 
 
 @contextmanager
@@ -96,8 +205,10 @@ def built_from(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: its configuration is damaged ({error!r}); write the checkpoint again") from error
+        raise InputError(f"{path}: its configuration is damaged ({error!r}); {AGAIN}") from error
     except UnavailableError as error:
         # The remedies behind the semicolon are for those who make a model.
         fact = str(error).partition("; ")[0]

@@ -1,17 +1,20 @@
 """Saves models as folders, here or on the Hugging Face hub, and reads them."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 
+from ..backend import Backend
 from ..errors import InputError, UnavailableError
+from ..files import shown
 from ..hub_access import hub_answers, hub_offline
+from ..schema import read_json_file
+from .checkpoint import ModelDescription
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from ..backend import Backend
 
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 # A model is read as it was saved; the mixin would ignore its other options silently.
@@ -31,7 +34,7 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         def config(self) -> dict[str, Any]: ...
         def save(self, path: str | Path) -> None: ...
         @classmethod
-        def load(cls, path: str | Path, backend: "Backend") -> "Self": ...
+        def load(cls, path: str | Path, backend: Backend) -> "Self": ...
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes a folder with the checkpoint, the configuration as JSON, for people, and a model card.
@@ -56,13 +59,15 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
                 f"{name}: from_pretrained does not take {unknown}: a model is read as it was saved, on the CPU; options"
                 f" are {', '.join(OPTIONS)}"
             )
+        backend: Backend = options.pop("backend", "auto")
+        if Path(name).is_dir():
+            return cls.load(_checked(Path(name)) / WEIGHTS_FILE, backend)
         # Otherwise huggingface_hub itself would retry for most of a minute.
-        offline = not Path(name).is_dir() and not hub_answers()
+        offline = not hub_answers()
         try:
             with hub_offline(offline):
-                return super().from_pretrained(name, **options)
-        except InputError:
-            raise
+                # The mixin would read the configuration for people first, and believe it.
+                weights = hf_hub_download(str(name), WEIGHTS_FILE, **options)
         except (OSError, ValueError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             # The hub answers 401 for what is not there or private.
@@ -73,14 +78,15 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
             raise UnavailableError(
                 f"{name}: no such folder, and {fact}; give one that save_pretrained wrote"
             ) from error
+        return cls.load(weights, backend)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory / WEIGHTS_FILE)
 
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, backend: "Backend" = "auto", **given: Any) -> "Self":
-        """Reads the weights' file, which has the configuration too; the mixin's other arguments are not needed."""
-        if Path(model_id).is_dir():
-            return cls.load(Path(model_id) / WEIGHTS_FILE, backend)
-        options = {name: given[name] for name in HUB_OPTIONS}
-        return cls.load(hf_hub_download(model_id, WEIGHTS_FILE, **options), backend)
+
+def _checked(folder: Path) -> Path:
+    """Returns ``folder``. Raises: InputError if its configuration for people, which need not be there, is damaged."""
+    path = folder / constants.CONFIG_NAME
+    with suppress(FileNotFoundError):
+        read_json_file(path, ModelDescription, f"{shown(path)}: damaged", "save the model again, or remove this file")
+    return folder

@@ -22,8 +22,15 @@ from ..nn.no_initialization import NoInitialization
 from ..nn.weight_cache import invalidation_count
 from ..reference.clamp_forms import ClampForm
 from ..scoring import TOP_K, Scores
-from ..state_dicts import refuse_misfit
-from .checkpoint import OfficialLayout, built_from, read_checkpoint, write_checkpoint
+from .checkpoint import (
+    AGAIN,
+    OfficialLayout,
+    built_from,
+    read_header,
+    read_tensors,
+    refuse_other_tensors,
+    write_checkpoint,
+)
 from .hub import HubModel
 from .image_checks import check_images, check_values
 from .multi_scale_flow import MultiScaleFlow
@@ -263,15 +270,21 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         A converted official file holds flow weights only, unless it was given its extractor's: timm's are taken then.
         Raises: InputError, naming the keys, if weights do not fit; UnavailableError if they cannot be downloaded.
         """
-        tensors, config = read_checkpoint(path)
-        has_extractor = any(key.startswith("extractor.") for key in tensors)
+        held, config = read_header(path)
+        has_extractor = any(key.startswith("extractor.") for key in held)
+        without = "\0" if has_extractor else "extractor."
         # Every tensor of a whole model is read below.
         with built_from(path), NoInitialization() if has_extractor else nullcontext():
-            model = cls.from_config(config, pretrained=not has_extractor, backend=backend)
-        own = model.state_dict()
+            build = partial(cls.from_config, config, backend=backend)
+            what = "the model its configuration describes"
+            refuse_other_tensors(what, path, partial(build, pretrained=False), held, without=without)
+            model = build(pretrained=not has_extractor)
+            given, own = config["flow"]["channels"], list(model.flow.channels)
+            if given != own:
+                raise InputError(f"its configuration is damaged (flow.channels is {given}, not {own}); {AGAIN}")
+        tensors = read_tensors(path)
         if not has_extractor:
-            tensors |= {key: value for key, value in own.items() if key.startswith("extractor.")}
-        refuse_misfit("the model its configuration describes", path, own, tensors)
+            tensors |= {key: value for key, value in model.state_dict().items() if key.startswith("extractor.")}
         model.load_state_dict(tensors)
         return model.eval()
 

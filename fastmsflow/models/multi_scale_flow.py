@@ -1,6 +1,6 @@
 """The multi-scale flow between pooled features and latents."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, cast
 
@@ -73,6 +73,19 @@ class MultiScaleFlow(nn.Module):
             for c, d, n in zip(self.channels, self.condition_channels, self.blocks, strict=True)
         )
         self.fusion_flow = FusionFlow(self.channels, clamp)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], backend: Backend = "auto") -> "MultiScaleFlow":
+        """Makes a new flow of the shape that a model's ``config`` describes, see ``fastmsflow.MSFlow.config``.
+
+        Raises: InputError if the levels do not agree or channels are odd; KeyError or TypeError if ``config`` is
+        damaged.
+        """
+        of_flow = config["flow"]
+        arguments = {key: of_flow[key] for key in ("channels", "condition_channels", "blocks", "clamp", "clamp_form")}
+        flow = cls(**arguments, backend=backend)
+        flow.official_layout = OfficialLayout.from_config(config)
+        return flow
 
     @property
     def dtype(self) -> torch.dtype:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from ..backend import Backend
-from ..errors import InputError, UnavailableError
+from ..errors import InputError, UnavailableError, cut
 from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
 from ..readable_file import check_file
-from ..state_dicts import load_pickled, refuse_misfit
+from ..state_dicts import is_state_dict, load_pickled, refuse_misfit, refuse_views
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
 
@@ -155,7 +155,8 @@ class FeatureExtractor(nn.Module):
     def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)
         for name, values in zip(("mean", "std"), self._normalization, strict=True):
-            self.register_buffer(name, torch.tensor(values).to(device, dtype)[None, :, None, None], persistent=False)
+            constant = torch.tensor(values, dtype=dtype, device=device)
+            self.register_buffer(name, constant[None, :, None, None], persistent=False)
 
     def _apply(self, *args: Any, **options: Any) -> "FeatureExtractor":
         """Moves to a device or dtype; images are normalized in float32 or better, though weights be half precision."""
@@ -190,9 +191,10 @@ def resolve_name(name: str) -> str:
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if timm.is_model(architecture) and (not tag or name in tagged):
         return name
-    near = difflib.get_close_matches(name, tagged or timm.list_models(), n=3)
+    # A name of megabytes would be compared for minutes.
+    near = difflib.get_close_matches(cut(name), tagged or timm.list_models(), n=3)
     remedy = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
-    raise InputError(f"extractor {name!r} is not a timm model; {remedy}")
+    raise InputError(f"extractor {cut(name)!r} is not a timm model; {remedy}")
 
 
 def _config(name: str) -> Any:
@@ -292,6 +294,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = load_pickled(path)
+    except InputError:
+        raise
     # A damaged file can raise nearly anything. PyTorch's message is left out: it advises to trust the file.
     except Exception as error:
         raise InputError(
@@ -300,8 +304,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, Mapping):
         content = next((content[key] for key in ("state_dict", "model") if key in content), content)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not is_state_dict(content):
         raise InputError(f"{path}: holds no state dict; save the model's state_dict()")
+    refuse_views(path, content.values())
     return dict(content)
 
 

@@ -18,9 +18,7 @@ def positional_encoding_2d(
     sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017, one half of the channels for each axis).
     Raises: InputError if ``channels`` is not a positive multiple of 4.
     """
-    if channels <= 0 or channels % 4:
-        raise InputError(f"condition channels must be a positive multiple of 4, not {channels}")
-    half = channels // 2
+    half = check_condition_channels(channels) // 2
     frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64) * (-math.log(1e4) / half))
 
     def axis(length: int) -> Tensor:
@@ -32,6 +30,13 @@ def positional_encoding_2d(
     return torch.cat((across, down))[None].to(device=device, dtype=dtype)
 
 
+def check_condition_channels(channels: int) -> int:
+    """Returns ``channels``. Raises: InputError if they are not a positive multiple of 4."""
+    if channels <= 0 or channels % 4:
+        raise InputError(f"condition channels must be a positive multiple of 4, not {channels}")
+    return channels
+
+
 class PositionalEncoding2d(nn.Module):
     """Returns the positional encoding of a grid, the same tensor for the same grid, dtype and device.
 
@@ -40,8 +45,9 @@ class PositionalEncoding2d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
-        self._last: Tensor = positional_encoding_2d(channels, 1, 1, dtype=torch.float32, device="cpu")
+        self.channels = check_condition_channels(channels)
+        # Of no grid: nothing is computed before there is one.
+        self._last: Tensor = torch.empty(1, channels, 0, 0)
 
     def forward(self, like: Tensor) -> Tensor:
         """Returns (1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""

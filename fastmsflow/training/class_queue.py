@@ -1,18 +1,25 @@
 """Shares out the classes of a set among processes, each with a run of its own; if one fails, the others go on."""
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypedDict
 
 from ..errors import InputError, in_one_line
 from ..files import LOCK_FILE, Busy, is_claimed, locked, write_json
+from ..schema import read_json_file
 from .run_directory import Finished, has_finished
 
 FAILED_FILE = "failed.json"
 WAIT_SECONDS = 0.5
+
+
+class _Failure(TypedDict):
+    """What is read of a FAILED_FILE."""
+
+    reason: str
 
 
 def train_each(
@@ -61,8 +68,9 @@ def _attempt(folder: Path, name: str, work: Callable[[str], None], failed: Calla
     """Returns why the class failed, now or before; None if it did not. Raises: Busy if another process is at work."""
     if has_finished(folder):
         return None
-    with suppress(OSError):
-        return str(json.loads((folder / FAILED_FILE).read_text(encoding="utf-8"))["reason"])
+    # One that is damaged counts as none: the class is tried again.
+    with suppress(OSError, InputError):
+        return read_json_file(folder / FAILED_FILE, _Failure, FAILED_FILE, "remove it")["reason"]
     try:
         work(name)
     except Busy:

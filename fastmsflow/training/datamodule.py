@@ -19,6 +19,7 @@ from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched
 from ..data.shards.manifest import Shard
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
+from ..files import shown
 from ..models.msflow import MSFlow
 from ..recipe import Recipe
 from .cache_break_even import measure_break_even
@@ -211,6 +212,10 @@ class FeatureTrainingData(FileTrainingData):
                 say(str(measure_break_even(cache)))
         with self.world.raise_on_any_rank():
             cache.build(self.options.readers, progress, rank=self.world.rank, world_size=self.world.size)
+        with self.world.raise_on_any_rank():
+            unchecked = cache.check(self.world.rank, self.world.size)
+            if unchecked:
+                say(f"{shown(folder)}: {unchecked} shards of an earlier version have no checksum and are not checked")
         needed = self.total * cache.bytes_per_image
         # Each process may come to hold all of them.
         place = placement(needed, next(self.model.parameters()).device, self.world.local_size)

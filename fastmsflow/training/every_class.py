@@ -1,13 +1,12 @@
 """Training of every class of a set, one after the other or shared out among processes, and a table of all results."""
 
 import copy
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from rich.console import Console
@@ -34,6 +33,7 @@ from ..files import shown
 from ..models.checkpoint import read_config
 from ..models.msflow import MSFlow
 from ..result_folder import claimed_results
+from ..schema import conform, read_json_file
 from ..visualization.markdown_table import write_markdown_table
 from .class_queue import FAILED_FILE, train_each
 from .loggers import check_loggers, close_loggers
@@ -111,6 +111,26 @@ class EveryClassResult:
             title = f"{len(self.classes)} classes"
             write_markdown_table(new.unfinished / SUMMARY_FILE, header, lines, title=title, notes=notes)
             new.finish()
+
+
+class _Set(TypedDict):
+    """What is read of the images in a run's results."""
+
+    name: str
+
+
+class _Round(TypedDict):
+    """What is read of a round in a run's results, beside its metrics."""
+
+    epoch: int
+
+
+class _Results(TypedDict):
+    """What is read of a run's results."""
+
+    images: _Set
+    rounds: list[_Round]
+    seconds: dict[str, float]
 
 
 class ModelFactory:
@@ -263,23 +283,25 @@ def _results_of(folder: Path) -> tuple[list[CheckpointResult], float]:
     Raises: InputError if the run's files are damaged or missing.
     """
     path = folder / RESULTS_FILE
+    what, remedy = f"{path}: damaged or not of these models", "remove the folder"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        rounds = {row["epoch"]: row for row in results["rounds"]}
-        rows = []
-        for how, checkpoint in checkpoints(folder).items():
-            config = read_config(checkpoint)
-            row = rounds[config["notes"]["epoch"]]
-            if METRICS[0] not in row:
-                continue
-            evaluation = Evaluation.from_dict(row)
-            calibration = config["calibration"] and Calibration.from_dict(config["calibration"])
-            rows.append(CheckpointResult(results["images"]["name"], how, evaluation, threshold_of(calibration)))
-        return rows, sum(results["seconds"].values())
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged or not of these models ({error!r}); remove the folder") from error
+        results = read_json_file(path, _Results, what, remedy)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing; {remedy}") from error
+    rounds = {row["epoch"]: row for row in results["rounds"]}
+    rows = []
+    for how, checkpoint in checkpoints(folder).items():
+        config = read_config(checkpoint)
+        row = rounds.get(config.get("notes", {}).get("epoch"))
+        if row is None:
+            raise InputError(f"{what} ({checkpoint.name} is of no round that it has); {remedy}")
+        if METRICS[0] not in row:
+            continue
+        evaluation = Evaluation.from_dict(conform(row, dict[str, float | None], what, remedy))
+        described = config.get("calibration")
+        calibration = described and Calibration.from_dict(described)
+        rows.append(CheckpointResult(results["images"]["name"], how, evaluation, threshold_of(calibration)))
+    return rows, sum(results["seconds"].values())
 
 
 def _job_of_class(job: TrainingJob, name: str) -> TrainingJob:

@@ -1,27 +1,29 @@
 """Caches features on disk, for every pass of every run with the same extractor, image size and pool."""
 
+import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..data import ImageFileDataset
 from ..data.datasets import Progress, count_from
-from ..data.fingerprint import image_digest, short_digest, tensor_chunks
+from ..data.fingerprint import digest, image_digest, short_digest, tensor_chunks
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ..errors import InputError
+from ..errors import InputError, cut
 from ..files import locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
+from ..schema import Within, read_json_file
 from ..settings_diff import changed_settings
 from .features_in_memory import pooled_of_batches
 
@@ -33,6 +35,16 @@ SHARD_BYTES = 256 * 2**20
 OPEN_SHARDS = 4096
 DESCRIPTION_FILE, IMAGES_FILE = "cache.json", "images.npy"
 REMEDY = "remove the folder to have it built anew, or choose another folder"
+ANEW = "remove it to have it built anew"
+# In a shard's header, where a second entry would come in any order; and a tensor (32,) uint8, which 0.1 did not write.
+KEY, CHECKSUM = "key", "sha256"
+DIGEST = np.dtype("S16")
+
+Count = Annotated[int, Within(1)]
+Description = TypedDict(
+    "Description", {"of": dict[str, Any], "images": Count, "images a shard": Count, "contents": str, "key": str}
+)
+"""The content of DESCRIPTION_FILE."""
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -85,7 +97,7 @@ class FeatureCache:
             if not (folder / DESCRIPTION_FILE).exists():
                 _write_description(folder, settings, self._given_digests, max(1, shard_bytes // self.bytes_per_image))
             description = _read_description(folder, settings)
-            self._shard_images = int(description["images a shard"])
+            self._shard_images = description["images a shard"]
             self._key = description["key"]
             self._digests = _read_digests(folder, description)
             self.rows = {split: self._find(images, digests[split]) for split, images in splits.items()}
@@ -152,6 +164,23 @@ class FeatureCache:
                 self._write(shard, [level.permute(0, 2, 3, 1) for level in levels])
                 done += count
 
+    def check(self, rank: int = 0, world_size: int = 1) -> int:
+        """Compares the shards that hold images of the splits with their checksums, once before they are used.
+
+        Each of ``world_size`` processes checks its share, by ``rank``. Returns the number of shards without a checksum,
+        which version 0.1 wrote. Raises: InputError if a shard is damaged, missing or of another cache.
+        """
+        used = np.unique(np.concatenate(list(self.rows.values())) // self._shard_images)
+        unknown = 0
+        for shard in used[rank::world_size].tolist():
+            path = self._file(shard)
+            levels, checksum = self._read(shard)
+            if checksum is None:
+                unknown += 1
+            elif not torch.equal(_checksum(levels), checksum):
+                raise InputError(f"{shown(path)}: damaged, its checksum is another; {ANEW}")
+        return unknown
+
     def take(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
         """Copies the features of ``rows`` off the disk.
 
@@ -183,23 +212,38 @@ class FeatureCache:
         return self.folder / f"{shard:06}.safetensors"
 
     def _write(self, shard: int, levels: Sequence[Tensor]) -> None:
+        tensors = {f"level{i}": level for i, level in enumerate(levels)} | {CHECKSUM: _checksum(levels)}
+        content = save(tensors, metadata={KEY: self._key})
         with written_aside(self._file(shard)) as aside:
-            save_file({f"level{i}": level for i, level in enumerate(levels)}, aside, metadata={"key": self._key})
+            aside.write_bytes(content)
 
     def _map(self, shard: int) -> list[Tensor]:
+        return self._read(shard)[0]
+
+    def _read(self, shard: int) -> tuple[list[Tensor], Tensor | None]:
+        """Maps the levels of a shard, and returns them with their checksum, if there is one."""
         path = self._file(shard)
         if not path.exists():
             raise InputError(f"{shown(path)}: missing, the feature cache is not finished; build the rest of it")
+        if not path.is_file():
+            raise InputError(f"{shown(path)}: not a file, but a folder or the like; {ANEW}")
         try:
             with safe_open(path, framework="pt") as file:
-                key = (file.metadata() or {}).get("key")
+                key = (file.metadata() or {}).get(KEY)
                 levels = [file.get_tensor(f"level{i}") for i in range(len(self.shapes))]
-        except SafetensorError as error:
-            raise InputError(f"{shown(path)}: damaged ({error}); remove it to have it built anew") from error
-        expected = [(len(self._rows_of(shard)), *shape) for shape in self.shapes]
-        if key != self._key or [tuple(level.shape) for level in levels] != expected:
-            raise InputError(f"{shown(path)}: of another feature cache; remove it to have it built anew")
-        return levels
+                checksum = file.get_tensor(CHECKSUM) if CHECKSUM in file.keys() else None  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{shown(path)}: damaged ({cut(str(error))}); {ANEW}") from error
+        expected = [((len(self._rows_of(shard)), *shape), self.dtype) for shape in self.shapes]
+        if key != self._key or [(tuple(level.shape), level.dtype) for level in levels] != expected:
+            raise InputError(f"{shown(path)}: of another feature cache; {ANEW}")
+        return levels, checksum
+
+
+def _checksum(levels: Sequence[Tensor]) -> Tensor:
+    """Returns the SHA-256 of a shard's features, (32,) uint8."""
+    chunks = tensor_chunks({str(i): level for i, level in enumerate(levels)}, "{name} {shape} {dtype}\n")
+    return torch.tensor(list(bytes.fromhex(digest(chunks))), dtype=torch.uint8)
 
 
 def binary(size: float) -> str:
@@ -227,8 +271,8 @@ def _image_digests(images: ImageFileDataset, world: ProcessGroup) -> np.ndarray:
     """Returns (N,) digests of the images' content, 16 bytes each. Each process reads its share of the images."""
     with world.raise_on_any_rank():
         share = images.images[world.rank :: world.size]
-        own = np.array([bytes.fromhex(image_digest(image))[:16] for image in share], dtype="S16")
-    digests = np.empty(len(images), "S16")
+        own = np.array([bytes.fromhex(image_digest(image))[:16] for image in share], dtype=DIGEST)
+    digests = np.empty(len(images), DIGEST)
     for rank, rank_digests in enumerate(world.all_gather(own)):
         digests[rank :: world.size] = rank_digests
     return digests
@@ -239,35 +283,39 @@ def _write_description(folder: Path, settings: Mapping[str, Any], digests: np.nd
     names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
     if DESCRIPTION_FILE not in names and names - {IMAGES_FILE}:
         raise InputError(f"{shown(folder)}: holds other files and no feature cache; choose another folder")
-    with written_aside(folder / IMAGES_FILE) as aside, aside.open("wb") as file:
-        np.save(file, digests)
+    # NumPy's own writer does not say why it could not write.
+    content = io.BytesIO()
+    np.save(content, digests)
+    with written_aside(folder / IMAGES_FILE) as aside:
+        aside.write_bytes(content.getbuffer())
     counts = {"images": len(digests), "images a shard": shard_images, "contents": short_digest([digests.tobytes()])}
     key = short_digest([json.dumps([dict(settings), counts]).encode()])
     write_json(folder / DESCRIPTION_FILE, {"of": dict(settings), **counts, "key": key})
 
 
-def _read_description(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _read_description(folder: Path, settings: Mapping[str, Any]) -> Description:
     """Returns the cache's description. Raises: InputError if it is damaged, or of other settings."""
     path = folder / DESCRIPTION_FILE
-    try:
-        description: dict[str, Any] = json.loads(path.read_text())
-        before: dict[str, Any] = description["of"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{shown(path)}: damaged ({error!r}); {REMEDY}") from error
-    changes = changed_settings(before, settings, only_now=True)
+    description = read_json_file(path, Description, f"{shown(path)}: damaged", REMEDY)
+    changes = changed_settings(description["of"], settings, only_now=True)
     if changes:
         raise InputError(f"{shown(folder)}: a stale feature cache: {changes}; {REMEDY}")
     return description
 
 
-def _read_digests(folder: Path, description: Mapping[str, Any]) -> np.ndarray:
+def _read_digests(folder: Path, description: Description) -> np.ndarray:
     path = folder / IMAGES_FILE
     try:
-        digests: np.ndarray = np.load(path, allow_pickle=False)
+        # Mapped, the array can be no larger than the file, whatever the header says.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+        if mapped.dtype != DIGEST or mapped.shape != (description["images"],):
+            raise ValueError(f"{cut(str(mapped.shape))} of {cut(str(mapped.dtype))}")
+        digests = np.array(mapped)
         if short_digest([digests.tobytes()]) != description["contents"]:
             raise ValueError("other contents")
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{shown(path)}: damaged ({error}); {REMEDY}") from error
+    # numpy parses the header as Python, which may err in any way.
+    except Exception as error:
+        raise InputError(f"{shown(path)}: damaged ({cut(' '.join(str(error).split()))}); {REMEDY}") from error
     return digests
 
 

@@ -21,14 +21,16 @@ from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
 from ..recipe import Recipe
 from ..scoring import shown_map
+from ..state_dicts import refuse_other_permutations
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
 from .lr_schedule import lr_schedule
 from .parameter_groups import parameter_groups
+from .state_format import STATE, refuse_other_shapes
 from .training_result import EpochResult
 
-STATE = "fastmsflow"
+RUN_STATE = "the run's state"
 # Lightning's key for the state of shards as version 0.1 wrote it: the name that ShardTrainingData had.
 OLD_SHARD_STATE = "ShardSource"
 # Steps between checks of the losses: each check waits for the GPU and for the other processes.
@@ -197,6 +199,9 @@ class MSFlowLightningModule(L.LightningModule):
         # The features have been computed by these weights already.
         if not all(torch.equal(own[key].cpu(), saved[key].cpu()) for key in own if key.startswith("model.extractor.")):
             raise InputError("the extractor's weights are not those that the run began with; give the same to resume")
+        refuse_other_permutations(RUN_STATE, saved)
+        parameters = [p for group in parameter_groups(self.model.flow, self.recipe) for p in group["params"]]
+        refuse_other_shapes(RUN_STATE, checkpoint["optimizer_states"][0], parameters)
         if OLD_SHARD_STATE in checkpoint:
             self.source.load_state_dict(checkpoint[OLD_SHARD_STATE])
         state = checkpoint[STATE]

@@ -3,23 +3,31 @@
 ``train(..., resume=True)`` does not use this module, see ``checkpointing.py``.
 """
 
-import json
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 
 from ..compat.convert import refuse_standardised
-from ..compat.official_checkpoint import read_pickle, save_official
+from ..compat.official_checkpoint import save_official
 from ..errors import InputError
-from ..models.checkpoint import OfficialLayout
+from ..models.checkpoint import ModelDescription, refuse_other_tensors
 from ..models.msflow import MultiScaleFlow
 from ..readable_file import check_file
 from ..recipe import Recipe
-from ..state_dicts import refuse_misfit
-from .lightning_module import STATE
+from ..schema import read_json_file
+from ..state_dicts import number_of_blocks, refuse_other_permutations, refuse_views
 from .parameter_groups import parameter_groups
 from .run_directory import SETTINGS_FILE
+from .state_format import STATE, check_state, refuse_other_shapes
+
+
+class _Settings(TypedDict):
+    """What is read of a run's settings."""
+
+    recipe: Recipe
+    model: ModelDescription
 
 
 class RunState(NamedTuple):
@@ -40,19 +48,25 @@ def load_state(path: str | Path) -> RunState:
     Raises: InputError if either file is missing, damaged, or does not fit the other.
     """
     settings = _settings(path)
-    content, prefix = read_pickle(path), "model.flow."
+    content, prefix = check_state(Path(path)), "model.flow."
+    recipe, config = settings["recipe"], settings["model"]
+    state = {key.removeprefix(prefix): t for key, t in content["state_dict"].items() if key.startswith(prefix)}
+    refuse_views(path, content["state_dict"].values())
+    for level, blocks in enumerate(config["flow"]["blocks"]):
+        if number_of_blocks(state, f"parallel_flows.{level}.blocks.") != blocks:
+            raise InputError(f"{path}: has not the {blocks} blocks of level {level} that the run's settings describe")
     try:
-        recipe = Recipe(**settings["recipe"])
-        flow = MultiScaleFlow(**settings["model"]["flow"])
-        flow.official_layout = OfficialLayout.from_config(settings["model"])
+        build = partial(MultiScaleFlow.from_config, config)
+        refuse_other_tensors("the flow that the run's settings describe", path, build, state)
+        refuse_other_permutations(path, state)
+        flow = build()
         # As in a run: a fused Adam errs if its state has another memory format than the weights.
         flow.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(parameter_groups(flow, recipe), lr=recipe.lr)
-        state = {key.removeprefix(prefix): t for key, t in content["state_dict"].items() if key.startswith(prefix)}
-        refuse_misfit("the flow that the run's settings describe", path, flow.state_dict(), state)
         flow.load_state_dict(state)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        refuse_other_shapes(str(path), content["optimizer_states"][0], parameters)
         optimizer.load_state_dict(content["optimizer_states"][0])
-        _check_shapes(optimizer)
         sub_epochs = len(content[STATE]["epoch_losses"])
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
@@ -76,24 +90,17 @@ def state_to_official(source: str | Path, target: str | Path, fusion_first: bool
         raise InputError(f"{source}: {error} (convert the run's last.safetensors, which has none)") from error
 
 
-def _settings(path: str | Path) -> dict[str, Any]:
+def _settings(path: str | Path) -> _Settings:
     beside = Path(path).parent / SETTINGS_FILE
     check_file(
         path,
         "a run keeps its state until it has finished, and then its weights alone: convert its last.safetensors",
     )
+    remedy = (
+        "a run's state is read with this file beside it (an official checkpoint has another ending than .ckpt: rename"
+        " it)"
+    )
     try:
-        return json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{beside}: missing or damaged; a run's state is read with this file beside it (an official checkpoint has"
-            " another ending than .ckpt: rename it)"
-        ) from error
-
-
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Raises: ValueError if a parameter's state has another shape than the parameter."""
-    for parameter, state in optimizer.state.items():
-        for value in state.values():
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(f"a state of {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+        return read_json_file(beside, _Settings, f"{beside}: damaged", remedy)
+    except FileNotFoundError as error:
+        raise InputError(f"{beside}: missing; {remedy}") from error

@@ -1,20 +1,19 @@
 """Opens the folder of a run, which one process owns at a time and no other run overwrites."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import InputError
 from ..evaluation.checkpoint_files import CHECKPOINT_FILES
 from ..evaluation.report import REPORT_FILES
 from ..files import claimed_folder, shown
 from ..owned_files import record_files
+from ..schema import read_json_file
 from ..settings_diff import changed_settings
+from .state_format import check_state
 
 STATE_FILE = "state.ckpt"
 SETTINGS_FILE = "state-settings.json"
@@ -29,6 +28,7 @@ RUN_FILES = (
 )  # fmt: skip
 """The names of all files that a run writes into its folder, loggers' apart."""
 VERB = "train"
+ELSEWHERE = "choose another folder"
 
 
 class Finished(InputError):
@@ -75,13 +75,10 @@ def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
         if _has_models(out):
             _refuse_changes(out, settings)
         return
-    try:
-        # The results hold the settings, among other things.
-        changes = changed_settings(
-            json.loads((out / RESULTS_FILE).read_text(encoding="utf-8")), settings, only_now=True
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{out / RESULTS_FILE}: damaged ({error}); remove the folder, or choose another") from error
+    what, remedy = f"{out / RESULTS_FILE}: damaged", "remove the folder, or choose another"
+    # The results hold the settings, among other things.
+    before = read_json_file(out / RESULTS_FILE, dict[str, Any], what, remedy)
+    changes = changed_settings(before, settings, only_now=True)
     if changes:
         raise InputError(f"{out}: holds a finished run of other settings: {changes}; choose another folder")
 
@@ -107,11 +104,7 @@ def _find_state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | 
     if not state.exists():
         # The run was killed in its first round.
         return None
-    try:
-        torch.load(state, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises errors of many kinds
-        why = str(error).partition("\n")[0]
-        raise InputError(f"{state}: damaged ({why}); remove it to begin the run again") from error
+    check_state(state, mapped=True)
     return state
 
 
@@ -122,8 +115,8 @@ def _has_models(out: Path) -> bool:
 def _refuse_changes(out: Path, settings: Mapping[str, Any]) -> None:
     """Raises: InputError if the run in ``out`` began with other settings, or its settings are not known."""
     try:
-        before = json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        before = read_json_file(out / SETTINGS_FILE, dict[str, Any], f"{out / SETTINGS_FILE}: damaged", ELSEWHERE)
+    except FileNotFoundError as error:
         raise InputError(f"{out}: holds models, but no run to go on with; choose another folder") from error
     changes = changed_settings(before, settings)
     if changes:

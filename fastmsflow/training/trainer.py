@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
 from ..distributed.process_group import ProcessGroup
-from ..errors import InputError
+from ..errors import InputError, is_meant_for_a_person
 from ..progress import progress_bar
 from ..quiet import Kind, QuietThread, errors_alone
 from ..recipe import Precision, Recipe
@@ -24,6 +25,7 @@ from .checkpointing import ResumeCheckpoint
 from .datamodule import TrainingData
 from .lightning_module import MSFlowLightningModule
 from .parameter_groups import prepared_for_training
+from .state_format import REMEDY
 
 _QUIET = QuietThread(
     # Lightning recommends loader workers, but features are in memory and workers would only copy them.
@@ -62,7 +64,8 @@ def run_trainer(
     loggers: Sequence[Logger] = (),
 ) -> None:
     """Trains ``module`` on ``source``, from ``state`` if that is given; the model ends in eval mode on the CPU."""
-    callbacks = [*callbacks, TrainingProgressBar(console)]
+    started = Event()
+    callbacks = [*callbacks, TrainingProgressBar(console), LambdaCallback(on_train_start=lambda *_: started.set())]
     if recipe.patience is not None:
         callbacks.append(EarlyStopping("held_out_nll", patience=recipe.patience))
     if loggers:
@@ -87,6 +90,11 @@ def run_trainer(
         with prepared_for_training(module.model.flow, recipe):
             try:
                 trainer.fit(module, datamodule=source, ckpt_path=state, weights_only=True)
+            except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                is_of_state = state is not None and not started.is_set()
+                if not is_of_state or is_meant_for_a_person(error) or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise InputError(f"{state}: damaged ({type(error).__name__} in restoring it); {REMEDY}") from error
             except SystemExit as end:
                 if isinstance(end.__context__, KeyboardInterrupt):
                     # Lightning turns the interrupt into exit code 1.

@@ -1,20 +1,45 @@
 """Reads, checks and writes the manifest, which describes a set of shards."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from ...errors import InputError, UnavailableError
-from ...files import write_json
+from ...errors import InputError, UnavailableError, cut
+from ...files import shown, write_json
+from ...schema import MOST_BYTES, Within, conform, read_json
 from ..fingerprint import short_digest
 from .storage import MANIFEST, NO_FILE, ShardStorage
 
 FORMAT = "fastmsflow shards 1"
 SHARD_NAME = re.compile(r"[\w-][\w.-]*\.tar")
 AGAIN = "copy it again, or write the shards again with `fastmsflow shard`"
+# An image is two members of a tar, and each one has a header and content of a block or more.
+BLOCK = 512
+LEAST_BYTES = 4 * BLOCK
+Count = Annotated[int, Within(0)]
+
+
+class ShardDescription(TypedDict):
+    """A Shard in a manifest."""
+
+    name: Annotated[str, Within(1, 255)]
+    first: Count
+    images: Count
+    bytes: Count
+    sha256: Annotated[str, Within(64, 64)]
+
+
+class ManifestDescription(TypedDict):
+    """The content of a manifest, beside its format."""
+
+    shards: list[ShardDescription]
+    images: Count
+    bytes: Count
+    fingerprint: str
+    images_per_shard: Count
+    skipped: list[str]
 
 
 @dataclass(frozen=True)
@@ -68,8 +93,8 @@ class Manifest:
         itself."""
         name = where.name(MANIFEST)
         try:
-            with where.open(MANIFEST) as file:
-                text = file.read()
+            # A server may send without end.
+            text = where.read(MANIFEST, MOST_BYTES)
         except (InputError, UnavailableError):
             raise
         except Exception as error:  # every kind of storage has its own
@@ -82,23 +107,23 @@ class Manifest:
             elif "; " not in why:
                 why += "; give the folder or URL that `fastmsflow shard` wrote, all of it"
             raise InputError(f"{name}: {why}") from error
+        if len(text) > MOST_BYTES:
+            raise InputError(f"{name}: no manifest of shards (larger than {MOST_BYTES / 2**20:g} MiB); {AGAIN}")
+        what = f"{name}: no manifest of shards"
+        found = read_json(text, dict[str, Any], what, AGAIN)
+        if found.get("format") != FORMAT:
+            written = shown(cut(repr(found.get("format"))))
+            raise InputError(f"{what} of format {written}; this version reads {FORMAT!r}; {AGAIN}")
+        content = conform(found, ManifestDescription, what, AGAIN)
         try:
-            content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise InputError(f"{name}: of format {content['format']!r}, this version reads {FORMAT!r}; {AGAIN}")
-            manifest = cls(
-                tuple(Shard(**shard) for shard in content["shards"]),
-                str(content["fingerprint"]),
-                int(content["images_per_shard"]),
-                tuple(content["skipped"]),
-            )
-            if fault := _contradiction(manifest, content):
-                raise InputError(f"{name}: {fault}; {AGAIN}")
-            return manifest
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{name}: no manifest of shards ({type(error).__name__}: {error}); {AGAIN}") from error
+            shards = tuple(Shard(**shard) for shard in content["shards"])
+        except TypeError as error:
+            raise InputError(f"{what} ({cut(str(error))}); {AGAIN}") from error
+        skipped = tuple(content["skipped"])
+        manifest = cls(shards, content["fingerprint"], content["images_per_shard"], skipped)
+        if fault := _contradiction(manifest, content):
+            raise InputError(f"{name}: {fault}; {AGAIN}")
+        return manifest
 
 
 def content_of(shards: Sequence[Shard]) -> str:
@@ -107,7 +132,7 @@ def content_of(shards: Sequence[Shard]) -> str:
     return short_digest(shard.sha256.encode() for shard in shards)
 
 
-def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:
+def _contradiction(manifest: Manifest, content: ManifestDescription) -> str | None:
     if not manifest.shards:
         return "lists no shards"
     names: set[str] = set()
@@ -116,6 +141,8 @@ def _contradiction(manifest: Manifest, content: dict[str, Any]) -> str | None:
     for shard in manifest.shards:
         if not SHARD_NAME.fullmatch(shard.name):
             return f"{shard.name!r} is no name of a shard"
+        if shard.images * LEAST_BYTES > shard.bytes:
+            return f"{shard.name} has {shard.images} images in {shard.bytes} bytes, which cannot be"
         if shard.name in names:
             return f"lists {shard.name} twice"
         if shard.sha256 in by_checksum:

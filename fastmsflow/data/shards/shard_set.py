@@ -1,12 +1,12 @@
 """An image set of shards, to train on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ...files import shown
+from ...schema import read_json_file
 from ..lazy_sequence import LazySequence
 from .manifest import Manifest, Shard
 from .reader import read_shard
@@ -102,6 +102,7 @@ def is_shard_set(source: str) -> bool:
         return True
     try:
         # A manifest of another version counts too; reading it says which version it is.
-        return str(json.loads((folder / MANIFEST).read_bytes())["format"]).startswith("fastmsflow shards")
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json_file(folder / MANIFEST, dict[str, Any], MANIFEST, "")
+        return str(found.get("format")).startswith("fastmsflow shards")
+    except (OSError, InputError):
         return False

@@ -14,6 +14,7 @@ MANIFEST = "manifest.json"
 NO_FILE = "no such file"
 GONE = (404, 410)
 REFUSED = (401, 403)
+CHUNK = 2**20
 # A line for each finished shard of a set that is not finished yet.
 JOURNAL = "unfinished.jsonl"
 
@@ -51,9 +52,11 @@ class ShardStorage:
         """Returns the file's name for errors."""
         return shown(self._full(file))
 
-    def open(self, file: str) -> AbstractContextManager[BinaryIO]:
-        """Opens a file of the set for a with block. Raises: errors of the storage's own types, also on entering the
-        block; UnavailableError if a package is missing."""
+    def open(self, file: str, **options: Any) -> AbstractContextManager[BinaryIO]:
+        """Opens a file of the set for a with block; ``options``: more of fsspec's.
+
+        Raises: errors of the storage's own types, also on entering the block; UnavailableError if a package is missing.
+        """
         full = self._full(file)
         if self._pipe:
             from webdataset.gopen import gopen
@@ -64,9 +67,22 @@ class ShardStorage:
         try:
             import fsspec
 
-            return cast(AbstractContextManager[BinaryIO], fsspec.open(full, "rb", **self.options))
+            return cast(AbstractContextManager[BinaryIO], fsspec.open(full, "rb", **self.options, **options))
         except ImportError as error:
             raise UnavailableError(f"{shown(full)}: {error}") from error
+
+    def read(self, file: str, most: int) -> bytes:
+        """Returns the content of a small file, or more than ``most`` bytes of a larger one.
+
+        Raises: the errors of ``open``.
+        """
+        # With blocks, fsspec would take all that a web server answers to a request for one.
+        options = {"block_size": 0} if self.root.startswith(("http://", "https://")) else {}
+        content = bytearray()
+        with self.open(file, **options) as opened:
+            while len(content) <= most and (chunk := opened.read(CHUNK)):
+                content += chunk
+        return bytes(content)
 
     @staticmethod
     def why(error: Exception) -> str:

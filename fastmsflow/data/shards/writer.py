@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, TypedDict, cast
 
-from ...errors import InputError
+from ...errors import InputError, cut
 from ...files import absolute, claimed_folder, shown, write_faults, written_aside
+from ...schema import conform, read_json
 from ..fingerprint import HashedFile, short_digest
 from ..image_io import check_image, decode_image, read_bytes
-from .manifest import FORMAT, Manifest, Shard
+from .manifest import FORMAT, SHARD_NAME, Manifest, Shard, ShardDescription
 from .storage import JOURNAL, MANIFEST, check_installed
 
 # A tar has a hundred bytes for a member's name; some are for the number and the suffix.
@@ -56,6 +57,13 @@ def write_shards(
         if (out / MANIFEST).exists():
             raise InputError(f"{shown(out)}: holds shards already; choose another folder, or remove them")
         return _Writer(paths, out, images_per_shard, decode).run(progress)
+
+
+class _JournalLine(TypedDict):
+    """A line of JOURNAL but the first."""
+
+    shard: ShardDescription | None
+    skipped: list[str]
 
 
 class _Writer:
@@ -137,20 +145,25 @@ class _Writer:
         journal = self.out / JOURNAL
         head = {"format": FORMAT, "fingerprint": self.fingerprint, "images_per_shard": self.per_shard}
         # The last line may have been cut off in the middle: then it has no newline.
-        written = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
+        what, remedy = f"{shown(journal)}: damaged", "remove it and the shards to write them anew"
+        written = journal.read_bytes().splitlines(keepends=True) if journal.is_file() else []
         for start in range(0, len(self.paths), self.per_shard) if not written else ():
             if os.path.lexists(path := self.out / self._shard_name(start)):
                 raise InputError(f"{shown(path)}: would be written over; move it, or choose another folder")
-        lines = [json.loads(line) for line in written if line.endswith("\n")] or [head]
+        lines = [read_json(line, dict[str, Any], what, remedy) for line in written if line.endswith(b"\n")] or [head]
         if lines[0] != head:
+            per_shard = cut(str(lines[0].get("images_per_shard")))
             raise InputError(
-                f"{shown(self.out)}: holds unfinished shards of other images, or of {lines[0].get('images_per_shard')}"
+                f"{shown(self.out)}: holds unfinished shards of other images, or of {per_shard}"
                 " a shard; go on with those, or choose another folder"
             )
         finished = 0
         for line in lines[1:]:
-            shard = Shard(**line["shard"]) if line["shard"] else None
-            if shard:
+            found = conform(line, _JournalLine, what, remedy)["shard"]
+            if found is not None:
+                shard = Shard(**found)
+                if not SHARD_NAME.fullmatch(shard.name):
+                    raise InputError(f"{what} ({shown(cut(shard.name))} is no name of a shard); {remedy}")
                 path = self.out / shard.name
                 # After a power cut a shard may be shorter than what was written.
                 if not path.is_file() or path.stat().st_size != shard.bytes:

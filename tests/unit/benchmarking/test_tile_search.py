@@ -143,7 +143,23 @@ def test_a_users_table_lies_over_the_committed_one(table: Path) -> None:
         '{"sm_90": {"tiles": {"coupling": {"m": 16, "n": 16}}}}',
         '{"sm_90": {"tiles": {"coupling": {"pixels": 24, "channels": 4, "warps": 8}}}}',
         '{"sm_90": {"convolutions": {"conv5x5": []}}}',
+        "[" * 100_000,
+        "9" * 5000,
+        "null",
+        '{"sm_90": 5}',
+        '{"sm_90": {"tiles": []}}',
+        '{"sm_90": {"tiles": {"coupling": 5}}}',
+        '{"sm_90": {"tiles": {"coupling": {"pixels": true, "channels": 4, "warps": 8}}}}',
+        '{"sm_90": {"tiles": {"coupling": {"pixels": 1e999, "channels": 4, "warps": 8}}}}',
+        f'{{"sm_90": {{"tiles": {{"coupling": {{"pixels": {2**40}, "channels": 4, "warps": 8}}}}}}}}',
+        f'{{"sm_90": {{"tiles": {{"{"x" * 10**6}": {{}}}}}}}}',
+        '{"sm_90": {"convolutions": {"conv3x3": 5}}}',
+        '{"sm_90": {"convolutions": {"conv3x3": [[1, 2]]}}}',
+        '{"sm_90": {"convolutions": {"conv3x3": [[0, 2, true]]}}}',
+        '{"sm_90": {"convolutions": {"conv3x3": [[1e999, 2, true]]}}}',
+        '{"sm_90": {"convolutions": {"conv3x3": [["1", 2, "no"]]}}}',
     ],
+    ids=lambda content: content[:60],
 )
 def test_a_damaged_table_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
@@ -151,8 +167,9 @@ def test_a_damaged_table_is_named_with_the_remedy(
     table = tmp_path / "table.json"
     table.write_text(content)
     monkeypatch.setenv("FASTMSFLOW_TABLE", str(table))
-    with pytest.raises(ValueError, match=f"{table}: .*delete it"):
+    with pytest.raises(ValueError, match=f"{table}: .*delete it") as caught:
         configs.read_user_table()
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_damaged_table_is_an_input_error_of_the_library(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,10 +131,10 @@ def not_a_tar(shard: Path) -> None:
 
 
 FAULTS = {
-    cut: (r"cannot be read \(.*\) after 0 of 4 images", 0),
+    cut: (r"cannot be read \(.*\) after 1 of 4 images", 1),
     cut_between_images: ("ends after 2 of 4 images", 2),
-    wrong_header: ("ends after 2 of 4 images", 2),
-    padded: ("ends after 4 of 4 images, 2117632 of 20480 bytes", 4),
+    wrong_header: (r"cannot be read \(bad checksum\) after 2 of 4 images", 2),
+    padded: ("ends after 4 of 4 images, and goes on", 4),
     another: ("holds image 28 where 8 is expected, it is another's", 0),
     not_a_tar: (r"cannot be read \(.*\) after 0 of 4 images", 0),
     Path.unlink: ("no such file after 0 of 4 images", 0),
@@ -250,8 +250,11 @@ def test_an_error_in_a_worker_reaches_the_caller(jpeg_shards_copy: Path) -> None
 
 
 MANIFESTS = {
-    "no JSON": (lambda m: m.clear(), "no manifest of shards"),
-    "another format": (lambda m: m.update(format="fastmsflow shards 9"), "of format 'fastmsflow shards 9'"),
+    "no JSON": (lambda m: m.clear(), "no manifest of shards of format None"),
+    "another format": (
+        lambda m: m.update(format="fastmsflow shards 9"),
+        "no manifest of shards of format 'fastmsflow shards 9'",
+    ),
     "no shards": (lambda m: m.update(shards=[]), "lists no shards"),
     "wrong total": (lambda m: m.update(images=47), "says 47 images, its shards hold 46"),
     "a shard twice": (lambda m: m["shards"].insert(1, m["shards"][0]), "lists 000000.tar twice"),
