@@ -6,9 +6,11 @@
 import copy
 import operator
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import backend
 from ..distributed.process_group import ProcessGroup
-from ..errors import InputError, UnavailableError
+from ..errors import InputError, InputWarning, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
 from ..recipe import WARM_UP_SHARE, Recipe
@@ -250,7 +252,13 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
             transform = self.pre_processor.transform
             self.pre_processor.export_transform = transform and antialiased(transform, get_exportable_transform)
 
-    def to_onnx(self, *args: Any, **options: Any) -> Any:
+    def to_onnx(
+        self,
+        export_root: str | Path,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> Any:
         """Exports the model, see AnomalibModule; OpenVINO's files are made from the result.
 
         Images of another size are resized in the graph as by the Engine. The graph is plain PyTorch's, since ONNX has
@@ -262,10 +270,18 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
                 f"the post-processor of anomalib {__version__} has no ONNX form: pip install 'anomalib>=2.7',"
                 " or export the model alone by fastmsflow.integrations.export.export_onnx(model.msflow, path)"
             )
+        resizes = extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Resize)
+        if input_size is None and any(len(resize.size or ()) == 1 for resize in resizes):
+            warnings.warn(
+                "the pre-processor resizes by the shorter side, and the graph will do so for square images only: give"
+                " input_size, or resize to (height, width)",
+                InputWarning,
+                stacklevel=2,
+            )
         # anomalib's own default, 14, is older than what PyTorch writes.
         options.setdefault("opset_version", 18)
         with backend.use("torch"):
-            return super().to_onnx(*args, **options)
+            return super().to_onnx(export_root, model_file_name, input_size, **options)
 
 
 class _Inference(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Resize
+from torchvision.transforms.v2 import Compose, Resize
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -22,10 +22,17 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-FILTERS: dict[InterpolationMode, Callable[[Tensor], Tensor]] = {
-    InterpolationMode.BILINEAR: _triangle,
-    InterpolationMode.BICUBIC: _cubic,
+# torchvision takes a mode, its name and Pillow's number.
+FILTERS: dict[str | int, Callable[[Tensor], Tensor]] = {
+    "bilinear": _triangle,
+    2: _triangle,
+    "bicubic": _cubic,
+    3: _cubic,
 }
+
+
+def _filter(resize: Resize) -> Callable[[Tensor], Tensor] | None:
+    return FILTERS.get(getattr(resize.interpolation, "value", resize.interpolation))
 
 
 class AntialiasedResize(nn.Module):
@@ -37,24 +44,29 @@ class AntialiasedResize(nn.Module):
     def __init__(self, resize: Resize) -> None:
         super().__init__()
         self.size = tuple(resize.size)
-        self.interpolation = resize.interpolation
+        self.filter = _filter(resize)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the resized images."""
         given = images.shape[-2:]
         # A single number is the length of the shorter side.
-        height, width = self.size if len(self.size) == 2 else [side * self.size[0] // min(given) for side in given]
+        height, width = self.size if len(self.size) == 2 else [int(self.size[0] * side / min(given)) for side in given]
         rows, columns = self._weights(images, -2, height), self._weights(images, -1, width)
         return rows @ images @ columns.T
 
     def _weights(self, images: Tensor, side: int, length: int) -> Tensor:
         """Returns the share (length, L) of each of the L pixels of ``side`` in each of the new pixels."""
+        old, new = _odd_numbers(images, images.shape[side]), _odd_numbers(images, length)
         # A size taken as a number would bind a graph to it. Whole numbers stay exact where a runtime takes bfloat16.
-        odd = 2 * torch.arange(images.shape[side], device=images.device) + 1
-        given = (odd[-1] + 1) // 2
-        distance = odd * length - (2 * torch.arange(length, device=images.device)[:, None] + 1) * given
-        weights = FILTERS[self.interpolation](distance.float() / (2 * given.clamp_min(length)).float())
+        given = (old[-1] + 1) // 2
+        distance = old * length - new[:, None] * given
+        weights = self.filter(distance.float() / (2 * given.clamp_min(length)).float())
         return (weights / weights.sum(dim=1, keepdim=True)).to(images.dtype)
+
+
+def _odd_numbers(images: Tensor, count: int) -> Tensor:
+    """Returns 1, 3, 5 and so on: twice the centers of pixels. In a graph the size of an arange would not be known."""
+    return 2 * torch.ones(count, dtype=torch.int64, device=images.device).cumsum(0) - 1
 
 
 def antialiased(transform: nn.Module, otherwise: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -64,6 +76,6 @@ def antialiased(transform: nn.Module, otherwise: Callable[[nn.Module], nn.Module
     """
     if isinstance(transform, Compose):
         return Compose([antialiased(part, otherwise) for part in transform.transforms])
-    if not isinstance(transform, Resize) or not transform.antialias or transform.interpolation not in FILTERS:
+    if not isinstance(transform, Resize) or not transform.antialias or _filter(transform) is None:
         return otherwise(transform)
     return otherwise(transform) if transform.max_size else AntialiasedResize(transform)
