@@ -7,7 +7,7 @@ import copy
 import operator
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -146,8 +146,8 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Returns anomalib's default evaluator, with image and pixel AUROC of the validation images as well."""
-        tested = AnomalibModule.configure_evaluator().test_metrics
-        validated = [
+        tested: Any = AnomalibModule.configure_evaluator().test_metrics
+        validated: Any = [
             AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
             AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
         ]
@@ -181,7 +181,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         resize = getattr(self.pre_processor, "transform", None) or nn.Identity()
         features = (
             [level.cpu() for level in self.msflow.pooled(resize(images.to(self.device)))]
-            for images in _each_image_once(self.trainer.train_dataloader)
+            for images in _each_image_once(cast(Iterable[Any], self.trainer.train_dataloader))
         )
         self.msflow.standardiser.fit_batches(features, world)
 
@@ -217,7 +217,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         # It stays a callback of the trainer where anomalib takes it from the model.
         pre_processor = self.pre_processor
         super().on_load_checkpoint(checkpoint)
-        if pre_processor is not None and "anomalib_pre_processor_config" not in checkpoint:
+        if isinstance(pre_processor, PreProcessor) and "anomalib_pre_processor_config" not in checkpoint:
             pre_processor.transform = self._saved_transform(checkpoint)
         self._antialias_exports()
         datamodule = self._trainer and self._trainer.datamodule
@@ -241,7 +241,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     def _saved_transform(self, checkpoint: dict[str, Any]) -> Any:
         """Returns the transform of a checkpoint without a pre-processor, or before anomalib 2.7 put it in a place."""
         enabled = checkpoint.get("anomalib_components_enabled", {}).get("pre_processor", True)
-        saved = checkpoint["hyper_parameters"].get("pre_processor", True) and enabled
+        saved = enabled and checkpoint["hyper_parameters"].get("pre_processor", True)
         if saved is True:
             saved = self.configure_pre_processor(checkpoint["hyper_parameters"]["image_size"])
         return saved.transform if saved else None
@@ -315,7 +315,7 @@ def _each_image_once(loader: Iterable[Any]) -> Iterator[Tensor]:
     left = sys.maxsize
     if isinstance(sampler, DistributedSampler):
         # The sampler repeats images at the end until all processes have as many.
-        left = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))
+        left = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
     # The training has an iterator over this loader by now: workers that persist would be taken from it.
     again = copy.copy(loader)
     if isinstance(again, DataLoader):

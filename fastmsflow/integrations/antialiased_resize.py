@@ -4,6 +4,7 @@
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ FILTERS: dict[str | int, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _filter(resize: Resize) -> Callable[[Tensor], Tensor] | None:
-    return FILTERS.get(getattr(resize.interpolation, "value", resize.interpolation))
+def _mode(resize: Resize) -> str | int:
+    return getattr(resize.interpolation, "value", resize.interpolation)
 
 
 class AntialiasedResize(nn.Module):
@@ -44,7 +45,7 @@ class AntialiasedResize(nn.Module):
     def __init__(self, resize: Resize) -> None:
         super().__init__()
         self.size = tuple(resize.size)
-        self.filter = _filter(resize)
+        self.filter = FILTERS[_mode(resize)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the resized images."""
@@ -69,13 +70,13 @@ def _odd_numbers(images: Tensor, count: int) -> Tensor:
     return 2 * torch.ones(count, dtype=torch.int64, device=images.device).cumsum(0) - 1
 
 
-def antialiased(transform: nn.Module, otherwise: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def antialiased(transform: Any, otherwise: Callable[[Any], Any]) -> Any:
     """Returns ``transform`` with every antialiased resize in the form that can be exported.
 
     ``otherwise`` makes the exported form of all other transforms. A resize with ``max_size`` is one of these.
     """
     if isinstance(transform, Compose):
         return Compose([antialiased(part, otherwise) for part in transform.transforms])
-    if not isinstance(transform, Resize) or not transform.antialias or _filter(transform) is None:
+    if not isinstance(transform, Resize) or not transform.antialias or _mode(transform) not in FILTERS:
         return otherwise(transform)
     return otherwise(transform) if transform.max_size else AntialiasedResize(transform)

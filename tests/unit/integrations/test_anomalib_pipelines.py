@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import Resize
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.integrations import anomalib as integration
-from fastmsflow.integrations.anomalib import Msflow
+from fastmsflow.integrations.anomalib import VERSION, Msflow
 from tests.helpers.small_anomalib import PARTS, QUIET, SIDE, UNTRAINED, noise_data, noise_set
 
 pytestmark = pytest.mark.slow
@@ -54,6 +54,7 @@ def data(folder: Path) -> dict[str, Any]:
     return {"class_path": "Folder", "init_args": options}
 
 
+@pytest.mark.skipif(VERSION < (2, 7), reason="anomalib's tiled ensemble fails on a pre-processor that only resizes")
 def test_a_tiled_ensemble_is_trained_and_its_metrics_are_written(tmp_path: Path, monkeypatch) -> None:
     def small_model(extractor, pretrained, *, image_size, pool, extractor_weights, standardise) -> MSFlow:
         return MSFlow(UNTRAINED["extractor"], False, image_size, pool, standardise=standardise, blocks=(1, 1, 1))
