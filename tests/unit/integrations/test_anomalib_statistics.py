@@ -33,12 +33,12 @@ class Losses(Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def fit(root: Path, **options) -> tuple[Msflow, list[float]]:
+def fit(root: Path, out: str = "out", **options) -> tuple[Msflow, list[float]]:
     """Two epochs on five images, from one seed."""
     seed_everything(3, verbose=False)
     model, losses = Msflow(**UNTRAINED, standardise=options.pop("standardise", True)), Losses()
     trainer = options.pop("trainer", {})
-    engine = Engine(max_epochs=2, default_root_dir=root, callbacks=[losses], **QUIET, **trainer)
+    engine = Engine(max_epochs=2, default_root_dir=root / out, callbacks=[losses], **QUIET, **trainer)
     seed_everything(3, verbose=False)
     data = noise_data(root / "noise", IMAGES, **options)
     engine.fit(model, datamodule=data)
@@ -51,7 +51,8 @@ def one_process(rank: int, root: Path, port: int) -> None:
     # With it Lightning takes the processes that are there.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
     torch.set_num_threads(1)
-    model, _ = fit(root, trainer={"strategy": "ddp", "devices": WORLD})
+    # Processes that start at once may ask for the same folder of a version, which anomalib then refuses one of them.
+    model, _ = fit(root, f"rank{rank}", trainer={"strategy": "ddp", "devices": WORLD})
     torch.save(dict(model.msflow.standardiser.named_buffers()), root / f"rank{rank}.pt")
 
 
