@@ -3,16 +3,25 @@
 # Without anomalib, pyright takes this file for anomalib.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
-from collections.abc import Iterable
+import copy
+import operator
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import backend
-from ..errors import InputError, UnavailableError
+from ..distributed.process_group import ProcessGroup
+from ..errors import InputError, InputWarning, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
 from ..recipe import WARM_UP_SHARE, Recipe
@@ -27,37 +36,48 @@ else:
     VERSION = tuple(int(part) for part in __version__.split(".")[:2])
 if VERSION < (2, 3):
     raise UnavailableError(f"anomalib {__version__} is too old, 2.3 is needed: pip install 'fastmsflow[anomalib]'")
-from anomalib import LearningType
-from anomalib.data import Batch, InferenceBatch
+from anomalib import LearningType, models
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from anomalib.data.transforms.utils import extract_transforms_by_type
-from anomalib.metrics import Evaluator
+from anomalib.metrics import AUROC, Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing.utils.transform import get_exportable_transform
 from anomalib.visualization import Visualizer
 from torchvision.transforms.v2 import InterpolationMode, Normalize, Resize
+
+from .antialiased_resize import antialiased
 
 __all__ = ["Msflow"]
 
 PUBLISHED_SIZE = (512, 512)
 
+# anomalib's get_model, which its pipelines call, imports class paths of these modules alone.
+models.ALLOWED_MODULES.add(__name__)
+
+ImageSize = tuple[int, int] | int
+
 
 class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib has no types: it may be missing
     """Trains the flow of ``msflow``, a fastmsflow.MSFlow: ``Engine().fit(Msflow(), datamodule=...)``.
 
-    ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``: see fastmsflow.MSFlow. ``image_size``: (H, W); by
-    default that of the given pre-processor, or else 512x512. ``standardise``: standardizes each feature channel by the
-    mean and deviation of the training images, which are measured in a pass before the first epoch that holds all
-    features in memory. ``lr``: Adam's learning rate, with the published schedule over the epochs of the Engine (see
+    ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``: see fastmsflow.MSFlow. ``image_size``: (H, W), or
+    one number for both; by default that of the given pre-processor, or else 512x512. ``standardise``: standardizes each
+    feature channel by the mean and deviation of the training images, which all processes measure together in a pass
+    before the first epoch. ``lr``: Adam's learning rate, with the published schedule over the epochs of the Engine (see
     fastmsflow.training.Recipe), whose warm-up takes 12% of them, however few they are; the rate is constant if the
     Engine is given steps or time in place of ``max_epochs``. ``pre_processor``: may resize and crop, but not normalize.
-    The others: see AnomalibModule.
+    The others: see AnomalibModule; the default evaluator measures image and pixel AUROC in validation too.
+
+    A checkpoint (``ckpt_path``) decides on extractor, image size, pool, standardizing and the pre-processor.
 
     Batches hold images in [0, 1]. ``pred_score`` is the absolute score of fastmsflow.scoring, comparable between images
     as a threshold for all of them needs; the published score is the same 1.0 for every image while the flow fits badly.
     ``anomaly_map`` is the published additive map: from 0, the image's most normal pixel, up to the number of levels.
 
-    Raises: InputError if options, sizes or the pre-processor do not fit, or the loss is not finite.
+    Raises: InputError if options or the pre-processor do not fit, at the first images if the pre-processor makes
+    another size than the model's, or if the loss is not finite.
     """
 
     model: "_Inference"
@@ -67,7 +87,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         extractor: str = "wide_resnet50_2.tv_in1k",
         pretrained: bool = True,
         extractor_weights: str | None = None,
-        image_size: tuple[int, int] | None = None,
+        image_size: ImageSize | None = None,
         pool: Pool = "avg",
         standardise: bool = False,
         lr: float = 1e-4,
@@ -76,8 +96,9 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        named = None if image_size is None else _height_width(image_size)
         super().__init__(
-            self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            self.configure_pre_processor(named) if pre_processor is True else pre_processor,
             post_processor,
             evaluator,
             visualizer,
@@ -86,21 +107,26 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
             raise InputError(
                 "the pre-processor normalises images, which the extractor does itself: take its Normalize out"
             )
-        given = self.input_size
-        size = image_size or given or PUBLISHED_SIZE
-        if given is not None and tuple(given) != tuple(size):
-            raise InputError(f"image_size is {tuple(size)}, the pre-processor makes {tuple(given)}: leave one out")
+        self._antialias_exports()
         self.lr = Recipe(lr=lr).lr
-        self.model = _Inference(
-            MSFlow(
-                extractor,
-                pretrained,
-                (size[0], size[1]),
-                pool,
-                extractor_weights=extractor_weights,
-                standardise=standardise,
-            )
+        made = self.input_size
+        size = named or (PUBLISHED_SIZE if made is None else _height_width(made))
+        build = partial(
+            MSFlow,
+            extractor,
+            pretrained,
+            pool=pool,
+            extractor_weights=extractor_weights,
+            standardise=standardise,
         )
+        try:
+            msflow = build(image_size=size)
+        except InputError:
+            if size in (named, PUBLISHED_SIZE):
+                raise
+            # anomalib's tiled ensemble reads the metrics of a model for 10x10, which refuses its first images.
+            msflow = build(image_size=PUBLISHED_SIZE)
+        self.model = _Inference(msflow)
 
     @property
     def msflow(self) -> MSFlow:
@@ -108,13 +134,24 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         return self.model.msflow
 
     @staticmethod
-    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Returns a pre-processor that resizes to ``image_size`` (H, W), by default 512x512; the extractor normalizes.
+    def configure_pre_processor(image_size: ImageSize | None = None) -> PreProcessor:
+        """Returns a pre-processor that resizes to ``image_size``, by default 512x512; the extractor normalizes.
 
         The filter is bicubic, the nearest to fastmsflow's own Lanczos that exists for tensors.
+        Raises: InputError if ``image_size`` is neither a whole number above 0 nor two of them.
         """
-        size = tuple(image_size or PUBLISHED_SIZE)
+        size = PUBLISHED_SIZE if image_size is None else _height_width(image_size)
         return PreProcessor(transform=Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True))
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Returns anomalib's default evaluator, with image and pixel AUROC of the validation images as well."""
+        tested: Any = AnomalibModule.configure_evaluator().test_metrics
+        validated: Any = [
+            AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+            AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+        ]
+        return Evaluator(val_metrics=validated, test_metrics=list(tested))
 
     @property
     def learning_type(self) -> LearningType:
@@ -140,12 +177,13 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         """Measures the statistics of the training images, unless the training resumes from a checkpoint."""
         if self.msflow.standardiser is None or self.trainer.global_step > 0:
             return
+        world = ProcessGroup(self.trainer.global_rank, self.trainer.world_size)
         resize = getattr(self.pre_processor, "transform", None) or nn.Identity()
-        batches = [
-            [level.cpu() for level in self.msflow.pooled(resize(batch.image.to(self.device)))]
-            for batch in cast(Iterable[Any], self.trainer.train_dataloader)
-        ]
-        self.msflow.standardiser.fit_batches(batches)
+        features = (
+            [level.cpu() for level in self.msflow.pooled(resize(images.to(self.device)))]
+            for images in _each_image_once(cast(Iterable[Any], self.trainer.train_dataloader))
+        )
+        self.msflow.standardiser.fit_batches(features, world)
 
     def training_step(self, batch: Batch, *args: object, **options: object) -> Tensor:
         """Returns the mean nll of the batch, in nats. Raises: InputError if the loss is not finite."""
@@ -161,19 +199,70 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         return batch.update(**self.model(batch.image)._asdict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Records that the file has the extractor's weights, so that reading it needs no others, and the image size."""
+        """Records the model's options, and that the file has the extractor's weights: reading it needs no others."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] |= {
-            "pretrained": False,
-            "extractor_weights": None,
+        checkpoint["hyper_parameters"] |= {**self._options, "pretrained": False, "extractor_weights": None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes model and pre-processor those of the checkpoint, whose weights are read next.
+
+        Raises: InputError if the checkpoint is another model's.
+        """
+        saved = checkpoint.get("hyper_parameters", {})
+        if missing := [name for name in self._options if name not in saved]:
+            raise InputError(
+                f"the checkpoint is not one of Msflow, it has no {missing[0]}: name one that Msflow was trained to"
+            )
+        options = {name: saved[name] for name in self._options}
+        # It stays a callback of the trainer where anomalib takes it from the model.
+        pre_processor = self.pre_processor
+        super().on_load_checkpoint(checkpoint)
+        if isinstance(pre_processor, PreProcessor) and "anomalib_pre_processor_config" not in checkpoint:
+            pre_processor.transform = self._saved_transform(checkpoint)
+        self._antialias_exports()
+        datamodule = self._trainer and self._trainer.datamodule
+        if isinstance(datamodule, AnomalibDataModule):
+            # By now it resizes as the pre-processor did before.
+            datamodule.setup()
+        if options != self._options:
+            self.model = _Inference(MSFlow(pretrained=False, **options)).to(self.device)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The options that a model must be made with for the weights to fit and to mean the same."""
+        config = self.msflow.config
+        return {
+            "extractor": config["extractor"],
             "image_size": self.msflow.image_size,
+            "pool": config["pool"],
+            "standardise": config["standardise"],
         }
 
-    def to_onnx(self, *args: Any, **options: Any) -> Any:
+    def _saved_transform(self, checkpoint: dict[str, Any]) -> Any:
+        """Returns the transform of a checkpoint without a pre-processor, or before anomalib 2.7 put it in a place."""
+        enabled = checkpoint.get("anomalib_components_enabled", {}).get("pre_processor", True)
+        saved = enabled and checkpoint["hyper_parameters"].get("pre_processor", True)
+        if saved is True:
+            saved = self.configure_pre_processor(checkpoint["hyper_parameters"]["image_size"])
+        return saved.transform if saved else None
+
+    def _antialias_exports(self) -> None:
+        """Has exported files resize as the Engine does; anomalib's own form resizes without antialiasing."""
+        if isinstance(self.pre_processor, PreProcessor):
+            transform = self.pre_processor.transform
+            self.pre_processor.export_transform = transform and antialiased(transform, get_exportable_transform)
+
+    def to_onnx(
+        self,
+        export_root: str | Path,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> Any:
         """Exports the model, see AnomalibModule; OpenVINO's files are made from the result.
 
-        Images of another size are resized in the graph, without antialiasing. The graph is plain PyTorch's, since ONNX
-        has none of the kernels.
+        Images of another size are resized in the graph as by the Engine. The graph is plain PyTorch's, since ONNX has
+        none of the kernels.
         Raises: UnavailableError if anomalib is older than 2.7.
         """
         if VERSION < (2, 7):
@@ -181,10 +270,18 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
                 f"the post-processor of anomalib {__version__} has no ONNX form: pip install 'anomalib>=2.7',"
                 " or export the model alone by fastmsflow.integrations.export.export_onnx(model.msflow, path)"
             )
+        resizes = extract_transforms_by_type(getattr(self.pre_processor, "transform", None), Resize)
+        if input_size is None and any(len(resize.size or ()) == 1 for resize in resizes):
+            warnings.warn(
+                "the pre-processor resizes by the shorter side, and the graph will do so for square images only: give"
+                " input_size, or resize to (height, width)",
+                InputWarning,
+                stacklevel=2,
+            )
         # anomalib's own default, 14, is older than what PyTorch writes.
         options.setdefault("opset_version", 18)
         with backend.use("torch"):
-            return super().to_onnx(*args, **options)
+            return super().to_onnx(export_root, model_file_name, input_size, **options)
 
 
 class _Inference(nn.Module):
@@ -198,3 +295,46 @@ class _Inference(nn.Module):
         """Scores images (B, 3, H, W) in [0, 1]: ``pred_score`` (B,) and ``anomaly_map`` (B, 1, H, W); see Msflow."""
         scores = self.msflow.scores(images)
         return InferenceBatch(pred_score=scores.absolute_score, anomaly_map=scores.score_map_add[:, None])
+
+
+def _height_width(image_size: Any) -> tuple[int, int]:
+    """Returns (H, W). Raises: InputError if ``image_size`` is neither a whole number above 0 nor two of them."""
+    try:
+        sides = image_size if isinstance(image_size, Iterable) else (image_size, image_size)
+        height, width = map(operator.index, sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise InputError(f"image_size is {image_size!r}; give the pixels of a side, or (height, width)")
+    return height, width
+
+
+def _each_image_once(loader: Iterable[Any]) -> Iterator[Tensor]:
+    """Yields this process's share of the training images, in batches (B, 3, H, W)."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    left = sys.maxsize
+    if isinstance(sampler, DistributedSampler):
+        # The sampler repeats images at the end until all processes have as many.
+        left = len(range(sampler.rank, len(cast(Sized, sampler.dataset)), sampler.num_replicas))
+    # The training has an iterator over this loader by now: workers that persist would be taken from it.
+    again = copy.copy(loader)
+    if isinstance(again, DataLoader):
+        again._iterator = None
+    with _random_numbers_kept(getattr(loader, "generator", None), getattr(sampler, "generator", None)):
+        for batch in again:
+            yield batch.image[:left]
+            left = max(left - len(batch.image), 0)
+
+
+@contextmanager
+def _random_numbers_kept(*generators: torch.Generator | None) -> Iterator[None]:
+    """Sets PyTorch's random numbers and those of ``generators`` back afterwards; they are the same in every block."""
+    used = [torch.default_generator, *(generator for generator in generators if generator is not None)]
+    states = [generator.get_state() for generator in used]
+    try:
+        for generator in used:
+            generator.manual_seed(0)
+        yield
+    finally:
+        for generator, state in zip(used, states, strict=True):
+            generator.set_state(state)

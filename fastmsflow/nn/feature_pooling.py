@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 
 Pool = Literal["avg", "max", "none"]
@@ -57,13 +58,20 @@ class FeatureNormalizer(nn.Module):
         """Fits the statistics to all training features, one (N, C_l, H_l, W_l) per level."""
         self.fit_batches([list(levels)])
 
-    def fit_batches(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Fits the statistics to features that come in batches, (B, C_l, H_l, W_l) per level, and are not stored."""
-        statistics: dict[int, _RunningStatistics] = defaultdict(_RunningStatistics)
+    def fit_batches(self, batches: Iterable[Sequence[Tensor]], world: ProcessGroup = SINGLE_PROCESS) -> None:
+        """Fits the statistics to features that come in batches, (B, C_l, H_l, W_l) per level, and are not stored.
+
+        Each process of ``world`` gives its share of the images, and all get the statistics of all of them.
+        """
+        own: dict[int, _RunningStatistics] = defaultdict(_RunningStatistics)
         for batch in batches:
             for i, level in enumerate(batch):
-                statistics[i].add(level)
-        for i, found in statistics.items():
+                own[i].add_images(level)
+        merged: dict[int, _RunningStatistics] = defaultdict(_RunningStatistics)
+        for share in world.all_gather(own):
+            for i, found in share.items():
+                merged[i].add(found.count, found.mean, found.square)
+        for i, found in merged.items():
             self.get_buffer(f"mean{i}").copy_(found.mean)
             self.get_buffer(f"std{i}").copy_((found.square / found.count).sqrt().clamp_min(1e-6))
 
@@ -87,13 +95,16 @@ class _RunningStatistics:
         self.mean = self.square = torch.zeros(())
 
     @torch.no_grad()
-    def add(self, level: Tensor) -> None:
+    def add_images(self, level: Tensor) -> None:
         """Adds the images of level (B, C, H, W)."""
         for image in level:
             values = image.double()
             mean = values.mean(dim=(1, 2))
-            square = (values - mean[:, None, None]).square().mean(dim=(1, 2))
-            self.count += 1
-            delta = mean - self.mean
-            self.mean = self.mean + delta / self.count
-            self.square = self.square + square + delta.square() * ((self.count - 1) / self.count)
+            self.add(1, mean, (values - mean[:, None, None]).square().mean(dim=(1, 2)))
+
+    def add(self, count: int, mean: Tensor, square: Tensor) -> None:
+        """Adds ``count`` images of this mean (C,) and mean squared deviations (C,), the latter summed over images."""
+        before, self.count = self.count, self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * count / self.count
+        self.square = self.square + square + delta.square() * (before * count / self.count)

