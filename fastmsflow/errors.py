@@ -16,6 +16,11 @@ class UnavailableError(RuntimeError):
     """Reports a resource that cannot be had here: a download, an optional package, a backend."""
 
 
+WITHOUT_READERS = (
+    "give --workers 0 (in Python workers=0), or fewer workers or a smaller batch, or more shared memory (docker run"
+    " --shm-size 1g)"
+)
+
 # The exit code after SIGTERM, where the same work can be gone on with: EX_TEMPFAIL of sysexits.h.
 PREEMPTED = 75
 
@@ -41,8 +46,8 @@ def in_one_line(error: Exception) -> str:
     """Returns the message of ``error`` on one line, preceded by its type if it is not meant for a person."""
     if _is_of_a_killed_reader(error):
         return (
-            "a process that reads images was killed, most often because memory ran out; try fewer workers or a smaller"
-            " batch"
+            "a process that reads images was killed, most often because memory ran out, or shared memory, /dev/shm;"
+            f" {WITHOUT_READERS}"
         )
     # A loader's worker hands its error on with its traceback in front; the last line is the message.
     message = (str(error).strip().splitlines() or [""])[-1]

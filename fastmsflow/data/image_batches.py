@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..files import as_utf8
+from .ahead_loader import show_life
 from .image_io import as_tensor, decode_image
 from .reader_pool import ReaderPool, batched
 from .shards.manifest import Manifest, Shard
@@ -132,6 +133,7 @@ class BatchReader(Dataset[ReadBatch]):
                 items.append(ReadImage(number, name, found.size, None, shown))
             except InputError as error:
                 items.append(ReadImage(number, name, None, str(error)))
+            show_life()
         behind = batch.first + len(batch.images)
         items += [ReadImage(number, None, None, batch.fault) for number in range(behind, behind + batch.lost)]
         return ReadBatch(items, torch.stack(pixels) if pixels else None)

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ...errors import InputError
 from ...settings_diff import changed_settings
+from ..ahead_loader import show_life
 from ..error_log import ErrorLog
 from ..image_io import as_tensor, decode_image
 from ..jpeg_decoder import encoded_or_pixels
@@ -213,6 +214,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         try:
             for encoded in read_shard(self.location, shard, self.verify):
                 count += 1
+                show_life()
                 yield encoded
         except InputError as error:
             self.fault(error, shard.images - count)

@@ -89,6 +89,8 @@ def is_shard_set(source: str) -> bool:
     # images could be read.
     if any((folder / name).is_file() for name in (FIRST_SHARD, JOURNAL)):
         return True
+    if not (folder / MANIFEST).is_file():
+        return False
     try:
         # A manifest of another version counts too; reading it says which version it is.
         return str(json.loads((folder / MANIFEST).read_bytes())["format"]).startswith("fastmsflow shards")

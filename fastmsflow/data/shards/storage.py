@@ -1,17 +1,22 @@
 """Opens a shard set's files, which lie in a folder or behind a URL, or which a command prints."""
 
+import io
 import os
 import shlex
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ...errors import InputError, UnavailableError
 from ...files import shown
+from .timed_reading import TimedReading
 
 PIPE = "pipe:"
 MANIFEST = "manifest.json"
 NO_FILE = "no such file"
+# What fsspec asks a server for at once: little enough to arrive in time.
+BLOCK = 2**23
 # A line for each finished shard of a set that is not finished yet.
 JOURNAL = "unfinished.jsonl"
 
@@ -22,6 +27,21 @@ def check_installed() -> None:
         import webdataset  # noqa: F401
     except ImportError as error:
         raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'") from error
+
+
+def open_url(url: str, options: Mapping[str, Any] | None = None) -> AbstractContextManager[BinaryIO]:
+    """Opens the file behind ``url`` for a with block. ``options``: what fsspec's file system takes.
+
+    Raises: UnavailableError if a package is missing; in the block, errors of the storage's own types, and TimeoutError,
+    see TimedReading.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(url, **(options or {}))
+    except ImportError as error:
+        raise UnavailableError(f"{shown(url)}: {error}") from error
+    return io.BufferedReader(TimedReading(lambda: system.open(path, "rb", block_size=BLOCK)))
 
 
 class ShardStorage:
@@ -50,21 +70,22 @@ class ShardStorage:
         return shown(self._full(file))
 
     def open(self, file: str) -> AbstractContextManager[BinaryIO]:
-        """Opens a file of the set for a with block. Raises: errors of the storage's own types, also on entering the
-        block; UnavailableError if a package is missing."""
+        """Opens a file of the set for a with block.
+
+        Raises: errors of the storage's own types, also in the block, TimeoutError among them, see TimedReading;
+        InputError if it is no file but a pipe or a device; UnavailableError if a package is missing.
+        """
         full = self._full(file)
+        if not self._pipe and "://" not in full:
+            if Path(full).exists() and not Path(full).is_file():
+                # Opening a pipe that nothing writes into would wait for ever.
+                raise InputError(f"{shown(full)}: a pipe, a device or a folder, not a file; copy the file itself there")
+            return Path(full).open("rb")
         if self._pipe:
             from webdataset.gopen import gopen
 
-            return cast(AbstractContextManager[BinaryIO], gopen(full))
-        if "://" not in full:
-            return Path(full).open("rb")
-        try:
-            import fsspec
-
-            return cast(AbstractContextManager[BinaryIO], fsspec.open(full, "rb", **self.options))
-        except ImportError as error:
-            raise UnavailableError(f"{shown(full)}: {error}") from error
+            return io.BufferedReader(TimedReading(lambda: cast(AbstractContextManager[BinaryIO], gopen(full))))
+        return open_url(full, self.options)
 
     @staticmethod
     def why(error: Exception) -> str:
