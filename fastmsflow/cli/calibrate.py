@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..calibration import FALSE_ALARMS
+from ..number_range import RATE
 from .imports import import_packages
 from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
@@ -18,7 +17,7 @@ def calibrate(
         list[Path], argument("IMAGES...", "Good images, or folders of them, that MODEL was not trained on.")
     ],
     false_alarms: Annotated[
-        float, typer.Option(help="Share of good images that may be called defective.")
+        float, option(None, "Share of good images that may be called defective.", range=RATE)
     ] = FALSE_ALARMS,
     out: Annotated[Path | None, option(OUTPUT, "File for the calibrated model. Default: MODEL itself.")] = None,
     workers: Workers = 0,

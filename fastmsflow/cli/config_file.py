@@ -1,8 +1,9 @@
 """Options of a verb from a YAML file (``--config``), and the options of a run as such a file."""
 
 import difflib
+import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 import yaml
@@ -42,9 +43,20 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
             raise InputError(f"{path}: {ctx.info_name} has no option {str(key)!r}{hint}")
         if name in values:
             raise InputError(f"{path}: {str(key)!r} is another spelling of an option in this file; leave one out")
+        kind = _number_kind(ctx, name)
+        for item in value if isinstance(value, list) else [value]:
+            # typer would make 2 of 2.5, and 1 of true.
+            if (kind and isinstance(item, bool)) or (kind is int and isinstance(item, float)):
+                raise InputError(f"{path}: {key} is {item!r}; it must be a {'whole ' if kind is int else ''}number")
         values[name] = value
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
+
+
+def _number_kind(ctx: typer.Context, name: str) -> type | None:
+    """Returns the kind of number that the parameter ``name`` takes, int or float, also as a list; None for others."""
+    annotation = get_args(inspect.signature(ctx.command.callback or _read).parameters[name].annotation)[0]
+    return next((kind for kind in (int, float) if kind in (annotation, *get_args(annotation))), None)
 
 
 Config = Annotated[

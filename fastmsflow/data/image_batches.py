@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..files import as_utf8
+from ..number_range import WORKERS
 from .ahead_loader import show_life
 from .image_io import as_tensor, decode_image
 from .reader_pool import ReaderPool, batched
@@ -148,6 +149,7 @@ def read_batches(
     nothing is to be ahead of. Raises: RuntimeError, see fastmsflow.errors.in_one_line, if one of the processes is
     killed.
     """
+    WORKERS.check("workers", workers)
     with ReaderPool(min(workers, max(0, count - 1), processors()), dataset=reader) as readers:
         yield from readers.map(batches)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from ..number_range import WORKERS
 from .ahead_loader import AheadLoader, Requests, pickled, show_life
 from .datasets import ImageFileDataset, ReadItem
 
@@ -29,6 +30,7 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
     def __init__(
         self, workers: int = 0, generator: torch.Generator | None = None, dataset: Dataset[Any] | None = None
     ) -> None:
+        WORKERS.check("workers", workers)
         self._workers = workers
         self._generator = generator
         self._dataset = _Caller() if dataset is None else dataset

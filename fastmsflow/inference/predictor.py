@@ -13,6 +13,7 @@ from ..data.image_batches import BatchReader, ReadBatch, ReadImage, file_batches
 from ..errors import InputError
 from ..files import shown, write_faults, written_aside
 from ..models.msflow import MSFlow
+from ..number_range import COUNT
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
 from ..visualization.image_visualizer import ImageVisualizer
@@ -106,6 +107,7 @@ class Predictor:
         Raises: InputError if none of ``files`` can be scored, or results cannot be written; Interrupted after Ctrl-C;
         RuntimeError if a process that reads is killed.
         """
+        COUNT.check("batch_size", batch_size)
         unfinished = self._out / UNFINISHED
         own = (self._out.resolve(), unfinished.resolve())
         files = [file for file in files if not (file.name.endswith(HEAT_MAP) and file.parent.resolve() in own)]

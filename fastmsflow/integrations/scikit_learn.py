@@ -14,6 +14,7 @@ from ..data.reader_pool import BATCH_SIZE, batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
+from ..number_range import COUNT, SEED, above
 from ..recipe import WARM_UP_SHARE, Recipe
 from ..scoring import Scores
 
@@ -87,8 +88,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         except ImportError as error:
             package = (error.name or "").partition(".")[0]
             raise UnavailableError(f"fit needs {package}: pip install 'fastmsflow[train]'") from error
-        if not 0 < self.contamination < 0.5:
-            raise InputError(f"contamination is {self.contamination}; it is a share above 0 and below 0.5")
+        above(0, 0.5).check("contamination", self.contamination)
+        COUNT.check("epochs", self.epochs)
+        SEED.check("random_state", self.random_state)
         recipe = Recipe(
             self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=self.random_state, warm_up_share=WARM_UP_SHARE
         )

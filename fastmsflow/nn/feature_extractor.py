@@ -72,7 +72,7 @@ class FeatureExtractor(nn.Module):
         self.fixed_size = None
         options: dict[str, Any] = {}
         if config.fixed_input_size:
-            height, width = image_size or config.input_size[-2:]
+            height, width = config.input_size[-2:] if image_size is None else image_size
             self.fixed_size = options["img_size"] = (height, width)
         options["out_indices"] = (1, 2, 3) if official else _choose_outputs(self.name, options)
 
