@@ -34,12 +34,21 @@ class Preempted(BaseException):
 
 def is_meant_for_a_person(error: Exception) -> bool:
     """Tells whether ``error`` is something that the user can mend, with a message of one line."""
-    return isinstance(error, (InputError, UnavailableError, OSError)) or _is_of_a_killed_reader(error)
+    meant = isinstance(error, (InputError, UnavailableError, OSError))
+    return meant or _is_of_a_killed_reader(error) or _is_of_memory(error)
 
 
 def _is_of_a_killed_reader(error: Exception) -> bool:
     """Tells whether a data loader's worker was killed; torch raises the error wherever this process happens to be."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Tells whether memory ran out, in Python, in NumPy, or in PyTorch on a CPU or a GPU."""
+    signs = ("DefaultCPUAllocator", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def in_one_line(error: Exception) -> str:
@@ -49,6 +58,8 @@ def in_one_line(error: Exception) -> str:
             "a process that reads images was killed, most often because memory ran out, or shared memory, /dev/shm;"
             f" {WITHOUT_READERS}"
         )
+    if _is_of_memory(error) and not isinstance(error, UnavailableError):
+        return "memory ran out; give a smaller --image-size or --batch-size, fewer --workers, or more memory"
     # A loader's worker hands its error on with its traceback in front; the last line is the message.
     message = (str(error).strip().splitlines() or [""])[-1]
     for name in ("InputError: ", "UnavailableError: "):
