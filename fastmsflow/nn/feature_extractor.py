@@ -215,14 +215,21 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
 def _check_size(name: str, size: tuple[int, int], config: Any) -> None:
     """Raises: InputError, which names sizes that work, if the model takes no images of ``size`` (H, W)."""
 
+    def build_with(options: Mapping[str, Any]) -> nn.Module:
+        with suppress(InputError), torch.device("meta"):
+            return _build(name, options)
+        # Older versions of timm compute with tensors as they build a model.
+        with torch.random.fork_rng(devices=[]):
+            return _build(name, options)
+
     @lru_cache(maxsize=1)
     def build_once() -> nn.Module:
-        return _build(name, {})
+        return build_with({})
 
     def build(size: tuple[int, int]) -> nn.Module:
-        return _build(name, {"img_size": size}) if config.fixed_input_size else build_once()
+        return build_with({"img_size": size}) if config.fixed_input_size else build_once()
 
-    with torch.device("meta"), suppress(InputError):
+    with suppress(InputError):
         fault, own = None, max(config.input_size[-2:])
         try:
             fault = fault_at(build(size), size)

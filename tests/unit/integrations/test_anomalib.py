@@ -275,7 +275,7 @@ def test_only_the_flow_is_trained_and_its_gradient_is_clipped(trained: tuple[Eng
             {"pre_processor": PreProcessor(transform=Compose([Resize((64, 64)), Normalize([0.5] * 3, [0.5] * 3)]))},
             "take its Normalize out",
         ),
-        ({"image_size": (16, 16)}, "at least 32x32"),
+        ({"image_size": (16, 16)}, "32 to 65536"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"pool": "mean"}, "pool 'mean' is not known"),
         ({"extractor": "resnet19"}, "not a timm model"),
