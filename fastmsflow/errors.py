@@ -45,7 +45,8 @@ def _is_of_a_killed_reader(error: Exception) -> bool:
 
 def _is_of_memory(error: Exception) -> bool:
     """Tells whether memory ran out, in Python, in NumPy, or in PyTorch on a CPU or a GPU."""
-    signs = ("DefaultCPUAllocator", "out of memory", "not enough memory")
+    # A process that reads hands NumPy's error on as a RuntimeError.
+    signs = ("DefaultCPUAllocator", "out of memory", "not enough memory", "Caught MemoryError")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,16 @@ def test_a_process_that_is_stopped_ends_the_reading(before: int, monkeypatch: py
         list(readers.read([[item]] * before + [[partial(end_by, signal.SIGSTOP)]] + [[item]]))
     assert "hang: none was read for 1 s" in only_line(raised.value)
     assert time.monotonic() - begin < 10
+
+
+def too_large() -> dict[str, object]:
+    return {"image": np.empty((2**40, 2**20))}
+
+
+def test_a_process_whose_memory_runs_out_ends_the_reading() -> None:
+    with ReaderPool(1) as readers, pytest.raises(RuntimeError) as raised:
+        list(readers.read([[too_large]]))
+    assert only_line(raised.value).startswith("memory ran out; give a smaller --image-size")
 
 
 def slow() -> dict[str, object]:
