@@ -139,7 +139,7 @@ def test_a_process_that_is_stopped_ends_the_reading(before: int, monkeypatch: py
 
 
 def too_large() -> dict[str, object]:
-    return {"image": np.empty((2**40, 2**20))}
+    return {"image": np.empty((2**40, 2**10))}
 
 
 def test_a_process_whose_memory_runs_out_ends_the_reading() -> None:
