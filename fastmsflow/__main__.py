@@ -3,11 +3,14 @@
 An error that the user can mend is printed on one line, without a traceback.
 """
 
+import atexit
 import os
 import signal
 import sys
 import time
 import traceback
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from .distributed.process_group import ErrorOnAnotherRank, has_joined, is_peer_lost
@@ -18,6 +21,7 @@ SILENT_SECONDS = 5.0
 
 
 def main() -> None:
+    _ensure_home()
     try:
         from .terminal import print_traceback, printable_streams
     except ImportError as error:
@@ -70,6 +74,24 @@ def _run() -> None:
 
 def _needs(error: ImportError) -> str:
     return f"fastmsflow: the command line needs {error.name}: pip install 'fastmsflow[train]'"
+
+
+def _ensure_home() -> None:
+    """Gives this process a home that ends with it, where the user has none: a container's user of any number.
+
+    Libraries store in it what they have compiled, and ask for the user's name.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = None
+    if home is not None and os.access(home, os.F_OK):
+        return
+    temporary = TemporaryDirectory(prefix="fastmsflow-home-", ignore_cleanup_errors=True)
+    # The last reference to it would remove it.
+    atexit.register(temporary.cleanup)
+    os.environ["HOME"] = temporary.name
+    os.environ.setdefault("USER", "nobody")
 
 
 def _joined() -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .number_range import FINITE, RATE
 
 __all__ = ["Calibration", "DecisionThreshold", "Threshold", "region_threshold", "threshold"]
 
@@ -136,6 +137,9 @@ class DecisionThreshold:
     text: str
     """The value and its origin, for people."""
 
+    def __post_init__(self) -> None:
+        FINITE.check("threshold", self.value)
+
     @classmethod
     def from_calibration(
         cls, calibration: Calibration | None, false_alarms: float | None, value: float | None
@@ -148,8 +152,7 @@ class DecisionThreshold:
         Raises: InputError if ``value`` is not finite, or ``calibration`` has no threshold for ``false_alarms``.
         """
         if value is not None:
-            if not math.isfinite(value):
-                raise InputError(f"the threshold is {value}; give a number of nats")
+            FINITE.check("threshold", value)
             return cls(value, f"{value:.4g} nats, as given")
         if calibration is None or (false_alarms is None and not calibration.is_enough()):
             return None
@@ -211,8 +214,7 @@ def _shortage(images: int, false_alarms: float) -> str:
 
 def check_rate(false_alarms: float) -> None:
     """Raises: InputError if ``false_alarms`` is not above 0 and below 1."""
-    if not 0 < false_alarms < 1:
-        raise InputError(f"the false-alarm rate is {false_alarms}; it is a share of the good images, e.g. 0.05")
+    RATE.check("false_alarms", false_alarms)
 
 
 def _rank(n: int, false_alarms: float) -> int:

@@ -33,6 +33,11 @@ class UnavailableError(RuntimeError):
         super().__init__(cut(message, LONGEST_MESSAGE))
 
 
+WITHOUT_READERS = (
+    "give --workers 0 (in Python workers=0), or fewer workers or a smaller batch, or more shared memory (docker run"
+    " --shm-size 1g)"
+)
+
 # The exit code after SIGTERM, where the same work can be gone on with: EX_TEMPFAIL of sysexits.h.
 PREEMPTED = 75
 
@@ -56,7 +61,8 @@ def printable(text: str, kept: str = "") -> str:
 
 def is_meant_for_a_person(error: Exception) -> bool:
     """Tells whether ``error`` is something that the user can mend, with a message of one line."""
-    return isinstance(error, (InputError, UnavailableError, OSError)) or _is_of_a_killed_reader(error)
+    meant = isinstance(error, (InputError, UnavailableError, OSError))
+    return meant or _is_of_a_killed_reader(error) or _is_of_memory(error)
 
 
 def _is_of_a_killed_reader(error: Exception) -> bool:
@@ -64,13 +70,24 @@ def _is_of_a_killed_reader(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
+def _is_of_memory(error: Exception) -> bool:
+    """Tells whether memory ran out, in Python, in NumPy, or in PyTorch on a CPU or a GPU."""
+    # A process that reads hands NumPy's error on as a RuntimeError.
+    signs = ("DefaultCPUAllocator", "out of memory", "not enough memory", "Caught MemoryError")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
+
+
 def in_one_line(error: Exception) -> str:
     """Returns the message of ``error`` on one line, preceded by its type if it is not meant for a person."""
     if _is_of_a_killed_reader(error):
         return (
-            "a process that reads images was killed, most often because memory ran out; try fewer workers or a smaller"
-            " batch"
+            "a process that reads images was killed, most often because memory ran out, or shared memory, /dev/shm;"
+            f" {WITHOUT_READERS}"
         )
+    if _is_of_memory(error) and not isinstance(error, UnavailableError):
+        return "memory ran out; give a smaller --image-size or --batch-size, fewer --workers, or more memory"
     message = str(error).strip()
     is_of_a_worker = message.startswith(f"Caught {type(error).__name__} in ")
     if is_of_a_worker or not isinstance(error, (InputError, UnavailableError)):

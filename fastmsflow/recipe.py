@@ -5,12 +5,13 @@ nor Lightning. The defaults are the published recipe (arXiv 2308.15300).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .calibration import FALSE_ALARMS, check_rate
+from .calibration import FALSE_ALARMS
 from .errors import InputError
+from .number_range import COUNT, RATE, SEED, SHARE, WORKERS, NumberRange, above, between, whole
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -24,16 +25,35 @@ DATA, OPTIMIZATION, MEMORY_AND_SPEED = "Data", "Optimization", "Memory and speed
 VALIDATION, ADVANCED = "Validation", "Advanced"
 
 
-def option(default: Any, panel: str, help: str, **more: Any) -> Any:
+def option(default: Any, panel: str, help: str, *, range: NumberRange | None = None, **more: Any) -> Any:
     """Returns a dataclass field that the command line offers as an option.
 
-    ``panel``: the group of options in ``--help``; ``help``: one short sentence; ``more``: ``name`` where the option is
-    not called like the field, ``metavar``, and ``type`` where the command line takes another type.
+    ``panel``: the group of options in ``--help``; ``help``: one short sentence; ``range``: the numbers that are taken;
+    ``more``: ``name`` where the option is not called like the field, ``metavar``, and ``type`` where the command line
+    takes another type.
     """
-    metadata = {"panel": panel, "help": help, **more}
+    metadata = {"panel": panel, "help": help, "range": range, **more}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_ranges(settings: Any) -> None:
+    """Checks the numbers of a dataclass whose fields ``option`` has made.
+
+    Raises: InputError, which names the field, if one is not in its range.
+    """
+    for field_ in fields(settings):
+        numbers: NumberRange | None = field_.metadata["range"]
+        value = getattr(settings, field_.name)
+        if numbers is None or (value is None and field_.default is None):
+            continue
+        if isinstance(value, Mapping):
+            named = [(f"{field_.name} {key}", item) for key, item in value.items()]
+        else:
+            named = [(field_.name, item) for item in (value if isinstance(value, (tuple, list)) else [value])]
+        for name, item in named:
+            numbers.check(name, item)
 
 
 @dataclass(frozen=True)
@@ -47,44 +67,54 @@ class Recipe:
     the warm-up has two lengths, or nothing is left to train.
     """
 
-    lr: float = option(1e-4, OPTIMIZATION, "Adam's learning rate.")
+    lr: float = option(1e-4, OPTIMIZATION, "Adam's learning rate.", range=above(0))
     """Adam's learning rate after the warm-up."""
-    batch_size: int = option(8, OPTIMIZATION, "Images in a batch.")
+    batch_size: int = option(8, OPTIMIZATION, "Images in a batch.", range=COUNT)
     """Images in a batch."""
-    meta_epochs: int = option(25, OPTIMIZATION, "Rounds of training, each followed by an evaluation.")
+    meta_epochs: int = option(25, OPTIMIZATION, "Rounds of training, each followed by an evaluation.", range=COUNT)
     """Rounds of training, each followed by an evaluation."""
-    sub_epochs: int = option(4, OPTIMIZATION, "Passes over the training images in a round.")
+    sub_epochs: int = option(4, OPTIMIZATION, "Passes over the training images in a round.", range=COUNT)
     """Passes over the training images in a round."""
     warm_up: int = option(
         12, OPTIMIZATION, "Passes in which the learning rate rises from a tenth to --lr.",
-        name="warmup", type=float, metavar="N",
+        name="warmup", type=float, metavar="N", range=whole(0),
     )  # fmt: skip
     """Sub-epochs in which the rate rises linearly from a tenth of ``lr``, whatever the length of the run."""
     milestones: tuple[float, ...] = option(
-        (0.7, 0.9), OPTIMIZATION, "Share of the passes after which the learning rate falls; repeatable."
+        (0.7, 0.9), OPTIMIZATION, "Share of the passes after which the learning rate falls; repeatable.", range=SHARE
     )
     """Shares of the sub-epochs after which the rate is multiplied by ``decay``: 70 and 90 of the published 100."""
-    decay: float = option(0.33, OPTIMIZATION, "Factor of the learning rate at each milestone.")
+    decay: float = option(0.33, OPTIMIZATION, "Factor of the learning rate at each milestone.", range=above(0))
     """Factor of the learning rate at each milestone."""
-    clip_norm: float = option(2.0, OPTIMIZATION, "Bound on the norm of the gradient of all flow weights.")
+    clip_norm: float = option(
+        2.0, OPTIMIZATION, "Bound on the norm of the gradient of all flow weights.", range=above(0)
+    )
     """Bound on the gradient norm of all flow parameters."""
     precision: str = option("32-true", MEMORY_AND_SPEED, "32-true, bf16-mixed, or 16-mixed with a gradient scaler.")
     """One of PRECISIONS, in Lightning's names: ``16-mixed`` is float16 autocast with a scaler."""
-    seed: int = option(9826, ADVANCED, "Seed of the initial weights, the order of images and the held-out images.")
+    seed: int = option(
+        9826,
+        ADVANCED,
+        "Seed of the initial weights, the order of images and the held-out images.",
+        range=SEED,
+    )
     """Seed of the order of images and of the choice of held-out images."""
     hold_out: float = option(
         0.0, VALIDATION,
         "Share of the training images held out to choose the best round and to set the threshold, without a defective"
-        " image. 0: the published recipe, and no threshold.",
+        " image. 0: the published recipe, and no threshold.", range=between(0, 0.5),
     )  # fmt: skip
     """Share of the training images that are kept out of training: they choose the best round without a defective image,
     and thresholds are calibrated on them. 0 in the published recipe."""
     patience: int | None = option(
-        None, VALIDATION, "Rounds without a lower held-out nll after which training stops. Default: no early stop."
+        None,
+        VALIDATION,
+        "Rounds without a lower held-out nll after which training stops. Default: no early stop.",
+        range=COUNT,
     )
     """Rounds without a lower nll of the held-out images after which training stops; None: no early stop."""
     false_alarms: float = option(
-        FALSE_ALARMS, VALIDATION, "Share of good images that may be called defective; sets the threshold."
+        FALSE_ALARMS, VALIDATION, "Share of good images that may be called defective; sets the threshold.", range=RATE
     )
     """Share of good images that may be called defective, for which the threshold is calibrated."""
     freeze: tuple[str, ...] = option(
@@ -95,12 +125,12 @@ class Recipe:
     them), ``fusion``."""
     lr_of: Mapping[str, float] = option(
         {}, ADVANCED, "Learning rate of one part, e.g. fusion=1e-5; repeatable.",
-        name="part_lr", metavar="PART=RATE",
+        name="part_lr", metavar="PART=RATE", range=above(0),
     )  # fmt: skip
     """Those of PARTS that learn at another rate than ``lr``; a level's own rate counts more than ``parallel``'s."""
     accumulate: int = option(
         1, MEMORY_AND_SPEED, "Batches per step; a step equals that of one batch as large as all of them.",
-        name="accumulate_grad_batches",
+        name="accumulate_grad_batches", range=COUNT,
     )  # fmt: skip
     """Batches per step; a step equals that of one batch as large as all of them."""
     memory: str | None = option(
@@ -114,36 +144,24 @@ class Recipe:
     ema: float | None = option(
         None, OPTIMIZATION,
         "Decay of a moving average of the weights, e.g. 0.999, which is evaluated and saved in their place."
-        " Default: no average.",
+        " Default: no average.", range=above(0, 1),
     )  # fmt: skip
     """Decay per step of the moving average of the weights that is evaluated and saved in their place; None: no
     average."""
     warm_up_share: float | None = option(
         None, OPTIMIZATION, "Warm-up as a share of the passes, in place of --warmup, e.g. 0.12 for a short run.",
-        name="warmup_share",
+        name="warmup_share", range=SHARE,
     )  # fmt: skip
     """Takes the place of ``warm_up`` as a share of the sub-epochs: 0.12 is 12 of the published 100 and 5 of 40."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision {self.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
-        for name in ("lr", "batch_size", "meta_epochs", "sub_epochs", "decay", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0")
         self._check_warm_up()
-        for name, share in (("warm_up_share", self.warm_up_share), *(("milestones", m) for m in self.milestones)):
-            if share is not None and not 0 <= share <= 1:
-                raise InputError(f"{name}: {share} is no share of the sub-epochs; it must be within 0 and 1")
-        if not 0 <= self.hold_out <= 0.5:
-            raise InputError(f"hold_out is {self.hold_out}; it is a share of the training images, at most 0.5")
-        if self.patience is not None and (self.patience < 1 or not self.hold_out):
-            raise InputError(
-                "patience counts rounds, at least 1, by images that were held out: give hold_out, e.g. 0.1"
-            )
-        check_rate(self.false_alarms)
+        check_ranges(self)
+        if self.patience is not None and not self.hold_out:
+            raise InputError("patience counts rounds by images that were held out: give hold_out, e.g. 0.1")
         self._check_parts()
-        if self.accumulate < 1:
-            raise InputError(f"accumulate is {self.accumulate}; a step needs at least 1 batch")
         if self.memory is not None:
             from .nn.activation_checkpointing import ACTIVATION_CHECKPOINTING  # imports torch
 
@@ -151,12 +169,10 @@ class Recipe:
                 raise InputError(
                     f"memory {self.memory!r} is not known; choose one of {', '.join(ACTIVATION_CHECKPOINTING)}"
                 )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise InputError(f"ema is {self.ema}; a decay lies between 0 and 1, e.g. 0.999")
 
     def _check_warm_up(self) -> None:
         # A float was a share once, and 1.0 would pass for one sub-epoch.
-        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+        if isinstance(self.warm_up, float):
             raise InputError(
                 f"warm_up is {self.warm_up}; it is a whole number of sub-epochs: give warm_up_share for a share of them"
             )
@@ -170,9 +186,7 @@ class Recipe:
                     raise InputError(f"{name}: the flow has no part {part!r}; choose of {', '.join(PARTS)}")
         if not self.rates:
             raise InputError(f"freeze {', '.join(self.freeze)}: nothing is left to train; leave a part out")
-        for part, rate in self.lr_of.items():
-            if not rate > 0:
-                raise InputError(f"lr_of {part} is {rate}; it must be above 0")
+        for part in self.lr_of:
             if part not in self.rates and not (part == "parallel" and any(level in self.rates for level in LEVELS)):
                 raise InputError(f"lr_of {part}: it is frozen and does not learn; leave one of the two out")
 
@@ -221,9 +235,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Settings of reading images and of storing their features."""
+    """Settings of reading images and of storing their features. Raises: InputError if ``workers`` is out of range."""
 
-    workers: int = option(0, DATA, "Processes that read images; 0: this process reads them.")
+    workers: int = option(0, DATA, "Processes that read images; 0: this process reads them.", range=WORKERS)
     """Processes that read images."""
     feature_cache: Path | None = option(  # noqa: RUF009
         None, DATA, "Folder that stores features for this run and later ones. Default: in memory, for this run.",
@@ -244,3 +258,6 @@ class DataConfig:
         False, DATA, "Decode streamed JPEG files on the GPU, and resize them by a bicubic filter instead of Lanczos."
     )
     """JPEG files that are streamed are decoded by the model's GPU, see fastmsflow.data.jpeg_decoder."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -179,10 +179,16 @@ def _find_chip(device: torch.device) -> str:
     return ALIKE.get(name, name)
 
 
-def user_table() -> Path:
-    """Returns the path of the user's own table, which need not exist."""
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Path(os.environ.get("FASTMSFLOW_TABLE") or folder / "fastmsflow" / "table.json")
+def user_table() -> Path | None:
+    """Returns the path of the user's own table, which need not exist; None for a user without a home directory."""
+    if given := os.environ.get("FASTMSFLOW_TABLE"):
+        return Path(given)
+    try:
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:
+        # A container's user of any number, which no passwd file knows.
+        return None
+    return folder / "fastmsflow" / "table.json"
 
 
 def read_user_table() -> dict[str, Any]:
@@ -191,7 +197,8 @@ def read_user_table() -> dict[str, Any]:
     Raises: ValueError if the file cannot be read as that.
     """
     path = user_table()
-    if not path.exists():
+    # os.access is False, and no error, also below a folder that may not be read.
+    if path is None or not os.access(path, os.F_OK):
         return {}
     try:
         with path.open("rb") as file:

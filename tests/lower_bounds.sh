@@ -14,7 +14,7 @@ uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,r
 python --version
 uv pip freeze
 if [ $# = 0 ]; then
-    set -- tests/unit/test_{backend,claims,files,import}.py tests/unit/cli/test_cli.py \
+    set -- tests/unit/test_{backend,files,folder_locks,import,number_range}.py tests/unit/cli/test_cli.py \
         tests/unit/data/test_{image_io,jpeg_decoder,url_images}.py tests/unit/data/shards/test_shards.py \
         tests/unit/inference/test_{batch_columns,batch_scorer,batch_scorer_models,regions,score_maps}.py \
         tests/unit/integrations/test_{export,scikit_learn}.py tests/unit/metrics/test_{aupro,auroc}.py \

@@ -14,6 +14,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 from triton.testing import do_bench
 
+from ..errors import InputError
 from ..files import written_aside
 from ..kernels import configs
 from ..kernels.launch import ProductTile, Tile
@@ -105,8 +106,13 @@ def as_table(chip: str, results: Sequence[TileChoice | ConvolutionTiming]) -> di
 
 
 def save_table(table: dict[str, Any]) -> Path:
-    """Writes ``table`` over the user's own, in which other chips' rows stay, and returns the path."""
+    """Writes ``table`` over the user's own, in which other chips' rows stay, and returns the path.
+
+    Raises: InputError if this user has no home directory, or it cannot be written.
+    """
     path = configs.user_table()
+    if path is None:
+        raise InputError("this user has no home directory for the table; set FASTMSFLOW_TABLE to a file's path")
     with written_aside(path) as aside:
         aside.write_text(json.dumps(configs.read_user_table() | table, indent=1) + "\n")
     return path

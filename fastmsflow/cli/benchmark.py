@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..errors import InputError, UnavailableError
+from ..number_range import above
 from .options import OUTPUT, option
 from .output import console, errors, print_json, print_line, progress_bar
 
@@ -28,7 +29,9 @@ def benchmark(
     baseline: Annotated[
         Path | None, typer.Option("--compare", help="Older results; prints ratios and exits with 1 beyond --threshold.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Largest ratio to the older time that is accepted.")] = 1.1,
+    threshold: Annotated[
+        float, option(None, "Largest ratio to the older time that is accepted.", range=above(0))
+    ] = 1.1,
 ) -> None:
     """Measures speed: every contestant of the suite (from a source tree), or the kernels' tiles on this GPU."""
     if tune:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..calibration import FALSE_ALARMS
 from ..errors import InputError
 from ..files import file_stamp, shown, written_aside
+from ..number_range import RATE
 from .imports import import_packages
 from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
@@ -20,7 +19,7 @@ def calibrate(
         list[str], argument("IMAGES...", "Good images, or folders of them, that MODEL was not trained on.")
     ],
     false_alarms: Annotated[
-        float, typer.Option(help="Share of good images that may be called defective.")
+        float, option(None, "Share of good images that may be called defective.", range=RATE)
     ] = FALSE_ALARMS,
     out: Annotated[Path | None, option(OUTPUT, "File for the calibrated model. Default: MODEL itself.")] = None,
     workers: Workers = 0,

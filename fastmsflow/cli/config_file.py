@@ -1,10 +1,11 @@
 """Options of a verb from a YAML file (``--config``), and the options of a run as such a file."""
 
 import difflib
+import inspect
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 import yaml
@@ -83,6 +84,9 @@ def _check(ctx: typer.Context, path: Path, parameter: Any, value: Any) -> None:
         fault = "give a list" if many else "give one value, not a list"
     elif isinstance(value, bool) != bool(getattr(parameter, "is_flag", False)):
         fault = "give true or false" if parameter.is_flag else "YAML reads this as true or false; put it in quotes"
+    elif _number_kind(ctx, str(parameter.name)) is int and isinstance(value, float):
+        # typer would make 2 of 2.5.
+        fault = "give a whole number"
     else:
         try:
             parameter.process_value(ctx, value)
@@ -161,6 +165,12 @@ def _refuse_other_reading(path: Path, node: Any) -> None:
         )
     if node.tag == INT and len(text) > 20:
         raise InputError(f"{path}: line {node.start_mark.line + 1}: {cut(text)} is too large for any option")
+
+
+def _number_kind(ctx: typer.Context, name: str) -> type | None:
+    """Returns the kind of number that the parameter ``name`` takes, int or float, also as a list; None for others."""
+    annotation = get_args(inspect.signature(ctx.command.callback or _read).parameters[name].annotation)[0]
+    return next((kind for kind in (int, float) if kind in (annotation, *get_args(annotation))), None)
 
 
 Config = Annotated[

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
+from ..number_range import SIDE
 from .imports import import_packages
 from .options import MODEL, Extractor, OfficialClamp, OfficialPool, OfficialVariant, argument, option
 from .output import print_json, print_line
@@ -27,7 +28,9 @@ def convert(
         str | None,
         option(MODEL, "Local weights as for `train`, stored in TO. Default: TO uses timm's, downloaded on use."),
     ] = None,
-    image_size: Annotated[int, option(MODEL, "Image size that the official model was trained at, N x N.")] = 512,
+    image_size: Annotated[
+        int, option(MODEL, "Image size that the official model was trained at, N x N.", range=SIDE)
+    ] = 512,
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,
     variant: OfficialVariant = "auto",

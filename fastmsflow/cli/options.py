@@ -1,6 +1,6 @@
 """Option types that several verbs share, the panels of their help, and the hidden old spellings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import printable
+from ..number_range import RATE, WORKERS, NumberRange, above
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -66,9 +67,25 @@ def new_spelling(name: str) -> str:
     return OLD_SPELLINGS.get(f"--{name}", name).removeprefix("--")
 
 
-def option(panel: str, help: str, *names: str, **more: Any) -> Any:
-    """Returns typer's description of an option in a panel of the help; ``more``: see ``typer.Option``."""
+def option(panel: str | None, help: str, *names: str, range: NumberRange | None = None, **more: Any) -> Any:
+    """Returns typer's description of an option in a panel of the help.
+
+    ``range``: the numbers that are taken, which the help says too; ``more``: see ``typer.Option``.
+    """
+    if range is not None:
+        help, more["callback"] = f"{help} Range: {range}.", _checked(range)
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+def _checked(numbers: NumberRange) -> Callable[[typer.CallbackParam, Any], Any]:
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            # None was not given; an item of PART=RATE is no number yet.
+            if number is not None and not isinstance(number, str):
+                numbers.check(param.opts[0], number)
+        return value
+
+    return check
 
 
 def argument(metavar: str, help: str) -> Any:
@@ -98,7 +115,7 @@ IMAGE_SOURCES = (
     "Files, folders (with all below them), quoted patterns such as 'day1/**/*.png', and - for a list of files and"
     " folders on standard input, one a line."
 )
-Workers = Annotated[int, option(DATA, "Processes that read images; 0: this process reads them.")]
+Workers = Annotated[int, option(DATA, "Processes that read images; 0: this process reads them.", range=WORKERS)]
 Dtype = Annotated[str, option(MODEL, "float32, float16, or auto: float16 on a GPU, float32 on a CPU.")]
 ScoreMap = Annotated[
     str | None,
@@ -122,7 +139,9 @@ ExtractorWeights = Annotated[
 FalseAlarms = Annotated[
     float | None,
     option(
-        VALIDATION, "Share of good images that may be called defective. Default: the rate of the model's calibration."
+        VALIDATION,
+        "Share of good images that may be called defective. Default: the rate of the model's calibration.",
+        range=RATE,
     ),
 ]
 Out = Annotated[Path, option(OUTPUT, "Folder for the models, scores and report; not one of another run.")]
@@ -136,7 +155,7 @@ Resume = Annotated[
 ]
 Null = Annotated[bool, option(DATA, "Names on standard input end with NUL, as of find -print0.", "--null", "-0")]
 OfficialPool = Annotated[str, option(MODEL, "Pool of the official model: avg, max or none.")]
-OfficialClamp = Annotated[float, option(MODEL, "clamp_alpha of the official model.")]
+OfficialClamp = Annotated[float, option(MODEL, "clamp_alpha of the official model.", range=above(0))]
 OfficialVariant = Annotated[
     str, option(MODEL, "Version of FrEIA whose formula the official model has: auto, 0.2 or master.")
 ]

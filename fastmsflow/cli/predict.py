@@ -13,6 +13,8 @@ from rich.table import Column, Table
 from ..calibration import DecisionThreshold
 from ..errors import InputError, UnavailableError
 from ..files import shown
+from ..number_range import COUNT, FINITE
+from ..number_range import WORKERS as WORKERS_RANGE
 from ..recipe import DATA, VALIDATION
 from .imports import import_packages
 from .options import DISTRIBUTED, IMAGE_SOURCES, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
@@ -44,11 +46,15 @@ def predict(
     out: Annotated[
         str, option(OUTPUT, "Folder for the scores and the heat maps; for parquet also a URL: s3://, gs://.")
     ] = "predictions",
-    batch_size: Annotated[int, option(DATA, "Images in a batch.", min=1)] = 8,
+    batch_size: Annotated[int, option(DATA, "Images in a batch.", range=COUNT)] = 8,
     false_alarms: FalseAlarms = None,
     threshold: Annotated[
         float | None,
-        option(VALIDATION, "Absolute scores above it, in nats, are defective. Default: the calibrated threshold."),
+        option(
+            VALIDATION,
+            "Absolute scores above it, in nats, are defective. Default: the calibrated threshold.",
+            range=FINITE,
+        ),
     ] = None,
     table: Annotated[
         str,
@@ -67,11 +73,14 @@ def predict(
     images_per_part: Annotated[
         int | None,
         option(
-            OUTPUT, "parquet: rows per file; a cluster that reads shards writes at least so many. Default: 1000.", min=1
+            OUTPUT,
+            "parquet: rows per file; a cluster that reads shards writes at least so many. Default: 1000.",
+            range=COUNT,
         ),
     ] = None,
     workers: Annotated[
-        int | None, option(DATA, "Processes that read images; a cluster has its own. Default: 2.", min=0)
+        int | None,
+        option(DATA, "Processes that read images; a cluster has its own. Default: 2.", range=WORKERS_RANGE),
     ] = None,
     dtype: Dtype = "auto",
     cluster: Annotated[
@@ -115,7 +124,7 @@ def predict(
             batch_size=batch_size,
             false_alarms=false_alarms,
             threshold=threshold,
-            images_per_part=images_per_part or IMAGES_PER_PART,
+            images_per_part=IMAGES_PER_PART if images_per_part is None else images_per_part,
             workers=workers,
             dtype=dtype,
             cluster=cluster,

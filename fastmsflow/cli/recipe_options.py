@@ -3,14 +3,12 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
-
-import typer
 
 from ..errors import InputError
 from ..recipe import DataConfig, Recipe
-from .options import PANELS
+from .options import PANELS, option
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Settings = TypeVar("Settings", Recipe, DataConfig)
@@ -79,14 +77,19 @@ def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> i
         annotation, default = list[str], []
     elif get_origin(annotation) is tuple:
         annotation, default = list[get_args(annotation)[0]], list(default)  # type: ignore[misc]
-    option = typer.Option(
+    numbers = field.metadata["range"]
+    if numbers is not None and annotation is float:
+        # Of passes of a warm-up, a share that is given in their place has an error of its own.
+        numbers = replace(numbers, is_whole=False)
+    described = option(
+        field.metadata["panel"],
+        field.metadata["help"],
         _option(field),
-        help=field.metadata["help"],
+        range=numbers,
         metavar=field.metadata.get("metavar"),
-        rich_help_panel=field.metadata["panel"],
     )
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, described]
     )
 
 

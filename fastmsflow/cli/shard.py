@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..files import shown
+from ..number_range import COUNT
 from .options import IMAGE_SOURCES, OUTPUT, Null, argument, option
 from .output import exit_if_skipped, print_json, print_line, progress_bar
 
@@ -18,7 +19,9 @@ def shard(
     images_per_shard: Annotated[
         int,
         option(
-            OUTPUT, "Images per shard. A shard should have 100 MB to 1 GB, and every GPU needs at least one.", min=1
+            OUTPUT,
+            "Images per shard. A shard should have 100 MB to 1 GB, and every GPU needs at least one.",
+            range=COUNT,
         ),
     ] = 1000,
     decode: Annotated[

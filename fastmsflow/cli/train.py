@@ -13,6 +13,7 @@ from ..distributed.launcher import launch
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..files import shown
+from ..number_range import PROCESSES, SIDE
 from ..recipe import ADVANCED, DataConfig, Recipe
 from .config_file import chosen_options, resolved_options, source_of
 from .imports import import_packages
@@ -44,7 +45,8 @@ def train(
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
     image_size: Annotated[
-        int | None, option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).")
+        int | None,
+        option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).", range=SIDE),
     ] = None,
     pool: Annotated[str, option(MODEL, "Pool on the extractor's features: avg, max or none.")] = "avg",
     standardise: Annotated[
@@ -66,7 +68,8 @@ def train(
         bool, option(ADVANCED, "Trace a few steps into --out/profile.json, for Perfetto.", "--profile")
     ] = False,
     devices: Annotated[
-        int, option(DISTRIBUTED, "Processes on this machine, each on its own GPU where there are GPUs.", min=1)
+        int,
+        option(DISTRIBUTED, "Processes on this machine, each on its own GPU where there are GPUs.", range=PROCESSES),
     ] = 1,
     nodes: Annotated[
         int,
@@ -74,7 +77,7 @@ def train(
             DISTRIBUTED,
             "Machines. Start the same command on each, with the address of the first one in MASTER_ADDR, and its port"
             " in MASTER_PORT if 29400 is taken.",
-            min=1,
+            range=PROCESSES,
         ),
     ] = 1,
     **settings: Any,

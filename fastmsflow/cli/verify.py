@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
+from ..number_range import COUNT, SIDE
 from ..recipe import DATA
 from .imports import import_packages
 from .options import (
@@ -34,11 +35,11 @@ def verify(
         list[Path] | None, argument("[IMAGES]...", "Image files or folders; without any, noise goes through the flow.")
     ] = None,
     out: Annotated[Path | None, option(OUTPUT, "File for the results as JSON.")] = None,
-    max_images: Annotated[int, option(DATA, "Largest number of images.")] = 32,
+    max_images: Annotated[int, option(DATA, "Largest number of images.", range=COUNT)] = 32,
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
     image_size: Annotated[
-        int | None, option(MODEL, "Image size that the official model was trained at, N x N; noise: 128.")
+        int | None, option(MODEL, "Image size that the official model was trained at, N x N; noise: 128.", range=SIDE)
     ] = None,
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,

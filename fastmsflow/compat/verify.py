@@ -12,6 +12,7 @@ from ..data.file_search import files_of
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
+from ..number_range import COUNT, SIDE
 from .convert import OfficialSettings, official_model, own_flow
 from .detect_clamp_formula import (
     BATCH,
@@ -59,11 +60,14 @@ def to_verify(
 
     Raises: InputError if the checkpoint does not fit, or ``image_size`` is not that of a checkpoint of this library.
     """
+    COUNT.check("max_images", max_images)
+    if image_size is not None:
+        SIDE.check("image_size", image_size)
     own = checkpoint.suffix == ".safetensors"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not images:
         flow = own_flow(checkpoint) if own else read_official(checkpoint, official.clamp, official.variant)
-        flow, side = flow.to(device), image_size or NOISE_SIZE
+        flow, side = flow.to(device), NOISE_SIZE if image_size is None else image_size
         told = own or has_one_formula(flow) or official.variant != "auto"
         line = None if told else either_formula(f"{checkpoint}:", str(checkpoint))
         batches = noise(flow, side, NOISE_IMAGES)
@@ -73,7 +77,7 @@ def to_verify(
         if image_size is not None and model.image_size != (image_size, image_size):
             raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
     else:
-        side = image_size or 512
+        side = 512 if image_size is None else image_size
         # The formula that is compared is told below, and one that is named needs no warning.
         formula = "0.2" if official.variant == "auto" else official.variant
         model = official_model(checkpoint, replace(official, variant=formula, image_size=(side, side)))

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+from .image_io import read_bytes
 from .image_set import ImageSet, Sample
 
 SHORT = 16
@@ -54,8 +56,8 @@ def image_digest(image: str | Path | np.ndarray) -> str:
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.shape} {image.dtype}\n".encode() + image.tobytes()).hexdigest()
     try:
-        content = Path(image).read_bytes()
-    except OSError:
+        content = read_bytes(image)
+    except InputError:
         content = b"unreadable"
     return hashlib.sha256(content).hexdigest()
 

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..files import as_utf8
+from ..number_range import WORKERS
+from .ahead_loader import show_life
 from .image_io import as_tensor, decode_image
 from .reader_pool import ReaderPool, batched
 from .shards.manifest import Manifest, Shard
@@ -135,6 +137,7 @@ class BatchReader(Dataset[ReadBatch]):
                 items.append(ReadImage(number, name, found.size, None, shown))
             except InputError as error:
                 items.append(ReadImage(number, name, None, str(error)))
+            show_life()
         behind = batch.first + len(batch.images)
         items += [ReadImage(number, None, None, batch.fault) for number in range(behind, behind + batch.lost)]
         return ReadBatch(items, torch.stack(pixels) if pixels else None)
@@ -149,6 +152,7 @@ def read_batches(
     nothing is to be ahead of. Raises: RuntimeError, see fastmsflow.errors.in_one_line, if one of the processes is
     killed.
     """
+    WORKERS.check("workers", workers)
     with ReaderPool(min(workers, max(0, count - 1), processors()), dataset=reader) as readers:
         yield from readers.map(batches)
 

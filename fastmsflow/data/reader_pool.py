@@ -1,18 +1,16 @@
 """Processes that read images. A run starts them once, for all that it reads; so does a run of all classes."""
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from threading import Thread
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
+from ..number_range import WORKERS
+from .ahead_loader import AheadLoader, Requests, pickled, show_life
 from .datasets import ImageFileDataset, ReadItem
 
 BATCH_SIZE = 16
@@ -32,11 +30,12 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
     def __init__(
         self, workers: int = 0, generator: torch.Generator | None = None, dataset: Dataset[Any] | None = None
     ) -> None:
+        WORKERS.check("workers", workers)
         self._workers = workers
         self._generator = generator
         self._dataset = _Caller() if dataset is None else dataset
         self._requests = _CurrentRequests()
-        self._loader: DataLoader[Any] | None = None
+        self._loader: AheadLoader | None = None
         self._reading: Generator[Any, None, None] | None = None
 
     def read(self, batches: Iterable[list[ReadItem]], encoded: bool = False) -> Iterator[dict[str, Any]]:
@@ -55,32 +54,29 @@ class ReaderPool(AbstractContextManager["ReaderPool"]):
         return self._reading
 
     def _results(self, requests: Iterator[Any]) -> Generator[Any, None, None]:
-        self._requests.current = requests
+        self._requests.current = map(pickled, requests) if self._workers else requests
         if self._loader is None:
-            self._loader = DataLoader(
-                self._dataset,
+            self._loader = AheadLoader(
+                Requests(self._dataset) if self._workers else self._dataset,
+                self._workers,
+                _identity,
                 batch_size=None,
                 sampler=self._requests,
-                num_workers=self._workers,
-                collate_fn=_identity,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=survive_signals,
                 persistent_workers=self._workers > 0,
                 generator=self._generator,
             )
         try:
             yield from self._loader
-        except Exception as error:
+        except Exception:
             # The processes' work is lost, and maybe one of them: others take their place.
             self._loader = None
-            if self._workers:
-                # Without torch's frames, which would hold them; as garbage each would take 5 s to end.
-                raise error.with_traceback(None) from None
             raise
 
     def end(self) -> None:
         """Ends the processes, whatever they are doing; others start when they are needed."""
         self._stop()
+        if self._loader is not None:
+            self._loader.end()
         self._loader = None
 
     def _stop(self) -> None:
@@ -120,24 +116,6 @@ def collate_encoded(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {**rest, "image": [item["image"] for item in items]}
 
 
-def survive_signals(worker: int) -> None:
-    """Initializes a worker that outlives the Ctrl-C or SIGTERM which all processes get: the main process ends it. A
-    training still needs batches, to end with a whole step. A SIGTERM of the main process ends the worker, since at its
-    exit that process waits for it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)
-
-
 class _CurrentRequests(Sampler[Any]):
     """Iterates over whatever ``current`` is at the time: a DataLoader's sampler cannot be replaced."""
 
@@ -157,4 +135,8 @@ def _identity(batch: T) -> T:
 
 
 def _collated(items: list[ReadItem], encoded: bool) -> dict[str, Any]:
-    return (collate_encoded if encoded else default_collate)([read() for read in items])
+    read_items = []
+    for read in items:
+        read_items.append(read())
+        show_life()
+    return (collate_encoded if encoded else default_collate)(read_items)

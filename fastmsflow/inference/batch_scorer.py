@@ -1,7 +1,6 @@
 """Scores batches of images in the engine that holds them: Ray Data, Spark, Daft, a web service."""
 
 import copy
-import math
 import os
 import threading
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from ..calibration import DecisionThreshold, check_rate, region_threshold
 from ..data.image_batches import processors
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
+from ..number_range import FINITE
 from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
 from .loading import parse_device, read_model, to_device
 from .precision import AUTO, check_dtype
@@ -60,8 +60,8 @@ class BatchScorer:
         maps: bool = False,
         device: str = "auto",
     ) -> None:
-        if threshold is not None and not math.isfinite(threshold):
-            raise InputError(f"the threshold is {threshold}; give a number of nats")
+        if threshold is not None:
+            FINITE.check("threshold", threshold)
         if false_alarms is not None:
             check_rate(false_alarms)
         if engine not in ENGINES:

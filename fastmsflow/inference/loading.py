@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.shards.storage import NO_FILE, ShardStorage
+from ..data.shards.storage import NO_FILE, ShardStorage, open_url
 from ..data.url_images import is_there, is_url
 from ..errors import InputError, UnavailableError
 from ..files import shown
@@ -56,9 +56,7 @@ def read_model(model: str) -> MSFlow:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "model.safetensors"
         try:
-            import fsspec
-
-            with fsspec.open(model, "rb") as there, local.open("wb") as here:
+            with open_url(model) as there, local.open("wb") as here:
                 shutil.copyfileobj(there, here)
         except Exception as error:  # each kind of storage has errors of its own
             raise InputError(f"{shown(model)}: {ShardStorage.why(error)}") from error

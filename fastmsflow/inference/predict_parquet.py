@@ -10,6 +10,7 @@ import pyarrow as pa
 from ..data.fingerprint import short_digest, tensor_chunks
 from ..data.image_batches import BatchReader, read_batches
 from ..files import as_utf8
+from ..number_range import COUNT
 from .arrow import RESULTS, with_results
 from .columns import result_columns
 from .prediction_folder import PATH, PredictionFolder
@@ -45,6 +46,8 @@ def score_into(
 
     Raises: InputError if results cannot be written; RuntimeError if a process that reads is killed.
     """
+    COUNT.check("batch_size", batch_size)
+    COUNT.check("images_per_part", images_per_part)
     rows, done = pa.schema([(PATH, pa.string()), *RESULTS]).empty_table(), 0
     reader = BatchReader(scorer.model.image_size)
     try:

@@ -13,6 +13,7 @@ from ..data.image_batches import BatchReader, ReadBatch, ReadImage, file_batches
 from ..errors import InputError
 from ..files import shown
 from ..models.msflow import MSFlow
+from ..number_range import COUNT
 from ..result_folder import ResultFolder, claimed_results
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
@@ -105,6 +106,7 @@ class Predictor:
         Raises: InputError if none of ``files`` can be scored, or results cannot be written; fastmsflow.files.Busy if
         another process is writing to ``out``; Interrupted after Ctrl-C; RuntimeError if a process that reads is killed.
         """
+        COUNT.check("batch_size", batch_size)
         shrink = None if self._visualizer is None else self._visualizer.shrink
         reader = BatchReader(self._scorer.model.image_size, shrink)
         batches = file_batches([str(file) for file in files], batch_size)

@@ -19,6 +19,7 @@ from ..data.reader_pool import BATCH_SIZE, batched, read_images
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.feature_pooling import Pool
+from ..number_range import COUNT, SEED, above
 from ..recipe import WARM_UP_SHARE, Recipe
 from ..scoring import Scores
 
@@ -93,13 +94,15 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         except ImportError as error:
             package = (error.name or "").partition(".")[0]
             raise UnavailableError(f"fit needs {package}: pip install 'fastmsflow[train]'") from error
-        if not isinstance(self.contamination, (int, float, np.number)) or not 0 < self.contamination < 0.5:
-            raise InputError(f"contamination is {self.contamination}; it is a share above 0 and below 0.5")
+        above(0, 0.5).check("contamination", self.contamination)
+        COUNT.check("epochs", self.epochs)
         image_size, files = _height_and_width(self.image_size), _listed(X)
         if isinstance(X, (str, Path)) and Path(X).is_dir():
             refuse_mixed(Path(X), [image for image in files if isinstance(image, Path)])
         seed = self.random_state
-        if not isinstance(seed, (int, np.integer)):
+        if isinstance(seed, (int, np.integer)):
+            SEED.check("random_state", seed)
+        else:
             seed = check_random_state(seed).randint(2**31)
         recipe = Recipe(
             self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=int(seed), warm_up_share=WARM_UP_SHARE

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..number_range import COUNT, NumberRange, whole
 from .defect_regions import pixel_weights
 from .input_checks import as_labels, as_scores, refuse_nan
+
+LIMIT = NumberRange(0, 1, open_low=True)
 
 
 def aupro(masks: Any, maps: Any, fpr_limit: float = 0.3) -> float:
@@ -45,8 +48,7 @@ def pro_curve(masks: Any, maps: Any, fpr_limit: float = 0.3, points: int = 200) 
 
 def spread_along(x: np.ndarray, y: np.ndarray, limit: float, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``points`` points, as ``pro_curve`` does, of the curve (``x``, ``y``); both ascend from 0 to 1."""
-    if points < 2:
-        raise InputError(f"points is {points}; a curve needs at least 2")
+    whole(2).check("points", points)
     fpr, pro = _up_to(x, y, limit)
     along = fpr / limit + pro
     at = np.linspace(0, along[-1], points)
@@ -55,8 +57,7 @@ def spread_along(x: np.ndarray, y: np.ndarray, limit: float, points: int) -> tup
 
 def checked_limit(fpr_limit: float) -> float:
     """Returns ``fpr_limit``. Raises: InputError if it is not in (0, 1]."""
-    if not isinstance(fpr_limit, (int, float, np.number)) or not 0 < fpr_limit <= 1:
-        raise InputError(f"fpr_limit is {fpr_limit}; give a rate above 0 and at most 1")
+    LIMIT.check("fpr_limit", fpr_limit)
     return fpr_limit
 
 
@@ -113,8 +114,7 @@ def published_thresholds(low: np.floating[Any], high: np.floating[Any], count: i
 
     Raises: InputError if ``count`` is less than 1.
     """
-    if count < 1:
-        raise InputError(f"thresholds is {count}; give at least 1")
+    COUNT.check("thresholds", count)
     with np.errstate(over="ignore", invalid="ignore"):
         step = (high - low) / count
     if not 0 < step < np.inf:

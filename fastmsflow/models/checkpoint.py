@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError, UnavailableError
 from ..files import written_aside
 from ..nn.feature_pooling import Pool
+from ..number_range import SIDE
 from ..readable_file import check_file
 from ..reference.clamp_forms import ClampForm
 from ..schema import Within, read_json
@@ -27,7 +28,7 @@ FORMAT = "fastmsflow-1"
 AGAIN = "write the checkpoint again"
 
 Levels = Within(1, 16)
-Side = Annotated[int, Within(32, 2**15)]
+Side = Annotated[int, Within(SIDE.low, SIDE.high)]
 Channels = Annotated[int, Within(1, 2**20)]
 
 

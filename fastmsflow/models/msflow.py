@@ -20,6 +20,7 @@ from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
 from ..nn.no_initialization import NoInitialization
 from ..nn.weight_cache import invalidation_count
+from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
 from ..scoring import TOP_K, Scores
 from .checkpoint import (
@@ -88,9 +89,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        if min(image_size) < 32:
-            raise InputError(f"image_size {tuple(image_size)}: the coarsest stride is 32; give at least 32x32")
-        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.image_size = check_image_size(image_size)
         self.pool = check_pool(pool)
         self.extractor = FeatureExtractor(extractor, pretrained, extractor_weights, self.image_size)
         channels = self.extractor.channels

@@ -1,9 +1,11 @@
 """The frozen backbone in front of the flows: it computes features of images at three scales."""
 
 import difflib
+import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +21,7 @@ from ..readable_file import check_file
 from ..state_dicts import is_state_dict, load_pickled, refuse_misfit, refuse_views
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
+from .supported_sizes import fault_at, sizes_near
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -76,8 +79,10 @@ class FeatureExtractor(nn.Module):
         self.fixed_size = None
         options: dict[str, Any] = {}
         if config.fixed_input_size:
-            height, width = image_size or config.input_size[-2:]
+            height, width = config.input_size[-2:] if image_size is None else image_size
             self.fixed_size = options["img_size"] = (height, width)
+        if not official and image_size is not None:
+            _check_size(self.name, image_size, config)
         options["out_indices"] = (1, 2, 3) if official else _choose_outputs(self.name, options)
 
         self.net = (_build_pretrained if pretrained and weights is None else _build)(self.name, options)
@@ -215,6 +220,37 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def _check_size(name: str, size: tuple[int, int], config: Any) -> None:
+    """Raises: InputError, which names sizes that work, if the model takes no images of ``size`` (H, W)."""
+
+    def build_with(options: Mapping[str, Any]) -> nn.Module:
+        with suppress(InputError), torch.device("meta"):
+            return _build(name, options)
+        # Older versions of timm compute with tensors as they build a model.
+        with torch.random.fork_rng(devices=[]):
+            return _build(name, options)
+
+    @lru_cache(maxsize=1)
+    def build_once() -> nn.Module:
+        return build_with({})
+
+    def build(size: tuple[int, int]) -> nn.Module:
+        return build_with({"img_size": size}) if config.fixed_input_size else build_once()
+
+    with suppress(InputError):
+        fault, own = None, max(config.input_size[-2:])
+        try:
+            fault = fault_at(build(size), size)
+        except InputError as error:
+            fault = str(error)
+        # What cannot be built at any size, or not without weights, is told by whoever builds it.
+        sizes = sizes_near(size, own, build) if fault else []
+        if not sizes:
+            return
+    remedy = ", ".join(map(str, sizes))
+    raise InputError(f"{name} takes no images of {size[0]}x{size[1]} ({fault}); sizes that work: {remedy}")
+
+
 def _feature_info(net: nn.Module) -> "FeatureInfo":
     """Returns channels and strides of the outputs, which every feature model of timm has."""
     return cast("FeatureInfo", net.feature_info)
@@ -259,13 +295,14 @@ def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mappi
 
     # The feature model drops and renames layers, so a file is read by the names of the whole one.
     whole_options = {key: value for key, value in options.items() if key != "out_indices"}
-    whole = timm.create_model(name, pretrained=False, **whole_options).state_dict()
+    model = timm.create_model(name, pretrained=False, **whole_options)
+    whole = model.state_dict()
     if str(weights) == LITE0_PACKAGE:
         if name.partition(".")[0] != "tf_efficientnet_lite0":
             raise InputError(f"{LITE0_PACKAGE} has the weights of tf_efficientnet_lite0, not of {name}")
         given = lite0_state_dict(whole)
     else:
-        given = read_state_dict(weights)
+        given = _fitted(without_prefix(read_state_dict(weights), whole), model)
     whole_name = {_plain(key): key for key in whole}
     expected = {whole_name.get(_plain(key), key): tensor for key, tensor in net.state_dict().items()}
     # Files of before PyTorch 0.4.1 have no counts of batches, and a frozen model does not use them.
@@ -273,6 +310,28 @@ def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mappi
     found |= {key: tensor for key, tensor in given.items() if key in expected or key not in whole}
     refuse_misfit(name, weights, expected, found)
     net.load_state_dict({own: found[key] for own, key in zip(net.state_dict(), expected, strict=True)})
+
+
+def without_prefix(given: dict[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights of a model that was part of another, ``module.`` of DataParallel or ``model.`` of Lightning,
+    under the names in ``whole``."""
+    first = next(iter(whole))
+    prefix = next((key.removesuffix(first) for key in given if key.endswith(f".{first}")), "")
+    if first in given or not prefix:
+        return given
+    return {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
+
+
+def _fitted(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Returns the weights with position embeddings of another image size resampled by timm's function for the model."""
+    whole = model.state_dict()
+    if all(tensor.shape == whole[key].shape for key, tensor in given.items() if key in whole):
+        return given
+    resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    # Weights that are of another model altogether are refused by the keys and shapes that remain.
+    with suppress(Exception):
+        return given if resample is None else dict(resample(dict(given), model))
+    return given
 
 
 def _plain(key: str) -> str:

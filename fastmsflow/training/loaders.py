@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from ..data import ShardedImages
+from ..data.ahead_loader import AheadLoader
 from ..data.datasets import ImageFileDataset
-from ..data.reader_pool import ReaderPool, batched, collate_encoded, survive_signals
+from ..data.reader_pool import ReaderPool, batched, collate_encoded
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
 from .samplers import BatchSampler, EpochCounter
@@ -194,23 +195,17 @@ class ShardLoader(Loader):
     def _single_pass(self) -> Iterator[dict[str, Any]]:
         """Yields the images that are left of the shards in whole batches, and a smaller one if there are no steps."""
         collate = collate_encoded if self._decode else default_collate
-        loader = DataLoader(
-            self._images,
-            self._batch_size,
-            num_workers=self._images.workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=survive_signals,
-            collate_fn=collate,
-        )
         smaller: list[dict[str, Any]] = []
         held: list[dict[str, Any]] = []
-        for batch in loader:
-            if len(batch["index"]) < self._batch_size:
-                smaller.append(batch)
-                continue
-            # Nobody asks behind an epoch's last batch: by then the shards are read to the end, and wrong ones known.
-            yield from held
-            held = [batch]
+        with AheadLoader(self._images, self._images.workers, collate, batch_size=self._batch_size) as loader:
+            for batch in loader:
+                if len(batch["index"]) < self._batch_size:
+                    smaller.append(batch)
+                    continue
+                # Nobody asks behind an epoch's last batch: by then the shards are read to the end, and wrong ones
+                # known.
+                yield from held
+                held = [batch]
         yield from held
         smaller.sort(key=lambda batch: int(batch["reader"][0]))
         items = [dict(zip(batch, item, strict=True)) for batch in smaller for item in zip(*batch.values(), strict=True)]

@@ -67,7 +67,7 @@ class TrainingJob:
 
     def image_size_for(self, images: ImageSet | ShardSet) -> tuple[int, int]:
         """Returns the (H, W) that the model takes."""
-        return (self.image_size, self.image_size) if self.image_size else images.image_size
+        return images.image_size if self.image_size is None else (self.image_size, self.image_size)
 
     def build_model(self, image_size: tuple[int, int]) -> MSFlow:
         """Builds a new model, or loads that of ``start_from``. Raises: InputError if the options do not fit."""

@@ -104,7 +104,7 @@ def test_a_threshold_given_counts_more_than_the_calibrated_one(
     _, out, _ = predict(brick_checkpoint, brick_tiles, "--out", tmp_path, "--threshold", 1e9, "--no-heat-maps")
     assert "0 of 6 defective; threshold 1e+09 nats, as given" in out
     code, _, err = predict(brick_checkpoint, brick_tiles, "--out", tmp_path, "--threshold", "nan")
-    assert (code, err) == (1, "fastmsflow: the threshold is nan; give a number of nats")
+    assert (code, err) == (1, "fastmsflow: --threshold is nan; it must be finite")
 
 
 def test_a_rate_of_false_alarms_that_cannot_be_had_is_refused(

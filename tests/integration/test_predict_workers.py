@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmsflow.data import reader_pool
+from fastmsflow.data import ahead_loader
 from fastmsflow.data.image_batches import BatchReader, ImageBatch, read_batches
 from tests.helpers.folder_listing import names_in
 from tests.helpers.paths import ROOT
@@ -53,7 +53,7 @@ def test_no_more_workers_start_than_there_is_to_read_ahead(
 ) -> None:
     begun = []
     monkeypatch.setattr(
-        reader_pool, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
+        ahead_loader, "DataLoader", lambda *args, num_workers, **options: begun.append(num_workers) or iter(())
     )
     count = -(-images // size)
     list(read_batches((ImageBatch(0, []) for _ in range(count)), count, BatchReader((32, 32)), asked))

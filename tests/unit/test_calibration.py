@@ -76,7 +76,7 @@ def test_doubt_is_rare_where_new_images_are_like_the_held_out_ones_and_comes_whe
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(InputError, match=r"false-alarm rate is .*e\.g\. 0\.05"):
+    with pytest.raises(InputError, match=r"false_alarms is .*; it must be above 0, below 1"):
         threshold([1.0, 2.0], rate)
 
 

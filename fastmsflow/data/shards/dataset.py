@@ -12,7 +12,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ...errors import InputError
+from ...number_range import COUNT, WORKERS
 from ...settings_diff import changed_settings
+from ..ahead_loader import show_life
 from ..error_log import ErrorLog
 from ..image_io import as_tensor, decode_image
 from ..jpeg_decoder import encoded_or_pixels
@@ -66,10 +68,11 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         encoded: bool = False,
     ) -> None:
         check_installed()
+        for name, count in (("world_size", world_size), ("buffer", buffer)):
+            COUNT.check(name, count)
+        WORKERS.check("workers", workers)
         if not 0 <= rank < world_size:
             raise InputError(f"rank {rank} of {world_size} ranks; ranks count from 0")
-        if buffer < 1:
-            raise InputError(f"a shuffle buffer of {buffer} images; give 1 or more")
         self.location = ShardStorage(where, options)
         self.manifest = manifest or Manifest.read(self.location)
         self.shards = self.manifest.shards if shards is None else tuple(shards)
@@ -213,6 +216,7 @@ class ShardedImages(IterableDataset[dict[str, Any]]):
         try:
             for encoded in read_shard(self.location, shard, self.verify):
                 count += 1
+                show_life()
                 yield encoded
         except InputError as error:
             self.fault(error, shard.images - count)

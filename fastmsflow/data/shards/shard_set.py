@@ -100,6 +100,8 @@ def is_shard_set(source: str) -> bool:
     # images could be read.
     if any((folder / name).is_file() for name in (FIRST_SHARD, JOURNAL)):
         return True
+    if not (folder / MANIFEST).is_file():
+        return False
     try:
         # A manifest of another version counts too; reading it says which version it is.
         found = read_json_file(folder / MANIFEST, dict[str, Any], MANIFEST, "")

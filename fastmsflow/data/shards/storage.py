@@ -1,13 +1,16 @@
 """Opens a shard set's files, which lie in a folder or behind a URL, or which a command prints."""
 
+import io
 import os
 import shlex
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ...errors import InputError, UnavailableError
 from ...files import shown
+from .timed_reading import TimedReading
 
 PIPE = "pipe:"
 MANIFEST = "manifest.json"
@@ -15,6 +18,8 @@ NO_FILE = "no such file"
 GONE = (404, 410)
 REFUSED = (401, 403)
 CHUNK = 2**20
+# What fsspec asks a server for at once: little enough to arrive in time.
+BLOCK = 2**23
 # A line for each finished shard of a set that is not finished yet.
 JOURNAL = "unfinished.jsonl"
 
@@ -25,6 +30,26 @@ def check_installed() -> None:
         import webdataset  # noqa: F401
     except ImportError as error:
         raise UnavailableError("shards need webdataset: pip install 'fastmsflow[shards]'") from error
+
+
+def open_url(
+    url: str, options: Mapping[str, Any] | None = None, block_size: int = BLOCK
+) -> AbstractContextManager[BinaryIO]:
+    """Opens the file behind ``url`` for a with block.
+
+    ``options``: what fsspec's file system takes; ``block_size``: the bytes that are asked for at once, 0 for all in one
+    stream.
+
+    Raises: UnavailableError if a package is missing; in the block, errors of the storage's own types, and TimeoutError,
+    see TimedReading.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(url, **(options or {}))
+    except ImportError as error:
+        raise UnavailableError(f"{shown(url)}: {error}") from error
+    return io.BufferedReader(TimedReading(lambda: system.open(path, "rb", block_size=block_size)))
 
 
 class ShardStorage:
@@ -52,24 +77,23 @@ class ShardStorage:
         """Returns the file's name for errors."""
         return shown(self._full(file))
 
-    def open(self, file: str, **options: Any) -> AbstractContextManager[BinaryIO]:
-        """Opens a file of the set for a with block; ``options``: more of fsspec's.
+    def open(self, file: str, block_size: int = BLOCK) -> AbstractContextManager[BinaryIO]:
+        """Opens a file of the set for a with block; ``block_size``: see ``open_url``.
 
-        Raises: errors of the storage's own types, also on entering the block; UnavailableError if a package is missing.
+        Raises: errors of the storage's own types, also in the block, TimeoutError among them, see TimedReading;
+        InputError if it is no file but a pipe or a device; UnavailableError if a package is missing.
         """
         full = self._full(file)
+        if not self._pipe and "://" not in full:
+            if Path(full).exists() and not Path(full).is_file():
+                # Opening a pipe that nothing writes into would wait for ever.
+                raise InputError(f"{shown(full)}: a pipe, a device or a folder, not a file; copy the file itself there")
+            return Path(full).open("rb")
         if self._pipe:
             from webdataset.gopen import gopen
 
-            return cast(AbstractContextManager[BinaryIO], gopen(full))
-        if "://" not in full:
-            return Path(full).open("rb")
-        try:
-            import fsspec
-
-            return cast(AbstractContextManager[BinaryIO], fsspec.open(full, "rb", **self.options, **options))
-        except ImportError as error:
-            raise UnavailableError(f"{shown(full)}: {error}") from error
+            return io.BufferedReader(TimedReading(lambda: cast(AbstractContextManager[BinaryIO], gopen(full))))
+        return open_url(full, self.options, block_size)
 
     def read(self, file: str, most: int) -> bytes:
         """Returns the content of a small file, or more than ``most`` bytes of a larger one.
@@ -77,9 +101,9 @@ class ShardStorage:
         Raises: the errors of ``open``.
         """
         # With blocks, fsspec would take all that a web server answers to a request for one.
-        options = {"block_size": 0} if self.root.startswith(("http://", "https://")) else {}
+        block_size = 0 if self.root.startswith(("http://", "https://")) else BLOCK
         content = bytearray()
-        with self.open(file, **options) as opened:
+        with self.open(file, block_size) as opened:
             while len(content) <= most and (chunk := opened.read(CHUNK)):
                 content += chunk
         return bytes(content)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypedDict, cast
 
 from ...errors import InputError, cut
 from ...files import absolute, claimed_folder, shown, write_faults, written_aside
+from ...number_range import COUNT
 from ...schema import conform, read_json
 from ..fingerprint import HashedFile, short_digest
 from ..image_io import check_image, decode_image, read_bytes
@@ -43,8 +44,7 @@ def write_shards(
     Raises: InputError if ``files`` is empty or names a file twice, none of it is an image, ``out`` holds other shards,
     another process writes there, or the disk cannot be written; UnavailableError without ``webdataset``.
     """
-    if images_per_shard < 1:
-        raise InputError(f"{images_per_shard} images a shard; give 1 or more")
+    COUNT.check("images_per_shard", images_per_shard)
     if not files:
         raise InputError("no images to write into shards")
     paths = [absolute(file) for file in files]

@@ -141,7 +141,7 @@ def bad_inputs(root: Path, model: Path, tmp: Path) -> dict[str, tuple[tuple[obje
         "a missing folder": (("train", tmp / "nowhere", *out), "nowhere"),
         "a missing model": (("predict", tmp / "none.safetensors", small), "none.safetensors"),
         "a model that is not one": (("predict", small / "speck.png", small), "speck.png"),
-        "an image size below the stride": (("train", root, *out, "--image-size", 16), "32x32"),
+        "an image size below the stride": (("train", root, *out, "--image-size", 16), "32 to 65536"),
         "a learning rate of nothing": (("train", root, *out, "--lr", 0), "lr"),
     }
 

@@ -66,10 +66,10 @@ def test_a_model_comes_from_wherever_it_is(
 
 
 REFUSED_AT_ONCE = [
-    ({"threshold": float("inf")}, "the threshold is inf; give a number of nats"),
-    ({"threshold": float("nan")}, "the threshold is nan; give a number of nats"),
-    ({"false_alarms": 0.0}, "the false-alarm rate is 0.0; it is a share of the good images, e.g. 0.05"),
-    ({"false_alarms": 1.5}, "the false-alarm rate is 1.5; it is a share of the good images, e.g. 0.05"),
+    ({"threshold": float("inf")}, "threshold is inf; it must be finite"),
+    ({"threshold": float("nan")}, "threshold is nan; it must be finite"),
+    ({"false_alarms": 0.0}, "false_alarms is 0.0; it must be above 0, below 1"),
+    ({"false_alarms": 1.5}, "false_alarms is 1.5; it must be above 0, below 1"),
     ({"dtype": "int8"}, "dtype int8: give float32, float16 or auto"),
     ({"dtype": torch.float32}, "dtype torch.float32: give float32, float16 or auto"),
     ({"engine": "onnx"}, "engine 'onnx' is not known; there is torch"),

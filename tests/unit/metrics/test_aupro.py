@@ -173,7 +173,7 @@ def test_the_published_pro_is_not_defined_where_too_few_points_are_left() -> Non
 def test_the_published_pro_needs_a_threshold() -> None:
     masks, maps = blobs(5)
     for thresholds in (0, -1):
-        with pytest.raises(InputError, match=f"thresholds is {thresholds}; give at least 1"):
+        with pytest.raises(InputError, match=f"thresholds is {thresholds}; it must be a whole number, 1 or more"):
             aupro_published(masks, maps, thresholds=thresholds)
 
 

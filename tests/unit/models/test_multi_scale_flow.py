@@ -214,7 +214,7 @@ def test_position_code_has_the_published_channels() -> None:
         ({"channels": (8, 7, 6)}, "even"),
         ({"condition": (8, 6, 8)}, "multiple of 4"),
         ({"blocks": (1, 2)}, "same number of levels"),
-        ({"blocks": (1, 0, 2)}, "every level needs"),
+        ({"blocks": (1, 0, 2)}, "blocks is 0"),
         ({"clamp_form": "sigmoid"}, "clamp_form"),
         ({"backend": "cudnn"}, "backend"),
     ],

@@ -22,7 +22,7 @@ from skimage import data as photographs
 from torch.utils.data import DataLoader
 
 from fastmsflow import MSFlow
-from fastmsflow.data import reader_pool
+from fastmsflow.data import ahead_loader
 from fastmsflow.data.class_selection import is_every_class
 from fastmsflow.distributed.process_group import RANK_VARIABLES, ProcessGroup
 from fastmsflow.files import LOCK_FILE, Busy
@@ -116,7 +116,7 @@ def test_the_processes_that_read_images_are_started_once_for_all_classes(
         started.append(options["num_workers"])
         return DataLoader(*given, **options)
 
-    monkeypatch.setattr(reader_pool, "DataLoader", counted)
+    monkeypatch.setattr(ahead_loader, "DataLoader", counted)
     run(*arguments(images, "all", tmp_path / "runs", weights, "--stream", "--workers", 1))
     assert started == [1]
 

@@ -65,9 +65,9 @@ def trained(images: ImageSet, tmp_path_factory) -> Path:
         ({"lr_of": {"fusion": float("nan")}}, "lr_of fusion is nan"),
         ({"lr_of": {"level1": 1e-3}, "freeze": ("parallel",)}, "lr_of level1: it is frozen and does not learn"),
         ({"lr_of": {"parallel": 1e-3}, "freeze": ("parallel",)}, "lr_of parallel: it is frozen"),
-        ({"accumulate": 0}, "accumulate is 0; a step needs at least 1 batch"),
+        ({"accumulate": 0}, "accumulate is 0; it must be a whole number, 1 or more"),
         ({"memory": "less"}, "memory 'less' is not known; choose one of recompute, invertible"),
-        ({"ema": 1.0}, r"ema is 1\.0; a decay lies between 0 and 1"),
+        ({"ema": 1.0}, r"ema is 1\.0; it must be above 0, below 1"),
         ({"ema": float("nan")}, "ema is nan"),
     ],
 )

@@ -66,7 +66,7 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("noise/train", "--config older.yaml", COUNTS_PASSES),
         ("noise/train", "--warmup -1", "--warmup is -1; it is a whole number of sub-epochs"),
         ("noise/train", "--warmup nan", "--warmup nan: it counts passes"),
-        ("noise/train", "--warmup-share 12", "--warmup-share: 12.0 is no share of the sub-epochs; it must be within"),
+        ("noise/train", "--warmup-share 12", "--warmup-share is 12.0; it must be from 0 to 1"),
         pytest.param("noise/train", "--precision 16-mixed", NO_GPU, marks=on_a_cpu),
         ("shards", "--feature-cache kept", NOT_KEPT),
         ("shards", "--feature-cache kept --stream", NOT_KEPT),

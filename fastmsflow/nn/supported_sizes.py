@@ -1,0 +1,51 @@
+"""Image sizes that a backbone takes, found without computing anything."""
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+STEP = 32
+REACH = 256
+
+
+def fault_at(net: nn.Module, size: tuple[int, int]) -> str | None:
+    """Returns why ``net`` takes no images of ``size`` (H, W), or None if it does."""
+    # A copy whose weights take no memory, and which computes nothing.
+    memo: dict[int, object] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+        for weight in net.parameters()
+    }
+    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in net.buffers()}
+    without_weights = copy.deepcopy(net, memo).eval()
+    try:
+        with torch.no_grad():
+            without_weights(torch.empty(1, 3, *size, device="meta"))
+    except NotImplementedError:
+        # An operation that knows no tensor without memory; the first image shows what it is.
+        return None
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def sizes_near(size: tuple[int, int], own: int, build: Callable[[tuple[int, int]], nn.Module]) -> list[int]:
+    """Returns sides of square images that work: the next ones below and above ``size``, and ``own``, the model's.
+
+    ``build``: makes the model for images of a size.
+    """
+
+    def works(side: int) -> bool:
+        with suppress(InputError):
+            return fault_at(build((side, side)), (side, side)) is None
+        return False
+
+    side = max(size)
+    below = range(side // STEP * STEP, max(0, side - REACH), -STEP)
+    above = range((side // STEP + 1) * STEP, side + REACH + 1, STEP)
+    found = [next(filter(works, sides), None) for sides in (below, above, (own,))]
+    return sorted({side for side in found if side is not None})

@@ -1,0 +1,93 @@
+"""The numbers that an option takes, in the command line's help, in a file and in Python alike."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from .errors import InputError
+
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class NumberRange:
+    """The finite numbers between two bounds; see ``whole``, ``between`` and ``above``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    """The lower bound itself is not taken."""
+    open_high: bool = False
+    is_whole: bool = False
+
+    def __str__(self) -> str:
+        low, high = f"{self.low:.10g}", f"{self.high:.10g}"
+        if self.high in (math.inf, LARGEST):
+            if self.low == -math.inf:
+                return "finite"
+            return f"above {low}" if self.open_low else f"{low} or more"
+        if not self.open_low and not self.open_high:
+            return f"{low} to {high}"
+        lower = f"above {low}" if self.open_low else f"{low} or more"
+        return f"{lower}, {'below' if self.open_high else 'at most'} {high}"
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, Integral if self.is_whole else Real):
+            return False
+        number: Any = value
+        try:
+            is_finite = self.is_whole or math.isfinite(number)
+        except OverflowError:
+            # A whole number that no float holds.
+            is_finite = False
+        return bool(
+            is_finite
+            and (self.low < number if self.open_low else self.low <= number)
+            and (number < self.high if self.open_high else number <= self.high)
+        )
+
+    def check(self, name: str, value: object) -> None:
+        """Raises: InputError, which calls the number ``name``, if ``value`` is not one of these numbers."""
+        if value not in self:
+            shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+            # "From 0 to 1", but "above 0".
+            kind = "a whole number, " if self.is_whole else "from " if str(self)[0].isdigit() else ""
+            raise InputError(f"{name} is {shown}; it must be {kind}{self}")
+
+
+def whole(low: int, high: int = LARGEST) -> NumberRange:
+    """Returns the whole numbers from ``low`` to ``high``."""
+    return NumberRange(low, high, is_whole=True)
+
+
+def between(low: float, high: float) -> NumberRange:
+    """Returns the numbers from ``low`` to ``high``, both included."""
+    return NumberRange(low, high)
+
+
+def above(low: float, below: float = math.inf) -> NumberRange:
+    """Returns the numbers above ``low`` and below ``below``."""
+    return NumberRange(low, below, open_low=True, open_high=True)
+
+
+FINITE = NumberRange()
+# Numbers that options of several parts of the library take.
+WORKERS = whole(0, 1024)
+PROCESSES = whole(1, 65536)
+COUNT = whole(1)
+SEED = whole(0, 2**32 - 1)
+SIDE = whole(32, 65536)
+"""A side of an image in pixels; the coarsest grid of features has a pixel for every 32."""
+RATE = above(0, 1)
+"""A share of good images that may be called defective: none and all need no threshold."""
+SHARE = between(0, 1)
+
+
+def check_image_size(size: object, name: str = "image_size") -> tuple[int, int]:
+    """Returns ``size`` as (H, W). Raises: InputError if it is not two sides."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise InputError(f"{name} is {size!r}; it must be (height, width)")
+    for side in size:
+        SIDE.check(name, side)
+    return int(size[0]), int(size[1])

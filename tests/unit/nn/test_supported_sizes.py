@@ -1,0 +1,85 @@
+"""Backbones that do not take every image size, and weights that were saved in another shape or under other names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from fastmsflow import InputError
+from fastmsflow.errors import in_one_line, is_meant_for_a_person
+from fastmsflow.nn.feature_extractor import FeatureExtractor
+
+VIT = "test_vit.r160_in1k"
+
+
+@pytest.mark.parametrize("name", ["maxvit_rmlp_pico_rw_256", "levit_128s", "coatnet_nano_rw_224"])
+def test_a_size_that_a_backbone_does_not_take_is_refused_with_sizes_that_work(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} takes no images of 100x100 .*; sizes that work: \d") as raised:
+        FeatureExtractor(name, pretrained=False, image_size=(100, 100))
+    size = int(str(raised.value).rpartition(" ")[2])
+    extractor = FeatureExtractor(name, pretrained=False, image_size=(size, size))
+    assert len(extractor(torch.rand(1, 3, size, size))) == 3
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", VIT])
+def test_looking_whether_a_size_works_draws_no_random_numbers(name: str) -> None:
+    drawn = []
+    for size in (None, (160, 160)):
+        torch.manual_seed(0)
+        FeatureExtractor(name, pretrained=False, image_size=size)
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)
+
+
+def saved(path: Path, change: Callable[[dict[str, Tensor]], object], name: str = "test_resnet.r160_in1k") -> Path:
+    torch.manual_seed(1)
+    torch.save(change(timm.create_model(name).state_dict()), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+        lambda state: {f"module.model.{key}": value for key, value in state.items()} | {"loss.weight": torch.ones(1)},
+    ],
+    ids=["DataParallel", "Lightning", "part of another"],
+)
+def test_weights_of_a_wrapped_model_are_read(change: Callable, tmp_path: Path) -> None:
+    plain, wrapped = saved(tmp_path / "plain.pth", dict), saved(tmp_path / "wrapped.pth", change)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    levels = [FeatureExtractor("test_resnet", weights=path)(images) for path in (plain, wrapped)]
+    assert all(torch.equal(a, b) for a, b in zip(*levels, strict=True))
+
+
+def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> None:
+    path = saved(tmp_path / "vit.pth", dict, VIT)
+    extractor = FeatureExtractor(VIT, weights=path, image_size=(96, 96))
+    (embedding,) = [value for key, value in extractor.state_dict().items() if key.endswith("pos_embed")]
+    assert embedding.shape[1] < torch.load(path)["pos_embed"].shape[1]
+    assert len(extractor(torch.rand(1, 3, 96, 96))) == 3
+
+
+def test_weights_of_another_architecture_are_refused_by_their_keys(tmp_path: Path) -> None:
+    path = saved(tmp_path / "resnet.pth", lambda state: {f"module.{key}": value for key, value in state.items()})
+    with pytest.raises(InputError, match=r"does not fit .*missing") as raised:
+        FeatureExtractor(VIT, weights=path, image_size=(160, 160))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["no_such_net", "test_byobnet2", ""])
+def test_a_name_that_timm_does_not_know_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="is not a timm model"):
+        FeatureExtractor(name, pretrained=False)
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**58), lambda: bytearray(2**62)])
+def test_memory_that_runs_out_is_one_line_with_the_remedy(allocate: Callable[[], object]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        allocate()
+    assert is_meant_for_a_person(raised.value)
+    assert in_one_line(raised.value).startswith("memory ran out; give a smaller --image-size or --batch-size")
