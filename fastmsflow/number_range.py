@@ -51,8 +51,7 @@ class NumberRange:
         """Raises: InputError, which calls the number ``name``, if ``value`` is not one of these numbers."""
         if value not in self:
             shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-            # "From 0 to 1", but "above 0".
-            kind = "a whole number, " if self.is_whole else "from " if str(self)[0].isdigit() else ""
+            kind = "a whole number, " if self.is_whole else "from " if " to " in str(self) else ""
             raise InputError(f"{name} is {shown}; it must be {kind}{self}")
 
 

@@ -27,6 +27,8 @@ from .owned_files import RECORD_FILE, owned_files, record_files, recorded_files
 __all__ = ["UNFINISHED", "ResultFolder", "claimed_results"]
 
 UNFINISHED = "unfinished"
+# Under this name the record in ``unfinished`` lists earlier results that stay.
+KEPT = "kept"
 WHOLE, MOVED, EARLIER, PARTIAL = ".whole", ".moved", ".earlier", ".partial"
 
 
@@ -48,10 +50,11 @@ class ResultFolder:
         owned = owned_files(self.out, self._verb)
         return [name for name in os.listdir(self.out) if name not in owned]  # noqa: PTH208
 
-    def begin(self, names: Sequence[str]) -> None:
+    def begin(self, names: Sequence[str], kept: Iterable[str] = ()) -> None:
         """Makes ``unfinished`` empty for files of these names, and removes what an earlier call left there.
 
-        ``names``: relative to ``unfinished``, with slashes; last comes the file with which readers begin.
+        ``names``: relative to ``unfinished``, with slashes; last comes the file with which readers begin. ``kept``:
+        earlier results that stay beside the new ones.
         Raises: InputError if something that this verb has not written has one of the names.
         """
         owned = owned_files(self.out, self._verb)
@@ -71,6 +74,7 @@ class ResultFolder:
             line = f"{len(left)} files or folders that this command has not written stay as they are"
             warnings.warn(f"{shown(self.unfinished)}: {line}", InputWarning, stacklevel=2)
         record_files(self.unfinished, self._verb, dict.fromkeys(names))
+        record_files(self.unfinished, KEPT, dict.fromkeys(kept))
         with write_faults(self.unfinished):
             for folder in _folders_of(self.unfinished, names):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -154,8 +158,8 @@ class ResultFolder:
 
     def _move_earlier(self, moves: list[tuple[Path, Path]]) -> None:
         """Moves the earlier results away and appends each move to ``moves``."""
-        owned = owned_files(self.out, self._verb)
-        names = [name for name in reversed(recorded_files(self.out, self._verb)) if name in owned]
+        moved = owned_files(self.out, self._verb) - recorded_files(self.unfinished, KEPT).keys()
+        names = [name for name in reversed(recorded_files(self.out, self._verb)) if name in moved]
         if os.path.lexists(self.unfinished / EARLIER) and not _is_folder(self.unfinished / EARLIER):
             self._refuse(self.unfinished / EARLIER)
         for folder in _folders_of(self.unfinished / EARLIER, names):
@@ -177,7 +181,8 @@ class ResultFolder:
                 if os.path.lexists(self.out / name):
                     self._refuse(self.out / name)
                 _move(self.unfinished / name, self.out / name, moves)
-        record_files(self.out, self._verb, files)
+        kept, earlier = recorded_files(self.unfinished, KEPT), recorded_files(self.out, self._verb)
+        record_files(self.out, self._verb, files | {name: earlier[name] for name in kept if name in earlier})
 
 
 @contextmanager

@@ -78,22 +78,23 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
 
 def _check(ctx: typer.Context, path: Path, parameter: Any, value: Any) -> None:
     """Raises: InputError if ``value`` is none of the option or argument ``parameter``."""
+    key, kind = parameter.opts[0].lstrip("-"), _number_kind(ctx, str(parameter.name))
+    for item in value if isinstance(value, list) else [value]:
+        # typer would make 2 of 2.5, and 1 of true.
+        if (kind and isinstance(item, bool)) or (kind is int and isinstance(item, float)):
+            raise InputError(f"{path}: {key} is {item!r}; it must be a {'whole ' if kind is int else ''}number")
     many = parameter.multiple if hasattr(parameter, "multiple") else parameter.nargs != 1
     fault = None
     if isinstance(value, list) != (many or parameter.nargs != 1):
         fault = "give a list" if many else "give one value, not a list"
     elif isinstance(value, bool) != bool(getattr(parameter, "is_flag", False)):
         fault = "give true or false" if parameter.is_flag else "YAML reads this as true or false; put it in quotes"
-    elif _number_kind(ctx, str(parameter.name)) is int and isinstance(value, float):
-        # typer would make 2 of 2.5.
-        fault = "give a whole number"
     else:
         try:
             parameter.process_value(ctx, value)
         except Exception as error:  # each type of option has its own
             fault = str(getattr(error, "message", error))
     if fault is not None:
-        key = parameter.opts[0].lstrip("-")
         given = shown(cut(str(value)))
         raise InputError(f"{path}: {key} is {given}: {' '.join(fault.split())}")
 

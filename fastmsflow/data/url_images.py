@@ -45,13 +45,14 @@ def open_image(name: str) -> Image.Image:
     return decode_image(read_url(name), name) if is_url(name) else read_image(name)
 
 
-def read_url(url: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Returns the bytes behind ``url``, at most ``max_bytes`` of them.
+def read_url(url: str, max_bytes: int | None = None) -> bytes:
+    """Returns the bytes behind ``url``, at most ``max_bytes`` of them; None: MAX_BYTES.
 
     A web server and an object store have TIMEOUT seconds; other protocols take the time that fsspec gives them. Raises:
     InputError if nothing is there, nothing answers, access is refused, or the file is larger; UnavailableError if a
     package is missing that reads this kind of URL.
     """
+    max_bytes = MAX_BYTES if max_bytes is None else max_bytes
     with _faults_named(url):
         system, path, protocol = _filesystem(url)
         if protocol == "file":

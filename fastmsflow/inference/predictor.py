@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..files import shown
 from ..models.msflow import MSFlow
 from ..number_range import COUNT
+from ..owned_files import owned_files
 from ..result_folder import ResultFolder, claimed_results
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
@@ -25,6 +26,7 @@ from .scorer import LABELS, ImageResult, Scorer
 from .sorted_table import SortedTable
 
 VERB = "predict"
+FORMATS = ("csv", "jsonl")
 # PNG files a fifth larger than with Pillow's 6, in a quarter of the time.
 COMPRESSION = 1
 COLUMNS = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
@@ -113,7 +115,10 @@ class Predictor:
         with claimed_results(self._out, VERB) as results:
             if self._visualizer is not None:
                 self._names = heat_map_names(files, results.others())
-            results.begin([*self._names, self.table.name])
+            # Tables of other formats stay if no picture, old or new, could be taken for theirs.
+            earlier = owned_files(self._out, VERB) - {self.table.name}
+            has_pictures = bool(self._names) or not earlier <= {f"scores.{form}" for form in FORMATS}
+            results.begin([*self._names, self.table.name], () if has_pictures else earlier)
             table = results.unfinished / self.table.name
             try:
                 with closing(SortedTable(table, CSV_COLUMNS if table.suffix == ".csv" else COLUMNS)) as rows:

@@ -100,10 +100,9 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         if isinstance(X, (str, Path)) and Path(X).is_dir():
             refuse_mixed(Path(X), [image for image in files if isinstance(image, Path)])
         seed = self.random_state
-        if isinstance(seed, (int, np.integer)):
-            SEED.check("random_state", seed)
-        else:
+        if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
+        SEED.check("random_state", seed)
         recipe = Recipe(
             self.lr, self.batch_size, self.epochs, sub_epochs=1, seed=int(seed), warm_up_share=WARM_UP_SHARE
         )

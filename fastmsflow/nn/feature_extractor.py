@@ -160,7 +160,8 @@ class FeatureExtractor(nn.Module):
     def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)
         for name, values in zip(("mean", "std"), self._normalization, strict=True):
-            constant = torch.tensor(values, dtype=dtype, device=device)
+            # Rounded to float32, as the published script has them, whatever the model's dtype.
+            constant = torch.tensor(values, dtype=torch.float32, device=device).to(dtype)
             self.register_buffer(name, constant[None, :, None, None], persistent=False)
 
     def _apply(self, *args: Any, **options: Any) -> "FeatureExtractor":

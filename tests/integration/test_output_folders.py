@@ -10,6 +10,7 @@ from PIL import Image
 
 from fastmsflow.files import claimed_folder
 from fastmsflow.models.checkpoint import read_config
+from fastmsflow.owned_files import owned_files
 from tests.helpers.folder_listing import files_in, names_in
 from tests.helpers.paths import ROOT
 from tests.helpers.predictions import Command, table_rows
@@ -91,6 +92,18 @@ def test_new_predictions_take_the_place_of_all_earlier_ones(
     (tmp_path / "note.txt").write_text("mine")
     assert predict(brick_checkpoint, brick_tiles / "3.png", "--out", tmp_path, "--format", "jsonl")[0] == 0
     assert names_in(tmp_path) == {"3_heatmap.png", "scores.jsonl", "note.txt"}
+    assert predict(brick_checkpoint, brick_tiles / "4.png", "--out", tmp_path, "--no-heat-maps")[0] == 0
+    assert names_in(tmp_path) == {"scores.csv", "note.txt"}
+
+
+def test_a_table_without_pictures_leaves_one_of_another_format(
+    brick_checkpoint: Path, brick_tiles: Path, predict: Command, tmp_path: Path
+) -> None:
+    for form in ("csv", "jsonl", "csv"):
+        options = ("--format", form, "--no-heat-maps")
+        assert predict(brick_checkpoint, brick_tiles / "3.png", "--out", tmp_path, *options)[0] == 0
+    assert names_in(tmp_path) == {"scores.csv", "scores.jsonl"}
+    assert owned_files(tmp_path, "predict") == {"scores.csv", "scores.jsonl"}
 
 
 KILLED = """\

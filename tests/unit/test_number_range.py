@@ -85,7 +85,7 @@ CALLS = [
     *((lambda n=n: ShardedImages("none", (32, 32), workers=n), "workers") for n in (-1, True)),
     *((lambda n=n: fit(epochs=n), "epochs") for n in (0, 1.5, True)),
     *((lambda n=n: fit(contamination=n), "contamination") for n in (0, 0.5, math.nan)),
-    *((lambda n=n: fit(random_state=n), "random_state") for n in (-1, 1.5, None)),
+    *((lambda n=n: fit(random_state=n), "random_state") for n in (-1, 1.5, "a")),
     *((lambda n=n: fit(image_size=n), "image_size") for n in (0, 31, 64.0)),
 ]
 

@@ -88,7 +88,7 @@ REFUSED = {
     "in a list": ("freeze: [level0, 010]", "YAML reads 010 as another number"),
     "a date": ("class: 2024-01-01", "YAML reads 2024-01-01 as another number, or as a date"),
     "no": ("class: no", "class is False: YAML reads this as true or false; put it in quotes"),
-    "true": ("image-size: true", "image-size is True: YAML reads this as true or false"),
+    "true": ("image-size: true", "image-size is True; it must be a whole number"),
     "text for a flag": ("standardise: maybe", "standardise is maybe: give true or false"),
     "a number for a flag": ("standardise: 1", "standardise is 1: give true or false"),
     "a list for a number": ("image-size: [1, 2]", "give one value, not a list"),

@@ -6,6 +6,7 @@ import os
 import pickle
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -270,8 +271,8 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path, monkeypatch) -> 
     save_official(flow, path)
     before = path.read_bytes()
 
-    def fail(content: object, target: Path) -> None:
-        Path(target).write_bytes(b"half")
+    def fail(content: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)

@@ -255,9 +255,9 @@ def test_a_state_that_is_not_there_or_not_whole_is_one_line(run: Path, tmp_path:
 
     whole = state.read_bytes()
     state.write_bytes(whole[:1000])
-    refused("may be truncated")
+    refused("damaged, or holds code, which is not run")
     torch.save({"state_dict": {}}, state)
-    refused("does not fit the flow that the run's settings describe: missing")
+    refused("not a run's state")
     content = torch.load(run / "state.ckpt", weights_only=True)
     del content["optimizer_states"]
     torch.save(content, state)

@@ -115,7 +115,7 @@ BAD_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "ragged labels": (lambda: auroc([[0], [0, 1]], [0.0, 1.0]), "labels are no array"),
     "ragged scores": (lambda: auroc([0, 1], [[0.0], [0.0, 1.0]]), "scores are no array"),
     "no labels": (lambda: auroc([], []), "needs both classes"),
-    "a limit that is text": (lambda: aupro(MASKS, MAPS, fpr_limit="a"), "fpr_limit is a; give a rate"),
+    "a limit that is text": (lambda: aupro(MASKS, MAPS, fpr_limit="a"), "fpr_limit is 'a'; it must be above 0"),
     "no masks": (lambda: aupro(MASKS[:0], MAPS[:0]), "add the missing images"),
     "maps of NaN": (lambda: aupro(MASKS, MAPS * np.nan), "maps hold NaN"),
 }
