@@ -155,11 +155,13 @@ def locked(path: Path, wait: float = 0.0, purpose: Path | None = None) -> Iterat
     until = time.monotonic() + wait
     with suppress(Timeout), write_faults(purpose or path):
         while not lock.is_locked:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 lock.acquire(timeout=max(0.0, until - time.monotonic()))
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 # Another process's claim, which left the folder empty, has ended in this very moment.
+                if path.parent.exists() and not path.parent.is_dir():
+                    raise
                 if time.monotonic() >= until:
                     break
             except PermissionError as error:

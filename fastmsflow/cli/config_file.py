@@ -116,7 +116,8 @@ def _load(path: Path) -> dict[str, Any]:
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{path}: holds no options; {ONE_A_LINE}")
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "no options"
+            raise InputError(f"{path}: holds {kind}; {ONE_A_LINE}")
         result: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):

@@ -70,10 +70,10 @@ class AheadLoader(AbstractContextManager["AheadLoader"]):
                 batch = next(results)
             except StopIteration:
                 return
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C too
                 # Without torch's frames, which would hold the processes; as garbage each would take 5 s to end.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
-                fault = self._fault(error)
+                fault = self._fault(error) if isinstance(error, Exception) else error
             else:
                 self._waiting_since = None
                 yield batch

@@ -47,7 +47,7 @@ from anomalib.pre_processing.utils.transform import get_exportable_transform
 from anomalib.visualization import Visualizer
 from torchvision.transforms.v2 import InterpolationMode, Normalize, Resize
 
-from .antialiased_resize import antialiased
+from ..nn.antialiased_resize import antialiased
 
 __all__ = ["Msflow"]
 

@@ -261,7 +261,7 @@ def test_a_state_that_is_not_there_or_not_whole_is_one_line(run: Path, tmp_path:
     content = torch.load(run / "state.ckpt", weights_only=True)
     del content["optimizer_states"]
     torch.save(content, state)
-    refused("not a run's state; give state.ckpt of a run's folder")
+    refused(r"not a run's state \(optimizer_states is missing\)")
     for damage in (
         lambda c: c["optimizer_states"][0]["param_groups"].pop(),
         lambda c: c["optimizer_states"][0]["param_groups"][0]["params"].pop(),

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Re
 from fastmsflow import MSFlow
 from fastmsflow.errors import InputWarning
 from fastmsflow.integrations.anomalib import VERSION, Msflow
-from fastmsflow.integrations.antialiased_resize import AntialiasedResize, antialiased
+from fastmsflow.nn.antialiased_resize import AntialiasedResize, antialiased
 from tests.helpers.small_anomalib import QUIET, UNTRAINED, noise_data
 
 MODES = ("bilinear", InterpolationMode.BILINEAR, 2, InterpolationMode.BICUBIC, 3)
