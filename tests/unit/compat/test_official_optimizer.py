@@ -278,11 +278,14 @@ def test_a_state_that_is_not_there_or_not_whole_is_one_line(run: Path, tmp_path:
     written = json.loads(settings.read_text())
     for damaged in ([], {}, {**written, "model": {**written["model"], "official_layout": {"order": [0, 0, 7]}}}):
         settings.write_text(json.dumps(damaged))
-        refused("not a run's state")
+        refused("state-settings.json: damaged")
     settings.write_text(json.dumps({**written, "recipe": {**written["recipe"], "warm_up": 0.12}}))
     refused("warm_up is 0.12")
     settings.write_text("{")
-    refused("missing or damaged; a run's state is read with this file beside it")
+    refused("damaged .*; a run's state is read with this file beside it")
+    settings.unlink()
+    refused("missing; a run's state is read with this file beside it")
+    settings.write_text(json.dumps(written))
     state.unlink()
     refused("no such file; a run keeps its state until it has finished")
 
