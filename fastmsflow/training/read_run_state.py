@@ -54,7 +54,9 @@ def load_state(path: str | Path) -> RunState:
     refuse_views(path, content["state_dict"].values())
     for level, blocks in enumerate(config["flow"]["blocks"]):
         if number_of_blocks(state, f"parallel_flows.{level}.blocks.") != blocks:
-            raise InputError(f"{path}: does not hold the {blocks} blocks of level {level} that the run's settings describe")
+            raise InputError(
+                f"{path}: does not hold the {blocks} blocks of level {level} that the run's settings describe"
+            )
     try:
         build = partial(MultiScaleFlow.from_config, config)
         refuse_other_tensors("the flow that the run's settings describe", path, build, state)
