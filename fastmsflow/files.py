@@ -157,11 +157,13 @@ def locked(path: Path, wait: float = 0.0, purpose: Path | None = None) -> Iterat
         while not lock.is_locked:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=max(0.0, until - time.monotonic()))
-            except (FileNotFoundError, FileExistsError):
-                # Another process's claim, which left the folder empty, has ended in this very moment.
-                if path.parent.exists() and not path.parent.is_dir():
+            except FileExistsError:
+                if path.parent.exists():
                     raise
+            try:
+                lock.acquire(timeout=max(0.0, until - time.monotonic()))
+            except FileNotFoundError:
+                # Another process's claim, which left the folder empty, has ended in this very moment.
                 if time.monotonic() >= until:
                     break
             except PermissionError as error:

@@ -240,3 +240,13 @@ def test_two_processes_do_not_write_one_file_at_a_time(tmp_path: Path, monkeypat
     assert (tmp_path / "a.txt").read_text() == "first"
     write_json(tmp_path / "a.txt", "second")
     assert (tmp_path / "a.txt").read_text() == '"second"\n'
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="has no /proc")
+def test_a_place_where_no_folder_can_be_made_is_not_called_busy() -> None:
+    with (
+        pytest.raises(InputError, match="no file or folder can be made there") as caught,
+        claimed_folder(Path("/proc/x")),
+    ):
+        pass
+    assert not isinstance(caught.value, Busy)
