@@ -58,7 +58,8 @@ def namespaces() -> dict[Path, dict[str, Any]]:
         "freia_flows": freia_flows,
         "freia_fusion": freia_fusion,
     }
-    return {page: {"run": [], **given} for page in PAGES}
+    elsewhere = [example for example in EXAMPLES if example not in HERE]
+    return {page: {"run": list(elsewhere), **given} for page in PAGES}
 
 
 @pytest.mark.slow
