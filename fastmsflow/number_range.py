@@ -22,7 +22,7 @@ class NumberRange:
     is_whole: bool = False
 
     def __str__(self) -> str:
-        low, high = f"{self.low:.10g}", f"{self.high:.10g}"
+        low, high = (f"{bound:.10f}".rstrip("0").rstrip(".") for bound in (self.low, self.high))
         if self.high in (math.inf, LARGEST):
             if self.low == -math.inf:
                 return "finite"
@@ -52,7 +52,13 @@ class NumberRange:
         if value not in self:
             shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
             kind = "a whole number, " if self.is_whole else "from " if " to " in str(self) else ""
-            raise InputError(f"{name} is {shown}; it must be {kind}{self}")
+            bounds = str(self)
+            if self.is_whole and isinstance(value, Integral) and value > self.high == LARGEST:  # type: ignore[operator]
+                # The help leaves this bound out.
+                bounds = f"at most {LARGEST}"
+            elif not self.is_whole and value == self.high == math.inf and bounds != "finite":
+                bounds = f"{bounds}, and finite"
+            raise InputError(f"{name} is {shown}; it must be {kind}{bounds}")
 
 
 def whole(low: int, high: int = LARGEST) -> NumberRange:
@@ -81,6 +87,8 @@ SIDE = whole(32, 65536)
 RATE = above(0, 1)
 """A share of good images that may be called defective: none and all need no threshold."""
 SHARE = between(0, 1)
+CLAMP = between(1e-6, 1e6)
+"""The strength of a soft clamp."""
 
 
 def check_image_size(size: object, name: str = "image_size") -> tuple[int, int]:

@@ -18,6 +18,8 @@ RECORD_FILE = ".fastmsflow.json"
 FORMAT = "fastmsflow files 1"
 MAX_RECORD_BYTES = 2**28
 """Largest size of a record that is read: enough for a million heat maps."""
+MOST_PARTS = 256
+"""The depth of the deepest file that is believed: Python looks for a folder's folders by calling itself."""
 
 
 def owned_files(folder: Path, verb: str | None = None) -> frozenset[str]:
@@ -82,7 +84,7 @@ def _is_valid(name: str, entry: object) -> bool:
     return (
         isinstance(by, str)
         and (size is None or type(size) is int)
-        and bool(path.parts)
+        and 0 < len(path.parts) <= MOST_PARTS
         and str(path) == name
         and not path.is_absolute()
         and ".." not in path.parts

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -56,12 +57,21 @@ def read_json(content: str | bytes, kind: type[T], what: str, remedy: str) -> T:
     Raises: InputError with the key of the fault.
     """
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=_without_doubles)
     # Deep nesting, digits without end and bytes that are no text are no ValueErrors of one kind.
     except (ValueError, RecursionError, MemoryError) as error:
         why = cut(" ".join(str(error).split()))
         raise InputError(f"{what} (not JSON: {why}); {remedy}") from error
     return conform(value, kind, what, remedy)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises: ValueError if a key is there twice: another reader may take the other value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        double = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{cut(ascii(double), 60)} is there twice")
+    return found
 
 
 def conform(value: Any, kind: type[T], what: str, remedy: str) -> T:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, cut, first_few
-from .quiet import Kind, QuietThread
+from .quiet import QuietThread
 
-# A file of another pickle protocol than torch.save's is checked, or refused, all the same.
-_QUIET = QuietThread(Kind("Detected pickle protocol"))
+# torch warns of a file's pickle protocol, of sparse and of quantized tensors; all of it is checked, or refused, here.
+_QUIET = QuietThread()
 
 # The names of permutations in state dicts of ours.
 PERMUTATION = re.compile(r"(.*\.)?perm\d*")

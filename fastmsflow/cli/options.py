@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import printable
-from ..number_range import RATE, WORKERS, NumberRange, above
+from ..number_range import CLAMP, RATE, WORKERS, NumberRange
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -155,7 +155,7 @@ Resume = Annotated[
 ]
 Null = Annotated[bool, option(DATA, "Names on standard input end with NUL, as of find -print0.", "--null", "-0")]
 OfficialPool = Annotated[str, option(MODEL, "Pool of the official model: avg, max or none.")]
-OfficialClamp = Annotated[float, option(MODEL, "clamp_alpha of the official model.", range=above(0))]
+OfficialClamp = Annotated[float, option(MODEL, "clamp_alpha of the official model.", range=CLAMP)]
 OfficialVariant = Annotated[
     str, option(MODEL, "Version of FrEIA whose formula the official model has: auto, 0.2 or master.")
 ]

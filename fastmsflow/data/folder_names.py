@@ -2,26 +2,29 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import InputError, first_few
+from ..errors import InputError, InputWarning, first_few
 from ..files import shown
 
 GOOD, DEFECTIVE, MASK, TEST = "good", "defective", "mask", "test"
 _WORDS = {
     GOOD: "good goods ok okay normal pass passed accept accepted nondefective nodefect nodefects defectfree faultfree"
-    " anomalyfree nominal",
+    " anomalyfree withoutdefect withoutdefects nominal inlier inliers",
     DEFECTIVE: "bad ng nok ko notok notgood nogood nongood defect defects defective defectives anomaly anomalies"
     " anomalous abnormal fail failed failure failures fault faults faulty flaw flaws flawed reject rejects rejected"
-    " broken damaged scrap negative negatives positive positives neg pos",
-    MASK: "mask masks groundtruth groundtruths gt gts segmentation segmentations",
+    " outlier outliers broken damaged scrap negative negatives positive positives neg pos",
+    MASK: "mask masks groundtruth groundtruths gt gts segmentation segmentations label labels annotation annotations",
     TEST: "test tests testing val valid validation eval evaluation",
 }
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 # These tell enough wherever they stand in a name: "NG scratch", "defect_hole".
 _CLEAR = {"ng", "nok", "defect", "defects", "defective", "anomaly", "anomalies", "anomalous", "mask", "masks"}
 _FILLERS = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "part", "parts", "data", "set"}
+# "train_good", "test bad": the image's kind stands beside the share of the images.
+_SHARES = {"train", "training"}
 _LAYOUT = "lay the images out as train/good, test/good, test/KIND and ground_truth/KIND"
 
 
@@ -29,12 +32,18 @@ def kind_of_folder(name: str) -> str | None:
     """Returns the kind of images that a folder's name tells of: GOOD, DEFECTIVE, MASK or TEST; None for others."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold()
     words = [word for word in re.findall(r"[^\W\d_]+", apart) if word not in _FILLERS]
-    kind = _KINDS.get("".join(words))
-    return kind or next((_KINDS[word] for word in words if word in _CLEAR), None)
+    kind = _KINDS.get("".join(words)) or next((_KINDS[word] for word in words if word in _CLEAR), None)
+    kinds = [_KINDS.get(word) for word in words if word not in _SHARES]
+    if kind is None and None not in kinds:
+        kind = next((each for each in (MASK, DEFECTIVE, TEST, GOOD) if each in kinds), None)
+    return kind
 
 
 def refuse_mixed(root: Path, images: Iterable[Path]) -> None:
-    """Raises: InputError if folders' names say that not all ``images`` below ``root`` are good ones."""
+    """Raises: InputError if folders' names say that not all ``images`` below ``root`` are good ones.
+
+    An InputWarning tells of several folders whose names say nothing.
+    """
     folders = _folders_below(root, images)
     kinds = {folder: kind_of_folder(os.path.basename(folder)) for folder in folders}  # noqa: PTH119
     good = [folder for folder in folders if kinds[folder] == GOOD]
@@ -47,7 +56,10 @@ def refuse_mixed(root: Path, images: Iterable[Path]) -> None:
         or (kinds[folder] is None and os.path.dirname(folder) in beside and folder not in _above(good))  # noqa: PTH120
     ]
     if not others:
+        _warn_of_kinds(root, folders)
         return
+    # Good images of a test are not to be learned from.
+    good.sort(key=lambda folder: any(kind_of_folder(part) in (DEFECTIVE, MASK, TEST) for part in Path(folder).parts))
     seen = first_few([shown(folder) for folder in sorted([*good, *others])])
     name = (
         f"name the folder of good images, {shown(root / good[0])}" if good else "name the folder of good images alone"
@@ -56,6 +68,19 @@ def refuse_mixed(root: Path, images: Iterable[Path]) -> None:
         f"{shown(root)}: all images below it would be taken for good ones, and it holds folders called {seen}; {name},"
         f" or {_LAYOUT}"
     )
+
+
+def _warn_of_kinds(root: Path, folders: Sequence[str]) -> None:
+    """Tells of folders beside each other whose names say nothing: they may be kinds of images."""
+    beside = [folder for folder in folders if "/" not in folder and kind_of_folder(folder) is None]
+    if len(beside) > 1:
+        names = first_few([shown(folder) for folder in beside])
+        warnings.warn(
+            f"{shown(root)}: all images below it, in folders {names}, are taken for good ones; if some are not, name"
+            " the folder of good images alone",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def refuse_misnamed(test: Path, kind: str, images: Iterable[Path]) -> None:

@@ -24,8 +24,9 @@ SUFFIXES = (frozenset(suffix for suffix, name in Image.EXTENSION.items() if name
 
 _RAW = ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f"
 _OTHERS = (
-    ".avif .avifs .btf .dcm .dcx .dds .dicom .dpx .emf .eps .exr .fits .heic .heics .heif .heifs .hif .icns .ico .jls"
-    " .jxl .jxr .pcx .pfm .psb .psd .qoi .ras .sgi .svg .tga .tf8 .wdp .webp .wmf .xbm .xpm"
+    ".avif .avifs .bpg .btf .bw .czi .dcm .dcx .dds .dicom .djvu .dpx .emf .eps .exr .fit .fits .flif .fts .heic .heics"
+    " .heif .heifs .hif .icb .icns .ico .jls .jxl .jxr .nd2 .pcx .pct .pfm .pict .psb .psd .qoi .ras .rgb .rgba"
+    " .sgi .svg .svgz .tga .tf8 .vda .vst .wbmp .wdp .webp .wmf .xbm .xcf .xpm"
 )
 UNREAD_SUFFIXES = frozenset(f"{_RAW} {_OTHERS}".split()) - SUFFIXES
 """Suffixes of images that are not read."""
@@ -37,7 +38,8 @@ NO_IMAGES = f"holds no images ({', '.join(RECOGNIZED)})"
 # Formats that Pillow does not know, or that are not read.
 _UNREAD_HEADS = re.compile(
     rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1|avif|avis|crx )|\0\0\0\x0cJXL |\xff\x0a[^\0-\x1f]|v/1\x01"
-    rb"|8BPS|DDS |qoif|#\?RADIANCE|SIMPLE  =|II\xbc\x01|FUJIFILM|IIRO|IIU\0|SDPX|XPDS",
+    rb"|8BPS|DDS |qoif|BPG\xfb|FLIF|gimp xcf|AT&TFORM|ZISRAWFILE|\xff\xd8\xff\xf7|\x01\xda[\0\1][\1\2]\0|<svg[\s>]"
+    rb"|#\?RADIANCE|SIMPLE  =|II\xbc\x01|FUJIFILM|IIRO|IIU\0|SDPX|XPDS",
     re.DOTALL,
 )
 _DICOM_AT, _DICOM = 128, b"DICM"

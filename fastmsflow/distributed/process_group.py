@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import NamedTuple, TypeVar
 
 from ..errors import InputError
+from ..number_range import PROCESSES
 
 T = TypeVar("T")
 _joined_at: list[str] = []
@@ -41,7 +42,7 @@ class ProcessGroup(NamedTuple):
         Slurm's srun does not set it: let srun start one torchrun, or one `fastmsflow train --devices N --nodes M`, on
         each machine with ``--ntasks-per-node 1``.
 
-        Raises: InputError if some of the variables are missing.
+        Raises: InputError if some of the variables are missing, or contradict each other.
         """
         given = [name for name in RANK_VARIABLES if name in os.environ]
         if "WORLD_SIZE" not in given:
@@ -52,6 +53,9 @@ class ProcessGroup(NamedTuple):
             raise InputError(
                 f"the environment names {', '.join(given)}, and not all of {', '.join(RANK_VARIABLES)}"
             ) from error
+        if not (0 <= rank < size and 0 <= local_rank < local_size <= size and size in PROCESSES):
+            values = ", ".join(f"{name}={os.environ[name]}" for name in RANK_VARIABLES)
+            raise InputError(f"the environment says {values}; a rank is below its size, and sizes are {PROCESSES}")
         return cls(rank, size, local_rank, local_size)
 
     @property

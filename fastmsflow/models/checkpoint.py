@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError, UnavailableError
 from ..files import written_aside
 from ..nn.feature_pooling import Pool
-from ..number_range import SIDE
+from ..number_range import CLAMP, SIDE
 from ..readable_file import check_file
 from ..reference.clamp_forms import ClampForm
 from ..schema import Within, read_json
@@ -38,7 +38,7 @@ class FlowDescription(TypedDict):
     channels: Annotated[list[Channels], Levels]
     condition_channels: Annotated[list[Channels], Levels]
     blocks: Annotated[list[Annotated[int, Within(1)]], Levels]
-    clamp: Annotated[float, Within(1e-6, 1e6)]
+    clamp: Annotated[float, Within(CLAMP.low, CLAMP.high)]
     clamp_form: ClampForm
 
 

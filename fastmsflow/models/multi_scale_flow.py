@@ -15,7 +15,7 @@ from ..nn.fusion_flow import FusionFlow
 from ..nn.parallel_flow import ParallelFlow
 from ..nn.positional_encoding import PositionalEncoding2d
 from ..nn.streams import run_on_streams
-from ..number_range import COUNT, above
+from ..number_range import CLAMP, COUNT
 from ..reference.clamp_forms import ClampForm
 from ..reference.coupling import add_log_dets
 from ..reference.coupling_spec import CouplingResult
@@ -61,7 +61,7 @@ class MultiScaleFlow(nn.Module):
         for name, counts in (("channels", channels), ("condition_channels", condition_channels), ("blocks", blocks)):
             for count in counts:
                 COUNT.check(name, count)
-        above(0).check("clamp", clamp)
+        CLAMP.check("clamp", clamp)
         if clamp_form not in PARALLEL_CLAMP_FORMS:
             raise InputError(f"clamp_form {clamp_form!r} is not known; choose one of {', '.join(PARALLEL_CLAMP_FORMS)}")
         self.channels = tuple(channels)

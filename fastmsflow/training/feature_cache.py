@@ -177,7 +177,7 @@ class FeatureCache:
             levels, checksum = self._read(shard)
             if checksum is None:
                 unknown += 1
-            elif not torch.equal(_checksum(levels), checksum):
+            elif not torch.equal(_checksum(shard, levels), checksum):
                 raise InputError(f"{shown(path)}: damaged, its checksum is another; {ANEW}")
         return unknown
 
@@ -212,7 +212,7 @@ class FeatureCache:
         return self.folder / f"{shard:06}.safetensors"
 
     def _write(self, shard: int, levels: Sequence[Tensor]) -> None:
-        tensors = {f"level{i}": level for i, level in enumerate(levels)} | {CHECKSUM: _checksum(levels)}
+        tensors = {f"level{i}": level for i, level in enumerate(levels)} | {CHECKSUM: _checksum(shard, levels)}
         content = save(tensors, metadata={KEY: self._key})
         with written_aside(self._file(shard)) as aside:
             aside.write_bytes(content)
@@ -240,9 +240,10 @@ class FeatureCache:
         return levels, checksum
 
 
-def _checksum(levels: Sequence[Tensor]) -> Tensor:
-    """Returns the SHA-256 of a shard's features, (32,) uint8."""
-    chunks = tensor_chunks({str(i): level for i, level in enumerate(levels)}, "{name} {shape} {dtype}\n")
+def _checksum(shard: int, levels: Sequence[Tensor]) -> Tensor:
+    """Returns the SHA-256 of a shard's number and features, (32,) uint8: two shards that have changed places differ."""
+    named = {f"{shard} {i}": level for i, level in enumerate(levels)}
+    chunks = tensor_chunks(named, "{name} {shape} {dtype}\n")
     return torch.tensor(list(bytes.fromhex(digest(chunks))), dtype=torch.uint8)
 
 
@@ -306,6 +307,9 @@ def _read_description(folder: Path, settings: Mapping[str, Any]) -> Description:
 def _read_digests(folder: Path, description: Description) -> np.ndarray:
     path = folder / IMAGES_FILE
     try:
+        if path.exists() and not path.is_file():
+            # Opening a pipe would wait for ever.
+            raise ValueError("not a file")
         # Mapped, the array can be no larger than the file, whatever the header says.
         mapped = np.lib.format.open_memmap(path, mode="r")
         if mapped.dtype != DIGEST or mapped.shape != (description["images"],):

@@ -16,6 +16,7 @@ from fastmsflow.benchmarking.compare import compare
 from fastmsflow.compat import load_official, save_official
 from fastmsflow.compat.convert import own_flow, own_to_official
 from fastmsflow.models.checkpoint import read_config
+from fastmsflow.state_dicts import load_pickled
 from tests.helpers.memory_limit import memory_limit
 from tests.helpers.mutations import WRONG, line_of, mutations, refused
 from tests.helpers.tiny_model import tiny_model
@@ -313,3 +314,12 @@ def test_a_failure_that_is_damaged_counts_as_none(tmp_path: Path) -> None:
         done: list[str] = []
         assert train_each(tmp_path, ["a"], done.append, lambda name, reason: None) == {}
         assert done == ["a"]
+
+
+def test_torch_says_nothing_of_a_file_beside_the_one_line(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    kinds = {"sparse": torch.eye(3).to_sparse(), "csr": torch.eye(3).to_sparse_csr()}
+    recwarn.clear()
+    for name, tensor in kinds.items():
+        torch.save({"x": tensor}, tmp_path / name)
+        assert load_pickled(tmp_path / name)["x"].shape == (3, 3)
+    assert [str(warning.message) for warning in recwarn] == []

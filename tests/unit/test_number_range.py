@@ -16,7 +16,7 @@ from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.inference import BatchScorer
 from fastmsflow.inference.predictor import Predictor
 from fastmsflow.metrics import aupro
-from fastmsflow.number_range import NumberRange, above, between, whole
+from fastmsflow.number_range import COUNT, FINITE, NumberRange, above, between, whole
 from fastmsflow.scoring import anomaly_scores
 from tests.helpers.tiny_model import tiny_model
 
@@ -44,7 +44,8 @@ def test_a_range_takes_its_own_numbers_alone(
     for number in outside:
         with pytest.raises(InputError, match=r"^x is .*; it must be ") as raised:
             numbers.check("x", number)
-        assert str(raised.value).endswith(text) and len(str(raised.value)) < 100
+        end = str(raised.value)
+        assert end.endswith((text, f"{text}, and finite", "at most 2147483647")) and len(str(raised.value)) < 100
 
 
 def flow(**options: Any) -> MultiScaleFlow:
@@ -103,3 +104,24 @@ def test_a_predictor_refuses_a_batch_before_it_writes(size: Any, tmp_path: Path)
     with pytest.raises(InputError, match=r"^batch_size is "):
         Predictor(model, tmp_path / "out").run([tmp_path / "a.png"], size, 0, lambda done: None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "value", "message"),
+    [
+        (COUNT, 10**20, "x is 100000000000000000000; it must be a whole number, at most 2147483647"),
+        (COUNT, 0, "x is 0; it must be a whole number, 1 or more"),
+        (above(0), float("inf"), "x is inf; it must be above 0, and finite"),
+        (FINITE, float("inf"), "x is inf; it must be finite"),
+    ],
+)
+def test_the_message_contradicts_no_number_that_it_names(numbers: NumberRange, value: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        numbers.check("x", value)
+    assert str(caught.value) == message
+
+
+def test_a_clamp_that_no_checkpoint_holds_is_refused_before_there_is_a_model() -> None:
+    for clamp in (1e7, 1e-7):
+        with pytest.raises(InputError, match=f"clamp is {clamp}; it must be from 0.000001 to 1000000"):
+            MultiScaleFlow((8, 8, 8), (16, 16, 16), (1, 1, 1), clamp)

@@ -82,3 +82,9 @@ def test_a_value_and_a_message_of_ten_megabytes_are_cut() -> None:
     assert len(str(error)) < 5000 and "(10000000 characters)" in str(error)
     # An error that goes from process to process is made again.
     assert str(InputError(str(error))) == str(error)
+
+
+def test_a_key_that_is_there_twice_is_refused_at_any_depth() -> None:
+    for content in (f'{GOOD[:-1]}, "rate": 2}}', GOOD.replace('"note": null', '"note": null, "note": "x"')):
+        with pytest.raises(InputError, match=r"x\.json: no whole \(not JSON: '(rate|note)' is there twice\); write"):
+            read(content)

@@ -115,10 +115,11 @@ class Manifest:
             written = shown(cut(repr(found.get("format"))))
             raise InputError(f"{what} of format {written}; this version reads {FORMAT!r}; {AGAIN}")
         content = conform(found, ManifestDescription, what, AGAIN)
-        try:
-            shards = tuple(Shard(**shard) for shard in content["shards"])
-        except TypeError as error:
-            raise InputError(f"{what} ({cut(str(error))}); {AGAIN}") from error
+        known = ShardDescription.__annotations__.keys()
+        named = ((f"shards[{i}].{key}", key) for i, shard in enumerate(content["shards"]) for key in shard)
+        if unknown := next((name for name, key in named if key not in known), None):
+            raise InputError(f"{what} ({shown(cut(unknown))} is not known); {AGAIN}")
+        shards = tuple(Shard(**shard) for shard in content["shards"])
         skipped = tuple(content["skipped"])
         manifest = cls(shards, content["fingerprint"], content["images_per_shard"], skipped)
         if fault := _contradiction(manifest, content):
@@ -138,6 +139,7 @@ def _contradiction(manifest: Manifest, content: ManifestDescription) -> str | No
     names: set[str] = set()
     by_checksum: dict[str, str] = {}
     first = 0
+    largest = max(shard.images for shard in manifest.shards)
     for shard in manifest.shards:
         if not SHARD_NAME.fullmatch(shard.name):
             return f"{shard.name!r} is no name of a shard"
@@ -152,6 +154,12 @@ def _contradiction(manifest: Manifest, content: ManifestDescription) -> str | No
         names.add(shard.name)
         by_checksum[shard.sha256] = shard.name
         first += shard.images
-    if (content["images"], content["bytes"]) != (manifest.images, manifest.bytes):
-        return f"says {content['images']} images, its shards hold {manifest.images}"
+    if largest > manifest.images_per_shard:
+        return f"says that a shard has up to {manifest.images_per_shard} images, and one has {largest}"
+    for unit, said, held in (
+        ("images", content["images"], manifest.images),
+        ("bytes", content["bytes"], manifest.bytes),
+    ):
+        if said != held:
+            return f"says {said} {unit}, its shards hold {held}"
     return None

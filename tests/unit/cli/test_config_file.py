@@ -1,5 +1,6 @@
 """Configuration files of strangers: they run nothing, fetch nothing, and fill no memory."""
 
+import os
 import re
 from pathlib import Path
 
@@ -140,3 +141,11 @@ def test_what_stands_in_quotes_is_text(text: str, config: Path, command, tmp_pat
     config.write_text(f"class: {text}\nlr: 1e-3\nhold-out: 0.25\nstandardise: true\nfreeze: [level0]\n")
     code, printed = command("train", "g", "--out", "o", "--config", config)
     assert code == 1 and f"no class {text[1:-1]!r}" in printed
+
+
+def test_a_pipe_is_not_waited_for(config: Path, command) -> None:
+    os.mkfifo(config)
+    code, printed = command("train", "g", "--out", "o", "--config", config)
+    assert (code, one_line(printed)) == (
+        1, f"fastmsflow: {config}: a pipe, not a file; give one 'option: value' a line in a file"
+    )  # fmt: skip

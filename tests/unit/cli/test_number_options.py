@@ -45,7 +45,7 @@ def outside(text: str, is_whole: bool) -> list[str]:
         for bound in number:
             is_low = bound == numbers[0] and number == numbers[:1]
             past = bound - step if is_low else bound + step
-            wrong.append(f"{past:.10g}")
+            wrong.append(f"{past:.16g}")
             if (is_low and above) or (not is_low and below):
                 wrong.append(f"{bound:.10g}")
     return wrong

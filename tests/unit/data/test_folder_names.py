@@ -10,6 +10,7 @@ from fastmsflow import InputError
 from fastmsflow.data import folder, list_images, open_image_set
 from fastmsflow.data.file_search import find_images
 from fastmsflow.data.folder_names import kind_of_folder
+from fastmsflow.errors import InputWarning
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -32,7 +33,11 @@ def tree(root: Path, *names: str) -> Path:
         (("not ok", "ok 1"), "ok 1"),
         (("good", "dent", "scratch"), "good"),
         (("no_defect", "defect"), "no_defect"),
-        (("train2/good", "test2/good"), "test2/good"),
+        (("train2/good", "test2/good"), "train2/good"),
+        (("Train/good", "Test/good", "Test/dent"), "Train/good"),
+        (("01/test/ok", "01/test/ko", "01/train/ok"), "01/train/ok"),
+        (("train_good", "test_bad"), "train_good"),
+        (("inliers", "outliers"), "inliers"),
     ],
 )  # fmt: skip
 def test_good_images_beside_others_are_not_all_learned_from(
@@ -51,7 +56,15 @@ def test_good_images_beside_others_are_not_all_learned_from(
 
 
 @pytest.mark.parametrize(
-    "names", [("1", "Bad"), ("images", "masks"), ("a/ground truth", "a/x"), ("mine", "Test"), ("a", "validation")]
+    "names",
+    [
+        ("1", "Bad"),
+        ("images", "masks"),
+        ("a/ground truth", "a/x"),
+        ("mine", "Test"),
+        ("a", "validation"),
+        ("images", "labels"),
+    ],
 )
 def test_defects_masks_and_tests_are_not_learned_from(names: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name the folder of good images alone, or lay"):
@@ -108,3 +121,13 @@ def test_names_are_recognized_in_all_spellings() -> None:
         assert kind_of_folder(name) == "defective"
     for name in ("", "1", "日付", "contest", "okra", "masking tape"):
         assert kind_of_folder(name) is None
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("gut", "schlecht"), ("crack", "no crack")])
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_folders_whose_names_say_nothing_are_learned_from_and_told(
+    below: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    tree(tmp_path, *(f"{below}{name}" for name in names))
+    with pytest.warns(InputWarning, match=f"in folders {'; '.join(names)}, are taken for good ones; if some are not"):
+        assert len(open_image_set(tmp_path).train) == 2

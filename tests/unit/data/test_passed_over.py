@@ -277,3 +277,16 @@ def test_shards_of_a_folder_hold_none_of_this_products_pictures(tmp_path: Path, 
     assert code == 0
     assert "4 images in 1 shards" in text
     assert text.count("2 files that fastmsflow wrote are passed over, in ./r") == 1
+
+
+@pytest.mark.parametrize(
+    "head", [b"<svg xmlns=", b"gimp xcf v011", b"\xff\xd8\xff\xf7", b"\x01\xda\0\1\0\3", b"BPG\xfb"]
+)
+def test_images_of_formats_that_are_not_read_are_known_by_their_content(head: bytes, tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "scan").write_bytes(head)
+    _, lines = warned(lambda: open_image_set(tmp_path))
+    assert lines == [
+        f"1 file looks like an image and is not read (1 without a suffix), the first {tmp_path}/scan; save them as PNG,"
+        " or give them the suffix of their format"
+    ]

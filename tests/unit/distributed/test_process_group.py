@@ -1,8 +1,9 @@
 """Tests how processes find each other, what they say when they do not, and who of them speaks."""
 
 import os
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -141,3 +142,16 @@ def test_a_process_whose_others_have_gone_silently_says_so_in_one_line(error: Ex
     assert end(error, joined=True) == 1
     said = capsys.readouterr().err
     assert said.startswith("fastmsflow: process 2: another process has gone (") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "values", ["0001", "0-101", "5101", "-1101", "0191", "0100", ("0", "9" * 20, "0", "1"), "0102"]
+)
+def test_an_environment_that_contradicts_itself_is_one_line(
+    values: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = values if isinstance(values, tuple) else re.findall(r"-?\d", str(values))
+    for name, value in zip(RANK_VARIABLES, given, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"the environment says RANK={given[0]}, WORLD_SIZE={given[1]}, .*; a rank is"):
+        ProcessGroup.here()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -168,4 +169,29 @@ def test_a_description_of_another_type_is_one_line(key: str, value: Any, root: P
 def test_a_description_that_is_none_is_one_line(content: bytes, root: Path) -> None:
     (root / "cache/cache.json").write_bytes(content)
     with pytest.raises(InputError, match=r"cache\.json: damaged \(.*\); remove the folder"):
+        opened(root)
+
+
+def test_shards_that_have_changed_places_are_found(root: Path) -> None:
+    """Their features would be those of other images."""
+    path = root / "cache/cache.json"
+    path.unlink()
+    (root / "cache/images.npy").unlink()
+    for shard in (root / "cache").glob("*.safetensors"):
+        shard.unlink()
+    cache = FeatureCache(model(), {"train": images(root)}, root / "cache", shard_bytes=1)
+    cache.build()
+    assert cache.check() == 0
+    first, second = root / "cache/000000.safetensors", root / "cache" / SHARD
+    first.rename(root / "aside")
+    second.rename(first)
+    (root / "aside").rename(second)
+    with pytest.raises(InputError, match=r"000000\.safetensors: damaged, its checksum is another"):
+        opened(root).check()
+
+
+def test_a_list_of_images_that_is_a_pipe_is_not_waited_for(root: Path) -> None:
+    (root / "cache/images.npy").unlink()
+    os.mkfifo(root / "cache/images.npy")
+    with pytest.raises(InputError, match=r"images\.npy: damaged \(not a file\); remove the folder"):
         opened(root)

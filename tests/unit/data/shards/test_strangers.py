@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,25 @@ def test_every_key_of_a_manifest(jpeg_shards_copy: Path) -> None:
         path.write_text(raw)
         assert "no manifest of shards (" in refused(lambda: Manifest.read(ShardStorage(jpeg_shards_copy)))
         assert is_shard_set(str(jpeg_shards_copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["shards"][0].update(bytes=2**62), "bytes, its shards hold"),
+        (lambda content: content.update(images_per_shard=0), "has up to 0 images, and one has"),
+        (lambda content: content.update(images=10**7), "says 10000000 images, its shards hold"),
+        (lambda content: content["shards"][0].update(evil=1), "(shards[0].evil is not known)"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(
+    change: Callable[[Any], None], message: str, jpeg_shards_copy: Path
+) -> None:
+    path = jpeg_shards_copy / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    assert message in refused(lambda: Manifest.read(ShardStorage(jpeg_shards_copy)))
 
 
 def tar_of(path: Path, members: Iterator[tuple[str, bytes]]) -> Shard:
@@ -131,6 +151,7 @@ def test_images_that_are_lost_with_a_shard_come_in_batches(jpeg_shards_copy: Pat
     def grow(manifest: dict) -> None:
         manifest["shards"][-1].update(images=10**7, bytes=10**11)
         manifest["images"] = 44 + 10**7
+        manifest["images_per_shard"] = 10**7
         manifest["bytes"] = sum(shard["bytes"] for shard in manifest["shards"])
 
     rewritten(jpeg_shards_copy, grow)
