@@ -110,7 +110,7 @@ REFUSED = {
     "another encoding": ("source: x".encode("utf-16"), "not YAML .'utf-8' codec"),
     "Latin-1": (b"source: \xe4", "not YAML .'utf-8' codec"),
     "two documents": ("source: a\n---\nsource: b", "not YAML"),
-    "a list of options": ("- a", "holds no options; give one 'option: value' a line"),
+    "a list of options": ("- a", "holds a list; give one 'option: value' a line"),
     "a word": ("a", "holds no options"),
     "megabytes": (" " * (2**20 + 1), "larger than 1 MiB"),
 }
