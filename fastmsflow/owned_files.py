@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from .files import write_faults, written_aside
 
-__all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files"]
+__all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files", "recorded_verbs"]
 
 RECORD_FILE = ".fastmsflow.json"
 FORMAT = "fastmsflow files 1"
@@ -40,6 +40,11 @@ def recorded_files(folder: Path, verb: str | None = None) -> dict[str, int | Non
     The files need not be there.
     """
     return {name: size for name, (by, size) in _read(folder).items() if verb in (None, by)}
+
+
+def recorded_verbs(folder: Path) -> frozenset[str]:
+    """Returns the verbs that recorded files."""
+    return frozenset(by for by, _ in _read(folder).values())
 
 
 def record_files(folder: Path, verb: str, files: Mapping[str, int | None]) -> None:

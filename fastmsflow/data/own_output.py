@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import absolute
+from ..files import LOCK_FILE, absolute
 from ..owned_files import RECORD_FILE, owned_files
 
 # Folders of versions that wrote no record are known by files that nothing else writes.
@@ -56,6 +56,11 @@ def own_output_by_names(names: Collection[str]) -> frozenset[str]:
         for folder, _, name in [each.rpartition("/")]
         if folder in folders and (name.endswith(_HEAT_MAP) or name in _PICTURES)
     )
+
+
+def holds_results(folder: str | Path) -> bool:
+    """Tells whether ``folder`` is one that this product writes or wrote into."""
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (RECORD_FILE, LOCK_FILE, *_RUN))  # noqa: PTH118
 
 
 class OwnFiles:

@@ -40,6 +40,25 @@ def warned(call: Callable[[], object]) -> tuple[list[str], list[str]]:
     return names, [str(warning.message) for warning in caught if warning.category is InputWarning]
 
 
+def test_a_run_among_the_kinds_of_defects_is_no_kind(tmp_path: Path) -> None:
+    image(tmp_path / "train/good/0.png")
+    image(tmp_path / "test/spot/0.png")
+    # A folder that is claimed for new results, and one that holds some.
+    (tmp_path / "test/new").mkdir()
+    (tmp_path / "test/new/.lock").touch()
+    image(tmp_path / "test/run/scores.png")
+    record_files(tmp_path / "test/run", "evaluate", {"scores.png": None})
+    with pytest.warns(InputWarning, match=r"1 file that fastmsflow wrote is passed over, in .*test/run"):
+        images = open_image_set(tmp_path)
+    assert {sample.kind for sample in images.test} == {"spot"}
+    shutil.rmtree(tmp_path / "test/spot")
+    with pytest.raises(InputError, match="test: holds no folders by kind of defect"):
+        open_image_set(tmp_path)
+    (tmp_path / "test/empty").mkdir()
+    with pytest.raises(InputError, match="test/empty: holds no images"):
+        open_image_set(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_suffix_of_a_format_that_is_read_is_accepted_in_any_case(suffix: str, tmp_path: Path) -> None:
     kinds = {".jif": "JPEG", ".mpo": "JPEG", ".pgm": "PPM", ".dib": "DIB"}
