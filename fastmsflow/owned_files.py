@@ -6,6 +6,7 @@ file in the folder; a file that somebody has changed since is no longer one of t
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,15 @@ __all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files", "reco
 
 RECORD_FILE = ".fastmsflow.json"
 FORMAT = "fastmsflow files 1"
+PICTURES = frozenset({"training.png", "scores.png", "heatmaps.png"})
+HEAT_MAP = "_heatmap.png"
+"""The end of a heat map's name."""
+# No other picture or kind of file is this product's: a stranger's record may name a user's.
+_OWN = re.compile(
+    rf"(.*/)?(.*{re.escape(HEAT_MAP)}|{'|'.join(map(re.escape, sorted(PICTURES)))}"
+    r"|.*\.(csv|json|jsonl|html|yaml|md|safetensors|ckpt))",
+    re.DOTALL,
+)
 MAX_RECORD_BYTES = 2**28
 """Largest size of a record that is read: enough for a million heat maps."""
 
@@ -92,6 +102,7 @@ def _is_valid(name: str, entry: object) -> bool:
         and not path.is_absolute()
         and ".." not in path.parts
         and "\0" not in name
+        and _OWN.fullmatch(name) is not None
     )
 
 

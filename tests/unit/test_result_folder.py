@@ -102,9 +102,9 @@ def test_a_kill_at_any_moment_leaves_no_table_beside_pictures_of_another_and_the
         # The next call finishes before it begins, if the new results were whole.
         with claimed_results(out, "predict"):
             assert {name: text for name, text in content(out).items() if "/" not in name} in (A, B), number
-        replace(out, B | {"last.png": ""})
-        assert content(out) == B | {"last.png": ""}, number
-        assert names_in(out) == {*B, "last.png"}, number
+        replace(out, B | {"last_heatmap.png": ""})
+        assert content(out) == B | {"last_heatmap.png": ""}, number
+        assert names_in(out) == {*B, "last_heatmap.png"}, number
     assert number > 20, "the process was not killed at many moments"
 
 

@@ -182,9 +182,9 @@ def written(folder: Path, how: str) -> None:
     for name in ("mine.png", "own_heatmap.png"):
         image(folder / name)
     if how == "record":
-        for name in ("a_heatmap.png", "logs/b.png"):
+        for name in ("a_heatmap.png", "logs/b_heatmap.png"):
             image(folder / name)
-        record_files(folder, "predict", dict.fromkeys(("a_heatmap.png", "logs/b.png")))
+        record_files(folder, "predict", dict.fromkeys(("a_heatmap.png", "logs/b_heatmap.png")))
     elif how in ("csv", "jsonl"):
         columns = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
         row = dict.fromkeys(columns, None) | {"image": "a.png", "heat_map": "a_heatmap.png"}
@@ -222,7 +222,7 @@ def test_pictures_that_this_product_wrote_are_passed_over_and_a_users_own_are_no
 def test_what_is_listed_or_matched_is_passed_over_and_what_is_named_is_read(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "r", "record")
-    listed = io.BytesIO(b"r/a_heatmap.png\nr/logs/b.png\nr/mine.png\n")
+    listed = io.BytesIO(b"r/a_heatmap.png\nr/logs/b_heatmap.png\nr/mine.png\n")
     names, (line,) = warned(lambda: find_images(["-"], listed))
     assert (names, line[:9]) == (["r/mine.png"], "2 files t")
     assert warned(lambda: find_images(["r/*.png"], listed))[0] == ["r/mine.png", "r/own_heatmap.png"]
