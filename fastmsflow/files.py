@@ -34,12 +34,16 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """Yields the path of a new file, in a hidden folder beside ``path``; renames it to ``path`` if the block ends well.
 
     One process at a time writes ``path``. The folder, with all that is in it, is removed in the end; if the process is
-    killed, the next one that writes ``path`` or claims the folder above does that.
+    killed, the next one that writes ``path`` or claims the folder above does that. A path that is written aside already
+    is yielded as it is, and the outer block tells of its faults.
 
     Raises: Busy if another process is writing ``path``; InputError if the file system does not allow it: see
     ``write_faults``.
     """
     path = Path(path)
+    if path.parent.name.endswith(ASIDE) and path.parent.name.startswith(".") and _is_ours(path.parent):
+        yield path
+        return
     with write_faults(path):
         folder = _aside_of(path)
         if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
@@ -120,6 +124,7 @@ def _write_fault(path: Path, error: Exception) -> str | None:
         errno.ENOSPC: f"{file}: cannot be written, the disk is full; free some space or choose another folder",
         errno.EDQUOT: f"{file}: cannot be written, the disk quota is used up; free some space or choose another folder",
         errno.EFBIG: f"{file}: too large for the disk or for `ulimit -f`; raise the limit or choose another folder",
+        errno.EXDEV: f"{file}: lies on another disk than its folder; choose another folder",
         errno.EROFS: f"{folder}: a read-only disk; choose another folder",
         errno.ENAMETOOLONG: f"{file}: the name is too long; choose a shorter one",
         errno.ENOENT: f"{folder}: no file or folder can be made there; choose another folder",

@@ -6,16 +6,26 @@ file in the folder; a file that somebody has changed since is no longer one of t
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from .files import write_faults, written_aside
 
-__all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files"]
+__all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files", "recorded_verbs"]
 
 RECORD_FILE = ".fastmsflow.json"
 FORMAT = "fastmsflow files 1"
+PICTURES = frozenset({"training.png", "scores.png", "heatmaps.png"})
+HEAT_MAP = "_heatmap.png"
+"""The end of a heat map's name."""
+# No other picture or kind of file is this product's: a stranger's record may name a user's.
+_OWN = re.compile(
+    rf"(.*/)?(.*{re.escape(HEAT_MAP)}|{'|'.join(map(re.escape, sorted(PICTURES)))}"
+    r"|.*\.(csv|json|jsonl|html|yaml|md|safetensors|ckpt))",
+    re.DOTALL,
+)
 MAX_RECORD_BYTES = 2**28
 """Largest size of a record that is read: enough for a million heat maps."""
 MOST_PARTS = 256
@@ -42,6 +52,11 @@ def recorded_files(folder: Path, verb: str | None = None) -> dict[str, int | Non
     The files need not be there.
     """
     return {name: size for name, (by, size) in _read(folder).items() if verb in (None, by)}
+
+
+def recorded_verbs(folder: Path) -> frozenset[str]:
+    """Returns the verbs that recorded files."""
+    return frozenset(by for by, _ in _read(folder).values())
 
 
 def record_files(folder: Path, verb: str, files: Mapping[str, int | None]) -> None:
@@ -89,6 +104,7 @@ def _is_valid(name: str, entry: object) -> bool:
         and not path.is_absolute()
         and ".." not in path.parts
         and "\0" not in name
+        and _OWN.fullmatch(name) is not None
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import InputError, InputWarning
 from .files import claimed_folder, remove_leftovers, shown, write_faults
-from .owned_files import RECORD_FILE, owned_files, record_files, recorded_files
+from .owned_files import RECORD_FILE, owned_files, record_files, recorded_files, recorded_verbs
 
 __all__ = ["UNFINISHED", "ResultFolder", "claimed_results"]
 
@@ -55,8 +55,12 @@ class ResultFolder:
 
         ``names``: relative to ``unfinished``, with slashes; last comes the file with which readers begin. ``kept``:
         earlier results that stay beside the new ones.
-        Raises: InputError if something that this verb has not written has one of the names.
+        Raises: InputError if something that this verb has not written has one of the names, or a link or a file is in
+        the place of a folder of theirs.
         """
+        for folder in sorted(_folders_of(self.out, names) - {self.out}):
+            if os.path.lexists(folder) and not _is_folder(folder):
+                self._refuse(folder)
         owned = owned_files(self.out, self._verb)
         for name in names:
             if name not in owned and os.path.lexists(self.out / name):
@@ -75,6 +79,9 @@ class ResultFolder:
             warnings.warn(f"{shown(self.unfinished)}: {line}", InputWarning, stacklevel=2)
         record_files(self.unfinished, self._verb, dict.fromkeys(names))
         record_files(self.unfinished, KEPT, dict.fromkeys(kept))
+        # The record may have stayed beside somebody else's files: from here on it is of this verb alone.
+        for verb in recorded_verbs(self.unfinished) - {self._verb, KEPT}:
+            record_files(self.unfinished, verb, {})
         with write_faults(self.unfinished):
             for folder in _folders_of(self.unfinished, names):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +116,16 @@ class ResultFolder:
             self._clear_unfinished()
 
     def recover(self) -> None:
-        """Goes on with what a killed process had begun to put in the place of earlier results."""
+        """Goes on with what a killed process, of any verb, had begun to put in the place of earlier results."""
         if _is_folder(self.unfinished):
-            with write_faults(self.out):
-                if _size(self.unfinished / WHOLE) is not None:
-                    self._move_earlier([])
-                if _size(self.unfinished / MOVED) is not None:
-                    self._move_new([])
-                    self._clear_unfinished()
+            for verb in recorded_verbs(self.unfinished) - {KEPT}:
+                begun = ResultFolder(self.out, verb)
+                with write_faults(self.out):
+                    if _size(self.unfinished / WHOLE) is not None:
+                        begun._move_earlier([])
+                    if _size(self.unfinished / MOVED) is not None:
+                        begun._move_new([])
+                        begun._clear_unfinished()
 
     def close(self) -> None:
         """Removes ``unfinished`` if no result is in it."""

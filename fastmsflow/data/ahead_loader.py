@@ -25,6 +25,7 @@ from ..errors import WITHOUT_READERS, UnavailableError, is_meant_for_a_person
 STUCK_SECONDS = 600.0
 """The time after which processes count as stuck. Until then, any image or part of a shard that is read shows life."""
 CHECK_SECONDS = 5.0
+PARENT_CHECK_SECONDS = 1.0
 
 # In a process that reads: where it notes the time of its last sign of life, for all of them.
 _last_sign: Any = None
@@ -205,18 +206,21 @@ def _faults_of_start() -> Iterator[None]:
 def _begin(last_sign: Any, worker: int) -> None:
     """Starts a worker that outlives the Ctrl-C or SIGTERM which all processes get: the main process ends it. A training
     still needs batches, to end with a whole step. A SIGTERM of the main process ends the worker, since at its exit that
-    process waits for it."""
+    process waits for it; so does that process's death, after which the worker would wait for ever to hand over."""
     global _last_sign
     _last_sign = last_sign
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
+    parent, started_by = multiprocessing.parent_process(), os.getppid()
     assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
+    # A fork server outlives the parent; processes that the parent has forked hold its sentinel.
+    while parent.is_alive() and os.getppid() == started_by:
+        found = signal.sigtimedwait({signal.SIGTERM}, PARENT_CHECK_SECONDS)
+        if found is not None and found.si_pid == parent.pid:
+            break
     os._exit(0)

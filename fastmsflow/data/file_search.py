@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import absolute, shown
 from .image_formats import NO_IMAGES, SUFFIXES, suffix_of
 from .image_set import ImageSet
-from .own_output import OwnFiles, own_output, own_output_from_above
+from .own_output import OwnFiles, holds_results, own_output, own_output_from_above
 from .passed_over import PassedOver
 from .shards.shard_set import refuse_shards
 from .url_images import is_url
@@ -45,13 +45,16 @@ class FolderSearch:
         self.passed_over = PassedOver()
         self._searched: set[tuple[int, int]] = set()
 
-    def images(self, folder: str | Path) -> list[Path]:
-        """Returns all image files below ``folder`` as ``list_images`` does, and raises the same errors."""
+    def images(self, folder: str | Path, *, may_be_results: bool = False) -> list[Path]:
+        """Returns all image files below ``folder`` as ``list_images`` does, and raises the same errors.
+
+        ``may_be_results``: a folder into which this product wrote may hold no images.
+        """
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{shown(folder)}: no such folder")
         files, faults = self.images_and_faults(folder)
-        if faults:
+        if faults and not (may_be_results and not files and holds_results(folder)):
             raise InputError("; ".join([faults[0], *(() if files else self.passed_over.lines())]))
         return files
 

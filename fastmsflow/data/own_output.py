@@ -7,16 +7,15 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import absolute
-from ..owned_files import RECORD_FILE, owned_files
+from ..files import LOCK_FILE, absolute
+from ..owned_files import HEAT_MAP, PICTURES, RECORD_FILE, owned_files
 
 # Folders of versions that wrote no record are known by files that nothing else writes.
 _RUN = ("results.json", "state-settings.json")
 _RUN_TOO = ("config.yaml", "last.safetensors", "state.ckpt")
 _REPORT = "report.html"
-_PICTURES = frozenset({"training.png", "scores.png", "heatmaps.png"})
 _TABLES = ("scores.csv", "scores.jsonl")
-_UNFINISHED, _HEAT_MAP = "unfinished", "_heatmap.png"
+_UNFINISHED = "unfinished"
 _PREDICTED = ["image", "score", "log_score", "absolute_score"]
 _EVALUATED = ["image", "label", "kind", "score"]
 
@@ -26,12 +25,12 @@ def own_output(folder: str, names: Collection[str]) -> frozenset[str]:
     own: frozenset[str] = owned_files(Path(folder)) if RECORD_FILE in names else frozenset()
     # A record knows more: files that somebody has changed since are not among its own.
     if any(name in names and name not in own for name in _RUN) and any(name in names for name in _RUN_TOO):
-        own |= _PICTURES
+        own |= PICTURES
     for table in _TABLES:
         if table in names and table not in own:
             own |= _pictures_of(Path(folder, table), is_evaluation=_REPORT in names)
     if os.path.basename(folder) == _UNFINISHED and any(table in names for table in _TABLES):  # noqa: PTH119
-        own |= frozenset(name for name in names if name.endswith(_HEAT_MAP))
+        own |= frozenset(name for name in names if name.endswith(HEAT_MAP))
     return own
 
 
@@ -54,8 +53,13 @@ def own_output_by_names(names: Collection[str]) -> frozenset[str]:
         each
         for each in names
         for folder, _, name in [each.rpartition("/")]
-        if folder in folders and (name.endswith(_HEAT_MAP) or name in _PICTURES)
+        if folder in folders and (name.endswith(HEAT_MAP) or name in PICTURES)
     )
+
+
+def holds_results(folder: str | Path) -> bool:
+    """Tells whether ``folder`` is one that this product writes or wrote into."""
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (RECORD_FILE, LOCK_FILE, *_RUN))  # noqa: PTH118
 
 
 class OwnFiles:
@@ -85,7 +89,7 @@ def _pictures_of(table: Path, is_evaluation: bool) -> frozenset[str]:
                 return frozenset(_heat_maps(json.loads(line) for line in file))
             header = next(csv.reader(file), [])
             if header[: len(_EVALUATED)] == _EVALUATED and is_evaluation:
-                return _PICTURES
+                return PICTURES
             if header[: len(_PREDICTED)] == _PREDICTED:
                 return frozenset(_heat_maps(csv.DictReader(file, header)))
     return frozenset()
@@ -97,5 +101,5 @@ def _heat_maps(rows: Iterator[object]) -> Iterator[str]:
             if not isinstance(row, dict) or not row.keys() >= {*_PREDICTED}:
                 return
             name = row.get("heat_map")
-            if isinstance(name, str) and name.endswith(_HEAT_MAP):
+            if isinstance(name, str) and name.endswith(HEAT_MAP):
                 yield name

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files import LONGEST_NAME
-
-HEAT_MAP = "_heatmap.png"
+from ..owned_files import HEAT_MAP
 
 
 def heat_map_names(images: Sequence[Path], others: Iterable[str] = ()) -> list[str]:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -209,7 +210,8 @@ class PredictionFolder:
         if self._local is not None:
             walked = os.walk(self._local / PARTS)
             paths = [Path(folder) / name for folder, _, names in walked for name in names]
-            files = [absolute(path) for path in paths if not path.is_symlink()]
+            # Reading a pipe would wait for ever.
+            files = [absolute(path) for path in paths if stat.S_ISREG(path.lstat().st_mode)]
         else:
             with _named_if_refused(self.out, "read"):
                 listed = self.files.get_file_info(fs.FileSelector(self.parts, recursive=True, allow_not_found=True))
@@ -255,11 +257,12 @@ class PredictionFolder:
             file.write(content)
 
     def _json(self) -> dict[str, Any] | None:
-        """Reads ``predictions.json``; returns None if there is none, {} if it holds no JSON object."""
+        """Reads ``predictions.json``; returns None if there is none, {} if it is no file that holds a JSON object."""
         name = f"{self._root}/{RUN}"
         with _named_if_refused(self.out, "read"):
-            if self.files.get_file_info(name).type == fs.FileType.NotFound:
-                return None
+            kind = self.files.get_file_info(name).type
+            if kind != fs.FileType.File:
+                return None if kind == fs.FileType.NotFound else {}
             with self.files.open_input_file(name) as file:
                 content = file.read(MAX_RUN_BYTES)
         try:

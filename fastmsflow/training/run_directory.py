@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..evaluation.checkpoint_files import CHECKPOINT_FILES
 from ..evaluation.report import REPORT_FILES
 from ..files import claimed_folder, shown
-from ..owned_files import record_files
+from ..owned_files import record_files, recorded_files
 from ..schema import read_json_file
 from ..settings_diff import changed_settings
 from .state_format import check_state
@@ -93,10 +93,13 @@ def _find_state(out: Path, resume: bool, settings: Mapping[str, Any]) -> Path | 
             f"{out}: holds a finished run, of which `fastmsflow evaluate` reports; choose another folder, or remove it"
         )
     if not _has_models(out):
-        if not (out / SETTINGS_FILE).exists():
-            for name in RUN_FILES:
-                if os.path.lexists(out / name):
-                    raise InputError(f"{shown(out / name)}: would be written over; move it, or choose another folder")
+        own = {*recorded_files(out, VERB)}
+        if (out / SETTINGS_FILE).is_file():
+            # A run was killed in its first round; earlier versions wrote no record.
+            own |= {SETTINGS_FILE, CONFIG_FILE}
+        for name in RUN_FILES:
+            if name not in own and os.path.lexists(out / name):
+                raise InputError(f"{shown(out / name)}: would be written over; move it, or choose another folder")
         return None
     if not resume:
         raise InputError(f"{out}: holds an interrupted run; go on with it by --resume, or choose another folder")

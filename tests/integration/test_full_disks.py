@@ -8,7 +8,7 @@ import pytest
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.compat import save_official
-from fastmsflow.files import checked_file, written_aside
+from fastmsflow.files import checked_file, write_json, written_aside
 from fastmsflow.integrations.export import export_onnx, export_program
 from tests.helpers.disks import small_disk
 from tests.helpers.tiny_model import tiny_model
@@ -54,6 +54,14 @@ def test_a_verb_ends_with_one_line(verb: str, model: MSFlow, command, tmp_path: 
         assert code == 1
         assert said.endswith(f"{target}: cannot be written, the disk is full; free some space or choose another folder")
         assert len(said.splitlines()) == 1
+        assert not list(disk.iterdir())
+
+
+def test_a_file_that_is_written_aside_twice_over_is_named_by_the_name_that_was_asked_for(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        with pytest.raises(InputError, match=rf"^{disk}/a\.json: cannot be written, the disk is full"), \
+                written_aside(disk / "a.json") as aside:  # fmt: skip
+            write_json(aside, ["x"] * 10000)
         assert not list(disk.iterdir())
 
 

@@ -177,6 +177,20 @@ def test_a_folder_of_something_else_is_left_as_it_is(
         assert contents(out).items() - whole.items() <= {("predictions.json", (content or "").encode())}
 
 
+def test_pipes_are_not_waited_for(
+    checkpoint: Path, noise_shards: Path, predict_parquet: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "parts").mkdir(parents=True)
+    os.mkfifo(out / "predictions.json")
+    code, _, err = predict_parquet(checkpoint, noise_shards, "--out", out, "--workers", 0)
+    assert (code, "holds a predictions.json of something else; choose another folder" in err) == (1, True)
+    (out / "predictions.json").unlink()
+    os.mkfifo(out / "parts/a.parquet")
+    code, _, err = predict_parquet(checkpoint, noise_shards, "--out", out, "--workers", 0)
+    assert code == 0, err
+
+
 def test_two_commands_do_not_share_a_folder(
     checkpoint: Path, noise_shards: Path, predict_parquet: Command, tmp_path: Path
 ) -> None:

@@ -94,6 +94,18 @@ def test_a_model_in_the_folder_is_not_written_over(name: str, two_classes: Path,
     assert (tmp_path / name).read_bytes() == b"dear"
 
 
+@pytest.mark.parametrize("name", ["state-settings.json", "training.png", "scores.csv"])
+def test_a_file_of_somebody_else_stays_whatever_says_that_a_run_was_killed(
+    name: str, two_classes: Path, command, tmp_path: Path
+) -> None:
+    (tmp_path / "state-settings.json").write_text("{}") if name != "state-settings.json" else os.mkfifo(tmp_path / name)
+    if name != "state-settings.json":
+        (tmp_path / name).write_bytes(b"dear")
+    code, text = command(*train_args(two_classes, tmp_path))
+    assert (code, f"{name}: would be written over; move it" in text) == (1, True), text
+    assert {path.name for path in tmp_path.iterdir()} - {LOCK_FILE} == {"state-settings.json", name}
+
+
 def test_two_runs_into_one_folder_are_refused(two_classes: Path, command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()

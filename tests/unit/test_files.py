@@ -32,10 +32,11 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         (OSError(errno.EDQUOT, "x"), r"result\.txt: cannot be written, the disk quota is used up; free some space"),
         (OSError(errno.EFBIG, "x"), r"result\.txt: too large for the disk or for `ulimit -f`; raise the limit or"),
         (OSError(errno.EROFS, "x"), r": a read-only disk; choose another folder"),
+        (OSError(errno.EXDEV, "x"), r"result\.txt: lies on another disk than its folder; choose another folder"),
         (OSError(errno.EACCES, "x"), r"result\.txt: no permission to replace this file; change its owner or mode"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), r"result\.txt: .* the disk is full"),
     ],
-    ids=["full", "quota", "too large", "read-only", "permission", "full, from Rust"],
+    ids=["full", "quota", "too large", "read-only", "other disk", "permission", "full, from Rust"],
 )
 def test_what_a_disk_has_against_a_file_is_one_line_with_the_remedy(
     error: Exception, message: str, tmp_path: Path

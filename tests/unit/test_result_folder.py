@@ -58,8 +58,8 @@ def test_results_lie_in_folders_too_and_empty_ones_go(tmp_path: Path) -> None:
     assert names_in(tmp_path) == {"grass", "wood", "metrics.json"}
 
 
-def killed_at(number: int, out: Path) -> None:
-    """Replaces A by B and is killed before the operation of this number that changes the disk."""
+def killed_at(number: int, out: Path, files: dict[str, str] = B, verb: str = "predict") -> None:
+    """Replaces A by ``files`` and is killed before the operation of this number that changes the disk."""
     operations = iter(range(1000))
 
     def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +72,21 @@ def killed_at(number: int, out: Path) -> None:
 
     for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
-    replace(out, B)
+    replace(out, files, verb)
+
+
+def is_killed(number: int, out: Path, *what: Any) -> bool:
+    """Runs ``killed_at`` in a process of its own; tells whether it was killed before it was done."""
+    process = os.fork()
+    if not process:
+        try:
+            killed_at(number, out, *what)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert not status or os.WTERMSIG(status) == signal.SIGKILL
+    return bool(status)
 
 
 def test_a_kill_at_any_moment_leaves_no_table_beside_pictures_of_another_and_the_next_call_finishes(
@@ -81,26 +95,47 @@ def test_a_kill_at_any_moment_leaves_no_table_beside_pictures_of_another_and_the
     for number in range(1000):
         out = tmp_path / str(number)
         replace(out, A)
-        process = os.fork()
-        if not process:
-            try:
-                killed_at(number, out)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(process, 0)
-        if not status:
+        if not is_killed(number, out):
             break
-        assert os.WTERMSIG(status) == signal.SIGKILL
         left = {name: text for name, text in content(out).items() if "/" not in name}
         assert "scores.csv" not in left or left in (A, B), number
         # The next call finishes before it begins, if the new results were whole.
         with claimed_results(out, "predict"):
             assert {name: text for name, text in content(out).items() if "/" not in name} in (A, B), number
-        replace(out, B | {"last.png": ""})
-        assert content(out) == B | {"last.png": ""}, number
-        assert names_in(out) == {*B, "last.png"}, number
+        replace(out, B | {"last_heatmap.png": ""})
+        assert content(out) == B | {"last_heatmap.png": ""}, number
+        assert names_in(out) == {*B, "last_heatmap.png"}, number
     assert number > 20, "the process was not killed at many moments"
+
+
+def test_a_verb_that_is_killed_at_any_moment_loses_nothing_of_another_verb_which_comes_next(tmp_path: Path) -> None:
+    first, second = {"metrics.json": "1", "report.html": "1"}, {"metrics.json": "2", "report.html": "2"}
+    for number in range(1000):
+        out = tmp_path / str(number)
+        replace(out, A)
+        replace(out, first, "evaluate")
+        if not is_killed(number, out, second, "evaluate"):
+            break
+        with pytest.raises(KeyError), claimed_results(out, "predict"):
+            raise KeyError
+        left = {name: text for name, text in content(out).items() if "/" not in name}
+        assert left in ({**A, **first}, {**A, **second}), number
+    assert number > 20, "the process was not killed at many moments"
+
+
+def test_a_record_that_stayed_beside_a_note_is_of_the_next_verb_alone(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), claimed_results(tmp_path, "evaluate") as results:
+        results.begin(["metrics.json"])
+        (results.unfinished / "metrics.json").write_text("1")
+        raise KeyError
+    (tmp_path / "unfinished/note.txt").write_text("mine")
+    with pytest.warns(InputWarning, match="stay as they are"), pytest.raises(KeyError), \
+            claimed_results(tmp_path, "predict") as results:  # fmt: skip
+        results.begin(list(A))
+        (results.unfinished / "1_heatmap.png").write_text("A1")
+        (results.unfinished / "metrics.json").write_text("mine")
+        raise KeyError
+    assert owned_files(tmp_path / "unfinished") == {"1_heatmap.png"}
 
 
 @pytest.mark.parametrize("number", range(9))
@@ -194,6 +229,20 @@ def test_nothing_behind_a_link_is_changed(link: str, tmp_path: Path) -> None:
         replace(out, A)
     assert {path.read_text() for path in home.iterdir()} == {"mine"}
     assert len(list(home.iterdir())) == 7
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_stands_in_the_place_of_a_class_s_folder_is_named_before_the_work_begins(
+    kind: str, tmp_path: Path
+) -> None:
+    out, home = tmp_path / "out", tmp_path / "home"
+    out.mkdir()
+    home.mkdir()
+    (out / "brick").symlink_to(home) if kind == "link" else (out / "brick").write_text("mine")
+    with pytest.raises(InputError, match=r"brick: is in the way"), claimed_results(out, "evaluate") as results:
+        results.begin(["brick/scores.csv", "metrics.json"])
+    assert not list(home.iterdir())
+    assert names_in(out) == {"brick"}
 
 
 def test_a_folder_of_somebody_else_that_is_called_unfinished_is_not_touched(tmp_path: Path) -> None:

@@ -49,14 +49,10 @@ def samples_by_kind(search: FolderSearch, test: Path, masks: Path | None) -> tup
     their kind.
     """
     kinds = sorted(p for p in test.iterdir() if p.is_dir() and not p.name.startswith(".")) if test.is_dir() else []
-    if not kinds:
-        raise InputError(
-            f"{shown(test)}: holds no folders by kind of defect; make {test.name}/good and one for each kind"
-        )
     samples: list[Sample] = []
     folders: dict[Path, MaskFolder] = {}
     for kind in kinds:
-        images = search.images(kind)
+        images = search.images(kind, may_be_results=True)
         refuse_misnamed(test, kind.name, images)
         good = kind.name == "good"
         for image in images:
@@ -67,6 +63,10 @@ def samples_by_kind(search: FolderSearch, test: Path, masks: Path | None) -> tup
                     folders[folder] = MaskFolder(folder)
                 mask = folders[folder].mask_of(image)
             samples.append(Sample(image, int(not good), mask, kind.name))
+    if not samples:
+        raise InputError(
+            f"{shown(test)}: holds no folders by kind of defect; make {test.name}/good and one for each kind"
+        )
     return tuple(samples)
 
 

@@ -116,8 +116,8 @@ class ProfilerCallback(Callback):
     def _write(self, profiler: torch.profiler.profile) -> None:
         with written_aside(self._path) as aside:
             profiler.export_chrome_trace(str(aside))
-            # It is written in C++, which does not tell of a full disk.
-            if not aside.read_bytes().rstrip().endswith(b"}"):
+            # It is written in C++, which does not tell of a full disk, and may then leave no file.
+            if not aside.is_file() or not aside.read_bytes().rstrip().endswith(b"}"):
                 raise InputError(f"{shown(self._path)}: was cut short; free some space, or leave out --profile")
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:

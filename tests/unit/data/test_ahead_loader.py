@@ -1,5 +1,6 @@
 """Processes that read ahead: however one of them fails, dies or hangs, the run ends by one line, and soon."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from fastmsflow.data import ahead_loader
 from fastmsflow.data.image_batches import BatchReader, ImageBatch, read_batches
 from fastmsflow.data.reader_pool import ReaderPool
 from fastmsflow.errors import in_one_line, is_meant_for_a_person
+from tests.helpers.processes import CONTEXT
 
 REMEDY = "give --workers 0"
 
@@ -101,6 +103,42 @@ def test_a_process_that_ends_ends_the_reading(read: Callable[[], dict[str, objec
     line = only_line(raised.value)
     assert line.startswith("a process that reads images was killed") and REMEDY in line
     assert "Traceback" not in capfd.readouterr().err
+
+
+def large() -> dict[str, object]:
+    return {"image": bytes(2**20), "process": os.getpid()}
+
+
+def killed_while_it_reads(processes: "multiprocessing.Queue[list[int]]") -> None:
+    with ReaderPool(2) as readers:
+        batches = readers.read([[large]] * 100, encoded=True)
+        processes.put([int(next(batches)["process"]) for _ in range(2)])
+        # Both processes have more to hand over by then.
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_end_when_the_one_that_they_read_for_is_killed() -> None:
+    processes: multiprocessing.Queue[list[int]] = CONTEXT.Queue()
+    process = CONTEXT.Process(target=killed_while_it_reads, args=(processes,))
+    process.start()
+    left = set(processes.get(timeout=60))
+    assert len(left) == 2
+    process.join(60)
+    until = time.monotonic() + 30
+    while left and time.monotonic() < until:
+        left = {pid for pid in left if runs(pid)}
+        time.sleep(0.1)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_task_that_a_process_cannot_unpickle_ends_the_reading(capfd) -> None:

@@ -40,6 +40,25 @@ def warned(call: Callable[[], object]) -> tuple[list[str], list[str]]:
     return names, [str(warning.message) for warning in caught if warning.category is InputWarning]
 
 
+def test_a_run_among_the_kinds_of_defects_is_no_kind(tmp_path: Path) -> None:
+    image(tmp_path / "train/good/0.png")
+    image(tmp_path / "test/spot/0.png")
+    # A folder that is claimed for new results, and one that holds some.
+    (tmp_path / "test/new").mkdir()
+    (tmp_path / "test/new/.lock").touch()
+    image(tmp_path / "test/run/scores.png")
+    record_files(tmp_path / "test/run", "evaluate", {"scores.png": None})
+    with pytest.warns(InputWarning, match=r"1 file that fastmsflow wrote is passed over, in .*test/run"):
+        images = open_image_set(tmp_path)
+    assert {sample.kind for sample in images.test} == {"spot"}
+    shutil.rmtree(tmp_path / "test/spot")
+    with pytest.raises(InputError, match="test: holds no folders by kind of defect"):
+        open_image_set(tmp_path)
+    (tmp_path / "test/empty").mkdir()
+    with pytest.raises(InputError, match="test/empty: holds no images"):
+        open_image_set(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_every_suffix_of_a_format_that_is_read_is_accepted_in_any_case(suffix: str, tmp_path: Path) -> None:
     kinds = {".jif": "JPEG", ".mpo": "JPEG", ".pgm": "PPM", ".dib": "DIB"}
@@ -163,9 +182,9 @@ def written(folder: Path, how: str) -> None:
     for name in ("mine.png", "own_heatmap.png"):
         image(folder / name)
     if how == "record":
-        for name in ("a_heatmap.png", "logs/b.png"):
+        for name in ("a_heatmap.png", "logs/b_heatmap.png"):
             image(folder / name)
-        record_files(folder, "predict", dict.fromkeys(("a_heatmap.png", "logs/b.png")))
+        record_files(folder, "predict", dict.fromkeys(("a_heatmap.png", "logs/b_heatmap.png")))
     elif how in ("csv", "jsonl"):
         columns = ("image", "score", "log_score", "absolute_score", "label", "threshold", "heat_map", "regions")
         row = dict.fromkeys(columns, None) | {"image": "a.png", "heat_map": "a_heatmap.png"}
@@ -203,7 +222,7 @@ def test_pictures_that_this_product_wrote_are_passed_over_and_a_users_own_are_no
 def test_what_is_listed_or_matched_is_passed_over_and_what_is_named_is_read(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "r", "record")
-    listed = io.BytesIO(b"r/a_heatmap.png\nr/logs/b.png\nr/mine.png\n")
+    listed = io.BytesIO(b"r/a_heatmap.png\nr/logs/b_heatmap.png\nr/mine.png\n")
     names, (line,) = warned(lambda: find_images(["-"], listed))
     assert (names, line[:9]) == (["r/mine.png"], "2 files t")
     assert warned(lambda: find_images(["r/*.png"], listed))[0] == ["r/mine.png", "r/own_heatmap.png"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmsflow import InputError
 from fastmsflow.data import ImageSet
 from fastmsflow.training import DataConfig, Recipe, train
 from fastmsflow.training.features_in_memory import FeaturesInMemory
@@ -82,6 +83,12 @@ def test_a_trace_of_a_few_steps_is_written(
     assert no_profiler_runs()
     if not torch.cuda.is_available():
         assert capfd.readouterr().err == "", "the profiler speaks"
+
+
+def test_a_trace_that_the_profiler_could_not_write_is_told(images: ImageSet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda profiler, path: None)
+    with pytest.raises(InputError, match=r"profile\.json: was cut short; free some space, or leave out --profile"):
+        train(tiny_model(), images, RECIPE, tmp_path / "run", profile=True)
 
 
 def test_of_an_interrupted_run_what_was_traced_is_written_and_nothing_is_traced_any_more(
