@@ -87,7 +87,7 @@ def in_one_line(error: Exception) -> str:
             f" {WITHOUT_READERS}"
         )
     if _is_of_memory(error) and not isinstance(error, UnavailableError):
-        return "memory ran out; give a smaller --image-size or --batch-size, fewer --workers, or more memory"
+        return "memory ran out; give a smaller batch or image size, fewer workers, or more memory"
     message = str(error).strip()
     is_of_a_worker = message.startswith(f"Caught {type(error).__name__} in ")
     if is_of_a_worker or not isinstance(error, (InputError, UnavailableError)):
