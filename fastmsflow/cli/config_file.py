@@ -12,6 +12,7 @@ import yaml
 
 from ..errors import InputError, cut
 from ..files import shown
+from ..readable_file import check_file
 from .options import OLD_SPELLINGS, OUTPUT, Command, new_spelling, option
 
 # Options of one call, which no saved configuration holds.
@@ -104,6 +105,7 @@ def _load(path: Path) -> dict[str, Any]:
 
     Raises: InputError if it holds anything else, an option twice, or a number that is another one in YAML 1.1.
     """
+    check_file(path, ONE_A_LINE)
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
