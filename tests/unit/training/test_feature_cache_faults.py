@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,14 @@ def test_a_list_of_images_that_is_none_is_one_line(kind: str, root: Path) -> Non
     with pytest.raises(InputError, match=r"images\.npy: damaged .*; remove the folder") as caught:
         opened(root)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs os.mkfifo")
+def test_a_list_of_images_that_is_a_pipe_is_not_waited_for(root: Path) -> None:
+    (root / "cache/images.npy").unlink()
+    os.mkfifo(root / "cache/images.npy")
+    with pytest.raises(InputError, match=r"images\.npy: a pipe or a device, not a file"):
+        opened(root)
 
 
 WRONG: tuple[Any, ...] = (None, True, 0, -1, 10**30, 0.5, float("nan"), "x", "x" * 10**6, [], [1], {}, {"a": 1})
