@@ -62,10 +62,10 @@ def printable(text: str, kept: str = "") -> str:
 def is_meant_for_a_person(error: Exception) -> bool:
     """Tells whether ``error`` is something that the user can mend, with a message of one line."""
     meant = isinstance(error, (InputError, UnavailableError, OSError))
-    return meant or _is_of_a_killed_reader(error) or _is_of_memory(error)
+    return meant or is_of_a_killed_reader(error) or _is_of_memory(error)
 
 
-def _is_of_a_killed_reader(error: Exception) -> bool:
+def is_of_a_killed_reader(error: Exception) -> bool:
     """Tells whether a data loader's worker was killed; torch raises the error wherever this process happens to be."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
@@ -81,7 +81,7 @@ def _is_of_memory(error: Exception) -> bool:
 
 def in_one_line(error: Exception) -> str:
     """Returns the message of ``error`` on one line, preceded by its type if it is not meant for a person."""
-    if _is_of_a_killed_reader(error):
+    if is_of_a_killed_reader(error):
         return (
             "a process that reads images was killed, most often because memory ran out, or shared memory, /dev/shm;"
             f" {WITHOUT_READERS}"

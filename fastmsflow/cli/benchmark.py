@@ -39,6 +39,8 @@ def benchmark(
         return
     from ..benchmarking.compare import compare, run_suite
 
+    if results is not None and baseline is None:
+        raise InputError("--results are compared with older ones, and none were given; give --compare FILE too")
     if results is None:
         run_suite(out, console.quiet)
         results = out

@@ -12,6 +12,7 @@ import yaml
 
 from ..errors import InputError, cut
 from ..files import shown
+from ..readable_file import check_file
 from .options import OLD_SPELLINGS, OUTPUT, Command, new_spelling, option
 
 # Options of one call, which no saved configuration holds.
@@ -104,10 +105,8 @@ def _load(path: Path) -> dict[str, Any]:
 
     Raises: InputError if it holds anything else, an option twice, or a number that is another one in YAML 1.1.
     """
+    check_file(path, ONE_A_LINE)
     try:
-        if path.is_fifo():
-            # Opening a pipe that nothing writes into would wait for ever.
-            raise InputError(f"{path}: a pipe, not a file; {ONE_A_LINE} in a file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:

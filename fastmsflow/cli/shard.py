@@ -42,7 +42,8 @@ def shard(
         manifest = write_shards(found.files, out, images_per_shard, decode=decode, progress=bar)
     skipped = [*found.faults, *manifest.skipped]
     size = f"{manifest.bytes / 1e6:.1f} MB"
-    print_line(f"{manifest.images} images in {len(manifest.shards)} shards, {size}, in {shown(out)}")
+    shards = len(manifest.shards)
+    print_line(f"{manifest.images} images in {shards} {'shard' if shards == 1 else 'shards'}, {size}, in {shown(out)}")
     print_json(
         {
             "out": str(out),

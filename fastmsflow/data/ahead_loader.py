@@ -9,7 +9,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import WITHOUT_READERS, UnavailableError, is_meant_for_a_person
+from ..errors import WITHOUT_READERS, UnavailableError, is_meant_for_a_person, is_of_a_killed_reader
 
 STUCK_SECONDS = 600.0
 """The time after which processes count as stuck. Until then, any image or part of a shard that is read shows life."""
@@ -82,9 +82,19 @@ class AheadLoader(AbstractContextManager["AheadLoader"]):
             finally:
                 self._waiting_since = None
             break
+        if isinstance(fault, Exception) and is_of_a_killed_reader(fault):
+            self._reap()
         results = None
         self.end()
         raise fault
+
+    def _reap(self) -> None:
+        """Ends all processes here: PyTorch's signal handler would raise where it ends them, and print a traceback."""
+        for process in self._processes:
+            while process.is_alive():
+                with suppress(RuntimeError):
+                    process.kill()
+                    process.join()
 
     def end(self) -> None:
         """Ends the processes, whatever they are doing."""
@@ -125,6 +135,8 @@ class AheadLoader(AbstractContextManager["AheadLoader"]):
                 " answers, and give --workers 0"
             )
         text = str(error)
+        if self._processes and isinstance(error, NO_SENDER) and not text.startswith("Caught"):
+            return RuntimeError(f"DataLoader worker ended before its batch was fetched ({error!r})")
         is_of_handover = isinstance(error, (OSError, RuntimeError)) and not isinstance(error, UnavailableError)
         if is_of_handover and any(sign in text for sign in NO_HANDOVER):
             return _not_handed_over(text)
@@ -182,6 +194,10 @@ def _collated(collate: Callable[[Any], Any], items: Any) -> _Result:
 
 # What torch and Python say where memory that processes share, or open files to pass it on by, are lacking.
 NO_HANDOVER = ("/torch_", "shared memory", "ancdata", "Too many open files")
+
+
+# What is raised here, and not by a process that reads, where that one ended before its tensors were fetched.
+NO_SENDER = (ConnectionError, EOFError, FileNotFoundError)
 
 
 def _not_handed_over(why: str) -> UnavailableError:

@@ -178,7 +178,7 @@ def _faults_named(path: str | Path) -> Iterator[None]:
         what = "a link to a file that is not there; mend it or remove it" if Path(path).is_symlink() else "no such file"
         raise InputError(f"{name}: {what}") from error
     except IsADirectoryError as error:
-        raise InputError(f"{name}: a folder, not an image") from error
+        raise InputError(f"{name}: a folder, not an image; give the images in it") from error
     except PermissionError as error:
         raise InputError(f"{name}: no permission to read it; change its mode or leave it out") from error
     except UnidentifiedImageError as error:

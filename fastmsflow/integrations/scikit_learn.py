@@ -193,7 +193,12 @@ def _listed(images: Images) -> list[str | Path | np.ndarray]:
         is_one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (3, 4))
     if is_one:
         given: list[object] = [images]
-    elif isinstance(images, (torch.Tensor, Mapping, bytes)) or not isinstance(images, Iterable):
+    elif (
+        isinstance(images, (torch.Tensor, Mapping, bytes))
+        or not isinstance(images, Iterable)
+        or (isinstance(images, np.ndarray) and not images.ndim)
+        or hasattr(images, "columns")  # a table of pandas, which iterates over their names
+    ):
         raise InputError(f"the images are of type {type(images).__name__}; give {TAKEN}")
     else:
         given = list(images)

@@ -62,6 +62,8 @@ class HubModel(PyTorchModelHubMixin, tags=["anomaly-detection"]):
         backend: Backend = options.pop("backend", "auto")
         if Path(name).is_dir():
             return cls.load(_checked(Path(name)) / WEIGHTS_FILE, backend)
+        if Path(name).is_file():
+            raise InputError(f"{shown(name)}: a file, not a folder; MSFlow.load reads checkpoints")
         # Otherwise huggingface_hub itself would retry for most of a minute.
         offline = not hub_answers()
         try:

@@ -32,6 +32,10 @@ def check_images(images: Tensor, image_size: tuple[int, int], device: torch.devi
         raise InputError(f"images have shape {shape}; give at least one image")
     if not images.is_floating_point():
         raise InputError(f"images have dtype {images.dtype}; give floating ones in [0, 1]: images.float() / 255")
+    if images.dtype.itemsize < 2:
+        raise InputError(f"images have dtype {images.dtype}, which computes nothing: images.float()")
+    if images.layout != torch.strided:
+        raise InputError("images are a sparse tensor; give a dense one: images.to_dense()")
     if shape[2:] != image_size:
         raise InputError(f"images are {shape[2:]}; this model takes {image_size}: resize them")
     if images.device != device:

@@ -21,7 +21,7 @@ from ..readable_file import check_file
 from ..state_dicts import is_state_dict, load_pickled, refuse_misfit, refuse_views
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
-from .supported_sizes import fault_at, sizes_near
+from .supported_sizes import fault_at, refuse_beyond_tables, sizes_near
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -100,6 +100,8 @@ class FeatureExtractor(nn.Module):
         self._set_normalization(torch.device("cpu"))
         self.requires_grad_(False)
         self.eval()
+        if self.fixed_size is not None:
+            refuse_beyond_tables(self.name, self, self.fixed_size)
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
         """Keeps eval mode whatever ``mode`` says: the batch statistics are frozen too."""
@@ -243,7 +245,7 @@ def _check_size(name: str, size: tuple[int, int], config: Any) -> None:
         try:
             fault = fault_at(build(size), size)
         except InputError as error:
-            fault = str(error)
+            fault = _first_line(error.__cause__ or error)
         # What cannot be built at any size, or not without weights, is told by whoever builds it.
         sizes = sizes_near(size, own, build) if fault else []
         if not sizes:
@@ -389,5 +391,5 @@ def lite0_state_dict(whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(whole, given.values(), strict=True))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -33,6 +33,18 @@ def fault_at(net: nn.Module, size: tuple[int, int]) -> str | None:
     return None
 
 
+def refuse_beyond_tables(name: str, net: nn.Module, size: tuple[int, int]) -> None:
+    """Raises: InputError if an image of an odd ``size`` (H, W) leads out of a table, which ``fault_at`` cannot see."""
+    if not any(side % STEP for side in size):
+        return
+    try:
+        net(torch.zeros(1, 3, *size))
+    except IndexError as error:
+        raise InputError(
+            f"{name} takes no images of {size[0]}x{size[1]} ({error}); give sides that are multiples of {STEP}"
+        ) from error
+
+
 def sizes_near(size: tuple[int, int], own: int, build: Callable[[tuple[int, int]], nn.Module]) -> list[int]:
     """Returns sides of square images that work: the next ones below and above ``size``, and ``own``, the model's.
 

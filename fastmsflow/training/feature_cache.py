@@ -23,6 +23,7 @@ from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, cut
 from ..files import locked, shown, write_json, written_aside
 from ..models.msflow import MSFlow
+from ..readable_file import check_file
 from ..schema import Within, read_json_file
 from ..settings_diff import changed_settings
 from .features_in_memory import pooled_of_batches
@@ -306,10 +307,8 @@ def _read_description(folder: Path, settings: Mapping[str, Any]) -> Description:
 
 def _read_digests(folder: Path, description: Description) -> np.ndarray:
     path = folder / IMAGES_FILE
+    check_file(path, REMEDY)
     try:
-        if path.exists() and not path.is_file():
-            # Opening a pipe would wait for ever.
-            raise ValueError("not a file")
         # Mapped, the array can be no larger than the file, whatever the header says.
         mapped = np.lib.format.open_memmap(path, mode="r")
         if mapped.dtype != DIGEST or mapped.shape != (description["images"],):

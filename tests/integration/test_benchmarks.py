@@ -159,6 +159,12 @@ def test_a_slower_row_is_named_and_the_exit_code_says_so(tmp_path: Path) -> None
     assert CliRunner().invoke(app, [*arguments, "--threshold", "1.6"]).exit_code == 0
 
 
+def test_results_alone_are_refused(tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["benchmark", "--results", str(results(tmp_path / "new.json", flow=1.0))])
+    assert run.exit_code == 1
+    assert "give --compare FILE too" in str(run.exception)
+
+
 def test_results_of_two_machines_come_with_a_warning(tmp_path: Path) -> None:
     old, new = results(tmp_path / "old.json", flow=1.0), results(tmp_path / "new.json", "another", flow=1.0)
     ratios, warning = compare(old, new)

@@ -113,7 +113,7 @@ def test_a_record_that_is_a_pipe_or_a_link_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_record_of_a_file_that_lies_too_deep_is_not_believed(tmp_path: Path) -> None:
-    entries = {"a/" * 3000 + "b": ["predict", 0], "mine.png": ["predict", 1]}
-    (tmp_path / "mine.png").write_text("1")
+    entries = {"a/" * 3000 + "b_heatmap.png": ["predict", 0], "mine_heatmap.png": ["predict", 1]}
+    (tmp_path / "mine_heatmap.png").write_text("1")
     (tmp_path / RECORD_FILE).write_text(json.dumps({"format": "fastmsflow files 1", "files": entries}))
-    assert owned_files(tmp_path) == {"mine.png"}
+    assert owned_files(tmp_path) == {"mine_heatmap.png"}

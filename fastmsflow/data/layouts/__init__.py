@@ -23,6 +23,8 @@ def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
     refuse_shards(str(source))
     layout = _detect(source)
     if layout is None:
+        if Path(source).exists():
+            raise InputError(f"{source}: not a folder; give the folder that the images are in")
         names = ", ".join(layout.name for layout in SAMPLE_SETS)
         raise InputError(f"{source}: no such folder, and not a sample set ({names})")
     return layout.open(source, category)

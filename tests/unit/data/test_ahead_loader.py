@@ -141,6 +141,40 @@ def runs(pid: int) -> bool:
         return False
 
 
+class FromAProcessThatEnded:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Callable[[Exception], None], tuple[Exception]]:
+        return fetched_in_vain, (self.error,)
+
+
+def fetched_in_vain(error: Exception) -> None:
+    raise error
+
+
+def handed_over(error: Exception) -> dict[str, object]:
+    return {"image": FromAProcessThatEnded(error), "process": os.getpid()}
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), FileNotFoundError(2, "No such file"), EOFError()]
+)
+def test_a_process_that_ends_before_its_batch_is_fetched_ends_the_reading(error: Exception, capfd) -> None:
+    with ReaderPool(1) as readers, pytest.raises(RuntimeError) as raised:
+        list(readers.read([[partial(handed_over, error)]], encoded=True))
+    line = only_line(raised.value)
+    assert line.startswith("a process that reads images was killed") and REMEDY in line
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_end_of_processes_prints_nothing(capfd) -> None:
+    for status in (1, 3) * 4:
+        with ReaderPool(2) as readers, pytest.raises(RuntimeError):
+            list(readers.read([[item], [item], [partial(os._exit, status)], [item], [item]]))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_task_that_a_process_cannot_unpickle_ends_the_reading(capfd) -> None:
     with ReaderPool(1) as readers, pytest.raises(UnavailableError) as raised:
         list(readers.read([[item], [Unreadable()]]))
@@ -183,7 +217,7 @@ def too_large() -> dict[str, object]:
 def test_a_process_whose_memory_runs_out_ends_the_reading() -> None:
     with ReaderPool(1) as readers, pytest.raises(RuntimeError) as raised:
         list(readers.read([[too_large]]))
-    assert only_line(raised.value).startswith("memory ran out; give a smaller --image-size")
+    assert only_line(raised.value).startswith("memory ran out; give a smaller batch")
 
 
 def slow() -> dict[str, object]:

@@ -223,6 +223,8 @@ def test_open_finds_the_layout(tmp_path: Path, visa_root: Path) -> None:
     assert open_image_set(sets, "cable").name == "cable"
     with pytest.raises(InputError, match="no such folder, and not a sample set"):
         open_image_set(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"000\.png: not a folder; give the folder that the images are in"):
+        open_image_set(sets / "bottle/train/good/000.png")
     assert len(open_image_set("elpv").train) == 471
 
 

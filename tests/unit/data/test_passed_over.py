@@ -294,7 +294,7 @@ def test_shards_of_a_folder_hold_none_of_this_products_pictures(tmp_path: Path, 
     written(tmp_path / "r", "run")
     code, text = command("shard", ".", "--out", "shards")
     assert code == 0
-    assert "4 images in 1 shards" in text
+    assert "4 images in 1 shard," in text
     assert text.count("2 files that fastmsflow wrote are passed over, in ./r") == 1
 
 

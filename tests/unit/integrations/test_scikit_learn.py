@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -204,6 +205,8 @@ def test_before_training_it_says_so() -> None:
         ({"image": 1}, "the images are of type dict; give"),
         (None, "the images are of type NoneType; give"),
         (b"\x89PNG", "the images are of type bytes; give"),
+        (np.array(5), "the images are of type ndarray; give"),
+        (pd.DataFrame({"image": ["/no/such/image.png"]}), "the images are of type DataFrame; give"),
         (5, "the images are of type int; give"),
     ],
 )

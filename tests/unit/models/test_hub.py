@@ -72,6 +72,11 @@ def test_a_folder_without_weights_and_one_of_another_model_are_refused(folder: P
         MSFlow.from_pretrained(folder)
 
 
+def test_a_file_is_not_called_a_missing_folder(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json: a file, not a folder; MSFlow\.load reads"):
+        MSFlow.from_pretrained(folder / "config.json")
+
+
 @pytest.mark.parametrize("option", ["map_location", "image_size", "backnd"])
 def test_options_that_would_change_nothing_are_refused(option: str, folder: Path) -> None:
     with pytest.raises(InputError, match=f"does not take {option}: a model is read as it was saved"):

@@ -24,6 +24,19 @@ def test_a_size_that_a_backbone_does_not_take_is_refused_with_sizes_that_work(na
     assert len(extractor(torch.rand(1, 3, size, size))) == 3
 
 
+def test_a_size_that_leads_out_of_a_backbones_table_is_refused() -> None:
+    remedy = r"^mvitv2_tiny takes no images of 33x33 \(index .*\); give sides that are multiples of 32$"
+    with pytest.raises(InputError, match=remedy):
+        FeatureExtractor("mvitv2_tiny", pretrained=False, image_size=(33, 33))
+    assert len(FeatureExtractor("mvitv2_tiny", pretrained=False, image_size=(64, 64))(torch.rand(1, 3, 64, 64))) == 3
+
+
+def test_a_size_at_which_a_backbone_cannot_be_built_does_not_tell_to_choose_another() -> None:
+    refused = r"^twins_svt_small takes no images of 33x33 \(img_size [^;]*\); sizes that work: 32, 64, 224$"
+    with pytest.raises(InputError, match=refused):
+        FeatureExtractor("twins_svt_small", pretrained=False, image_size=(33, 33))
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", VIT])
 def test_looking_whether_a_size_works_draws_no_random_numbers(name: str) -> None:
     drawn = []
@@ -82,4 +95,4 @@ def test_memory_that_runs_out_is_one_line_with_the_remedy(allocate: Callable[[],
     with pytest.raises((RuntimeError, MemoryError)) as raised:
         allocate()
     assert is_meant_for_a_person(raised.value)
-    assert in_one_line(raised.value).startswith("memory ran out; give a smaller --image-size or --batch-size")
+    assert in_one_line(raised.value).startswith("memory ran out; give a smaller batch or image size")

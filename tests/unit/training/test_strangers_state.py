@@ -152,7 +152,7 @@ def test_a_runs_settings_that_its_weights_do_not_bear_out(copy: Path) -> None:
     content["model"]["flow"]["blocks"] = [2, 5, 10**9]
     path.write_text(json.dumps(content))
     with memory_limit():
-        assert "has not the 1000000000 blocks of level 2" in refused(lambda: load_state(copy / "state.ckpt"))
+        assert "does not hold the 1000000000 blocks of level 2" in refused(lambda: load_state(copy / "state.ckpt"))
 
 
 def test_a_finished_runs_results_that_are_damaged(tmp_path: Path) -> None:
