@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-# One for all: the filters are the process's.
+# There is one for all, since the filters are the process's.
 _LOCK = threading.Lock()
 
 

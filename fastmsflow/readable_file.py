@@ -20,7 +20,7 @@ def check_file(path: str | Path, remedy: str) -> None:
         fact = "a link to a file that is not there" if Path(path).is_symlink() else "no such file"
         raise InputError(f"{shown(path)}: {fact}; {remedy}") from error
     except (OSError, ValueError) as error:
-        # Too long a name, a file as a folder, links in a circle, a NUL, a folder that may not be looked into.
+        # These are too long a name, a file as a folder, links in a circle, a NUL, a folder that may not be looked into.
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown(path)}: cannot be looked for ({reason}); {remedy}") from error
     if stat.S_ISDIR(mode):

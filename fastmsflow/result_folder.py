@@ -69,7 +69,7 @@ class ResultFolder:
         with write_faults(self.unfinished):
             self.unfinished.mkdir(exist_ok=True)
             left = os.listdir(self.unfinished)  # noqa: PTH208
-            # The first folder of a name that has some.
+            # Names in folders are known here by their first folder.
             in_the_way = {PurePosixPath(name).parts[0] for name in names}.intersection(left)
             if in_the_way:
                 self._refuse(self.unfinished / min(in_the_way))

@@ -66,26 +66,26 @@ def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:
 
 
 class _Stats(TypedDict):
-    """What is read of a benchmark's statistics."""
+    """The part of a benchmark's statistics that is read."""
 
     median: Annotated[float, Within(1e-12)]
 
 
 class _Row(TypedDict):
-    """What is read of a benchmark."""
+    """The part of a benchmark that is read."""
 
     fullname: str
     stats: _Stats
 
 
 class _Machine(TypedDict):
-    """What is read of the machine of a suite's results."""
+    """The part of a suite's results on its machine that is read."""
 
     device: str
 
 
 class _Results(TypedDict):
-    """What is read of a suite's results."""
+    """The part of a suite's results that is read."""
 
     machine_info: _Machine
     benchmarks: list[_Row]

@@ -54,7 +54,7 @@ def calibrate(
             raise InputError(f"{shown(model)}: another process has replaced it meanwhile; calibrate it again")
     print_line(f"threshold of an image: {threshold}")
     print_line(f"threshold of a region: {region}")
-    # Which images a model was trained on is not recorded.
+    # A model does not record the images that it was trained on.
     print_line(
         f"this holds if {shown(model)} was trained on none of these images: those it was trained on score too well,"
         " and the thresholds are too low",

@@ -79,7 +79,7 @@ def _parameter(cls: type, field: "Field[Any]", defaults: Mapping[str, Any]) -> i
         annotation, default = list[get_args(annotation)[0]], list(default)  # type: ignore[misc]
     numbers = field.metadata["range"]
     if numbers is not None and annotation is float:
-        # Of passes of a warm-up, a share that is given in their place has an error of its own.
+        # A share that is given in the place of a warm-up's passes has an error of its own.
         numbers = replace(numbers, is_whole=False)
     described = option(
         field.metadata["panel"],

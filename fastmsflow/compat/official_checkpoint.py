@@ -99,7 +99,7 @@ def read_official(path: str | Path, clamp: float, variant: Variant, backend: Bac
     channels, conditions, blocks = state_dict_keys.inferred_shape(parallel, path)
     try:
         layout = OfficialLayout(state_dict_keys.permutation_order(fusion, channels), dense)
-        # First one that takes no memory, since the shapes may not be those of the tensors.
+        # The first one takes no memory, since the shapes may not be those of the tensors.
         for device in ("meta", "cpu"):
             with torch.device(device):
                 flow = MultiScaleFlow(channels, conditions, blocks, clamp, backend, CLAMP_FORMS[formula])

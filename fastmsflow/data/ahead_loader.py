@@ -27,7 +27,7 @@ STUCK_SECONDS = 600.0
 CHECK_SECONDS = 5.0
 PARENT_CHECK_SECONDS = 1.0
 
-# In a process that reads: where it notes the time of its last sign of life, for all of them.
+# A process that reads notes the time of its last sign of life there, one place for all of them.
 _last_sign: Any = None
 
 
@@ -72,7 +72,7 @@ class AheadLoader(AbstractContextManager["AheadLoader"]):
             except StopIteration:
                 return
             except BaseException as error:  # Ctrl-C too
-                # Without torch's frames, which would hold the processes; as garbage each would take 5 s to end.
+                # torch's frames would hold the processes, and each would take 5 s to end as garbage.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
                 fault = self._fault(error) if isinstance(error, Exception) else error
             else:
@@ -192,11 +192,11 @@ def _collated(collate: Callable[[Any], Any], items: Any) -> _Result:
     return _Result(collate(items))
 
 
-# What torch and Python say where memory that processes share, or open files to pass it on by, are lacking.
+# torch and Python say this where memory that processes share, or open files to pass it on by, are lacking.
 NO_HANDOVER = ("/torch_", "shared memory", "ancdata", "Too many open files")
 
 
-# What is raised here, and not by a process that reads, where that one ended before its tensors were fetched.
+# These are raised here if a process that reads ended before its tensors were fetched.
 NO_SENDER = (ConnectionError, EOFError, FileNotFoundError)
 
 

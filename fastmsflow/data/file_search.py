@@ -16,6 +16,8 @@ from .passed_over import PassedOver
 from .shards.shard_set import refuse_shards
 from .url_images import is_url
 
+EMPTY_NAME = "a name is empty, as that of a variable that is not set; give a file or a folder, '.' for this one"
+
 
 def list_images(folder: str | Path) -> list[Path]:
     """Returns all image files below ``folder``, sorted; hidden ones are left out, links to folders are followed.
@@ -149,7 +151,10 @@ class ImageFiles:
         folders).
 
         Unlike in a shell, hidden files need a pattern of their own, ``.*`` or the like.
+        Raises: InputError if the name is empty, which would be the current folder.
         """
+        if not pattern:
+            raise InputError(EMPTY_NAME)
         if os.path.lexists(pattern) or not glob.has_magic(pattern):
             self.add(Path(pattern))
             return

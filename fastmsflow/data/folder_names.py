@@ -106,7 +106,7 @@ def refuse_misnamed(test: Path, kind: str, images: Iterable[Path]) -> None:
 
 def _folders_below(root: Path, images: Iterable[Path]) -> list[str]:
     """Returns the folders below ``root`` with images in or below them, relative to it, sorted."""
-    # Without a path of its own for each image, of which there may be a million.
+    # No image has a path of its own here: there may be a million.
     start = os.path.join(root, "")  # noqa: PTH118
     parents = {os.path.dirname(image) for image in images}  # noqa: PTH120
     found = {parent.removeprefix(start) for parent in parents if parent.startswith(start)}

@@ -86,7 +86,7 @@ def image_from_pil(image: Image.Image, name: str) -> Image.Image:
     ``name``: the name in errors. Raises: InputError for what ``read_image`` refuses.
     """
     with _faults_named(name):
-        # Copied, since it is turned in place.
+        # It is copied, since it is turned in place.
         return _rgb(upright(image.copy()), name)
 
 

@@ -50,9 +50,9 @@ def read_mask(sample: Sample, image_size: tuple[int, int]) -> Mask:
     if sample.mask is None:
         return Mask(torch.zeros(image_size, dtype=torch.bool))
     size = _size(sample.image)
-    # Of any size here: the comparison has the better message.
+    # It may have any size here: the comparison has the better message.
     with opened_image(sample.mask, smallest=1) as image:
-        # By the header first. A turned mask is compared once it is upright.
+        # The header is compared first, and a turned mask once it is upright.
         mask = upright(image) if sorted(image.size) == sorted(size) else image
         if mask.size != size:
             raise InputError(

@@ -27,7 +27,7 @@ class MaskNotes:
     def add(self, sample: Sample, mask: Mask) -> None:
         """Adds the mask of a defective sample."""
         if sample.mask is not None and (not mask.marked or mask.is_full or mask.lost):
-            # Without its pixels, which may be many.
+            # Its pixels, which may be many, are left out.
             self._notes[shown(sample.mask)] = mask._replace(pixels=mask.pixels[:0])
 
     def warn(self, image_size: tuple[int, int], world: ProcessGroup = SINGLE_PROCESS) -> None:

@@ -147,7 +147,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: a safetensors file, but not a fastmsflow checkpoint (no '{FORMAT}' in its header)")
     damaged = f"{path}: its configuration is damaged"
     config = read_json(metadata.get("config", ""), ModelDescription, damaged, AGAIN)
-    # Before anything is built: a number that nothing in the file bears out would fill the memory.
+    # This comes before anything is built: a number that nothing in the file bears out would fill the memory.
     for level, blocks in enumerate(config["flow"]["blocks"]):
         found = number_of_blocks(held, f"flow.parallel_flows.{level}.blocks.")
         if found != blocks:

@@ -33,7 +33,7 @@ def check_images(images: Tensor, image_size: tuple[int, int], device: torch.devi
     if not images.is_floating_point():
         raise InputError(f"images have dtype {images.dtype}; give floating ones in [0, 1]: images.float() / 255")
     if images.dtype.itemsize < 2:
-        raise InputError(f"images have dtype {images.dtype}, which computes nothing: images.float()")
+        raise InputError(f"images have dtype {images.dtype}; give float32: images.float()")
     if images.layout != torch.strided:
         raise InputError("images are a sparse tensor; give a dense one: images.to_dense()")
     if shape[2:] != image_size:

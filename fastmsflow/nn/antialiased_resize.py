@@ -1,6 +1,6 @@
 """A resize with antialiasing in plain PyTorch, for exported graphs."""
 
-# Without torchvision, which anomalib brings, pyright knows none of its names.
+# pyright knows none of torchvision's names where that is not installed; anomalib brings it.
 # pyright: reportMissingImports=false
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def _triangle(x: Tensor) -> Tensor:
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Source: Keys 1981, with a = -0.5 as Pillow and PyTorch have it where they antialias."""
+    """Returns the cubic filter. Source: Keys 1981, with a = -0.5 as Pillow and PyTorch have it where they antialias."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2

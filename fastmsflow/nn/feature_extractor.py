@@ -162,7 +162,7 @@ class FeatureExtractor(nn.Module):
     def _set_normalization(self, device: torch.device) -> None:
         dtype = torch.promote_types(self.dtype, torch.float32)
         for name, values in zip(("mean", "std"), self._normalization, strict=True):
-            # Rounded to float32, as the published script has them, whatever the model's dtype.
+            # They are rounded to float32, as the published script has them, whatever the model's dtype.
             constant = torch.tensor(values, dtype=torch.float32, device=device).to(dtype)
             self.register_buffer(name, constant[None, :, None, None], persistent=False)
 
@@ -246,7 +246,7 @@ def _check_size(name: str, size: tuple[int, int], config: Any) -> None:
             fault = fault_at(build(size), size)
         except InputError as error:
             fault = _first_line(error.__cause__ or error)
-        # What cannot be built at any size, or not without weights, is told by whoever builds it.
+        # Whoever builds the model tells what cannot be built at any size, or not without weights.
         sizes = sizes_near(size, own, build) if fault else []
         if not sizes:
             return

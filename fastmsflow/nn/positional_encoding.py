@@ -46,7 +46,7 @@ class PositionalEncoding2d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = check_condition_channels(channels)
-        # Of no grid: nothing is computed before there is one.
+        # It is of no grid: nothing is computed before there is one.
         self._last: Tensor = torch.empty(1, channels, 0, 0)
 
     def forward(self, like: Tensor) -> Tensor:

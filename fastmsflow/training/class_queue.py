@@ -17,7 +17,7 @@ WAIT_SECONDS = 0.5
 
 
 class _Failure(TypedDict):
-    """What is read of a FAILED_FILE."""
+    """The part of a FAILED_FILE that is read."""
 
     reason: str
 

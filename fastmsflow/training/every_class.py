@@ -114,19 +114,19 @@ class EveryClassResult:
 
 
 class _Set(TypedDict):
-    """What is read of the images in a run's results."""
+    """The part of a run's results on its images that is read."""
 
     name: str
 
 
 class _Round(TypedDict):
-    """What is read of a round in a run's results, beside its metrics."""
+    """The part of a round in a run's results that is read, beside its metrics."""
 
     epoch: int
 
 
 class _Results(TypedDict):
-    """What is read of a run's results."""
+    """The part of a run's results that is read."""
 
     images: _Set
     rounds: list[_Round]

@@ -37,7 +37,8 @@ OPEN_SHARDS = 4096
 DESCRIPTION_FILE, IMAGES_FILE = "cache.json", "images.npy"
 REMEDY = "remove the folder to have it built anew, or choose another folder"
 ANEW = "remove it to have it built anew"
-# In a shard's header, where a second entry would come in any order; and a tensor (32,) uint8, which 0.1 did not write.
+# KEY is in a shard's header, where a second entry would come in any order; CHECKSUM is a tensor (32,) uint8, which 0.1
+# did not write.
 KEY, CHECKSUM = "key", "sha256"
 DIGEST = np.dtype("S16")
 

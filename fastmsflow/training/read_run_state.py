@@ -24,7 +24,7 @@ from .state_format import STATE, check_state, refuse_other_shapes
 
 
 class _Settings(TypedDict):
-    """What is read of a run's settings."""
+    """The part of a run's settings that is read."""
 
     recipe: Recipe
     model: ModelDescription

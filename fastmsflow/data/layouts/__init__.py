@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...errors import InputError
+from ..file_search import EMPTY_NAME
 from ..image_set import ImageSet, Source
 from ..shards.shard_set import refuse_shards
 from . import elpv, folder, mvtec, textures, visa
@@ -46,4 +47,6 @@ def categories(root: str | Path) -> list[str]:
 
 
 def _detect(source: Source) -> Layout | None:
+    if source == "":
+        raise InputError(EMPTY_NAME)
     return next((layout for layout in LAYOUTS if layout.detects(source)), None)

@@ -112,7 +112,7 @@ def _checked(opened: BinaryIO, shard: Shard, name: str, verify: bool) -> Iterato
     # A copy, as a second reading from far away may differ.
     with tempfile.TemporaryFile() as copy:
         hashed = HashedFile(opened)
-        # No more than it should have: a server may send without end.
+        # It is read up to its size alone: a server may send without end.
         while hashed.bytes <= shard.bytes and (chunk := hashed.read(CHUNK)):
             copy.write(chunk)
         if hashed.sha256 != shard.sha256:

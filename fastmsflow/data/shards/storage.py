@@ -18,7 +18,7 @@ NO_FILE = "no such file"
 GONE = (404, 410)
 REFUSED = (401, 403)
 CHUNK = 2**20
-# What fsspec asks a server for at once: little enough to arrive in time.
+# fsspec asks a server for so much at once, which is little enough to arrive in time.
 BLOCK = 2**23
 # A line for each finished shard of a set that is not finished yet.
 JOURNAL = "unfinished.jsonl"

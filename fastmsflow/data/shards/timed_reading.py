@@ -63,11 +63,11 @@ class TimedReading(io.RawIOBase):
     def _read_ahead(self, open: "Callable[[], AbstractContextManager[BinaryIO]]") -> None:
         try:
             with open() as file:
-                # A command of webdataset's.
+                # It is a command of webdataset's.
                 self._process = getattr(file, "proc", None)
                 while not self._left.is_set() and (part := _part_of(file)):
                     self._hand_over(part)
-            # Not before the file is closed: only then a command's exit status is known.
+            # The file is closed before: only then a command's exit status is known.
             self._hand_over(b"")
         except Exception as error:  # every kind of storage has its own
             self._hand_over(error)

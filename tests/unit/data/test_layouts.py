@@ -1,5 +1,6 @@
 """Folders as users have them -> image sets."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from fastmsflow import InputError
 from fastmsflow.data import ImageDataset, categories, folder, layouts, mvtec, open_image_set, visa
+from fastmsflow.data.file_search import find_images
+from fastmsflow.data.layouts import classes_of
 
 
 def image(path: Path, size: tuple[int, int] = (40, 36), value: int = 100) -> Path:
@@ -256,3 +259,12 @@ def test_a_visa_table_without_rows_is_named(visa_root: Path) -> None:
     (visa_root / "split_csv/1cls.csv").write_text("object,split,label,image,mask\n")
     with pytest.raises(InputError, match="holds no classes"):
         open_image_set(visa_root)
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell gives one for a variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("mine.png")
+    for take in (open_image_set, classes_of, lambda name: find_images([name], io.BytesIO())):
+        with pytest.raises(InputError, match="^a name is empty, as that of a variable that is not set"):
+            take("")

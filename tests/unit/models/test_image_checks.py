@@ -24,7 +24,7 @@ BAD: dict[str, tuple[object, str]] = {
     "0 to 255 beside NaN": (torch.cat([IMAGES[:1] * torch.nan, IMAGES * 255]), "images / 255"),
     "uint8": ((IMAGES * 255).byte(), r"images\.float\(\) / 255"),
     "complex": (IMAGES.to(torch.complex64), "dtype torch.complex64"),
-    "float8": (IMAGES.to(torch.float8_e4m3fn), r"float8_e4m3fn, which computes nothing: images\.float\(\)"),
+    "float8": (IMAGES.to(torch.float8_e4m3fn), r"float8_e4m3fn; give float32: images\.float\(\)"),
     "sparse": (IMAGES.to_sparse(), r"a sparse tensor; give a dense one: images\.to_dense\(\)"),
     "none": (IMAGES[:0], "give at least one image"),
     "all NaN": (IMAGES * torch.nan, "the images 0; 1; 2; 3 of the batch are NaN or infinite; replace them"),
