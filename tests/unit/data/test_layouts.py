@@ -266,5 +266,5 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save("mine.png")
     for take in (open_image_set, classes_of, lambda name: find_images([name], io.BytesIO())):
-        with pytest.raises(InputError, match="^a name is empty, as that of a variable that is not set"):
+        with pytest.raises(InputError, match=r"^a name is empty, as that of a variable that is not set"):
             take("")
