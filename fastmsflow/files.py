@@ -19,7 +19,7 @@ from .errors import InputError, printable
 
 ASIDE = ".aside"
 LOCK_FILE = ".lock"
-# Where a disk has no locks, a file of this name stands for one while it is there.
+# A file of this name stands for a lock while it is there, on a disk that has no locks.
 HELD = f"{LOCK_FILE}-held"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 WAIT_SECONDS = 5.0

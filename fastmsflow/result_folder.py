@@ -58,9 +58,7 @@ class ResultFolder:
         Raises: InputError if something that this verb has not written has one of the names, or a link or a file is in
         the place of a folder of theirs.
         """
-        for folder in sorted(_folders_of(self.out, names) - {self.out}):
-            if os.path.lexists(folder) and not _is_folder(folder):
-                self._refuse(folder)
+        self._refuse_links(names)
         owned = owned_files(self.out, self._verb)
         for name in names:
             if name not in owned and os.path.lexists(self.out / name):
@@ -140,6 +138,12 @@ class ResultFolder:
             " elsewhere, or choose another folder"
         )
 
+    def _refuse_links(self, names: Iterable[str]) -> None:
+        """Raises: InputError if a link or a file is in the place of a folder of ``names`` in ``out``."""
+        for folder in sorted(_folders_of(self.out, names) - {self.out}):
+            if os.path.lexists(folder) and not _is_folder(folder):
+                self._refuse(folder)
+
     def _clear_unfinished(self) -> None:
         if not os.path.lexists(self.unfinished):
             return
@@ -152,7 +156,8 @@ class ResultFolder:
             return
         with write_faults(self.unfinished):
             names = recorded_files(self.unfinished)
-            folders = _folders_of(self.unfinished, names)
+            # Nothing behind a link is removed.
+            folders = {folder for folder in _folders_of(self.unfinished, names) if _is_below(folder, self.unfinished)}
             for folder in folders:
                 remove_leftovers(folder)
             for name in [*owned_files(self.unfinished), PARTIAL, WHOLE, MOVED]:
@@ -172,6 +177,8 @@ class ResultFolder:
         if os.path.lexists(self.unfinished / EARLIER) and not _is_folder(self.unfinished / EARLIER):
             self._refuse(self.unfinished / EARLIER)
         for folder in _folders_of(self.unfinished / EARLIER, names):
+            if os.path.lexists(folder) and not _is_below(folder, self.unfinished):
+                self._refuse(folder)
             folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             _move(self.out / name, self.unfinished / EARLIER / name, moves)
@@ -181,6 +188,7 @@ class ResultFolder:
     def _move_new(self, moves: list[tuple[Path, Path]]) -> None:
         """Moves the new results to their places, appends each move to ``moves``, and records them."""
         files = recorded_files(self.unfinished, self._verb)
+        self._refuse_links(files)
         for folder in _folders_of(self.out, files):
             folder.mkdir(parents=True, exist_ok=True)
         # A process that was killed may have moved some.
@@ -228,8 +236,14 @@ def _move(source: Path, target: Path, moves: list[tuple[Path, Path]]) -> None:
 
 
 def _folders_of(base: Path, names: Iterable[str]) -> set[Path]:
-    """Returns ``base`` and the folders below it in which ``names`` lie."""
-    return {base, *(base / folder for folder in {os.path.dirname(name) for name in names})}  # noqa: PTH120
+    """Returns ``base`` and the folders below it on the way to ``names``."""
+    parents = {PurePosixPath(folder) for folder in {os.path.dirname(name) for name in names}}  # noqa: PTH120
+    return {base, *(base / folder for parent in parents for folder in (parent, *parent.parents))}
+
+
+def _is_below(folder: Path, base: Path) -> bool:
+    """Tells whether ``folder`` is there and is reached from ``base`` through no link."""
+    return folder.is_dir() and folder.resolve() == base.resolve() / folder.relative_to(base)
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

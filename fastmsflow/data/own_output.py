@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ..files import LOCK_FILE, absolute
 from ..owned_files import HEAT_MAP, PICTURES, RECORD_FILE, owned_files
+from ..result_folder import UNFINISHED
 
 # Folders of versions that wrote no record are known by files that nothing else writes.
 _RUN = ("results.json", "state-settings.json")
 _RUN_TOO = ("config.yaml", "last.safetensors", "state.ckpt")
 _REPORT = "report.html"
 _TABLES = ("scores.csv", "scores.jsonl")
-_UNFINISHED = "unfinished"
 _PREDICTED = ["image", "score", "log_score", "absolute_score"]
 _EVALUATED = ["image", "label", "kind", "score"]
 
@@ -29,7 +29,7 @@ def own_output(folder: str, names: Collection[str]) -> frozenset[str]:
     for table in _TABLES:
         if table in names and table not in own:
             own |= _pictures_of(Path(folder, table), is_evaluation=_REPORT in names)
-    if os.path.basename(folder) == _UNFINISHED and any(table in names for table in _TABLES):  # noqa: PTH119
+    if os.path.basename(folder) == UNFINISHED and any(table in names for table in _TABLES):  # noqa: PTH119
         own |= frozenset(name for name in names if name.endswith(HEAT_MAP))
     return own
 
@@ -48,7 +48,7 @@ def own_output_by_names(names: Collection[str]) -> frozenset[str]:
     """Returns the files among ``names``, all below a URL, that this product wrote, as their and other names tell."""
     marks = {RECORD_FILE, _REPORT, *_TABLES, *_RUN}
     folders = {folder for folder, _, name in (each.rpartition("/") for each in names) if name in marks}
-    folders |= {f"{folder}/{_UNFINISHED}" for folder in folders}
+    folders |= {f"{folder}/{UNFINISHED}" for folder in folders}
     return frozenset(
         each
         for each in names

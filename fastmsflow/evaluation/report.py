@@ -13,14 +13,15 @@ from ..calibration import Calibration
 from ..data import ImageSet, fingerprint, load_image, load_mask
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
+from ..owned_files import GALLERY, HISTOGRAM
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
 from ..visualization.html_report import Report, ReportRow, write_report
 from ..visualization.plots import gallery, plot_scores
 from .evaluator import TestResult
 
-TABLE, PLOT, GALLERY, PAGE = "scores.csv", "scores.png", "heatmaps.png", "report.html"
-REPORT_FILES = (TABLE, PLOT, GALLERY, PAGE)
+TABLE, PAGE = "scores.csv", "report.html"
+REPORT_FILES = (TABLE, HISTOGRAM, GALLERY, PAGE)
 """The names of the files that ``write_test_report`` writes."""
 
 
@@ -54,7 +55,7 @@ def write_test_report(
         ("image", "label", "kind", "score", "log_score", "absolute_score"),
         ((sample.image, sample.label, sample.kind, *values) for sample, *values in table),
     )
-    plot_scores(out / PLOT, labels, absolute, f"{shown(images.name)}: image scores of the test set")
+    plot_scores(out / HISTOGRAM, labels, absolute, f"{shown(images.name)}: image scores of the test set")
 
     def row(i: int) -> ReportRow:
         sample = images.test[i]

@@ -97,7 +97,9 @@ class PredictionFolder:
             yield
             return
         with claimed_folder(self._local):
-            remove_leftovers(self._local / PARTS)
+            # Nothing behind a link is removed.
+            if not (self._local / PARTS).is_symlink():
+                remove_leftovers(self._local / PARTS)
             yield
 
     def begin(self, settings: dict[str, Any], on_cluster: bool = False) -> None:

@@ -222,7 +222,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         self._antialias_exports()
         datamodule = self._trainer and self._trainer.datamodule
         if isinstance(datamodule, AnomalibDataModule):
-            # By now it resizes as the pre-processor did before.
+            # It resizes by now as the pre-processor did before.
             datamodule.setup()
         if options != self._options:
             self.model = _Inference(MSFlow(pretrained=False, **options)).to(self.device)

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..evaluation.checkpoint_files import CHECKPOINT_FILES
 from ..evaluation.report import REPORT_FILES
 from ..files import claimed_folder, shown
-from ..owned_files import record_files, recorded_files
+from ..owned_files import CURVES, record_files, recorded_files
 from ..schema import read_json_file
 from ..settings_diff import changed_settings
 from .state_format import check_state
@@ -21,9 +21,8 @@ RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 NOT_FINITE_FILE = "not_finite.json"
 PROFILE_FILE = "profile.json"
-CURVES_FILE = "training.png"
 RUN_FILES = (
-    STATE_FILE, SETTINGS_FILE, CONFIG_FILE, NOT_FINITE_FILE, PROFILE_FILE, CURVES_FILE, *CHECKPOINT_FILES.values(),
+    STATE_FILE, SETTINGS_FILE, CONFIG_FILE, NOT_FINITE_FILE, PROFILE_FILE, CURVES, *CHECKPOINT_FILES.values(),
     *REPORT_FILES, RESULTS_FILE,
 )  # fmt: skip
 """The names of all files that a run writes into its folder, loggers' apart."""

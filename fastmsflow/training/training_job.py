@@ -19,10 +19,10 @@ from ..distributed.process_group import ProcessGroup
 from ..evaluation.metric_labels import METRIC_LABELS, labeled
 from ..evaluation.report import write_test_report
 from ..models.msflow import MSFlow
+from ..owned_files import CURVES
 from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
 from ..visualization.plots import plot_training
-from .run_directory import CURVES_FILE
 from .start_from import model_from_checkpoint, model_options
 from .train import ROUND_METRICS, train
 from .training_result import TrainingResult
@@ -127,7 +127,7 @@ class TrainingJob:
         }
         # A metric may not be defined.
         curves = {label: points for label, points in values.items() if all(value is not None for _, value in points)}
-        plot_training(self.out / CURVES_FILE, result.losses, held_out, curves)
+        plot_training(self.out / CURVES, result.losses, held_out, curves)
         tested = result.test_result
         if tested is None or tested.maps is None or not isinstance(images, ImageSet):
             return

@@ -1,4 +1,4 @@
-"""What is silenced in one thread is heard in others, and the process's settings are left as they were."""
+"""Warnings that are silenced in one thread are heard in others, and the process's settings are left as they were."""
 
 import logging
 import sys

@@ -13,7 +13,7 @@ import pytest
 from fastmsflow import InputError
 from fastmsflow.errors import InputWarning
 from fastmsflow.files import Busy
-from fastmsflow.owned_files import owned_files
+from fastmsflow.owned_files import owned_files, record_files
 from fastmsflow.result_folder import claimed_results
 from tests.helpers.folder_listing import names_in
 from tests.helpers.processes import CONTEXT
@@ -185,7 +185,7 @@ def test_a_failure_before_the_end_leaves_earlier_results_and_what_was_written(tm
     assert names_in(tmp_path) == set(A)
 
 
-# What is not ours
+# Files of somebody else
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "1_heatmap.png"])
@@ -282,3 +282,26 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
     process.join()
     replace(tmp_path, A)
     assert content(tmp_path) == A
+
+
+@pytest.mark.parametrize("step", [".whole", ".moved"])
+def test_a_stranger_s_half_done_results_write_and_remove_nothing_behind_a_link(step: str, tmp_path: Path) -> None:
+    out, home = tmp_path / "out", tmp_path / "home"
+    (out / "unfinished/brick").mkdir(parents=True)
+    (home / ".mine.json.aside/deep").mkdir(parents=True)
+    for path in (home / ".mine.json.aside/.lock", home / ".mine.json.aside/mine.json"):
+        path.write_text("mine")
+    (out / "unfinished/brick/config.json").write_text("evil")
+    (out / "unfinished" / step).touch()
+    record_files(out / "unfinished", "evaluate", {"brick/config.json": 4, "wood/a.json": 4, "wood/deep/a.json": 4})
+    (out / "brick").symlink_to(home)
+    (out / "unfinished/wood").symlink_to(home / ".mine.json.aside")
+    before = sorted(home.rglob("*"))
+    with pytest.raises(InputError, match="brick: is in the way"):
+        replace(out, A)
+    assert sorted(home.rglob("*")) == before
+    (out / "unfinished/.moved").unlink()
+    (out / "unfinished/wood").unlink()
+    (out / "unfinished/wood").symlink_to(home)
+    replace(out, A)
+    assert sorted(home.rglob("*")) == before

@@ -53,7 +53,7 @@ def unreadable() -> None:
 
 
 class Unreadable:
-    """What another process cannot unpickle."""
+    """A task that another process cannot unpickle."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return unreadable, ()

@@ -80,7 +80,7 @@ def test_every_key_of_a_state(copy: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     empty = ("callbacks = {}", "state_dict = {}", "epoch_losses = []", "losses = {", "moments = []", "random_cuda = []")
     for what, changed in changes:
-        # What torch.load returns: the test of another file has real ones.
+        # This stands for what torch.load returns: the test of another file has real ones.
         monkeypatch.setattr(state_format, "load_pickled", lambda path, mapped, changed=changed: changed)
         line = line_of(lambda: check_state(path))
         taken = what.startswith((*empty, "loops = {}", "pytorch-lightning_version = '"))
