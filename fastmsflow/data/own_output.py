@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..files import LOCK_FILE, absolute
@@ -16,6 +17,8 @@ _RUN = ("results.json", "state-settings.json")
 _RUN_TOO = ("config.yaml", "last.safetensors", "state.ckpt")
 _REPORT = "report.html"
 _TABLES = ("scores.csv", "scores.jsonl")
+MOST_CHARACTERS = 2**24
+"""The length of the longest line of a table that is read: a row of many regions has a few thousand."""
 _PREDICTED = ["image", "score", "log_score", "absolute_score"]
 _EVALUATED = ["image", "label", "kind", "score"]
 
@@ -85,13 +88,15 @@ def _pictures_of(table: Path, is_evaluation: bool) -> frozenset[str]:
         if not table.is_file():
             return frozenset()
         with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            # A stranger's table may be one line without end.
+            lines = iter(partial(file.readline, MOST_CHARACTERS), "")
             if table.suffix == ".jsonl":
-                return frozenset(_heat_maps(json.loads(line) for line in file))
-            header = next(csv.reader(file), [])
+                return frozenset(_heat_maps(map(json.loads, lines)))
+            header = next(csv.reader(lines), [])
             if header[: len(_EVALUATED)] == _EVALUATED and is_evaluation:
                 return PICTURES
             if header[: len(_PREDICTED)] == _PREDICTED:
-                return frozenset(_heat_maps(csv.DictReader(file, header)))
+                return frozenset(_heat_maps(csv.DictReader(lines, header)))
     return frozenset()
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +39,19 @@ def warned(call: Callable[[], object]) -> tuple[list[str], list[str]]:
         found = call()
     names = [str(name) for name in (found if isinstance(found, list) else getattr(found, "files", []))]
     return names, [str(warning.message) for warning in caught if warning.category is InputWarning]
+
+
+@pytest.mark.parametrize("table", ["scores.csv", "scores.jsonl"])
+def test_a_table_of_one_line_without_end_fills_no_memory(table: str, tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    with (tmp_path / table).open("wb") as file:
+        file.truncate(2**31)
+    tracemalloc.start()
+    try:
+        assert warned(lambda: list_images(tmp_path))[0] == [str(tmp_path / "a.png")]
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_run_among_the_kinds_of_defects_is_no_kind(tmp_path: Path) -> None:
