@@ -2,8 +2,9 @@
 
 The innermost ``with fastmsflow.backend.use(...)`` decides; without one the model's own choice; where that is
 ``"auto"``, the environment variable FASTMSFLOW_BACKEND; else ``"auto"``: Triton for CUDA tensors of a kind the kernels
-serve (float16, bfloat16, float32; NVIDIA from compute capability 8.0), plain PyTorch otherwise. A backend asked for by
-name that cannot serve raises.
+serve (float16, bfloat16, float32; NVIDIA from compute capability 8.0), plain PyTorch otherwise, on a CPU with faster
+convolutions, see fastmsflow.cpu. ``"torch"`` is the plain PyTorch that everything is compared with. A backend asked for
+by name that cannot serve raises.
 
 Each thread has its own ``use``. Functions of ``torch.compile`` follow the one that any thread entered or left last, and
 are compiled again where it changed.
@@ -65,14 +66,18 @@ def override() -> Backend | None:
     return _override_when_compiled if torch.compiler.is_compiling() else _override.get()
 
 
+def resolve(model_choice: Backend) -> Backend:
+    """Returns the backend that is in force in a model whose own choice is ``model_choice``."""
+    choice = override() or model_choice
+    return check(os.environ.get("FASTMSFLOW_BACKEND", "auto")) if choice == "auto" else choice
+
+
 def uses_triton(model_choice: Backend, x: Tensor) -> bool:
     """Tells whether the kernels compute an operation on ``x`` now, in a model whose own choice is ``model_choice``.
 
     Raises: UnavailableError if Triton was asked for and cannot serve; InputError if the tensor's dtype is why.
     """
-    choice = override() or model_choice
-    if choice == "auto":
-        choice = check(os.environ.get("FASTMSFLOW_BACKEND", "auto"))
+    choice = resolve(model_choice)
     if choice == "triton":
         if x.dtype not in DTYPES:
             raise InputError(

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from .. import backend as backends
 from ..backend import Backend
+from ..cpu import convolution as cpu
 from ..ops.conv3x3 import rounds_to_tf32
 from ..ops.convolution_relu import convolution_relu, cudnn_may_serve, uses_cudnn
 from ..ops.reflection_pad import reflection_pad
@@ -56,12 +57,19 @@ class FusedConvolution(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, backend: Backend = "auto") -> Tensor:
         """Computes (B, O, H', W') from x (B, I, H, W) and residual (B, O, H', W') or None."""
-        if self.reflection is not None:
-            x = reflection_pad(x, self.reflection, backend)
         # An exported graph is to run without this library. Dynamo of torch 2.11 takes every graph for one.
-        if not torch.compiler.is_exporting() and uses_cudnn(backend, x) and self._agrees(x, residual):
-            return convolution_relu(x, self.weight, self.bias, self.geometry, residual=residual, backend=backend)
-        return reference.convolution_relu(x, self.weight, self.bias, self.geometry, residual=residual)
+        by_cudnn = not torch.compiler.is_exporting() and uses_cudnn(backend, x)
+        on_cpu = not by_cudnn and backends.resolve(backend) == "auto" and cpu.serves(x, self.weight, self.bias)
+        # Winograd's algorithm reflects a border of one pixel as it cuts tiles.
+        reflects = on_cpu and self.reflection == (1, 1, 1, 1)
+        if self.reflection is not None and not reflects:
+            x = reflection_pad(x, self.reflection, backend)
+        operands = (x, self.weight, self.bias, self.geometry)
+        if on_cpu:
+            return cpu.convolve(*operands, reflects=reflects, residual=residual, relu=True)
+        if by_cudnn and self._agrees(x, residual):
+            return convolution_relu(*operands, residual=residual, backend=backend)
+        return reference.convolution_relu(*operands, residual=residual)
 
     def _agrees(self, x: Tensor, residual: Tensor | None) -> bool:
         """Tells whether the operator agrees at x's shape; it is tried at a shape's first call.

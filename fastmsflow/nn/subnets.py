@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import Backend
+from ..cpu.convolution import forget
 from ..ops.conv3x3 import conv3x3
 from ..ops.conv3x3_layer_norm import conv3x3_layer_norm_relu
 from ..ops.fusion import conv3x3_split_and_upsample, pool_and_concat
@@ -73,6 +74,7 @@ class ConditionedSubnet(nn.Module):
         """Sets the mode, as any module's, and drops cached values."""
         self._first.clear()
         self._wide.clear()
+        forget(self.conv1.weight, self.conv2.weight)
         return super().train(mode)
 
 
@@ -113,4 +115,5 @@ class FusionSubnet(nn.Module):
     def train(self, mode: bool = True) -> "FusionSubnet":
         """Sets the mode, as any module's, and drops cached values."""
         self._heads.clear()
+        forget(self.conv1.weight, self.conv2.weight)
         return super().train(mode)

@@ -5,7 +5,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, library
 
-from ..backend import Backend, uses_triton
+from ..backend import Backend, resolve, uses_triton
+from ..cpu import convolution as cpu_inference
+from ..cpu import training as cpu_training
 from ..errors import InputError
 from ..kernels.channels_last import new_rows
 from ..reference import conv3x3 as reference
@@ -18,6 +20,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: Back
     """
     check_convolution(x, weight, bias)
     if not uses_triton_convolution("conv3x3", backend, x, len(weight)):
+        if resolve(backend) == "auto":
+            if cpu_inference.serves(x, weight, bias):
+                return cpu_inference.convolve(x, weight, bias)
+            if cpu_training.serves(x, weight, bias):
+                return cpu_training.convolve(x, weight, bias)
         return reference.conv3x3(x, weight, bias)
     return Conv3x3.apply(*in_autocast_dtype(x, weight), bias)
 

@@ -1,0 +1,220 @@
+"""Chooses how a CPU convolves in inference, and caches the weights that the choice prepared.
+
+The choice is made for tensors on an x86-64 CPU if no gradient is taken: Winograd's algorithm for 3x3 convolutions of
+stride 1 in float32 that are wide enough, else oneDNN with packed weights. Prepared weights live as long as their
+weight does, and are prepared anew when it changes.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.jit._trace import is_tracing
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..errors import InputError
+from ..reference.convolution_relu import Geometry
+from ..reference.reflection_pad import reflection_pad
+from . import onednn, winograd
+from .winograd import Chunk, Tile
+
+SAME = Geometry(padding=(1, 1))
+"""The geometry of a 3x3 convolution that keeps the grid."""
+MEMORY_VARIABLE = "FASTMSFLOW_WINOGRAD_MEMORY"
+"""The variable of the environment that bounds the transformed filters of a process, in MiB; 0 for no Winograd."""
+
+# The tiles to choose from, in this order, and the width I O / (I + O) from which each wins: transforms take as many
+# operations as there are channels, the product as many as there are pairs of them. F2 is for filters that the memory
+# does not hold four times as large. Measured: benchmarks/results/cpu/convolutions.md.
+NARROWEST = {winograd.F4: 60.0, winograd.F2: 170.0}
+# A product of fewer tiles reads its filters for too little.
+FEWEST_TILES = 16
+# Batches of two sizes share the cache: the last one of a set is often smaller.
+SHAPES_HELD = 2
+
+
+class Plan(NamedTuple):
+    """Says how inputs of one shape are convolved."""
+
+    packed: onednn.Packed
+    """The convolution or, with a tile, the product of Winograd's algorithm."""
+    reflects: bool
+    """True if the border reflects the input; the convolution of ``packed`` then pads nothing."""
+    tile: Tile | None = None
+    chunk: Chunk | None = None
+
+    def convolve(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """Computes convolution(x) + bias + residual, and relu of it if ``relu``."""
+        if self.tile is None or self.chunk is None:
+            return self.packed(reflection_pad(x, (1, 1, 1, 1)) if self.reflects else x, residual, relu)
+        outputs = len(self.packed.weight) // self.tile.places
+        result = winograd.convolve(x, self._product, outputs, tile=self.tile, chunk=self.chunk, reflect=self.reflects)
+        if residual is not None:
+            result += residual
+        return result.relu_() if relu else result
+
+    def _product(self, tiles: Tensor) -> Tensor:
+        """Multiplies tiles (T, places * I) by the filters: (T, places * O)."""
+        return self.packed(tiles.t()[None, :, :, None]).squeeze(3).squeeze(0).t()
+
+
+class _Entry(NamedTuple):
+    """Holds the plans of a weight by shape, and the state of weight and bias when they were made."""
+
+    state: Hashable
+    plans: dict[Hashable, Plan]
+
+
+_entries = WeakIdKeyDictionary()
+_preparing = threading.Lock()
+_memory: int | None = None
+
+
+def may_compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tells whether x is computed on a CPU, eagerly, by operators that know these tensors."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.numel() > 0
+        and all(type(operand) in (Tensor, nn.Parameter) for operand in (x, weight, bias) if operand is not None)
+        and not (torch.compiler.is_compiling() or is_tracing() or torch.is_autocast_enabled("cpu"))
+        and onednn.is_available()
+    )
+
+
+def takes_gradients(*operands: Tensor | None) -> bool:
+    """Tells whether a gradient of one of them is recorded."""
+    return torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
+
+
+def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tells whether ``convolve`` may compute now: on a CPU, outside graphs and without gradients."""
+    if takes_gradients(x, weight, bias):
+        # An optimizer's fused step, which follows, does not tell of changes.
+        forget(weight)
+        return False
+    # Inference tensors do not tell of changes.
+    tell_of_changes = not (weight.is_inference() or (bias is not None and bias.is_inference()))
+    return tell_of_changes and x.dtype in (torch.float32, torch.bfloat16) and may_compute(x, weight, bias)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry = SAME,
+    *,
+    reflects: bool = False,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Computes convolution(x) + bias + residual, and relu of it if ``relu``, where it ``serves``.
+
+    x (B, I, H, W), weight (O, I / groups, h, w), bias (O,), residual (B, O, H', W'): the result's shape. ``reflects``:
+    whether a border of one pixel reflects x, beside the padding of ``geometry``.
+    """
+    state = tuple((operand._version, operand.data_ptr()) for operand in (weight, bias) if operand is not None)
+    entry = _entries.get(weight)
+    key = (x.shape, geometry, reflects)
+    plan = entry.plans.get(key) if entry is not None and entry.state == state else None
+    if plan is None:
+        with _preparing:
+            entry = _entries.get(weight)
+            if entry is None or entry.state != state:
+                _entries[weight] = entry = _Entry(state, {})
+            plan = _plan(x, weight, bias, geometry, reflects=reflects, others=list(entry.plans.values()))
+            if len(entry.plans) >= SHAPES_HELD:
+                del entry.plans[next(iter(entry.plans))]
+            entry.plans[key] = plan
+    return plan.convolve(x, residual, relu=relu)
+
+
+def forget(*weights: Tensor) -> None:
+    """Drops what was prepared for ``weights``, which is needed if a change of theirs does not show."""
+    for weight in weights:
+        _entries.pop(weight, None)
+
+
+def set_winograd_memory(mebibytes: int | None) -> None:
+    """Bounds the transformed filters of this process, in MiB; 0 switches Winograd's algorithm off.
+
+    ``mebibytes``: None for what FASTMSFLOW_WINOGRAD_MEMORY says or, if that is unset, for a quarter of the machine's
+    memory. Drops all filters: the next predictions transform theirs anew.
+
+    Raises: InputError if ``mebibytes`` is negative.
+    """
+    global _memory
+    if mebibytes is not None and mebibytes < 0:
+        raise InputError(f"{mebibytes} MiB for Winograd's filters; give 0 or more")
+    _memory = mebibytes
+    _entries.clear()
+
+
+def _winograd_bytes() -> int:
+    """Returns the bound of ``set_winograd_memory``, in bytes.
+
+    Raises: InputError if the variable of the environment is no number.
+    """
+    if _memory is not None:
+        return _memory << 20
+    given = os.environ.get(MEMORY_VARIABLE)
+    if given is None:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 1 << 30
+    if not (given.isascii() and given.isdigit()):
+        raise InputError(f"{MEMORY_VARIABLE} is {given!r}; give a whole number of MiB, 0 for no Winograd convolutions")
+    return int(given) << 20
+
+
+def _plan(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *,
+    reflects: bool,
+    others: list[Plan],
+) -> Plan:
+    """Prepares the weight for inputs of x's shape; filters of ``others``, the weight's plans so far, are shared."""
+    batch, inputs, height, width = x.shape
+    if x.dtype == torch.float32 and weight.shape[1:] == (inputs, 3, 3) and _keeps_the_grid(geometry, reflects):
+        for tile in NARROWEST:
+            chunk = winograd.plan_chunk(x.shape, len(weight), tile)
+            if not is_wide_enough(weight, tile) or chunk.tiles < FEWEST_TILES:
+                continue
+            for other in others:
+                if other.tile is tile and other.chunk is not None and other.chunk.tiles == chunk.tiles:
+                    return Plan(other.packed, reflects, tile, chunk)
+            if _held_bytes() + 4 * tile.places * inputs * len(weight) <= _winograd_bytes():
+                return winograd_plan(weight, bias, tile, chunk, reflects=reflects)
+    border = 2 if reflects else 0
+    return Plan(onednn.pack(weight, bias, geometry, (batch, inputs, height + border, width + border)), reflects)
+
+
+def winograd_plan(weight: Tensor, bias: Tensor | None, tile: Tile, chunk: Chunk, *, reflects: bool = False) -> Plan:
+    """Transforms weight (O, I, 3, 3) and bias (O,), and packs them for the products of ``chunk``."""
+    filters = winograd.transform_filters(weight, tile)
+    at_places = None if bias is None else winograd.transform_bias(bias, tile)
+    shape = (1, tile.places * weight.shape[1], chunk.tiles, 1)
+    return Plan(onednn.pack(filters, at_places, Geometry(groups=tile.places), shape), reflects, tile, chunk)
+
+
+def is_wide_enough(weight: Tensor, tile: Tile) -> bool:
+    """Tells whether weight (O, I, 3, 3) has the channels that the tile needs to win."""
+    outputs, inputs = weight.shape[:2]
+    return inputs * outputs >= NARROWEST[tile] * (inputs + outputs)
+
+
+def _keeps_the_grid(geometry: Geometry, reflects: bool) -> bool:
+    """Tells whether a 3x3 convolution has stride 1, no groups and a border of one pixel."""
+    return geometry == (Geometry() if reflects else SAME)
+
+
+def _held_bytes() -> int:
+    """Returns the size of all transformed filters."""
+    plans = [plan for entry in list(_entries.values()) for plan in entry.plans.values() if plan.tile is not None]
+    filters = {id(plan.packed): plan.packed.weight for plan in plans}
+    return sum(4 * math.prod(weight.shape) for weight in filters.values())

@@ -1,0 +1,65 @@
+"""The 3x3 convolution of a training step on a CPU, by Winograd's algorithm where it wins.
+
+Output and input gradient are computed by the algorithm, with filters that are transformed in each step; so there have
+to be enough tiles for them. The gradient of the weight is oneDNN's own: in the algorithm's space it is a product over
+tiles, for which PyTorch has only the matrix products of its BLAS, and those took as long.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import winograd
+from .convolution import is_wide_enough, may_compute, takes_gradients, winograd_plan
+from .winograd import F4
+
+# The fewest tiles of a batch for which transforming the filters pays.
+FEWEST_TILES = 256
+
+
+def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tells whether ``convolve`` computes a training step's convolution faster than PyTorch does."""
+    batch, _, height, width = x.shape
+    return (
+        takes_gradients(x, weight, bias)
+        and x.dtype == torch.float32
+        and batch * height * width >= 16 * FEWEST_TILES
+        and is_wide_enough(weight, F4)
+        and may_compute(x, weight, bias)
+    )
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Computes the 3x3 convolution with zero padding 1 where it ``serves``. Differentiable by all its tensors.
+
+    x (B, I, H, W), weight (O, I, 3, 3), bias (O,): (B, O, H, W).
+    """
+    return _Convolution.apply(x, weight, bias)
+
+
+class _Convolution(torch.autograd.Function):
+    """Differentiates the convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        chunk = winograd.plan_chunk(x.shape, len(weight), F4)
+        return winograd_plan(weight, bias, F4, chunk).convolve(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, *needs = ctx.needs_input_grad
+        grad_x, grad_weight, grad_bias = None, None, None
+        if needs_x:
+            # The adjoint of a convolution is one with the filters turned round, from outputs to inputs.
+            grad_x = _Convolution.apply(grad_out, weight.flip(2, 3).transpose(0, 1), None)
+        if any(needs):
+            ones = [1, 1]
+            bias_shape = [len(weight)] if ctx.has_bias else None
+            _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+                grad_out, x, weight, bias_shape, ones, ones, ones, False, [0, 0], 1, [False, *needs]
+            )
+        return grad_x, grad_weight, grad_bias
