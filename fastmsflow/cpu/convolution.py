@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..available_memory import available_memory
 from ..errors import InputError
 from ..reference.convolution_relu import Geometry
 from ..reference.reflection_pad import reflection_pad
@@ -142,8 +143,9 @@ def forget(*weights: Tensor) -> None:
 def set_winograd_memory(mebibytes: int | None) -> None:
     """Bounds the transformed filters of this process, in MiB; 0 switches Winograd's algorithm off.
 
-    ``mebibytes``: None for what FASTMSFLOW_WINOGRAD_MEMORY says or, if that is unset, for a quarter of the machine's
-    memory. Drops all filters: the next predictions transform theirs anew.
+    ``mebibytes``: None for what FASTMSFLOW_WINOGRAD_MEMORY says or, if that is unset, for a quarter of the memory that
+    is available when filters are transformed (on Linux; none elsewhere, where it is not known). Drops all filters: the
+    next predictions transform theirs anew.
 
     Raises: InputError if ``mebibytes`` is negative.
     """
@@ -154,19 +156,22 @@ def set_winograd_memory(mebibytes: int | None) -> None:
     _entries.clear()
 
 
-def _winograd_bytes() -> int:
-    """Returns the bound of ``set_winograd_memory``, in bytes.
+def _have_room(needed: int) -> bool:
+    """Tells whether ``needed`` bytes of transformed filters may be added to those that are held.
 
     Raises: InputError if the variable of the environment is no number.
     """
-    if _memory is not None:
-        return _memory << 20
+    held = _held_bytes()
     given = os.environ.get(MEMORY_VARIABLE)
-    if given is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 1 << 30
-    if not (given.isascii() and given.isdigit()):
+    if _memory is not None:
+        bound = _memory << 20
+    elif given is None:
+        bound = (held + available_memory()) // 4
+    elif given.isascii() and given.isdigit():
+        bound = int(given) << 20
+    else:
         raise InputError(f"{MEMORY_VARIABLE} is {given!r}; give a whole number of MiB, 0 for no Winograd convolutions")
-    return int(given) << 20
+    return held + needed <= bound
 
 
 def _plan(
@@ -188,7 +193,7 @@ def _plan(
             for other in others:
                 if other.tile is tile and other.chunk is not None and other.chunk.tiles == chunk.tiles:
                     return Plan(other.packed, reflects, tile, chunk)
-            if _held_bytes() + 4 * tile.places * inputs * len(weight) <= _winograd_bytes():
+            if _have_room(4 * tile.places * inputs * len(weight)):
                 return winograd_plan(weight, bias, tile, chunk, reflects=reflects)
     border = 2 if reflects else 0
     return Plan(onednn.pack(weight, bias, geometry, (batch, inputs, height + border, width + border)), reflects)

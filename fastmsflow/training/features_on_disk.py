@@ -1,13 +1,13 @@
 """Reads features out of a cache: chooses where they lie during a run, and copies them to the GPU."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..available_memory import available_memory
 from ..data.reader_pool import batched
 from ..models.msflow import MSFlow
 from .feature_cache import FeatureCache
@@ -24,24 +24,6 @@ def placement(needed: int, device: torch.device, processes: int = 1) -> Place:
     if device.type == "cuda" and needed <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "on the GPU"
     return "in memory" if needed * processes <= MEMORY_SHARE * available_memory() else "on disk"
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """Returns the bytes that this process may still take without swapping, within its control group's limit.
-
-    Returns 0 on systems other than Linux, which do not tell: their cache of files serves there.
-    """
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return 0
-    try:
-        group = root / "sys/fs/cgroup"
-        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or "max"
-        return available
-    return max(0, min(available, limit))
 
 
 class FeaturesOnDisk:

@@ -138,6 +138,17 @@ def test_the_environment_bounds_the_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @torch.no_grad()
+def test_filters_take_at_most_a_quarter_of_the_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution.set_winograd_memory(None)
+    needed = 4 * F4.places * 128 * 192
+    for available, tile in ((4 * needed - 1, None), (4 * needed, F4)):
+        monkeypatch.setattr(convolution, "available_memory", lambda available=available: available)
+        x, weight, bias = operands(128, 192)
+        convolution.convolve(x, weight, bias)
+        assert tiles_of(weight) == [tile]
+
+
+@torch.no_grad()
 def test_changed_weights_and_biases_are_prepared_anew() -> None:
     x, weight, bias = operands(128, 160)
     changes = (

@@ -1,7 +1,6 @@
 """Tests where cached features lie, how they get to a GPU (with stand-ins for it), and when keeping them pays off."""
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from fastmsflow.distributed.process_group import ProcessGroup
 from fastmsflow.training import features_on_disk as cached_module
 from fastmsflow.training.cache_break_even import BreakEven
-from fastmsflow.training.features_on_disk import available_memory, placement
+from fastmsflow.training.features_on_disk import placement
 from fastmsflow.training.loaders import FeatureLoader
 from fastmsflow.training.samplers import SequentialBatchSampler
 
@@ -27,19 +26,6 @@ def test_features_go_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placement(25 * gib, cpu, 2) == "in memory"
     assert placement(25 * gib + 1, cpu, 2) == "on disk"
     assert placement(30 * gib, gpu, 8) == "on the GPU"
-
-
-def test_available_memory_is_within_the_control_groups_limit(tmp_path: Path) -> None:
-    assert available_memory(tmp_path) == 0
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:  32 kB\nMemFree:  8 kB\nMemAvailable:   16 kB\n")
-    assert available_memory(tmp_path) == 16384
-    group = tmp_path / "sys/fs/cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.current").write_text("3000\n")
-    for limit, expected in (("max\n", 16384), ("10000\n", 7000), ("2000\n", 0), ("1000000\n", 16384)):
-        (group / "memory.max").write_text(limit)
-        assert available_memory(tmp_path) == expected
 
 
 def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
