@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmsflow import InputError, MSFlow, UnavailableError
+from fastmsflow import InputError, MSFlow, UnavailableError, backend
 from fastmsflow.models import hub
 
 
@@ -37,8 +37,9 @@ def test_what_is_read_back_predicts_the_same(model: MSFlow, folder: Path) -> Non
     assert not back.training
     assert back.flow.backend == "torch"
     assert back.config == model.config
-    for ours, theirs in zip(model.eval().predict(images), back.predict(images), strict=True):
-        assert torch.equal(ours, theirs)
+    with backend.use("torch"):
+        for ours, theirs in zip(model.eval().predict(images), back.predict(images), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_a_repository_of_the_hub_is_downloaded(model: MSFlow, folder: Path, monkeypatch) -> None:
