@@ -37,8 +37,8 @@ AUTOCAST = {"bfloat16": 5e-2, "float16": 6e-3}
 # leave the rounding of what is stored, twice where a gradient is a sum of stored values. TF32 cuts each operand to 11
 # bits (2^-10, all to one side): emulated 1.6e-3 at most.
 OPERATION = {"float32": 5e-6, "tf32": 4e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
-# A float32 convolution by Winograd's algorithm on a CPU against float64: the transforms add up to 36 terms of mixed sign
-# before and after the sum over channels. Measured 5e-6 at most, 4e-6 for the gradient of an input.
+# A float32 convolution by Winograd's algorithm on a CPU against float64: the transforms add up to 36 terms of mixed
+# sign before and after the sum over channels. Measured 5e-6 at most, for the gradient of an input.
 WINOGRAD = 1e-5
 # The same convolution in one thread and in two: oneDNN may block its sums another way.
 THREADS = 1e-6
