@@ -19,7 +19,7 @@ from .. import backend
 from ..errors import UnavailableError
 from ..models.msflow import MSFlow
 from ..nn.weight_cache import as_constants
-from ..quiet import QuietThread, errors_alone
+from ..quiet import QuietThread
 
 TELEMETRY = "openvino_telemetry"
 TRACED_BATCH = 2
@@ -45,9 +45,9 @@ def import_openvino(*others: str) -> Any:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise UnavailableError(f"OpenVINO needs {', '.join(missing)}: pip install 'fastmsflow[openvino]'")
-    # NNCF looks for compilers of GPU code, and torch tells that there is no GPU.
-    with _without_telemetry(), QuietThread(), errors_alone("torch.utils.cpp_extension"):
-        return [import_module(name) for name in names][0]
+    with _without_telemetry(), QuietThread():
+        modules = [import_module(name) for name in names]
+    return modules[0]
 
 
 def converted(model: MSFlow, outputs: Sequence[str]) -> Parts:
