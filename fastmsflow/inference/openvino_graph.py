@@ -37,17 +37,15 @@ class Parts(NamedTuple):
 
 
 def import_openvino(*others: str) -> Any:
-    """Imports OpenVINO, and the packages ``others`` of its extra, without their telemetry.
+    """Imports OpenVINO without its telemetry.
 
-    Raises: UnavailableError if one is not installed.
+    Raises: UnavailableError if it, or one of the packages ``others`` of its extra, is not installed.
     """
-    names = ("openvino", *others)
-    missing = [name for name in names if find_spec(name) is None]
+    missing = [name for name in ("openvino", *others) if find_spec(name) is None]
     if missing:
         raise UnavailableError(f"OpenVINO needs {', '.join(missing)}: pip install 'fastmsflow[openvino]'")
-    with _without_telemetry(), QuietThread():
-        modules = [import_module(name) for name in names]
-    return modules[0]
+    with without_telemetry():
+        return import_module("openvino")
 
 
 def converted(model: MSFlow, outputs: Sequence[str]) -> Parts:
@@ -61,7 +59,7 @@ def converted(model: MSFlow, outputs: Sequence[str]) -> Parts:
     openvino, batch = import_openvino(), {0: Dim("batch")}
     images = torch.rand(TRACED_BATCH, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
     features_of, scores_of = _Features(model).eval(), _Scores(model, outputs).eval()
-    with backend.use("torch"), torch.no_grad(), QuietThread():
+    with backend.use("torch"), torch.no_grad(), QuietThread(), without_telemetry():
         features = features_of(images)
         # Fills the caches of values derived from weights, which become constants of the graph.
         scores_of(*features)
@@ -132,8 +130,11 @@ class _Scores(nn.Module):
 
 
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Hides the package from imports in the block: it would write into the home folder, and ask for a server."""
+def without_telemetry() -> Iterator[None]:
+    """Hides OpenVINO's package of telemetry from the imports of the block.
+
+    It would write into the home folder and send data to a server.
+    """
     absent = object()
     before: Any = sys.modules.get(TELEMETRY, absent)
     hidden: Any = None

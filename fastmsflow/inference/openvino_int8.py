@@ -8,6 +8,7 @@ scores, sums of squares and layer norms do not bear 8 bits.
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ..data import load_image
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..quiet import QuietThread, errors_alone
-from .openvino_graph import EXTRACTOR, compiled, import_openvino
+from .openvino_graph import EXTRACTOR, compiled, import_openvino, without_telemetry
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 NOT_QUANTIZED: Mapping[str, tuple[str, ...]] = {"network": (), "flow": (f"{EXTRACTOR}/.*",)}
@@ -188,11 +189,11 @@ def _pixels(file: Path, image_size: tuple[int, int]) -> np.ndarray:
 
 def _quantized(graph: Any, files: Sequence[Path], image_size: tuple[int, int], kept: Sequence[str]) -> Any:
     """Returns a copy with all convolutions in INT8 but those whose names match one of ``kept``."""
-    import nncf
-
+    with without_telemetry():
+        nncf: Any = import_module("nncf")
     others = {operation.get_type_name() for operation in graph.get_ops()} - {*CONVOLUTIONS, "Constant"}
     scope = nncf.IgnoredScope(patterns=list(kept), types=sorted(others - {"Parameter", "Result"}), validate=False)
-    # NNCF draws bars and looks for compilers of GPU code; standard output is for the command's own lines.
+    # NNCF draws bars, and torch tells of a missing GPU; standard output is for the command's own lines.
     with QuietThread(), errors_alone("nncf"), errors_alone("torch.utils.cpp_extension"), redirect_stdout(StringIO()):
         return nncf.quantize(
             graph.clone(),
