@@ -1,32 +1,24 @@
-"""OpenVINO graphs of small models: as they are, or such that INT8 does less well."""
+"""A model that bears INT8 in part, and good images for it."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from skimage import data as photographs
 
-from fastmsflow import MSFlow, Prediction
-from fastmsflow.inference.openvino_graph import converted, joined
+from fastmsflow import MSFlow
 from tests.helpers.tiny_model import tiny_model
 
 SIZE = (40, 56)
-NOISE = {"network": 0.0, "flow": 0.05, None: 0.2}
-"""The noise on the flow's weights that leaves INT8 to the network, to the flow alone, or to nothing."""
 
 
-def noisy_model(noise: float) -> MSFlow:
+def noisy_model() -> MSFlow:
+    """A model whose flow has noise on its weights: without, INT8 moves nothing."""
     model = tiny_model(image_size=SIZE, standardise=True).eval()
     with torch.no_grad():
         for parameter in model.flow.parameters():
-            parameter.add_(noise * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
     return model
-
-
-def graph(model: MSFlow) -> Any:
-    """The graph that INT8 begins with."""
-    return joined(converted(model.for_inference(), (*Prediction._fields, "absolute_map")))
 
 
 def write_bricks(folder: Path, count: int) -> list[Path]:

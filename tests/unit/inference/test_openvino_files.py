@@ -83,7 +83,7 @@ def test_weights_of_something_else_are_not_replaced(tmp_path: Path) -> None:
 
 def test_a_refusal_of_the_block_leaves_the_earlier_pair(tmp_path: Path) -> None:
     write(tmp_path / "m.xml", "old")
-    with pytest.raises(UnavailableError, match="^not as good$"), ir_written_aside(tmp_path / "m.xml") as aside:
+    with pytest.raises(UnavailableError, match=r"^not as good$"), ir_written_aside(tmp_path / "m.xml") as aside:
         aside.write_text("new")
         aside.with_suffix(".bin").write_text("new")
         raise UnavailableError("not as good")
@@ -99,5 +99,5 @@ def test_a_writer_in_cpp_that_does_not_say_why_it_fails_is_found_out(tmp_path: P
         ):
             raise RuntimeError("basic_ios::clear: iostream error")
         assert list(disk.iterdir()) == []
-    with pytest.raises(RuntimeError, match="^of something else$"), ir_written_aside(tmp_path / "m.xml"):
+    with pytest.raises(RuntimeError, match=r"^of something else$"), ir_written_aside(tmp_path / "m.xml"):
         raise RuntimeError("of something else")
