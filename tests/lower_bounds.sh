@@ -9,14 +9,15 @@ trap 'rm -rf "$venv"' EXIT
 python3 -m venv "$venv"
 . "$venv/bin/activate"
 pip install --quiet uv
-uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,ray,spark,onnx,jpeg,bench]' \
+uv pip install --quiet --no-cache --resolution lowest-direct -e '.[demo,shards,ray,spark,onnx,openvino,jpeg,bench]' \
     'pytest>=8.0' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 python --version
 uv pip freeze
 if [ $# = 0 ]; then
     set -- tests/unit/test_{backend,files,folder_locks,import,number_range}.py tests/unit/cli/test_cli.py \
         tests/unit/data/test_{image_io,jpeg_decoder,url_images}.py tests/unit/data/shards/test_shards.py \
-        tests/unit/inference/test_{batch_columns,batch_scorer,batch_scorer_models,regions,score_maps}.py \
+        tests/unit/inference/test_{batch_columns,batch_scorer,batch_scorer_models,openvino_engine,openvino_int8}.py \
+        tests/unit/inference/test_{regions,score_maps}.py \
         tests/unit/integrations/test_{export,scikit_learn}.py tests/unit/metrics/test_{aupro,auroc}.py \
         tests/unit/models/test_{hub,msflow}.py tests/unit/nn/test_feature_extractor.py tests/unit/training/test_train.py \
         tests/unit/visualization/test_{html_report,image_visualizer,plots}.py \

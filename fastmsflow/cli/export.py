@@ -1,5 +1,6 @@
 """fastmsflow export: a model as a graph that runs without this library."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -15,23 +16,40 @@ DTYPES = ("float32", "float16", "bfloat16")
 def export(
     *,
     model: ModelPath,
-    to: Annotated[Path, argument("TO", "model.onnx, or model.pt2 for a torch.export program or --compiled.")],
+    to: Annotated[
+        Path, argument("TO", "model.onnx; model.xml for OpenVINO; model.pt2 for a torch.export program or --compiled.")
+    ],
     compiled: Annotated[
         bool, option(OUTPUT, "Write an AOTInductor package of machine code for this machine's device.", "--compiled")
     ] = False,
     dtype: Annotated[str, option(MODEL, "dtype of a compiled package: float32 or, on a GPU, float16.")] = "float32",
+    int8: Annotated[
+        list[str] | None,
+        option(
+            MODEL,
+            "OpenVINO: compute convolutions in INT8, as far as half of these good images, 20 at least, score as before;"
+            " value ranges come from the other half. Give images, folders or patterns as to `predict`.",
+            metavar="GOOD_IMAGES",
+        ),
+    ] = None,
 ) -> None:
-    """Writes MODEL as a graph that runs without this library, checked against it: ONNX, torch.export, AOTInductor."""
-    if to.suffix not in (".onnx", ".pt2") or (compiled and to.suffix != ".pt2"):
-        raise InputError(f"{to}: give a name that ends in .onnx or .pt2; a compiled package is a .pt2")
+    """Writes MODEL as a graph that runs without this library, checked against it.
+
+    It is for ONNX Runtime, OpenVINO, torch.export or AOTInductor. An OpenVINO model is two files, .xml and .bin.
+    """
+    if to.suffix not in (".onnx", ".xml", ".pt2") or (compiled and to.suffix != ".pt2"):
+        raise InputError(f"{to}: give a name that ends in .onnx, .xml or .pt2; a compiled package is a .pt2")
+    if int8 is not None and to.suffix != ".xml":
+        raise InputError(f"{to}: --int8 is for OpenVINO; give a name that ends in .xml, or leave it out")
     if dtype not in DTYPES or (dtype != "float32" and not compiled):
         raise InputError(f"dtype {dtype}: float32, or with --compiled one of {', '.join(DTYPES)}")
     import_packages("torch", "timm")
     import torch
 
     from ..inference.loading import load_model
-    from ..integrations.export import export_onnx, export_package, export_program
+    from ..integrations.export import export_onnx, export_openvino, export_package, export_program
 
+    good = None if int8 is None else _good_images(int8)
     network = load_model(model)
     with console.status("exporting and comparing ..."), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -39,8 +57,29 @@ def export(
             exported = export_package(network, to, getattr(torch, dtype))
         elif to.suffix == ".onnx":
             exported = export_onnx(network, to)
+        elif to.suffix == ".xml":
+            exported = export_openvino(network, to, good)
         else:
             exported = export_program(network, to)
-    size, difference = exported.path.stat().st_size, exported.difference
+    size, difference = sum(file.stat().st_size for file in exported.files), exported.difference
     print_line(f"{model} -> {to} ({size / 2**20:.0f} MiB); scores differ by at most {difference:.0e}")
-    print_json({"from": str(model), "to": str(to), "bytes": size, "difference": difference})
+    if exported.int8 is not None:
+        print_line(str(exported.int8))
+    print_json(
+        {
+            "from": str(model),
+            "to": str(to),
+            "bytes": size,
+            "difference": difference,
+            "int8": exported.int8 and exported.int8.as_dict(),
+        }
+    )
+
+
+def _good_images(sources: list[str]) -> list[Path]:
+    from ..data.file_search import find_images
+
+    found = find_images(sources, sys.stdin.buffer)
+    if found.faults:
+        raise InputError(found.faults[0])
+    return found.files

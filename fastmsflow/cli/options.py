@@ -117,6 +117,14 @@ IMAGE_SOURCES = (
 )
 Workers = Annotated[int, option(DATA, "Processes that read images; 0: this process reads them.", range=WORKERS)]
 Dtype = Annotated[str, option(MODEL, "float32, float16, or auto: float16 on a GPU, float32 on a CPU.")]
+Engine = Annotated[
+    str,
+    option(
+        MODEL,
+        "torch, or openvino: on the CPU, in float32 or, but for the backbone, --dtype bfloat16;"
+        " `pip install 'fastmsflow[openvino]'`.",
+    ),
+]
 ScoreMap = Annotated[
     str | None,
     option(

@@ -17,7 +17,7 @@ from ..number_range import COUNT, FINITE
 from ..number_range import WORKERS as WORKERS_RANGE
 from ..recipe import DATA, VALIDATION
 from .imports import import_packages
-from .options import DISTRIBUTED, IMAGE_SOURCES, OUTPUT, Dtype, FalseAlarms, Null, ScoreMap, argument, option
+from .options import DISTRIBUTED, IMAGE_SOURCES, OUTPUT, Dtype, Engine, FalseAlarms, Null, ScoreMap, argument, option
 from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def predict(
         option(DATA, "Processes that read images; a cluster has its own. Default: 2.", range=WORKERS_RANGE),
     ] = None,
     dtype: Dtype = "auto",
+    engine: Engine = "torch",
     cluster: Annotated[
         str | None,
         option(
@@ -127,6 +128,7 @@ def predict(
             images_per_part=IMAGES_PER_PART if images_per_part is None else images_per_part,
             workers=workers,
             dtype=dtype,
+            engine=engine,
             cluster=cluster,
         )
         return
@@ -151,6 +153,7 @@ def predict(
         pictures=heat_maps is not False,
         dtype=dtype,
         kind=kind,
+        engine=engine,
     )
     try:
         with progress_bar("scoring images", len(found.files)) as bar:

@@ -11,6 +11,7 @@ from ..calibration import DecisionThreshold, region_threshold
 from ..data.url_images import is_url
 from ..files import absolute, shown
 from ..inference import resolve_dtype
+from ..inference.engines import OPENVINO
 from ..inference.loading import read_model, to_device
 from ..inference.predict_parquet import score_into, settings_of
 from ..inference.prediction_folder import FAULTS_SHOWN, PredictionFolder, RowCounts
@@ -32,6 +33,7 @@ def predict_parquet(
     images_per_part: int,
     workers: int,
     dtype: str,
+    engine: str,
     cluster: str | None,
 ) -> None:
     """Scores the images that have no row yet, and prints a summary of all rows; the arguments: see ``predict``."""
@@ -49,16 +51,22 @@ def predict_parquet(
             # Ray prints warnings on standard output, where JSON is to stand alone.
             stack.enter_context(redirect_stdout(sys.stderr))
             gpus = stack.enter_context(connected(cluster, quiet=not console.is_terminal or console.quiet))
-            dtype = str(resolve_dtype(dtype, torch.device("cuda" if gpus else "cpu"))).removeprefix("torch.")
+            if engine == OPENVINO:
+                gpus = 0
+            else:
+                dtype = str(resolve_dtype(dtype, torch.device("cuda" if gpus else "cpu"))).removeprefix("torch.")
         regions = region_threshold(network.calibration, false_alarms)
-        scorer = Scorer(network, decision=decision, region_threshold=regions, dtype=dtype)
+        scorer = Scorer(network, decision=decision, region_threshold=regions, dtype=dtype, engine=engine)
         stack.enter_context(folder.claimed())
         folder.begin(settings_of(scorer), on_cluster=cluster is not None)
         waiting = images.without_rows(folder)
         try:
             if len(waiting) and cluster is not None:
                 path = model if is_url(model) else absolute(model)
-                arguments = {"model": path, "threshold": threshold, "false_alarms": false_alarms, "dtype": dtype}
+                arguments = {
+                    "model": path, "threshold": threshold, "false_alarms": false_alarms, "dtype": dtype,
+                    "engine": engine,
+                }  # fmt: skip
                 options = RayOptions(batch_size=batch_size, images_per_part=images_per_part, gpus=gpus)
                 score_on_ray(folder, waiting, arguments, options)
             elif len(waiting):

@@ -20,11 +20,11 @@ from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..number_range import FINITE
 from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
+from .engines import OPENVINO, TORCH, check_engine
 from .loading import parse_device, read_model, to_device
-from .precision import AUTO, check_dtype
+from .precision import AUTO
 from .scorer import NOT_FINITE, ImageResult, Scorer
 
-ENGINES = ("torch",)
 # Engines hand over thousands of rows at once; so many images are in memory and in the model together.
 BATCH_SIZE = 32
 # More threads than processors, since reading from a server is waiting.
@@ -37,9 +37,10 @@ class BatchScorer:
     ``model``: a checkpoint's path or URL, a folder that ``MSFlow.save_pretrained`` wrote, or a model; every process
     that scores reads it there. ``threshold``: absolute scores above it, in nats, are defective; by default the
     calibrated threshold for ``false_alarms``, the share of good images that may be called so (None: as calibrated).
-    ``dtype``: float32, float16 or auto, which is float16 on a GPU. ``engine``: torch. ``tile``: None, images are
-    resized to the model's size. ``maps``: results have a column ``score_map`` too, the absolute map at the model's
-    size. ``device``: auto (a GPU if there is one), cpu, cuda or cuda:N.
+    ``dtype``: float32, float16 or auto, which is float16 on a GPU. ``engine``: torch, or openvino, which computes on
+    the CPU in float32 or, if ``dtype`` says so, bfloat16. ``tile``: None, images are resized to the model's size.
+    ``maps``: results have a column ``score_map`` too, the absolute map at the model's size. ``device``: auto (a GPU if
+    there is one and the engine is torch), cpu, cuda or cuda:N.
 
     A scorer can be pickled, before and after it has loaded its model; a copy loads its own. Threads may share a scorer:
     they decode side by side, and one of them at a time uses the model. A process that is forked after the model has
@@ -55,7 +56,7 @@ class BatchScorer:
         false_alarms: float | None = None,
         *,
         dtype: str = AUTO,
-        engine: str = "torch",
+        engine: str = TORCH,
         tile: int | None = None,
         maps: bool = False,
         device: str = "auto",
@@ -64,14 +65,17 @@ class BatchScorer:
             FINITE.check("threshold", threshold)
         if false_alarms is not None:
             check_rate(false_alarms)
-        if engine not in ENGINES:
-            raise InputError(f"engine {engine!r} is not known; there is {', '.join(ENGINES)}")
         if tile is not None:
             raise InputError(f"tile {tile}: images are scored whole, resized to the model's size; leave tile out")
-        check_dtype(dtype)
+        check_engine(engine, dtype)
+        place = parse_device(device)
+        if engine == OPENVINO:
+            if place is not None and place.type != "cpu":
+                raise InputError(f"device {device}: the engine openvino computes on the CPU; give auto or cpu")
+            place = torch.device("cpu")
         self._model = model if isinstance(model, MSFlow) else os.fsdecode(model)
         self._threshold, self._false_alarms = threshold, false_alarms
-        self._dtype, self._maps, self._device = dtype, maps, parse_device(device)
+        self._dtype, self._maps, self._engine, self._device = dtype, maps, engine, place
         self._begin()
 
     def _begin(self) -> None:
@@ -167,7 +171,9 @@ class BatchScorer:
                 )
                 decision = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
-                scorer = Scorer(model, decision=decision, region_threshold=regions, dtype=self._dtype)
+                scorer = Scorer(
+                    model, decision=decision, region_threshold=regions, dtype=self._dtype, engine=self._engine
+                )
                 self._loaded = _Loaded(scorer, _readers(), os.getpid())
             elif self._loaded.process != os.getpid():
                 # A forked process has none of its parent's threads, and torch would wait for its own.

@@ -19,13 +19,14 @@ from .scorer import Scorer
 
 
 def settings_of(scorer: Scorer) -> dict[str, Any]:
-    """Returns the settings that decide on the results: model (16 hexadecimal digits), thresholds and dtype."""
+    """Returns the settings that decide on the results: model (16 hexadecimal digits), thresholds, dtype and engine."""
     weights = tensor_chunks(scorer.model.state_dict(), "{name} {shape} {dtype}")
     return {
         "model": short_digest(chain([json.dumps(scorer.model.config).encode()], weights)),
         "threshold": None if scorer.decision is None else scorer.decision.value,
         "region_threshold": scorer.region_threshold,
         "dtype": scorer.dtype,
+        "engine": scorer.engine,
     }
 
 

@@ -1,6 +1,6 @@
 """A folder of results as Parquet files, written by one machine or by a cluster and continued after an interruption.
 
-- ``predictions.json``, written first: the model, thresholds and dtype of the results;
+- ``predictions.json``, written first: the model, thresholds, dtype and engine of the results;
 - ``parts/*.parquet``: a row for each image: its ``path`` and the columns of ``arrow.RESULTS``. The next start leaves
   out the images that have a row.
 """
@@ -30,6 +30,7 @@ from ..data.url_images import is_url
 from ..errors import InputError
 from ..files import absolute, as_utf8, claimed_folder, remove_leftovers, shown, write_faults, written_aside
 from ..settings_diff import changed_settings
+from .engines import TORCH
 
 FORMAT, EARLIER = "fastmsflow predictions 2", "fastmsflow predictions 1"
 RUN, PARTS = "predictions.json", "parts"
@@ -118,7 +119,8 @@ class PredictionFolder:
         elif written.get("format") != FORMAT:
             raise InputError(f"{shown(self.out)}: holds a {RUN} of something else; {ELSEWHERE}")
         else:
-            changes = changed_settings(written, settings, only_now=True)
+            # Earlier versions had no other engine, and did not name it.
+            changes = changed_settings({"engine": TORCH, **written}, settings, only_now=True)
             if changes:
                 raise InputError(
                     f"{shown(self.out)}: holds results of another run ({changes}); set that back, or {ELSEWHERE}"

@@ -20,6 +20,7 @@ from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
 from ..visualization.image_visualizer import ImageVisualizer
 from . import AUTO
+from .engines import TORCH
 from .heat_map_names import heat_map_names
 from .regions import Region
 from .scorer import LABELS, ImageResult, Scorer
@@ -68,13 +69,16 @@ class Predictor:
         pictures: bool = True,
         dtype: str = AUTO,
         kind: MapKind | None = None,
+        engine: str = TORCH,
     ) -> None:
         """Prepares ``model``.
 
         ``table``: csv or jsonl; ``decision``: labels images, None for no labels; ``false_alarms``: share of good images
-        that may show a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show.
+        that may show a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show;
+        ``engine``: torch or openvino, see Scorer.
 
-        Raises: InputError if ``ColorScale.from_model`` or ``Scorer`` refuse an argument.
+        Raises: InputError if ``ColorScale.from_model`` or ``Scorer`` refuse an argument; UnavailableError if the engine
+        is not installed.
         """
         self.color_scale = ColorScale.from_model(model.calibration, len(model.flow.channels), false_alarms, kind)
         self._scorer = Scorer(
@@ -83,6 +87,7 @@ class Predictor:
             region_threshold=self.color_scale.region_threshold,
             dtype=dtype,
             kind=self.color_scale.kind,
+            engine=engine,
         )
         self.table = out / f"scores.{table}"
         self.scored: list[ScoredImage] = []

@@ -12,7 +12,8 @@ from ..data.image_batches import ReadBatch, ReadImage
 from ..files import shown
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
-from .precision import AUTO, prepare
+from .engines import TORCH, ready_model
+from .precision import AUTO
 from .regions import Region, find_regions
 
 LABELS = {True: "defective", False: "good", None: None}
@@ -36,12 +37,13 @@ class ImageResult(NamedTuple):
 
 
 class Scorer:
-    """Scores batches with the copy of ``model`` that fastmsflow.inference.prepare makes.
+    """Scores batches with the copy of ``model`` that fastmsflow.inference.prepare makes, or by OpenVINO.
 
     ``decision``: labels images, None for no labels; ``region_threshold``: regions lie where the absolute map is above
-    it, None for no regions; ``dtype``: see ``resolve_dtype``; ``kind``: the map that results have.
+    it, None for no regions; ``dtype``: see ``resolve_dtype``; ``kind``: the map that results have; ``engine``: torch or
+    openvino, see fastmsflow.inference.openvino_engine.OpenVinoModel.
 
-    Raises: InputError if ``dtype`` is not known.
+    Raises: InputError if ``dtype`` or ``engine`` is not known; UnavailableError if the engine is not installed.
     """
 
     def __init__(
@@ -52,17 +54,19 @@ class Scorer:
         region_threshold: float | None = None,
         dtype: str = AUTO,
         kind: MapKind = "absolute",
+        engine: str = TORCH,
     ) -> None:
         self.decision = decision
         self.region_threshold = region_threshold
         self.kind: MapKind = kind
         self.model = model
-        self._ready = prepare(model, dtype)
+        self.engine = engine
+        self._ready = ready_model(model, dtype, engine)
 
     @property
     def dtype(self) -> str:
         """The name of the dtype of the flow."""
-        return str(self._ready.flow.dtype).removeprefix("torch.")
+        return self._ready.dtype
 
     def items(self, read: ReadBatch) -> Iterator[tuple[ReadImage, ImageResult | None, str | None]]:
         """Yields each image of a batch with its result, or with None and a line with the reason."""
@@ -78,8 +82,7 @@ class Scorer:
 
         ``pixels``: (B, 3, H, W) in [0, 1]; ``sizes``: the (width, height) of each image before it was resized.
         """
-        device = next(self._ready.parameters()).device
-        scores = self._ready.scores(pixels.to(device, memory_format=torch.channels_last))
+        scores = self._ready.scores(pixels)
         maps = scores.score_map(self.kind).float().cpu().numpy()
         # Regions are found on the absolute map, whichever map is shown.
         absolute_maps = maps

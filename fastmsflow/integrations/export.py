@@ -1,16 +1,18 @@
-"""Exports models as graphs that run without this library: torch.export, ONNX, AOTInductor.
+"""Exports models as graphs that run without this library: torch.export, ONNX, OpenVINO, AOTInductor.
 
 Every graph takes images (B, 3, H, W) float32 in [0, 1], any B, and returns the fields of ``MSFlow.predict`` in their
-order and, in ONNX, by their names. A graph is traced from ``model.for_inference()``, computes by plain PyTorch unless
-its function says otherwise, and is loaded and compared with the model before its file is renamed into place.
+order and, in ONNX and OpenVINO, by their names. A graph is traced from ``model.for_inference()``, computes by plain
+PyTorch unless its function says otherwise, and is loaded and compared with the model before its file is renamed into
+place.
 """
 
 import importlib.util
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +21,22 @@ from torch.export import Dim, ExportedProgram
 from .. import backend
 from ..errors import UnavailableError
 from ..files import checked_file, written_aside
+from ..inference.openvino_files import WEIGHTS, ir_written_aside
+from ..inference.openvino_graph import compiled, converted, import_openvino, joined, run
+from ..inference.openvino_int8 import Int8Figures, Int8Report, quantize
 from ..models.msflow import MSFlow, Prediction
 from ..nn.weight_cache import as_constants
 from ..ops.triton_export import inlined
 
-__all__ = ["Exported", "export_onnx", "export_package", "export_program"]
+__all__ = [
+    "Exported",
+    "Int8Figures",
+    "Int8Report",
+    "export_onnx",
+    "export_openvino",
+    "export_package",
+    "export_program",
+]
 
 # Batch sizes that are compared; the traced size is another one.
 CHECKED_BATCHES = (1, 3)
@@ -42,7 +55,15 @@ class Exported(NamedTuple):
     path: Path
     """The file."""
     difference: float
-    """The largest difference of image scores from the model's, relative to the larger of 1 and the score."""
+    """The largest difference of image scores from the model's, relative to the larger of 1 and the score: on noise or,
+    in INT8, on held-out good images."""
+    int8: Int8Report | None = None
+    """What was quantized to INT8, if anything was."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file and, of OpenVINO, its weights."""
+        return (self.path, self.path.with_suffix(WEIGHTS)) if self.path.suffix == ".xml" else (self.path,)
 
 
 def export_program(model: MSFlow, path: str | Path) -> Exported:
@@ -81,6 +102,36 @@ def export_onnx(model: MSFlow, path: str | Path) -> Exported:
         # The result is None only if a file's name is given.
         cast(torch.onnx.ONNXProgram, written).save(aside)
         return Exported(Path(path), predictor.difference(_onnx_graph(aside)))
+
+
+def export_openvino(model: MSFlow, path: str | Path, int8: Sequence[Path] | None = None) -> Exported:
+    """Writes OpenVINO's files, ``path`` (.xml) and .bin beside it. Needs the ``openvino`` extra.
+
+    The input is named ``images``, outputs are named as ``Prediction``'s fields. The file asks for float32 in its
+    ``runtime_options``. OpenVINO 2026.4 does not read that for a CPU, so give INFERENCE_PRECISION_HINT to
+    ``compile_model`` too. The configuration of the model, with its calibration, is JSON under ``fastmsflow``,
+    ``config`` in the file's ``rt_info``.
+
+    ``int8``: image files of good images; convolutions are in INT8 as far as these score as before: see
+    fastmsflow.inference.openvino_int8.
+
+    Raises: UnavailableError, with nothing written, if a package is missing, scores differ from the model's, or INT8
+    does not keep those of good images; InputError if these are too few or cannot be read.
+    """
+    openvino, predictor = import_openvino(*(() if int8 is None else ("nncf",))), _Predictor(model).cpu()
+    with ir_written_aside(path) as aside:
+        graph = joined(converted(predictor.model, (*Prediction._fields, "absolute_map")))
+        difference, report = predictor.difference(_openvino_graph(graph)), None
+        if int8 is not None:
+            graph, report = quantize(graph, int8, model, aside.with_name("quantized.xml"))
+            difference = report.difference
+        expected = _openvino_graph(graph.clone())
+        graph.remove_result(graph.get_results()[-1])
+        graph.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
+        graph.set_rt_info(json.dumps(model.config), ["fastmsflow", "config"])
+        openvino.save_model(graph, aside, compress_to_fp16=False)
+        predictor.difference(_openvino_graph(aside), expected)
+        return Exported(Path(path), difference, report)
 
 
 def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.float32) -> Exported:
@@ -134,12 +185,15 @@ class _Predictor(nn.Module):
             return torch.export.export(self, (images,), dynamic_shapes=BATCH)
 
     @torch.no_grad()
-    def difference(self, graph: Graph) -> float:
-        """Returns the difference of ``Exported``. Raises: UnavailableError if it exceeds rounding."""
+    def difference(self, graph: Graph, model: Graph | None = None) -> float:
+        """Returns the difference of ``Exported`` from the model's scores, or from those of the graph ``model``.
+
+        Raises: UnavailableError if it exceeds rounding.
+        """
         largest = 0.0
         for batch in CHECKED_BATCHES:
             images = self._images(batch)
-            for given, expected in zip(graph(images)[:2], self(images)[:2], strict=True):
+            for given, expected in zip(graph(images)[:2], (model or self)(images)[:2], strict=True):
                 largest = max(largest, ((given - expected).abs() / expected.abs().clamp_min(1)).max().item())
         limit = LIMIT if self.model.flow.dtype == torch.float32 else HALF_LIMIT
         if not largest <= limit:
@@ -153,6 +207,12 @@ class _Predictor(nn.Module):
         """Returns random images, the same ones for the same batch size."""
         generator = torch.Generator().manual_seed(batch)
         return torch.rand(batch, 3, *self.model.image_size, generator=generator).to(next(self.parameters()).device)
+
+
+def _openvino_graph(model: Any) -> Graph:
+    """Returns a function of an OpenVINO model, or of the path of its file."""
+    graph = compiled(model)
+    return lambda images: run(graph, [images])
 
 
 def _onnx_graph(path: Path) -> Graph:

@@ -100,6 +100,9 @@ CONTESTANT = {
 PREDICTION = {name: 1e-3 if name == "cpu" else 2e-1 for name in CONTESTANT}
 # A graph by another compiler or runtime, float32, weights folded: as FOLDED; of scores the issue asked for 1e-4.
 EXPORTED = {"rtol": 1e-4, "atol": 1e-4}
+# Scores and maps by OpenVINO with the flow in bfloat16 beside float32, |a - b| <= atol + rtol |b|, nats: values are
+# rounded to 8 bits, and layers add up. Measured with the demo's model on 430 solar cells: 2e-2 of a score.
+OPENVINO_BFLOAT16 = {"rtol": 3e-2, "atol": 3e-2}
 # Losses of 20 steps under autocast, ours beside FrEIA's, relative to the first. 0.2 sums log-dets in the half precision
 # and rounds z after each block (2^-9, 2^-12: four of them allowed; measured 1.2 and 1.8, of its master 0.2 and 0.4). We
 # do neither, so beside a training in float32 only the convolutions' rounding is left, which averages out over 1e4

@@ -72,7 +72,7 @@ REFUSED_AT_ONCE = [
     ({"false_alarms": 1.5}, "false_alarms is 1.5; it must be above 0, below 1"),
     ({"dtype": "int8"}, "dtype int8: give float32, float16 or auto"),
     ({"dtype": torch.float32}, "dtype torch.float32: give float32, float16 or auto"),
-    ({"engine": "onnx"}, "engine 'onnx' is not known; there is torch"),
+    ({"engine": "onnx"}, "engine 'onnx' is not known; give torch or openvino"),
     ({"tile": 512}, "tile 512: images are scored whole, resized to the model's size; leave tile out"),
     *(
         ({"device": device}, f"device {device!r} is not known; give auto, cpu, cuda or cuda:N")

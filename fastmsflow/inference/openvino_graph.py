@@ -1,0 +1,148 @@
+"""Makes OpenVINO models of an MSFlow: of its extractor and of its flow, apart or joined.
+
+They are converted from torch.export's programs. The way through ONNX gives the same scores at the same speed, takes no
+less time, and needs three packages more.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from .. import backend
+from ..errors import UnavailableError
+from ..models.msflow import MSFlow
+from ..nn.weight_cache import as_constants
+from ..quiet import QuietThread
+
+TELEMETRY = "openvino_telemetry"
+TRACED_BATCH = 2
+EXTRACTOR, FLOW = "extractor", "flow"
+"""The names of a joined model's operations begin with one of these and a slash."""
+
+
+class Parts(NamedTuple):
+    """Two OpenVINO models in float32, one after the other."""
+
+    extractor: Any
+    """images (B, 3, H, W) in [0, 1] -> features per level."""
+    flow: Any
+    """Features per level -> fields of Scores, or its properties."""
+
+
+def import_openvino(*others: str) -> Any:
+    """Imports OpenVINO without its telemetry.
+
+    Raises: UnavailableError if it, or one of the packages ``others`` of its extra, is not installed.
+    """
+    missing = [name for name in ("openvino", *others) if find_spec(name) is None]
+    if missing:
+        raise UnavailableError(f"OpenVINO needs {', '.join(missing)}: pip install 'fastmsflow[openvino]'")
+    with without_telemetry():
+        return import_module("openvino")
+
+
+def converted(model: MSFlow, outputs: Sequence[str]) -> Parts:
+    """Converts a model that ``for_inference`` made in float32, on the CPU; batches may have any size.
+
+    ``outputs``: names of fields or properties of fastmsflow.scoring.Scores, which become the names of the flow's
+    outputs; the extractor's input is named images.
+
+    Raises: UnavailableError if OpenVINO is not installed.
+    """
+    openvino, batch = import_openvino(), {0: Dim("batch")}
+    images = torch.rand(TRACED_BATCH, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
+    features_of, scores_of = _Features(model).eval(), _Scores(model, outputs).eval()
+    with backend.use("torch"), torch.no_grad(), QuietThread(), without_telemetry():
+        features = features_of(images)
+        # Fills the caches of values derived from weights, which become constants of the graph.
+        scores_of(*features)
+        with as_constants():
+            extractor = torch.export.export(features_of, (images,), dynamic_shapes=(batch,))
+            flow = torch.export.export(scores_of, features, dynamic_shapes=((batch,) * len(features),))
+        parts = Parts(openvino.convert_model(extractor), openvino.convert_model(flow))
+    for part, inputs in zip(parts, ((images,), features), strict=True):
+        part.reshape(
+            {port: openvino.PartialShape([-1, *x.shape[1:]]) for port, x in zip(part.inputs, inputs, strict=True)}
+        )
+    parts.extractor.input(0).get_tensor().set_names({"images"})
+    for port, name in zip(parts.flow.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
+    return parts
+
+
+def joined(parts: Parts) -> Any:
+    """Returns one OpenVINO model of both parts, which it takes over."""
+    openvino = import_openvino()
+    for part, prefix in zip(parts, (EXTRACTOR, FLOW), strict=True):
+        for operation in part.get_ops():
+            operation.set_friendly_name(f"{prefix}/{operation.get_friendly_name()}")
+    for features, result in zip(parts.flow.get_parameters(), parts.extractor.get_results(), strict=True):
+        for target in features.output(0).get_target_inputs():
+            target.replace_source_output(result.input_value(0))
+    return openvino.Model(parts.flow.get_results(), parts.extractor.get_parameters(), "fastmsflow")
+
+
+def compiled(model: Any, precision: str = "f32") -> Any:
+    """Compiles an OpenVINO model for the CPU, in ``precision``, f32 or bf16, and in as many threads as torch has."""
+    options = {
+        # OpenVINO does not read this one from a file, and would choose bfloat16 where the chip has it.
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # Several processes of a machine would be pinned to the same processors.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return import_openvino().Core().compile_model(model, "CPU", options)
+
+
+def run(graph: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the outputs of a compiled OpenVINO model, in their order."""
+    return [torch.from_numpy(output) for output in graph([x.numpy() for x in inputs]).to_tuple()]
+
+
+class _Features(nn.Module):
+    """A module whose forward is ``features``."""
+
+    def __init__(self, model: MSFlow) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.features(images))
+
+
+class _Scores(nn.Module):
+    """A module whose forward gives some outputs of ``scores_of_features``."""
+
+    def __init__(self, model: MSFlow, outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.outputs = model, tuple(outputs)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        scores = self.model.scores_of_features(features)
+        return tuple(getattr(scores, name) for name in self.outputs)
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Hides OpenVINO's package of telemetry from the imports of the block.
+
+    It would write into the home folder and send data to a server.
+    """
+    absent = object()
+    before: Any = sys.modules.get(TELEMETRY, absent)
+    hidden: Any = None
+    sys.modules[TELEMETRY] = hidden
+    try:
+        yield
+    finally:
+        if before is absent:
+            del sys.modules[TELEMETRY]
+        else:
+            sys.modules[TELEMETRY] = before

@@ -1,0 +1,132 @@
+"""INT8 is taken as far as held-out good images score as before, and refused otherwise."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastmsflow import InputError, MSFlow, Prediction, UnavailableError
+from fastmsflow.calibration import Calibration
+from fastmsflow.inference import openvino_int8
+from fastmsflow.inference.openvino_graph import converted, joined
+from fastmsflow.inference.openvino_int8 import ImageScores, compare, faults, quantize
+from tests.helpers.openvino_graphs import noisy_model, write_bricks
+
+pytest.importorskip("nncf", reason="needs NNCF: pip install 'fastmsflow[openvino]'")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_bricks(tmp_path_factory.mktemp("good"), 44)
+
+
+@pytest.fixture(scope="module")
+def model() -> MSFlow:
+    """A model of which INT8 keeps the scores if the flow alone is quantized, and not all of them else."""
+    return noisy_model()
+
+
+@pytest.fixture(scope="module")
+def before(model: MSFlow) -> Any:
+    return joined(converted(model.for_inference(), (*Prediction._fields, "absolute_map")))
+
+
+def scores(values: np.ndarray, maps: np.ndarray | None = None) -> ImageScores:
+    return ImageScores(values, values, np.tile(np.arange(9.0), (len(values), 1)) if maps is None else maps)
+
+
+def named_types(model: Any) -> set[tuple[str, str]]:
+    """The part and the type of each operation whose values are rounded to INT8."""
+    found = set()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "FakeQuantize":
+            for port in operation.output(0).get_target_inputs():
+                node = port.get_node()
+                found.add((node.get_friendly_name().partition("/")[0], node.get_type_name()))
+    return found
+
+
+@pytest.mark.slow
+def test_convolutions_are_quantized_as_far_as_scores_are_kept(
+    model: MSFlow, before: Any, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after, report = quantize(before, good, model, tmp_path / "scratch.xml")
+    assert (report.scope, report.calibration_images, report.held_out_images) == ("flow", 22, 22)
+    assert not faults(report.figures)
+    assert 0 < report.difference < 0.1
+    assert 0 < report.quantized < report.convolutions
+    assert named_types(after) == {("flow", "Convolution")}
+    _, same = quantize(before, good, model, tmp_path / "again.xml")
+    assert same == report
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "scratch.bin").read_bytes()
+    # Of the whole network two labels of 22 change, which these limits allow.
+    monkeypatch.setattr(openvino_int8, "LIMITS", replace(openvino_int8.LIMITS, same_label=0.9))
+    after, report = quantize(before, good, model, tmp_path / "whole.xml")
+    assert (report.scope, report.quantized) == ("network", report.convolutions)
+    assert {part for part, _ in named_types(after)} == {"extractor", "flow"}
+    assert {kind for _, kind in named_types(after)} <= {"Convolution", "GroupConvolution"}
+
+
+@pytest.mark.slow
+def test_int8_that_changes_labels_is_refused_in_one_line(
+    model: MSFlow, before: Any, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.setattr(openvino_int8, "NOT_QUANTIZED", {"network": ()})
+    with pytest.raises(UnavailableError) as caught:
+        quantize(before, good, model, tmp_path / "scratch.xml")
+    assert str(caught.value) == (
+        "INT8 does not keep the scores of 22 held-out good images, even if the flow alone is quantized (share of images"
+        " with the same label 0.909, at least 0.95); nothing was written: give more images, or export without --int8"
+    )
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_too_few_good_images_are_refused_in_one_line(good: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        quantize(None, good[:39], noisy_model(), tmp_path / "scratch.xml")
+    assert str(caught.value) == (
+        "INT8 needs 40 good images, half of them to be compared, and there are 39: give more, or export without --int8"
+    )
+
+
+def test_of_many_images_some_are_taken_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_int8, "LARGEST_HALF", 4)
+    assert openvino_int8._thinned([Path(str(i)) for i in range(10)]) == [Path("0"), Path("2"), Path("5"), Path("7")]
+
+
+def test_the_same_scores_are_without_fault() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    figures = compare(scores(values), scores(values))
+    assert figures.same_label == 1
+    assert figures.threshold_shift == 0
+    assert figures.rank_correlation == pytest.approx(1)
+    assert faults(figures) == []
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "fault"),
+    [
+        (lambda x: x[::-1], "rank correlation of scores"),
+        (lambda x: x + 0.3 * x.std(), "shift of the threshold over the scores' spread 0.3, at most 0.25"),
+        (lambda x: x - x.std(), "share of images with the same label"),
+        (np.zeros_like, "rank correlation of scores nan, at least 0.95"),
+    ],
+    ids=["reversed", "a bit too high", "far too low", "constant"],
+)
+def test_disturbed_scores_are_told(disturbed: Any, fault: str) -> None:
+    values = np.sort(np.random.default_rng(0).normal(size=40))
+    if "label" in fault:
+        calibration = Calibration((float(np.median(values)),) * 20, (0.0,) * 20, 0.0)
+        found = faults(compare(scores(values), scores(disturbed(values)), calibration))
+    else:
+        found = faults(compare(scores(values), scores(disturbed(values))))
+    assert any(text.startswith(fault) for text in found), found
+
+
+def test_disturbed_maps_are_told() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    maps = np.random.default_rng(1).normal(size=(40, 9))
+    figures = compare(scores(values, maps), scores(values, maps[:, ::-1]))
+    assert [text.partition(" of maps")[0] for text in faults(figures)] == ["rank correlation"]
