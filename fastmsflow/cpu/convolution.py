@@ -76,13 +76,13 @@ _memory: int | None = None
 
 
 def may_compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Tells whether x is computed on a CPU, eagerly, by operators that know these tensors."""
+    """Tells whether x is computed on a CPU by operators that know these tensors."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.numel() > 0
         and all(type(operand) in (Tensor, nn.Parameter) for operand in (x, weight, bias) if operand is not None)
-        and not (torch.compiler.is_compiling() or is_tracing() or torch.is_autocast_enabled("cpu"))
+        and not (is_tracing() or torch.is_autocast_enabled("cpu"))
         and onednn.is_available()
     )
 
@@ -94,6 +94,8 @@ def takes_gradients(*operands: Tensor | None) -> bool:
 
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Tells whether ``convolve`` may compute now: on a CPU, outside graphs and without gradients."""
+    if torch.compiler.is_compiling():
+        return False
     if takes_gradients(x, weight, bias):
         # An optimizer's fused step, which follows, does not tell of changes.
         forget(weight)

@@ -22,7 +22,8 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Tells whether ``convolve`` computes a training step's convolution faster than PyTorch does."""
     batch, _, height, width = x.shape
     return (
-        takes_gradients(x, weight, bias)
+        not torch.compiler.is_compiling()
+        and takes_gradients(x, weight, bias)
         and x.dtype == torch.float32
         and batch * height * width >= 16 * FEWEST_TILES
         and is_wide_enough(weight, F4)
