@@ -111,7 +111,7 @@ class MSFlowLightningModule(L.LightningModule):
         if not isinstance(images, Tensor):
             return images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self.model.features(images.contiguous(memory_format=torch.channels_last))
+            return self.model.features(images.contiguous(memory_format=torch.channels_last), fused=True)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clips the gradient norm; Lightning itself refuses to with a fused optimizer in mixed precision, though
