@@ -39,14 +39,13 @@ def test_steps_are_those_of_the_fused_kernel_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize(("kind", "copies"), [(Adam, False), (torch.optim.Adam, True)])
-def test_a_step_copies_no_weight_as_pytorch_does(kind, copies: bool) -> None:
+def test_a_step_copies_no_weight() -> None:
     weight = nn.Parameter(torch.randn(8, 5, 3, 3).to(memory_format=torch.channels_last))
     weight.grad = torch.randn_like(weight)
-    optimizer = kind([weight], fused=True)
+    optimizer = Adam([weight], fused=True)
     optimizer.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         optimizer.step()
     copied = [event.input_shapes[0] for event in profile.events() if event.name == "aten::copy_"]
-    # The number of the step is copied too.
-    assert any(len(shape) == 4 for shape in copied) == copies
+    # PyTorch's own copies two; the number of the step is copied too.
+    assert not any(len(shape) == 4 for shape in copied)
