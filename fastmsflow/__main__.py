@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+from .allocator import keep_freed_memory
 from .distributed.process_group import ErrorOnAnotherRank, has_joined, is_peer_lost
 from .errors import PREEMPTED, InputError, Preempted, UnavailableError, in_one_line, is_meant_for_a_person, printable
 
@@ -22,6 +23,7 @@ SILENT_SECONDS = 5.0
 
 def main() -> None:
     _ensure_home()
+    keep_freed_memory()
     try:
         from .terminal import print_traceback, printable_streams
     except ImportError as error:

@@ -200,8 +200,8 @@ class DropInFusionFlow(nn.Module):
         ordered = [permutations[place] for place in places]
         if rev:
             x, log_det = coupling.inverse(x_or_z, self.backend)
-            return [permute_channels(a, p.perm_inv) for a, p in zip(x, ordered, strict=True)], log_det
-        permuted = [permute_channels(a, p.perm) for a, p in zip(x_or_z, ordered, strict=True)]
+            return [permute_channels(a, p.perm_inv, p.perm) for a, p in zip(x, ordered, strict=True)], log_det
+        permuted = [permute_channels(a, p.perm, p.perm_inv) for a, p in zip(x_or_z, ordered, strict=True)]
         return coupling(permuted, self.backend)
 
     def _permutations_and_coupling(self) -> tuple[list[DropInPermutation], DropInCoupling]:

@@ -19,7 +19,7 @@ from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
 from ..nn.no_initialization import NoInitialization
-from ..nn.weight_cache import invalidation_count
+from ..nn.weight_cache import WeightCache, invalidation_count
 from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
 from ..scoring import TOP_K, Scores
@@ -97,6 +97,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
         self.calibration = None
         self._graphs, self._weight_addresses = CudaGraphCache(), WeightAddresses()
+        self._fused_extractor: WeightCache[nn.Module] = WeightCache()
         self.made_for_inference = False
 
     @property
@@ -112,26 +113,41 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
             "calibration": self.calibration and self.calibration.as_dict(),
         }
 
-    def pooled(self, images: Tensor) -> list[Tensor]:
+    def pooled(self, images: Tensor, *, fused: bool = False) -> list[Tensor]:
         """Computes pooled features (B, C_l, H_l, W_l) per level, not normalized, of images (B, 3, H, W) in [0, 1].
 
+        ``fused``: on a CPU a copy of the extractor computes them, of the kind that ``for_inference`` makes; it is made
+        once for given weights. The features are the same up to rounding.
         Raises: InputError if images are not floating, not of this shape or not of ``image_size``.
         """
         if tuple(images.shape[-2:]) != self.image_size:
             raise InputError(f"images are {tuple(images.shape[-2:])}; this model takes {self.image_size}: resize them")
         backend = self.flow.backend
         # An extractor of the caller's own takes images alone.
-        features = self.extractor(images) if backend == "auto" else self.extractor(images, backend)
+        extractor = self._extractor_fused() if fused else self.extractor
+        features = extractor(images) if backend == "auto" else extractor(images, backend)
         return pool_features(features, self.pool)
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def _extractor_fused(self) -> nn.Module:
+        """Returns the extractor whose convolutions are fused, or the extractor itself where that is not done."""
+        extractor = self.extractor
+        if not isinstance(extractor, FeatureExtractor) or self.made_for_inference or extractor.mean.is_cuda:
+            return extractor
+        # The cache keeps nothing where gradients are taken; of a frozen extractor none are.
+        with torch.no_grad():
+            return self._fused_extractor.get(
+                lambda: _fuse(copy.deepcopy(extractor), self.image_size).to(memory_format=torch.channels_last),
+                [*extractor.parameters(), *extractor.buffers()],
+            )
+
+    def features(self, images: Tensor, *, fused: bool = False) -> list[Tensor]:
         """Computes the flow's input, (B, C_l, H_l, W_l) per level without gradient, of images (B, 3, H, W) in [0, 1].
 
-        A CUDA graph is replayed as ``predict`` does.
+        ``fused``: see ``pooled``. A CUDA graph is replayed as ``predict`` does.
         Raises: InputError if images do not fit: see ``predict``.
         """
         self._check(images)
-        return list(self._replayed(self._features, [images]))
+        return list(self._replayed(self._features, [images], fused))
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Computes z per level and log_det (B,) of images (B, 3, H, W) in [0, 1].
@@ -204,8 +220,8 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
 
         return self._graphs(call, inputs, state)
 
-    def _features(self, images: Tensor) -> Outputs:
-        pooled = self.pooled(images)
+    def _features(self, fused: bool, images: Tensor) -> Outputs:
+        pooled = self.pooled(images, fused=fused)
         if self.standardiser is not None:
             pooled = self.standardiser(pooled)
         # for_inference gives extractor and flow dtypes of their own.
@@ -215,7 +231,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return self.flow.scores(features, self.image_size, top_k)
 
     def _scores(self, top_k: float, images: Tensor) -> Scores:
-        return self._scores_of_features(top_k, *self._features(images))
+        return self._scores_of_features(top_k, *self._features(False, images))
 
     def _predict(self, top_k: float, images: Tensor) -> Outputs:
         s = self._scores(top_k, images)
@@ -232,8 +248,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         takes a NaN for 0. With bfloat16 the extractor still is in float16: else its features move by a tenth.
         """
         result = copy.deepcopy(self).eval().requires_grad_(False)
-        result.extractor.fold_batch_norms(self.image_size)
-        result.extractor.fuse_convolutions(self.image_size)
+        _fuse(result.extractor, self.image_size)
         result.made_for_inference = True
         result.to(dtype=dtype).to(memory_format=torch.channels_last)
         if dtype == torch.bfloat16:
@@ -317,3 +332,10 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         calibration = config.get("calibration")
         model.calibration = calibration and Calibration.from_dict(calibration)
         return model
+
+
+def _fuse(extractor: FeatureExtractor, image_size: tuple[int, int]) -> FeatureExtractor:
+    """Fuses the convolutions of ``extractor`` with their batch norms, ReLUs and residuals, and returns it."""
+    extractor.fold_batch_norms(image_size)
+    extractor.fuse_convolutions(image_size)
+    return extractor

@@ -6,6 +6,7 @@ Source: Kingma & Dhariwal's Glow coupling as FrEIA's ``AllInOneBlock`` lays it o
 import math
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ def coupling(
         y = torch.cat((x1, y), dim=1)
     if affine is not None:
         y, log_det_global = global_affine_forward(y, affine.scale, affine.offset, spec.with_log_det)
-        y, log_det = permute_channels(y, affine.perm), add_log_dets([log_det, log_det_global])
+        y = permute_channels(y, affine.perm, affine.inverse_perm)
+        log_det = add_log_dets([log_det, log_det_global])
     if spec.bounded:
         y = clamp_output(y)
     if spec.result == "likelihood":
@@ -54,7 +56,9 @@ def coupling_inverse(
     raw_s, t = _split(raw, None, spec.raw_scale)
     if affine is None:
         return affine_inverse(z, raw_s, t, spec)
-    y, log_det_global = global_affine_inverse(permute_channels(z, affine.inverse_perm), affine.scale, affine.offset)
+    y, log_det_global = global_affine_inverse(
+        permute_channels(z, affine.inverse_perm, affine.perm), affine.scale, affine.offset
+    )
     y1, y2 = y.chunk(2, dim=1)
     x2, log_det = affine_inverse(y2, raw_s, t, spec)
     return torch.cat((y1, x2), dim=1), log_det + log_det_global
@@ -63,7 +67,7 @@ def coupling_inverse(
 def invert_first_half(z: Tensor, affine: GlobalAffine) -> Tensor:
     """Returns the first half of x, (B, C / 2, H, W), from z alone: the subnet reads it before ``coupling_inverse``."""
     half = z.shape[1] // 2
-    y1 = permute_channels(z, affine.inverse_perm[:half])
+    y1 = z[:, affine.inverse_perm[:half]]
     return global_affine_inverse(y1, affine.scale[:half], affine.offset[:half])[0]
 
 
@@ -108,9 +112,37 @@ def global_affine_inverse(y: Tensor, scale: Tensor, offset: Tensor) -> tuple[Ten
     return x.to(y.dtype), -y.shape[2] * y.shape[3] * gain.log().sum()
 
 
-def permute_channels(x: Tensor, perm: Tensor) -> Tensor:
-    """z[:, i] = x[:, perm[i]]; ``perm`` is int64 (C,)."""
-    return x[:, perm]
+def permute_channels(x: Tensor, perm: Tensor, inverse_perm: Tensor) -> Tensor:
+    """z[:, i] = x[:, perm[i]]; ``perm`` and its inverse are int64 (C,)."""
+    # A compiler fuses the index, and its gradient, with what stands around them.
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        return x[:, perm]
+    return PermuteChannels.apply(x, perm, inverse_perm)
+
+
+class PermuteChannels(torch.autograd.Function):
+    """Permutes channels, and gradients by the inverse; the gradient of an index would be scattered, which is slow."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, perm: Tensor, inverse_perm: Tensor) -> Tensor:
+        return x[:, perm]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor, None, None]:
+        perm, inverse_perm = ctx.saved_tensors
+        return permute_channels(grad_z, inverse_perm, perm), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        perm, _inverse_perm = ctx.saved_tensors
+        return tangent[:, perm]
 
 
 def invert_permutation(perm: Tensor) -> Tensor:

@@ -359,4 +359,4 @@ def _first_features(model: MSFlow, loader: Loader, images: int) -> Iterator[list
     device = next(model.parameters()).device
     for batch in islice(loader, -(-images // BATCH_SIZE)):
         assert isinstance(batch.inputs, Tensor)
-        yield model.pooled(batch.inputs.to(device, memory_format=torch.channels_last))
+        yield model.pooled(batch.inputs.to(device, memory_format=torch.channels_last), fused=True)

@@ -40,7 +40,7 @@ def pooled_of_batches(
     features: list[Tensor] = []
     done = 0
     for pixels in batches:
-        levels = model.pooled(pixels)
+        levels = model.pooled(pixels, fused=True)
         if not features:
             features = [
                 torch.empty((count, *level.shape[1:]), dtype=dtype or level.dtype, memory_format=torch.channels_last)

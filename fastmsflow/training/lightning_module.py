@@ -26,6 +26,7 @@ from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
 from .lr_schedule import lr_schedule
+from .optimizer import Adam
 from .parameter_groups import parameter_groups
 from .state_format import STATE, refuse_other_shapes
 from .training_result import EpochResult
@@ -83,7 +84,7 @@ class MSFlowLightningModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # A fused optimizer is faster, but float16's scaler would unscale its gradients only after the clipping.
         fused = self.recipe.precision != "16-mixed"
-        optimizer = torch.optim.Adam(parameter_groups(self.model.flow, self.recipe), lr=self.recipe.lr, fused=fused)
+        optimizer = Adam(parameter_groups(self.model.flow, self.recipe), lr=self.recipe.lr, fused=fused)
         schedule = lr_schedule(optimizer, self.recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
@@ -111,7 +112,7 @@ class MSFlowLightningModule(L.LightningModule):
         if not isinstance(images, Tensor):
             return images
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self.model.features(images.contiguous(memory_format=torch.channels_last))
+            return self.model.features(images.contiguous(memory_format=torch.channels_last), fused=True)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         """Clips the gradient norm; Lightning itself refuses to with a fused optimizer in mixed precision, though

@@ -163,3 +163,29 @@ def test_a_cached_value_that_another_thread_drops_is_still_returned(monkeypatch)
     monkeypatch.setattr("fastmsflow.nn.weight_cache._used_values", UsedValues())
     with torch.no_grad():
         assert [cache.get(lambda: 1, [torch.ones(1)]) for _ in range(2)] == [1, 1]
+
+
+def test_features_by_fused_convolutions_are_the_same_up_to_rounding() -> None:
+    original = model()
+    for fused, plain in zip(original.pooled(images(), fused=True), original.pooled(images()), strict=True):
+        torch.testing.assert_close(fused, plain, **FOLDED)
+
+
+def test_convolutions_are_fused_once_for_given_weights() -> None:
+    original = model().cpu()
+    pixels = images().cpu()
+    before = original.pooled(pixels, fused=True)
+    cached = original._fused_extractor._entry
+    original.features(pixels, fused=True)
+    assert original._fused_extractor._entry is cached
+    next(original.extractor.parameters()).data = torch.zeros_like(next(original.extractor.parameters()))
+    after = original.pooled(pixels, fused=True)
+    assert not torch.equal(before[0], after[0])
+
+
+def test_a_saved_model_has_the_weights_that_were_not_fused(tmp_path) -> None:
+    original = model().cpu()
+    expected = {name: value.clone() for name, value in original.state_dict().items()}
+    original.pooled(images().cpu(), fused=True)
+    assert original.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in original.state_dict().items())
