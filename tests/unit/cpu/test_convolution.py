@@ -271,3 +271,25 @@ def test_a_whole_flow_agrees_with_float64() -> None:
     assert (found_log_det - log_det).abs().max() < GOLDEN_LOG_DET_PER_ELEMENT * elements
     back, _ = flow.inverse(found)
     assert max(largest_error(ours, given.double()) for ours, given in zip(back, features, strict=True)) < WINOGRAD
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (128, 160)], ids=["packed", "Winograd"])
+@torch.no_grad()
+def test_inputs_of_every_layout_are_taken(inputs: int, outputs: int) -> None:
+    _, weight, bias = operands(inputs, outputs)
+    wide = torch.randn(2, 2 * inputs, 16, 16)
+    channels_last = wide.contiguous(memory_format=torch.channels_last)
+    layouts = {
+        "a half": wide[:, inputs:],
+        "a half in channels-last": channels_last[:, :inputs],
+        "every second channel": channels_last[:, ::2],
+        "one image for all": wide[:1, :inputs].expand(2, -1, -1, -1),
+        "turned": wide[:, :inputs].transpose(2, 3),
+        "one row": wide[:, :inputs, :1],
+    }
+    for name, x in layouts.items():
+        for filters in (weight, weight.contiguous(memory_format=torch.channels_last)):
+            residual = torch.randn(2, outputs, *x.shape[2:])
+            expected = F.conv2d(x.double(), filters.double(), bias.double(), padding=1) + residual.double()
+            found = convolution.convolve(x, filters, bias, residual=residual)
+            assert largest_error(found, expected) < WINOGRAD, name
