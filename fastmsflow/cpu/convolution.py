@@ -64,10 +64,18 @@ class Plan(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """Holds the plans of a weight by shape, and the state of weight and bias when they were made."""
+    """Holds the plans of a weight by shape, and the state of weight and bias when they were made.
+
+    The bias is held, so that no new one can lie where it lay; the weight is not, so that it can be freed.
+    """
 
     state: Hashable
+    bias: Tensor | None
     plans: dict[Hashable, Plan]
+
+    def is_of(self, state: Hashable, bias: Tensor | None) -> bool:
+        """Tells whether the plans are still those of weight and bias."""
+        return self.bias is bias and self.state == state
 
 
 _entries = WeakIdKeyDictionary()
@@ -123,12 +131,12 @@ def convolve(
     state = tuple((operand._version, operand.data_ptr()) for operand in (weight, bias) if operand is not None)
     entry = _entries.get(weight)
     key = (x.shape, geometry, reflects)
-    plan = entry.plans.get(key) if entry is not None and entry.state == state else None
+    plan = entry.plans.get(key) if entry is not None and entry.is_of(state, bias) else None
     if plan is None:
         with _preparing:
             entry = _entries.get(weight)
-            if entry is None or entry.state != state:
-                _entries[weight] = entry = _Entry(state, {})
+            if entry is None or not entry.is_of(state, bias):
+                _entries[weight] = entry = _Entry(state, bias, {})
             plan = _plan(x, weight, bias, geometry, reflects=reflects, others=list(entry.plans.values()))
             if len(entry.plans) >= SHAPES_HELD:
                 del entry.plans[next(iter(entry.plans))]

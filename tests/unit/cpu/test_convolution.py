@@ -165,6 +165,14 @@ def test_changed_weights_and_biases_are_prepared_anew() -> None:
 
 
 @torch.no_grad()
+def test_a_new_bias_in_the_place_of_a_freed_one_is_seen() -> None:
+    x, weight, _ = operands(24, 40)
+    for value in (1.0, 2.0, 3.0):
+        expected = F.conv2d(x, weight, padding=1) + value
+        torch.testing.assert_close(conv3x3(x, weight, torch.full((40,), value)), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_batches_of_all_sizes_share_filters_and_the_cache_stays_small() -> None:
     _, weight, bias = operands(128, 160)
     for batch in (8, 7, 6, 5, 4, 3):
