@@ -81,10 +81,11 @@ REPLAYED = {"rtol": 5e-3, "atol": 5e-3}
 FOLDED = {"rtol": 1e-4, "atol": 1e-4}
 # What is timed, against the same model in float32, relative in the norm. "as shipped" has TF32 convolutions on a GPU
 # (11 bits), the others half precision; a gradient's norm holds ReLU flips, see FULL_SIZE. Set before any measurement on
-# a GPU. On a CPU all is float32.
+# a GPU. On a CPU all is float32 or bfloat16, which rounds each stored value to 8 bits (2^-9): measured 5e-3 at most for
+# maps and, nearly a difference of like sums, 1e-2 for the log-det of a small flow; three times that.
 CONTESTANT = {
     "cpu": 1e-5,
-    "cpu, bfloat16": 1e-2,
+    "cpu, bfloat16": 3e-2,
     "as shipped": 1e-2,
     "as shipped, autocast fp16": 2e-2,
     "compiled bf16": 8e-2,
@@ -92,8 +93,8 @@ CONTESTANT = {
     "fastmsflow": 8e-2,
 }
 # The same from images, random weights: the extractor's rounding comes first, some fifty layers of it. Set before any
-# measurement on a GPU.
-PREDICTION = {name: 1e-3 if name == "cpu" else 2e-1 for name in CONTESTANT}
+# measurement on a GPU. In bfloat16 on a CPU measured 8e-3 at most, where the extractor is in it too; six times that.
+PREDICTION = dict.fromkeys(CONTESTANT, 2e-1) | {"cpu": 1e-3, "cpu, bfloat16": 5e-2}
 # A graph by another compiler or runtime, float32, weights folded: as FOLDED; of scores the issue asked for 1e-4.
 EXPORTED = {"rtol": 1e-4, "atol": 1e-4}
 # Losses of 20 steps under autocast, ours beside FrEIA's, relative to the first. 0.2 sums log-dets in the half precision
