@@ -16,7 +16,7 @@ from benchmarks.parity_gate import Gate
 TimeRow = Callable[[Callable[[Contestant], "Entry"]], None]
 
 PAUSE = 0.05  # seconds
-SECONDS = 45.0  # of timing all entries of a race;
+SECONDS = 30.0  # of timing all entries of a race;
 FEWEST, MOST = 5, 50  # rounds of it
 
 
