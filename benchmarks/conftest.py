@@ -1,7 +1,9 @@
 """Options and fixtures of the suite: ``pytest benchmarks --benchmark-only``."""
 
-import importlib.util
-from collections.abc import Callable, Generator
+import gc
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ from pytest_benchmark.utils import safe_dumps
 from torch import nn
 
 from benchmarks import suite_settings
-from benchmarks.contestants import CONTESTANTS, AsShipped, Compiled, Contestant
+from benchmarks.contestants import CONTESTANTS, Compiled, Contestant
+from benchmarks.cpu_contestants import CPU_CONTESTANTS, TorchCompile
+from benchmarks.exports import Exports
+from benchmarks.interleaved import Entry, TimeRow, Timing, play_back, race
 from benchmarks.parity_gate import Reference
-from benchmarks.suite_settings import DEVICE, SIZES, Size, environment, footprint
+from benchmarks.suite_settings import DEVICE, SIZES, Size, environment, footprint, measure
 from fastmsflow import MSFlow
 from fastmsflow.files import written_aside
 
@@ -44,7 +49,14 @@ def batches_of(config: pytest.Config) -> tuple[int, ...]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--contestant")
-        kinds = [kind for kind in CONTESTANTS if not chosen or kind.name in chosen]
+        trains = "training_step" in metafunc.function.__name__
+        kinds = [
+            kind
+            for kind in (*CONTESTANTS, *CPU_CONTESTANTS)
+            if (not chosen or kind.name in chosen)
+            and (kind.trains or not trains)
+            and not (kind.cpu_only and DEVICE.type == "cuda")
+        ]
         metafunc.parametrize("kind", kinds, ids=lambda kind: kind.name, indirect=True)
     if "batch" in metafunc.fixturenames:
         metafunc.parametrize("batch", batches_of(metafunc.config), ids=lambda batch: f"batch{batch}")
@@ -124,39 +136,100 @@ def reference(model: MSFlow) -> Reference:
     return Reference(model)
 
 
+@pytest.fixture(scope="session")
+def exports(model: MSFlow, size: Size, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    folder = tmp_path_factory.mktemp("exports")
+    yield Exports(model, size.grids, folder)
+    # More than a gigabyte, of which pytest would keep those of three sessions.
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Contestant]:
-    if issubclass(request.param, AsShipped) and importlib.util.find_spec("FrEIA") is None:
-        pytest.skip("FrEIA 0.2 is not installed: pip install FrEIA==0.2")
-    if request.param.gpu_only and DEVICE.type != "cuda":
-        if not suite_settings.rehearsing:
-            pytest.skip("at its best on a GPU only")
-        batch = request.node.callspec.params.get("batch")
-        compile_quickly(request.param is Compiled and batch == SIZES["small"].batches[0], monkeypatch)
+    missing = request.param.missing()
+    if missing is not None:
+        pytest.skip(missing)
+    if request.param.gpu_only and DEVICE.type != "cuda" and not suite_settings.rehearsing:
+        pytest.skip("at its best on a GPU only")
+    if suite_settings.rehearsing and DEVICE.type != "cuda":
+        compile_quickly(request.node.callspec.params.get("batch") == SIZES["small"].batches[0], monkeypatch)
     return request.param
 
 
 def compile_quickly(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU only the flow's inference goes through Inductor, and where ``whole``: the rest would take it minutes.
     Without vectors Inductor takes half of its time."""
-    by_inductor = Compiled.compile
-    monkeypatch.setattr(Compiled, "options", {**Compiled.options, "cpp.simdlen": 1})
+    by_inductor = Compiled.compile.__func__
+    for kind in (Compiled, TorchCompile):
+        monkeypatch.setattr(kind, "options", {**kind.options, "cpp.simdlen": 1})
 
-    def compile_one(function: Callable, frozen: bool = False) -> Callable:
-        if whole and getattr(function, "__name__", None) == "log_likelihood_maps":
-            return by_inductor(function, frozen)
+    def compile_one(kind: type[Compiled], function: Callable, frozen: bool = False) -> Callable:
+        is_whole = whole and kind in (Compiled, TorchCompile)
+        if is_whole and getattr(function, "__name__", None) == "log_likelihood_maps":
+            return by_inductor(kind, function, frozen)
         return torch.compile(function, fullgraph=True, backend="eager")
 
-    monkeypatch.setattr(Compiled, "compile", staticmethod(compile_one))
+    monkeypatch.setattr(Compiled, "compile", classmethod(compile_one))
 
 
 @pytest.fixture
-def before(reference: Reference) -> int:
+def before() -> int:
     """The GPU's footprint without the contestant."""
     torch._dynamo.reset()
     return footprint()
 
 
+@pytest.fixture(scope="session")
+def races() -> dict[tuple[str, int | None], dict[str, Timing | Exception]]:
+    """What was timed in turns, by test and batch."""
+    return {}
+
+
 @pytest.fixture
-def contestant(kind: type[Contestant], model: MSFlow, size: Size, before: int) -> Contestant:
-    return kind(model.flow, size.grids, model)
+def time_row(request: pytest.FixtureRequest, benchmark, kind: type[Contestant], races) -> TimeRow:
+    """On a GPU a contestant has the machine to itself. On a CPU, which others use too, the first row of a test and
+    batch times all contestants in turns, and the others' rows take theirs from it."""
+    model, size, exports = (request.getfixturevalue(name) for name in ("model", "size", "exports"))
+    before = request.getfixturevalue("before")
+
+    def entry(kind: type[Contestant], enter: Callable[[Contestant], Entry]) -> Entry:
+        return enter(kind(model.flow, size.grids, model, exports))
+
+    def note(result: Entry | Timing) -> None:
+        gate = result.gate.as_dict()
+        benchmark.extra_info |= {"contestant": kind.name, "precision": result.precision, "gate": gate}
+
+    def alone(enter: Callable[[Contestant], Entry]) -> None:
+        own = entry(kind, enter)
+        note(own)
+        measure(benchmark, own.call, own.inputs, before)
+        own.gate.require()
+
+    def in_turns(enter: Callable[[Contestant], Entry]) -> None:
+        row = row_of(request.node)
+        if row not in races:
+            races[row] = race({rival.name: partial(entry, rival, enter) for rival in rivals(request.node)})
+            # Compiled graphs hold their weights.
+            torch._dynamo.reset()
+            gc.collect()
+        result = races[row].pop(kind.name)
+        if isinstance(result, Exception):
+            raise result
+        note(result)
+        play_back(benchmark, result.seconds)
+        benchmark.extra_info |= environment()
+        result.gate.require()
+
+    return alone if DEVICE.type == "cuda" or kind.gpu_only else in_turns
+
+
+def row_of(item: pytest.Item) -> tuple[str, int | None]:
+    """The test and the batch, whose contestants are rivals."""
+    return item.originalname, item.callspec.params.get("batch")
+
+
+def rivals(item: pytest.Item) -> list[type[Contestant]]:
+    """Those that this session times by the same test with the same batch, where they can run."""
+    items = [other for other in item.session.items if "time_row" in other.fixturenames]
+    kinds = [other.callspec.params["kind"] for other in items if row_of(other) == row_of(item)]
+    return [kind for kind in kinds if not kind.gpu_only and kind.missing() is None]

@@ -5,6 +5,7 @@ its own affair, done before the clock starts (``adapt``).
 """
 
 import copy
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.exports import Exports
 from fastmsflow import MSFlow, MultiScaleFlow
 from fastmsflow.nn.cuda_graph import CudaGraphCache
 from fastmsflow.nn.feature_pooling import pool_features
@@ -25,17 +27,37 @@ CLIP = 2.0
 
 
 class Contestant(ABC):
-    """The flows alone, or behind an extractor where ``model`` is given."""
+    """The flows alone, or behind an extractor where ``model`` is given. ``exports``: files of both, for runtimes."""
 
     name: str
     dtype = torch.float32
     layout = torch.contiguous_format
     gpu_only = False
+    cpu_only = False
+    trains = True
 
-    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
+    def __init__(
+        self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None, exports: Exports | None = None
+    ) -> None:
         self.flow = self.prepare_flow(flow, grids)
         self.model = model
+        self.exports = exports
         self.optimizer: torch.optim.Optimizer | None = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Returns a line on what the contestant needs and this machine lacks, or None."""
+        return None
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic of its inference."""
+        return str(self.dtype)[6:]
+
+    @property
+    def training_precision(self) -> str:
+        """The arithmetic of its ``step``."""
+        return self.precision
 
     @abstractmethod
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module: ...
@@ -55,11 +77,11 @@ class Contestant(ABC):
     def predict(self, images: Tensor) -> tuple[Tensor, ...]:
         """-> score, log score, both maps."""
 
-    @abstractmethod
-    def loss(self, features: Sequence[Tensor]) -> Tensor: ...
+    def loss(self, features: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError(f"{self.name} does not train")
 
-    @abstractmethod
-    def training_features(self, images: Tensor) -> Sequence[Tensor]: ...
+    def training_features(self, images: Tensor) -> Sequence[Tensor]:
+        raise NotImplementedError(f"{self.name} does not train")
 
     @cached_property
     def fast(self) -> MSFlow:
@@ -96,9 +118,21 @@ class AsShipped(Contestant):
     name = "as shipped"
     autocast: torch.dtype | None = None
 
-    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
-        super().__init__(flow, grids, model)
-        self.net = None if model is None else copy.deepcopy(model.extractor.net).requires_grad_(True)
+    @classmethod
+    def missing(cls) -> str | None:
+        found = importlib.util.find_spec("FrEIA")
+        return None if found else "FrEIA 0.2 is not installed: pip install FrEIA==0.2"
+
+    @property
+    def precision(self) -> str:
+        if self.autocast is not None:
+            return str(self.autocast)[6:]
+        return "tf32" if next(self.flow.parameters()).is_cuda else "float32"
+
+    @cached_property
+    def net(self) -> nn.Module:
+        """The extractor, which takes gradients."""
+        return copy.deepcopy(self.model.extractor.net).requires_grad_(True)
 
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
         # FrEIA may be missing where only the others run.
@@ -228,11 +262,13 @@ class FastMSFlow(Contestant):
     name = "fastmsflow"
     layout = torch.channels_last
 
-    def __init__(self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None) -> None:
-        self.on_gpu = next(flow.parameters()).is_cuda
-        self.dtype = torch.float16 if self.on_gpu else torch.float32
-        super().__init__(flow, grids, model)
-        self._play = CudaGraphCache()
+    @property
+    def training_precision(self) -> str:
+        return "bfloat16" if self.on_gpu else "float32"
+
+    @cached_property
+    def _play(self) -> CudaGraphCache:
+        return CudaGraphCache()
 
     @cached_property
     def _inference(self) -> MultiScaleFlow:
@@ -242,6 +278,9 @@ class FastMSFlow(Contestant):
         return x.to(torch.bfloat16 if self.on_gpu else torch.float32, memory_format=self.layout)
 
     def prepare_flow(self, flow: MultiScaleFlow, grids: Grids) -> nn.Module:
+        self.on_gpu = next(flow.parameters()).is_cuda
+        if self.on_gpu:
+            self.dtype = torch.float16
         flow = copy.deepcopy(flow).to(memory_format=torch.channels_last)
         flow.backend = "triton" if self.on_gpu else "torch"
         return flow

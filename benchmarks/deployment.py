@@ -8,9 +8,9 @@ is named as not measured.
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.interleaved import turns
+from benchmarks.runtimes import ONNX_PACKAGES, Graph, OpenVINO, not_installed, onnx_runtime
 from benchmarks.suite_settings import environment
 from fastmsflow import MSFlow, Prediction
 from fastmsflow.data import load_image, open_image_set
 from fastmsflow.integrations.export import export_onnx, export_package, export_program
 from fastmsflow.metrics import auroc
 
-Graph = Callable[[Tensor], Sequence[Tensor]]
-
 BATCHES = (1, 8)
-PAUSE = 0.05  # seconds
 SCORES = ("score", "log_score", "absolute_score")
 RUNTIMES = ("ONNX Runtime", "OpenVINO", "TensorRT")
 
@@ -49,35 +48,15 @@ def contestants(model: MSFlow, folder: Path) -> list[Contestant]:
     found.append(Contestant("torch.export program", torch.export.load(program).module(), program))
     package = export_package(model, folder / "package.pt2").path
     found.append(Contestant("AOTInductor package", torch._inductor.aoti_load_package(str(package)), package))
-    if find_spec("onnxruntime") is None:
+    if not_installed(*ONNX_PACKAGES):
         return found
     onnx = export_onnx(model, folder / "model.onnx").path
     found.append(Contestant("ONNX Runtime", onnx_runtime(onnx), onnx))
-    if find_spec("openvino") is not None:
-        found += [openvino(onnx, "f32"), openvino(onnx)]
+    if not_installed("openvino") is None:
+        pinned, own = OpenVINO(onnx, "f32"), OpenVINO(onnx)
+        found.append(Contestant(f"OpenVINO, {pinned.precision}", pinned, onnx))
+        found.append(Contestant(f"OpenVINO, {own.precision}, its own choice", own, onnx))
     return found
-
-
-def onnx_runtime(path: Path) -> Graph:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})]
-
-
-def openvino(path: Path, precision: str | None = None) -> Contestant:
-    """``precision``: of the arithmetic; None: OpenVINO's own choice for this chip."""
-    import openvino
-
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    if precision is not None:
-        options["INFERENCE_PRECISION_HINT"] = precision
-    compiled = openvino.Core().compile_model(path, "CPU", options)
-    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    name = f"OpenVINO, {chosen}" + (", its own choice" if precision is None else "")
-    return Contestant(name, lambda x: [torch.from_numpy(out) for out in compiled(x.numpy()).to_tuple()], path)
 
 
 def predicted(graph: Graph, images: Tensor) -> Prediction:
@@ -97,16 +76,9 @@ def difference(given: Prediction, expected: Prediction) -> float:
 
 def milliseconds(graphs: Sequence[Graph], images: Tensor, rounds: int) -> list[float]:
     """Each graph's median time of an image, where all take turns in every round."""
-    times: list[list[float]] = [[] for _ in graphs]
-    for _ in range(rounds + 1):
-        for graph, taken in zip(graphs, times, strict=True):
-            # The threads of the one before spin for a while, waiting for more.
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            graph(images)
-            taken.append((time.perf_counter() - start) * 1e3 / len(images))
+    times = list(islice(turns([partial(graph, images) for graph in graphs]), rounds + 1))
     # The first round warms up.
-    return [median(taken[1:]) for taken in times]
+    return [1e3 * median(taken) / len(images) for taken in zip(*times[1:], strict=True)]
 
 
 def table(model: MSFlow, images: Tensor, labels: Sequence[int], rounds: int) -> str:
@@ -143,12 +115,12 @@ def main() -> None:
     images = torch.stack([load_image(sample.image, model.image_size) for sample in test])
     labels = [sample.label for sample in test]
     print(table(model, images, labels, options.rounds))
-    machine, info = environment(), Path("/proc/cpuinfo")
-    # Units for bfloat16, which some runtimes use unasked.
-    amx = " with AMX" if info.exists() and "amx_bf16" in info.read_text() else ""
+    machine = environment()
+    # Units for bfloat16, which some runtimes use unasked, are among them.
+    chip = ", ".join((machine["device"], *machine["units"]))
     print(
         f"\n{model.extractor.name} at {'x'.join(map(str, model.image_size))}, {len(images)} images, {options.rounds}"
-        f" rounds; {machine['device']}{amx}, {machine['threads']} threads, torch {machine['torch']}"
+        f" rounds; {chip}, {machine['threads']} threads, torch {machine['torch']}"
     )
 
 

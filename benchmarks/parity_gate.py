@@ -146,9 +146,10 @@ def _gate(
     expected: Sequence[Tensor],
     bounds: dict[str, float],
 ) -> Gate:
-    on_gpu = DEVICE.type == "cuda" or contestant.gpu_only
     errors = {name: error(*pair) for name, *pair in zip(names, ours, expected, strict=True)}
-    return Gate(errors, bounds[contestant.name if on_gpu else "cpu"])
+    if DEVICE.type == "cuda" or contestant.gpu_only:
+        return Gate(errors, bounds[contestant.name])
+    return Gate(errors, bounds["cpu" if contestant.precision == "float32" else f"cpu, {contestant.precision}"])
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:

@@ -22,6 +22,7 @@ OUR_COLOR = "C3"
 GROUPS = ("flow inference", "end-to-end inference", "flow training step", "training step")
 CONVOLUTIONS = ("convolutions, own and the vendor's", "convolutions and what follows them, own and the vendor's")
 VENDORS = "vendor's"
+VERSIONS = ("torch", "triton", "onnxruntime", "openvino", "commit")
 Rows = list[dict[str, Any]]
 
 
@@ -90,19 +91,38 @@ def by_contestant(rows: Rows, group: str) -> dict[int, dict[str, dict[str, Any]]
 def contestants(rows: Rows) -> list[str]:
     """The names of those that were timed, ours last."""
     names = dict.fromkeys(row["extra_info"]["contestant"] for row in rows if row["group"] in GROUPS)
-    return sorted(names, key=lambda name: name == OURS)
+    return sorted(names, key=is_ours)
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(OURS)
+
+
+def heading(rows: Rows, name: str) -> str:
+    """The contestant with the precisions of its rows, as "OpenVINO (bfloat16)"."""
+    infos = [row["extra_info"] for row in rows if row["group"] in GROUPS]
+    precisions = dict.fromkeys(i["precision"] for i in infos if i["contestant"] == name and "precision" in i)
+    if not precisions:
+        return name
+    return f"{name.removesuffix(f' {next(iter(precisions))}')} ({', '.join(precisions)})"
+
+
+def rival(found: dict[str, dict[str, Any]], name: str) -> str:
+    """Ours in the precision of the contestant, where ours was timed in it."""
+    own = f"{OURS} {found[name]['extra_info'].get('precision')}"
+    return own if own in found else OURS
 
 
 def speed_table(machine: dict[str, Any], rows: Rows) -> str:
-    """Milliseconds by contestant, and how many times faster ours is."""
+    """Milliseconds by contestant, how many times faster ours is, and the same for the best of the float32 peers."""
     names = contestants(rows)
     lines = []
     if names:
-        lines = ["| median ms (quartiles) | batch | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+        headings = [heading(rows, name) for name in names]
+        lines = [f"| median ms (quartiles) | batch | {' | '.join(headings)} |", "|---" * (len(names) + 2) + "|"]
     for group in GROUPS:
         for batch, found in by_contestant(rows, group).items():
-            ours = milliseconds(found[OURS]) if OURS in found else None
-            cells = [_cell(found.get(name), ours if name != OURS else None) for name in names]
+            cells = [_cell(found, name) for name in names]
             lines.append(f"| {group} | {batch} | " + " | ".join(cells) + " |")
     peaks = [row for row in rows if "peak_bytes" in row["extra_info"] and row["group"] in GROUPS]
     for group in GROUPS:
@@ -111,17 +131,34 @@ def speed_table(machine: dict[str, Any], rows: Rows) -> str:
             lines.append(f"| memory at the peak, weights included: {group} | {batch} | " + " | ".join(cells) + " |")
     if machine.get("rehearsal"):
         lines.insert(0, "**A rehearsal: every row ran once. These times mean nothing.**\n")
-    where = ", ".join(f"{key} {machine[key]}" for key in ("torch", "triton", "commit") if key in machine)
+    lines += best_peers(rows)
+    where = ", ".join(f"{key} {machine[key]}" for key in VERSIONS if key in machine)
+    chip = ", ".join((machine["device"], *machine.get("units", ())))
     threads = f", {machine['threads']} threads" if "driver_version" not in machine else ""
-    return f"{machine['device']}{threads}; {where}.\n\n" + "\n".join(lines or ["No contestant was timed."]) + "\n"
+    return f"{chip}{threads}; {where}.\n\n" + "\n".join(lines or ["No contestant was timed."]) + "\n"
 
 
-def _cell(row: dict[str, Any] | None, ours: float | None) -> str:
-    if row is None:
+def _cell(found: dict[str, dict[str, Any]], name: str) -> str:
+    if name not in found:
         return ""
-    stats = row["stats"]
-    text = f"{_short(milliseconds(row))} ({_short(1e3 * stats['q1'])} to {_short(1e3 * stats['q3'])})"
-    return text if ours is None else f"{text}, **{milliseconds(row) / ours:.2f}x**"
+    stats, ours = found[name]["stats"], rival(found, name)
+    text = f"{_short(milliseconds(found[name]))} ({_short(1e3 * stats['q1'])} to {_short(1e3 * stats['q3'])})"
+    if is_ours(name) or ours not in found:
+        return text
+    return f"{text}, **{milliseconds(found[name]) / milliseconds(found[ours]):.2f}x**"
+
+
+def best_peers(rows: Rows) -> list[str]:
+    """A table of the fastest float32 peer beside ours, where there are several."""
+    lines = ["", "| best of the float32 peers / fastmsflow | batch | by | times |", "|---|---|---|---|"]
+    for group in GROUPS:
+        for batch, found in by_contestant(rows, group).items():
+            peers = [n for n in found if not is_ours(n) and found[n]["extra_info"].get("precision") == "float32"]
+            if len(peers) > 1 and OURS in found:
+                best = min(peers, key=lambda name: milliseconds(found[name]))
+                times = milliseconds(found[best]) / milliseconds(found[OURS])
+                lines.append(f"| {group} | {batch} | {best} | **{times:.2f}x** |")
+    return lines if len(lines) > 3 else []
 
 
 def _short(value: float) -> str:
@@ -235,22 +272,27 @@ def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
     groups = [group for group in GROUPS if by_contestant(rows, group)]
     names = contestants(rows)
     others = (color for color in (f"C{n}" for n in range(10)) if color != OUR_COLOR)
-    colors = {name: OUR_COLOR if name == OURS else next(others) for name in names}
+    colors = {name: OUR_COLOR if is_ours(name) else next(others) for name in names}
     figure, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 4), squeeze=False, layout="constrained")
+    bars = {}
     for axis, group in zip(axes[0], groups, strict=True):
         found = by_contestant(rows, group)
-        for i, name in enumerate(names):
+        here = [name for name in names if any(name in row for row in found.values())]
+        for i, name in enumerate(here):
             speed = [1e3 * batch / milliseconds(row[name]) if name in row else 0.0 for batch, row in found.items()]
-            at = [n + (i - (len(names) - 1) / 2) * 0.8 / len(names) for n in range(len(found))]
-            axis.bar(at, speed, width=0.75 / len(names), label=name, color=colors[name])
+            at = [n + (i - (len(here) - 1) / 2) * 0.8 / len(here) for n in range(len(found))]
+            # Ours has one color, in whatever precision.
+            hatch = "///" if is_ours(name) and name != OURS else ""
+            look = {"color": colors[name], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+            bars[heading(rows, name)] = axis.bar(at, speed, width=0.75 / len(here), **look)
         axis.set_title(group, fontsize=10)
         middle, half = (len(found) - 1) / 2, max(len(found), 2) / 2 + 0.1
         axis.set_xlim(middle - half, middle + half)
         axis.set_xticks(range(len(found)), [f"batch {batch}" for batch in found])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("images a second")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), fontsize=9, frameon=False)
+    columns = min(4, len(bars))
+    figure.legend(bars.values(), bars, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     rehearsal = ": a rehearsal, whose times mean nothing" if machine.get("rehearsal") else ""
     figure.suptitle(f"{machine['device']}{rehearsal}", fontsize=10)
     figure.savefig(path, dpi=150)

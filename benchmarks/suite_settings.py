@@ -1,6 +1,8 @@
 """Sets where and at what size the suite runs, and how it measures."""
 
 import gc
+import importlib.metadata
+import importlib.util
 import math
 import os
 import platform
@@ -26,6 +28,9 @@ SECONDS = 1.0  # of measuring a row;
 KERNEL_SECONDS = 0.2  # of one with a single kernel
 FEWEST, MOST = 5, 50  # rounds of a row
 LAUNCHES = 32  # in a graph, where a single kernel is measured
+RUNTIMES = ("onnxruntime", "openvino")
+# Linux's names of a CPU's units, and their makers'.
+UNITS = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
 # Whether everything runs once only, to see that it does.
 rehearsing = False
 
@@ -78,10 +83,12 @@ def environment() -> dict[str, Any]:
     row: dict[str, Any] = {
         "torch": torch.__version__,
         "triton": triton.__version__,
+        **_runtimes(),
         "python": platform.python_version(),
         "commit": os.environ.get("COMMIT") or _output("git", "rev-parse", "--short=12", "HEAD"),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else _cpu(),
+        "units": [] if DEVICE.type == "cuda" else cpu_units(),
         "chip": configs.chip(DEVICE),
     }
     return row | _gpu("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem")
@@ -99,12 +106,29 @@ def _gpu(*fields: str) -> dict[str, str]:
     return dict(zip(fields, values, strict=False))
 
 
+def _runtimes() -> dict[str, str]:
+    """Returns versions of the runtimes that are timed on a CPU, where they are installed."""
+    names = [] if DEVICE.type == "cuda" else [name for name in RUNTIMES if importlib.util.find_spec(name)]
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def _cpu() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_units() -> list[str]:
+    """Returns the CPU's units that float32 and bfloat16 products gain from, as far as the system tells of them."""
+    flags = _cpu_info("flags").split()
+    return [unit for flag, unit in UNITS.items() if flag in flags]
+
+
+def _cpu_info(field: str) -> str:
+    """Returns what Linux says of the first core, or nothing."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
+        if line.startswith(field):
             return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _output(*command: str) -> str:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from benchmarks.contestants import Contestant
+from benchmarks.interleaved import Entry, TimeRow
 from benchmarks.parity_gate import Reference, image_step_gate, prediction_gate
-from benchmarks.suite_settings import DEVICE, Size, measure, rotated
+from benchmarks.suite_settings import DEVICE, Size, rotated
 
 
 def images(size: Size, batch: int) -> torch.Tensor:
@@ -20,23 +21,32 @@ def random_images(contestant: Contestant, size: Size, batch: int) -> list[torch.
 
 
 @pytest.mark.benchmark(group="end-to-end inference")
-def test_end_to_end_inference(
-    benchmark, contestant: Contestant, size: Size, batch: int, before: int, reference: Reference
-) -> None:
-    given = images(size, batch).contiguous(memory_format=contestant.layout)
-    gate = prediction_gate(contestant, reference, given)
-    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "gate": gate.as_dict()}
-    inputs = rotated(lambda: random_images(contestant, size, batch))
-    measure(benchmark, lambda x: contestant.predict(x[0]), inputs, before)
-    gate.require()
+def test_end_to_end_inference(benchmark, time_row: TimeRow, size: Size, batch: int, reference: Reference) -> None:
+    def enter(contestant: Contestant) -> Entry:
+        given = images(size, batch).contiguous(memory_format=contestant.layout)
+        return Entry(
+            precision=contestant.precision,
+            gate=prediction_gate(contestant, reference, given),
+            call=lambda x: contestant.predict(x[0]),
+            inputs=rotated(lambda: random_images(contestant, size, batch)),
+        )
+
+    benchmark.extra_info |= {"images": batch}
+    time_row(enter)
 
 
 @pytest.mark.benchmark(group="training step")
-def test_training_step(benchmark, contestant: Contestant, size: Size, before: int, reference: Reference) -> None:
+def test_training_step(benchmark, time_row: TimeRow, size: Size, reference: Reference) -> None:
     batch = size.training_batch
-    given = images(size, batch).contiguous(memory_format=contestant.layout)
-    gate = image_step_gate(contestant, reference, given)
-    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "gate": gate.as_dict()}
-    inputs = rotated(lambda: random_images(contestant, size, batch))
-    measure(benchmark, lambda x: contestant.image_step(x[0]), inputs, before)
-    gate.require()
+
+    def enter(contestant: Contestant) -> Entry:
+        given = images(size, batch).contiguous(memory_format=contestant.layout)
+        return Entry(
+            precision=contestant.training_precision,
+            gate=image_step_gate(contestant, reference, given),
+            call=lambda x: contestant.image_step(x[0]),
+            inputs=rotated(lambda: random_images(contestant, size, batch)),
+        )
+
+    benchmark.extra_info |= {"images": batch}
+    time_row(enter)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import Contestant
+from benchmarks.interleaved import Entry, TimeRow
 from benchmarks.parity_gate import Reference, flow_gate, step_gate
-from benchmarks.suite_settings import DEVICE, Size, measure, rotated
+from benchmarks.suite_settings import DEVICE, Size, rotated
 from fastmsflow.benchmarking import CONDITION
 
 
@@ -26,27 +27,34 @@ def random_features(adapt: Callable[[Tensor], Tensor], size: Size, batch: int) -
 
 
 @pytest.mark.benchmark(group="flow inference")
-def test_flow_inference(
-    benchmark, contestant: Contestant, size: Size, batch: int, before: int, reference: Reference
-) -> None:
-    gate = flow_gate(contestant, reference, features(size, batch))
-    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": batch * flops(size)}
-    benchmark.extra_info["gate"] = gate.as_dict()
-    inputs = rotated(lambda: random_features(contestant.adapt, size, batch))
-    measure(benchmark, contestant.likelihoods, inputs, before)
-    gate.require()
+def test_flow_inference(benchmark, time_row: TimeRow, size: Size, batch: int, reference: Reference) -> None:
+    def enter(contestant: Contestant) -> Entry:
+        return Entry(
+            precision=contestant.precision,
+            gate=flow_gate(contestant, reference, features(size, batch)),
+            call=contestant.likelihoods,
+            inputs=rotated(lambda: random_features(contestant.adapt, size, batch)),
+        )
+
+    benchmark.extra_info |= {"images": batch, "flops": batch * flops(size)}
+    time_row(enter)
 
 
 @pytest.mark.benchmark(group="flow training step")
-def test_flow_training_step(benchmark, contestant: Contestant, size: Size, before: int, reference: Reference) -> None:
+def test_flow_training_step(benchmark, time_row: TimeRow, size: Size, reference: Reference) -> None:
     """Measures a step on features computed before, as this library's training does."""
     batch = size.training_batch
-    gate = step_gate(contestant, reference, features(size, batch))
-    benchmark.extra_info |= {"contestant": contestant.name, "images": batch, "flops": 3 * batch * flops(size)}
-    benchmark.extra_info["gate"] = gate.as_dict()
-    inputs = rotated(lambda: random_features(contestant.adapt_training, size, batch))
-    measure(benchmark, contestant.step, inputs, before)
-    gate.require()
+
+    def enter(contestant: Contestant) -> Entry:
+        return Entry(
+            precision=contestant.training_precision,
+            gate=step_gate(contestant, reference, features(size, batch)),
+            call=contestant.step,
+            inputs=rotated(lambda: random_features(contestant.adapt_training, size, batch)),
+        )
+
+    benchmark.extra_info |= {"images": batch, "flops": 3 * batch * flops(size)}
+    time_row(enter)
 
 
 def flops(size: Size) -> int:

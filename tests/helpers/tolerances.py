@@ -86,9 +86,11 @@ REPLAYED = {"rtol": 5e-3, "atol": 5e-3}
 FOLDED = {"rtol": 1e-4, "atol": 1e-4}
 # What is timed, against the same model in float32, relative in the norm. "as shipped" has TF32 convolutions on a GPU
 # (11 bits), the others half precision; a gradient's norm holds ReLU flips, see FULL_SIZE. Set before any measurement on
-# a GPU. On a CPU all is float32.
+# a GPU. On a CPU all is float32 or bfloat16, which rounds each stored value to 8 bits (2^-9): measured 5e-3 at most for
+# maps and, nearly a difference of like sums, 1e-2 for the log-det of a small flow; three times that.
 CONTESTANT = {
     "cpu": 1e-5,
+    "cpu, bfloat16": 3e-2,
     "as shipped": 1e-2,
     "as shipped, autocast fp16": 2e-2,
     "compiled bf16": 8e-2,
@@ -96,8 +98,8 @@ CONTESTANT = {
     "fastmsflow": 8e-2,
 }
 # The same from images, random weights: the extractor's rounding comes first, some fifty layers of it. Set before any
-# measurement on a GPU.
-PREDICTION = {name: 1e-3 if name == "cpu" else 2e-1 for name in CONTESTANT}
+# measurement on a GPU. In bfloat16 on a CPU measured 8e-3 at most, where the extractor is in it too; six times that.
+PREDICTION = dict.fromkeys(CONTESTANT, 2e-1) | {"cpu": 1e-3, "cpu, bfloat16": 5e-2}
 # A graph by another compiler or runtime, float32, weights folded: as FOLDED; of scores the issue asked for 1e-4.
 EXPORTED = {"rtol": 1e-4, "atol": 1e-4}
 # Scores and maps by OpenVINO with the flow in bfloat16 beside float32, |a - b| <= atol + rtol |b|, nats: values are

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import deployment
+from benchmarks import deployment, interleaved, runtimes
 from fastmsflow import MSFlow, Prediction
 from fastmsflow.data import load_image
 from tests.helpers.pages import EXAMPLES, blocks, missing, run_up_to
@@ -161,7 +161,7 @@ def test_the_table_tells_what_is_off_and_what_was_not_measured(model: MSFlow, mo
 
     ways = [deployment.Contestant("`model.predict`", model.predict), deployment.Contestant("ONNX Runtime", off, PAGE)]
     monkeypatch.setattr(deployment, "contestants", lambda model, folder: ways)
-    monkeypatch.setattr(deployment, "PAUSE", 0)
+    monkeypatch.setattr(interleaved, "PAUSE", 0)
     images = torch.rand(9, 3, *SIZE)
     order = model.predict(images).absolute_score.argsort().argsort()
     rows = [
@@ -179,8 +179,8 @@ def test_the_table_tells_what_is_off_and_what_was_not_measured(model: MSFlow, mo
 @pytest.mark.usefixtures("exported")
 def test_the_runtimes_that_are_timed_compute_what_the_model_does(folder: Path, model: MSFlow) -> None:
     images = torch.rand(2, 3, *SIZE)
-    graphs = [deployment.onnx_runtime(folder / "model.onnx")]
+    graphs = [runtimes.onnx_runtime(folder / "model.onnx")]
     if find_spec("openvino") is not None:
-        graphs.append(deployment.openvino(folder / "model.onnx", "f32").predict)
+        graphs.append(runtimes.OpenVINO(folder / "model.onnx", "f32"))
     for graph in graphs:
         assert deployment.difference(Prediction(*graph(images)), model.predict(images)) <= EXPORTED["rtol"]

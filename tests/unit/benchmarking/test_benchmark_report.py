@@ -39,6 +39,58 @@ def test_a_row_whose_gate_is_red_is_named_and_not_published(tmp_path: Path, monk
     assert "not published: ours" in capsys.readouterr().out
 
 
+def peers() -> list[dict[str, Any]]:
+    times = {
+        ("fastmsflow", "float32"): 2.0,
+        ("fastmsflow bfloat16", "bfloat16"): 1.0,
+        ("as shipped", "float32"): 6.0,
+        ("OpenVINO", "float32"): 3.0,
+        ("OpenVINO bfloat16", "bfloat16"): 1.5,
+    }
+    return [
+        row(name, "flow inference", time, contestant=name, images=1, precision=precision)
+        for (name, precision), time in times.items()
+    ]
+
+
+def test_precisions_stand_in_the_headings_and_ours_comes_last() -> None:
+    table = report.speed_table(MACHINE, peers())
+    names = ("as shipped (float32)", "OpenVINO (float32)", "OpenVINO (bfloat16)")
+    assert f"| {' | '.join(names)} | fastmsflow (float32) | fastmsflow (bfloat16) |" in table
+
+
+def test_a_peer_is_compared_with_ours_in_its_own_precision() -> None:
+    table = report.speed_table(MACHINE, peers())
+    assert (
+        "6 (6 to 6), **3.00x** | 3 (3 to 3), **1.50x** | 1.5 (1.5 to 1.5), **1.50x** | 2 (2 to 2) | 1 (1 to 1) |"
+        in table
+    )
+    alone = [row for row in peers() if row["name"] != "fastmsflow bfloat16"]
+    assert "1.5 (1.5 to 1.5), **0.75x** | 2 (2 to 2) |" in report.speed_table(MACHINE, alone)
+
+
+def test_the_best_of_the_float32_peers_is_named_below() -> None:
+    assert "| flow inference | 1 | OpenVINO | **1.50x** |" in report.speed_table(MACHINE, peers())
+    single = [row for row in peers() if row["name"] in ("fastmsflow", "as shipped", "OpenVINO bfloat16")]
+    assert "best of the float32 peers" not in report.speed_table(MACHINE, single)
+
+
+def test_a_peer_whose_gate_is_red_is_no_ones_best() -> None:
+    rows = peers()
+    rows[3]["extra_info"]["gate"] = {"green": False, "bound": 1e-5, "errors": {"log-det": 1e-3}}
+    fine, refused = report.published(rows)
+    assert refused == ["OpenVINO: log-det 1.0e-03; at most 1.0e-05 is allowed"]
+    table = report.speed_table(MACHINE, fine)
+    assert "OpenVINO (float32)" not in table
+    assert "best of the float32 peers" not in table
+
+
+def test_the_header_names_the_chips_units_and_the_runtimes_versions() -> None:
+    machine = MACHINE | {"units": ["AVX512", "AMX-BF16"], "onnxruntime": "1.18.0", "openvino": "2025.1.0"}
+    first = report.speed_table(machine, peers()).partition("\n")[0]
+    assert first == "a chip, AVX512, AMX-BF16, 1 threads; torch 2, onnxruntime 1.18.0, openvino 2025.1.0."
+
+
 def test_kernels_that_are_not_green_in_the_smoke_test_are_not_published() -> None:
     each = [{"arithmetic": "float16"}, {"arithmetic": "bfloat16"}]
     smoke = [{"kernels": ["coupling"], "arithmetic": "float16", "green": False}]
