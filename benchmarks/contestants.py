@@ -21,6 +21,7 @@ from fastmsflow.nn.cuda_graph import CudaGraphCache
 from fastmsflow.nn.feature_pooling import pool_features
 from fastmsflow.reference.likelihood import log_likelihood_maps
 from fastmsflow.scoring import score_log_likelihoods
+from fastmsflow.training.optimizer import Adam
 
 Grids = Sequence[tuple[int, int]]
 CLIP = 2.0
@@ -33,6 +34,7 @@ class Contestant(ABC):
     dtype = torch.float32
     layout = torch.contiguous_format
     gpu_only = False
+    adam: type[torch.optim.Adam] = torch.optim.Adam
     cpu_only = False
     trains = True
 
@@ -93,7 +95,7 @@ class Contestant(ABC):
     def step(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """One step of Adam on the flow: -> loss, gradient norm before clipping."""
         if self.optimizer is None:
-            self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=1e-4, fused=True)
+            self.optimizer = self.adam(self.flow.parameters(), lr=1e-4, fused=True)
         self.optimizer.zero_grad()
         loss = self.loss(features)
         loss.backward()
@@ -260,6 +262,7 @@ class FastMSFlow(Contestant):
     PyTorch."""
 
     name = "fastmsflow"
+    adam = Adam
     layout = torch.channels_last
 
     @property
@@ -282,7 +285,7 @@ class FastMSFlow(Contestant):
         if self.on_gpu:
             self.dtype = torch.float16
         flow = copy.deepcopy(flow).to(memory_format=torch.channels_last)
-        flow.backend = "triton" if self.on_gpu else "torch"
+        flow.backend = "triton" if self.on_gpu else "auto"
         return flow
 
     def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
