@@ -19,7 +19,9 @@ def export(
     compiled: Annotated[
         bool, option(OUTPUT, "Write an AOTInductor package of machine code for this machine's device.", "--compiled")
     ] = False,
-    dtype: Annotated[str, option(MODEL, "dtype of a compiled package: float32 or, on a GPU, float16.")] = "float32",
+    dtype: Annotated[
+        str, option(MODEL, "dtype of a compiled package: float32, or float16 and bfloat16 as for `predict`.")
+    ] = "float32",
 ) -> None:
     """Writes MODEL as a graph that runs without this library, checked against it: ONNX, torch.export, AOTInductor."""
     if to.suffix not in (".onnx", ".pt2") or (compiled and to.suffix != ".pt2"):
@@ -27,16 +29,16 @@ def export(
     if dtype not in DTYPES or (dtype != "float32" and not compiled):
         raise InputError(f"dtype {dtype}: float32, or with --compiled one of {', '.join(DTYPES)}")
     import_packages("torch", "timm")
-    import torch
-
+    from ..inference import resolve_dtype
     from ..inference.loading import load_model
     from ..integrations.export import export_onnx, export_package, export_program
 
     network = load_model(model)
+    chosen = resolve_dtype(dtype, next(network.parameters()).device)
     with console.status("exporting and comparing ..."), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if compiled:
-            exported = export_package(network, to, getattr(torch, dtype))
+            exported = export_package(network, to, chosen)
         elif to.suffix == ".onnx":
             exported = export_onnx(network, to)
         else:
