@@ -44,16 +44,15 @@ _QUIET = QuietThread(
 
 
 def check_precision(recipe: Recipe) -> None:
-    """Warns by an InputWarning if this machine is slow in the recipe's precision.
-
-    Raises: InputError if the machine does not support it.
-    """
-    if torch.accelerator.is_available():
-        return
-    if recipe.precision == "16-mixed":
+    """Raises: InputError if this machine does not support the recipe's precision."""
+    if recipe.precision == "16-mixed" and not torch.accelerator.is_available():
         raise InputError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true")
+
+
+def warn_if_slow(recipe: Recipe) -> None:
+    """Warns by an InputWarning if this machine computes more slowly in the recipe's precision than in float32."""
     lack = missing_units(torch.bfloat16) if recipe.precision == "bf16-mixed" else None
-    if lack is not None:
+    if lack is not None and not torch.accelerator.is_available():
         warnings.warn(f"precision bf16-mixed: {lack}; take 32-true", InputWarning, stacklevel=3)
 
 
