@@ -247,10 +247,11 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         InputWarning says if this one is none of them, and slower in ``dtype`` than in float32. The extractor stays in
         float32, but with float16 and AMX-FP16.
 
-        ``compile``: on a CPU, ``features``, ``scores`` and ``predict`` are compiled by torch.compile, which needs a C++
-        compiler. Each is compiled at the first call of a batch size, which takes a minute or two for WideResNet-50-2
-        (the logger ``fastmsflow`` tells how long); from a second size on one program serves all sizes but 1. The
-        weights are in memory once more, as constants. Later calls compute in eager mode if gradients are taken.
+        ``compile``: on a CPU, ``features``, ``scores`` and ``predict`` compute by programs of torch.compile, which
+        needs a C++ compiler. Each is compiled at its first call, which takes a minute or more for WideResNet-50-2 (the
+        logger ``fastmsflow`` tells how long), and once more at a second batch size: that program serves all sizes but
+        1, which has its own. The weights are in memory once more, as constants. docs/usage.md has measured times. Where
+        gradients are taken of an input, eager mode computes.
 
         Raises: InputError if ``compile`` is asked for on a GPU; UnavailableError if there is no C++ compiler.
         """
