@@ -120,8 +120,8 @@ Dtype = Annotated[
     str,
     option(
         MODEL,
-        "float32; bfloat16 (on a GPU, or a CPU with AMX-BF16 or AVX512-BF16); float16 (on a GPU, or a CPU with AMX-FP16);"
-        " or auto: float16 on a GPU, float32 on a CPU.",
+        "float32; bfloat16 (on a GPU, or a CPU with AMX-BF16 or AVX512-BF16); float16 (on a GPU, or a CPU with"
+        " AMX-FP16); or auto: float16 on a GPU, float32 on a CPU.",
     ),
 ]
 ScoreMap = Annotated[
