@@ -91,7 +91,8 @@ class Recipe:
     )
     """Bound on the gradient norm of all flow parameters."""
     precision: str = option("32-true", MEMORY_AND_SPEED, "32-true, bf16-mixed, or 16-mixed with a gradient scaler.")
-    """One of PRECISIONS, in Lightning's names: ``16-mixed`` is float16 autocast with a scaler."""
+    """One of PRECISIONS, in Lightning's names: ``16-mixed`` is float16 autocast with a scaler. On a CPU ``bf16-mixed``
+    is for chips with AMX-BF16 or AVX512-BF16; an InputWarning tells if this one has neither."""
     seed: int = option(
         9826,
         ADVANCED,

@@ -22,7 +22,9 @@ def export(
     compiled: Annotated[
         bool, option(OUTPUT, "Write an AOTInductor package of machine code for this machine's device.", "--compiled")
     ] = False,
-    dtype: Annotated[str, option(MODEL, "dtype of a compiled package: float32 or, on a GPU, float16.")] = "float32",
+    dtype: Annotated[
+        str, option(MODEL, "dtype of a compiled package: float32, or float16 and bfloat16 as for `predict`.")
+    ] = "float32",
     int8: Annotated[
         list[str] | None,
         option(
@@ -44,17 +46,17 @@ def export(
     if dtype not in DTYPES or (dtype != "float32" and not compiled):
         raise InputError(f"dtype {dtype}: float32, or with --compiled one of {', '.join(DTYPES)}")
     import_packages("torch", "timm")
-    import torch
-
+    from ..inference import resolve_dtype
     from ..inference.loading import load_model
     from ..integrations.export import export_onnx, export_openvino, export_package, export_program
 
     good = None if int8 is None else _good_images(int8)
     network = load_model(model)
+    chosen = resolve_dtype(dtype, next(network.parameters()).device)
     with console.status("exporting and comparing ..."), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if compiled:
-            exported = export_package(network, to, getattr(torch, dtype))
+            exported = export_package(network, to, chosen)
         elif to.suffix == ".onnx":
             exported = export_onnx(network, to)
         elif to.suffix == ".xml":

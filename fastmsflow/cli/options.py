@@ -116,7 +116,14 @@ IMAGE_SOURCES = (
     " folders on standard input, one a line."
 )
 Workers = Annotated[int, option(DATA, "Processes that read images; 0: this process reads them.", range=WORKERS)]
-Dtype = Annotated[str, option(MODEL, "float32, float16, or auto: float16 on a GPU, float32 on a CPU.")]
+Dtype = Annotated[
+    str,
+    option(
+        MODEL,
+        "float32; bfloat16 (on a GPU, or a CPU with AMX-BF16 or AVX512-BF16); float16 (on a GPU, or a CPU with"
+        " AMX-FP16); or auto: float16 on a GPU, float32 on a CPU.",
+    ),
+]
 Engine = Annotated[
     str,
     option(

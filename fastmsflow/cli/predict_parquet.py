@@ -56,9 +56,12 @@ def predict_parquet(
             else:
                 dtype = str(resolve_dtype(dtype, torch.device("cuda" if gpus else "cpu"))).removeprefix("torch.")
         regions = region_threshold(network.calibration, false_alarms)
-        scorer = Scorer(network, decision=decision, region_threshold=regions, dtype=dtype, engine=engine)
+        # On a cluster this process scores nothing, so its CPU need not have units for the dtype.
+        own_dtype = dtype if cluster is None else "float32"
+        scorer = Scorer(network, decision=decision, region_threshold=regions, dtype=own_dtype, engine=engine)
+        settings = settings_of(scorer) | ({} if cluster is None else {"dtype": dtype})
         stack.enter_context(folder.claimed())
-        folder.begin(settings_of(scorer), on_cluster=cluster is not None)
+        folder.begin(settings, on_cluster=cluster is not None)
         waiting = images.without_rows(folder)
         try:
             if len(waiting) and cluster is not None:

@@ -86,15 +86,15 @@ def evaluate(
 ) -> tuple[Evaluation, ImageScores]:
     """Scores the test images of ``images`` with ``model``, on its device, and returns its metrics and the scores.
 
-    A copy that ``for_inference`` makes computes the scores, in ``dtype``: float32, float16, or auto, which is float16
-    on a GPU and float32 on a CPU. With None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
+    A copy that ``for_inference`` makes computes the scores, in ``dtype``, see fastmsflow.inference.resolve_dtype. With
+    None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
 
     Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512. Larger sets are evaluated from histograms, in
     constant memory, and ``Evaluation.pixel_error`` bounds the difference. ``workers``: processes that read images.
     ``progress`` is called with the number of images done so far.
 
     Raises: InputError if the set has only good or only defective test images, a file cannot be read, or ``dtype`` is
-    not known.
+    not known, or not for this CPU.
     """
     result = evaluate_all([model], images, batch_size=batch_size, workers=workers, progress=progress, dtype=dtype)[0]
     return result.evaluation, result.scores

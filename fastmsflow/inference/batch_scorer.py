@@ -37,10 +37,11 @@ class BatchScorer:
     ``model``: a checkpoint's path or URL, a folder that ``MSFlow.save_pretrained`` wrote, or a model; every process
     that scores reads it there. ``threshold``: absolute scores above it, in nats, are defective; by default the
     calibrated threshold for ``false_alarms``, the share of good images that may be called so (None: as calibrated).
-    ``dtype``: float32, float16 or auto, which is float16 on a GPU. ``engine``: torch, or openvino, which computes on
-    the CPU in float32 or, if ``dtype`` says so, bfloat16. ``tile``: None, images are resized to the model's size.
-    ``maps``: results have a column ``score_map`` too, the absolute map at the model's size. ``device``: auto (a GPU if
-    there is one and the engine is torch), cpu, cuda or cuda:N.
+    ``dtype``: float32, bfloat16, float16 or auto, which is float16 on a GPU and float32 on a CPU; see
+    ``resolve_dtype``. ``engine``: torch, or openvino, which computes on the CPU in float32 or, if ``dtype`` says so,
+    bfloat16. ``tile``: None, images are resized to the model's size. ``maps``: results have a column ``score_map`` too,
+    the absolute map at the model's size. ``device``: auto (a GPU if there is one and the engine is torch), cpu, cuda or
+    cuda:N.
 
     A scorer can be pickled, before and after it has loaded its model; a copy loads its own. Threads may share a scorer:
     they decode side by side, and one of them at a time uses the model. A process that is forked after the model has
@@ -94,7 +95,7 @@ class BatchScorer:
         """Loads the model now, so that the first batch does not wait, and returns the scorer.
 
         Raises: InputError or UnavailableError if the checkpoint cannot be read or has no such threshold, or the device
-        is not available.
+        is not available or has no units for ``dtype``.
         """
         self._ready()
         return self

@@ -8,11 +8,10 @@ place.
 
 import importlib.util
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from .. import backend
 from ..errors import UnavailableError
 from ..files import checked_file, written_aside
+from ..inductor import compiler_errors
 from ..inference.openvino_files import WEIGHTS, ir_written_aside
 from ..inference.openvino_graph import compiled, converted, import_openvino, joined, run
 from ..inference.openvino_int8 import Int8Figures, Int8Report, quantize
@@ -146,23 +146,9 @@ def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.f
     on_gpu = next(model.parameters()).is_cuda
     with nullcontext() if on_gpu else backend.use("torch"), written_aside(path) as aside:
         program = predictor.program()
-        with inlined() if on_gpu else nullcontext(), checked_file(aside) as file:
-            _compile(program, file)
+        with inlined() if on_gpu else nullcontext(), checked_file(aside) as file, compiler_errors():
+            torch._inductor.aoti_compile_and_package(program, package_path=file)
         return Exported(Path(path), predictor.difference(torch._inductor.aoti_load_package(str(aside))))
-
-
-def _compile(program: ExportedProgram, file: BinaryIO) -> None:
-    """Writes an AOTInductor package. Raises: UnavailableError if the C++ compiler fails."""
-    # The import takes a second.
-    from torch._inductor.exc import InductorError
-
-    try:
-        torch._inductor.aoti_compile_and_package(program, package_path=file)
-    except InductorError as error:
-        why = str(error).partition("\n")[0]
-        raise UnavailableError(
-            f"torch's compiler failed ({why}); it needs a C++ compiler, and free space in {tempfile.gettempdir()}"
-        ) from error
 
 
 class _Predictor(nn.Module):

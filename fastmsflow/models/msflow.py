@@ -1,6 +1,7 @@
 """The model: extractor, pool and flow."""
 
 import copy
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -14,7 +15,10 @@ from torch.jit._trace import is_tracing
 from .. import backend as backends
 from ..backend import Backend
 from ..calibration import Calibration
-from ..errors import InputError
+from ..cpu.features import has_float16_units, missing_units
+from ..errors import InputError, InputWarning
+from ..inductor import check_cpp_compiler
+from ..nn.compiled_functions import CompiledFunctions
 from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
@@ -22,7 +26,7 @@ from ..nn.no_initialization import NoInitialization
 from ..nn.weight_cache import WeightCache, invalidation_count
 from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
-from ..scoring import TOP_K, Scores
+from ..scoring import TOP_K, Scores, score_log_likelihoods
 from .checkpoint import (
     AGAIN,
     OfficialLayout,
@@ -98,6 +102,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         self.calibration = None
         self._graphs, self._weight_addresses = CudaGraphCache(), WeightAddresses()
         self._fused_extractor: WeightCache[nn.Module] = WeightCache()
+        self._compiled = CompiledFunctions()
         self.made_for_inference = False
 
     @property
@@ -221,6 +226,11 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return self._graphs(call, inputs, state)
 
     def _features(self, fused: bool, images: Tensor) -> Outputs:
+        if fused:
+            return self._compute_features(images, fused=True)
+        return self._compiled(self._compute_features, [images], self)
+
+    def _compute_features(self, images: Tensor, fused: bool = False) -> Outputs:
         pooled = self.pooled(images, fused=fused)
         if self.standardiser is not None:
             pooled = self.standardiser(pooled)
@@ -228,7 +238,11 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return tuple(level.to(self.flow.dtype) for level in pooled)
 
     def _scores_of_features(self, top_k: float, *features: Tensor) -> Scores:
-        return self.flow.scores(features, self.image_size, top_k)
+        logp = self._compiled(self._compute_log_likelihoods, features, self.flow)
+        return score_log_likelihoods(logp, self.image_size, top_k, self.flow.backend)
+
+    def _compute_log_likelihoods(self, *features: Tensor) -> Outputs:
+        return tuple(self.flow.log_likelihoods(features))
 
     def _scores(self, top_k: float, images: Tensor) -> Scores:
         return self._scores_of_features(top_k, *self._features(False, images))
@@ -237,35 +251,60 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         s = self._scores(top_k, images)
         return s.score, s.log_score, s.score_map_add, s.score_map_mul, s.absolute_score
 
-    def for_inference(self, dtype: torch.dtype = torch.float32) -> "MSFlow":
+    def for_inference(self, dtype: torch.dtype = torch.float32, *, compile: bool = False) -> "MSFlow":
         """Returns a copy that predicts faster and no longer trains.
 
         Batch norms are folded into convolutions, these are fused with their ReLUs and residuals, and weights are in
-        ``dtype`` and in channels-last memory, without gradients.
+        ``dtype`` and in channels-last memory, without gradients. Sums are in float32 in every dtype.
 
-        Half precisions are for GPUs; sums are in float32 all the same. float16 keeps scores nearest (measured in
-        benchmarks/NOTES.md); a value beyond its range, 65504, becomes inf and the score inf or NaN, unless cuDNN's ReLU
-        takes a NaN for 0. With bfloat16 the extractor still is in float16: else its features move by a tenth.
+        On a GPU float16 keeps scores nearest (measured in benchmarks/NOTES.md); a value beyond its range, 65504,
+        becomes inf and the score inf or NaN, unless cuDNN's ReLU takes a NaN for 0. With bfloat16 the extractor still
+        is in float16: else its features move by a tenth.
+
+        On a CPU bfloat16 is for chips with AMX-BF16 or AVX512-BF16, and float16 for those with AMX-FP16; an
+        InputWarning says if this one is none of them, and slower in ``dtype`` than in float32. The extractor stays in
+        float32, but with float16 and AMX-FP16.
+
+        ``compile``: on a CPU, ``features``, ``scores`` and ``predict`` compute by programs of torch.compile, which
+        needs a C++ compiler. Each is compiled at its first call, which takes a minute or more for WideResNet-50-2 (the
+        logger ``fastmsflow`` tells how long), and once more at a second batch size: that program serves all sizes but
+        1, which has its own. The weights are in memory once more, as constants. docs/usage.md has measured times. Where
+        gradients are taken of an input, eager mode computes.
+
+        Raises: InputError if ``compile`` is asked for on a GPU; UnavailableError if there is no C++ compiler.
         """
+        device = next(self.flow.parameters()).device
+        if compile and device.type != "cpu":
+            raise InputError("compile=True is for CPUs; on a GPU leave it out, since kernels and CUDA graphs compute")
+        if compile:
+            check_cpp_compiler()
+        lack = missing_units(dtype) if device.type == "cpu" else None
+        if lack is not None:
+            warnings.warn(f"{lack}; take torch.float32", InputWarning, stacklevel=2)
         result = copy.deepcopy(self).eval().requires_grad_(False)
         _fuse(result.extractor, self.image_size)
         result.made_for_inference = True
-        result.to(dtype=dtype).to(memory_format=torch.channels_last)
-        if dtype == torch.bfloat16:
-            result.extractor.to(torch.float16)
+        result.flow.to(dtype=dtype)
+        result.extractor.to(dtype=_extractor_dtype(dtype, device))
+        result.to(memory_format=torch.channels_last)
         if result.standardiser is not None:
             result.standardiser = copy.deepcopy(self.standardiser)
+        result._compiled = CompiledFunctions(compile)
         return result
 
     def train(self, mode: bool = True) -> "MSFlow":
         """Sets the mode, as any module's; the extractor stays in eval mode, and recorded graphs are dropped."""
-        self._graphs.clear()
+        self._drop_recorded()
         return super().train(mode)
 
     def _apply(self, *args: Any, **options: Any) -> "MSFlow":
         """Moves to a device or dtype, and drops recorded graphs."""
-        self._graphs.clear()
+        self._drop_recorded()
         return super()._apply(*args, **options)
+
+    def _drop_recorded(self) -> None:
+        self._graphs.clear()
+        self._compiled.clear()
 
     def save(self, path: str | Path, **notes: Any) -> None:
         """Writes everything needed to predict, extractor included, as one safetensors file.
@@ -339,3 +378,12 @@ def _fuse(extractor: FeatureExtractor, image_size: tuple[int, int]) -> FeatureEx
     extractor.fold_batch_norms(image_size)
     extractor.fuse_convolutions(image_size)
     return extractor
+
+
+def _extractor_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Returns the dtype of the extractor that serves a flow of ``dtype``: bfloat16 would move its features."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return dtype
+    if device.type == "cpu" and (dtype == torch.bfloat16 or not has_float16_units()):
+        return torch.float32
+    return torch.float16

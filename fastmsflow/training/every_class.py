@@ -39,7 +39,7 @@ from .class_queue import FAILED_FILE, train_each
 from .loggers import check_loggers, close_loggers
 from .run_directory import RESULTS_FILE, has_finished, refuse_another
 from .train import run_settings, say_if_short
-from .trainer import check_precision
+from .trainer import check_precision, warn_if_slow
 from .training_job import TrainingJob
 from .training_plan import check_data_config, describe_images
 from .training_result import TrainingResult
@@ -172,6 +172,8 @@ def train_every_class(
     check_loggers(job.loggers)
     check_precision(job.recipe)
     check_data_config(job.data, is_shard_set(job.source))
+    if group.first:
+        warn_if_slow(job.recipe)
     if group.size > 1 and group.first:
         # Runs of several processes print nothing themselves.
         say_if_short(job.recipe, console)

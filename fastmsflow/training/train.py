@@ -37,7 +37,7 @@ from .run_directory import (
     finish,
     open_run_directory,
 )
-from .trainer import check_precision, prepare, run_trainer
+from .trainer import check_precision, prepare, run_trainer, warn_if_slow
 from .training_plan import TrainingPlan, plan_training
 from .training_result import TrainingResult, best_on_held_out, best_on_test
 
@@ -120,6 +120,9 @@ def train(
         model.train().to(memory_format=torch.channels_last)
         model.calibration = None
         say_if_short(recipe, console)
+        if world.first and readers is None:
+            # With readers of others this is one of several runs, which are warned of together.
+            warn_if_slow(recipe)
         started = time.perf_counter()
         prepare(plan.source, console)
         features_done = time.perf_counter()

@@ -1,5 +1,6 @@
 """Runs Lightning's trainer with the settings of a recipe."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
+from ..cpu.features import missing_units
 from ..distributed.process_group import ProcessGroup
-from ..errors import InputError, is_meant_for_a_person
+from ..errors import InputError, InputWarning, is_meant_for_a_person
 from ..progress import progress_bar
 from ..quiet import Kind, QuietThread, errors_alone
 from ..recipe import Precision, Recipe
@@ -45,6 +47,13 @@ def check_precision(recipe: Recipe) -> None:
     """Raises: InputError if this machine does not support the recipe's precision."""
     if recipe.precision == "16-mixed" and not torch.accelerator.is_available():
         raise InputError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true")
+
+
+def warn_if_slow(recipe: Recipe) -> None:
+    """Warns by an InputWarning if this machine computes more slowly in the recipe's precision than in float32."""
+    lack = missing_units(torch.bfloat16) if recipe.precision == "bf16-mixed" else None
+    if lack is not None and not torch.accelerator.is_available():
+        warnings.warn(f"precision bf16-mixed: {lack}; take 32-true", InputWarning, stacklevel=3)
 
 
 def prepare(source: TrainingData, console: Console) -> None:

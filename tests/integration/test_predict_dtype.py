@@ -8,16 +8,32 @@ import torch
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import load_image, open_image_set
-from fastmsflow.inference import prepare, resolve_dtype
+from fastmsflow.inference import BatchScorer, prepare, resolve_dtype
 from fastmsflow.inference.scorer import Scorer
 from fastmsflow.training import evaluate
 from tests.helpers.predictions import SCORES, Command, rows, setting, times
-from tests.helpers.tolerances import FLOAT16_MAPS, FLOAT16_SCORES, FOLDED
+from tests.helpers.tolerances import BFLOAT16_MAPS, BFLOAT16_SCORES, FOLDED
 
-CLOSE = {"float32": FOLDED, "float16": FLOAT16_SCORES}
-MAPS_CLOSE = {"float32": FOLDED, "float16": FLOAT16_MAPS}
-ASKED = [((), torch.float32), (("--dtype", "float16"), torch.float16)]
+CLOSE = {"float32": FOLDED, "bfloat16": BFLOAT16_SCORES}
+MAPS_CLOSE = {"float32": FOLDED, "bfloat16": BFLOAT16_MAPS}
+ASKED = [((), torch.float32), (("--dtype", "bfloat16"), torch.bfloat16)]
+IDS = ["auto", "bfloat16"]
 SIDE = 64
+UNITS = {
+    "bfloat16": "fastmsflow.cpu.features.has_bfloat16_units",
+    "float16": "fastmsflow.cpu.features.has_float16_units",
+}
+LACKS = {
+    "bfloat16": "this CPU has neither AMX-BF16 nor AVX512-BF16, and computes bfloat16 more slowly than float32",
+    "float16": "this CPU has no AMX-FP16, and computes float16 more slowly than float32",
+}
+
+
+@pytest.fixture(autouse=True)
+def has_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU counts as one that has units for both half precisions, whichever it is: results are the same."""
+    for question in UNITS.values():
+        monkeypatch.setattr(question, lambda: True)
 
 
 @pytest.fixture
@@ -50,18 +66,62 @@ def test_auto_is_float16_on_a_gpu_and_float32_on_a_cpu() -> None:
     assert resolve_dtype("auto", torch.device("cuda", 1)) == torch.float16
     assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     assert resolve_dtype("float32", torch.device("cuda")) == torch.float32
-    with pytest.raises(InputError, match=r"^dtype half: give float32, float16 or auto$"):
+    with pytest.raises(InputError, match=r"^dtype half: give float32, bfloat16, float16 or auto$"):
         resolve_dtype("half", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_a_half_precision_is_refused_on_a_cpu_without_its_units_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_dtype(name, torch.device("cpu")) == getattr(torch, name)
+    monkeypatch.setattr(UNITS[name], lambda: False)
+    with pytest.raises(InputError) as error:
+        resolve_dtype(name, torch.device("cpu"))
+    assert str(error.value) == f"dtype {name}: {LACKS[name]}; give float32 or auto"
+    assert resolve_dtype(name, torch.device("cuda")) == getattr(torch, name)
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_verb_on_a_cpu_without_units_ends_in_one_line_and_writes_nothing(
+    name: str, run: Path, checkpoint: Path, noise_images: Path, mvtec: Path, command, predict_parquet: Command,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(UNITS[name], lambda: False)
+    line, out = f"fastmsflow: dtype {name}: {LACKS[name]}; give float32 or auto", tmp_path / "out"
+    for form in ("csv", "parquet"):
+        given = (checkpoint, noise_images, "--out", out, "--dtype", name)
+        code, _, err = predict_parquet(*given, form=form)
+        assert (code, err.strip().splitlines()[-1]) == (1, line)
+    model = run / "best.safetensors"
+    for verb in (
+        ("evaluate", run, mvtec, "--class", "tile", "--out", out),
+        ("calibrate", model, noise_images, "--out", out),
+        ("export", model, tmp_path / "model.pt2", "--compiled"),
+    ):
+        code, printed = command(*verb, "--dtype", name)
+        assert (code, printed.strip().splitlines()[-1]) == (1, line)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def test_a_batch_scorer_on_a_cpu_without_units_is_refused_as_it_loads(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UNITS["bfloat16"], lambda: False)
+    with pytest.raises(InputError, match=r"^dtype bfloat16: this CPU has neither"):
+        BatchScorer(checkpoint, dtype="bfloat16", device="cpu").load()
+
+
 def test_a_model_is_made_ready_once(calibrated_model: MSFlow) -> None:
-    ready = prepare(calibrated_model, "float16")
-    assert (ready.flow.dtype, calibrated_model.flow.dtype) == (torch.float16, torch.float32)
+    ready = prepare(calibrated_model, "bfloat16")
+    assert (ready.flow.dtype, calibrated_model.flow.dtype) == (torch.bfloat16, torch.float32)
+    assert ready.extractor.dtype == torch.float32
     assert prepare(ready, "float32") is ready
     assert prepare(calibrated_model, None) is calibrated_model
 
 
-@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
+@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=IDS)
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_predict_scores_with_a_model_made_for_inference(
     form: str, options: tuple[str, ...], dtype: torch.dtype, checkpoint: Path, calibrated_model: MSFlow,
@@ -95,7 +155,7 @@ def test_the_values_of_heat_maps_are_those_of_the_slow_path(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
+@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=IDS)
 def test_evaluate_scores_with_models_made_for_inference_and_runs_their_extractor_once(
     options: tuple[str, ...], dtype: torch.dtype, run: Path, mvtec: Path, command, asked: list[torch.dtype],
     monkeypatch, tmp_path: Path,
@@ -118,7 +178,7 @@ def test_what_evaluate_finds_is_that_of_the_slow_path(dtype: str, run: Path, mvt
     assert original.flow.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=["auto", "float16"])
+@pytest.mark.parametrize(("options", "dtype"), ASKED, ids=IDS)
 def test_calibrate_scores_likewise_and_saves_the_model_that_was_trained(
     options: tuple[str, ...], dtype: torch.dtype, run: Path, mvtec: Path, command, asked: list[torch.dtype],
     tmp_path: Path,
@@ -142,7 +202,7 @@ def test_a_dtype_that_is_not_known_is_refused_in_one_line(
     predict_parquet: Command,
     tmp_path: Path,
 ) -> None:
-    line = "fastmsflow: dtype float64: give float32, float16 or auto"
+    line = "fastmsflow: dtype float64: give float32, bfloat16, float16 or auto"
     for form in ("csv", "parquet"):
         code, _, err = predict_parquet(
             checkpoint, noise_images, "--out", tmp_path / "out", "--dtype", "float64", form=form
@@ -163,6 +223,6 @@ def test_a_folder_of_results_is_gone_on_with_in_its_dtype_alone(
     given = (checkpoint, noise_shards, "--out", tmp_path, "--workers", 0)
     predict_parquet(*given)
     before = times(tmp_path)
-    code, _, err = predict_parquet(*given, "--dtype", "float16")
-    assert (code, "holds results of another run (dtype was float32, is float16); set that back" in err) == (1, True)
+    code, _, err = predict_parquet(*given, "--dtype", "bfloat16")
+    assert (code, "holds results of another run (dtype was float32, is bfloat16); set that back" in err) == (1, True)
     assert times(tmp_path) == before

@@ -70,8 +70,8 @@ REFUSED_AT_ONCE = [
     ({"threshold": float("nan")}, "threshold is nan; it must be finite"),
     ({"false_alarms": 0.0}, "false_alarms is 0.0; it must be above 0, below 1"),
     ({"false_alarms": 1.5}, "false_alarms is 1.5; it must be above 0, below 1"),
-    ({"dtype": "int8"}, "dtype int8: give float32, float16 or auto"),
-    ({"dtype": torch.float32}, "dtype torch.float32: give float32, float16 or auto"),
+    ({"dtype": "int8"}, "dtype int8: give float32, bfloat16, float16 or auto"),
+    ({"dtype": torch.float32}, "dtype torch.float32: give float32, bfloat16, float16 or auto"),
     ({"engine": "onnx"}, "engine 'onnx' is not known; give torch or openvino"),
     ({"tile": 512}, "tile 512: images are scored whole, resized to the model's size; leave tile out"),
     *(

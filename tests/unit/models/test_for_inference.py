@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, MultiScaleFlow
+from fastmsflow.errors import InputWarning
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.nn.fuse_conv_bn import fuse_conv_bn
 from fastmsflow.nn.fuse_conv_relu import FusedConvolution
@@ -37,9 +39,11 @@ def test_a_model_for_inference_predicts_the_same(name: str) -> None:
 def test_in_bfloat16_maps_stay_near_and_sums_are_float32() -> None:
     original = model()
     fast = original.for_inference(torch.bfloat16)
+    # On a CPU bfloat16 would move the features, and float16 is slow.
+    extractor = torch.float16 if DEVICE == "cuda" else torch.float32
     assert (fast.flow.dtype, fast.extractor.dtype, fast.extractor.mean.dtype) == (
         torch.bfloat16,
-        torch.float16,
+        extractor,
         torch.float32,
     )
     assert {level.dtype for level in fast.features(images())} == {torch.bfloat16}
@@ -49,6 +53,26 @@ def test_in_bfloat16_maps_stay_near_and_sums_are_float32() -> None:
     assert {m.dtype for m in (*maps, log_det)} == {torch.float32}
     errors = [((a - b).norm() / b.norm()).item() for a, b in zip(maps, exact, strict=True)]
     assert max(errors) < AUTOCAST["bfloat16"]
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+@pytest.mark.parametrize(("dtype", "units"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")], ids=str)
+def test_a_cpu_without_units_is_warned_of_and_never_gets_an_extractor_in_float16(
+    dtype: torch.dtype, units: str, has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"fastmsflow.cpu.features.has_{units}_units", lambda: has_units)
+    monkeypatch.setattr("fastmsflow.models.msflow.has_float16_units", lambda: has_units)
+    original = model("test_efficientnet").cpu()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast = original.for_inference(dtype)
+    told = [str(warning.message) for warning in caught if warning.category is InputWarning]
+    assert [line.endswith("more slowly than float32; take torch.float32") for line in told] == [True] * (not has_units)
+    assert fast.flow.dtype == dtype
+    in_float16 = dtype == torch.float16 and has_units
+    assert fast.extractor.dtype == (torch.float16 if in_float16 else torch.float32)
+    with torch.no_grad():
+        assert torch.isfinite(fast.scores(images().cpu()).log_score).all()
 
 
 def test_half_precision_leaves_the_standardisation_as_it_was() -> None:

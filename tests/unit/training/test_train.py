@@ -1,6 +1,7 @@
 """Training: the recipe's settings, features computed once, and Lightning against a plain loop."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, textures
+from fastmsflow.errors import InputWarning
 from fastmsflow.evaluation.checkpoint_files import LAST_EPOCH, ON_TEST
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 from fastmsflow.training import Recipe, train
@@ -123,6 +125,20 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Lightning 
 def test_mixed_precision_trains(precision: str, images, tmp_path: Path) -> None:
     result = train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=3, precision=precision), tmp_path)
     assert result.losses[-1] < result.losses[0]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU computes bfloat16")
+@pytest.mark.parametrize("has_units", [True, False])
+def test_bfloat16_on_a_cpu_without_its_units_is_warned_of(
+    has_units: bool, images, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fastmsflow.cpu.features.has_bfloat16_units", lambda: has_units)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(small_model(), images, Recipe(meta_epochs=1, sub_epochs=1, precision="bf16-mixed"), tmp_path)
+    told = [str(warning.message) for warning in caught if warning.category is InputWarning]
+    line = "precision bf16-mixed: this CPU has neither AMX-BF16 nor AVX512-BF16"
+    assert [line in each and each.endswith("; take 32-true") for each in told] == [True] * (not has_units)
 
 
 def test_a_loss_that_is_not_finite_stops_with_one_line(images, tmp_path: Path) -> None:

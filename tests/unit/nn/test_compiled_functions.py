@@ -1,0 +1,161 @@
+"""Functions of a frozen module are compiled once, anew after a change, and nowhere but on a CPU without gradients."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastmsflow import InputError, MSFlow, UnavailableError, backend
+from fastmsflow.nn.compiled_functions import CompiledFunctions
+from tests.helpers.tolerances import COMPILED
+
+SIZE = (32, 32)
+
+
+class Scale(nn.Module):
+    """A module with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), 2.0), False)
+
+    def scaled(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x * self.weight,)
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The functions that were compiled; the compiler is a stand-in that returns them as they are."""
+    functions: list[Any] = []
+
+    def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        assert options == {"fullgraph": True, "options": {"freezing": True}}
+        functions.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return functions
+
+
+def image(batch: int = 1, **options: Any) -> Tensor:
+    return torch.ones(batch, 3, 4, 4, **options)
+
+
+def test_a_function_is_compiled_once_and_by_default_never(compilations: list[Any]) -> None:
+    module, eager, compiled = Scale(), CompiledFunctions(), CompiledFunctions(enabled=True)
+    assert eager(module.scaled, [image()], module)[0].mean() == 2
+    assert not compilations
+    for _ in range(3):
+        assert compiled(module.scaled, [image()], module)[0].mean() == 2
+    assert len(compilations) == 1
+
+
+def test_a_change_of_weights_threads_or_backend_compiles_anew(compilations: list[Any]) -> None:
+    module, compiled = Scale(), CompiledFunctions(enabled=True)
+
+    def count() -> int:
+        compiled(module.scaled, [image()], module)
+        return len(compilations)
+
+    assert (count(), count()) == (1, 1)
+    module.weight.add_(1)
+    assert (count(), count()) == (2, 2)
+    module.weight = nn.Parameter(torch.ones(1), False)
+    assert (count(), count()) == (3, 3)
+    with backend.use("torch"):
+        assert (count(), count()) == (4, 4)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert count() == 5
+    finally:
+        torch.set_num_threads(threads)
+    compiled.clear()
+    assert (count(), count()) == (6, 6)
+
+
+def test_copies_compile_their_own_programs(compilations: list[Any]) -> None:
+    module, compiled = Scale(), CompiledFunctions(enabled=True)
+    compiled(module.scaled, [image()], module)
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        before = len(compilations)
+        other(module.scaled, [image()], module)
+        assert len(compilations) == before + 1
+    assert not pickle.loads(pickle.dumps(CompiledFunctions())).enabled
+
+
+def test_gradients_are_computed_in_eager_mode(compilations: list[Any]) -> None:
+    module, compiled, x = Scale(), CompiledFunctions(enabled=True), image(requires_grad=True)
+    compiled(module.scaled, [x], module)[0].sum().backward()
+    assert x.grad is not None and x.grad.mean() == 2
+    assert not compilations
+    with torch.no_grad():
+        compiled(module.scaled, [x], module)
+    assert len(compilations) == 1
+
+
+def test_every_memory_format_and_mode_reaches_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool, bool]] = []
+
+    class Watched(Scale):
+        def scaled(self, x: Tensor) -> tuple[Tensor, ...]:
+            is_last = x.is_contiguous(memory_format=torch.channels_last)
+            seen.append((is_last, torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+            return super().scaled(x)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    module, compiled = Watched(), CompiledFunctions(enabled=True)
+    compiled(module.scaled, [image(2)], module)
+    compiled(module.scaled, [image(2).contiguous(memory_format=torch.channels_last)], module)
+    with torch.inference_mode():
+        compiled(module.scaled, [image(2)], module)
+    assert set(seen) == {(True, False, False)}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> MSFlow:
+    """Makes a model that a C++ compiler takes seconds for."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"condition_channels": (4, 4, 4), "blocks": (1, 1, 1), "backend": "torch"}
+    return MSFlow("test_efficientnet", pretrained=False, image_size=SIZE, **options).eval()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_predicts_as_in_eager_mode(tiny: MSFlow, caplog: pytest.LogCaptureFixture) -> None:
+    eager, compiled = tiny.for_inference(), tiny.for_inference(compile=True)
+    x = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        for ours, theirs in zip(compiled.predict(x), eager.predict(x), strict=True):
+            torch.testing.assert_close(ours, theirs, **COMPILED)
+    # The second call compiles nothing.
+    told = [record.getMessage().split(" took ")[0] for record in caplog.records if record.name == "fastmsflow"]
+    assert told == ["torch.compile: compute_features", "torch.compile: compute_log_likelihoods"]
+
+
+@pytest.mark.slow
+def test_from_a_second_batch_size_on_one_program_serves_all(caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    module, compiled = Scale(), CompiledFunctions(enabled=True)
+    before = torch._dynamo.config.get_config_copy()
+    for batch in (2, 3, 4, 5):
+        assert torch.equal(compiled(module.scaled, [image(batch)], module)[0], 2 * image(batch))
+    told = [record.getMessage() for record in caplog.records if record.name == "fastmsflow"]
+    assert [line.rpartition(" ")[2] for line in told] == ["2", "3"]
+    assert torch._dynamo.config.get_config_copy() == before
+
+
+def test_a_machine_without_a_compiler_is_told_of_in_one_line(tiny: MSFlow) -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/none/such/compiler",)}),
+        pytest.raises(UnavailableError, match=r"^torch.compile needs a C\+\+ compiler, and there is none: install"),
+    ):
+        tiny.for_inference(compile=True)
+
+
+def test_a_model_on_a_gpu_is_not_compiled(tiny: MSFlow) -> None:
+    with pytest.raises(InputError, match=r"^compile=True is for CPUs; on a GPU leave it out"):
+        copy.deepcopy(tiny).to("meta").for_inference(compile=True)
