@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from benchmarks.contestants import Compiled, Contestant, FastMSFlow, Grids
 from benchmarks.runtimes import ONNX_PACKAGES, Graph, OpenVINO, not_installed, onnx_runtime, openvino_has_bfloat16
 from benchmarks.suite_settings import cpu_units
 from fastmsflow import MultiScaleFlow
+from fastmsflow.inductor import protect_constants
 
 NO_BFLOAT16 = "this chip has no units for bfloat16: neither AVX512-BF16 nor AMX"
 
@@ -86,21 +87,6 @@ class OpenVINOBfloat16(OpenVINOFloat32):
     @classmethod
     def missing(cls) -> str | None:
         return super().missing() or (None if openvino_has_bfloat16() else NO_BFLOAT16)
-
-
-def protect_constants(graph: fx.Graph) -> None:
-    """Keeps Inductor from adding a convolution into a frozen constant, of which the next call takes the sum.
-
-    torch 2.14 does so where both have one shape: at batch 1, with a condition's map. A view is not added into.
-    """
-    for constant in graph.find_nodes(op="get_attr"):
-        for user in list(constant.users):
-            if user.target is torch.ops.aten.add.Tensor and user.meta["val"].shape == constant.meta["val"].shape:
-                with graph.inserting_before(user):
-                    dims = list(range(user.meta["val"].dim()))
-                    view = graph.call_function(torch.ops.aten.permute.default, (constant, dims))
-                view.meta["val"] = constant.meta["val"]
-                user.replace_input_with(constant, view)
 
 
 class TorchCompile(Compiled):

@@ -4,6 +4,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch import fx
+
 from .errors import UnavailableError
 
 
@@ -35,3 +38,18 @@ def compiler_errors() -> Iterator[None]:
         raise UnavailableError(
             f"torch's compiler failed ({why}); it needs a C++ compiler, and free space in {tempfile.gettempdir()}"
         ) from error
+
+
+def protect_constants(graph: fx.Graph) -> None:
+    """Keeps Inductor from adding a convolution into a frozen constant, of which the next call takes the sum.
+
+    torch 2.14 does so where both have one shape: at batch 1, with a condition's map. A view is not added into.
+    """
+    for constant in graph.find_nodes(op="get_attr"):
+        for user in list(constant.users):
+            if user.target is torch.ops.aten.add.Tensor and user.meta["val"].shape == constant.meta["val"].shape:
+                with graph.inserting_before(user):
+                    dims = list(range(user.meta["val"].dim()))
+                    view = graph.call_function(torch.ops.aten.permute.default, (constant, dims))
+                view.meta["val"] = constant.meta["val"]
+                user.replace_input_with(constant, view)

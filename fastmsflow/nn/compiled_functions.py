@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 
 from .. import backend
-from ..inductor import compiler_errors
+from ..inductor import compiler_errors, protect_constants
 from .cuda_graph import Outputs
 
 _LOG = logging.getLogger("fastmsflow")
 # A program serves one batch size, or from the second size on all; torch counts them for all models together.
 MOST_PROGRAMS = 256
+OPTIONS = {"freezing": True, "post_grad_custom_pre_pass": protect_constants}
 
 
 class CompiledFunctions:
@@ -53,7 +54,7 @@ class CompiledFunctions:
             if program is None or known != state:
                 # Fills the caches that are no part of a program, and tells of unfit inputs in this library's words.
                 function(*inputs)
-                program = torch.compile(function, fullgraph=True, options={"freezing": True})
+                program = torch.compile(function, fullgraph=True, options=OPTIONS)
                 self._programs[name] = state, program
             return _call(name, program, inputs)
 

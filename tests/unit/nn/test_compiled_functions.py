@@ -127,11 +127,11 @@ def tiny() -> MSFlow:
 @pytest.mark.slow
 def test_a_compiled_model_predicts_as_in_eager_mode(tiny: MSFlow, caplog: pytest.LogCaptureFixture) -> None:
     eager, compiled = tiny.for_inference(), tiny.for_inference(compile=True)
-    x = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
+    x = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
         for ours, theirs in zip(compiled.predict(x), eager.predict(x), strict=True):
             torch.testing.assert_close(ours, theirs, **COMPILED)
-    # The second call compiles nothing.
+    # Later calls compile nothing, and a frozen constant is not added into.
     told = [record.getMessage().split(" took ")[0] for record in caplog.records if record.name == "fastmsflow"]
     assert told == ["torch.compile: compute_features", "torch.compile: compute_log_likelihoods"]
 
