@@ -191,18 +191,18 @@ def convolve(x: Tensor, product: Product, outputs: int, *, tile: Tile, chunk: Ch
     batch, inputs, height, width = x.shape
     m, n = tile.outputs, tile.inputs
     rows = math.ceil(math.ceil(height / m) / chunk.rows) * chunk.rows
-    padded = _pad(x, (rows * m + 2, chunk.columns * m + 2), reflect)
     result = x.new_empty(batch, rows, m, chunk.columns, m, outputs)
     shape = chunk.images, chunk.rows, chunk.columns
+    padded = x.new_zeros(chunk.images, chunk.rows * m + 2, chunk.columns * m + 2, inputs)
     columns_done = x.new_empty(chunk.images, chunk.rows * m + 2, chunk.columns, n, inputs)
-    tiles = x.new_empty(*shape, n, n * inputs)
+    tiles = x.new_zeros(*shape, n, n * inputs)
     rows_done = x.new_empty(*shape, m, n, outputs)
     for first in range(0, batch, chunk.images):
-        count = min(chunk.images, batch - first)
-        if count < chunk.images:
-            tiles.zero_()
+        images = x[first : first + chunk.images].permute(0, 2, 3, 1)
+        count = len(images)
         for row in range(0, rows, chunk.rows):
-            strip = padded[first : first + count, row * m : (row + chunk.rows) * m + 2]
+            strip = padded[:count]
+            _cut(images, row * m - 1, strip, reflect)
             found = columns_done[:count]
             tile.transform_input(_taps(strip, 2, tile), found.unbind(3))
             tile.transform_input(_taps(found.flatten(3), 1, tile), tiles[:count].unbind(3))
@@ -215,21 +215,23 @@ def convolve(x: Tensor, product: Product, outputs: int, *, tile: Tile, chunk: Ch
     return whole.contiguous().permute(0, 3, 1, 2)
 
 
-def _pad(x: Tensor, size: tuple[int, int], reflect: bool) -> Tensor:
-    """Returns x with a border of one pixel, and zeros up to ``size`` behind it: (B, *size, I)."""
-    batch, inputs, height, width = x.shape
-    padded = x.new_empty(batch, *size, inputs)
-    padded[:, 1 : height + 1, 1 : width + 1] = x.permute(0, 2, 3, 1)
-    padded[:, height + 1 :] = 0
-    padded[:, :, width + 1 :] = 0
-    padded[:, 0] = 0
-    padded[:, :, 0] = 0
+def _cut(images: Tensor, top: int, strip: Tensor, reflect: bool) -> None:
+    """Copies the rows of images (B, H, W, I) from ``top`` on, -1 being the border, into the padded ``strip``.
+
+    Pixels of the strip that are beyond the border are 0, as its columns have to be beforehand.
+    """
+    height, width = images.shape[1:3]
+    first, last = max(top, 0), min(top + strip.shape[1], height)
+    inner = strip[:, :, 1 : width + 1]
+    inner[:, first - top : last - top] = images[:, first:last]
+    inner[:, last - top :] = 0
+    if top < 0:
+        inner[:, 0] = images[:, 1] if reflect else 0
     if reflect:
-        padded[:, 0, 1 : width + 1] = padded[:, 2, 1 : width + 1]
-        padded[:, height + 1, 1 : width + 1] = padded[:, height - 1, 1 : width + 1]
-        padded[:, : height + 2, 0] = padded[:, : height + 2, 2]
-        padded[:, : height + 2, width + 1] = padded[:, : height + 2, width - 1]
-    return padded
+        if last == height and height - top < strip.shape[1]:
+            inner[:, height - top] = images[:, height - 2]
+        strip[:, :, 0] = strip[:, :, 2]
+        strip[:, :, width + 1] = strip[:, :, width - 1]
 
 
 def _taps(x: Tensor, dim: int, tile: Tile) -> list[Tensor]:
