@@ -196,9 +196,9 @@ def _plan(
     """Prepares the weight for inputs of x's shape; filters of ``others``, the weight's plans so far, are shared."""
     batch, inputs, height, width = x.shape
     if x.dtype == torch.float32 and weight.shape[1:] == (inputs, 3, 3) and _keeps_the_grid(geometry, reflects):
-        for tile in NARROWEST:
+        for tile, narrowest in NARROWEST.items():
             chunk = winograd.plan_chunk(x.shape, len(weight), tile)
-            if not is_wide_enough(weight, tile) or chunk.tiles < FEWEST_TILES:
+            if not is_wide_enough(weight, narrowest) or chunk.tiles < FEWEST_TILES:
                 continue
             for other in others:
                 if other.tile is tile and other.chunk is not None and other.chunk.tiles == chunk.tiles:
@@ -217,10 +217,10 @@ def winograd_plan(weight: Tensor, bias: Tensor | None, tile: Tile, chunk: Chunk,
     return Plan(onednn.pack(filters, at_places, Geometry(groups=tile.places), shape), reflects, tile, chunk)
 
 
-def is_wide_enough(weight: Tensor, tile: Tile) -> bool:
-    """Tells whether weight (O, I, 3, 3) has the channels that the tile needs to win."""
+def is_wide_enough(weight: Tensor, narrowest: float) -> bool:
+    """Tells whether the width I O / (I + O) of weight (O, I, 3, 3) is at least ``narrowest``."""
     outputs, inputs = weight.shape[:2]
-    return inputs * outputs >= NARROWEST[tile] * (inputs + outputs)
+    return inputs * outputs >= narrowest * (inputs + outputs)
 
 
 def _keeps_the_grid(geometry: Geometry, reflects: bool) -> bool:

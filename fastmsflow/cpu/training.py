@@ -14,8 +14,10 @@ from . import winograd
 from .convolution import is_wide_enough, may_compute, takes_gradients, winograd_plan
 from .winograd import F4
 
-# The fewest tiles of a batch for which transforming the filters pays.
-FEWEST_TILES = 256
+# The fewest tiles of a batch, and the width I O / (I + O), from which it pays to transform the filters of both passes.
+# Measured: benchmarks/results/cpu/convolutions.md.
+FEWEST_TILES = 512
+NARROWEST = 100.0
 
 
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -26,7 +28,7 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and takes_gradients(x, weight, bias)
         and x.dtype == torch.float32
         and batch * height * width >= 16 * FEWEST_TILES
-        and is_wide_enough(weight, F4)
+        and is_wide_enough(weight, NARROWEST)
         and may_compute(x, weight, bias)
     )
 
