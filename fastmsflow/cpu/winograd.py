@@ -193,13 +193,16 @@ def convolve(x: Tensor, product: Product, outputs: int, *, tile: Tile, chunk: Ch
     rows = math.ceil(math.ceil(height / m) / chunk.rows) * chunk.rows
     result = x.new_empty(batch, rows, m, chunk.columns, m, outputs)
     shape = chunk.images, chunk.rows, chunk.columns
-    padded = x.new_zeros(chunk.images, chunk.rows * m + 2, chunk.columns * m + 2, inputs)
+    padded = x.new_empty(chunk.images, chunk.rows * m + 2, chunk.columns * m + 2, inputs)
+    padded[:, :, 0] = 0
+    padded[:, :, width + 1 :] = 0
     columns_done = x.new_empty(chunk.images, chunk.rows * m + 2, chunk.columns, n, inputs)
-    tiles = x.new_zeros(*shape, n, n * inputs)
+    tiles = x.new_empty(*shape, n, n * inputs)
     rows_done = x.new_empty(*shape, m, n, outputs)
     for first in range(0, batch, chunk.images):
         images = x[first : first + chunk.images].permute(0, 2, 3, 1)
         count = len(images)
+        tiles[count:] = 0
         for row in range(0, rows, chunk.rows):
             strip = padded[:count]
             _cut(images, row * m - 1, strip, reflect)
