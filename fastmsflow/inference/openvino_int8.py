@@ -20,6 +20,7 @@ from ..data import load_image
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..quiet import QuietThread, errors_alone
+from ..readable_file import check_file
 from .openvino_graph import EXTRACTOR, compiled, import_openvino, without_telemetry
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
@@ -110,6 +111,17 @@ class ImageScores(NamedTuple):
     """(N, P) some pixels of each map."""
 
 
+def check_good_images(files: Sequence[Path]) -> None:
+    """Raises InputError if these are too few for ``quantize``, or one of them is no file that may be read."""
+    for file in files:
+        check_file(file, "give good images, folders or patterns")
+    if len(files) < 2 * SMALLEST_HALF:
+        raise InputError(
+            f"INT8 needs {2 * SMALLEST_HALF} good images, half of them to be compared, and there are {len(files)}: give"
+            " more, or export without --int8"
+        )
+
+
 def quantize(graph: Any, files: Sequence[Path], model: MSFlow, scratch: Path) -> tuple[Any, Int8Report]:
     """Returns ``graph``, made of ``model``, with convolutions in INT8, and a report.
 
@@ -117,17 +129,18 @@ def quantize(graph: Any, files: Sequence[Path], model: MSFlow, scratch: Path) ->
     many as SMALLEST_HALF says twice or more, of which every second one is held out; ``scratch``: an .xml that may be
     written.
 
-    Raises: InputError if there are too few images, or one cannot be read; UnavailableError if scores are not kept, or a
-    package is missing.
+    Raises: InputError if there are too few images, one cannot be read, or all those held out score alike, as copies of
+    one image do; UnavailableError if scores are not kept, or a package is missing.
     """
     openvino, image_size = import_openvino("nncf"), model.image_size
-    if len(files) < 2 * SMALLEST_HALF:
-        raise InputError(
-            f"INT8 needs {2 * SMALLEST_HALF} good images, half of them to be compared, and there are {len(files)}: give"
-            " more, or export without --int8"
-        )
+    check_good_images(files)
     ranges, held_out = _thinned(files[::2]), _thinned(files[1::2])
     before = _scored(graph, held_out, image_size)
+    if min(np.ptp(before.scores), np.ptp(before.peaks)) == 0:
+        raise InputError(
+            f"INT8 needs good images that differ, and the {len(held_out)} that are held out all score alike: give"
+            " others, or export without --int8"
+        )
     for scope, names in NOT_QUANTIZED.items():
         # Weights are rounded to INT8 when they are written, so what was written is compared.
         openvino.save_model(_quantized(graph, ranges, image_size, names), scratch, compress_to_fp16=False)

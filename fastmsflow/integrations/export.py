@@ -23,7 +23,7 @@ from ..files import checked_file, written_aside
 from ..inductor import compiler_errors
 from ..inference.openvino_files import WEIGHTS, ir_written_aside
 from ..inference.openvino_graph import compiled, converted, import_openvino, joined, run
-from ..inference.openvino_int8 import Int8Figures, Int8Report, quantize
+from ..inference.openvino_int8 import Int8Figures, Int8Report, check_good_images, quantize
 from ..models.msflow import MSFlow, Prediction
 from ..nn.weight_cache import as_constants
 from ..ops.triton_export import inlined
@@ -116,9 +116,13 @@ def export_openvino(model: MSFlow, path: str | Path, int8: Sequence[Path] | None
     fastmsflow.inference.openvino_int8.
 
     Raises: UnavailableError, with nothing written, if a package is missing, scores differ from the model's, or INT8
-    does not keep those of good images; InputError if these are too few or cannot be read.
+    does not keep those of good images; InputError if these are too few, cannot be read, or all score alike.
     """
-    openvino, predictor = import_openvino(*(() if int8 is None else ("nncf",))), _Predictor(model).cpu()
+    openvino = import_openvino(*(() if int8 is None else ("nncf",)))
+    if int8 is not None:
+        # A conversion takes seconds, after which these would be refused.
+        check_good_images(int8)
+    predictor = _Predictor(model).cpu()
     with ir_written_aside(path) as aside:
         graph = joined(converted(predictor.model, (*Prediction._fields, "absolute_map")))
         difference, report = predictor.difference(_openvino_graph(graph)), None

@@ -91,6 +91,17 @@ def test_too_few_good_images_are_refused_in_one_line(good: list[Path], tmp_path:
     )
 
 
+def test_copies_of_one_image_are_refused_in_one_line(good: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = np.ones(20, np.float32)
+    monkeypatch.setattr(openvino_int8, "_scored", lambda graph, files, size: scores(alike))
+    with pytest.raises(InputError) as caught:
+        quantize(None, good[:40], noisy_model(), Path("scratch.xml"))
+    assert str(caught.value) == (
+        "INT8 needs good images that differ, and the 20 that are held out all score alike: give others, or export"
+        " without --int8"
+    )
+
+
 def test_of_many_images_some_are_taken_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_int8, "LARGEST_HALF", 4)
     assert openvino_int8._thinned([Path(str(i)) for i in range(10)]) == [Path("0"), Path("2"), Path("5"), Path("7")]

@@ -161,3 +161,22 @@ def test_without_a_package_one_line_says_what_to_install(
     with pytest.raises(UnavailableError, match=rf"^OpenVINO needs {missing}: pip install 'fastmsflow\[openvino\]'$"):
         export.export_openvino(model, tmp_path / "m.xml", [Path("good.png")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        (True, "no_folder: no such file; give good images, folders or patterns"),
+        (False, "INT8 needs 40 good images, half of them to be compared, and there are 1: give more, or export"),
+    ],
+)
+def test_good_images_that_do_not_do_are_refused_before_the_conversion(
+    missing: bool, line: str, model: MSFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf", reason="needs NNCF")
+    monkeypatch.setattr(export, "converted", lambda model, outputs: pytest.fail("was converted"))
+    files = [tmp_path / "no_folder"] if missing else write_bricks(tmp_path, 1)
+    with pytest.raises(InputError) as caught:
+        export.export_openvino(model, tmp_path / "m.xml", files)
+    assert line in str(caught.value)
+    assert not (tmp_path / "m.xml").exists()
