@@ -323,12 +323,17 @@ def main() -> None:
     options = parser.parse_args()
     first = options.results[0]
     smoke: Sequence[dict[str, Any]] = ()
-    if first.is_dir():
-        options.results, smoke = records(first)
-        if not options.results:
-            parser.error(f"{first}: no results are in it")
-        first = options.results[0]
-    machine, rows = read(options.results)
+    try:
+        if first.is_dir():
+            options.results, smoke = records(first)
+            if not options.results:
+                parser.error(f"{first}: no results are in it")
+            first = options.results[0]
+        machine, rows = read(options.results)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    except (ValueError, KeyError, TypeError) as error:
+        parser.error(f"{first}: not results of the suite of one machine ({error})")
     rows, refused = published(rows, smoke)
     first.with_name("speed.md").write_text(text_of(machine, rows, refused))
     table = chosen(machine, rows)

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import report
 
 
@@ -37,6 +39,28 @@ def test_a_row_whose_gate_is_red_is_named_and_not_published(tmp_path: Path, monk
     assert "ours: log-det 5.0e-01; at most 8.0e-02 is allowed" in table
     assert "first loss" not in table
     assert "not published: ours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "rows.json: No such file or directory"),
+        ("# Speed", "rows.json: not results of the suite of one machine (Expecting value"),
+        ("[]", "rows.json: not results of the suite of one machine ("),
+        ("{}", "rows.json: not results of the suite of one machine ('machine_info')"),
+    ],
+)
+def test_a_file_without_results_costs_one_line(
+    content: str | None, line: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    path = tmp_path / "rows.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(path)])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert line in capsys.readouterr().err
+    assert not path.with_name("speed.md").exists()
 
 
 def peers() -> list[dict[str, Any]]:
