@@ -97,8 +97,8 @@ def test_features_stay_the_same(name: str, dtype: torch.dtype) -> None:
     if name in ("vgg11_bn", "seresnet50"):
         # No biases are added to each other: the arithmetic is the same, and all bits are.
         assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
-    limit = FUSED[str(dtype)[6:]]
-    assert max(error_in_the_norm(a, b) for a, b in zip(features, expected, strict=True)) < limit
+    errors = [error_in_the_norm(*pair) for pair in zip(features, expected, strict=True)]
+    assert len(found(result)) > 0 and max(errors) < FUSED[str(dtype)[6:]]
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "convnext_atto", "vit_tiny_patch16_224"])
