@@ -1,6 +1,6 @@
 """Chooses how a CPU convolves in inference, and caches the weights that the choice prepared.
 
-The choice is made for tensors on an x86-64 CPU if no gradient is taken: Winograd's algorithm for 3x3 convolutions of
+The choice is made for tensors on an x86-64 CPU if gradients are disabled: Winograd's algorithm for 3x3 convolutions of
 stride 1 in float32 that are wide enough, else oneDNN with packed weights. Prepared weights live as long as their
 weight does, and are prepared anew when it changes.
 """
@@ -95,17 +95,13 @@ def may_compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def takes_gradients(*operands: Tensor | None) -> bool:
-    """Tells whether a gradient of one of them is recorded."""
-    return torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
-
-
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Tells whether ``convolve`` may compute now: on a CPU, outside graphs and without gradients."""
+    """Tells whether ``convolve`` may compute now: on a CPU, outside graphs, with gradients disabled."""
     if torch.compiler.is_compiling():
         return False
-    if takes_gradients(x, weight, bias):
-        # An optimizer's fused step, which follows, does not tell of changes.
+    if torch.is_grad_enabled():
+        # An optimizer's fused step, which may follow, does not tell of changes; and values that are derived from
+        # weights are new in each call then, so that preparing them would be in vain.
         forget(weight)
         return False
     # Inference tensors do not tell of changes.

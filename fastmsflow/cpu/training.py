@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import winograd
-from .convolution import is_wide_enough, may_compute, takes_gradients, winograd_plan
+from .convolution import is_wide_enough, may_compute, winograd_plan
 from .winograd import F4
 
 # The fewest tiles of a batch, and the width I O / (I + O), from which it pays to transform the filters of both passes.
@@ -25,7 +25,8 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     batch, _, height, width = x.shape
     return (
         not torch.compiler.is_compiling()
-        and takes_gradients(x, weight, bias)
+        and torch.is_grad_enabled()
+        and any(operand is not None and operand.requires_grad for operand in (x, weight, bias))
         and x.dtype == torch.float32
         and batch * height * width >= 16 * FEWEST_TILES
         and is_wide_enough(weight, NARROWEST)

@@ -5,9 +5,11 @@ F(m x m, 3 x 3) computes m x m outputs of a channel from a tile of (m + 2) x (m 
     Y = A^T [(G g G^T) * (B^T d B)] A                     (* multiplies element by element)
 
 which takes (m + 2)^2 multiplications in place of 9 m^2: 36 for 144 with m = 4, 16 for 36 with m = 2. Behind it is the
-algorithm of Toom and Cook: a filter of degree 2 and m outputs are a product of polynomials of degree m + 1, which its
-values at m + 1 points and its leading coefficient determine. G evaluates the filter there, B^T the inputs, and A^T
-interpolates. The points are 0, 1, -1 for m = 2, and 0, 3/4, -3/4, 3/2, -3/2 for m = 4; the last one is at infinity.
+algorithm of Toom and Cook for the product of two polynomials, here of degrees 2 (the filter) and m - 1: both are
+evaluated at m + 1 points and at infinity, the values are multiplied, and the product's coefficients are interpolated.
+To slide a filter of 3 over m + 2 inputs is the transpose of that product, as a linear map of the other polynomial. So
+A^T is the transpose of its evaluation, B^T that of the interpolation, whose denominators go into G, and G evaluates
+the filter. The points are 0, 1, -1 for m = 2, and 0, 3/4, -3/4, 3/2, -3/2 for m = 4.
 
 Over all channels the middle step is a matrix product for each of the (m + 2)^2 places of a tile: tiles by input
 channels, times input channels by output channels. One grouped 1x1 convolution computes all of them, in channels-last

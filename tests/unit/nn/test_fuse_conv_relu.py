@@ -92,14 +92,13 @@ def test_every_convolution_with_a_relu_behind_it_is_found(
 def test_features_stay_the_same(name: str, dtype: torch.dtype) -> None:
     original = folded(name)
     result = fused(original).to(dtype)
-    assert found(result)
     with backend.use("torch"):
         features, expected = result(images()), original.to(dtype)(images())
     if name in ("vgg11_bn", "seresnet50"):
         # No biases are added to each other: the arithmetic is the same, and all bits are.
         assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
-    limit = FUSED[str(dtype)[6:]]
-    assert max(error_in_the_norm(a, b) for a, b in zip(features, expected, strict=True)) < limit
+    errors = [error_in_the_norm(*pair) for pair in zip(features, expected, strict=True)]
+    assert len(found(result)) > 0 and max(errors) < FUSED[str(dtype)[6:]]
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "convnext_atto", "vit_tiny_patch16_224"])
