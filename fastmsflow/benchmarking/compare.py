@@ -49,8 +49,10 @@ def run_suite(out: Path, quiet: bool = False) -> None:
             raise UnavailableError("a benchmark failed; what it says stands above")
 
 
-def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:
-    """Returns ratios of the rows that both files have, slowest first, and a warning if they are of two machines.
+def compare(baseline: Path, results: Path) -> tuple[list[Ratio], list[str]]:
+    """Returns ratios of the rows that both files have, slowest first, and warnings.
+
+    A warning tells that the files are of two machines, or which rows of the baseline the results have not.
 
     Raises: InputError if a file cannot be read, is a rehearsal, or shares no row with the other.
     """
@@ -59,10 +61,15 @@ def compare(baseline: Path, results: Path) -> tuple[list[Ratio], str | None]:
     if not shared:
         raise InputError(f"{baseline} and {results} have no benchmark in common; run the same ones")
     ratios = [Ratio(name, before["rows"][name], now["rows"][name]) for name in sorted(shared)]
-    warning = None
+    warnings = []
     if before["device"] != now["device"]:
-        warning = f"the baseline is of {before['device']}, the results of {now['device']}: ratios mix two machines"
-    return sorted(ratios, key=lambda ratio: -ratio.value), warning
+        machines = f"the baseline is of {before['device']}, the results of {now['device']}"
+        warnings.append(f"{machines}: ratios mix two machines")
+    missing = [name.rpartition("::")[2] for name in before["rows"] if name not in shared]
+    if missing:
+        count = f"{len(missing)} of {len(before['rows'])}"
+        warnings.append(f"{count} benchmarks of the baseline are not in the results: {', '.join(missing)}")
+    return sorted(ratios, key=lambda ratio: -ratio.value), warnings
 
 
 class _Stats(TypedDict):

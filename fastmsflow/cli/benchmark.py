@@ -47,14 +47,14 @@ def benchmark(
     if baseline is None:
         print_json({"results": str(results)})
         return
-    ratios, warning = compare(baseline, results)
+    ratios, warnings = compare(baseline, results)
     table = Table(Column("benchmark", overflow="fold"), "before", "now", "now / before")
     for ratio in ratios:
         style = "red" if ratio.value > threshold else None
         times = (f"{1e3 * seconds:.4g} ms" for seconds in (ratio.before, ratio.now))
         table.add_row(escape(ratio.name.rpartition("::")[2]), *times, f"{ratio.value:.3f}", style=style)
     console.print(table)
-    if warning is not None:
+    for warning in warnings:
         print_line(warning, "yellow")
     print_json([{**asdict(ratio), "now / before": ratio.value} for ratio in ratios])
     slower = sum(ratio.value > threshold for ratio in ratios)

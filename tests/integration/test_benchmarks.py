@@ -167,10 +167,20 @@ def test_results_alone_are_refused(tmp_path: Path) -> None:
 
 def test_results_of_two_machines_come_with_a_warning(tmp_path: Path) -> None:
     old, new = results(tmp_path / "old.json", flow=1.0), results(tmp_path / "new.json", "another", flow=1.0)
-    ratios, warning = compare(old, new)
+    ratios, (warning,) = compare(old, new)
     assert [ratio.value for ratio in ratios] == [1.0]
     assert "a chip" in warning
     assert "another" in warning
+
+
+def test_what_the_baseline_alone_has_is_named(tmp_path: Path) -> None:
+    old = results(tmp_path / "old.json", flow=1.0, scoring=1.0, metric=1.0)
+    ratios, warnings = compare(old, results(tmp_path / "new.json", scoring=1.0, another=1.0))
+    assert len(ratios) == 1
+    assert len(warnings) == 1
+    assert warnings[0].startswith("2 of 3 benchmarks of the baseline are not in the results: ")
+    assert "flow" in warnings[0]
+    assert "metric" in warnings[0]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"machine_info": {}, "benchmarks": []}'])
