@@ -1,16 +1,14 @@
-"""INT8 is taken as far as held-out good images score as before, and refused otherwise."""
+"""INT8 is refused where it, or the images, will not do; test_export_openvino.py quantizes a converted graph."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastmsflow import InputError, MSFlow, Prediction, UnavailableError
+from fastmsflow import InputError
 from fastmsflow.calibration import Calibration
 from fastmsflow.inference import openvino_int8
-from fastmsflow.inference.openvino_graph import converted, joined
 from fastmsflow.inference.openvino_int8 import ImageScores, compare, faults, quantize
 from tests.helpers.openvino_graphs import noisy_model, write_bricks
 
@@ -22,65 +20,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_bricks(tmp_path_factory.mktemp("good"), 44)
 
 
-@pytest.fixture(scope="module")
-def model() -> MSFlow:
-    """A model of which INT8 keeps the scores if the flow alone is quantized, and not all of them else."""
-    return noisy_model()
-
-
-@pytest.fixture(scope="module")
-def before(model: MSFlow) -> Any:
-    return joined(converted(model.for_inference(), (*Prediction._fields, "absolute_map")))
-
-
 def scores(values: np.ndarray, maps: np.ndarray | None = None) -> ImageScores:
     return ImageScores(values, values, np.tile(np.arange(9.0), (len(values), 1)) if maps is None else maps)
-
-
-def named_types(model: Any) -> set[tuple[str, str]]:
-    """The part and the type of each operation whose values are rounded to INT8."""
-    found = set()
-    for operation in model.get_ops():
-        if operation.get_type_name() == "FakeQuantize":
-            for port in operation.output(0).get_target_inputs():
-                node = port.get_node()
-                found.add((node.get_friendly_name().partition("/")[0], node.get_type_name()))
-    return found
-
-
-@pytest.mark.slow
-def test_convolutions_are_quantized_as_far_as_scores_are_kept(
-    model: MSFlow, before: Any, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    after, report = quantize(before, good, model, tmp_path / "scratch.xml")
-    assert (report.scope, report.calibration_images, report.held_out_images) == ("flow", 22, 22)
-    assert not faults(report.figures)
-    assert 0 < report.difference < 0.1
-    assert 0 < report.quantized < report.convolutions
-    assert named_types(after) == {("flow", "Convolution")}
-    _, same = quantize(before, good, model, tmp_path / "again.xml")
-    assert same == report
-    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "scratch.bin").read_bytes()
-    # Of the whole network two labels of 22 change, which these limits allow.
-    monkeypatch.setattr(openvino_int8, "LIMITS", replace(openvino_int8.LIMITS, same_label=0.9))
-    after, report = quantize(before, good, model, tmp_path / "whole.xml")
-    assert (report.scope, report.quantized) == ("network", report.convolutions)
-    assert {part for part, _ in named_types(after)} == {"extractor", "flow"}
-    assert {kind for _, kind in named_types(after)} <= {"Convolution", "GroupConvolution"}
-
-
-@pytest.mark.slow
-def test_int8_that_changes_labels_is_refused_in_one_line(
-    model: MSFlow, before: Any, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
-) -> None:
-    monkeypatch.setattr(openvino_int8, "NOT_QUANTIZED", {"network": ()})
-    with pytest.raises(UnavailableError) as caught:
-        quantize(before, good, model, tmp_path / "scratch.xml")
-    assert str(caught.value) == (
-        "INT8 does not keep the scores of 22 held-out good images, even if the flow alone is quantized (share of images"
-        " with the same label 0.909, at least 0.95); nothing was written: give more images, or export without --int8"
-    )
-    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_too_few_good_images_are_refused_in_one_line(good: list[Path], tmp_path: Path) -> None:

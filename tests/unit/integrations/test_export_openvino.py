@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 from fastmsflow import InputError, MSFlow, Prediction, UnavailableError
+from fastmsflow.inference import openvino_int8
+from fastmsflow.inference.openvino_int8 import faults, quantize
 from fastmsflow.integrations import export
 from tests.helpers.disks import small_disk
 from tests.helpers.openvino_graphs import SIZE, noisy_model, write_bricks
@@ -17,6 +21,7 @@ from tests.helpers.tolerances import EXPORTED
 openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'fastmsflow[openvino]'")
 
 pytestmark = pytest.mark.slow
+NEEDS_NNCF = pytest.mark.skipif(find_spec("nncf") is None, reason="needs NNCF: pip install 'fastmsflow[openvino]'")
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +97,66 @@ def test_the_file_tells_the_models_configuration_and_calibration(model: MSFlow, 
     assert json.loads(config) == json.loads(json.dumps(model.config))
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_bricks(tmp_path_factory.mktemp("good"), 44)
+
+
+@pytest.fixture
+def before(path: Path, graphs: list[Any]) -> Any:
+    """The graph of ``model``: INT8 keeps its scores if the flow alone is quantized, and not all of them else."""
+    return graphs[0].clone()
+
+
+def named_types(model: Any) -> set[tuple[str, str]]:
+    """The part and the type of each operation whose values are rounded to INT8."""
+    found = set()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "FakeQuantize":
+            for port in operation.output(0).get_target_inputs():
+                node = port.get_node()
+                found.add((node.get_friendly_name().partition("/")[0], node.get_type_name()))
+    return found
+
+
+@NEEDS_NNCF
+def test_convolutions_are_quantized_as_far_as_scores_are_kept(
+    model: MSFlow, before: Any, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after, report = quantize(before, good, model, tmp_path / "scratch.xml")
+    assert (report.scope, report.calibration_images, report.held_out_images) == ("flow", 22, 22)
+    assert not faults(report.figures)
+    assert 0 < report.difference < 0.1
+    assert 0 < report.quantized < report.convolutions
+    assert named_types(after) == {("flow", "Convolution")}
+    _, same = quantize(before, good, model, tmp_path / "again.xml")
+    assert same == report
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "scratch.bin").read_bytes()
+    # Of the whole network two labels of 22 change, which these limits allow.
+    monkeypatch.setattr(openvino_int8, "LIMITS", replace(openvino_int8.LIMITS, same_label=0.9))
+    after, report = quantize(before, good, model, tmp_path / "whole.xml")
+    assert (report.scope, report.quantized) == ("network", report.convolutions)
+    assert {part for part, _ in named_types(after)} == {"extractor", "flow"}
+    assert {kind for _, kind in named_types(after)} <= {"Convolution", "GroupConvolution"}
+
+
+@NEEDS_NNCF
+def test_int8_that_changes_labels_is_refused_in_one_line(
+    model: MSFlow, before: Any, good: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.setattr(openvino_int8, "NOT_QUANTIZED", {"network": ()})
+    with pytest.raises(UnavailableError) as caught:
+        quantize(before, good, model, tmp_path / "scratch.xml")
+    assert str(caught.value) == (
+        "INT8 does not keep the scores of 22 held-out good images, even if the flow alone is quantized (share of images"
+        " with the same label 0.909, at least 0.95); nothing was written: give more images, or export without --int8"
+    )
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+@NEEDS_NNCF
 @pytest.mark.usefixtures("converted_already")
 def test_int8_is_written_with_a_report(model: MSFlow, command, tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="needs NNCF")
     model.save(tmp_path / "model.safetensors")
     (tmp_path / "good").mkdir()
     write_bricks(tmp_path / "good", 44)
@@ -163,6 +225,7 @@ def test_without_a_package_one_line_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
+@NEEDS_NNCF
 @pytest.mark.parametrize(
     ("missing", "line"),
     [
@@ -173,7 +236,6 @@ def test_without_a_package_one_line_says_what_to_install(
 def test_good_images_that_do_not_do_are_refused_before_the_conversion(
     missing: bool, line: str, model: MSFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("nncf", reason="needs NNCF")
     monkeypatch.setattr(export, "converted", lambda model, outputs: pytest.fail("was converted"))
     files = [tmp_path / "no_folder"] if missing else write_bricks(tmp_path, 1)
     with pytest.raises(InputError) as caught:
