@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, UnavailableError, backend
-from fastmsflow.nn.compiled_functions import CompiledFunctions
+from fastmsflow.nn.compiled_functions import OPTIONS, CompiledFunctions
 from tests.helpers.tolerances import COMPILED
 
 SIZE = (32, 32)
@@ -33,7 +33,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     functions: list[Any] = []
 
     def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        assert options == {"fullgraph": True, "options": {"freezing": True}}
+        assert options == {"fullgraph": True, "options": OPTIONS}
         functions.append(function)
         return function
 
@@ -76,6 +76,10 @@ def test_a_change_of_weights_threads_or_backend_compiles_anew(compilations: list
         torch.set_num_threads(threads)
     compiled.clear()
     assert (count(), count()) == (6, 6)
+    memory = bytearray(4)
+    for compilation in (7, 8):
+        module.weight.data = torch.frombuffer(memory, dtype=torch.float32)
+        assert (count(), count()) == (compilation, compilation)
 
 
 def test_copies_compile_their_own_programs(compilations: list[Any]) -> None:
