@@ -2,11 +2,14 @@
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch.jit._trace import is_tracing
 
 from .. import backend
@@ -15,7 +18,7 @@ from ..weight_state import WeightState
 from .cuda_graph import Outputs
 
 _LOG = logging.getLogger("fastmsflow")
-# A program serves one batch size, or from the second size on all; torch counts them for all models together.
+# A program serves one batch size, or from the second size on all.
 MOST_PROGRAMS = 256
 Option = str | int | bool | Callable[..., Any]
 OPTIONS: dict[str, Option] = {"freezing": True, "post_grad_custom_pre_pass": protect_constants}
@@ -72,7 +75,7 @@ class CompiledFunctions:
             if known is None or not known.is_of(weights):
                 # Fills the caches that are no part of a program, and tells of unfit inputs in this library's words.
                 function(*inputs)
-                known = _Program(torch.compile(function, fullgraph=True, options=OPTIONS), weights)
+                known = _Program(_compile(function), weights)
                 self._programs[name] = known
             return _call(name, known.compiled, inputs)
 
@@ -80,6 +83,22 @@ class CompiledFunctions:
         with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         is_traced = torch.compiler.is_compiling() or is_tracing()
         return self.enabled and inputs[0].device.type == "cpu" and not with_gradient and not is_traced
+
+
+def _compile(function: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """Compiles ``function``, with a code object of its own, and frees the programs with the result.
+
+    Dynamo keeps programs with the code, and takes one for all weights of the same shapes, though they are constants.
+    """
+
+    def call(*inputs: Tensor) -> Outputs:
+        return function(*inputs)
+
+    code = call.__code__.replace()
+    own = FunctionType(code, globals(), call.__name__, None, call.__closure__)
+    compiled = torch.compile(own, fullgraph=True, options=OPTIONS)
+    weakref.finalize(compiled, reset_code, code).atexit = False
+    return compiled
 
 
 def _call(name: str, program: Callable[..., Outputs], inputs: Sequence[Tensor]) -> Outputs:
