@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -20,6 +22,7 @@ from ..available_memory import available_memory
 from ..errors import InputError
 from ..reference.convolution_relu import Geometry
 from ..reference.reflection_pad import reflection_pad
+from ..weight_state import WeightState
 from . import onednn, winograd
 from .winograd import Chunk, Tile
 
@@ -69,13 +72,13 @@ class _Entry(NamedTuple):
     The bias is held, so that no new one can lie where it lay; the weight is not, so that it can be freed.
     """
 
-    state: Hashable
+    state: WeightState
     bias: Tensor | None
     plans: dict[Hashable, Plan]
 
-    def is_of(self, state: Hashable, bias: Tensor | None) -> bool:
+    def is_of(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Tells whether the plans are still those of weight and bias."""
-        return self.bias is bias and self.state == state
+        return self.bias is bias and self.state.is_of(_tensors(weight, bias))
 
 
 _entries = WeakIdKeyDictionary()
@@ -89,10 +92,23 @@ def may_compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.numel() > 0
-        and all(type(operand) in (Tensor, nn.Parameter) for operand in (x, weight, bias) if operand is not None)
-        and not (is_tracing() or torch.is_autocast_enabled("cpu"))
+        and all(type(operand) in (Tensor, nn.Parameter) for operand in (x, *_tensors(weight, bias)))
+        and not (is_tracing() or is_transformed() or torch.is_autocast_enabled("cpu"))
         and onednn.is_available()
     )
+
+
+def is_transformed() -> bool:
+    """Tells whether torch.func or a mode watches operators, or tangents are computed: these operators have no rules."""
+    return (
+        peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def _tensors(weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    return [weight] if bias is None else [weight, bias]
 
 
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -124,15 +140,14 @@ def convolve(
     x (B, I, H, W), weight (O, I / groups, h, w), bias (O,), residual (B, O, H', W'): the result's shape. ``reflects``:
     whether a border of one pixel reflects x, beside the padding of ``geometry``.
     """
-    state = tuple((operand._version, operand.data_ptr()) for operand in (weight, bias) if operand is not None)
     entry = _entries.get(weight)
     key = (x.shape, geometry, reflects)
-    plan = entry.plans.get(key) if entry is not None and entry.is_of(state, bias) else None
+    plan = entry.plans.get(key) if entry is not None and entry.is_of(weight, bias) else None
     if plan is None:
         with _preparing:
             entry = _entries.get(weight)
-            if entry is None or not entry.is_of(state, bias):
-                _entries[weight] = entry = _Entry(state, bias, {})
+            if entry is None or not entry.is_of(weight, bias):
+                _entries[weight] = entry = _Entry(WeightState(_tensors(weight, bias)), bias, {})
             plan = _plan(x, weight, bias, geometry, reflects=reflects, others=list(entry.plans.values()))
             if len(entry.plans) >= SHAPES_HELD:
                 del entry.plans[next(iter(entry.plans))]

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from . import winograd
-from .convolution import is_wide_enough, may_compute, winograd_plan
+from .convolution import is_transformed, is_wide_enough, may_compute, winograd_plan
 from .winograd import F4
 
 # The fewest tiles of a batch, and the width I O / (I + O), from which it pays to transform the filters of both passes.
@@ -57,13 +58,16 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, *needs = ctx.needs_input_grad
         grad_x, grad_weight, grad_bias = None, None, None
-        if needs_x:
+        # Batched gradients, as a Jacobian's, are PyTorch's own.
+        by_pytorch = needs_x and (is_transformed() or is_legacy_batchedtensor(grad_out))
+        if needs_x and not by_pytorch:
             # The adjoint of a convolution is one with the filters turned round, from outputs to inputs.
             grad_x = _Convolution.apply(grad_out, weight.flip(2, 3).transpose(0, 1), None)
-        if any(needs):
+        if by_pytorch or any(needs):
             ones = [1, 1]
             bias_shape = [len(weight)] if ctx.has_bias else None
-            _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-                grad_out, x, weight, bias_shape, ones, ones, ones, False, [0, 0], 1, [False, *needs]
+            own_grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+                grad_out, x, weight, bias_shape, ones, ones, ones, False, [0, 0], 1, [by_pytorch, *needs]
             )
+            grad_x = own_grad_x if by_pytorch else grad_x
         return grad_x, grad_weight, grad_bias

@@ -151,7 +151,7 @@ def transform_bias(bias: Tensor, tile: Tile) -> Tensor:
     """
     points = tile.points
     lagrange = [math.prod(1 - other for other in points if other != point) / _scale(point, points) for point in points]
-    values = torch.tensor([*lagrange, 0.0], dtype=torch.float64)
+    values = torch.tensor([*lagrange, 0.0], dtype=torch.float64, device=bias.device)
     return torch.einsum("i,j,o->ijo", values, values, bias.double()).flatten().to(bias.dtype)
 
 

@@ -2,21 +2,42 @@
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch.jit._trace import is_tracing
 
 from .. import backend
 from ..inductor import compiler_errors, protect_constants
+from ..weight_state import WeightState
 from .cuda_graph import Outputs
 
 _LOG = logging.getLogger("fastmsflow")
-# A program serves one batch size, or from the second size on all; torch counts them for all models together.
+# A program serves one batch size, or from the second size on all.
 MOST_PROGRAMS = 256
-OPTIONS = {"freezing": True, "post_grad_custom_pre_pass": protect_constants}
+Option = str | int | bool | Callable[..., Any]
+OPTIONS: dict[str, Option] = {"freezing": True, "post_grad_custom_pre_pass": protect_constants}
+
+
+class _Program:
+    """Holds a compiled function and what it was compiled for: weights, threads and backend."""
+
+    def __init__(self, compiled: Callable[..., Any], weights: Sequence[Tensor]) -> None:
+        self.compiled = compiled
+        self._weights, self._settings = WeightState(weights), self._settings_now()
+
+    def is_of(self, weights: Sequence[Tensor]) -> bool:
+        """Tells whether weights, threads and backend are still those."""
+        return self._settings == self._settings_now() and self._weights.is_of(weights)
+
+    @staticmethod
+    def _settings_now() -> Hashable:
+        return torch.get_num_threads(), backend.override()
 
 
 class CompiledFunctions:
@@ -29,7 +50,7 @@ class CompiledFunctions:
 
     def __init__(self, enabled: bool = False) -> None:
         self.enabled = enabled
-        self._programs: dict[str, tuple[Hashable, Callable[..., Any]]] = {}
+        self._programs: dict[str, _Program] = {}
 
     def __reduce__(self) -> tuple[type, tuple[bool]]:
         return type(self), (self.enabled,)
@@ -47,21 +68,37 @@ class CompiledFunctions:
             return function(*inputs)
         # One memory format, since a program serves one.
         inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-        name, state = function.__name__, _state(module)
-        known, program = self._programs.get(name, (None, None))
+        name, weights = function.__name__, [*module.parameters(), *module.buffers()]
+        known = self._programs.get(name)
         # Inference mode would be a program of its own.
         with torch.inference_mode(False), torch.no_grad():
-            if program is None or known != state:
+            if known is None or not known.is_of(weights):
                 # Fills the caches that are no part of a program, and tells of unfit inputs in this library's words.
                 function(*inputs)
-                program = torch.compile(function, fullgraph=True, options=OPTIONS)
-                self._programs[name] = state, program
-            return _call(name, program, inputs)
+                known = _Program(_compile(function), weights)
+                self._programs[name] = known
+            return _call(name, known.compiled, inputs)
 
     def _serves(self, inputs: Sequence[Tensor]) -> bool:
         with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         is_traced = torch.compiler.is_compiling() or is_tracing()
         return self.enabled and inputs[0].device.type == "cpu" and not with_gradient and not is_traced
+
+
+def _compile(function: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """Compiles ``function``, with a code object of its own, and frees the programs with the result.
+
+    Dynamo keeps programs with the code, and takes one for all weights of the same shapes, though they are constants.
+    """
+
+    def call(*inputs: Tensor) -> Outputs:
+        return function(*inputs)
+
+    code = call.__code__.replace()
+    own = FunctionType(code, globals(), call.__name__, None, call.__closure__)
+    compiled = torch.compile(own, fullgraph=True, options=OPTIONS)
+    weakref.finalize(compiled, reset_code, code).atexit = False
+    return compiled
 
 
 def _call(name: str, program: Callable[..., Outputs], inputs: Sequence[Tensor]) -> Outputs:
@@ -80,10 +117,3 @@ def _call(name: str, program: Callable[..., Outputs], inputs: Sequence[Tensor]) 
         seconds = time.perf_counter() - begin
         _LOG.warning("torch.compile: %s took %.0f s, at a batch of %d", name.strip("_"), seconds, len(inputs[0]))
     return results
-
-
-def _state(module: nn.Module) -> Hashable:
-    """Returns what a program was compiled for: weights, threads and backend."""
-    tensors = (*module.parameters(), *module.buffers())
-    weights = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in tensors)
-    return weights, torch.get_num_threads(), backend.override()

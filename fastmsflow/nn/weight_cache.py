@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from ..weight_state import WeightState
 
 T = TypeVar("T")
 
@@ -57,6 +60,21 @@ def as_constants() -> Iterator[None]:
         _constant = before
 
 
+@dataclass(frozen=True)
+class _Entry(Generic[T]):
+    """Holds a value, the weights it was computed from and their state then."""
+
+    autocast: torch.dtype | bool
+    state: WeightState
+    weights: tuple[Tensor, ...]
+    value: T
+
+    def is_of(self, weights: Sequence[Tensor], autocast: torch.dtype | bool) -> bool:
+        """Tells whether the value is still that of these weights."""
+        same = len(weights) == len(self.weights) and all(a is b for a, b in zip(weights, self.weights, strict=True))
+        return same and self.autocast == autocast and self.state.is_of(weights)
+
+
 class EmptyInCopies:
     """Is empty in copied and saved models, as a cache should be."""
 
@@ -73,14 +91,14 @@ class WeightCache(EmptyInCopies, Generic[T]):
     """
 
     def __init__(self) -> None:
-        # Key, weights, value. Threads may share a model, so the entry is read once and replaced as one object.
-        self._entry: tuple[tuple[object, ...], tuple[Tensor, ...], T] | None = None
+        # Threads may share a model, so the entry is read once and replaced as one object.
+        self._entry: _Entry[T] | None = None
 
     def get(self, compute: Callable[[], T], weights: Sequence[Tensor]) -> T:
         """Returns the value of ``compute()``, cached if ``weights`` are the same tensors, unchanged."""
         entry = self._entry
         if _constant and entry is not None and torch.compiler.is_exporting():
-            return entry[2]
+            return entry.value
         if torch.compiler.is_compiling() or any(w.is_inference() for w in weights):
             return compute()
         if torch.is_grad_enabled():
@@ -88,19 +106,16 @@ class WeightCache(EmptyInCopies, Generic[T]):
             return compute()
         first = weights[0]
         autocast = torch.is_autocast_enabled(first.device.type) and torch.get_autocast_dtype(first.device.type)
-        # In-place updates move _version; moves to a device or dtype move data_ptr.
-        key = (autocast, *((w._version, w.data_ptr(), w.dtype) for w in weights))
-        if entry is None or entry[0] != key or any(a is not b for a, b in zip(weights, entry[1], strict=True)):
+        if entry is None or not entry.is_of(weights, autocast):
             value = compute()
             # Values that are computed while a graph is recorded exist only in replays.
             if first.is_cuda and torch.cuda.is_current_stream_capturing():
                 return value
             self.clear()
-            # The weights are held, so that no new tensor can lie where one of them lay.
-            self._entry = entry = (key, tuple(weights), value)
+            self._entry = entry = _Entry(autocast, WeightState(weights), tuple(weights), value)
         if _used_values is not None:
-            _used_values.append(CachedValue(entry[2], entry[1]))
-        return entry[2]
+            _used_values.append(CachedValue(entry.value, entry.weights))
+        return entry.value
 
     def clear(self) -> None:
         """Drops the cached value."""

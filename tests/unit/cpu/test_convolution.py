@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functionalize, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastmsflow import InputError, MultiScaleFlow, backend
 from fastmsflow.cpu import convolution, onednn
@@ -163,6 +166,44 @@ def test_changed_weights_and_biases_are_prepared_anew() -> None:
         change()
         expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
         assert largest_error(conv3x3(x, weight, bias), expected) < WINOGRAD
+
+
+@torch.no_grad()
+def test_weights_and_biases_at_the_address_of_older_ones_are_prepared_anew() -> None:
+    x, weight, bias = operands(128, 160)
+    for operand in (weight, bias):
+        memory = bytearray(4 * operand.numel())
+        for _ in range(2):
+            operand.data = torch.frombuffer(memory, dtype=torch.float32).view_as(operand).normal_()
+            expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+            assert largest_error(conv3x3(x, weight, bias), expected) < WINOGRAD
+
+
+@torch.no_grad()
+def test_transforms_and_modes_of_torch_are_left_to_pytorch_and_leave_nothing_behind() -> None:
+    x, weight, bias = operands(128, 160, batch=2)
+
+    def convolved(x: Tensor) -> Tensor:
+        return conv3x3(x, weight, bias)
+
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    plain = functionalize(convolved)(x), vmap(lambda image: convolved(image[None])[0])(x), jvp(convolved, (x,), (x,))[0]
+    with FlopCounterMode(display=False) as counter:
+        counted = convolved(x)
+    assert counter.get_total_flops() == 2 * 9 * 128 * 160 * 2 * 16 * 16
+    with forward_ad.dual_level():
+        pushed = forward_ad.unpack_dual(convolved(forward_ad.make_dual(x, x))).tangent
+        assert pushed is not None and largest_error(pushed + bias[:, None, None], expected) < WINOGRAD
+    assert not tiles_of(weight)
+    for found in (*plain, counted, convolved(x)):
+        assert largest_error(found, expected) < WINOGRAD
+
+
+@torch.no_grad()
+def test_the_default_device_is_not_that_of_a_bias() -> None:
+    x, weight, bias = operands(128, 160)
+    with torch.device("meta"):
+        assert conv3x3(x, weight, bias).device.type == "cpu"
 
 
 @torch.no_grad()

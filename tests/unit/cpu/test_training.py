@@ -81,6 +81,18 @@ def test_only_what_needs_a_gradient_gets_one(everywhere: None) -> None:
     assert grad_x.shape == x.shape
 
 
+def test_batched_gradients_and_those_of_torch_func_are_left_to_pytorch(everywhere: None) -> None:
+    x, weight, bias = operands(1, 24, 40, (9, 9))
+    out = conv3x3(x, weight, bias)
+    grad_out = torch.stack((torch.ones_like(out), -torch.ones_like(out)))
+    batched = torch.autograd.grad(out, [x, weight, bias], grad_out, retain_graph=True, is_grads_batched=True)
+    expected = torch.autograd.grad(out.sum(), [x, weight, bias])
+    of_func = torch.func.grad(lambda x: conv3x3(x, weight, bias).sum())(x.detach())
+    for found, wanted in ((of_func, expected[0]), *zip((each[0] for each in batched), expected, strict=True)):
+        assert error_in_the_norm(found, wanted) < WINOGRAD
+    assert all(torch.equal(one, -other) for one, other in batched)
+
+
 def test_too_few_tiles_and_narrow_filters_are_left_to_pytorch() -> None:
     for sizes in ((1, 192, 256, (64, 64)), (2, 128, 192, (64, 64))):
         given = operands(*sizes)

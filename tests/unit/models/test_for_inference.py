@@ -159,6 +159,14 @@ def test_cached_values_follow_their_weights() -> None:
     assert len(calls) == count + 4
 
 
+@torch.no_grad()
+def test_cached_values_follow_weights_at_the_address_of_older_ones() -> None:
+    weight, memory, cache = nn.Parameter(torch.zeros(4)), bytearray(16), WeightCache[float]()
+    for value in (1.0, 2.0):
+        weight.data = torch.frombuffer(memory, dtype=torch.float32).fill_(value)
+        assert cache.get(lambda: float(weight[0]), [weight]) == value
+
+
 @pytest.mark.slow
 def test_eval_drops_values_cached_from_half_precision() -> None:
     torch.manual_seed(0)

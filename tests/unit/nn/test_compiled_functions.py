@@ -1,7 +1,9 @@
 """Functions of a frozen module are compiled once, anew after a change, and nowhere but on a CPU without gradients."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, UnavailableError, backend
-from fastmsflow.nn.compiled_functions import CompiledFunctions
+from fastmsflow.nn.compiled_functions import OPTIONS, CompiledFunctions
 from tests.helpers.tolerances import COMPILED
 
 SIZE = (32, 32)
@@ -33,7 +35,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     functions: list[Any] = []
 
     def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        assert options == {"fullgraph": True, "options": {"freezing": True}}
+        assert options == {"fullgraph": True, "options": OPTIONS}
         functions.append(function)
         return function
 
@@ -76,6 +78,10 @@ def test_a_change_of_weights_threads_or_backend_compiles_anew(compilations: list
         torch.set_num_threads(threads)
     compiled.clear()
     assert (count(), count()) == (6, 6)
+    memory = bytearray(4)
+    for compilation in (7, 8):
+        module.weight.data = torch.frombuffer(memory, dtype=torch.float32)
+        assert (count(), count()) == (compilation, compilation)
 
 
 def test_copies_compile_their_own_programs(compilations: list[Any]) -> None:
@@ -146,6 +152,23 @@ def test_from_a_second_batch_size_on_one_program_serves_all(caplog: pytest.LogCa
     told = [record.getMessage() for record in caplog.records if record.name == "fastmsflow"]
     assert [line.rpartition(" ")[2] for line in told] == ["2", "3"]
     assert torch._dynamo.config.get_config_copy() == before
+
+
+@pytest.mark.slow
+def test_changed_weights_and_another_module_get_programs_of_their_own() -> None:
+    module, compiled = Scale(), CompiledFunctions(enabled=True)
+    other, others = Scale(), CompiledFunctions(enabled=True)
+    other.weight.fill_(5)
+    for factor in (2, 3):
+        module.weight.fill_(factor)
+        for batch in (1, 2, 1, 3):
+            assert torch.equal(compiled(module.scaled, [image(batch)], module)[0], factor * image(batch))
+            assert torch.equal(others(other.scaled, [image(batch)], other)[0], 5 * image(batch))
+    # A program holds weights.
+    weight = weakref.ref(module.weight)
+    del module, compiled
+    gc.collect()
+    assert weight() is None
 
 
 def test_a_machine_without_a_compiler_is_told_of_in_one_line(tiny: MSFlow) -> None:
