@@ -181,7 +181,7 @@ def before() -> int:
 
 @pytest.fixture(scope="session")
 def races() -> dict[tuple[str, int | None], dict[str, Timing | Exception]]:
-    """What was timed in turns, by test and batch."""
+    """The durations that were timed in turns, by test and batch."""
     return {}
 
 

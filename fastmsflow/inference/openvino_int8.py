@@ -25,7 +25,7 @@ from .openvino_graph import EXTRACTOR, compiled, import_openvino, without_teleme
 
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 NOT_QUANTIZED: Mapping[str, tuple[str, ...]] = {"network": (), "flow": (f"{EXTRACTOR}/.*",)}
-"""What is quantized, in the order in which it is tried, and patterns of the names of what is not."""
+"""The parts that are quantized, in the order in which they are tried, and patterns of the names that are left out."""
 SMALLEST_HALF = 20
 """The least images to choose ranges from, and to hold out: 19 are needed for a threshold of 5% false alarms."""
 LARGEST_HALF = 300

@@ -58,7 +58,7 @@ class Exported(NamedTuple):
     """The largest difference of image scores from the model's, relative to the larger of 1 and the score: on noise or,
     in INT8, on held-out good images."""
     int8: Int8Report | None = None
-    """What was quantized to INT8, if anything was."""
+    """The report on quantization to INT8, if there was one."""
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -33,7 +33,7 @@ KINDS = [kind for kind in (*CONTESTANTS, *CPU_CONTESTANTS) if not kind.gpu_only]
 
 def rehearse(python: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Runs the suite once at a small size."""
-    # Where these tests run in several processes, the suite must not think that it does.
+    # These tests may run in several processes; the suite must not think that it does.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
     command = ["-m", "pytest", "--benchmark-only", "--size", "small", "--rehearse", "-q", "-rs", *options]
     return subprocess.run(

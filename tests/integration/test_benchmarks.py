@@ -42,7 +42,7 @@ def rehearsal(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of what surrounds the flows, every row run once."""
     out = tmp_path_factory.mktemp("rehearsal") / "speed.json"
     command = ["-m", "pytest", "benchmarks/test_speed_scoring.py", "--benchmark-only", "--size", "small", "--rehearse"]
-    # Where these tests run in several processes, the suite must not think that it does.
+    # These tests may run in several processes; the suite must not think that it does.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
     run = subprocess.run(
         [python, *command, "-q", "-p", "no:cacheprovider", f"--benchmark-json={out}"],

@@ -132,7 +132,7 @@ def test_convolutions_are_quantized_as_far_as_scores_are_kept(
     _, same = quantize(before, good, model, tmp_path / "again.xml")
     assert same == report
     assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "scratch.bin").read_bytes()
-    # Of the whole network two labels of 22 change, which these limits allow.
+    # These limits allow that two labels of 22 change, which the whole network does.
     monkeypatch.setattr(openvino_int8, "LIMITS", replace(openvino_int8.LIMITS, same_label=0.9))
     after, report = quantize(before, good, model, tmp_path / "whole.xml")
     assert (report.scope, report.quantized) == ("network", report.convolutions)
