@@ -138,6 +138,9 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         extractor = self.extractor
         if not isinstance(extractor, FeatureExtractor) or self.made_for_inference or extractor.mean.is_cuda:
             return extractor
+        # Norms are folded in float32 only.
+        if extractor.dtype != torch.float32:
+            return extractor
         # The cache keeps nothing where gradients are taken; of a frozen extractor none are.
         with torch.no_grad():
             return self._fused_extractor.get(
