@@ -86,6 +86,7 @@ class Int8Report:
     difference: float
     """The largest difference of their absolute scores, relative to the larger of 1 and the score."""
     figures: Int8Figures
+    """The scores of held-out good images before and after, compared."""
 
     def __str__(self) -> str:
         whose = "" if self.scope == "network" else ", all of them the flow's"
