@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
+from tests.helpers.apart import FILES
 from tests.helpers.error_log import ErrorFile, noted_in
 from tests.helpers.frame_memory import with_frame_memory
 from tests.helpers.interpreter import hasten_interpreter
@@ -221,3 +222,8 @@ def mvtec(tmp_path_factory) -> Path:
             Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
         Image.fromarray(pixels).save(target)
     return root
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leaves files with OpenVINO to tests/integration/test_openvino_apart.py in a run of several processes."""
+    return True if collection_path.name in FILES and "PYTEST_XDIST_WORKER" in os.environ else None
