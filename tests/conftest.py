@@ -74,6 +74,9 @@ def start_warm_python(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Spares a run without slow tests the files that are slow as a whole: some import for seconds."""
+    # These are left to tests/integration/test_openvino_apart.py.
+    if collection_path.name in FILES and "PYTEST_XDIST_WORKER" in os.environ:
+        return True
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
         return None
     return True if SLOW_FILE.search(collection_path.read_text()) else None
@@ -222,8 +225,3 @@ def mvtec(tmp_path_factory) -> Path:
             Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
         Image.fromarray(pixels).save(target)
     return root
-
-
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leaves files with OpenVINO to tests/integration/test_openvino_apart.py in a run of several processes."""
-    return True if collection_path.name in FILES and "PYTEST_XDIST_WORKER" in os.environ else None
