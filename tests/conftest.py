@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from tests.helpers.apart import FILES
 from tests.helpers.error_log import ErrorFile, noted_in
 from tests.helpers.frame_memory import with_frame_memory
 from tests.helpers.interpreter import hasten_interpreter
@@ -74,9 +73,6 @@ def start_warm_python(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Spares a run without slow tests the files that are slow as a whole: some import for seconds."""
-    # These are left to tests/integration/test_openvino_apart.py.
-    if collection_path.name in FILES and "PYTEST_XDIST_WORKER" in os.environ:
-        return True
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
         return None
     return True if SLOW_FILE.search(collection_path.read_text()) else None

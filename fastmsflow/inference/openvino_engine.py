@@ -6,7 +6,7 @@ from torch import Tensor
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
 from ..scoring import Scores
-from .openvino_graph import compiled, converted, import_openvino, run
+from .openvino_graph import compiled, converted, cpu_core, run
 from .precision import AUTO
 
 PRECISIONS = {AUTO: "f32", "float32": "f32", "bfloat16": "bf16"}
@@ -48,4 +48,4 @@ class OpenVinoModel:
 
 
 def _capabilities() -> list[str]:
-    return import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

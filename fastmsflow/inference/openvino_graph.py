@@ -7,6 +7,7 @@ less time, and needs three packages more.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -98,7 +99,17 @@ def compiled(model: Any, precision: str = "f32") -> Any:
         # Several processes of a machine would be pinned to the same processors.
         "ENABLE_CPU_PINNING": False,
     }
-    return import_openvino().Core().compile_model(model, "CPU", options)
+    return cpu_core().compile_model(model, "CPU", options)
+
+
+@cache
+def cpu_core() -> Any:
+    """Returns OpenVINO's Core for the CPU, the same one for the life of the process.
+
+    A Core gives the thread that first uses the CPU a stack for its signal handlers, and takes it away when it ends.
+    If it ends in another thread, or before a later Core, the next signal ends the process.
+    """
+    return import_openvino().Core()
 
 
 def run(graph: Any, inputs: Sequence[Tensor]) -> list[Tensor]:

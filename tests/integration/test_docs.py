@@ -78,10 +78,8 @@ def test_a_command_exists_and_runs_where_that_is_cheap(
     assert verb in group.commands
     # Raises a UsageError where an option does not exist or an argument is missing.
     group.commands[verb].make_context(verb, list(rest))
-    # Not every chip has bfloat16. OpenVINO has tests of its own: in one process with all of this page's packages it
-    # ended the interpreter.
-    elsewhere = any(word in ("bfloat16", "openvino", "--int8") or word.endswith(".xml") for word in args)
-    if " ".join(args).startswith(RUN) and not elsewhere:
+    # Not every chip has bfloat16.
+    if " ".join(args).startswith(RUN) and "bfloat16" not in args:
         from fastmsflow.__main__ import main
 
         monkeypatch.chdir(folder)

@@ -14,6 +14,7 @@ from fastmsflow.inference import BatchScorer, openvino_engine, openvino_graph
 from fastmsflow.inference.openvino_engine import OpenVinoModel
 from fastmsflow.inference.openvino_graph import Parts, converted
 from fastmsflow.scoring import Scores
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import EXPORTED, OPENVINO_BFLOAT16
 
@@ -132,3 +133,18 @@ def test_no_telemetry_is_sent_and_nothing_is_left_in_the_home_folder(python: Pat
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert (done.stdout.strip(), done.returncode) == ("openvino.tools.ovc.telemetry_stub []", 0), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_are_handled_after_a_model_went_away_in_another_thread(python: Path) -> None:
+    code = (
+        "import os, signal, threading, torch\n"
+        "from fastmsflow.inference.openvino_engine import OpenVinoModel\n"
+        "from tests.helpers.tiny_model import tiny_model\n"
+        "models = [OpenVinoModel(tiny_model())]\n"
+        "thread = threading.Thread(target=models.clear)\n"
+        "thread.start(), thread.join()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("handled\n", 0), done.stderr

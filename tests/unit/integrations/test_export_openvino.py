@@ -12,6 +12,7 @@ import torch
 
 from fastmsflow import InputError, MSFlow, Prediction, UnavailableError
 from fastmsflow.inference import openvino_int8
+from fastmsflow.inference.openvino_graph import cpu_core
 from fastmsflow.inference.openvino_int8 import faults, quantize
 from fastmsflow.integrations import export
 from tests.helpers.disks import small_disk
@@ -70,12 +71,12 @@ def float_types(compiled: Any) -> set[str]:
 
 
 def test_a_file_predicts_as_the_model_by_its_names(model: MSFlow, path: Path) -> None:
-    read = openvino.Core().read_model(path)
+    read = cpu_core().read_model(path)
     assert [port.get_any_name() for port in read.outputs] == list(Prediction._fields)
     assert [(port.get_any_name(), str(port.get_partial_shape())) for port in read.inputs] == [
         ("images", f"[?,3,{SIZE[0]},{SIZE[1]}]")
     ]
-    compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = cpu_core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in (1, 4):
         outputs, expected = compiled(images(batch).numpy()), model.predict(images(batch))
         for name in Prediction._fields:
@@ -83,17 +84,17 @@ def test_a_file_predicts_as_the_model_by_its_names(model: MSFlow, path: Path) ->
 
 
 def test_the_precision_that_the_file_names_is_obeyed_where_it_is_handed_on(path: Path) -> None:
-    read = openvino.Core().read_model(path)
+    read = cpu_core().read_model(path)
     named = read.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).astype(str)
     assert named == "f32"
-    assert float_types(openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": named})) == {"f32"}
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        asked = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    assert float_types(cpu_core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": named})) == {"f32"}
+    if "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        asked = cpu_core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
         assert "bf16" in float_types(asked)
 
 
 def test_the_file_tells_the_models_configuration_and_calibration(model: MSFlow, path: Path) -> None:
-    config = openvino.Core().read_model(path).get_rt_info(["fastmsflow", "config"]).astype(str)
+    config = cpu_core().read_model(path).get_rt_info(["fastmsflow", "config"]).astype(str)
     assert json.loads(config) == json.loads(json.dumps(model.config))
 
 
@@ -170,7 +171,7 @@ def test_int8_is_written_with_a_report(model: MSFlow, command, tmp_path: Path) -
     assert 0 < int8["quantized"] < int8["convolutions"]
     assert told["difference"] == int8["difference"]
     assert int8["figures"]["rank_correlation"] >= 0.95
-    read = openvino.Core().read_model(tmp_path / "model.xml")
+    read = cpu_core().read_model(tmp_path / "model.xml")
     assert sum(operation.get_type_name() == "FakeQuantize" for operation in read.get_ops()) >= int8["quantized"]
     assert [port.get_any_name() for port in read.outputs] == list(Prediction._fields)
     assert read.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).astype(str) == "f32"
