@@ -142,18 +142,25 @@ class _Scores(nn.Module):
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Hides OpenVINO's package of telemetry from the imports of the block.
+    """Keeps OpenVINO in the block from its package of telemetry, whether that was imported before or not.
 
-    It would write into the home folder and send data to a server.
+    It would write into the home folder and, in processes that it forks, send data to a server.
     """
-    absent = object()
-    before: Any = sys.modules.get(TELEMETRY, absent)
-    hidden: Any = None
-    sys.modules[TELEMETRY] = hidden
-    try:
-        yield
-    finally:
-        if before is absent:
+    absent: Any = None
+    if TELEMETRY not in sys.modules:
+        sys.modules[TELEMETRY] = absent
+        try:
+            yield
+        finally:
             del sys.modules[TELEMETRY]
-        else:
-            sys.modules[TELEMETRY] = before
+        return
+    package: Any = sys.modules[TELEMETRY]
+    if package is None:
+        yield
+    else:
+        theirs = package.Telemetry
+        package.Telemetry = import_module("openvino.tools.ovc.telemetry_stub").Telemetry
+        try:
+            yield
+        finally:
+            package.Telemetry = theirs

@@ -135,6 +135,16 @@ def test_no_telemetry_is_sent_and_nothing_is_left_in_the_home_folder(python: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_telemetry_is_sent_where_openvino_was_imported_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("OpenVINO sends")
+
+    telemetry = pytest.importorskip("openvino_telemetry")
+    monkeypatch.setattr(telemetry, "Telemetry", refused)
+    converted(tiny_model().for_inference(), ["score"])
+    assert telemetry.Telemetry is refused
+
+
 def test_signals_are_handled_after_a_model_went_away_in_another_thread(python: Path) -> None:
     code = (
         "import os, signal, threading, torch\n"
