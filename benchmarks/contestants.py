@@ -37,6 +37,8 @@ class Contestant(ABC):
     adam: type[torch.optim.Adam] = torch.optim.Adam
     cpu_only = False
     trains = True
+    compiles = False
+    """True if ``fast`` computes by programs of torch.compile."""
 
     def __init__(
         self, flow: MultiScaleFlow, grids: Grids, model: MSFlow | None = None, exports: Exports | None = None
@@ -90,7 +92,7 @@ class Contestant(ABC):
         """The model made ready for inference, around this contestant's flow."""
         model = copy.deepcopy(self.model)
         model.flow = copy.deepcopy(self.flow)
-        return model.for_inference(self.dtype)
+        return model.for_inference(self.dtype, compile=self.compiles)
 
     def step(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """One step of Adam on the flow: -> loss, gradient norm before clipping."""

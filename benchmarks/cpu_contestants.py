@@ -1,8 +1,9 @@
 """Contestants that run on a CPU only, inference only: the runtimes and the compiler that a user may take in place of
-this library, and this library in bfloat16."""
+this library, and this library in bfloat16 or compiled."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.runtimes import ONNX_PACKAGES, Graph, OpenVINO, not_installed, o
 from benchmarks.suite_settings import cpu_units
 from fastmsflow import MultiScaleFlow
 from fastmsflow.inductor import protect_constants
+from fastmsflow.nn.compiled_functions import CompiledFunctions
 
 NO_BFLOAT16 = "this chip has no units for bfloat16: neither AVX512-BF16 nor AMX"
 
@@ -113,4 +115,21 @@ class FastMSFlowBfloat16(FastMSFlow):
         return None if {"AVX512-BF16", "AMX-BF16"} & set(cpu_units()) else NO_BFLOAT16
 
 
-CPU_CONTESTANTS = (FastMSFlowBfloat16, ONNXRuntime, OpenVINOFloat32, OpenVINOBfloat16, TorchCompile)
+class FastMSFlowCompiled(FastMSFlow):
+    """This library's inference with ``compile=True``."""
+
+    name = "fastmsflow compiled"
+    cpu_only = True
+    trains = False
+    compiles = True
+
+    @cached_property
+    def _compiled(self) -> CompiledFunctions:
+        return CompiledFunctions(enabled=True)
+
+    def likelihoods(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        *maps, log_det = self._compiled(self._flat, features, self._inference)
+        return maps, log_det
+
+
+CPU_CONTESTANTS = (FastMSFlowCompiled, FastMSFlowBfloat16, ONNXRuntime, OpenVINOFloat32, OpenVINOBfloat16, TorchCompile)

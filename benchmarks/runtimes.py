@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastmsflow.inference.openvino_graph import cpu_core
+
 Graph = Callable[..., Sequence[Tensor]]
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -42,9 +44,7 @@ class OpenVINO:
 
         ``batch``: the only size of batches that is served, for which some operations are compiled better; None: any.
         """
-        import openvino
-
-        core = openvino.Core()
+        core = cpu_core()
         model = core.read_model(path)
         if batch is not None:
             model.reshape({node: [batch, *list(node.partial_shape)[1:]] for node in model.inputs})
@@ -62,6 +62,4 @@ class OpenVINO:
 
 def openvino_has_bfloat16() -> bool:
     """Returns whether OpenVINO finds units for bfloat16 (AVX512-BF16 or AMX) in this chip."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

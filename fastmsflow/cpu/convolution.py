@@ -2,17 +2,20 @@
 
 The choice is made for tensors on an x86-64 CPU if gradients are disabled: Winograd's algorithm for 3x3 convolutions of
 stride 1 in float32 that are wide enough, else oneDNN with packed weights. Prepared weights live as long as their
-weight does, and are prepared anew when it changes.
+weight does, and are prepared anew when it changes. Programs of ``for_inference(compile=True)`` call an operator for
+the convolutions that Winograd's algorithm may compute; Inductor has the others, and all in other graphs.
 """
 
 import math
 import os
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, library, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
@@ -84,6 +87,8 @@ class _Entry(NamedTuple):
 _entries = WeakIdKeyDictionary()
 _preparing = threading.Lock()
 _memory: int | None = None
+# Not a ContextVar: torch.compile does not trace those.
+_in_programs = False
 
 
 def may_compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -112,9 +117,9 @@ def _tensors(weight: Tensor, bias: Tensor | None) -> list[Tensor]:
 
 
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Tells whether ``convolve`` may compute now: on a CPU, outside graphs, with gradients disabled."""
+    """Tells whether ``convolve`` may compute now: on a CPU, with gradients disabled, in no graph but a program's."""
     if torch.compiler.is_compiling():
-        return False
+        return _in_programs and _may_win(x, weight)
     if torch.is_grad_enabled():
         # An optimizer's fused step, which may follow, does not tell of changes; and values that are derived from
         # weights are new in each call then, so that preparing them would be in vain.
@@ -140,6 +145,9 @@ def convolve(
     x (B, I, H, W), weight (O, I / groups, h, w), bias (O,), residual (B, O, H', W'): the result's shape. ``reflects``:
     whether a border of one pixel reflects x, beside the padding of ``geometry``.
     """
+    if torch.compiler.is_compiling():
+        numbers = [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
+        return _convolve(x, weight, bias, residual, geometry=numbers, reflects=reflects, relu=relu)
     entry = _entries.get(weight)
     key = (x.shape, geometry, reflects)
     plan = entry.plans.get(key) if entry is not None and entry.is_of(weight, bias) else None
@@ -153,6 +161,77 @@ def convolve(
                 del entry.plans[next(iter(entry.plans))]
             entry.plans[key] = plan
     return plan.convolve(x, residual, relu=relu)
+
+
+@contextmanager
+def in_programs() -> Iterator[None]:
+    """Has graphs that torch.compile traces in the block, or runs, convolve by this module where Winograd may win.
+
+    Their weights must be constants: what is prepared for others might serve a single call.
+    """
+    global _in_programs
+    before, _in_programs = _in_programs, onednn.is_available()
+    try:
+        yield
+    finally:
+        _in_programs = before
+
+
+def _may_win(x: Tensor, weight: Tensor) -> bool:
+    """Tells whether Winograd's algorithm may win for x and weight of a graph."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and is_wide_enough(weight, NARROWEST[winograd.F4])
+    )
+
+
+@library.custom_op("fastmsflow::cpu_convolve", mutates_args=())
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    geometry: Sequence[int],
+    reflects: bool,
+    relu: bool,
+) -> Tensor:
+    out = convolve(x, weight, bias, _geometry(geometry), reflects=reflects, residual=residual, relu=relu)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@_convolve.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    geometry: Sequence[int],
+    reflects: bool,
+    relu: bool,
+) -> Tensor:
+    stride, padding, dilation, groups = _geometry(geometry)
+    padding = (padding[0] + reflects, padding[1] + reflects)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous(memory_format=torch.channels_last)
+
+
+def _geometry(numbers: Sequence[int]) -> Geometry:
+    """Returns the geometry of an operator's seven numbers."""
+    sh, sw, ph, pw, dh, dw, groups = numbers
+    return Geometry((sh, sw), (ph, pw), (dh, dw), groups)
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Drops what is prepared in the block."""
+    before = set(map(id, _entries))
+    try:
+        yield
+    finally:
+        forget(*(weight for weight in list(_entries) if id(weight) not in before))
 
 
 def forget(*weights: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Compiles functions of a frozen module by PyTorch's Inductor, for a CPU."""
 
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -13,6 +14,7 @@ from torch._C._dynamo.eval_frame import reset_code
 from torch.jit._trace import is_tracing
 
 from .. import backend
+from ..cpu.convolution import in_programs, nothing_kept
 from ..inductor import compiler_errors, protect_constants
 from ..weight_state import WeightState
 from .cuda_graph import Outputs
@@ -74,7 +76,9 @@ class CompiledFunctions:
         with torch.inference_mode(False), torch.no_grad():
             if known is None or not known.is_of(weights):
                 # Fills the caches that are no part of a program, and tells of unfit inputs in this library's words.
-                function(*inputs)
+                # The program holds prepared weights of its own.
+                with nothing_kept():
+                    function(*inputs)
                 known = _Program(_compile(function), weights)
                 self._programs[name] = known
             return _call(name, known.compiled, inputs)
@@ -102,8 +106,11 @@ def _compile(function: Callable[..., Outputs]) -> Callable[..., Outputs]:
 
 
 def _call(name: str, program: Callable[..., Outputs], inputs: Sequence[Tensor]) -> Outputs:
+    # The imports take a second.
     from torch._dynamo.utils import counters
+    from torch._inductor.codecache import PyCodeCache
 
+    modules = len(PyCodeCache.modules)
     compiled, begin = counters["stats"]["unique_graphs"], time.perf_counter()
     # Without the first Dynamo makes weights inputs of the program, and Inductor finds nothing to freeze.
     options = {
@@ -111,9 +118,13 @@ def _call(name: str, program: Callable[..., Outputs], inputs: Sequence[Tensor]) 
         "recompile_limit": MOST_PROGRAMS,
         "accumulated_recompile_limit": MOST_PROGRAMS,
     }
-    with torch._dynamo.config.patch(options), compiler_errors():
+    with torch._dynamo.config.patch(options), in_programs(), compiler_errors():
         results = program(*inputs)
     if counters["stats"]["unique_graphs"] > compiled:
+        # Inductor would keep the constants of programs that are gone; a program runs without its module.
+        for module in PyCodeCache.modules[modules:]:
+            sys.modules.pop(module.__name__, None)
+        del PyCodeCache.modules[modules:]
         seconds = time.perf_counter() - begin
         _LOG.warning("torch.compile: %s took %.0f s, at a batch of %d", name.strip("_"), seconds, len(inputs[0]))
     return results

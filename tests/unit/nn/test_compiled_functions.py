@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmsflow import InputError, MSFlow, UnavailableError, backend
+from fastmsflow.cpu import convolution, onednn, winograd
 from fastmsflow.nn.compiled_functions import OPTIONS, CompiledFunctions
+from fastmsflow.nn.fuse_conv_relu import FusedConvolution
+from fastmsflow.ops.conv3x3 import conv3x3
 from tests.helpers.tolerances import COMPILED
 
 SIZE = (32, 32)
@@ -169,6 +172,74 @@ def test_changed_weights_and_another_module_get_programs_of_their_own() -> None:
     del module, compiled
     gc.collect()
     assert weight() is None
+
+
+class Convolutions(nn.Module):
+    """Convolutions that Winograd's algorithm computes on a CPU, of weights and of weights that are made of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        first, second = (nn.Conv2d(128, 128, 3, **options).requires_grad_(False) for _ in range(2))
+        self.first, self.second = map(FusedConvolution, (first, second))
+        self.weight = nn.Parameter(torch.randn(128, 144, 3, 3) / 36, False)
+
+    def convolved(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (conv3x3(self.second(self.first(x), x).tanh(), self.weight[:, :128]),)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not onednn.is_available(), reason="Winograd's algorithm runs on x86-64 only")
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"padding": 1, "padding_mode": "reflect"}], ids=["zeros", "reflect"]
+)
+def test_programs_convolve_by_winograds_algorithm(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    convolution.set_winograd_memory(None)
+    module, compiled = Convolutions(**options), CompiledFunctions(enabled=True)
+    calls: list[torch.Size] = []
+    convolve = winograd.convolve
+    monkeypatch.setattr(
+        winograd, "convolve", lambda x, *args, **more: calls.append(x.shape) or convolve(x, *args, **more)
+    )
+    # A program of one size, and the one for all sizes; odd grids, the smallest of which has too few tiles.
+    for shape in ((1, 128, 17, 19), (3, 128, 17, 19), (2, 128, 17, 19), (2, 128, 3, 5)):
+        x = torch.randn(shape)
+        with backend.use("torch"):
+            (expected,) = module.convolved(x)
+        calls.clear()
+        (found,) = compiled(module.convolved, [x], module)
+        torch.testing.assert_close(found, expected, **COMPILED)
+        calls.clear()
+        torch.testing.assert_close(compiled(module.convolved, [x], module)[0], found, rtol=0, atol=0)
+        assert calls == ([x.shape] * 3 if x.shape[2] > 3 else []), shape
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not onednn.is_available(), reason="Winograd's algorithm runs on x86-64 only")
+def test_a_program_holds_filters_once() -> None:
+    torch.manual_seed(0)
+    convolution.set_winograd_memory(None)
+    module, compiled, x = Convolutions(padding=1), CompiledFunctions(enabled=True), torch.randn(1, 128, 16, 16)
+    compiled(module.convolved, [x], module)
+    assert convolution._held_bytes() == 3 * 36 * 128 * 128 * 4
+    del module, compiled
+    gc.collect()
+    assert convolution._held_bytes() == 0
+
+
+@pytest.mark.slow
+def test_graphs_of_others_call_no_operator_of_this_library() -> None:
+    module, x = Convolutions(padding=1), torch.randn(1, 128, 16, 16)
+    targets: list[str] = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    with torch.no_grad():
+        torch.compile(module.convolved, backend=kept)(x)
+    assert any("conv2d" in name for name in targets) and not any("fastmsflow" in name for name in targets)
 
 
 def test_a_machine_without_a_compiler_is_told_of_in_one_line(tiny: MSFlow) -> None:
