@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from benchmarks import report
 from benchmarks.contestants import CONTESTANTS, Contestant
-from benchmarks.cpu_contestants import CPU_CONTESTANTS, NO_BFLOAT16, OpenVINOBfloat16, OpenVINOFloat32, TorchCompile
+from benchmarks.cpu_contestants import (
+    CPU_CONTESTANTS,
+    NO_BFLOAT16,
+    ONNXRuntime,
+    OpenVINOBfloat16,
+    OpenVINOFloat32,
+    TorchCompile,
+)
 from benchmarks.exports import Exports
 from benchmarks.runtimes import not_installed, onnx_runtime
 from benchmarks.suite_settings import SIZES
@@ -145,7 +152,7 @@ def test_a_frozen_map_is_the_same_in_every_call() -> None:
 
 
 def test_who_does_not_train_says_so() -> None:
-    class InferenceOnly(CPU_CONTESTANTS[1]):
+    class InferenceOnly(ONNXRuntime):
         def __init__(self) -> None: ...
 
     contestant: Contestant = InferenceOnly()
