@@ -19,6 +19,7 @@ README = Path(__file__).parents[1] / "README.md"
 MARKERS = ("<!-- speed -->", "<!-- /speed -->")
 OURS = "fastmsflow"
 OUR_COLOR = "C3"
+OUR_HATCHES = ("", "///", "...")
 GROUPS = ("flow inference", "end-to-end inference", "flow training step", "training step")
 CONVOLUTIONS = ("convolutions, own and the vendor's", "convolutions and what follows them, own and the vendor's")
 VENDORS = "vendor's"
@@ -149,16 +150,27 @@ def _cell(found: dict[str, dict[str, Any]], name: str) -> str:
 
 
 def best_peers(rows: Rows) -> list[str]:
-    """A table of the fastest float32 peer beside ours, where there are several."""
-    lines = ["", "| best of the float32 peers / fastmsflow | batch | by | times |", "|---|---|---|---|"]
-    for group in GROUPS:
-        for batch, found in by_contestant(rows, group).items():
-            peers = [n for n in found if not is_ours(n) and found[n]["extra_info"].get("precision") == "float32"]
+    """A table of the fastest float32 peer beside ours in float32, where there are several peers."""
+    tables = {group: by_contestant(rows, group) for group in GROUPS}
+    found_anywhere = {name: row for table in tables.values() for found in table.values() for name, row in found.items()}
+    in_float32 = [n for n, row in found_anywhere.items() if row["extra_info"].get("precision") == "float32"]
+    ours = [name for name in contestants(rows) if is_ours(name) and name in in_float32]
+    lines = []
+    for group, table in tables.items():
+        for batch, found in table.items():
+            peers = [name for name in found if not is_ours(name) and name in in_float32]
             if len(peers) > 1 and OURS in found:
                 best = min(peers, key=lambda name: milliseconds(found[name]))
-                times = milliseconds(found[best]) / milliseconds(found[OURS])
-                lines.append(f"| {group} | {batch} | {best} | **{times:.2f}x** |")
-    return lines if len(lines) > 3 else []
+                times = [
+                    f"**{milliseconds(found[best]) / milliseconds(found[n]):.2f}x**" if n in found else "" for n in ours
+                ]
+                lines.append(f"| {group} | {batch} | {best} | {' | '.join(times)} |")
+    heads = " | ".join(f"/ {name}" for name in ours)
+    return (
+        ["", f"| best of the float32 peers | batch | by | {heads} |", "|---" * (3 + len(ours)) + "|", *lines]
+        if lines
+        else []
+    )
 
 
 def _short(value: float) -> str:
@@ -272,6 +284,7 @@ def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
     groups = [group for group in GROUPS if by_contestant(rows, group)]
     names = contestants(rows)
     others = (color for color in (f"C{n}" for n in range(10)) if color != OUR_COLOR)
+    hatches = dict(zip(filter(is_ours, names), OUR_HATCHES, strict=False))
     colors = {name: OUR_COLOR if is_ours(name) else next(others) for name in names}
     figure, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 4), squeeze=False, layout="constrained")
     bars = {}
@@ -282,8 +295,7 @@ def plot(machine: dict[str, Any], rows: Rows, path: Path) -> None:
             speed = [1e3 * batch / milliseconds(row[name]) if name in row else 0.0 for batch, row in found.items()]
             at = [n + (i - (len(here) - 1) / 2) * 0.8 / len(here) for n in range(len(found))]
             # Ours has one color, in whatever precision.
-            hatch = "///" if is_ours(name) and name != OURS else ""
-            look = {"color": colors[name], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+            look = {"color": colors[name], "hatch": hatches.get(name, ""), "edgecolor": "white", "linewidth": 0}
             bars[heading(rows, name)] = axis.bar(at, speed, width=0.75 / len(here), **look)
         axis.set_title(group, fontsize=10)
         middle, half = (len(found) - 1) / 2, max(len(found), 2) / 2 + 0.1
