@@ -151,14 +151,12 @@ def _cell(found: dict[str, dict[str, Any]], name: str) -> str:
 
 def best_peers(rows: Rows) -> list[str]:
     """A table of the fastest float32 peer beside ours in float32, where there are several peers."""
-    tables = {group: by_contestant(rows, group) for group in GROUPS}
-    found_anywhere = {name: row for table in tables.values() for found in table.values() for name, row in found.items()}
-    in_float32 = [n for n, row in found_anywhere.items() if row["extra_info"].get("precision") == "float32"]
-    ours = [name for name in contestants(rows) if is_ours(name) and name in in_float32]
+    in_float32 = [row for row in rows if row["extra_info"].get("precision") == "float32"]
+    ours = [name for name in contestants(in_float32) if is_ours(name)]
     lines = []
-    for group, table in tables.items():
-        for batch, found in table.items():
-            peers = [name for name in found if not is_ours(name) and name in in_float32]
+    for group in GROUPS:
+        for batch, found in by_contestant(in_float32, group).items():
+            peers = [name for name in found if not is_ours(name)]
             if len(peers) > 1 and OURS in found:
                 best = min(peers, key=lambda name: milliseconds(found[name]))
                 times = [
@@ -166,11 +164,8 @@ def best_peers(rows: Rows) -> list[str]:
                 ]
                 lines.append(f"| {group} | {batch} | {best} | {' | '.join(times)} |")
     heads = " | ".join(f"/ {name}" for name in ours)
-    return (
-        ["", f"| best of the float32 peers | batch | by | {heads} |", "|---" * (3 + len(ours)) + "|", *lines]
-        if lines
-        else []
-    )
+    head = ["", f"| best of the float32 peers | batch | by | {heads} |", "|---" * (3 + len(ours)) + "|"]
+    return [*head, *lines] if lines else []
 
 
 def _short(value: float) -> str:

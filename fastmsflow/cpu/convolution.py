@@ -89,6 +89,8 @@ _preparing = threading.Lock()
 _memory: int | None = None
 # Not a ContextVar: torch.compile does not trace those.
 _in_programs = False
+_callers = 0
+_counting = threading.Lock()
 
 
 def may_compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -169,12 +171,16 @@ def in_programs() -> Iterator[None]:
 
     Their weights must be constants: what is prepared for others might serve a single call.
     """
-    global _in_programs
-    before, _in_programs = _in_programs, onednn.is_available()
+    global _in_programs, _callers
+    with _counting:
+        _callers += 1
+        _in_programs = onednn.is_available()
     try:
         yield
     finally:
-        _in_programs = before
+        with _counting:
+            _callers -= 1
+            _in_programs = _in_programs and _callers > 0
 
 
 def _may_win(x: Tensor, weight: Tensor) -> bool:
@@ -184,6 +190,7 @@ def _may_win(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[1:] == (x.shape[1], 3, 3)
         and is_wide_enough(weight, NARROWEST[winograd.F4])
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -242,6 +242,25 @@ def test_graphs_of_others_call_no_operator_of_this_library() -> None:
     assert any("conv2d" in name for name in targets) and not any("fastmsflow" in name for name in targets)
 
 
+def test_calls_of_two_threads_may_overlap() -> None:
+    first, second = convolution.in_programs(), convolution.in_programs()
+    before = convolution._in_programs
+    for call in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        call()
+        assert convolution._in_programs == onednn.is_available()
+    second.__exit__(None, None, None)
+    assert convolution._in_programs is before is False
+
+
+@pytest.mark.slow
+def test_a_program_follows_autocast() -> None:
+    torch.manual_seed(0)
+    module, compiled, x = Convolutions(padding=1), CompiledFunctions(enabled=True), torch.randn(1, 128, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,), (expected,) = compiled(module.convolved, [x], module), module.convolved(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+
+
 def test_a_machine_without_a_compiler_is_told_of_in_one_line(tiny: MSFlow) -> None:
     with (
         torch._inductor.config.patch({"cpp.cxx": ("/none/such/compiler",)}),
