@@ -30,6 +30,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # and chooses no tiling. Set the variable to "1" to test its vectorized code.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+# Commands that run in pytest's process would have it keep all memory that was ever used, which makes its forks slow.
+os.environ.setdefault("GLIBC_TUNABLES", "")
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -81,7 +83,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_finish() -> None:
     """Looks for no garbage in what imports have made, nor while they make it, and seldom in what tracing makes."""
     gc.freeze()
-    gc.set_threshold(1_000_000, 5, 10)
+    gc.set_threshold(100_000, 20, 100)
     gc.enable()
 
 
