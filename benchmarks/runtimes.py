@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastmsflow.inference.openvino_graph import cpu_core
-
 Graph = Callable[..., Sequence[Tensor]]
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -44,6 +42,8 @@ class OpenVINO:
 
         ``batch``: the only size of batches that is served, for which some operations are compiled better; None: any.
         """
+        from fastmsflow.inference.openvino_graph import cpu_core
+
         core = cpu_core()
         model = core.read_model(path)
         if batch is not None:
@@ -62,4 +62,6 @@ class OpenVINO:
 
 def openvino_has_bfloat16() -> bool:
     """Returns whether OpenVINO finds units for bfloat16 (AVX512-BF16 or AMX) in this chip."""
+    from fastmsflow.inference.openvino_graph import cpu_core
+
     return "BF16" in cpu_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -41,6 +41,15 @@ if not torch.cuda.is_available():
 gc.disable()
 
 PYTHON = "FASTMSFLOW_TESTS_PYTHON"
+# Their tests fork pytest's process, which is quick only while that is small.
+FORKING = {
+    "test_ahead_loader.py",
+    "test_loaders.py",
+    "test_reader_pool.py",
+    "test_result_folder.py",
+    "test_shards.py",
+    "test_shards_training.py",
+}
 SLOW_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
 
 
@@ -88,9 +97,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, and on a GPU what only a GPU can show. xdist's workers begin with them."""
+    """Files that fork come first, then those with slow tests, and on a GPU what only a GPU can show before them.
+
+    xdist's workers begin with them.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in FORKING, item.path not in slow))
     if torch.cuda.is_available():
         items.sort(key=lambda item: item.get_closest_marker("gpu") is None)
 

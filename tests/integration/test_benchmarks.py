@@ -382,11 +382,10 @@ def test_every_step_may_be_interrupted_and_what_was_measured_is_kept(visitor: Pa
     files = record(tmp_path)
     assert files.keys() >= before.keys()
     found = endings(tmp_path)
-    # Small as they are here, a step that was let measure may have ended before the signal came.
-    ends = {step: found[step].split()[0] for step in FIRST[:-1]}
-    assert {step: end for step, end in ends.items() if end != "interrupted"}.items() <= dict.fromkeys(
-        MEASURED, "done"
-    ).items()
+    # Small as they are here, a step that was let measure may have ended before the signal came. One that was not may
+    # still import: some extensions turn the interrupt into an error of their own.
+    for step in FIRST[:-1]:
+        assert found[step].split()[0] in ("interrupted", "done" if step in MEASURED else "failed")
     assert json.loads(files["smoke.json"])
     assert rows_of(files, "kernels")
     assert rows_of(files, "ours")
