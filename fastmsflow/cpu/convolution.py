@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -167,7 +167,7 @@ def convolve(
 
 @contextmanager
 def in_programs() -> Iterator[None]:
-    """Has graphs that torch.compile traces in the block, or runs, convolve by this module where Winograd may win.
+    """Has programs of torch.compile that are traced or called in the block convolve here, where Winograd may win.
 
     Their weights must be constants: what is prepared for others might serve a single call.
     """
@@ -210,19 +210,10 @@ def _convolve(
 
 
 @_convolve.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    *,
-    geometry: Sequence[int],
-    reflects: bool,
-    relu: bool,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, *_: Any, geometry: Sequence[int], reflects: bool, **__: Any) -> Tensor:
     stride, padding, dilation, groups = _geometry(geometry)
     padding = (padding[0] + reflects, padding[1] + reflects)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups).contiguous(memory_format=torch.channels_last)
 
 
 def _geometry(numbers: Sequence[int]) -> Geometry:

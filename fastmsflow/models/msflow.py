@@ -269,10 +269,10 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         float32, but with float16 and AMX-FP16.
 
         ``compile``: on a CPU, ``features``, ``scores`` and ``predict`` compute by programs of torch.compile, which
-        needs a C++ compiler. They are 1.1 to 1.2 times as fast as eager mode (docs/usage.md). Each is compiled at its
-        first call, which takes half a minute for WideResNet-50-2 (the logger ``fastmsflow`` tells how long), and once
-        more at a second batch size: that program serves all sizes but 1, which has its own. Most weights are in memory
-        once more, as constants. Where gradients are taken of an input, eager mode computes.
+        needs a C++ compiler. For WideResNet-50-2 they are 1.1 to 1.2 times as fast as eager mode (docs/usage.md), and
+        their first calls compile for up to half a minute; the logger ``fastmsflow`` tells how long. A second batch size
+        compiles once more: that program serves all sizes but 1, which has its own. Most weights are in memory once
+        more, as constants. Where gradients are taken of an input, eager mode computes.
 
         Raises: InputError if ``compile`` is asked for on a GPU; UnavailableError if there is no C++ compiler.
         """
