@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 
-from .image_io import as_tensor, image_from_array, load_image, read_bytes, read_image
+from .image_io import load_image, read_bytes
 from .image_set import Sample
+from .image_views import GivenImage, ImageView, name_of, read_view
 from .jpeg_decoder import encoded_or_pixels
 from .masks import load_mask
 
@@ -25,15 +25,16 @@ def count_from(before: int, progress: Progress) -> Progress:
 
 
 class ImageFileDataset(Dataset[dict[str, Any]]):
-    """Reads image files and arrays at ``image_size`` (H, W), without masks and labels.
+    """Reads image files, arrays and views of them at ``image_size`` (H, W), without masks and labels.
 
-    ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16. Items: ``image`` (3,
+    ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16; or views of these,
+    whose tiles have the side of ``image_size``. Items: ``image`` (3,
     H, W) float32 in [0, 1]; with ``encoded``, what ``jpeg_decoder.decode_batch`` takes, and ``source``, its name for
     errors. Reading an item raises InputError that names the file or the array's number.
     """
 
     def __init__(
-        self, images: Sequence[str | Path | np.ndarray], image_size: tuple[int, int], encoded: bool = False
+        self, images: Sequence[GivenImage | ImageView], image_size: tuple[int, int], encoded: bool = False
     ) -> None:
         self.images = images
         self.image_size = image_size
@@ -52,7 +53,7 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
     def name(self, index: int) -> str:
         """Returns the image's name for errors: its file, or its number if it is an array."""
         image = self.images[index]
-        return f"image {index}" if isinstance(image, np.ndarray) else str(image)
+        return name_of(image.image if isinstance(image, ImageView) else image, index)
 
 
 class ImageDataset(ImageFileDataset):
@@ -80,11 +81,9 @@ def _read_sample(sample: Sample, index: int, image_size: tuple[int, int]) -> dic
     }
 
 
-def _read_image(
-    given: str | Path | np.ndarray, name: str, image_size: tuple[int, int], encoded: bool
-) -> dict[str, Any]:
+def _read_image(given: GivenImage | ImageView, name: str, image_size: tuple[int, int], encoded: bool) -> dict[str, Any]:
     source = {"source": name} if encoded else {}
-    if encoded and not isinstance(given, np.ndarray):
+    if encoded and isinstance(given, (str, Path)):
         return {"image": encoded_or_pixels(read_bytes(given), name, image_size), **source}
-    image = image_from_array(given, name) if isinstance(given, np.ndarray) else read_image(given)
-    return {"image": as_tensor(image, image_size), **source}
+    view = given if isinstance(given, ImageView) else ImageView(given)
+    return {"image": read_view(view, name, image_size), **source}

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .image_io import read_bytes
 from .image_set import ImageSet, Sample
+from .image_views import GivenImage, ImageView
 
 SHORT = 16
 
@@ -48,11 +50,14 @@ def names_fingerprint(images: ImageSet) -> str:
     return _image_set_digest(images, _names_and_sizes)
 
 
-def image_digest(image: str | Path | np.ndarray) -> str:
+def image_digest(image: GivenImage | ImageView) -> str:
     """Returns the SHA-256 of a file's bytes, or of an array's shape, dtype and values, as 64 hexadecimal digits.
 
-    A file that cannot be read has the digest of the text "unreadable".
+    A view has one that is made of its image's and of what it shows. A file that cannot be read has the digest of the
+    text "unreadable".
     """
+    if isinstance(image, ImageView):
+        return hashlib.sha256(f"{_digest_of_last(image.image)} {image.identity}".encode()).hexdigest()
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.shape} {image.dtype}\n".encode() + image.tobytes()).hexdigest()
     try:
@@ -60,6 +65,20 @@ def image_digest(image: str | Path | np.ndarray) -> str:
     except InputError:
         content = b"unreadable"
     return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(1)
+def _digest_of_file(path: Path, stamp: tuple[int, int] | None) -> str:
+    return image_digest(path)
+
+
+def _digest_of_last(image: GivenImage) -> str:
+    """Returns the digest of an image, of which views often come one after the other."""
+    if isinstance(image, np.ndarray):
+        return image_digest(image)
+    path = Path(image)
+    stat = path.stat() if path.is_file() else None
+    return _digest_of_file(path, stat and (stat.st_mtime_ns, stat.st_size))
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor], heading: str) -> Iterator[bytes | memoryview]:

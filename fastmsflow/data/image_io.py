@@ -63,6 +63,17 @@ def read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
 
 
+def image_size_of(path: str | Path) -> tuple[int, int]:
+    """Returns (width, height) of the upright image, from the file's header if that is enough.
+
+    Raises: InputError if the header tells of no image that ``read_image`` takes.
+    """
+    with opened_image(path) as image:
+        # Some decoders turn the size in the header already.
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        return upright(image).size if turned else image.size
+
+
 def image_from_array(array: np.ndarray, name: str) -> Image.Image:
     """Converts an array into the image that ``read_image`` makes of such a file.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import shown
 from .image_formats import SUFFIXES, suffix_of
-from .image_io import ORIENTATION, check_finite, opened_image, upright
+from .image_io import check_finite, image_size_of, opened_image, upright
 from .image_set import Sample
 
 _OPAQUE = 255
@@ -49,7 +49,7 @@ def read_mask(sample: Sample, image_size: tuple[int, int]) -> Mask:
     """Reads the mask of ``sample`` as ``load_mask`` does, with what resizing makes of it; the errors are the same."""
     if sample.mask is None:
         return Mask(torch.zeros(image_size, dtype=torch.bool))
-    size = _size(sample.image)
+    size = image_size_of(sample.image)
     # It may have any size here: the comparison has the better message.
     with opened_image(sample.mask, smallest=1) as image:
         # The header is compared first, and a turned mask once it is upright.
@@ -92,14 +92,6 @@ class MaskFolder:
                     ),
                 )
         raise InputError(f"{shown(image)}: has no mask; put {shown(image.stem)}_mask.png into {shown(self.folder)}")
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Returns (width, height) of the upright image, from the file's header if that is enough."""
-    with opened_image(path) as image:
-        # Some decoders turn the size in the header already.
-        turned = image.getexif().get(ORIENTATION, 1) != 1
-        return upright(image).size if turned else image.size
 
 
 def _defective(mask: Image.Image, sample: Sample) -> np.ndarray:

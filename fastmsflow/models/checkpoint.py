@@ -23,6 +23,7 @@ from ..readable_file import check_file
 from ..reference.clamp_forms import ClampForm
 from ..schema import Within, read_json
 from ..state_dicts import number_of_blocks, refuse_misfit, refuse_other_permutations
+from ..tiling import Position
 
 FORMAT = "fastmsflow-1"
 AGAIN = "write the checkpoint again"
@@ -58,7 +59,17 @@ class CalibrationDescription(TypedDict):
     false_alarms: float
 
 
+class TilingDescription(TypedDict):
+    """A Tiling, as its ``config`` gives it."""
+
+    tile: Side
+    overlap: float
+    scale: float
+    position: Position
+
+
 class _Optional(TypedDict, total=False):
+    tiling: TilingDescription | None
     official_layout: LayoutDescription | None
     calibration: CalibrationDescription | None
     notes: dict[str, Any]

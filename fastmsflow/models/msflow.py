@@ -15,7 +15,7 @@ from torch.jit._trace import is_tracing
 from .. import backend as backends
 from ..backend import Backend
 from ..calibration import Calibration
-from ..cpu.features import has_float16_units, missing_units
+from ..cpu.features import missing_units
 from ..errors import InputError, InputWarning
 from ..inductor import check_cpp_compiler
 from ..nn.compiled_functions import CompiledFunctions
@@ -27,6 +27,7 @@ from ..nn.weight_cache import WeightCache, invalidation_count
 from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
 from ..scoring import TOP_K, Scores, score_log_likelihoods
+from ..tiling import Tiling
 from .checkpoint import (
     AGAIN,
     OfficialLayout,
@@ -36,6 +37,7 @@ from .checkpoint import (
     refuse_other_tensors,
     write_checkpoint,
 )
+from .fused_extractor import extractor_dtype, fuse_extractor
 from .hub import HubModel
 from .image_checks import check_images, check_values
 from .multi_scale_flow import MultiScaleFlow
@@ -74,6 +76,9 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
     pool: Pool
     calibration: Calibration | None
     """The scores of good images that were held out of training, if there are any; saved with the model."""
+    tiling: Tiling | None
+    """The way in which images of any size are cut into tiles, see fastmsflow.inference.TiledPredictor; saved with the
+    model. None: images are resized to ``image_size``. ``predict`` takes a tile for an image."""
     made_for_inference: bool
     """True if ``for_inference`` returned this model."""
     _has_seen_values = False
@@ -99,7 +104,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         channels = self.extractor.channels
         self.standardiser = FeatureNormalizer(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
-        self.calibration = None
+        self.calibration, self.tiling = None, None
         self._graphs, self._weight_addresses = CudaGraphCache(), WeightAddresses()
         self._fused_extractor: WeightCache[nn.Module] = WeightCache()
         self._compiled = CompiledFunctions()
@@ -116,6 +121,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
             "flow": self.flow.config,
             "official_layout": self.flow.official_layout and self.flow.official_layout._asdict(),
             "calibration": self.calibration and self.calibration.as_dict(),
+            **({"tiling": self.tiling.config} if self.tiling else {}),
         }
 
     def pooled(self, images: Tensor, *, fused: bool = False) -> list[Tensor]:
@@ -144,7 +150,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         # The cache keeps nothing where gradients are taken; of a frozen extractor none are.
         with torch.no_grad():
             return self._fused_extractor.get(
-                lambda: _fuse(copy.deepcopy(extractor), self.image_size).to(memory_format=torch.channels_last),
+                lambda: fuse_extractor(copy.deepcopy(extractor), self.image_size).to(memory_format=torch.channels_last),
                 [*extractor.parameters(), *extractor.buffers()],
             )
 
@@ -241,8 +247,23 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         return tuple(level.to(self.flow.dtype) for level in pooled)
 
     def _scores_of_features(self, top_k: float, *features: Tensor) -> Scores:
-        logp = self._compiled(self._compute_log_likelihoods, features, self.flow)
+        logp = self._log_likelihoods(*features)
         return score_log_likelihoods(logp, self.image_size, top_k, self.flow.backend)
+
+    def log_likelihoods(self, features: Sequence[Tensor], offsets: Tensor | None = None) -> list[Tensor]:
+        """Computes -0.5 mean over channels of z^2, (B, H_l, W_l) per level, from the result of ``features``.
+
+        ``offsets``: see ``MultiScaleFlow.forward``. Raises: InputError if shapes or dtypes do not fit.
+        """
+        if offsets is None:
+            return list(self._replayed(self._log_likelihoods, features))
+        return list(self._replayed(self._log_likelihoods_at, [offsets, *features]))
+
+    def _log_likelihoods(self, *features: Tensor) -> Outputs:
+        return self._compiled(self._compute_log_likelihoods, features, self.flow)
+
+    def _log_likelihoods_at(self, offsets: Tensor, *features: Tensor) -> Outputs:
+        return tuple(self.flow.log_likelihoods(features, offsets))
 
     def _compute_log_likelihoods(self, *features: Tensor) -> Outputs:
         return tuple(self.flow.log_likelihoods(features))
@@ -285,10 +306,10 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         if lack is not None:
             warnings.warn(f"{lack}; take torch.float32", InputWarning, stacklevel=2)
         result = copy.deepcopy(self).eval().requires_grad_(False)
-        _fuse(result.extractor, self.image_size)
+        fuse_extractor(result.extractor, self.image_size)
         result.made_for_inference = True
         result.flow.to(dtype=dtype)
-        result.extractor.to(dtype=_extractor_dtype(dtype, device))
+        result.extractor.to(dtype=extractor_dtype(dtype, device))
         result.to(memory_format=torch.channels_last)
         if result.standardiser is not None:
             result.standardiser = copy.deepcopy(self.standardiser)
@@ -371,22 +392,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
             standardise=config["standardise"],
         )
         model.flow.official_layout = OfficialLayout.from_config(config)
+        model.tiling = Tiling.from_config(config.get("tiling"))
         calibration = config.get("calibration")
         model.calibration = calibration and Calibration.from_dict(calibration)
         return model
-
-
-def _fuse(extractor: FeatureExtractor, image_size: tuple[int, int]) -> FeatureExtractor:
-    """Fuses the convolutions of ``extractor`` with their batch norms, ReLUs and residuals, and returns it."""
-    extractor.fold_batch_norms(image_size)
-    extractor.fuse_convolutions(image_size)
-    return extractor
-
-
-def _extractor_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Returns the dtype of the extractor that serves a flow of ``dtype``: bfloat16 would move its features."""
-    if dtype not in (torch.float16, torch.bfloat16):
-        return dtype
-    if device.type == "cpu" and (dtype == torch.bfloat16 or not has_float16_units()):
-        return torch.float32
-    return torch.float16

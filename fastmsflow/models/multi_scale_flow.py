@@ -115,30 +115,34 @@ class MultiScaleFlow(nn.Module):
     def memory(self, mode: ActivationCheckpointing | None) -> None:
         self.activation_checkpointing = mode
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, features: Sequence[Tensor], offsets: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Computes z, of the features' shapes, and log_det (B,) in float32 or better.
 
-        ``features``: pooled features (B, C_l, H_l, W_l) per level.
+        ``features``: pooled features (B, C_l, H_l, W_l) per level. ``offsets``: (B, 2), where features are those of
+        tiles, the place of each tile in its image, from which the positional encoding counts: (y, x) in heights and
+        widths of a tile; None: each tile's own corner.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        z, log_det = self._flow(features, "concat")
+        z, log_det = self._flow(features, "concat", offsets)
         return z, cast(Tensor, log_det)
 
-    def log_likelihood_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def log_likelihood_maps(
+        self, features: Sequence[Tensor], offsets: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Computes -0.5 mean over channels of z^2, (B, H_l, W_l) per level, and log_det (B,), in float32 or better.
 
-        The kernels never write z itself. The argument is that of ``forward``.
+        The kernels never write z itself. The arguments are those of ``forward``.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        maps, log_det = self._flow(features, "likelihood")
+        maps, log_det = self._flow(features, "likelihood", offsets)
         return maps, cast(Tensor, log_det)
 
-    def log_likelihoods(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def log_likelihoods(self, features: Sequence[Tensor], offsets: Tensor | None = None) -> list[Tensor]:
         """Computes the maps of ``log_likelihood_maps`` without the log_det, which scores do not need.
 
         Raises: InputError if shapes or dtypes do not fit.
         """
-        return self._flow(features, "likelihood", with_log_det=False)[0]
+        return self._flow(features, "likelihood", offsets, with_log_det=False)[0]
 
     def scores(self, features: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K) -> Scores:
         """Computes scores and maps at ``image_size`` (H, W) from pooled features (B, C_l, H_l, W_l) per level.
@@ -156,40 +160,46 @@ class MultiScaleFlow(nn.Module):
         scores = score_log_likelihoods(maps, image_size, top_k, self.backend)
         return scores, negative_log_likelihood(maps, self.channels, log_det)
 
-    def inverse(self, z: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def inverse(self, z: Sequence[Tensor], offsets: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Computes features from z per level, and log_det (B,) of this direction: minus forward's at the same point.
 
+        ``offsets``: those that ``forward`` had.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        self._check(z)
+        self._check(z, offsets)
         levels, log_det = self.fusion_flow.inverse(z, self.backend)
         tasks = [
-            partial(flow.inverse, level, code(level), self.backend, perm)
+            partial(flow.inverse, level, code(level, offsets), self.backend, perm)
             for flow, code, level, perm in self._by_level(levels)
         ]
         features, log_dets = zip(*run_on_streams(tasks, levels[0].device), strict=True)
         return list(features), log_det + reduce(torch.add, log_dets)
 
-    def nll(self, features: Sequence[Tensor]) -> Tensor:
+    def nll(self, features: Sequence[Tensor], offsets: Tensor | None = None) -> Tensor:
         """0.5 sum z^2 - log_det per image, (B,) in float32 or better, in nats up to a constant (arXiv 2308.15300).
 
-        Training minimizes the mean. The argument is that of ``forward``.
+        Training minimizes the mean. The arguments are those of ``forward``.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        maps, log_det = self.log_likelihood_maps(features)
+        maps, log_det = self.log_likelihood_maps(features, offsets)
         return negative_log_likelihood(maps, self.channels, log_det)
 
     def _flow(
-        self, features: Sequence[Tensor], result: CouplingResult, with_log_det: bool = True
+        self,
+        features: Sequence[Tensor],
+        result: CouplingResult,
+        offsets: Tensor | None = None,
+        *,
+        with_log_det: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Returns what ``result`` says of z per level, and log_det, or None if it is not wanted."""
-        self._check(features)
+        self._check(features, offsets)
         options: dict[str, Any] = {
             "activation_checkpointing": self.activation_checkpointing,
             "with_log_det": with_log_det,
         }
         tasks = [
-            partial(flow.couple, level, code(level), self.backend, perm, **options)
+            partial(flow.couple, level, code(level, offsets), self.backend, perm, **options)
             for flow, code, level, perm in self._by_level(features)
         ]
         levels, log_dets = zip(*run_on_streams(tasks, features[0].device), strict=True)
@@ -204,7 +214,7 @@ class MultiScaleFlow(nn.Module):
         codes = cast("Sequence[PositionalEncoding2d]", self.position_codes)
         return zip(flows, codes, levels, self.fusion_flow.input_perms, strict=True)
 
-    def _check(self, levels: Sequence[Tensor]) -> None:
+    def _check(self, levels: Sequence[Tensor], offsets: Tensor | None) -> None:
         if len(levels) != len(self.channels):
             raise InputError(f"{len(levels)} levels given; this flow has {len(self.channels)}")
         for i, (level, c) in enumerate(zip(levels, self.channels, strict=True)):
@@ -214,3 +224,8 @@ class MultiScaleFlow(nn.Module):
                 )
             if not level.is_floating_point():
                 raise InputError(f"level {i} is {level.dtype}; features are floating point")
+        if offsets is not None and (tuple(offsets.shape) != (len(levels[0]), 2) or offsets.device != levels[0].device):
+            raise InputError(
+                f"offsets are {tuple(offsets.shape)} on {offsets.device}; give ({len(levels[0])}, 2) on"
+                f" {levels[0].device}: y and x of each image"
+            )

@@ -10,24 +10,36 @@ from ..errors import InputError
 
 
 def positional_encoding_2d(
-    channels: int, height: int, width: int, *, dtype: torch.dtype, device: torch.device | str
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    offsets: Tensor | None = None,
 ) -> Tensor:
-    """Computes the encoding (1, channels, height, width), in float64, then rounded to ``dtype``.
+    """Computes the encoding (1 or B, channels, height, width), in float64, then rounded to ``dtype``.
 
     With d = channels / 2 and f_k = exp(-2k ln(10^4) / d): channel 2k is sin(x f_k), 2k + 1 cos(x f_k), d + 2k
-    sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017, one half of the channels for each axis).
+    sin(y f_k), d + 2k + 1 cos(y f_k) (Vaswani et al. 2017, one half of the channels for each axis). ``offsets``: (B, 2)
+    on ``device``, the y and x of each grid's first row and column, in heights and widths of the grid; None: (0, 0).
     Raises: InputError if ``channels`` is not a positive multiple of 4.
     """
     half = check_condition_channels(channels) // 2
-    frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64) * (-math.log(1e4) / half))
+    # Where a CUDA graph is recorded, nothing may come from the CPU.
+    place = torch.device("cpu") if offsets is None else offsets.device
+    frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64, device=place) * (-math.log(1e4) / half))
 
-    def axis(length: int) -> Tensor:
-        angle = torch.outer(frequency, torch.arange(length, dtype=torch.float64))
-        return rearrange([angle.sin(), angle.cos()], "sin_cos k length -> (k sin_cos) length")
+    def axis(length: int, number: int) -> Tensor:
+        position = torch.arange(length, dtype=torch.float64, device=place)[None]
+        if offsets is not None:
+            position = position + length * offsets[:, number, None].double()
+        angle = frequency[:, None] * position[:, None]
+        return rearrange([angle.sin(), angle.cos()], "sin_cos b k length -> b (k sin_cos) length")
 
-    across = repeat(axis(width), "d x -> d y x", y=height)
-    down = repeat(axis(height), "d y -> d y x", x=width)
-    return torch.cat((across, down))[None].to(device=device, dtype=dtype)
+    across = repeat(axis(width, 1), "b d x -> b d y x", y=height)
+    down = repeat(axis(height, 0), "b d y -> b d y x", x=width)
+    return torch.cat((across, down), dim=1).to(device=device, dtype=dtype)
 
 
 def check_condition_channels(channels: int) -> int:
@@ -49,8 +61,16 @@ class PositionalEncoding2d(nn.Module):
         # It is of no grid: nothing is computed before there is one.
         self._last: Tensor = torch.empty(1, channels, 0, 0)
 
-    def forward(self, like: Tensor) -> Tensor:
-        """Returns (1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device."""
+    def forward(self, like: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Returns (1, channels, H, W) for ``like`` (B, C, H, W), in its dtype and on its device.
+
+        With ``offsets`` (B, 2), see ``positional_encoding_2d``, it is (B, channels, H, W), computed anew in each call.
+        """
+        if offsets is not None:
+            height, width = like.shape[2:]
+            return positional_encoding_2d(
+                self.channels, height, width, dtype=like.dtype, device=like.device, offsets=offsets
+            )
         last = self._last
         if last.shape[2:] != like.shape[2:] or last.dtype != like.dtype or last.device != like.device:
             height, width = like.shape[2:]

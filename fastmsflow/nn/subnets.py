@@ -26,7 +26,8 @@ class ConditionedSubnet(nn.Module):
     """Computes conv 3x3, LayerNorm, ReLU, conv 3x3 of concat(x, condition); the hidden width is the inputs' width.
 
     The first convolution is linear, so the condition's share of it is a map of its own, computed once and added: once a
-    call in training, once for given weights if no gradient is taken (not once an image).
+    call in training, once for given weights if no gradient is taken (not once an image). A condition of B images has a
+    map for each, computed in every call.
     """
 
     def __init__(self, in_channels: int, condition_channels: int, out_channels: int) -> None:
@@ -37,6 +38,7 @@ class ConditionedSubnet(nn.Module):
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv2d(width, out_channels, 3, padding=1)
         self._first: WeightCache[tuple[Tensor, Tensor]] = WeightCache()
+        self._condition_map: WeightCache[Tensor] = WeightCache()
         self._wide: WeightCache[list[Tensor]] = WeightCache()
 
     def forward(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
@@ -46,19 +48,25 @@ class ConditionedSubnet(nn.Module):
     def hidden(self, x: Tensor, condition: Tensor, backend: Backend = "auto") -> Tensor:
         """Computes what the second convolution takes, (B, width, H, W)."""
         norm = (self.norm.weight, self.norm.bias)
-        weight, condition_map = self._first_convolution(condition, backend)
+        weight, condition_weight = self._first_convolution()
+        bias = weight_and_bias(self.conv1)[1]
+
+        def compute() -> Tensor:
+            return conv3x3(condition, condition_weight, bias, backend)
+
         if condition.shape[0] == 1:
+            condition_map = self._condition_map.get(compute, (self.conv1.weight, bias, condition))
             return conv3x3_layer_norm_relu(x, weight, norm, condition_map, backend=backend)
-        return layer_norm_relu(conv3x3(x, weight, None, backend) + condition_map, *norm, backend=backend)
+        return layer_norm_relu(conv3x3(x, weight, None, backend) + compute(), *norm, backend=backend)
 
     def head(self) -> tuple[Tensor, Tensor]:
         """Returns the second convolution's weight and, in float32 or better, its bias."""
         weight, bias = weight_and_bias(self.conv2)
         return weight, wide(self._wide, bias)[0]
 
-    def _first_convolution(self, condition: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
-        """Returns x's share of the weight, and the condition's share of the output with the bias."""
-        weight, bias = weight_and_bias(self.conv1)
+    def _first_convolution(self) -> tuple[Tensor, Tensor]:
+        """Returns x's share of the weight, and the condition's."""
+        weight = self.conv1.weight
 
         def split() -> tuple[Tensor, Tensor]:
             # A convolution would copy a slice that is not contiguous in every call.
@@ -66,13 +74,14 @@ class ConditionedSubnet(nn.Module):
             layout = torch.channels_last if channels_last else torch.contiguous_format
             shares = weight.split([self.in_channels, weight.shape[1] - self.in_channels], dim=1)
             x_weight, condition_weight = (share.contiguous(memory_format=layout) for share in shares)
-            return x_weight, conv3x3(condition, condition_weight, bias, backend)
+            return x_weight, condition_weight
 
-        return self._first.get(split, (weight, bias, condition))
+        return self._first.get(split, (weight,))
 
     def train(self, mode: bool = True) -> "ConditionedSubnet":
         """Sets the mode, as any module's, and drops cached values."""
         self._first.clear()
+        self._condition_map.clear()
         self._wide.clear()
         forget(self.conv1.weight, self.conv2.weight)
         return super().train(mode)

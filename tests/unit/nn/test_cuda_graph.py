@@ -237,8 +237,9 @@ def test_a_recording_holds_the_kept_values_that_it_reads(graphs: None) -> None:
         for _ in range(2):
             play(lambda *x: (flow.log_likelihood_maps(x)[1],), x)
     (recorded,) = play._recorded.values()
-    condition_maps, heads, orders = sum(flow.blocks), 2, len(flow.channels)
-    assert len(recorded.cached_values) == condition_maps + heads + orders
+    # A block caches the shares of its first weight, and the condition's map.
+    of_blocks, heads, orders = 2 * sum(flow.blocks), 2, len(flow.channels)
+    assert len(recorded.cached_values) == of_blocks + heads + orders
 
 
 def test_images_that_share_memory_and_inference_mode_are_taken(graphs: None) -> None:

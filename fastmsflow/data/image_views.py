@@ -1,0 +1,111 @@
+"""Views of images: an image or a tile of it, under the light that it was taken in or another one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..tiling import Place, Size, Tiling, cut_tile
+from .image_io import as_tensor, image_from_array, image_size_of, read_image
+from .light import LightChange
+
+GivenImage = str | Path | np.ndarray
+"""An image file, or an array: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageView:
+    """What a model is shown of an image."""
+
+    image: GivenImage
+    tiling: Tiling | None = None
+    """The way in which the image is cut; None: the whole image is resized."""
+    place: Place | None = None
+    """The place of the tile that is shown, if the image is cut."""
+    light: LightChange | None = None
+    """The change of light, None for none."""
+
+    @property
+    def identity(self) -> str:
+        """A text that two views of an image share only if they have the same pixels."""
+        cut = "" if self.tiling is None else f"tile {self.tiling.tile} at {self.place} of {self.tiling.scale:g} times "
+        return f"{cut}{self.light}"
+
+
+def read_view(view: ImageView, name: str, image_size: tuple[int, int]) -> Tensor:
+    """Reads a view as float32 (3, H, W) in [0, 1]: a tile, or the image resized to ``image_size``.
+
+    Raises: InputError, which names the image ``name``, if it cannot be read.
+    """
+    if view.tiling is None or view.place is None:
+        pixels = as_tensor(_opened(view.image, name), image_size)
+        return pixels if view.light is None else view.light(pixels)
+    image = _scaled(view.image, name, view.tiling) if isinstance(view.image, np.ndarray) else _last(view, name)
+    pixels = as_floats(cut_tile(image, view.place, view.tiling.tile))
+    if view.light is None:
+        return pixels
+    return view.light(pixels, corner=view.place, size=(image.shape[1], image.shape[2]))
+
+
+def scaled_pixels(image: Image.Image, tiling: Tiling, name: str) -> Tensor:
+    """Returns 8-bit RGB at the tiling's scale, by Lanczos: uint8 (3, H, W).
+
+    Raises: InputError, which names the image ``name``, if the scale leaves too few or too many pixels.
+    """
+    height, width = tiling.scaled_size((image.height, image.width), name)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """Returns 8-bit pixels as float32 in [0, 1], contiguous, as ``as_tensor`` does."""
+    return torch.from_numpy(np.divide(pixels.contiguous().numpy(), 255, dtype=np.float32))
+
+
+def tile_places(images: Sequence[GivenImage], tiling: Tiling) -> list[list[Place]]:
+    """Returns the places of the tiles of each image, of which files' headers are read alone.
+
+    Raises: InputError, which names the image, if it cannot be read or cut.
+    """
+    return [tiling.places(size_of(image), name_of(image, number)) for number, image in enumerate(images)]
+
+
+def size_of(image: GivenImage) -> Size:
+    """Returns (height, width) of an image, of a file by its header. Raises: InputError if that cannot be read."""
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    width, height = image_size_of(image)
+    return height, width
+
+
+def name_of(image: GivenImage, number: int) -> str:
+    """Returns an image's name for errors: its file, or its number if it is an array."""
+    return f"image {number}" if isinstance(image, np.ndarray) else str(image)
+
+
+def _opened(image: GivenImage, name: str) -> Image.Image:
+    return image_from_array(image, name) if isinstance(image, np.ndarray) else read_image(image)
+
+
+def _scaled(image: GivenImage, name: str, tiling: Tiling) -> Tensor:
+    return scaled_pixels(_opened(image, name), tiling, name)
+
+
+def _last(view: ImageView, name: str) -> Tensor:
+    """Returns a file's scaled pixels. Tiles of an image come one after the other, so the last image is held."""
+    assert view.tiling is not None and not isinstance(view.image, np.ndarray)
+    path = Path(view.image)
+    stamp = path.stat().st_mtime_ns if path.exists() else None
+    return _read_last(path, name, view.tiling, stamp)
+
+
+@lru_cache(1)
+def _read_last(path: Path, name: str, tiling: Tiling, stamp: int | None) -> Tensor:
+    """Reads a file; ``stamp``: another one if the file has changed."""
+    return _scaled(path, name, tiling)
