@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -52,15 +54,41 @@ def read_view(view: ImageView, name: str, image_size: tuple[int, int]) -> Tensor
     return view.light(pixels, corner=view.place, size=(image.shape[1], image.shape[2]))
 
 
-def scaled_pixels(image: Image.Image, tiling: Tiling, name: str) -> Tensor:
-    """Returns 8-bit RGB at the tiling's scale, by Lanczos: uint8 (3, H, W).
+class ScaledImage(NamedTuple):
+    """An image at a tiling's scale, ready to be cut."""
 
-    Raises: InputError, which names the image ``name``, if the scale leaves too few or too many pixels.
+    pixels: Tensor
+    """(3, H, W) uint8, or floating in [0, 1]."""
+    size: Size
+    """(height, width) of the image before it was scaled."""
+    name: str
+
+
+def scaled_pixels(image: Image.Image, tiling: Tiling, name: str) -> ScaledImage:
+    """Scales 8-bit RGB by Lanczos. ``name``: the image's name, in errors too.
+
+    Raises: InputError if the scale leaves too few or too many pixels.
     """
-    height, width = tiling.scaled_size((image.height, image.width), name)
+    size = (image.height, image.width)
+    height, width = tiling.scaled_size(size, name)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return ScaledImage(torch.from_numpy(np.array(image)).permute(2, 0, 1), size, name)
+
+
+def scaled_image(image: Tensor, tiling: Tiling, name: str) -> ScaledImage:
+    """Scales an image (3, H, W), uint8 as ``scaled_pixels`` does, floating by an antialiased bicubic filter.
+
+    Raises: InputError if the scale leaves too few or too many pixels.
+    """
+    size = (image.shape[1], image.shape[2])
+    scaled = tiling.scaled_size(size, name)
+    if scaled == size:
+        return ScaledImage(image, size, name)
+    if image.dtype == torch.uint8:
+        return scaled_pixels(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), tiling, name)
+    pixels = F.interpolate(image[None], size=scaled, mode="bicubic", antialias=True, align_corners=False)[0]
+    return ScaledImage(pixels.clamp(0, 1), size, name)
 
 
 def as_floats(pixels: Tensor) -> Tensor:
@@ -94,7 +122,7 @@ def _opened(image: GivenImage, name: str) -> Image.Image:
 
 
 def _scaled(image: GivenImage, name: str, tiling: Tiling) -> Tensor:
-    return scaled_pixels(_opened(image, name), tiling, name)
+    return scaled_pixels(_opened(image, name), tiling, name).pixels
 
 
 def _last(view: ImageView, name: str) -> Tensor:

@@ -2,5 +2,6 @@
 
 from .batch_scorer import BatchScorer
 from .precision import AUTO, DTYPES, prepare, resolve_dtype
+from .tiled_predictor import TiledPredictor
 
-__all__ = ["AUTO", "DTYPES", "BatchScorer", "prepare", "resolve_dtype"]
+__all__ = ["AUTO", "DTYPES", "BatchScorer", "TiledPredictor", "prepare", "resolve_dtype"]

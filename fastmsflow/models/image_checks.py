@@ -18,6 +18,18 @@ def check_images(images: Tensor, image_size: tuple[int, int], device: torch.devi
     ``image_size``: (H, W) and ``device`` of the model. Raises: InputError if images (B, 3, H, W) are not as they
     should be, or there are none.
     """
+    check_form(images)
+    if images.shape[2:] != image_size:
+        raise InputError(f"images are {tuple(images.shape[2:])}; this model takes {image_size}: resize them")
+    if images.device != device:
+        raise InputError(f"images are on {images.device}, the model is on {device}: images.to({str(device)!r})")
+
+
+def check_form(images: Tensor) -> None:
+    """Checks type, shape and dtype of images of any size.
+
+    Raises: InputError if images (B, 3, H, W) are not as they should be, or there are none.
+    """
     if not isinstance(images, Tensor):
         raise InputError(f"images are of type {type(images).__name__}; give a tensor (B, 3, H, W) in [0, 1]")
     shape = tuple(images.shape)
@@ -36,10 +48,6 @@ def check_images(images: Tensor, image_size: tuple[int, int], device: torch.devi
         raise InputError(f"images have dtype {images.dtype}; give float32: images.float()")
     if images.layout != torch.strided:
         raise InputError("images are a sparse tensor; give a dense one: images.to_dense()")
-    if shape[2:] != image_size:
-        raise InputError(f"images are {shape[2:]}; this model takes {image_size}: resize them")
-    if images.device != device:
-        raise InputError(f"images are on {images.device}, the model is on {device}: images.to({str(device)!r})")
 
 
 def check_values(images: Tensor, may_be_nan: bool) -> None:

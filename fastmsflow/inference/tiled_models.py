@@ -1,0 +1,57 @@
+"""Models that take tiles: with the size of a tile in place of the one that they were trained on."""
+
+import warnings
+
+from ..errors import InputError, InputWarning
+from ..models.msflow import MSFlow
+from ..tiling import Tiling
+
+
+def tiled_model(model: MSFlow, tiling: Tiling) -> MSFlow:
+    """Returns ``model``, or if it takes images of another size than a tile's, a copy that takes these.
+
+    Raises: InputError if the backbone takes no images of this size, or ``for_inference`` made the model.
+    """
+    size = (tiling.tile, tiling.tile)
+    if model.image_size == size:
+        return model
+    if model.made_for_inference:
+        raise InputError(
+            f"for_inference made this model for images of {model.image_size}, not for tiles of {tiling.tile}; give the"
+            " one that it was made from"
+        )
+    parameter = next(model.parameters())
+    config = {**model.config, "image_size": list(size)}
+    copy = MSFlow.from_config(config, pretrained=False, backend=model.flow.backend)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(parameter.device, parameter.dtype).train(model.training)
+
+
+def retile(model: MSFlow, tile: int | None = None, overlap: float | None = None, scale: float | None = None) -> MSFlow:
+    """Returns ``model`` with another tiling, or itself if nothing is given.
+
+    What is None stays as it is in the model's tiling, or at Tiling's default. Thresholds hold for the tiling that they
+    were calibrated with, so the copy has none if its tiling is another; an InputWarning says so.
+
+    Raises: InputError if ``overlap`` or ``scale`` is given to a model that takes whole images, without ``tile``; the
+    errors of Tiling and of ``tiled_model``.
+    """
+    given = {key: value for key, value in (("tile", tile), ("overlap", overlap), ("scale", scale)) if value is not None}
+    if not given:
+        return model
+    if tile is None and model.tiling is None:
+        raise InputError(f"{' and '.join(given)} are of tiles, and this model takes whole images; give tile too")
+    tiling = Tiling(**{**(model.tiling.config if model.tiling else {}), **given})
+    if tiling == model.tiling:
+        return model
+    before = model.tiling or "images resized to {1}x{0}".format(*model.image_size)
+    changed = tiled_model(model, tiling)
+    if changed.calibration is not None:
+        warnings.warn(
+            f"the model's thresholds are of {before}, and not of {tiling}: they are not used; `fastmsflow calibrate`"
+            " with the same options sets others",
+            InputWarning,
+            stacklevel=2,
+        )
+    changed.tiling, changed.calibration = tiling, None
+    return changed

@@ -1,0 +1,147 @@
+"""Scores images of any size by overlapping tiles, so that small defects of large images are seen at full size."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.image_views import ScaledImage, as_floats, scaled_image
+from ..models.image_checks import check_form, check_values
+from ..models.msflow import MSFlow, Prediction
+from ..number_range import COUNT
+from ..scoring import TOP_K, Scores
+from ..tiling import Place, Tiling, cut_tile
+from .blended_maps import BlendedMaps
+from .tiled_models import tiled_model
+
+BATCH_SIZE = 8
+"""Tiles that go through a model at once where nobody asks for another number."""
+Stopwatch = Callable[[str], AbstractContextManager[object]]
+"""Measures a stage, by its name, in a with block."""
+
+
+def untimed(stage: str) -> AbstractContextManager[object]:
+    """Measures nothing."""
+    return nullcontext()
+
+
+class TiledPredictor:
+    """Scores images of any size by overlapping tiles.
+
+    ``model``: computes tiles on its device, as ``model.predict`` computes images; ``model.for_inference()`` is faster.
+    ``tile``: side of a tile in pixels; if it is not the side of the model's images, a copy of the model computes the
+    tiles. ``overlap``: share of a tile's side that neighbors have in common. ``scale``: factor of an image's sides
+    before it is cut. ``batch_size``: tiles that go through the model at once. The positional encoding has its origin
+    where ``model.tiling`` says, by default in each tile's own corner.
+
+    The log-likelihoods of tiles are blended, see fastmsflow.inference.blended_maps, and the image is scored by the
+    blended map. Memory: one batch of tiles, a few KiB for each tile of an image, and the image's maps.
+
+    Raises: InputError if an argument is out of its range, or the backbone takes no tiles of this size.
+    """
+
+    def __init__(
+        self, model: MSFlow, tile: int, overlap: float = 0.25, scale: float = 1.0, *, batch_size: int = BATCH_SIZE
+    ) -> None:
+        COUNT.check("batch_size", batch_size)
+        position = "tile" if model.tiling is None else model.tiling.position
+        self.tiling = Tiling(tile, overlap, scale, position)
+        self.model = tiled_model(model, self.tiling).eval()
+        self.batch_size = batch_size
+
+    def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
+        """Computes scores and maps of images (B, 3, H, W) in [0, 1] of any size; the maps are (B, H, W).
+
+        An image of the size of one tile has exactly the result of ``model.predict``. ``top_k``: share of the pixels
+        that an image's scores average.
+
+        Raises: InputError if images are not a floating tensor of this shape, are none, are far out of [0, 1], too small
+        for the scale or too large for the tiles, or if ``top_k`` is not in [0, 1].
+        """
+        check_form(images)
+        check_values(images, may_be_nan=False)
+        results = [
+            Prediction(s.score, s.log_score, s.score_map_add, s.score_map_mul, s.absolute_score)
+            for s in self.scores(images, top_k)
+        ]
+        return Prediction(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+
+    def scores(self, images: Iterable[Tensor], top_k: float = TOP_K) -> Iterator[Scores]:
+        """Yields scores and maps of each image, a batch of one, in order; the images' tiles share batches.
+
+        ``images``: (3, H, W), floating in [0, 1] or uint8, each of its own size. ``top_k``: see ``predict``.
+        Raises: InputError if ``predict`` does.
+        """
+        given = (scaled_image(image, self.tiling, f"image {number}") for number, image in enumerate(images))
+        for (scores,) in blended_scores(given, self.tiling, [self.model], batch_size=self.batch_size, top_k=top_k):
+            yield scores
+
+
+def blended_scores(
+    images: Iterable[ScaledImage],
+    tiling: Tiling,
+    models: Sequence[MSFlow],
+    *,
+    batch_size: int = BATCH_SIZE,
+    top_k: float = TOP_K,
+    stopwatch: Stopwatch = untimed,
+) -> Iterator[list[Scores]]:
+    """Yields the scores of each image, a batch of one, by each of ``models``, in order; images' tiles share batches.
+
+    The models differ in their flows only, so the extractor runs once. ``stopwatch`` measures the stages load, extractor
+    and flow, blending included.
+    """
+    device = next(models[0].parameters()).device
+    waiting: deque[list[BlendedMaps]] = deque()
+    batch: list[_Tile] = []
+
+    @torch.no_grad()
+    def compute() -> None:
+        with stopwatch("load"):
+            pixels = torch.stack([tile.pixels for tile in batch])
+            places = [tile.place for tile in batch]
+            if device.type == "cuda":
+                # A CUDA graph is of one batch size, and a condition of one image would be taken for one of all.
+                missing = max(2, batch_size) - len(batch)
+                pixels, places = F.pad(pixels, (0,) * 7 + (missing,)), places + [(0, 0)] * missing
+            pixels = pixels.to(device, memory_format=torch.channels_last)
+            offsets = tiling.offsets(places, device)
+        with stopwatch("extractor"):
+            features = models[0].features(pixels)
+        with stopwatch("flow"):
+            for number, model in enumerate(models):
+                levels = model.log_likelihoods(features, offsets)
+                for row, tile in enumerate(batch):
+                    tile.maps[number].add([level[row] for level in levels])
+        batch.clear()
+
+    def complete() -> Iterator[list[Scores]]:
+        while waiting and waiting[0][-1].is_complete:
+            maps = waiting.popleft()
+            with stopwatch("flow"), torch.no_grad():
+                scores = [of_model.scores(top_k, models[0].flow.backend) for of_model in maps]
+            yield scores
+
+    for image in images:
+        maps = [BlendedMaps(tiling, image.size, image.name) for _ in models]
+        waiting.append(maps)
+        for place in maps[0].places:
+            pixels = cut_tile(image.pixels, place, tiling.tile)
+            batch.append(_Tile(maps, place, as_floats(pixels) if pixels.dtype == torch.uint8 else pixels))
+            if len(batch) == batch_size:
+                compute()
+        yield from complete()
+    if batch:
+        compute()
+    yield from complete()
+
+
+class _Tile(NamedTuple):
+    maps: list[BlendedMaps]
+    """The maps of the tile's image by each model."""
+    place: Place
+    pixels: Tensor
