@@ -84,6 +84,10 @@ COUNT = whole(1)
 SEED = whole(0, 2**32 - 1)
 SIDE = whole(32, 65536)
 """A side of an image in pixels; the coarsest grid of features has a pixel for every 32."""
+OVERLAP = NumberRange(0, 1, open_high=True)
+"""The share of a tile's side that neighbors have in common."""
+SCALE = NumberRange(0, 16, open_low=True)
+"""The factor of an image's sides before it is cut into tiles."""
 RATE = above(0, 1)
 """A share of good images that may be called defective: none and all need no threshold."""
 SHARE = between(0, 1)

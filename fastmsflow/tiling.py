@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .number_range import SIDE, NumberRange
+from .number_range import OVERLAP, SCALE, SIDE
 
 Position = Literal["tile", "image"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
-OVERLAP = NumberRange(0, 1, open_high=True)
-SCALE = NumberRange(0, 16, open_low=True)
 MOST_TILES = 2**16
 """The largest number of tiles of an image. Their likelihood maps, a few KiB each, are in memory together."""
 MOST_PIXELS = 2**28

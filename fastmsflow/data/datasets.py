@@ -7,9 +7,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..tiling import Tiling
 from .image_io import load_image, read_bytes
 from .image_set import Sample
-from .image_views import GivenImage, ImageView, name_of, read_view
+from .image_views import GivenImage, ImageView, ScaledImage, name_of, read_scaled, read_view
 from .jpeg_decoder import encoded_or_pixels
 from .masks import load_mask
 
@@ -49,6 +50,10 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
     def to_read(self, index: int) -> ReadItem:
         """Returns a function that reads the item and holds none of the others."""
         return partial(_read_image, self.images[index], self.name(index), self.image_size, self.encoded)
+
+    def to_cut(self, index: int, tiling: Tiling) -> Callable[[], ScaledImage]:
+        """Returns a function that reads the whole image, ready to be cut."""
+        return partial(read_scaled, self.images[index], self.name(index), tiling)
 
     def name(self, index: int) -> str:
         """Returns the image's name for errors: its file, or its number if it is an array."""

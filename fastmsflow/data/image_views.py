@@ -54,6 +54,18 @@ def read_view(view: ImageView, name: str, image_size: tuple[int, int]) -> Tensor
     return view.light(pixels, corner=view.place, size=(image.shape[1], image.shape[2]))
 
 
+def read_scaled(image: "GivenImage | ImageView", name: str, tiling: Tiling) -> "ScaledImage":
+    """Reads a whole image, ready to be cut; of a view its light counts.
+
+    Raises: InputError, which names the image ``name``, if it cannot be read or scaled.
+    """
+    view = image if isinstance(image, ImageView) else ImageView(image)
+    scaled = scaled_pixels(_opened(view.image, name), tiling, name)
+    if view.light is None:
+        return scaled
+    return scaled._replace(pixels=(view.light(as_floats(scaled.pixels)) * 255).round().byte())
+
+
 class ScaledImage(NamedTuple):
     """An image at a tiling's scale, ready to be cut."""
 

@@ -33,9 +33,10 @@ class Mask(NamedTuple):
     """The number of regions of the file of which the resized mask has no pixel."""
 
 
-def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
+def load_mask(sample: Sample, image_size: tuple[int, int] | None) -> Tensor:
     """Reads the mask of ``sample``, resized by nearest neighbor: bool (H, W), all False if there is no mask.
 
+    ``image_size``: (H, W); None: the image's own.
     Pixels above ``sample.mask_above`` (16 bits: 257 times that) are defective. In a mask of 0 and one other value, the
     other value is defective, whatever it is. Of a color, the largest channel counts; a palette's colors are defective
     unless they are black. Transparent pixels are not defective; in a mask of one color, the opaque pixels are. Raises:
@@ -45,11 +46,14 @@ def load_mask(sample: Sample, image_size: tuple[int, int]) -> Tensor:
     return read_mask(sample, image_size).pixels
 
 
-def read_mask(sample: Sample, image_size: tuple[int, int]) -> Mask:
+def read_mask(sample: Sample, image_size: tuple[int, int] | None) -> Mask:
     """Reads the mask of ``sample`` as ``load_mask`` does, with what resizing makes of it; the errors are the same."""
-    if sample.mask is None:
+    if sample.mask is None and image_size is not None:
         return Mask(torch.zeros(image_size, dtype=torch.bool))
     size = image_size_of(sample.image)
+    image_size = image_size or size[::-1]
+    if sample.mask is None:
+        return Mask(torch.zeros(image_size, dtype=torch.bool))
     # It may have any size here: the comparison has the better message.
     with opened_image(sample.mask, smallest=1) as image:
         # The header is compared first, and a turned mask once it is upright.

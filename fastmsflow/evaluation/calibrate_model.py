@@ -24,7 +24,7 @@ def calibrate_on_files(
     """Returns the calibration of ``model`` on the good images ``files``, for a rate of ``false_alarms``.
 
     ``dtype``: see fastmsflow.inference.resolve_dtype; ``workers``: processes that read images; ``progress`` is called
-    with the number of images that are scored.
+    with the number of images that are scored. A model with a tiling scores images in tiles.
 
     Raises: InputError if an image cannot be read, or its score is not finite.
     """

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..files import write_json, write_table
 from ..inference import AUTO
 from ..inference.loading import load_model
+from ..inference.tiled_models import AS_TRAINED, TileOptions, retile
 from ..models.msflow import MSFlow
 from ..scoring import MapKind
 from .checkpoint_files import CHECKPOINT_FILES
@@ -63,6 +64,7 @@ def compare_checkpoints(
     maps: ScoreMapStore,
     map_kind: MapKind | None = None,
     false_alarms: float | None = None,
+    tiles: TileOptions = AS_TRAINED,
     workers: int = 0,
     dtype: str = AUTO,
     progress: Progress = lambda done: None,
@@ -71,13 +73,13 @@ def compare_checkpoints(
     """Evaluates the checkpoints of the run's folder ``path``, or the checkpoint ``path``, on the images of ``source``.
 
     ``false_alarms``: the rate for which the threshold is set anew, from the calibration in the checkpoint; None: the
-    threshold stays. The others: see ``evaluate_all``.
+    threshold stays. ``tiles``: see fastmsflow.inference.tiled_models.retile. The others: see ``evaluate_all``.
 
     Raises: InputError if there is no checkpoint, it has no calibration or too few images for the rate, or the map of
     ``map_kind`` needs a calibration.
     """
     images = open_image_set(source, category)
-    loaded = {choice: load_model(checkpoint) for choice, checkpoint in checkpoints(path).items()}
+    loaded = {choice: retile(load_model(checkpoint), tiles) for choice, checkpoint in checkpoints(path).items()}
     models = list(loaded.values())
     if false_alarms is not None:
         for model in models:
@@ -85,7 +87,7 @@ def compare_checkpoints(
                 raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
             model.calibration = replace(model.calibration, false_alarms=false_alarms)
             model.calibration.threshold()
-    if len({(model.extractor.name, model.image_size) for model in models}) > 1:
+    if len({(model.extractor.name, model.image_size, model.tiling) for model in models}) > 1:
         raise InputError(f"{path}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))

@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -11,12 +12,15 @@ from ..data import ImageFileDataset, ImageSet
 from ..data.datasets import Progress
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..inference import AUTO, prepare
+from ..inference.tiled_predictor import blended_scores
 from ..models.msflow import MSFlow
 from ..scoring import ImageScores, MapKind, Scores, shown_map
 from .evaluator import Evaluator, TestResult
 from .ground_truth import GroundTruth
 from .results import Evaluation
 from .score_map_store import ScoreMapStore
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -50,13 +54,23 @@ def score_images(
 ) -> Iterator[tuple[list[int], list[Scores]]]:
     """Yields for each batch the images' numbers and the scores by each of ``models``, in float32 on the CPU.
 
-    The models differ in their flows only, so the extractor runs once. ``order``: the numbers of the images in the order
+    The models differ in their flows only, so the extractor runs once. If they have a tiling, images come one by one,
+    with maps of their own size, and ``batch_size`` counts tiles. ``order``: the numbers of the images in the order
     in which they are scored; None: ascending. ``progress`` is called with the number of images done. ``stopwatch``
     measures the stages load, extractor and flow, scores included.
     """
     first = models[0]
     device = next(first.parameters()).device
     stopwatch = stopwatch or Stopwatch(device)
+    if first.tiling is not None:
+        numbers = list(range(len(images)) if order is None else order)
+        with ReaderPool(workers) as readers:
+            given = _timed(readers.map(images.to_cut(number, first.tiling) for number in numbers), stopwatch)
+            scored = blended_scores(given, first.tiling, models, batch_size=batch_size, stopwatch=stopwatch)
+            for done, (number, by_model) in enumerate(zip(numbers, scored, strict=True), start=1):
+                yield [number], [scores.to_cpu() for scores in by_model]
+                progress(done)
+        return
     batches = [list(batch) for batch in batched(range(len(images)) if order is None else order, batch_size)]
     done = 0
     with ReaderPool(workers) as readers:
@@ -75,6 +89,16 @@ def score_images(
             progress(done)
 
 
+def _timed(items: Iterator[T], stopwatch: Stopwatch) -> Iterator[T]:
+    """Yields ``items``, whose making counts as loading."""
+    while True:
+        with stopwatch("load"):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
 def evaluate(
     model: MSFlow,
     images: ImageSet,
@@ -89,8 +113,9 @@ def evaluate(
     A copy that ``for_inference`` makes computes the scores, in ``dtype``, see fastmsflow.inference.resolve_dtype. With
     None, or if ``for_inference`` made ``model``, ``model`` itself computes them.
 
-    Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512. Larger sets are evaluated from histograms, in
-    constant memory, and ``Evaluation.pixel_error`` bounds the difference. ``workers``: processes that read images.
+    Pixel metrics are exact up to 2^26 pixels, 256 images of 512x512. Larger sets, and images in tiles, whose maps have
+    their own sizes, are evaluated from histograms, in constant memory, and ``Evaluation.pixel_error`` bounds the
+    difference. ``workers``: processes that read images.
     ``progress`` is called with the number of images done so far.
 
     Raises: InputError if the set has only good or only defective test images, a file cannot be read, or ``dtype`` is
@@ -123,7 +148,7 @@ def evaluate_all(
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
     with stopwatch("load"):
         ready = [prepare(model, dtype) for model in models]
-        ground_truth = GroundTruth.from_image_set(images, first.image_size)
+        ground_truth = GroundTruth.from_image_set(images, first.image_size if first.tiling is None else None)
     map_kind = shown_map(first.calibration is not None, map_kind)
     evaluators = [
         Evaluator(ground_truth, len(model.flow.channels), map_kind=map_kind, maps=maps if model is first else None)

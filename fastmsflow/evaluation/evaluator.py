@@ -59,15 +59,15 @@ class Evaluator:
         self._world = world
         self._scores = ScoreCollector(ground_truth.names, world)
         self._pixel_metrics: PixelMetricsAccumulator | None = None
-        if ground_truth.has_masks and ground_truth.exact:
+        if ground_truth.has_masks and ground_truth.exact and ground_truth.image_size is not None:
             self._pixel_metrics = ExactPixelMetrics(len(ground_truth.labels), ground_truth.image_size)
         elif ground_truth.has_masks:
-            self._pixel_metrics = BinnedPixelMetrics(levels, ground_truth.image_size, world)
+            self._pixel_metrics = BinnedPixelMetrics(levels, world)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray | None) -> None:
         """Adds the scores of the images of ``numbers``, float32 on the CPU, and their masks if the set has masks.
 
-        Raises: InputError if maps cannot be written.
+        The images of a call are of one size. Raises: InputError if maps cannot be written.
         """
         self._scores.add(numbers, scores)
         # ``result`` names images whose score is not finite.
@@ -122,7 +122,8 @@ class Calibrator:
         self._scores.add(numbers, scores)
         maps = scores.absolute_map
         self._peaks += zip(numbers, maps.amax(dim=(1, 2)).tolist(), strict=True)
-        # Samples every ``step``-th pixel of all images in a row, whatever the order in which they are added.
+        # Samples every ``step``-th pixel of all images in a row, whatever the order in which they are added; of images
+        # of several sizes about as many of each.
         size = maps[0].numel()
         step = max(1, self._count * size // MEDIAN_PIXELS)
         for number, score_map in zip(numbers, maps, strict=True):

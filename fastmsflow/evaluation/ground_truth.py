@@ -30,7 +30,7 @@ class MaskNotes:
             # Its pixels, which may be many, are left out.
             self._notes[shown(sample.mask)] = mask._replace(pixels=mask.pixels[:0])
 
-    def warn(self, image_size: tuple[int, int], world: ProcessGroup = SINGLE_PROCESS) -> None:
+    def warn(self, image_size: tuple[int, int] | None, world: ProcessGroup = SINGLE_PROCESS) -> None:
         """Warns of the masks that all processes have added; all call this, and the first one warns."""
         if self._has_warned:
             return
@@ -41,7 +41,7 @@ class MaskNotes:
             warnings.warn(line, InputWarning, stacklevel=3)
 
 
-def _mask_lines(notes: dict[str, Mask], image_size: tuple[int, int]) -> list[str]:
+def _mask_lines(notes: dict[str, Mask], image_size: tuple[int, int] | None) -> list[str]:
     empty = [name for name, mask in notes.items() if not mask.marked]
     full = [name for name, mask in notes.items() if mask.is_full]
     lost = {name: mask.lost for name, mask in notes.items() if mask.lost}
@@ -56,7 +56,7 @@ def _mask_lines(notes: dict[str, Mask], image_size: tuple[int, int]) -> list[str
             f"{_masks(len(full), 'marks', 'mark')} every pixel: {first_few(full)}; if that is not meant, save them with"
             " 255 where the defect is and 0 elsewhere"
         )
-    if lost:
+    if lost and image_size is not None:
         height, width = image_size
         named = [f"{count} of {name}" for name, count in lost.items()]
         count = sum(lost.values())
@@ -79,7 +79,8 @@ class GroundTruth:
 
     samples: Sequence[Sample]
     labels: np.ndarray
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
+    """(H, W) of maps and masks; None: those of an image have its own size."""
     has_masks: bool
     exact: bool
     """Pixel metrics are computed from all maps at once; if False, from histograms in constant memory."""
@@ -89,9 +90,9 @@ class GroundTruth:
 
     @classmethod
     def from_image_set(
-        cls, images: ImageSet, image_size: tuple[int, int], world: ProcessGroup = SINGLE_PROCESS
+        cls, images: ImageSet, image_size: tuple[int, int] | None, world: ProcessGroup = SINGLE_PROCESS
     ) -> "GroundTruth":
-        """Reads the labels of ``images.test``, and the masks if they fit in memory.
+        """Reads the labels of ``images.test``, and the masks if they fit in memory and are of one size, ``image_size``.
 
         An InputWarning names masks that mark nothing or everything, or lose regions to resizing; where masks are read
         later, ``mask_notes`` collects these. Raises: InputError if the images are all good or all defective, or a mask
@@ -105,7 +106,9 @@ class GroundTruth:
                 f" it has {len(labels) - defective} good and {defective} defective: add the missing ones, or, to train"
                 " without an evaluation, move the test images elsewhere"
             )
-        exact = world.size == 1 and len(labels) * image_size[0] * image_size[1] <= EXACT_PIXELS
+        exact = (
+            world.size == 1 and image_size is not None and len(labels) * image_size[0] * image_size[1] <= EXACT_PIXELS
+        )
         truth = cls(images.test, labels, image_size, images.has_masks, exact, None)
         if images.has_masks and exact:
             truth = replace(truth, masks=truth.load_masks(range(len(labels))))
@@ -131,7 +134,7 @@ class GroundTruth:
         return np.argsort(numbers * ((5**0.5 - 1) / 2) % 1).tolist()
 
     def load_masks(self, numbers: Sequence[int]) -> np.ndarray:
-        """Returns the masks (B, H, W) bool of these images. Raises: InputError if one cannot be read."""
+        """Returns the masks (B, H, W) bool of these images, of one size. Raises: InputError if one cannot be read."""
         if self.masks is not None:
             return self.masks[list(numbers)]
         samples = [self.samples[number] for number in numbers]

@@ -77,15 +77,14 @@ class BinnedPixelMetrics:
     they exchange anything else, so that none waits for ever.
     """
 
-    def __init__(self, levels: int, size: tuple[int, int], world: ProcessGroup) -> None:
+    def __init__(self, levels: int, world: ProcessGroup) -> None:
         self._levels = levels
-        self._size = size
         self._world = world
         self._sample: list[tuple[np.ndarray, list[np.ndarray]]] = []
         self._histograms: list[PixelHistogram] = []
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray) -> None:
-        """Adds the scores of images and their masks; see ExactPixelMetrics."""
+        """Adds the scores of images of one size and their masks; see ExactPixelMetrics."""
         maps = [score_map.numpy() for score_map in self._maps(scores)]
         if self._histograms:
             regions = Regions(masks)
@@ -139,13 +138,13 @@ class BinnedPixelMetrics:
         ]
 
     def _choose_bins(self) -> None:
-        nothing = np.empty((0, *self._size), np.float32)
-        regions = Regions(np.concatenate([nothing.astype(bool), *(masks for masks, _ in self._sample)]))
+        regions = [Regions(masks) for masks, _ in self._sample]
         for kind in range(MAPS_PER_IMAGE):
-            sample = np.concatenate([nothing, *(maps[kind] for _, maps in self._sample)])
-            bins = Bins.from_sample(regions, sample, across_ranks=self._world.size > 1)
-            self._histograms.append(PixelHistogram(bins))
-            self._histograms[kind].update(regions, sample)
+            sample = [(of_batch, maps[kind]) for of_batch, (_, maps) in zip(regions, self._sample, strict=True)]
+            histogram = PixelHistogram(Bins.from_samples(sample, across_ranks=self._world.size > 1))
+            for of_batch, score_map in sample:
+                histogram.update(of_batch, score_map)
+            self._histograms.append(histogram)
         self._sample.clear()
 
 

@@ -11,6 +11,7 @@ from einops import rearrange
 from .._version import __version__
 from ..calibration import Calibration
 from ..data import ImageSet, fingerprint, load_image, load_mask
+from ..data.image_io import read_image
 from ..files import shown, write_table
 from ..models.msflow import MSFlow
 from ..owned_files import GALLERY, HISTOGRAM
@@ -57,17 +58,18 @@ def write_test_report(
     )
     plot_scores(out / HISTOGRAM, labels, absolute, f"{shown(images.name)}: image scores of the test set")
 
+    size = model.image_size if model.tiling is None else None
+
     def row(i: int) -> ReportRow:
         sample = images.test[i]
-        image = rearrange(load_image(sample.image, model.image_size), "c h w -> h w c").numpy()
         return ReportRow(
             image=sample.image,
             label=sample.label,
             kind=sample.kind,
             score=float(absolute[i]),
-            pixels=(image * 255).round().astype(np.uint8),
+            pixels=_pixels(sample.image, size),
             score_map=maps[i],
-            mask=load_mask(sample, model.image_size).numpy() if sample.mask is not None else None,
+            mask=load_mask(sample, size).numpy() if sample.mask is not None else None,
         )
 
     def rows() -> Iterator[ReportRow]:
@@ -94,6 +96,14 @@ def write_test_report(
         licence=images.licence,
     )
     write_report(out / PAGE, report)
+
+
+def _pixels(image: Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Returns an image's pixels (H, W, 3) uint8 at ``size``, or at its own if that is None."""
+    if size is None:
+        return np.asarray(read_image(image))
+    pixels = rearrange(load_image(image, size), "c h w -> h w c").numpy()
+    return (pixels * 255).round().astype(np.uint8)
 
 
 def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:

@@ -16,7 +16,7 @@ from ..files import aside_folder, write_faults
 
 
 class ScoreMapStore:
-    """Stores maps (H, W) of one size, float32, by the images' numbers in a temporary file: 4 H W bytes an image.
+    """Stores maps (H, W), float32, by the images' numbers in a temporary file: 4 H W bytes an image.
 
     The file is removed when this object is deleted or closed, or its process is killed. Each of several processes
     writes a file of its own into a folder that all of them see; after ``gather`` the first one reads them all.
@@ -25,8 +25,7 @@ class ScoreMapStore:
     def __init__(self, folder: Path, world: ProcessGroup = SINGLE_PROCESS) -> None:
         """Opens the file in ``folder`` or, if that does not exist, in the nearest folder above that does."""
         self._world = world
-        self._shape: tuple[int, ...] = ()
-        self._where: dict[int, tuple[int, int]] = {}  # number -> file, first byte
+        self._where: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # number -> file, first byte, shape
         self._name = folder / "maps"
         with write_faults(self._name):
             there = next(path for path in (folder, *folder.parents) if path.is_dir())
@@ -48,33 +47,32 @@ class ScoreMapStore:
         """
         if not len(maps):
             return
-        self._shape = maps.shape[1:]
         with write_faults(self._name):
             start = self._files[0].seek(0, os.SEEK_END)
             rest = memoryview(np.ascontiguousarray(maps, dtype=np.float32).data).cast("B")
             while rest:
                 rest = rest[self._files[0].write(rest) :]
-        self._where |= {number: (0, start + i * 4 * maps[0].size) for i, number in enumerate(numbers)}
+        shape = maps.shape[1:]
+        self._where |= {number: (0, start + i * 4 * maps[0].size, shape) for i, number in enumerate(numbers)}
 
     def gather(self) -> "ScoreMapStore | None":
         """Returns this store with the maps of all processes on the first process, None on the others; all call this."""
         if self._world.size == 1:
             return self
-        stores = self._world.all_gather((self._path, self._shape, self._where))
+        stores = self._world.all_gather((self._path, self._where))
         if not self._world.first:
             return None
-        for file, (path, shape, where) in enumerate(stores):
-            self._shape = self._shape or shape
+        for file, (path, where) in enumerate(stores):
             if file:
                 self._files.append(path.open("rb", buffering=0))
-                self._where |= {number: (file, start) for number, (_, start) in where.items()}
+                self._where |= {number: (file, start, shape) for number, (_, start, shape) in where.items()}
             shutil.rmtree(path.parent)
         return self
 
     def __getitem__(self, number: int) -> np.ndarray:
         """Returns the map (H, W) float32 of an image. Raises: KeyError if the image was not added."""
-        file, start = self._where[number]
-        score_map = np.empty(self._shape, np.float32)
+        file, start, shape = self._where[number]
+        score_map = np.empty(shape, np.float32)
         rest = memoryview(score_map.data).cast("B")
         self._files[file].seek(start)
         while rest:

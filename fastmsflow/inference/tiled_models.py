@@ -1,6 +1,7 @@
 """Models that take tiles: with the size of a tile in place of the one that they were trained on."""
 
 import warnings
+from typing import NamedTuple
 
 from ..errors import InputError, InputWarning
 from ..models.msflow import MSFlow
@@ -27,29 +28,38 @@ def tiled_model(model: MSFlow, tiling: Tiling) -> MSFlow:
     return copy.to(parameter.device, parameter.dtype).train(model.training)
 
 
-def retile(model: MSFlow, tile: int | None = None, overlap: float | None = None, scale: float | None = None) -> MSFlow:
-    """Returns ``model`` with another tiling, or itself if nothing is given.
+class TileOptions(NamedTuple):
+    """The tiling that a user asks for; None: as the model's is or, if it has none, as Tiling's default."""
 
-    What is None stays as it is in the model's tiling, or at Tiling's default. Thresholds hold for the tiling that they
-    were calibrated with, so the copy has none if its tiling is another; an InputWarning says so.
+    tile: int | None = None
+    overlap: float | None = None
+    scale: float | None = None
 
-    Raises: InputError if ``overlap`` or ``scale`` is given to a model that takes whole images, without ``tile``; the
+
+AS_TRAINED = TileOptions()
+
+
+def retile(model: MSFlow, options: TileOptions) -> MSFlow:
+    """Returns ``model`` with another tiling, or itself if ``options`` ask for none.
+
+    Thresholds hold for the tiling that they were calibrated with, so the model has none then; an InputWarning says so.
+
+    Raises: InputError if ``overlap`` or ``scale`` is given for a model that takes whole images, without ``tile``; the
     errors of Tiling and of ``tiled_model``.
     """
-    given = {key: value for key, value in (("tile", tile), ("overlap", overlap), ("scale", scale)) if value is not None}
-    if not given:
-        return model
-    if tile is None and model.tiling is None:
-        raise InputError(f"{' and '.join(given)} are of tiles, and this model takes whole images; give tile too")
-    tiling = Tiling(**{**(model.tiling.config if model.tiling else {}), **given})
-    if tiling == model.tiling:
+    given = {name: value for name, value in options._asdict().items() if value is not None}
+    if given and options.tile is None and model.tiling is None:
+        names = " and ".join(f"--{name}" for name in given)
+        raise InputError(f"{names}: this is of tiles, and the model takes whole images; give --tile too")
+    tiling = Tiling(**{**(model.tiling.config if model.tiling else {}), **given}) if given else model.tiling
+    if tiling is None or tiling == model.tiling:
         return model
     before = model.tiling or "images resized to {1}x{0}".format(*model.image_size)
     changed = tiled_model(model, tiling)
-    if changed.calibration is not None:
+    if model.calibration is not None:
         warnings.warn(
-            f"the model's thresholds are of {before}, and not of {tiling}: they are not used; `fastmsflow calibrate`"
-            " with the same options sets others",
+            f"the model's thresholds are of {before}, not of {tiling}, and are not used; `fastmsflow calibrate` with"
+            " the same options sets others",
             InputWarning,
             stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """Divides real numbers into 65,536 bins, which are narrow where a sample is dense."""
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,14 @@ class Bins:
 
         ``across_ranks``: the samples of all ranks are taken together, see PixelHistogram.all_reduce.
         """
-        regions = masks if isinstance(masks, Regions) else Regions(masks)
-        counts = np.zeros((3, CELLS))
-        for image, (at, weights) in zip(as_scores(maps, "maps", regions.shape), regions.pixels, strict=True):
-            cells = _cells(_ordered(as_float32(image)))
-            counts[0] += np.bincount(cells, minlength=CELLS)
-            defective = np.bincount(cells[at], minlength=CELLS)
-            counts[:2] += np.stack([-defective, defective])
-            counts[2] += np.bincount(cells[at], weights, CELLS)
+        return cls.from_samples([(masks, maps)], bins=bins, across_ranks=across_ranks, device=device)
+
+    @classmethod
+    def from_samples(
+        cls, samples: Iterable[tuple[Any, Any]], *, bins: int = BINS, across_ranks: bool = False, device: str = "cpu"
+    ) -> "Bins":
+        """Chooses bins as ``from_sample`` does, for several samples: masks and maps, each pair of a size of its own."""
+        counts = sum((_counted(masks, maps) for masks, maps in samples), start=np.zeros((3, CELLS)))
         return cls(reduced(counts, "sum", device) if across_ranks else counts, bins)
 
     def __eq__(self, other: object) -> bool:
@@ -71,6 +72,19 @@ class Bins:
         keys >>= self._shift.take(cells, mode="clip")
         keys += self._first.take(cells, mode="clip")
         return keys.astype(np.intp)
+
+
+def _counted(masks: Any, maps: Any) -> np.ndarray:
+    """Returns how many values lie in each cell, (3, CELLS): of good pixels, of defective ones, and these by weight."""
+    regions = masks if isinstance(masks, Regions) else Regions(masks)
+    counts = np.zeros((3, CELLS))
+    for image, (at, weights) in zip(as_scores(maps, "maps", regions.shape), regions.pixels, strict=True):
+        cells = _cells(_ordered(as_float32(image)))
+        counts[0] += np.bincount(cells, minlength=CELLS)
+        defective = np.bincount(cells[at], minlength=CELLS)
+        counts[:2] += np.stack([-defective, defective])
+        counts[2] += np.bincount(cells[at], weights, CELLS)
+    return counts
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:

@@ -268,7 +268,7 @@ def test_the_pixel_metrics_of_200_images_of_512_in_time() -> None:
     masks = np.zeros((20, 512, 512), dtype=bool)
     masks[::2, 60:170, 256:350] = True
     masks[::2, 450:460, 3:7] = True
-    counted = BinnedPixelMetrics(LEVELS, (512, 512), ProcessGroup())
+    counted = BinnedPixelMetrics(LEVELS, ProcessGroup())
     seconds = 0.0
     for start in range(0, 200, 20):
         shifted = log_likelihood - torch.from_numpy(masks).float() - 0.01 * start
