@@ -17,7 +17,21 @@ from ..number_range import COUNT, FINITE
 from ..number_range import WORKERS as WORKERS_RANGE
 from ..recipe import DATA, VALIDATION
 from .imports import import_packages
-from .options import DISTRIBUTED, IMAGE_SOURCES, OUTPUT, Dtype, Engine, FalseAlarms, Null, ScoreMap, argument, option
+from .options import (
+    DISTRIBUTED,
+    IMAGE_SOURCES,
+    OUTPUT,
+    Dtype,
+    Engine,
+    FalseAlarms,
+    Null,
+    Overlap,
+    Scale,
+    ScoreMap,
+    Tile,
+    argument,
+    option,
+)
 from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -46,7 +60,10 @@ def predict(
     out: Annotated[
         str, option(OUTPUT, "Folder for the scores and the heat maps; for parquet also a URL: s3://, gs://.")
     ] = "predictions",
-    batch_size: Annotated[int, option(DATA, "Images in a batch.", range=COUNT)] = 8,
+    batch_size: Annotated[int, option(DATA, "Images, or tiles, in a batch.", range=COUNT)] = 8,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    scale: Scale = None,
     false_alarms: FalseAlarms = None,
     threshold: Annotated[
         float | None,
@@ -115,10 +132,12 @@ def predict(
         if find_spec("pyarrow") is None:
             raise UnavailableError("Parquet needs pyarrow: pip install 'fastmsflow[shards]'")
         import_packages("torch", "timm")
+        from ..inference.tiled_models import TileOptions
         from .predict_parquet import predict_parquet
 
         predict_parquet(
             model=model,
+            tiles=TileOptions(tile, overlap, scale),
             sources=images,
             null=null,
             out=out,
@@ -138,11 +157,12 @@ def predict(
     from ..data.file_search import find_images
     from ..inference.loading import load_model
     from ..inference.predictor import Interrupted, Predictor
+    from ..inference.tiled_models import TileOptions, retile
     from ..scoring import check_map
 
     kind = None if score_map is None else check_map(score_map)
     found = find_images(images, sys.stdin.buffer, null)
-    network = load_model(model)
+    network = retile(load_model(model), TileOptions(tile, overlap, scale))
     decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
     predictor = Predictor(
         network,
@@ -154,10 +174,11 @@ def predict(
         dtype=dtype,
         kind=kind,
         engine=engine,
+        batch_size=batch_size,
     )
     try:
         with progress_bar("scoring images", len(found.files)) as bar:
-            predictor.run(found.files, batch_size, workers, bar)
+            predictor.run(found.files, workers, bar)
     except Interrupted as interrupted:
         print_line(str(interrupted), where=errors)
         raise typer.Exit(130) from interrupted

@@ -17,6 +17,7 @@ from ..inference.predict_parquet import score_into, settings_of
 from ..inference.prediction_folder import FAULTS_SHOWN, PredictionFolder, RowCounts
 from ..inference.prediction_sources import find_sources
 from ..inference.scorer import Scorer
+from ..inference.tiled_models import TileOptions, retile
 from ..integrations.ray import RayOptions, check_cluster, connected, score_on_ray
 from .output import console, errors, exit_if_skipped, print_json, print_line, progress_bar
 
@@ -24,6 +25,7 @@ from .output import console, errors, exit_if_skipped, print_json, print_line, pr
 def predict_parquet(
     *,
     model: str,
+    tiles: TileOptions,
     sources: list[str],
     null: bool,
     out: str,
@@ -45,6 +47,7 @@ def predict_parquet(
         folder, network, gpus = PredictionFolder(out), read_model(model), 0
         if cluster is None:
             network = to_device(network)
+        network = retile(network, tiles)
         decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
         images, skipped = find_sources(sources, sys.stdin.buffer, null)
         if cluster is not None:
@@ -58,7 +61,9 @@ def predict_parquet(
         regions = region_threshold(network.calibration, false_alarms)
         # On a cluster this process scores nothing, so its CPU need not have units for the dtype.
         own_dtype = dtype if cluster is None else "float32"
-        scorer = Scorer(network, decision=decision, region_threshold=regions, dtype=own_dtype, engine=engine)
+        scorer = Scorer(
+            network, decision=decision, region_threshold=regions, dtype=own_dtype, engine=engine, tiles=batch_size
+        )
         settings = settings_of(scorer) | ({} if cluster is None else {"dtype": dtype})
         stack.enter_context(folder.claimed())
         folder.begin(settings, on_cluster=cluster is not None)
@@ -68,7 +73,7 @@ def predict_parquet(
                 path = model if is_url(model) else absolute(model)
                 arguments = {
                     "model": path, "threshold": threshold, "false_alarms": false_alarms, "dtype": dtype,
-                    "engine": engine,
+                    "engine": engine, **tiles._asdict(),
                 }  # fmt: skip
                 options = RayOptions(batch_size=batch_size, images_per_part=images_per_part, gpus=gpus)
                 score_on_ray(folder, waiting, arguments, options)

@@ -17,8 +17,10 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..files import as_utf8
 from ..number_range import WORKERS
+from ..tiling import Tiling
 from .ahead_loader import show_life
 from .image_io import as_tensor, decode_image
+from .image_views import ScaledImage, scaled_pixels
 from .reader_pool import ReaderPool, batched
 from .shards.manifest import Manifest, Shard
 from .shards.reader import Encoded, read_shard
@@ -109,7 +111,10 @@ class ReadBatch:
 
     items: list[ReadImage]
     pixels: Tensor | None
-    """float32 (n, 3, H, W) in [0, 1]: the n images that could be read, in their order."""
+    """float32 (n, 3, H, W) in [0, 1]: the n images that could be read, in their order; None if there are none, or they
+    are to be cut into tiles."""
+    to_cut: Sequence[ScaledImage] = ()
+    """These images, each of its own size, if they are to be cut."""
 
 
 Shrink = Callable[[Image.Image], Image.Image]
@@ -119,28 +124,34 @@ Shrink = Callable[[Image.Image], Image.Image]
 class BatchReader(Dataset[ReadBatch]):
     """Reads batches at ``image_size`` (H, W), resized by Lanczos: ``reader[batch]``.
 
-    ``shrink``: makes another RGB image of each one, to be shown; None: no image is shown.
+    ``shrink``: makes another RGB image of each one, to be shown; None: no image is shown. ``tiling``: images are read
+    at its scale, to be cut by it; None: they are resized.
     """
 
     image_size: tuple[int, int]
     shrink: Shrink | None = None
+    tiling: Tiling | None = None
 
     def __getitem__(self, batch: ImageBatch) -> ReadBatch:
         items: list[ReadImage] = []
         pixels: list[Tensor] = []
+        to_cut: list[ScaledImage] = []
         for number, image in enumerate(batch.images, batch.first):
             name = image if isinstance(image, str) else image.name
             try:
                 found = open_image(image) if isinstance(image, str) else decode_image(image.content, image.source)
                 shown = None if self.shrink is None else np.asarray(self.shrink(found))
-                pixels.append(as_tensor(found, self.image_size))
+                if self.tiling is None:
+                    pixels.append(as_tensor(found, self.image_size))
+                else:
+                    to_cut.append(scaled_pixels(found, self.tiling, name))
                 items.append(ReadImage(number, name, found.size, None, shown))
             except InputError as error:
                 items.append(ReadImage(number, name, None, str(error)))
             show_life()
         behind = batch.first + len(batch.images)
         items += [ReadImage(number, None, None, batch.fault) for number in range(behind, behind + batch.lost)]
-        return ReadBatch(items, torch.stack(pixels) if pixels else None)
+        return ReadBatch(items, torch.stack(pixels) if pixels else None, to_cut)
 
 
 def read_batches(

@@ -50,8 +50,8 @@ def read_mask(sample: Sample, image_size: tuple[int, int] | None) -> Mask:
     """Reads the mask of ``sample`` as ``load_mask`` does, with what resizing makes of it; the errors are the same."""
     if sample.mask is None and image_size is not None:
         return Mask(torch.zeros(image_size, dtype=torch.bool))
-    size = image_size_of(sample.image)
-    image_size = image_size or size[::-1]
+    size = width, height = image_size_of(sample.image)
+    image_size = image_size or (height, width)
     if sample.mask is None:
         return Mask(torch.zeros(image_size, dtype=torch.bool))
     # It may have any size here: the comparison has the better message.

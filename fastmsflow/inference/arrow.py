@@ -98,6 +98,9 @@ def with_results(table: Any, results: Columns) -> Any:
         table = table.append_column(field, column)
     if MAP in results:
         maps = results[MAP]
+        if maps.dtype == object:
+            lists = [None if of_row is None else list(of_row) for of_row in maps]
+            return table.append_column(MAP, pa.array(lists, pa.list_(pa.list_(pa.float32()))))
         kind = pa.fixed_shape_tensor(pa.float32(), maps.shape[1:])
         storage = pa.FixedSizeListArray.from_arrays(pa.array(maps.reshape(-1)), int(np.prod(maps.shape[1:])))
         table = table.append_column(pa.field(MAP, kind), pa.ExtensionArray.from_storage(kind, storage))

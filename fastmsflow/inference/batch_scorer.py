@@ -16,15 +16,19 @@ from torch import Tensor
 
 from ..calibration import DecisionThreshold, check_rate, region_threshold
 from ..data.image_batches import processors
+from ..data.image_views import ScaledImage
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
-from ..number_range import FINITE
+from ..number_range import FINITE, OVERLAP, SCALE, SIDE
 from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
 from .engines import OPENVINO, TORCH, check_engine
 from .loading import parse_device, read_model, to_device
 from .precision import AUTO
 from .scorer import NOT_FINITE, ImageResult, Scorer
+from .tiled_models import TileOptions, retile
 
+# Images that are cut may be large, and their tiles share batches.
+IMAGES_IN_TILES = 4
 # Engines hand over thousands of rows at once; so many images are in memory and in the model together.
 BATCH_SIZE = 32
 # More threads than processors, since reading from a server is waiting.
@@ -39,8 +43,10 @@ class BatchScorer:
     calibrated threshold for ``false_alarms``, the share of good images that may be called so (None: as calibrated).
     ``dtype``: float32, bfloat16, float16 or auto, which is float16 on a GPU and float32 on a CPU; see
     ``resolve_dtype``. ``engine``: torch, or openvino, which computes on the CPU in float32 or, if ``dtype`` says so,
-    bfloat16. ``tile``: None, images are resized to the model's size. ``maps``: results have a column ``score_map`` too,
-    the absolute map at the model's size. ``device``: auto (a GPU if there is one and the engine is torch), cpu, cuda or
+    bfloat16. ``tile``, ``overlap``, ``scale``: images are cut at their own size, times ``scale``, into tiles, see
+    fastmsflow.inference.TiledPredictor; None: as the model was trained or calibrated, which may be not at all: images
+    are resized then. ``maps``: results have a column ``score_map`` too, the absolute map at the model's size or, of
+    tiles, each at its image's. ``device``: auto (a GPU if there is one and the engine is torch), cpu, cuda or
     cuda:N.
 
     A scorer can be pickled, before and after it has loaded its model; a copy loads its own. Threads may share a scorer:
@@ -59,6 +65,8 @@ class BatchScorer:
         dtype: str = AUTO,
         engine: str = TORCH,
         tile: int | None = None,
+        overlap: float | None = None,
+        scale: float | None = None,
         maps: bool = False,
         device: str = "auto",
     ) -> None:
@@ -66,8 +74,9 @@ class BatchScorer:
             FINITE.check("threshold", threshold)
         if false_alarms is not None:
             check_rate(false_alarms)
-        if tile is not None:
-            raise InputError(f"tile {tile}: images are scored whole, resized to the model's size; leave tile out")
+        for name, value, numbers in (("tile", tile, SIDE), ("overlap", overlap, OVERLAP), ("scale", scale, SCALE)):
+            if value is not None:
+                numbers.check(name, value)
         check_engine(engine, dtype)
         place = parse_device(device)
         if engine == OPENVINO:
@@ -76,6 +85,7 @@ class BatchScorer:
             place = torch.device("cpu")
         self._model = model if isinstance(model, MSFlow) else os.fsdecode(model)
         self._threshold, self._false_alarms = threshold, false_alarms
+        self._tiles = TileOptions(tile, overlap, scale)
         self._dtype, self._maps, self._engine, self._device = dtype, maps, engine, place
         self._begin()
 
@@ -112,7 +122,8 @@ class BatchScorer:
         bool, null without a threshold; ``largest_region``, the area in pixels of the image, 0 if there is none above
         the model's threshold, null if it has no threshold; ``largest_region_left``, ``_top``, ``_right``, ``_bottom``,
         its box in pixels; ``fault``, one line where the image could not be read or scored, null elsewhere; with
-        ``maps``, ``score_map`` (H, W) float32. Null is None or, of numbers in NumPy, NaN.
+        ``maps``, ``score_map`` (H, W) float32, of tiles in a column of objects. Null is None or, of numbers in NumPy,
+        NaN.
 
         Raises: InputError if the batch has no column of images, or columns of several lengths; the errors of ``load``.
         """
@@ -133,30 +144,35 @@ class BatchScorer:
 
     def _results(self, rows: BatchColumns) -> Columns:
         ready = self._ready()
-        image_size = ready.scorer.model.image_size
-
+        model = ready.scorer.model
+        at_once = BATCH_SIZE if model.tiling is None else IMAGES_IN_TILES
+        map_size = model.image_size if self._maps and model.tiling is None else None
+        own_maps = self._maps and model.tiling is not None
         numbers = range(len(rows.values))
 
         def read(start: int) -> list["Future[_Read]"]:
-            return [ready.readers.submit(_read, rows, row, image_size) for row in numbers[start : start + BATCH_SIZE]]
+            return [ready.readers.submit(_read, rows, row, model) for row in numbers[start : start + at_once]]
 
         results: list[Columns] = []
         ahead = read(0)
         # At least once, since a batch without rows has result columns too.
-        for start in range(0, max(1, len(numbers)), BATCH_SIZE):
+        for start in range(0, max(1, len(numbers)), at_once):
             # The next images are decoded while the model scores these.
-            current, ahead = ahead, read(start + BATCH_SIZE)
+            current, ahead = ahead, read(start + at_once)
             scored = self._score(ready.scorer, [future.result() for future in current], rows, start)
             # Made at once, so that the maps of the images are not all in memory.
-            results.append(result_columns(scored, image_size if self._maps else None))
+            results.append(result_columns(scored, map_size, own_maps=own_maps))
         return {name: np.concatenate([some[name] for some in results]) for name in results[0]}
 
     def _score(self, scorer: Scorer, read: "list[_Read]", rows: BatchColumns, start: int) -> list[ImageResult | str]:
         """Returns the result or the fault of each image; ``start``: the row of the first one."""
-        images = [image for image in read if not isinstance(image, str)]
-        sizes = [size for _, size in images]
+        whole = [image for image in read if not isinstance(image, (str, ScaledImage))]
+        to_cut = [image for image in read if isinstance(image, ScaledImage)]
         with self._scoring:
-            results = iter(scorer(torch.stack([pixels for pixels, _ in images]), sizes) if images else [])
+            scored = list(scorer.in_tiles(to_cut)) if to_cut else []
+            if whole:
+                scored = scorer(torch.stack([pixels for pixels, _ in whole]), [size for _, size in whole])
+        results = iter(scored)
         return [
             image if isinstance(image, str) else next(results) or f"{rows.name(row)}: {NOT_FINITE}"
             for row, image in enumerate(read, start)
@@ -170,6 +186,7 @@ class BatchScorer:
                 model = to_device(
                     copy.deepcopy(given) if isinstance(given, MSFlow) else read_model(given), self._device
                 )
+                model = retile(model, self._tiles)
                 decision = DecisionThreshold.from_calibration(model.calibration, self._false_alarms, self._threshold)
                 regions = region_threshold(model.calibration, self._false_alarms)
                 scorer = Scorer(
@@ -194,13 +211,16 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS, "fastmsflow-read")
 
 
-_Read: TypeAlias = tuple[Tensor, tuple[int, int]] | str
-"""An image at the model's size with its own (width, height), or its fault."""
+_Read: TypeAlias = tuple[Tensor, tuple[int, int]] | ScaledImage | str
+"""An image at the model's size with its own (width, height), or one that is to be cut into tiles, or its fault."""
 
 
-def _read(rows: BatchColumns, row: int, image_size: tuple[int, int]) -> _Read:
+def _read(rows: BatchColumns, row: int, model: MSFlow) -> _Read:
     try:
-        return rows.fault(row) or rows.read(row, image_size)
+        fault = rows.fault(row)
+        if fault is None and model.tiling is not None:
+            return rows.read_to_cut(row, model.tiling)
+        return fault or rows.read(row, model.image_size)
     except (InputError, UnavailableError) as error:
         fault = str(error)
     except Exception as error:  # one row never ends a job

@@ -10,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.image_io import SMALLEST, as_tensor, decode_image, image_from_array
+from ..data.image_views import ScaledImage, scaled_image, scaled_pixels
 from ..data.url_images import open_image
 from ..errors import InputError
 from ..files import shown
+from ..tiling import Tiling
 from .scorer import ImageResult
 
 BYTES, IMAGE, PATH, FAULT = "bytes", "image", "path", "fault"
@@ -71,11 +73,26 @@ class BatchColumns(NamedTuple):
         Returns: the image, float32 (3, H, W) in [0, 1] at ``image_size``, and its own (width, height).
         Raises: InputError, which names the row, if there is no image or it cannot be decoded.
         """
+        image = self._opened(row)
+        if isinstance(image, np.ndarray):
+            return _resized(image, image_size), (image.shape[1], image.shape[0])
+        return as_tensor(image, image_size), image.size
+
+    def read_to_cut(self, row: int, tiling: Tiling) -> ScaledImage:
+        """Decodes the image of a row, ready to be cut into tiles. Raises: InputError as ``read`` does, or if the image
+        cannot be scaled."""
+        image = self._opened(row)
+        if isinstance(image, np.ndarray):
+            return scaled_image(torch.from_numpy(image).permute(2, 0, 1), tiling, self.name(row))
+        return scaled_pixels(image, tiling, self.name(row))
+
+    def _opened(self, row: int) -> Image.Image | np.ndarray:
+        """Returns 8-bit RGB, or an array (H, W, 3) of float32 in [0, 1]."""
         value, name, kind = self.values[row], self.name(row), self.kind
         if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value):
             raise InputError(f"{name}: the column {kind} is empty here")
         if kind == IMAGE:
-            return _of_array(value, name, image_size)
+            return _of_array(value, name)
         if kind == PATH and isinstance(value, (str, Path)):
             image = open_image(str(value))
         elif kind == BYTES and isinstance(value, (bytes, bytearray, memoryview)):
@@ -83,7 +100,7 @@ class BatchColumns(NamedTuple):
         else:
             what = "paths or URLs as text" if kind == PATH else "files' bytes"
             raise InputError(f"{name}: the column {kind} holds {_type(value)}; give {what}")
-        return as_tensor(image, image_size), image.size
+        return image
 
 
 def _length(name: str, column: Any) -> int:
@@ -95,7 +112,7 @@ def _length(name: str, column: Any) -> int:
     raise InputError(f"the batch's column {name} is {_type(column)}; give an array or a list, a value for each row")
 
 
-def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+def _of_array(value: Any, name: str) -> Image.Image | np.ndarray:
     if isinstance(value, Image.Image):
         # As an array, a palette's numbers would be gray values, and CMYK colors with transparency.
         raise InputError(f"{name}: the column {IMAGE} holds {_type(value)}; give np.asarray(image.convert('RGB'))")
@@ -111,23 +128,27 @@ def _of_array(value: Any, name: str, image_size: tuple[int, int]) -> tuple[Tenso
     except Exception as error:  # tensors on a GPU, ragged lists, whatever calls itself an array
         raise InputError(f"{name}: the column {IMAGE} holds no array ({error})") from error
     if np.issubdtype(array.dtype, np.floating):
-        return _float_tensor(array, name, image_size), (array.shape[1], array.shape[0])
-    image = image_from_array(array, name)
-    return as_tensor(image, image_size), image.size
+        return _checked_floats(array, name)
+    return image_from_array(array, name)
 
 
-def _float_tensor(array: np.ndarray, name: str, image_size: tuple[int, int]) -> Tensor:
-    """Returns an array (H, W, 3) in [0, 1] as a tensor (3, H, W) at ``image_size``, resized by Lanczos.
-
-    Unlike 8-bit images, floats are not rounded and clipped between the two passes of the filter.
-    """
+def _checked_floats(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns an array (H, W, 3) in [0, 1] as float32."""
     if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < SMALLEST:
         raise InputError(
             f"{name}: {array.dtype} of shape {array.shape}; give (H, W, 3), at least {SMALLEST} pixels on a side"
         )
     if not (array.min() >= 0 and array.max() <= 1):
         raise InputError(f"{name}: floating-point pixels from {array.min():g} to {array.max():g}; give [0, 1]")
-    planes = np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+def _resized(array: np.ndarray, image_size: tuple[int, int]) -> Tensor:
+    """Returns an array (H, W, 3) of float32 in [0, 1] as a tensor (3, H, W) at ``image_size``, resized by Lanczos.
+
+    Unlike 8-bit images, floats are not rounded and clipped between the two passes of the filter.
+    """
+    planes = np.ascontiguousarray(array.transpose(2, 0, 1))
     if array.shape[:2] != image_size:
         size = (image_size[1], image_size[0])
         planes = np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in planes])
@@ -138,15 +159,20 @@ def _type(value: Any) -> str:
     return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a value of type {type(value).__name__}"
 
 
-def result_columns(results: Sequence[ImageResult | str], map_size: tuple[int, int] | None) -> Columns:
+def result_columns(
+    results: Sequence[ImageResult | str], map_size: tuple[int, int] | None = None, *, own_maps: bool = False
+) -> Columns:
     """Returns the columns of ``results``, the result or the fault of each row.
 
     Numbers are float64, NaN where there is none; ``defective`` and ``fault`` hold None there. ``map_size``: (H, W) of
-    the column of maps; None: no such column.
+    the column of maps, float32, NaN where there is none. ``own_maps``: each map has a size of its own, in a column of
+    objects, None where there is none. Without either there is no such column.
     """
     numbers = np.full((len(NUMBERS), len(results)), np.nan)
     defective, fault = np.full(len(results), None, object), np.full(len(results), None, object)
-    maps = None if map_size is None else np.full((len(results), *map_size), np.nan, np.float32)
+    maps: np.ndarray | None = None if map_size is None else np.full((len(results), *map_size), np.nan, np.float32)
+    if own_maps:
+        maps = np.full(len(results), None, object)
     for row, result in enumerate(results):
         if isinstance(result, str):
             fault[row] = result

@@ -49,17 +49,18 @@ def import_openvino(*others: str) -> Any:
         return import_module("openvino")
 
 
-def converted(model: MSFlow, outputs: Sequence[str]) -> Parts:
+def converted(model: MSFlow, outputs: Sequence[str] | None) -> Parts:
     """Converts a model that ``for_inference`` made in float32, on the CPU; batches may have any size.
 
     ``outputs``: names of fields or properties of fastmsflow.scoring.Scores, which become the names of the flow's
-    outputs; the extractor's input is named images.
+    outputs; None: the flow's outputs are the log-likelihoods per level. The extractor's input is named images.
 
     Raises: UnavailableError if OpenVINO is not installed.
     """
     openvino, batch = import_openvino(), {0: Dim("batch")}
     images = torch.rand(TRACED_BATCH, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
-    features_of, scores_of = _Features(model).eval(), _Scores(model, outputs).eval()
+    features_of = _Features(model).eval()
+    scores_of = (_LogLikelihoods(model) if outputs is None else _Scores(model, outputs)).eval()
     with backend.use("torch"), torch.no_grad(), QuietThread(), without_telemetry():
         features = features_of(images)
         # Fills the caches of values derived from weights, which become constants of the graph.
@@ -73,7 +74,8 @@ def converted(model: MSFlow, outputs: Sequence[str]) -> Parts:
             {port: openvino.PartialShape([-1, *x.shape[1:]]) for port, x in zip(part.inputs, inputs, strict=True)}
         )
     parts.extractor.input(0).get_tensor().set_names({"images"})
-    for port, name in zip(parts.flow.outputs, outputs, strict=True):
+    names = [f"log_likelihoods_{level}" for level in range(len(features))] if outputs is None else outputs
+    for port, name in zip(parts.flow.outputs, names, strict=True):
         port.get_tensor().set_names({name})
     return parts
 
@@ -138,6 +140,17 @@ class _Scores(nn.Module):
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         scores = self.model.scores_of_features(features)
         return tuple(getattr(scores, name) for name in self.outputs)
+
+
+class _LogLikelihoods(nn.Module):
+    """A module whose forward is ``log_likelihoods``."""
+
+    def __init__(self, model: MSFlow) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.log_likelihoods(features))
 
 
 @contextmanager

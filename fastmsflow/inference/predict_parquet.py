@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 
 from ..data.fingerprint import short_digest, tensor_chunks
-from ..data.image_batches import BatchReader, read_batches
+from ..data.image_batches import read_batches
 from ..files import as_utf8
 from ..number_range import COUNT
 from .arrow import RESULTS, with_results
@@ -50,12 +50,15 @@ def score_into(
     COUNT.check("batch_size", batch_size)
     COUNT.check("images_per_part", images_per_part)
     rows, done = pa.schema([(PATH, pa.string()), *RESULTS]).empty_table(), 0
-    reader = BatchReader(scorer.model.image_size)
+    # Images that are cut share batches by their tiles.
+    at_once = batch_size if scorer.model.tiling is None else 1
+    read = read_batches(images.batches(at_once), -(-len(images) // at_once), scorer.reader(), workers)
+    scored = scorer.items(read)
     try:
-        for read in read_batches(images.batches(batch_size), -(-len(images) // batch_size), reader, workers):
-            results = [result or str(fault) for _, result, fault in scorer.items(read)]
-            names = pa.array([item.name and as_utf8(item.name) for item in read.items], pa.string())
-            table = with_results(pa.table({PATH: names}), result_columns(results, None))
+        while some := list(islice(scored, at_once)):
+            results = [result or str(fault) for _, result, fault in some]
+            names = pa.array([item.name and as_utf8(item.name) for item, _, _ in some], pa.string())
+            table = with_results(pa.table({PATH: names}), result_columns(results))
             rows = pa.concat_tables([rows, table])
             while rows.num_rows >= images_per_part:
                 folder.write(rows.slice(0, images_per_part))

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..calibration import DecisionThreshold
-from ..data.image_batches import BatchReader, ReadBatch, ReadImage, file_batches, read_batches
+from ..data.image_batches import ReadImage, file_batches, read_batches
 from ..errors import InputError
 from ..files import shown
 from ..models.msflow import MSFlow
@@ -25,6 +25,7 @@ from .heat_map_names import heat_map_names
 from .regions import Region
 from .scorer import LABELS, ImageResult, Scorer
 from .sorted_table import SortedTable
+from .tiled_predictor import BATCH_SIZE
 
 VERB = "predict"
 FORMATS = ("csv", "jsonl")
@@ -70,16 +71,19 @@ class Predictor:
         dtype: str = AUTO,
         kind: MapKind | None = None,
         engine: str = TORCH,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         """Prepares ``model``.
 
         ``table``: csv or jsonl; ``decision``: labels images, None for no labels; ``false_alarms``: share of good images
         that may show a region; ``dtype``: see fastmsflow.inference.resolve_dtype; ``kind``: the map that pictures show;
-        ``engine``: torch or openvino, see Scorer.
+        ``engine``: torch or openvino, see Scorer; ``batch_size``: images or, if the model has a tiling, tiles that are
+        computed at once.
 
         Raises: InputError if ``ColorScale.from_model`` or ``Scorer`` refuse an argument; UnavailableError if the engine
         is not installed.
         """
+        COUNT.check("batch_size", batch_size)
         self.color_scale = ColorScale.from_model(model.calibration, len(model.flow.channels), false_alarms, kind)
         self._scorer = Scorer(
             model,
@@ -88,14 +92,18 @@ class Predictor:
             dtype=dtype,
             kind=self.color_scale.kind,
             engine=engine,
+            tiles=batch_size,
         )
+        # Images that are cut share batches by their tiles.
+        self._images_at_once = batch_size if model.tiling is None else 1
         self.table = out / f"scores.{table}"
         self.scored: list[ScoredImage] = []
         self.faults: list[str] = []
         """A line for each file that could not be scored."""
         self._out = out
         self._decision = decision
-        self._visualizer = ImageVisualizer(self.color_scale, model.image_size) if pictures else None
+        shown_size = model.image_size if model.tiling is None else None
+        self._visualizer = ImageVisualizer(self.color_scale, shown_size) if pictures else None
         self._names: list[str] = []
         """The name of the heat map of each image."""
 
@@ -104,8 +112,8 @@ class Predictor:
         """True if a picture of each image is drawn."""
         return self._visualizer is not None
 
-    def run(self, files: Sequence[Path], batch_size: int, workers: int, progress: Callable[[int], None]) -> None:
-        """Scores ``files`` in batches of ``batch_size``.
+    def run(self, files: Sequence[Path], workers: int, progress: Callable[[int], None]) -> None:
+        """Scores ``files``.
 
         ``workers``: processes that read images, see fastmsflow.data.image_batches.read_batches; ``progress`` is called
         with the number of images that are done.
@@ -113,10 +121,8 @@ class Predictor:
         Raises: InputError if none of ``files`` can be scored, or results cannot be written; fastmsflow.files.Busy if
         another process is writing to ``out``; Interrupted after Ctrl-C; RuntimeError if a process that reads is killed.
         """
-        COUNT.check("batch_size", batch_size)
-        shrink = None if self._visualizer is None else self._visualizer.shrink
-        reader = BatchReader(self._scorer.model.image_size, shrink)
-        batches = file_batches([str(file) for file in files], batch_size)
+        reader = self._scorer.reader(None if self._visualizer is None else self._visualizer.shrink)
+        batches = list(file_batches([str(file) for file in files], self._images_at_once))
         with claimed_results(self._out, VERB) as results:
             if self._visualizer is not None:
                 self._names = heat_map_names(files, results.others())
@@ -128,10 +134,13 @@ class Predictor:
             try:
                 with closing(SortedTable(table, CSV_COLUMNS if table.suffix == ".csv" else COLUMNS)) as rows:
                     # Closing ends the reading processes, whatever happens.
-                    with closing(read_batches(batches, -(-len(files) // batch_size), reader, workers)) as read:
-                        for batch in read:
-                            self._score(batch, rows, results)
-                            progress(batch.items[-1].number + 1)
+                    with closing(read_batches(batches, len(batches), reader, workers)) as read:
+                        for item, result, fault in self._scorer.items(read):
+                            if result is None:
+                                self.faults.append(str(fault))
+                            else:
+                                self._add(item, result, rows, results)
+                            progress(item.number + 1)
                     if not self.scored:
                         more = f"; and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
                         raise InputError(f"{self.faults[0]}{more}")
@@ -149,14 +158,10 @@ class Predictor:
                     with suppress(OSError):
                         table.unlink(missing_ok=True)
 
-    def _score(self, read: ReadBatch, rows: SortedTable, results: ResultFolder) -> None:
-        for item, result, fault in self._scorer.items(read):
-            if result is None:
-                self.faults.append(str(fault))
-                continue
-            scored = ScoredImage(Path(item.name or ""), *result[:4])
-            rows.add(self._row(scored, item, result, results), scored.absolute_score)
-            self.scored.append(scored)
+    def _add(self, item: ReadImage, result: ImageResult, rows: SortedTable, results: ResultFolder) -> None:
+        scored = ScoredImage(Path(item.name or ""), *result[:4])
+        rows.add(self._row(scored, item, result, results), scored.absolute_score)
+        self.scored.append(scored)
 
     def _row(self, scored: ScoredImage, item: ReadImage, result: ImageResult, results: ResultFolder) -> dict[str, Any]:
         regions = result.regions

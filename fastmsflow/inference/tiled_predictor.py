@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,23 @@ BATCH_SIZE = 8
 """Tiles that go through a model at once where nobody asks for another number."""
 Stopwatch = Callable[[str], AbstractContextManager[object]]
 """Measures a stage, by its name, in a with block."""
+
+
+class TileModel(Protocol):
+    """A model that computes tiles."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that tiles and offsets are to be on."""
+        ...
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """See ``MSFlow.features``."""
+        ...
+
+    def log_likelihoods(self, features: Sequence[Tensor], offsets: Tensor | None) -> list[Tensor]:
+        """See ``MSFlow.log_likelihoods``."""
+        ...
 
 
 def untimed(stage: str) -> AbstractContextManager[object]:
@@ -84,7 +101,7 @@ class TiledPredictor:
 def blended_scores(
     images: Iterable[ScaledImage],
     tiling: Tiling,
-    models: Sequence[MSFlow],
+    models: Sequence[TileModel],
     *,
     batch_size: int = BATCH_SIZE,
     top_k: float = TOP_K,
@@ -95,7 +112,7 @@ def blended_scores(
     The models differ in their flows only, so the extractor runs once. ``stopwatch`` measures the stages load, extractor
     and flow, blending included.
     """
-    device = next(models[0].parameters()).device
+    device = models[0].device
     waiting: deque[list[BlendedMaps]] = deque()
     batch: list[_Tile] = []
 
@@ -123,7 +140,7 @@ def blended_scores(
         while waiting and waiting[0][-1].is_complete:
             maps = waiting.popleft()
             with stopwatch("flow"), torch.no_grad():
-                scores = [of_model.scores(top_k, models[0].flow.backend) for of_model in maps]
+                scores = [of_model.scores(top_k) for of_model in maps]
             yield scores
 
     for image in images:

@@ -124,6 +124,11 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
             **({"tiling": self.tiling.config} if self.tiling else {}),
         }
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.flow.parameters()).device
+
     def pooled(self, images: Tensor, *, fused: bool = False) -> list[Tensor]:
         """Computes pooled features (B, C_l, H_l, W_l) per level, not normalized, of images (B, 3, H, W) in [0, 1].
 
@@ -213,7 +218,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         """Raises InputError if images are not what this model takes; see ``predict``."""
         if torch.compiler.is_compiling() or is_tracing():
             return
-        device = next(self.flow.parameters()).device
+        device = self.device
         check_images(images, self.image_size, device)
         # A GPU would have to be waited for at each batch. An unfit range is that of all batches, so one tells.
         is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -297,7 +302,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
 
         Raises: InputError if ``compile`` is asked for on a GPU; UnavailableError if there is no C++ compiler.
         """
-        device = next(self.flow.parameters()).device
+        device = self.device
         if compile and device.type != "cpu":
             raise InputError("compile=True is for CPUs; on a GPU leave it out, since kernels and CUDA graphs compute")
         if compile:

@@ -24,13 +24,16 @@ VERDICT_COLORS = {True: (176, 0, 32), False: (0, 104, 55), None: INK}
 class ImageVisualizer:
     """Draws the images of one model, with the same colors for the same values."""
 
-    def __init__(self, color_scale: ColorScale, image_size: tuple[int, int]) -> None:
-        """``image_size``: (H, W) of the score maps; a picture shows an image about as large."""
+    def __init__(self, color_scale: ColorScale, image_size: tuple[int, int] | None) -> None:
+        """``image_size``: (H, W) of the score maps, as large as which a picture shows an image; None: maps and pictures
+        have the image's own size."""
         self._color_scale = color_scale
-        self._side = max(SMALLEST_SIDE, *image_size)
+        self._side = None if image_size is None else max(SMALLEST_SIDE, *image_size)
 
     def shrink(self, image: Image.Image) -> Image.Image:
         """Returns ``image`` at the size that the picture shows, with its proportions."""
+        if self._side is None:
+            return image
         scale = self._side / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -56,10 +59,11 @@ class ImageVisualizer:
         heat_map = Image.fromarray(overlay(np.asarray(shrunk), values, self._color_scale.scale))
         _draw_outlines(heat_map, outlines, (width / size[0], height / size[1]))
 
-        text = max(12, self._side // 32)
+        side = self._side or max(SMALLEST_SIDE, width, height)
+        text = max(12, side // 32)
         gap = text // 2
         # A tall image makes a narrow picture, but the text needs its width all the same.
-        page = max(2 * width, self._side) + 3 * gap
+        page = max(2 * width, side) + 3 * gap
         legend = _draw_legend(self._color_scale, page - 2 * gap, text)
         top = gap + 2 * round(1.4 * text) + gap
         picture = Image.new("RGB", (page, top + height + gap + legend.height), PAPER)

@@ -102,7 +102,7 @@ def test_an_argument_out_of_its_range_is_named(call: Any, name: str, monkeypatch
 def test_a_predictor_refuses_a_batch_before_it_writes(size: Any, tmp_path: Path) -> None:
     model: MSFlow = tiny_model()
     with pytest.raises(InputError, match=r"^batch_size is "):
-        Predictor(model, tmp_path / "out").run([tmp_path / "a.png"], size, 0, lambda done: None)
+        Predictor(model, tmp_path / "out", batch_size=size)
     assert not (tmp_path / "out").exists()
 
 

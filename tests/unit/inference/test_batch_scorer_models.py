@@ -73,7 +73,8 @@ REFUSED_AT_ONCE = [
     ({"dtype": "int8"}, "dtype int8: give float32, bfloat16, float16 or auto"),
     ({"dtype": torch.float32}, "dtype torch.float32: give float32, bfloat16, float16 or auto"),
     ({"engine": "onnx"}, "engine 'onnx' is not known; give torch or openvino"),
-    ({"tile": 512}, "tile 512: images are scored whole, resized to the model's size; leave tile out"),
+    ({"tile": 31}, "tile is 31; it must be a whole number, 32 to 65536"),
+    ({"tile": 64, "overlap": 1}, "overlap is 1; it must be 0 or more, below 1"),
     *(
         ({"device": device}, f"device {device!r} is not known; give auto, cpu, cuda or cuda:N")
         for device in ("gpu", "", "mps", "meta", "cuda:x", "cuda:-1", None)

@@ -61,7 +61,7 @@ def test_a_cpu_without_units_is_warned_of_and_never_gets_an_extractor_in_float16
     dtype: torch.dtype, units: str, has_units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"fastmsflow.cpu.features.has_{units}_units", lambda: has_units)
-    monkeypatch.setattr("fastmsflow.models.msflow.has_float16_units", lambda: has_units)
+    monkeypatch.setattr("fastmsflow.models.fused_extractor.has_float16_units", lambda: has_units)
     original = model("test_efficientnet").cpu()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
