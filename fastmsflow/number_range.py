@@ -88,6 +88,8 @@ OVERLAP = NumberRange(0, 1, open_high=True)
 """The share of a tile's side that neighbors have in common."""
 SCALE = NumberRange(0, 16, open_low=True)
 """The factor of an image's sides before it is cut into tiles."""
+TOP_SHARES = NumberRange(0, 1, open_low=True)
+"""The share of an image's pixels that its scores average."""
 RATE = above(0, 1)
 """A share of good images that may be called defective: none and all need no threshold."""
 SHARE = between(0, 1)

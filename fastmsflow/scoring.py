@@ -17,6 +17,7 @@ from .errors import InputError
 from .ops.image_score import image_scores
 from .ops.likelihood import log_likelihood_maps
 from .ops.score_map import score_maps
+from .tiling import TOP_SHARE
 
 __all__ = [
     "MAP_KINDS",
@@ -35,7 +36,7 @@ MapKind = Literal["absolute", "additive", "multiplicative"]
 """The name of a score map."""
 MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 """The score maps: see ``Scores``."""
-TOP_K = 0.03
+TOP_K = TOP_SHARE
 """The published share of the pixels, the least likely ones, that an image's scores average."""
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .number_range import OVERLAP, SCALE, SIDE
+from .number_range import OVERLAP, SCALE, SIDE, TOP_SHARES
 
 Position = Literal["tile", "image"]
+TOP_SHARE = 0.03
+"""The published share of the pixels that an image's scores average."""
 POSITIONS: tuple[Position, ...] = get_args(Position)
 MOST_TILES = 2**16
 """The largest number of tiles of an image. Their likelihood maps, a few KiB each, are in memory together."""
@@ -47,11 +49,15 @@ class Tiling:
     position: Position = "tile"
     """The origin of the positional encoding: "tile", each tile's own corner, for textures; or "image", the corner of
     the image, for parts that lie in the same place in all images."""
+    top_share: float = TOP_SHARE
+    """The share of an image's pixels, the least likely ones, that its scores average. 3 percent of a large image are
+    many times the pixels of a small defect, which a smaller share does not dilute."""
 
     def __post_init__(self) -> None:
         SIDE.check("tile", self.tile)
         OVERLAP.check("overlap", self.overlap)
         SCALE.check("scale", self.scale)
+        TOP_SHARES.check("top_share", self.top_share)
         if self.position not in POSITIONS:
             raise InputError(f"position {self.position!r} is not known; choose one of {', '.join(POSITIONS)}")
 
@@ -67,7 +73,8 @@ class Tiling:
 
     def __str__(self) -> str:
         scale = "" if self.scale == 1 else f" at {self.scale:g} times their size"
-        return f"images{scale} in tiles of {self.tile}x{self.tile}, overlapping by {self.overlap:g}"
+        share = "" if self.top_share == TOP_SHARE else f", scored by {self.top_share:g} of their pixels"
+        return f"images{scale} in tiles of {self.tile}x{self.tile}, overlapping by {self.overlap:g}{share}"
 
     def scaled_size(self, size: Size, name: str = "the image") -> Size:
         """Returns the size of an image of ``size`` times the scale. ``name``: the image's name in errors.

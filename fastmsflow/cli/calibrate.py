@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..files import file_stamp, shown, written_aside
 from ..number_range import RATE
 from .imports import import_packages
-from .options import OUTPUT, Dtype, ModelPath, Overlap, Scale, Tile, Workers, argument, option
+from .options import OUTPUT, Dtype, ModelPath, Overlap, Scale, Tile, TopShare, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
 
 
@@ -24,6 +24,7 @@ def calibrate(
     tile: Tile = None,
     overlap: Overlap = None,
     scale: Scale = None,
+    top_share: TopShare = None,
     out: Annotated[Path | None, option(OUTPUT, "File for the calibrated model. Default: MODEL itself.")] = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
@@ -44,7 +45,7 @@ def calibrate(
     network = load_model(model)
     # Its thresholds are made anew.
     network.calibration = None
-    network = retile(network, TileOptions(tile, overlap, scale))
+    network = retile(network, TileOptions(tile, overlap, scale, top_share))
     # An image that is given twice counts once.
     files = files_of(map(Path, images))
     with progress_bar("scoring good images", len(files)) as bar:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import printable
-from ..number_range import CLAMP, OVERLAP, RATE, SCALE, SIDE, WORKERS, NumberRange
+from ..number_range import CLAMP, OVERLAP, RATE, SCALE, SIDE, TOP_SHARES, WORKERS, NumberRange
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -168,6 +168,15 @@ Overlap = Annotated[
 Scale = Annotated[
     float | None,
     option(DATA, "Factor of an image's sides before it is cut into tiles. Default: the model's, or 1.", range=SCALE),
+]
+TopShare = Annotated[
+    float | None,
+    option(
+        DATA,
+        "Share of an image's pixels, the least likely ones, that its score averages; for small defects in large tiled"
+        " images e.g. 0.001. Default: the model's, or 0.03, as published.",
+        range=TOP_SHARES,
+    ),
 ]
 FalseAlarms = Annotated[
     float | None,

@@ -29,6 +29,7 @@ from .options import (
     Scale,
     ScoreMap,
     Tile,
+    TopShare,
     argument,
     option,
 )
@@ -64,6 +65,7 @@ def predict(
     tile: Tile = None,
     overlap: Overlap = None,
     scale: Scale = None,
+    top_share: TopShare = None,
     false_alarms: FalseAlarms = None,
     threshold: Annotated[
         float | None,
@@ -137,7 +139,7 @@ def predict(
 
         predict_parquet(
             model=model,
-            tiles=TileOptions(tile, overlap, scale),
+            tiles=TileOptions(tile, overlap, scale, top_share),
             sources=images,
             null=null,
             out=out,
@@ -162,7 +164,7 @@ def predict(
 
     kind = None if score_map is None else check_map(score_map)
     found = find_images(images, sys.stdin.buffer, null)
-    network = retile(load_model(model), TileOptions(tile, overlap, scale))
+    network = retile(load_model(model), TileOptions(tile, overlap, scale, top_share))
     decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
     predictor = Predictor(
         network,

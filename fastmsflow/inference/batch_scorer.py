@@ -19,7 +19,7 @@ from ..data.image_batches import processors
 from ..data.image_views import ScaledImage
 from ..errors import InputError, UnavailableError
 from ..models.msflow import MSFlow
-from ..number_range import FINITE, OVERLAP, SCALE, SIDE
+from ..number_range import FINITE, OVERLAP, SCALE, SIDE, TOP_SHARES
 from .columns import BYTES, IMAGE, BatchColumns, Columns, result_columns
 from .engines import OPENVINO, TORCH, check_engine
 from .loading import parse_device, read_model, to_device
@@ -29,6 +29,7 @@ from .tiled_models import TileOptions, retile
 
 # Images that are cut may be large, and their tiles share batches.
 IMAGES_IN_TILES = 4
+TILE_RANGES = {"tile": SIDE, "overlap": OVERLAP, "scale": SCALE, "top_share": TOP_SHARES}
 # Engines hand over thousands of rows at once; so many images are in memory and in the model together.
 BATCH_SIZE = 32
 # More threads than processors, since reading from a server is waiting.
@@ -43,11 +44,11 @@ class BatchScorer:
     calibrated threshold for ``false_alarms``, the share of good images that may be called so (None: as calibrated).
     ``dtype``: float32, bfloat16, float16 or auto, which is float16 on a GPU and float32 on a CPU; see
     ``resolve_dtype``. ``engine``: torch, or openvino, which computes on the CPU in float32 or, if ``dtype`` says so,
-    bfloat16. ``tile``, ``overlap``, ``scale``: images are cut at their own size, times ``scale``, into tiles, see
-    fastmsflow.inference.TiledPredictor; None: as the model was trained or calibrated, which may be not at all: images
-    are resized then. ``maps``: results have a column ``score_map`` too, the absolute map at the model's size or, of
-    tiles, each at its image's. ``device``: auto (a GPU if there is one and the engine is torch), cpu, cuda or
-    cuda:N.
+    bfloat16. ``tile``, ``overlap``, ``scale``, ``top_share``: images are cut at their own size, times ``scale``, into
+    tiles, see fastmsflow.inference.TiledPredictor; None: as the model was trained or calibrated, which may be not at
+    all: images are resized then. ``maps``: results have a column ``score_map`` too, the absolute map at the model's
+    size or, of tiles, each at its image's. ``device``: auto (a GPU if there is one and the engine is torch), cpu, cuda
+    or cuda:N.
 
     A scorer can be pickled, before and after it has loaded its model; a copy loads its own. Threads may share a scorer:
     they decode side by side, and one of them at a time uses the model. A process that is forked after the model has
@@ -67,6 +68,7 @@ class BatchScorer:
         tile: int | None = None,
         overlap: float | None = None,
         scale: float | None = None,
+        top_share: float | None = None,
         maps: bool = False,
         device: str = "auto",
     ) -> None:
@@ -74,7 +76,8 @@ class BatchScorer:
             FINITE.check("threshold", threshold)
         if false_alarms is not None:
             check_rate(false_alarms)
-        for name, value, numbers in (("tile", tile, SIDE), ("overlap", overlap, OVERLAP), ("scale", scale, SCALE)):
+        self._tiles = TileOptions(tile, overlap, scale, top_share)
+        for value, (name, numbers) in zip(self._tiles, TILE_RANGES.items(), strict=True):
             if value is not None:
                 numbers.check(name, value)
         check_engine(engine, dtype)
@@ -85,7 +88,6 @@ class BatchScorer:
             place = torch.device("cpu")
         self._model = model if isinstance(model, MSFlow) else os.fsdecode(model)
         self._threshold, self._false_alarms = threshold, false_alarms
-        self._tiles = TileOptions(tile, overlap, scale)
         self._dtype, self._maps, self._engine, self._device = dtype, maps, engine, place
         self._begin()
 

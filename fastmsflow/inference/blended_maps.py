@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backend import Backend
 from ..ops.image_score import image_scores
 from ..reference.score_map import upsample
-from ..scoring import TOP_K, Scores, score_log_likelihoods
+from ..scoring import Scores, score_log_likelihoods
 from ..tiling import Size, Tiling
 
 
@@ -43,11 +43,13 @@ class BlendedMaps:
         # A view would hold the whole batch.
         self._levels.append([level.clone() for level in levels])
 
-    def scores(self, top_k: float = TOP_K, backend: Backend = "auto") -> Scores:
+    def scores(self, top_k: float | None = None, backend: Backend = "auto") -> Scores:
         """Returns scores and maps of the image, a batch of one, when all tiles have been added.
 
-        ``top_k``: share of the pixels that the scores average. Raises: InputError if ``top_k`` is not in [0, 1].
+        ``top_k``: share of the pixels that the scores average; None: the tiling's. Raises: InputError if ``top_k`` is
+        not in [0, 1].
         """
+        top_k = self.tiling.top_share if top_k is None else top_k
         logp = [torch.stack(level) for level in zip(*self._levels, strict=True)]
         side = self.tiling.tile
         if self.size == self._scaled == (side, side):

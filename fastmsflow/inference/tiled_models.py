@@ -34,6 +34,7 @@ class TileOptions(NamedTuple):
     tile: int | None = None
     overlap: float | None = None
     scale: float | None = None
+    top_share: float | None = None
 
 
 AS_TRAINED = TileOptions()
@@ -44,12 +45,12 @@ def retile(model: MSFlow, options: TileOptions) -> MSFlow:
 
     Thresholds hold for the tiling that they were calibrated with, so the model has none then; an InputWarning says so.
 
-    Raises: InputError if ``overlap`` or ``scale`` is given for a model that takes whole images, without ``tile``; the
-    errors of Tiling and of ``tiled_model``.
+    Raises: InputError if the model takes whole images and something is given without ``tile``; the errors of Tiling and
+    of ``tiled_model``.
     """
     given = {name: value for name, value in options._asdict().items() if value is not None}
     if given and options.tile is None and model.tiling is None:
-        names = " and ".join(f"--{name}" for name in given)
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"{names}: this is of tiles, and the model takes whole images; give --tile too")
     tiling = Tiling(**{**(model.tiling.config if model.tiling else {}), **given}) if given else model.tiling
     if tiling is None or tiling == model.tiling:

@@ -13,7 +13,7 @@ from ..data.image_views import ScaledImage, as_floats, scaled_image
 from ..models.image_checks import check_form, check_values
 from ..models.msflow import MSFlow, Prediction
 from ..number_range import COUNT
-from ..scoring import TOP_K, Scores
+from ..scoring import Scores
 from ..tiling import Place, Tiling, cut_tile
 from .blended_maps import BlendedMaps
 from .tiled_models import tiled_model
@@ -53,7 +53,9 @@ class TiledPredictor:
     ``tile``: side of a tile in pixels; if it is not the side of the model's images, a copy of the model computes the
     tiles. ``overlap``: share of a tile's side that neighbors have in common. ``scale``: factor of an image's sides
     before it is cut. ``batch_size``: tiles that go through the model at once. The positional encoding has its origin
-    where ``model.tiling`` says, by default in each tile's own corner.
+    where ``model.tiling`` says, by default in each tile's own corner. ``top_share``: share of an image's pixels, the
+    least likely ones, that its scores average; None: ``model.tiling``'s or, if it has none, the published 0.03. It
+    should not be much more than the share of the smallest defect.
 
     The log-likelihoods of tiles are blended, see fastmsflow.inference.blended_maps, and the image is scored by the
     blended map. Memory: one batch of tiles, a few KiB for each tile of an image, and the image's maps.
@@ -62,19 +64,27 @@ class TiledPredictor:
     """
 
     def __init__(
-        self, model: MSFlow, tile: int, overlap: float = 0.25, scale: float = 1.0, *, batch_size: int = BATCH_SIZE
+        self,
+        model: MSFlow,
+        tile: int,
+        overlap: float = 0.25,
+        scale: float = 1.0,
+        *,
+        top_share: float | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         COUNT.check("batch_size", batch_size)
-        position = "tile" if model.tiling is None else model.tiling.position
-        self.tiling = Tiling(tile, overlap, scale, position)
+        own = model.tiling or Tiling(tile)
+        share = own.top_share if top_share is None else top_share
+        self.tiling = Tiling(tile, overlap, scale, own.position, share)
         self.model = tiled_model(model, self.tiling).eval()
         self.batch_size = batch_size
 
-    def predict(self, images: Tensor, top_k: float = TOP_K) -> Prediction:
+    def predict(self, images: Tensor, top_k: float | None = None) -> Prediction:
         """Computes scores and maps of images (B, 3, H, W) in [0, 1] of any size; the maps are (B, H, W).
 
         An image of the size of one tile has exactly the result of ``model.predict``. ``top_k``: share of the pixels
-        that an image's scores average.
+        that an image's scores average; None: ``top_share``.
 
         Raises: InputError if images are not a floating tensor of this shape, are none, are far out of [0, 1], too small
         for the scale or too large for the tiles, or if ``top_k`` is not in [0, 1].
@@ -87,7 +97,7 @@ class TiledPredictor:
         ]
         return Prediction(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
-    def scores(self, images: Iterable[Tensor], top_k: float = TOP_K) -> Iterator[Scores]:
+    def scores(self, images: Iterable[Tensor], top_k: float | None = None) -> Iterator[Scores]:
         """Yields scores and maps of each image, a batch of one, in order; the images' tiles share batches.
 
         ``images``: (3, H, W), floating in [0, 1] or uint8, each of its own size. ``top_k``: see ``predict``.
@@ -104,7 +114,7 @@ def blended_scores(
     models: Sequence[TileModel],
     *,
     batch_size: int = BATCH_SIZE,
-    top_k: float = TOP_K,
+    top_k: float | None = None,
     stopwatch: Stopwatch = untimed,
 ) -> Iterator[list[Scores]]:
     """Yields the scores of each image, a batch of one, by each of ``models``, in order; images' tiles share batches.

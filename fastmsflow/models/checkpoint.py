@@ -66,6 +66,7 @@ class TilingDescription(TypedDict):
     overlap: float
     scale: float
     position: Position
+    top_share: float
 
 
 class _Optional(TypedDict, total=False):
