@@ -21,6 +21,10 @@ WARM_UP_SHARE = 0.12
 # Parts of a flow that can be frozen or given a learning rate: one parallel flow, all of them, the fusion flow.
 PARTS = (*LEVELS, "parallel", "fusion")
 
+VARIANTS = 4
+"""Views of each training image or tile that are kept where nobody asks for another number."""
+JITTER, COUNTED_VARIANTS = whole(0, 65536), whole(1, 64)
+
 DATA, OPTIMIZATION, MEMORY_AND_SPEED = "Data", "Optimization", "Memory and speed"
 VALIDATION, ADVANCED = "Validation", "Advanced"
 
@@ -236,7 +240,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Settings of reading images and of storing their features. Raises: InputError if ``workers`` is out of range."""
+    """Settings of reading images and of storing their features.
+
+    Raises: InputError if a number is out of its range, or options contradict each other.
+    """
 
     workers: int = option(0, DATA, "Processes that read images; 0: this process reads them.", range=WORKERS)
     """Processes that read images."""
@@ -259,6 +266,37 @@ class DataConfig:
         False, DATA, "Decode streamed JPEG files on the GPU, and resize them by a bicubic filter instead of Lanczos."
     )
     """JPEG files that are streamed are decoded by the model's GPU, see fastmsflow.data.jpeg_decoder."""
+    augment: str | None = option(
+        None, DATA,
+        "light: show training images under varied brightness, contrast, gamma, white balance, gradient, blur, noise.",
+        metavar="light",
+    )  # fmt: skip
+    """``light``: training images, or tiles of them, are shown in changed light, see fastmsflow.data.light."""
+    tile_jitter: int = option(
+        0, DATA, "Pixels by which each tile of a training image is moved at most.", metavar="PIXELS", range=JITTER
+    )
+    """Pixels by which each tile of a training image is moved at most in each direction, inside the image."""
+    augment_variants: int | None = option(
+        None, DATA,
+        "Views of each training image or tile whose features are kept, the first one unchanged; a pass takes one of"
+        f" each. Default: {VARIANTS} with --augment or --tile-jitter.", range=COUNTED_VARIANTS,
+    )  # fmt: skip
+    """Views of each training image or tile whose features are kept, the first one unchanged; None: 4 if they differ.
+    Streamed images are drawn anew in each pass."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.augment_variants is not None and not self.varies:
+            raise InputError("augment_variants counts views that differ; give augment or tile_jitter, or leave it out")
+        if self.augment_variants is not None and self.stream:
+            raise InputError("augment_variants: views are drawn anew when images are streamed; leave it out")
+
+    @property
+    def varies(self) -> bool:
+        """True if an image, or tile, has views that differ."""
+        return self.augment is not None or self.tile_jitter > 0
+
+    @property
+    def variants(self) -> int:
+        """The number of views of each training image, or tile, whose features are kept."""
+        return self.augment_variants or (VARIANTS if self.varies and not self.stream else 1)

@@ -13,7 +13,7 @@ from ..distributed.launcher import launch
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..files import shown
-from ..number_range import PROCESSES, SIDE
+from ..number_range import OVERLAP, PROCESSES, SCALE, SIDE
 from ..recipe import ADVANCED, DataConfig, Recipe
 from .config_file import chosen_options, resolved_options, source_of
 from .imports import import_packages
@@ -48,6 +48,33 @@ def train(
         int | None,
         option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).", range=SIDE),
     ] = None,
+    tile: Annotated[
+        int | None,
+        option(
+            MODEL,
+            "Cut images, at their own size, into overlapping tiles of N x N, in place of resizing them: for small"
+            " defects in large images. Default: whole images.",
+            metavar="N",
+            range=SIDE,
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        option(MODEL, "Share of a tile's side that neighbors have in common. Default: 0.25.", range=OVERLAP),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        option(MODEL, "Factor of an image's sides before it is cut into tiles. Default: 1.", range=SCALE),
+    ] = None,
+    position: Annotated[
+        str | None,
+        option(
+            MODEL,
+            "Place that the model is told of a pixel: in its tile, for textures; or image: in the whole image, for"
+            " parts that lie in the same place in all images. Default: tile.",
+            metavar="tile|image",
+        ),
+    ] = None,
     pool: Annotated[str, option(MODEL, "Pool on the extractor's features: avg, max or none.")] = "avg",
     standardise: Annotated[
         bool, option(MODEL, "Standardize each feature channel: fewer epochs needed, but not the published recipe.")
@@ -57,7 +84,8 @@ def train(
         option(
             MODEL,
             "Start from the weights of this checkpoint. One of ours (.safetensors) brings its extractor, image"
-            " size, pool and standardization; --extractor, --image-size and --pool describe an official one (.pt).",
+            " size or tiles, pool and standardization; --extractor, --image-size or --tile, and --pool describe an"
+            " official one (.pt).",
             metavar="CHECKPOINT",
         ),
     ] = None,
@@ -99,6 +127,7 @@ def train(
     import_packages("torch", "timm", "lightning.pytorch")
     from ..training.training_job import TrainingJob
 
+    tiles = _tiles(ctx, {"tile": tile, "overlap": overlap, "scale": scale, "position": position})
     job = TrainingJob(
         source=source,
         category=category,
@@ -112,6 +141,7 @@ def train(
             "pool": pool,
         },
         image_size=image_size,
+        tiles=tiles,
         options=resolved_options(ctx),
         resume=resume,
         loggers=logger,
@@ -158,6 +188,25 @@ def refuse_unused_options(ctx: typer.Context) -> None:
         raise InputError(
             "--false-alarms sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave it out"
         )
+    if chosen >= {"tile", "image_size"}:
+        raise InputError("--tile is the size of what the model is shown; leave --image-size out")
+    if "tile" not in chosen and ctx.params.get("start_from") is None:
+        for name in ("overlap", "scale", "position", "tile_jitter"):
+            if name in chosen:
+                raise InputError(f"--{name.replace('_', '-')} is of tiles; give --tile too, or leave it out")
+
+
+def _tiles(ctx: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of tiles that were given, and puts the others' defaults into the run's configuration.
+
+    Raises: InputError if a value is not one of its option.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "tile" in given:
+        from ..tiling import Tiling  # imports torch
+
+        ctx.params |= Tiling(**given).config
+    return given
 
 
 def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
@@ -186,7 +235,7 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     _print_metrics(result)
     _print_threshold(model)
     if group.first:
-        _print_end(job, result)
+        _print_end(job, result, "images" if model.tiling is None else "tiles")
     group.leave()
 
 
@@ -215,11 +264,11 @@ def _interruptible(group: ProcessGroup) -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
-def _print_end(job: "TrainingJob", result: "TrainingResult") -> None:
+def _print_end(job: "TrainingJob", result: "TrainingResult", unit: str) -> None:
     speed = result.speed
     print_line(
         f"features {result.seconds['features']:.0f} s, training {result.seconds['training']:.0f} s"
-        f" ({speed.get('images_per_second', 0):.3g} images/s, {speed.get('data_wait', 0):.0%} of it waiting for them);"
+        f" ({speed.get('images_per_second', 0):.3g} {unit}/s, {speed.get('data_wait', 0):.0%} of it waiting for them);"
         f" in {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir() if path.name[0] != '.'))}"
     )
     left_out = result.left_out

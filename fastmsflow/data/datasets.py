@@ -5,11 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..tiling import Tiling
 from .image_io import load_image, read_bytes
 from .image_set import Sample
+from .image_tiles import ImageTiles
 from .image_views import GivenImage, ImageView, ScaledImage, name_of, read_scaled, read_view
 from .jpeg_decoder import encoded_or_pixels
 from .masks import load_mask
@@ -34,6 +36,11 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
     errors. Reading an item raises InputError that names the file or the array's number.
     """
 
+    variants = 1
+    """The number of items in a row that show the same image, or tile, in different ways."""
+    tiles: ImageTiles | None = None
+    """The tiles of the images, each of which is an item; None if whole images are."""
+
     def __init__(
         self, images: Sequence[GivenImage | ImageView], image_size: tuple[int, int], encoded: bool = False
     ) -> None:
@@ -46,6 +53,23 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.to_read(index)()
+
+    @property
+    def image_count(self) -> int:
+        """The number of images, of which each may have several items."""
+        return len(self)
+
+    def items_of(self, image: int) -> range:
+        """Returns the numbers of an image's items."""
+        return range(image, image + 1)
+
+    def offsets(self, numbers: Sequence[int]) -> Tensor | None:
+        """Returns the places of the tiles of ``numbers`` as the flow takes them, see Tiling.offsets; None for none."""
+        return None
+
+    def in_epoch(self, epoch: int) -> "ImageFileDataset":
+        """Returns the dataset of an epoch, whose items may be drawn anew."""
+        return self
 
     def to_read(self, index: int) -> ReadItem:
         """Returns a function that reads the item and holds none of the others."""

@@ -1,6 +1,5 @@
 """Views of images: an image or a tile of it, under the light that it was taken in or another one."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -106,14 +105,6 @@ def scaled_image(image: Tensor, tiling: Tiling, name: str) -> ScaledImage:
 def as_floats(pixels: Tensor) -> Tensor:
     """Returns 8-bit pixels as float32 in [0, 1], contiguous, as ``as_tensor`` does."""
     return torch.from_numpy(np.divide(pixels.contiguous().numpy(), 255, dtype=np.float32))
-
-
-def tile_places(images: Sequence[GivenImage], tiling: Tiling) -> list[list[Place]]:
-    """Returns the places of the tiles of each image, of which files' headers are read alone.
-
-    Raises: InputError, which names the image, if it cannot be read or cut.
-    """
-    return [tiling.places(size_of(image), name_of(image, number)) for number, image in enumerate(images)]
 
 
 def size_of(image: GivenImage) -> Size:

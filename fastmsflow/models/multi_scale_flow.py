@@ -156,9 +156,15 @@ class MultiScaleFlow(nn.Module):
         self, features: Sequence[Tensor], image_size: tuple[int, int], top_k: float = TOP_K
     ) -> tuple[Scores, Tensor]:
         """Computes what ``scores`` and ``nll`` return in one pass; the arguments and errors are those of ``scores``."""
-        maps, log_det = self.log_likelihood_maps(features)
-        scores = score_log_likelihoods(maps, image_size, top_k, self.backend)
-        return scores, negative_log_likelihood(maps, self.channels, log_det)
+        maps, nll = self.log_likelihoods_and_nll(features)
+        return score_log_likelihoods(maps, image_size, top_k, self.backend), nll
+
+    def log_likelihoods_and_nll(
+        self, features: Sequence[Tensor], offsets: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Computes what ``log_likelihoods`` and ``nll`` return in one pass; the arguments and errors are theirs."""
+        maps, log_det = self.log_likelihood_maps(features, offsets)
+        return maps, negative_log_likelihood(maps, self.channels, log_det)
 
     def inverse(self, z: Sequence[Tensor], offsets: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Computes features from z per level, and log_det (B,) of this direction: minus forward's at the same point.
@@ -181,8 +187,7 @@ class MultiScaleFlow(nn.Module):
         Training minimizes the mean. The arguments are those of ``forward``.
         Raises: InputError if shapes or dtypes do not fit.
         """
-        maps, log_det = self.log_likelihood_maps(features, offsets)
-        return negative_log_likelihood(maps, self.channels, log_det)
+        return self.log_likelihoods_and_nll(features, offsets)[1]
 
     def _flow(
         self,

@@ -30,6 +30,8 @@ class BreakEven:
     """Seconds to write an image's features."""
     read: float
     """Seconds to read an image's features."""
+    tiled: bool = False
+    """True if the images are tiles."""
 
     def __str__(self) -> str:
         gain = "never pays off here: the disk is slower than the extractor"
@@ -39,7 +41,8 @@ class BreakEven:
         size, total = binary(self.bytes_per_image), binary(self.images * self.bytes_per_image)
         # One process builds it.
         building = _duration(self.images * (self.extract + self.write))
-        return f"cache: {size} an image, {total} in all; building takes about {building}; {gain}"
+        one = "a tile" if self.tiled else "an image"
+        return f"cache: {size} {one}, {total} in all; building takes about {building}; {gain}"
 
 
 def measure_break_even(cache: FeatureCache) -> BreakEven:
@@ -66,7 +69,7 @@ def measure_break_even(cache: FeatureCache) -> BreakEven:
         with stopwatch("read"):
             file.read()
     seconds = (stopwatch.seconds[stage] / len(few) for stage in ("extract", "write", "read"))
-    return BreakEven(cache.missing_images(), cache.bytes_per_image, *seconds)
+    return BreakEven(cache.missing_images(), cache.bytes_per_image, *seconds, tiled=cache.model.tiling is not None)
 
 
 def _duration(seconds: float) -> str:

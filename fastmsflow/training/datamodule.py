@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import ShardedImages, ShardSet
 from ..data.datasets import ImageFileDataset, Progress, count_from
 from ..data.error_log import ErrorLog, SkippedImages
+from ..data.image_tiles import ImageTiles
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched
 from ..data.shards.manifest import Shard
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -24,9 +25,10 @@ from ..models.msflow import MSFlow
 from ..recipe import Recipe
 from .cache_break_even import measure_break_even
 from .feature_cache import FeatureCache, binary
-from .features_in_memory import FeaturesInMemory, gather_features, pooled_features
+from .features_in_memory import FeaturesInMemory, block_of, gather_features, pooled_features
 from .features_on_disk import FeaturesOnDisk, placement
 from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
+from .memory_check import check_memory
 from .samplers import BatchSampler, SequentialBatchSampler, TrainBatchSampler
 
 # An image set's splits: training images, training images that are held out of training, test images.
@@ -80,6 +82,10 @@ class TrainingData(L.LightningDataModule, ABC):
     def images_of(self, split: str) -> int:
         """Returns the number of images in a split, for all processes."""
 
+    def tiles_of(self, split: str) -> ImageTiles | None:
+        """Returns the tiles of the images in a split; None if images are whole."""
+        return None
+
     @abstractmethod
     def sequential_loader(self, split: str, batch_size: int) -> Loader:
         """Returns a loader of this process's images of ``split``, each once."""
@@ -104,7 +110,7 @@ class ReadOptions:
 
 
 class FileTrainingData(TrainingData):
-    """Batches of image files and arrays. ``images``: the images of each split."""
+    """Batches of image files and arrays, or of views of these. ``images``: the images of each split."""
 
     def __init__(
         self,
@@ -123,10 +129,13 @@ class FileTrainingData(TrainingData):
 
     @property
     def epoch_images(self) -> int:
-        return len(self.images[TRAIN])
+        return len(self.images[TRAIN]) // self.images[TRAIN].variants
 
     def images_of(self, split: str) -> int:
-        return len(self.images[split])
+        return self.images[split].image_count
+
+    def tiles_of(self, split: str) -> ImageTiles | None:
+        return self.images[split].tiles
 
     def train_dataloader(self) -> Loader:
         return self._loader(TRAIN, self._train_sampler())
@@ -139,18 +148,21 @@ class FileTrainingData(TrainingData):
         """Returns a loader of the batches of ``split`` that ``sampler`` chooses."""
 
     def _train_sampler(self) -> TrainBatchSampler:
-        return TrainBatchSampler(len(self.images[TRAIN]), self.recipe.batch_size, self.world, self.recipe.seed)
+        recipe, variants = self.recipe, self.images[TRAIN].variants
+        return TrainBatchSampler(self.epoch_images, recipe.batch_size, self.world, recipe.seed, variants=variants)
 
     def _sequential_sampler(self, split: str, batch_size: int) -> SequentialBatchSampler:
-        order = self.options.test_order if split == TEST else None
-        return SequentialBatchSampler(len(self.images[split]), batch_size, self.world, split=split, order=order)
+        images, order = self.images[split], self.options.test_order if split == TEST else None
+        return SequentialBatchSampler(
+            images.image_count, batch_size, self.world, split=split, order=order, items_of=images.items_of
+        )
 
 
 class FeatureTrainingData(FileTrainingData):
     """Batches of features, which ``model`` computes once (and standardizes, if it does that).
 
     ``cache``: the folder of a FeatureCache of ``cache_dtype``, which is used and, if it is not complete, built; None:
-    features are held in memory.
+    features are held in memory. Raises: InputError if they are larger than that.
     """
 
     def __init__(
@@ -167,6 +179,8 @@ class FeatureTrainingData(FileTrainingData):
         self.cache = cache
         self.cache_dtype = cache_dtype
         self.features: dict[str, FeaturesInMemory | FeaturesOnDisk] = {}
+        if cache is None:
+            check_memory(model, images, self.world, shared=TRAIN)
 
     @property
     def total(self) -> int:
@@ -185,8 +199,16 @@ class FeatureTrainingData(FileTrainingData):
         else:
             self._open_cache(self.cache, progress, say)
 
-    def _own_numbers(self, split: str) -> range:
-        return range(self.world.rank, len(self.images[split]), self.world.size)
+    def _own_numbers(self, split: str) -> Sequence[int]:
+        """Returns the numbers of the images, or tiles, whose features this process computes.
+
+        It may have any training image in a batch; of the other splits it scores its own images only.
+        """
+        images = self.images[split]
+        if split == TRAIN:
+            return block_of(self.world.rank, len(images), self.world)
+        own = range(self.world.rank, images.image_count, self.world.size)
+        return [number for image in own for number in images.items_of(image)]
 
     def _compute_features(self, progress: Progress) -> None:
         features: dict[str, list[Tensor]] = {}
@@ -197,13 +219,12 @@ class FeatureTrainingData(FileTrainingData):
                 counted = count_from(before, progress)
                 features[split] = pooled_features(self.model, images, own, self.options.readers, progress=counted)
                 before += len(own)
-        # A process may have any training image in a batch; of the other splits it scores its own images only.
         features[TRAIN] = gather_features(features[TRAIN], len(self.images[TRAIN]), self.world)
         fit_standardizer(self.model, [features[TRAIN]], self.world)
         for split, levels in features.items():
             if self.model.standardiser is not None:
                 levels = self.model.standardiser(levels)
-            self.features[split] = FeaturesInMemory(levels, 1 if split == TRAIN else self.world.size)
+            self.features[split] = FeaturesInMemory(levels, None if split == TRAIN else self._own_numbers(split))
 
     def _open_cache(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> None:
         cache = FeatureCache(self.model, self.images, folder, dtype=self.cache_dtype, world=self.world)
@@ -228,7 +249,7 @@ class FeatureTrainingData(FileTrainingData):
     def _loader(self, split: str, sampler: BatchSampler) -> Loader:
         features = self.features[split]
         prefetch = isinstance(features, FeaturesOnDisk) and features.device.type == "cuda"
-        return FeatureLoader(features.fetch, sampler, prefetch)
+        return FeatureLoader(features.fetch, sampler, prefetch, offsets=self.images[split].offsets)
 
 
 class ImageTrainingData(FileTrainingData):
@@ -237,8 +258,10 @@ class ImageTrainingData(FileTrainingData):
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         count = min(STANDARDIZER_IMAGES, len(self.images[TRAIN]))
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        order = torch.randperm(len(self.images[TRAIN]), generator=generator).tolist()
-        sampler = SequentialBatchSampler(count, BATCH_SIZE, SINGLE_PROCESS, split=TRAIN, order=order[:count])
+        order = torch.randperm(len(self.images[TRAIN]), generator=generator)[:count]
+        # An image is read once for all of its tiles that follow each other.
+        order = order.sort().values if self.images[TRAIN].tiles else order
+        sampler = SequentialBatchSampler(count, BATCH_SIZE, SINGLE_PROCESS, split=TRAIN, order=order.tolist())
         fit_standardizer(self.model, _first_features(self.model, self._loader(TRAIN, sampler), count), self.world)
 
     def _loader(self, split: str, sampler: BatchSampler) -> Loader:
@@ -249,7 +272,8 @@ class ShardTrainingData(TrainingData):
     """Batches of images out of shards, which are read in every pass.
 
     ``workers``: processes that read. ``skip_faults``: see ShardedImages. ``decode``: makes pixels of a batch of encoded
-    images; None: the workers do. Raises: InputError if the shards or a batch cannot be shared out among the processes.
+    images; None: the workers do. ``augment``: training images are shown in changed light, drawn anew in each epoch.
+    Raises: InputError if the shards or a batch cannot be shared out among the processes.
     """
 
     def __init__(
@@ -262,6 +286,7 @@ class ShardTrainingData(TrainingData):
         world: ProcessGroup = SINGLE_PROCESS,
         skip_faults: Path | None = None,
         decode: Decode | None = None,
+        augment: bool = False,
     ) -> None:
         train, held_out = shards.split(recipe.hold_out, recipe.seed, world.size)
         super().__init__(model, recipe, [TRAIN, HELD_OUT] if held_out else [TRAIN], world)
@@ -270,6 +295,7 @@ class ShardTrainingData(TrainingData):
         self.workers = workers
         self.skip_faults = skip_faults
         self.decode = decode
+        self._light_seed = recipe.seed if augment else None
         self._error_log = None if skip_faults is None else ErrorLog(skip_faults)
         self._own_batch, rest = divmod(recipe.batch_size, world.size)
         if rest:
@@ -313,12 +339,14 @@ class ShardTrainingData(TrainingData):
     def prepare(self, progress: Progress = _ignore, say: Callable[[str], None] = _ignore) -> None:
         shards = self._open(TRAIN, self.recipe.seed, 0)
         count = min(STANDARDIZER_IMAGES, sum(shards.images_of_workers))
-        loader = ShardLoader(lambda epoch: shards, BATCH_SIZE, None, decode=self.decode)
+        loader = ShardLoader(lambda epoch: shards, BATCH_SIZE, None, decode=self.decode, light_seed=self._light_seed)
         fit_standardizer(self.model, _first_features(self.model, loader, count), self.world)
 
     def train_dataloader(self) -> Loader:
         open_shards = partial(self._open, TRAIN, self.recipe.seed)
-        return ShardLoader(open_shards, self._own_batch, self._steps, world=self.world, decode=self.decode)
+        return ShardLoader(
+            open_shards, self._own_batch, self._steps, world=self.world, decode=self.decode, light_seed=self._light_seed
+        )
 
     def sequential_loader(self, split: str, batch_size: int) -> Loader:
         return ShardLoader(partial(self._open, split, None), batch_size, None, decode=self.decode)

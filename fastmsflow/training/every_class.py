@@ -41,7 +41,7 @@ from .run_directory import RESULTS_FILE, has_finished, refuse_another
 from .train import run_settings, say_if_short
 from .trainer import check_precision, warn_if_slow
 from .training_job import TrainingJob
-from .training_plan import check_data_config, describe_images
+from .training_plan import check_data_config, check_tiling, describe_images
 from .training_result import TrainingResult
 
 SUMMARY_FILE = "summary.md"
@@ -232,6 +232,7 @@ class _ClassRuns:
         for name, images in self._sets.items():
             if isinstance(images, ImageSet):
                 model = self._models.untouched(job.image_size_for(images))
+                check_tiling(model, job.data, of_shards=False)
                 if (out / name).is_dir():
                     description = describe_images(images, job.data)
                     settings = run_settings(model, description, job.recipe, job.data, started_from=job.started_from)

@@ -26,7 +26,7 @@ from ..models.msflow import MSFlow
 from ..readable_file import check_file
 from ..schema import Within, read_json_file
 from ..settings_diff import changed_settings
-from .features_in_memory import pooled_of_batches
+from .features_in_memory import block_of, pooled_of_batches
 
 # The layout of the files and the way from images to features; a cache of another format is stale.
 FORMAT = 1
@@ -273,12 +273,9 @@ def _settings(model: MSFlow, dtype: torch.dtype) -> dict[str, Any]:
 def _image_digests(images: ImageFileDataset, world: ProcessGroup) -> np.ndarray:
     """Returns (N,) digests of the images' content, 16 bytes each. Each process reads its share of the images."""
     with world.raise_on_any_rank():
-        share = images.images[world.rank :: world.size]
+        share = (images.images[number] for number in block_of(world.rank, len(images), world))
         own = np.array([bytes.fromhex(image_digest(image))[:16] for image in share], dtype=DIGEST)
-    digests = np.empty(len(images), DIGEST)
-    for rank, rank_digests in enumerate(world.all_gather(own)):
-        digests[rank :: world.size] = rank_digests
-    return digests
+    return np.concatenate(list(world.all_gather(own)))
 
 
 def _write_description(folder: Path, settings: Mapping[str, Any], digests: np.ndarray, shard_images: int) -> None:

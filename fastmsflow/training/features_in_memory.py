@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,31 +55,43 @@ def pooled_of_batches(
 
 
 class FeaturesInMemory:
-    """Features that lie in memory, (N, C_l, H_l, W_l) per level: those of every ``step``-th image."""
+    """Features that lie in memory, (N, C_l, H_l, W_l) per level.
 
-    def __init__(self, levels: Sequence[Tensor], step: int = 1) -> None:
+    ``numbers``: the numbers, ascending, of the images or tiles whose features these are; None: from 0 on.
+    """
+
+    def __init__(self, levels: Sequence[Tensor], numbers: Sequence[int] | None = None) -> None:
         self.levels = levels
-        self._step = step
+        self._numbers = None if numbers is None else np.asarray(numbers, np.int64)
 
     def fetch(self, numbers: list[int]) -> list[Tensor]:
         """Returns the features of some images by number: (B, C_l, H_l, W_l) per level, in channels-last memory."""
-        rows = [number // self._step for number in numbers]
+        rows = numbers if self._numbers is None else np.searchsorted(self._numbers, numbers).tolist()
         return [level[rows].contiguous(memory_format=torch.channels_last) for level in self.levels]
+
+
+def block_of(rank: int, images: int, world: ProcessGroup) -> range:
+    """Returns the numbers of the images whose features a process computes for all of ``world``.
+
+    They are in a row, so that the tiles of an image, which is read once, are mostly those of one process.
+    """
+    return range(images * rank // world.size, images * (rank + 1) // world.size)
 
 
 def gather_features(own: Sequence[Tensor], images: int, world: ProcessGroup) -> list[Tensor]:
     """Gathers the features of all ``images`` images in each process.
 
-    ``own``: per level, the features of every ``world.size``-th image from number ``world.rank`` on.
+    ``own``: per level, the features of this process's ``block_of`` the images.
     """
     if world.size == 1:
         return list(own)
-    most = -(-images // world.size)
+    counts = [len(block_of(rank, images, world)) for rank in range(world.size)]
     levels = []
     for level in own:
         _, c, h, w = level.shape
-        by_rank = [torch.empty((most, h, w, c), dtype=level.dtype) for _ in range(world.size)]
+        by_rank = [torch.empty((max(counts), h, w, c), dtype=level.dtype) for _ in range(world.size)]
         by_rank[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
         torch.distributed.all_gather(by_rank, by_rank[world.rank].clone())
-        levels.append(torch.stack(by_rank, dim=1).flatten(0, 1)[:images].permute(0, 3, 1, 2))
+        rows = [of_rank[:count] for of_rank, count in zip(by_rank, counts, strict=True)]
+        levels.append(torch.cat(rows).permute(0, 3, 1, 2))
     return levels

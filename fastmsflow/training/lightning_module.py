@@ -20,7 +20,7 @@ from ..evaluation.results import Evaluation
 from ..evaluation.score_map_store import ScoreMapStore
 from ..models.msflow import MSFlow
 from ..recipe import Recipe
-from ..scoring import shown_map
+from ..scoring import Scores, shown_map
 from ..state_dicts import refuse_other_permutations
 from .datamodule import HELD_OUT, TRAIN, TrainingData
 from .loaders import Batch
@@ -29,6 +29,7 @@ from .lr_schedule import lr_schedule
 from .optimizer import Adam
 from .parameter_groups import parameter_groups
 from .state_format import STATE, refuse_other_shapes
+from .tile_blender import TileBlender
 from .training_result import EpochResult
 
 RUN_STATE = "the run's state"
@@ -42,9 +43,9 @@ class MSFlowLightningModule(L.LightningModule):
     """Trains ``model.flow`` on batches of features or images, and evaluates the model after each meta epoch.
 
     An evaluation scores the held-out images and the test set, if there are any; then ``on_round_end`` is called.
-    ``names``: the names of the images of TRAIN and HELD_OUT by number, for error messages. ``ground_truth``: of the
-    test set. ``maps_folder``: where a temporary file takes the last evaluation's maps to show; None: they are not
-    stored. ``world``: the processes that train together.
+    ``names``: the names of the images, or tiles, of TRAIN and of the images of HELD_OUT by number, for error messages.
+    ``ground_truth``: of the test set. ``maps_folder``: where a temporary file takes the last evaluation's maps to show;
+    None: they are not stored. ``world``: the processes that train together.
 
     The ``nll`` that is logged for a step is that of this process's part of the batch; ``epoch_losses`` are means over
     all processes.
@@ -74,6 +75,7 @@ class MSFlowLightningModule(L.LightningModule):
         """The test set's result in the last evaluation."""
         self._evaluator: Evaluator | None = None
         self._calibrator: Calibrator | None = None
+        self._blenders: dict[str, TileBlender] = {}
         self._held_out_nll: list[Tensor] = []
         self._world = world
         self._losses = LossMonitor(world, recipe.precision == "16-mixed")
@@ -89,7 +91,7 @@ class MSFlowLightningModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        loss = self.model.flow.nll(self._features(batch)).mean()
+        loss = self.model.flow.nll(self._features(batch), batch.offsets).mean()
         self.log("nll", loss, batch_size=len(batch.numbers))
         self._losses.add(loss, batch.weight, batch.numbers)
         return loss * batch.weight * self.recipe.share(batch_index, self.source.epoch_images)
@@ -135,6 +137,8 @@ class MSFlowLightningModule(L.LightningModule):
         self._check_losses()
         # Frees the memory of the previous result.
         self.test_result = None
+        tiles = {split: self.source.tiles_of(split) for split in self.source.evaluated}
+        self._blenders = {split: TileBlender(of, self.model.flow.backend) for split, of in tiles.items() if of}
         if HELD_OUT in self.source.evaluated:
             self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
         if self.ground_truth is not None:
@@ -149,13 +153,21 @@ class MSFlowLightningModule(L.LightningModule):
             )
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        numbers = batch.numbers
-        on_device, nll = self.model.flow.scores_and_nll(self._features(batch), self.model.image_size)
-        scores = on_device.to_cpu()
-        if self.source.evaluated[dataloader_idx] == HELD_OUT:
+        split, features = self.source.evaluated[dataloader_idx], self._features(batch)
+        if split in self._blenders:
+            maps, nll = self.model.flow.log_likelihoods_and_nll(features, batch.offsets)
+            for number, scores in self._blenders[split].add(batch.numbers, maps):
+                self._add_scores(split, [number], scores.to_cpu())
+        else:
+            scores, nll = self.model.flow.scores_and_nll(features, self.model.image_size)
+            self._add_scores(split, batch.numbers, scores.to_cpu())
+        if split == HELD_OUT:
+            self._held_out_nll.append(nll)
+
+    def _add_scores(self, split: str, numbers: list[int], scores: Scores) -> None:
+        if split == HELD_OUT:
             assert self._calibrator is not None
             self._calibrator.add(numbers, scores)
-            self._held_out_nll.append(nll)
         else:
             assert self._evaluator is not None and self.ground_truth is not None
             masks = self.ground_truth.load_masks(numbers) if self.ground_truth.has_masks else None
@@ -177,7 +189,7 @@ class MSFlowLightningModule(L.LightningModule):
         self._evaluator = self._calibrator = None
 
     def _mean_held_out_nll(self) -> float:
-        """Returns the mean over the images of all processes."""
+        """Returns the mean over the images, or tiles, of all processes."""
         own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
         self._held_out_nll.clear()
         totals, counts = zip(*self._world.all_gather((own.sum().item(), len(own))), strict=True)

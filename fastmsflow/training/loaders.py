@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from ..data import ShardedImages
 from ..data.ahead_loader import AheadLoader
 from ..data.datasets import ImageFileDataset
+from ..data.light import draw_light
 from ..data.reader_pool import ReaderPool, batched, collate_encoded
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError
@@ -31,6 +32,8 @@ class Batch(NamedTuple):
     """The images' numbers."""
     weight: float
     """See ``RankBatch.weight``."""
+    offsets: Tensor | None = None
+    """(B, 2) float64: the places of tiles, if the flow is to know them, see Tiling.offsets."""
 
 
 class Loader(ABC):
@@ -84,19 +87,25 @@ class FeatureLoader(Loader):
     """Yields batches of features that have been computed before.
 
     ``fetch``: returns the features of some images, by number. ``prefetch``: on a GPU, the next batch is fetched on a
-    stream of its own while a step works on the current one.
+    stream of its own while a step works on the current one. ``offsets``: returns ``Batch.offsets``, by number.
     """
 
     def __init__(
-        self, fetch: Callable[[list[int]], list[Tensor]], sampler: BatchSampler, prefetch: bool = False
+        self,
+        fetch: Callable[[list[int]], list[Tensor]],
+        sampler: BatchSampler,
+        prefetch: bool = False,
+        *,
+        offsets: Callable[[list[int]], Tensor | None] = lambda numbers: None,
     ) -> None:
         super().__init__(sampler)
         self._fetch = fetch
+        self._offsets = offsets
         self._prefetch = prefetch
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
         chosen = self.sampler.batches(self._taken)
-        batches = (Batch(self._fetch(numbers), numbers, weight) for numbers, weight in chosen)
+        batches = (Batch(self._fetch(numbers), numbers, weight, self._offsets(numbers)) for numbers, weight in chosen)
         return _prefetched(batches) if self._prefetch else batches
 
 
@@ -115,12 +124,12 @@ class ImageLoader(Loader):
         self._readers = readers
 
     def _batches(self, state: dict[str, Any]) -> Iterator[Batch]:
-        start = self._taken
+        start, images = self._taken, self._images.in_epoch(self.sampler.epoch)
         # Drawn twice, as a list of all numbers would take much memory.
-        requests = ([self._images.to_read(n) for n in numbers] for numbers, _ in self.sampler.batches(start))
+        requests = ([images.to_read(n) for n in numbers] for numbers, _ in self.sampler.batches(start))
         items = self._readers.read(requests, self._decode is not None)
         for (numbers, weight), batch in zip(self.sampler.batches(start), items, strict=True):
-            yield Batch(_pixels(batch, self._decode)[0], numbers, weight)
+            yield Batch(_pixels(batch, self._decode)[0], numbers, weight, images.offsets(numbers))
 
 
 class ShardLoader(Loader):
@@ -128,7 +137,8 @@ class ShardLoader(Loader):
 
     ``open_shards``: returns this process's images of an epoch. ``steps``: the number of batches of ``batch_size``
     images in an epoch; None: all images once, the last batch being smaller. ``decode``: makes pixels of a batch if the
-    images are encoded.
+    images are encoded. ``light_seed``: images are shown in changed light, drawn from it, the epoch and their numbers;
+    None: as they are.
 
     Whole shards are dealt out, so processes have somewhat more or fewer images than ``steps`` take. A process that has
     more leaves some out, others in each epoch. A process that has fewer, or lost some to damaged files, begins again
@@ -149,8 +159,10 @@ class ShardLoader(Loader):
         *,
         world: ProcessGroup = SINGLE_PROCESS,
         decode: Decode | None = None,
+        light_seed: int | None = None,
     ) -> None:
         super().__init__(EpochCounter())
+        self._light_seed = light_seed
         self._world = world
         self._decode = decode
         self._open = open_shards
@@ -181,7 +193,8 @@ class ShardLoader(Loader):
                 self._images.seen(batch)
                 pixels, decoded = _pixels(batch, self._decode, partial(self._images.fault, lost=1))
                 if decoded:
-                    yield Batch(pixels, batch["index"][decoded].tolist(), 1.0)
+                    numbers = batch["index"][decoded].tolist()
+                    yield Batch(self._lit(pixels, numbers), numbers, 1.0)
             if self._steps is None:
                 return
             if self._taken == before and whole:
@@ -191,6 +204,12 @@ class ShardLoader(Loader):
                 )
             whole = True
             self._images.set_epoch(self.sampler.epoch)
+
+    def _lit(self, pixels: Tensor, numbers: list[int]) -> Tensor:
+        if self._light_seed is None:
+            return pixels
+        lights = (draw_light(self._light_seed, self.sampler.epoch, number) for number in numbers)
+        return torch.stack([light(image) for light, image in zip(lights, pixels, strict=True)])
 
     def _single_pass(self) -> Iterator[dict[str, Any]]:
         """Yields the images that are left of the shards in whole batches, and a smaller one if there are no steps."""

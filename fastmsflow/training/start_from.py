@@ -1,6 +1,7 @@
 """Models that a new run starts from: the weights of a trained checkpoint, ours or an official one."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from ..errors import InputError
 from ..models.msflow import MSFlow
 from ..nn.feature_extractor import resolve_name
 from ..readable_file import check_file
+from ..tiling import Tiling
+
+TILE_OPTIONS = tuple(field.name for field in fields(Tiling))
 
 
 def model_from_checkpoint(
@@ -17,13 +21,15 @@ def model_from_checkpoint(
     """Returns the model of ``checkpoint``.
 
     ``options``: the model's options of `train`, which describe an official checkpoint together with ``image_size``;
-    ``chosen``: those that the user gave, which must agree with a checkpoint of ours.
+    ``chosen``: those that the user gave, which must agree with a checkpoint of ours. Those of tiles are in ``options``
+    only if they were given.
 
     Raises: InputError if the checkpoint is not there or does not fit, or an option contradicts one of ours.
     """
     if checkpoint.is_dir():
         raise InputError(f"{checkpoint}: a folder; give the checkpoint in it, e.g. best.safetensors of a run")
     check_file(checkpoint, "give one of our checkpoints (.safetensors) or an official one")
+    tiles = {name: options[name] for name in TILE_OPTIONS if name in options}
     if checkpoint.suffix != ".safetensors":
         if options["standardise"]:
             raise InputError(
@@ -31,13 +37,24 @@ def model_from_checkpoint(
                 " --start-from"
             )
         named = {key: options[key] for key in ("extractor", "pool", "extractor_weights")}
-        return official_model(checkpoint, OfficialSettings(image_size=image_size, **named))
+        model = official_model(checkpoint, OfficialSettings(image_size=image_size, **named))
+        model.tiling = tiling_of(tiles)
+        return model
     model = MSFlow.load(checkpoint)
+    if tiles and model.tiling is None:
+        raise InputError(
+            f"{checkpoint}: takes whole images; leave {' and '.join(f'--{name}' for name in tiles)} out, or train"
+            " without --start-from"
+        )
+    if "image_size" in chosen and model.tiling is not None:
+        raise InputError(
+            f"{checkpoint}: takes tiles of {model.tiling.tile}; leave --image-size out, or train without --start-from"
+        )
     if "extractor_weights" in chosen:
         raise InputError(f"{checkpoint}: brings its extractor's weights; leave --extractor-weights out")
     own = {**model_options(model), "image_size": model.image_size}
     wanted = {**options, "extractor": resolve_name(options["extractor"]), "image_size": image_size}
-    for key in sorted(chosen & own.keys()):
+    for key in sorted((chosen - set(TILE_OPTIONS)) & own.keys() | tiles.keys()):
         if own[key] != wanted[key]:
             raise InputError(
                 f"{checkpoint}: its {key.replace('_', ' ')} is {own[key]}, not {wanted[key]}; leave"
@@ -52,5 +69,19 @@ def model_options(model: MSFlow) -> dict[str, Any]:
         "extractor": model.extractor.name,
         "pool": model.pool,
         "standardise": model.standardiser is not None,
-        **({"image-size": model.image_size[0]} if len(set(model.image_size)) == 1 else {}),
+        **(model.tiling.config if model.tiling else _side(model.image_size)),
     }
+
+
+def tiling_of(tiles: Mapping[str, Any]) -> Tiling | None:
+    """Returns the tiling of ``tiles``, options of `train`; None if there are none.
+
+    Raises: InputError if the side of a tile is missing, or a value is not one of its option.
+    """
+    if tiles and "tile" not in tiles:
+        raise InputError(f"{' and '.join(f'--{name}' for name in tiles)}: this is of tiles; give --tile too")
+    return Tiling(**tiles) if tiles else None
+
+
+def _side(size: tuple[int, int]) -> dict[str, int]:
+    return {"image-size": size[0]} if len(set(size)) == 1 else {}

@@ -112,7 +112,7 @@ def train(
         maps_folder=out,
         world=world,
     )
-    throughput = ThroughputCallback(world)
+    throughput = ThroughputCallback(world, "images" if model.tiling is None else "tiles")
     with PreemptionHandler() as preemption, ExitStack() as stack:
         if readers is None:
             stack.enter_context(pool)
@@ -201,11 +201,21 @@ def run_settings(
         "images": dict(description),
         "cache_dtype": data_config.cache_dtype if data_config.feature_cache is not None else None,
         "decode_on_gpu": data_config.decode_on_gpu,
+        # Earlier versions' runs have none of these, and can be resumed.
+        **_views(data_config),
         "started_from": started_from,
         "processes": world.size,
         # Workers share out the images of shards; no worker reads in the same order as one.
         "workers": max(1, data_config.workers) if "shards" in description else None,
     }
+
+
+def _views(data_config: DataConfig) -> dict[str, Any]:
+    """Returns the settings by which views of an image, or tile, differ, where they do."""
+    if not data_config.varies:
+        return {}
+    kept = {} if data_config.stream else {"augment_variants": data_config.variants}
+    return {"augment": data_config.augment, "tile_jitter": data_config.tile_jitter, **kept}
 
 
 def _results(result: TrainingResult, plan: TrainingPlan, model: MSFlow) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..quiet import Kind, QuietThread, errors_alone
 from ..recipe import Precision, Recipe
 from .callbacks.progress_bar import TrainingProgressBar
 from .checkpointing import ResumeCheckpoint
-from .datamodule import TrainingData
+from .datamodule import TRAIN, TrainingData
 from .lightning_module import MSFlowLightningModule
 from .parameter_groups import prepared_for_training
 from .state_format import REMEDY
@@ -58,7 +58,11 @@ def warn_if_slow(recipe: Recipe) -> None:
 
 def prepare(source: TrainingData, console: Console) -> None:
     """Calls ``source.prepare`` under a progress bar."""
-    with progress_bar(f"features of {source.total} images", source.total or None, console=console) as bar:
+    tiles = source.tiles_of(TRAIN)
+    if tiles is not None:
+        console.print(f"{tiles.tiling}: {len(tiles)} tiles to train on", soft_wrap=True, highlight=False)
+    what = f"features of {source.total} {'images' if tiles is None else 'tiles'}"
+    with progress_bar(what, source.total or None, console=console) as bar:
         source.prepare(bar, partial(console.print, soft_wrap=True))
 
 

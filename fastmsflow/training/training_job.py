@@ -3,8 +3,8 @@ folder, curves and report included."""
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..owned_files import CURVES
 from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
 from ..visualization.plots import plot_training
-from .start_from import model_from_checkpoint, model_options
+from .start_from import model_from_checkpoint, model_options, tiling_of
 from .train import ROUND_METRICS, train
 from .training_result import TrainingResult
 
@@ -41,7 +41,9 @@ class TrainingJob:
     model: dict[str, Any]
     """Options of a new model."""
     image_size: int | None = None
-    """Side of the model's images; None: the set's."""
+    """Side of the model's images; None: the set's, or a tile's."""
+    tiles: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments of a Tiling that the user gave; none for whole images."""
     options: dict[str, Any]
     """All options of the command, which the run's folder records."""
     resume: bool = False
@@ -67,13 +69,17 @@ class TrainingJob:
 
     def image_size_for(self, images: ImageSet | ShardSet) -> tuple[int, int]:
         """Returns the (H, W) that the model takes."""
+        if "tile" in self.tiles:
+            return self.tiles["tile"], self.tiles["tile"]
         return images.image_size if self.image_size is None else (self.image_size, self.image_size)
 
     def build_model(self, image_size: tuple[int, int]) -> MSFlow:
         """Builds a new model, or loads that of ``start_from``. Raises: InputError if the options do not fit."""
         if self.start_from is None:
-            return MSFlow(image_size=image_size, **self.model)
-        return model_from_checkpoint(self.start_from, self.model, set(self.chosen), image_size)
+            model = MSFlow(image_size=image_size, **self.model)
+            model.tiling = tiling_of(self.tiles)
+            return model
+        return model_from_checkpoint(self.start_from, {**self.model, **self.tiles}, set(self.chosen), image_size)
 
     def run(
         self,

@@ -8,9 +8,12 @@ import torch
 
 from ..data import ImageFileDataset, ImageSet, Sample, ShardSet, fingerprint
 from ..data.fingerprint import names_fingerprint
+from ..data.image_tiles import ImageTiles
 from ..data.jpeg_decoder import check_decoder, decode_batch
 from ..data.lazy_sequence import LazySequence
+from ..data.light import check_augment
 from ..data.reader_pool import ReaderPool
+from ..data.view_dataset import UNCHANGED, Variation, ViewDataset
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..evaluation.ground_truth import GroundTruth
@@ -37,7 +40,7 @@ class TrainingPlan:
 
     source: TrainingData
     names: dict[str, Sequence[str]]
-    """The names of the images of TRAIN and HELD_OUT, by number."""
+    """The names of the images or tiles of TRAIN, and of the images of HELD_OUT, by number."""
     counts: dict[str, int]
     """The number of images by split, as ``results.json`` has them."""
     ground_truth: GroundTruth | None
@@ -64,6 +67,7 @@ def plan_training(
     """
     with world.raise_on_any_rank():
         check_data_config(data_config, isinstance(images, ShardSet))
+        check_tiling(model, data_config, isinstance(images, ShardSet))
         decode = _make_decoder(model, data_config, isinstance(images, ShardSet)) if data_config.decode_on_gpu else None
         if isinstance(images, ShardSet):
             return _plan_shards(model, images, recipe, data_config, decode=decode, world=world)
@@ -90,6 +94,7 @@ def _plan_shards(
         world=world,
         skip_faults=data_config.skip_faults,
         decode=decode,
+        augment=data_config.augment is not None,
     )
     return TrainingPlan(
         source=source,
@@ -109,12 +114,13 @@ def _plan_files(
         raise InputError(f"{images.name}: no training images")
     ground_truth = None
     if images.test:
-        ground_truth = GroundTruth.from_image_set(images, model.image_size, options.world)
+        size = model.image_size if model.tiling is None else None
+        ground_truth = GroundTruth.from_image_set(images, size, options.world)
         options = replace(options, test_order=ground_truth.scoring_order)
     train, held_out = split(images.train, recipe)
     splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
     files = {
-        name: ImageFileDataset([sample.image for sample in samples], model.image_size, options.decode is not None)
+        name: _dataset(model, samples, _variation(recipe, data_config) if name == TRAIN else None, options)
         for name, samples in splits.items()
         if samples
     }
@@ -126,7 +132,7 @@ def _plan_files(
         source = FeatureTrainingData(model, files, recipe, options, cache=cache, cache_dtype=dtype)
     return TrainingPlan(
         source=source,
-        names={name: _names(samples) for name, samples in splits.items()},
+        names={TRAIN: _item_names(files[TRAIN]), HELD_OUT: _names(held_out)},
         counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)},
         ground_truth=ground_truth,
         description={},
@@ -134,8 +140,35 @@ def _plan_files(
     )
 
 
+def _variation(recipe: Recipe, data_config: DataConfig) -> Variation | None:
+    if not data_config.varies:
+        return None
+    return Variation(
+        seed=recipe.seed,
+        light=data_config.augment is not None,
+        jitter=data_config.tile_jitter,
+        variants=data_config.variants,
+        epoch=0 if data_config.stream else None,
+    )
+
+
+def _dataset(
+    model: MSFlow, samples: Sequence[Sample], variation: Variation | None, options: ReadOptions
+) -> ImageFileDataset:
+    images = [sample.image for sample in samples]
+    if model.tiling is None and variation is None:
+        return ImageFileDataset(images, model.image_size, options.decode is not None)
+    tiles = None if model.tiling is None else ImageTiles(images, model.tiling)
+    return ViewDataset(images, model.image_size, tiles, variation or UNCHANGED)
+
+
 def check_data_config(data_config: DataConfig, of_shards: bool) -> None:
     """Raises: InputError if ``data_config`` contradicts itself, or does not fit the images: shards or files."""
+    check_augment(data_config.augment)
+    if data_config.augment_variants is not None and of_shards:
+        raise InputError("augment_variants: views of shards, which are streamed, are drawn anew; leave it out")
+    if data_config.decode_on_gpu and data_config.augment is not None:
+        raise InputError("light is changed by the processes that read images; leave decode_on_gpu or augment out")
     if data_config.feature_cache is not None and of_shards:
         raise InputError("images of shards are read in every pass, their features are not kept; leave the cache out")
     if data_config.feature_cache is not None and data_config.stream:
@@ -147,6 +180,17 @@ def check_data_config(data_config: DataConfig, of_shards: bool) -> None:
         )
 
 
+def check_tiling(model: MSFlow, data_config: DataConfig, of_shards: bool) -> None:
+    """Raises: InputError if ``data_config`` or the images, shards or files, do not fit the model's tiling."""
+    if model.tiling is None:
+        if data_config.tile_jitter:
+            raise InputError("tile_jitter moves tiles, and this model takes whole images; give tile, or leave it out")
+    elif of_shards:
+        raise InputError("images of shards are not cut into tiles; train from the files that they were made of")
+    elif data_config.decode_on_gpu:
+        raise InputError("images that are decoded on the GPU are not cut into tiles; leave decode_on_gpu out")
+
+
 def _make_decoder(model: MSFlow, data_config: DataConfig, of_shards: bool) -> Decode:
     device = next(model.parameters()).device
     if device.type != "cuda" or not (data_config.stream or of_shards):
@@ -155,8 +199,13 @@ def _make_decoder(model: MSFlow, data_config: DataConfig, of_shards: bool) -> De
     return partial(decode_batch, image_size=model.image_size, device=device)
 
 
-def _names(samples: Sequence[Sample]) -> LazySequence:
+def _names(samples: Sequence[Sample]) -> LazySequence[str]:
     return LazySequence(len(samples), lambda number: shown(samples[number].image))
+
+
+def _item_names(images: ImageFileDataset) -> LazySequence[str]:
+    name = images.view_name if isinstance(images, ViewDataset) else images.name
+    return LazySequence(len(images), lambda number: shown(name(number)))
 
 
 def describe_images(images: ImageSet, data_config: DataConfig) -> dict[str, object]:

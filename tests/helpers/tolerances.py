@@ -156,3 +156,9 @@ RESIZED_FLOAT = 1.2 / 255
 # Scores, metrics and losses of files that an earlier version wrote, beside those that it had, relative: both compute
 # in float32 from the same weights, maybe on another machine; four epochs of Adam magnify rounding.
 OLD_RUN = 1e-4
+# Absolute, of pixels in [0, 1] whose light changed, float32: a few roundings of 6e-8 each, those of a blur's 121
+# products included.
+LIGHT = 2e-6
+# Spread, mean and correlations of some ten thousand random numbers: three to four times their standard error of 1%; and
+# the spread of a Gaussian whose tails beyond three sigma are cut.
+LIGHT_STATISTICS = 0.04

@@ -62,7 +62,7 @@ class ShardSet:
         )
 
     @property
-    def names(self) -> LazySequence:
+    def names(self) -> LazySequence[str]:
         """The names of all images, by number, when the shards were written. Each one that is asked for reads its
         shard."""
         return LazySequence(self.manifest.images, self._name)

@@ -26,13 +26,15 @@ class ThroughputCallback(Callback):
     """Measures images per second, the share of time spent waiting for data, and the GPU memory in use.
 
     They are logged every WINDOW steps and at the end of an epoch, and averaged over the run. Lightning's
-    ThroughputMonitor does not measure the waiting, and writes to loggers only.
+    ThroughputMonitor does not measure the waiting, and writes to loggers only. ``unit``: the word for images, which may
+    be tiles.
     """
 
-    def __init__(self, world: ProcessGroup) -> None:
+    def __init__(self, world: ProcessGroup, unit: str = "images") -> None:
         self.line = ""
         """The last measurement as text."""
         self._world = world
+        self._unit = unit
         self._run = _Window()
         self._images = 0
         self._started = self._waited = 0.0
@@ -67,7 +69,7 @@ class ThroughputCallback(Callback):
         window = _Window(self._images, seconds, _waited(trainer) - self._waited)
         speed = window.speed(self._world.size)
         memory = f", GPU {speed['gpu_memory']:.1f} GiB" if "gpu_memory" in speed else ""
-        self.line = f"{speed['images_per_second']:.3g} images/s, {speed['data_wait']:.0%} waiting{memory}"
+        self.line = f"{speed['images_per_second']:.3g} {self._unit}/s, {speed['data_wait']:.0%} waiting{memory}"
         pl_module.log_dict(speed, on_step=True, on_epoch=False)
         self._run.add(window)
         self.on_train_epoch_start(trainer)

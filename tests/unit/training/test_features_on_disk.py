@@ -60,7 +60,7 @@ def test_the_next_batch_is_fetched_on_a_stream_of_its_own_before_the_step(monkey
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
     loader = FeatureLoader(fetched, SequentialBatchSampler(3, 1, ProcessGroup(), split="test"), prefetch=True)
     assert len(loader) == 3
-    for _, numbers, _ in loader:
+    for _, numbers, *_ in loader:
         events.append(("step", numbers[0]))
 
     def fetch(i: int) -> list[tuple]:

@@ -97,8 +97,8 @@ def new_loader(kind: str, files: list[Path], shards: Path, **options) -> Loader:
 def numbers_of(loader: Loader, epoch: int, most: int | None = None) -> list[list[int]]:
     loader.sampler.set_epoch(epoch)
     found = []
-    for _, numbers, _ in loader:
-        found.append(numbers)
+    for batch in loader:
+        found.append(batch.numbers)
         if len(found) == most:
             break
     return found
@@ -173,8 +173,8 @@ def with_states(loader: Loader) -> tuple[list[list[int]], list[dict]]:
     """The batches of an epoch, and the state after each."""
     loader.sampler.set_epoch(2)
     batches, states = [], []
-    for _, numbers, _ in loader:
-        batches.append(numbers)
+    for batch in loader:
+        batches.append(batch.numbers)
         states.append(json.loads(json.dumps(loader.state_dict())))
     return batches, states
 

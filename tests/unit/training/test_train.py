@@ -76,7 +76,7 @@ def test_lightning_trains_as_a_plain_loop_does(images, tmp_path: Path) -> None:
         optimizer.param_groups[0]["lr"] = recipe.lr * recipe.lr_factor(epoch)
         batches = []
         loader.sampler.set_epoch(epoch)
-        for features, _, _ in loader:
+        for features, *_ in loader:
             optimizer.zero_grad()
             loss = plain.flow.nll(features).mean()
             loss.backward()
