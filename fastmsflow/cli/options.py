@@ -98,14 +98,14 @@ Source = Annotated[
     argument(
         "SOURCE",
         "A folder in the MVTec AD or VisA layout, a folder of good images, or a sample set that pip installs:"
-        " 'elpv' (solar cells), 'textures'.",
+        " 'elpv' (solar cells), 'textures', 'small_defects' (large images).",
     ),
 ]
 Category = Annotated[
     str | None,
     option(
         DATA,
-        "Class of the set, e.g. bottle; elpv: mono, poly or all; textures: brick, grass or gravel."
+        "Class of the set, e.g. bottle; elpv: mono, poly or all; textures and small_defects: brick, grass or gravel."
         " all: every class of the set, but for elpv.",
         "--class",
     ),

@@ -9,6 +9,7 @@ from .layouts import categories, classes_of, open_image_set
 from .layouts.elpv import elpv
 from .layouts.folder import folder
 from .layouts.mvtec import mvtec
+from .layouts.small_defects import small_defects
 from .layouts.textures import textures
 from .layouts.visa import visa
 from .masks import load_mask
@@ -37,6 +38,7 @@ __all__ = [
     "mvtec",
     "open_image_set",
     "read_image",
+    "small_defects",
     "textures",
     "visa",
     "write_shards",

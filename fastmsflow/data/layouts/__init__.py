@@ -6,18 +6,18 @@ from ...errors import InputError
 from ..file_search import EMPTY_NAME
 from ..image_set import ImageSet, Source
 from ..shards.shard_set import refuse_shards
-from . import elpv, folder, mvtec, textures, visa
+from . import elpv, folder, mvtec, small_defects, textures, visa
 from .layout import Layout
 
-SAMPLE_SETS = (elpv.LAYOUT, textures.LAYOUT)
+SAMPLE_SETS = (elpv.LAYOUT, textures.LAYOUT, small_defects.LAYOUT)
 FOLDER_LAYOUTS = (visa.LAYOUT, mvtec.LAYOUT, folder.LAYOUT)
 LAYOUTS: tuple[Layout, ...] = (*SAMPLE_SETS, *FOLDER_LAYOUTS)
 """All layouts; the first that detects a source opens it."""
 
 
 def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
-    """Opens ``"elpv"`` or ``"textures"``, or a folder: VisA as published, the MVTec AD layout, train/ of good images
-    beside test/KIND and ground_truth/KIND, or just good images.
+    """Opens ``"elpv"``, ``"textures"`` or ``"small_defects"``, or a folder: VisA as published, the MVTec AD layout,
+    train/ of good images beside test/KIND and ground_truth/KIND, or just good images.
 
     ``category``: the class, where there are several. Raises: InputError that names what is there instead.
     """

@@ -1,4 +1,4 @@
-"""The two image sets that pip installs."""
+"""The image sets that pip installs; small_defects has a file of its own."""
 
 import random
 import sys
