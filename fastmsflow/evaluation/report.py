@@ -1,6 +1,8 @@
 """Writes the pictures and tables of an evaluated test set."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ from ..models.msflow import MSFlow
 from ..owned_files import GALLERY, HISTOGRAM
 from ..scoring import MapKind
 from ..visualization.color_scale import ColorScale
-from ..visualization.html_report import Report, ReportRow, write_report
+from ..visualization.html_report import IMAGE_SIDE, Report, ReportRow, write_report
 from ..visualization.plots import gallery, plot_scores
 from .evaluator import TestResult
 
 TABLE, PAGE = "scores.csv", "report.html"
 REPORT_FILES = (TABLE, HISTOGRAM, GALLERY, PAGE)
 """The names of the files that ``write_test_report`` writes."""
+# The gallery shows so large a part of a large image, where a defect of a few pixels can be seen.
+PART = 256
+# A page of images in tiles has about so many pixels of pictures in all, which are about 20 MB.
+PAGE_PIXELS = 2**26
 
 
 def write_test_report(
@@ -39,7 +45,9 @@ def write_test_report(
 ) -> None:
     """Writes REPORT_FILES into ``out``.
 
-    ``scores.png`` is a histogram; ``heatmaps.png`` shows examples from the highest to the lowest score.
+    ``scores.png`` is a histogram; ``heatmaps.png`` shows examples from the highest to the lowest score. If the model
+    has a tiling, images, maps and masks have the image's own size: ``heatmaps.png`` shows the part around each map's
+    highest value, and the page shrinks pictures only as far as it would exceed PAGE_PIXELS.
     ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
     ``metrics``: checkpoint -> metric -> value. ``settings`` are shown in the report. ``progress`` is called with the
     number of images done.
@@ -78,7 +86,9 @@ def write_test_report(
             progress(i + 1)
 
     chosen = [*_spread(np.flatnonzero(labels == 1), absolute, 8), *_spread(np.flatnonzero(labels == 0), absolute, 4)]
-    gallery(out / GALLERY, [row(i) for i in chosen], color_scale)
+    shown_rows = [row(i) if size else _around_peak(row(i)) for i in chosen]
+    note = "" if size else f"; parts of {PART}x{PART} pixels around the highest value of an image"
+    gallery(out / GALLERY, shown_rows, color_scale, note)
     threshold, note = _threshold(model.calibration)
     report = Report(
         title=f"{images.name}: {len(images.test)} test images",
@@ -94,8 +104,19 @@ def write_test_report(
         settings=settings,
         fingerprint=fingerprint(images),
         licence=images.licence,
+        side=None if size else max(IMAGE_SIDE, math.isqrt(PAGE_PIXELS // len(images.test))),
     )
     write_report(out / PAGE, report)
+
+
+def _around_peak(row: ReportRow) -> ReportRow:
+    """Returns the part of a large image around the highest value of its map."""
+    height, width = row.score_map.shape
+    y, x = np.unravel_index(int(row.score_map.argmax()), row.score_map.shape)
+    top, left = max(0, min(int(y) - PART // 2, height - PART)), max(0, min(int(x) - PART // 2, width - PART))
+    part = np.s_[top : top + PART, left : left + PART]
+    mask = None if row.mask is None else row.mask[part]
+    return replace(row, pixels=row.pixels[part], score_map=row.score_map[part], mask=mask)
 
 
 def _pixels(image: Path, size: tuple[int, int] | None) -> np.ndarray:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from ..errors import InputError
 
-
 LARGE = 2**24
 """Pixels of a map from which on PyTorch's search for the largest, 16 bytes a pixel, takes too much memory."""
 

@@ -79,6 +79,9 @@ class Report:
     """The fingerprint of the data."""
     licence: str = ""
     """The license of the images."""
+    side: int | None = None
+    """The longest side of pictures and heat maps, which are shrunk by their largest values, so that small defects stay.
+    None: IMAGE_SIDE, and HEAT_SIDE for heat maps, which are shrunk by means."""
 
 
 def write_report(path: Path, page: Report) -> None:
@@ -118,10 +121,9 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
     for row in page.rows:
         _check(row)
         image = Image.fromarray(row.pixels)
-        image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-        heat_map = Image.fromarray(row.score_map.astype(np.float32))
-        heat_map.thumbnail((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BOX, reducing_gap=None)
-        (width, height), score_map = heat_map.size, np.asarray(heat_map)
+        image.thumbnail((page.side or IMAGE_SIDE,) * 2)
+        score_map = _shrunk(row.score_map.astype(np.float32), page.side)
+        height, width = score_map.shape
         # Gray values; the page colors them.
         share = np.clip((score_map - low) / max(high - low, 1e-12), 0, 1)
         pictures = {
@@ -144,6 +146,18 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
         )
     if not facts:
         raise InputError("a report needs at least one image; none was given")
+
+
+def _shrunk(score_map: np.ndarray, side: int | None) -> np.ndarray:
+    """Returns a map (H, W) float32 as large as the page shows it; ``side``: see Report."""
+    if side is None:
+        heat_map = Image.fromarray(score_map)
+        heat_map.thumbnail((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BOX, reducing_gap=None)
+        return np.asarray(heat_map)
+    step = -(-max(score_map.shape) // side)
+    starts = (np.arange(0, length, step) for length in score_map.shape)
+    rows, columns = starts
+    return np.maximum.reduceat(np.maximum.reduceat(score_map, rows, axis=0), columns, axis=1)
 
 
 def _check(row: ReportRow) -> None:

@@ -41,8 +41,11 @@ def plot_scores(path: Path, labels: np.ndarray, scores: np.ndarray, title: str) 
     _save(figure, path)
 
 
-def gallery(path: Path, rows: Sequence[ReportRow], color_scale: ColorScale) -> None:
-    """Writes a PNG of many images with their heat maps, outlines of their masks, and the color bar."""
+def gallery(path: Path, rows: Sequence[ReportRow], color_scale: ColorScale, note: str = "") -> None:
+    """Writes a PNG of many images with their heat maps, outlines of their masks, and the color bar.
+
+    ``note`` is added to the color bar's caption.
+    """
     lines = -(-len(rows) // GALLERY_COLUMNS)
     width, height = 4.2 * GALLERY_COLUMNS, 2.35 * lines + 1.0
     figure = Figure(figsize=(width, height))
@@ -62,7 +65,7 @@ def gallery(path: Path, rows: Sequence[ReportRow], color_scale: ColorScale) -> N
         axis.set_title(title, fontsize=9, parse_math=False)
     colors = ScalarMappable(Normalize(*color_scale.scale), COLORMAP)
     below = figure.add_axes((0.1, 0.5 / height, 0.8, 0.15 / height))
-    figure.colorbar(colors, cax=below, orientation="horizontal", label=color_scale.caption)
+    figure.colorbar(colors, cax=below, orientation="horizontal", label=f"{color_scale.caption}{note}")
     _save(figure, path, dpi=90)
 
 
