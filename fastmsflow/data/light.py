@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -98,6 +98,10 @@ class LightChange:
         if self.gamma != 1:
             pixels = functional.adjust_gamma(pixels, self.gamma)
         return pixels
+
+    def for_image(self, number: int) -> "LightChange":
+        """Returns this change with the noise of the image ``number`` of a set."""
+        return replace(self, noise_seed=number)
 
     def _gradient(self, corner: Place, shape: Size, size: Size | None) -> Tensor:
         """Returns the factors (h, w) of the gradient, which is linear and 1 in the middle of the whole image."""

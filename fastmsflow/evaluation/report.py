@@ -36,12 +36,14 @@ def write_test_report(
     settings: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
     map_kind: MapKind | None = None,
+    corruption: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
 ) -> None:
     """Writes REPORT_FILES into ``out``.
 
     ``scores.png`` is a histogram; ``heatmaps.png`` shows examples from the highest to the lowest score.
     ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
-    ``metrics``: checkpoint -> metric -> value. ``settings`` are shown in the report. ``progress`` is called with the
+    ``metrics``: checkpoint -> metric -> value; ``corruption``: checkpoint -> change of light -> metric -> value.
+    ``settings`` are shown in the report. ``progress`` is called with the
     number of images done.
     """
     scores, maps = result.scores, result.maps
@@ -91,6 +93,7 @@ def write_test_report(
         versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
         pro=result.pro_curve(),
         metrics=metrics,
+        corruption=corruption or {},
         settings=settings,
         fingerprint=fingerprint(images),
         licence=images.licence,

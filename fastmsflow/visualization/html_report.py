@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from numbers import Real
 from pathlib import Path
@@ -79,6 +79,8 @@ class Report:
     """The fingerprint of the data."""
     licence: str = ""
     """The license of the images."""
+    corruption: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
+    """Checkpoint -> change of light -> name of the metric -> value."""
 
 
 def write_report(path: Path, page: Report) -> None:
@@ -165,6 +167,7 @@ def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "region": page.region_threshold,
         "pro": page.pro and [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
         "metrics": page.metrics,
+        "corruption": page.corruption,
         "settings": page.settings,
         "versions": page.versions,
         "fingerprint": page.fingerprint,
