@@ -35,7 +35,8 @@ def print_corruption(rows: Sequence["CorruptionResult"]) -> None:
         some = [row for row in rows if (row.result.name, row.result.checkpoint) == (name, checkpoint)]
         evaluations = [row.result.evaluation for row in some]
         metrics = [metric for metric in SHOWN if any(metric in each.as_shown() for each in evaluations)]
-        heads = (Column(METRIC_LABELS[metric], justify="right") for metric in metrics)
+        # A word a line: rich would cut words to make the table narrower.
+        heads = (Column(METRIC_LABELS[metric].replace(" ", "\n"), justify="right") for metric in metrics)
         table = Table(Column("light"), *heads, title=escape(f"{shown(name)}, {checkpoint}"))
         add_pixel_error(table, [each.pixel_error for each in evaluations])
         for row, evaluation, following in zip(some, evaluations, [*some[1:], None], strict=True):

@@ -34,7 +34,8 @@ class CorruptionResult:
     result: CheckpointResult
 
     def as_dict(self) -> dict[str, str | float | None]:
-        return {"change": self.change} | self.result.as_dict()
+        result = self.result.as_dict()
+        return {"class": result["class"], "checkpoint": result["checkpoint"], "change": self.change} | result
 
 
 @dataclass(frozen=True)

@@ -251,13 +251,12 @@ function nested(values) {
   return list;
 }
 
-/** A table of `values`, column -> metric -> value, under a caption if that is not empty. */
-function metricsTable(values, caption) {
+/** A table of `values`: column -> metric -> value. */
+function metricsTable(values) {
   const kinds = Object.keys(values);
   const metrics = [...new Set(kinds.flatMap((kind) => Object.keys(values[kind])))];
   const value = (v) => typeof v === "number" ? v.toFixed(4) : "–";
   return element("table", { className: "metrics" },
-    ...(caption ? [element("caption", { textContent: caption })] : []),
     element("thead", {}, element("tr", {}, element("td", {}),
       ...kinds.map((kind) => element("th", { scope: "col", textContent: kind })))),
     element("tbody", {}, ...metrics.map((metric) => element("tr", {},
@@ -293,14 +292,15 @@ function describe() {
   }
   if (Object.keys(page.metrics).length) {
     byId("metrics-figure").hidden = false;
-    byId("metrics").append(metricsTable(page.metrics, ""));
+    byId("metrics").append(metricsTable(page.metrics));
   }
-  for (const [checkpoint, changes] of Object.entries(page.corruption)) {
+  Object.entries(page.corruption).forEach(([checkpoint, changes], number) => {
     byId("corruption").hidden = false;
-    byId("corruption-tables").append(element(
-      "div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `Changed light, ${checkpoint}` },
-      metricsTable(changes, checkpoint)));
-  }
+    byId("corruption").append(element(
+      "details", { open: number === 0 }, element("summary", { textContent: checkpoint }),
+      element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `Changed light, ${checkpoint}` },
+        metricsTable(changes))));
+  });
   byId("settings").append(nested(page.settings));
   byId("versions").append(nested({ ...page.versions, "data fingerprint": page.fingerprint }));
   byId("licence").textContent = page.licence;
