@@ -1,6 +1,7 @@
 """Changes of light: each parameter, tiles of an image, draws, and the fixed changes of a test."""
 
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fastmsflow.data.light import (
     check_corrupt,
     draw_light,
 )
+from tests.helpers.paths import ROOT
 from tests.helpers.tolerances import LIGHT, LIGHT_STATISTICS
 
 SIZE = (90, 120)
@@ -182,6 +184,17 @@ def test_training_draws_every_parameter_around_no_change() -> None:
     assert set(LIGHT_RANGES) == set(vars(NEUTRAL)) - {"noise_seed"}
     for name, (low, high) in LIGHT_RANGES.items():
         assert low <= getattr(NEUTRAL, name) <= high, name
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/robustness.md").read_text()
+    ranges = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+ to [\d.]+) \|", page, re.MULTILINE))
+    assert ranges == {name: f"{low:g} to {high:g}" for name, (low, high) in LIGHT_RANGES.items()}
+    changes = dict(re.findall(r"^\| ([a-z ]+) \| ([\w., ]*\d) \|$", page, re.MULTILINE))
+    assert changes == {
+        name: ", ".join(f"{key} {value:g}" for key, value in vars(change).items() if value != vars(NEUTRAL)[key])
+        for name, change in LIGHT_CORRUPTIONS.items()
+    }
 
 
 @pytest.mark.parametrize("name", LIGHT_CORRUPTIONS)
