@@ -162,10 +162,10 @@ LIGHT_CORRUPTIONS: Mapping[str, LightChange] = MappingProxyType(
         "cold": LightChange(red=0.85, blue=1.15),
         "gradient": LightChange(gradient=0.35, gradient_angle=35),
         "blurred": LightChange(blur=1.5),
-        "noisy": LightChange(noise=0.04),
+        "noisy": LightChange(noise=0.03),
     }
 )
-"""The changes of a test, by their names: one parameter each, beyond the range of training."""
+"""The changes of a test, by their names: one property each, beyond the range of training."""
 
 
 def draw_light(*key: int) -> LightChange:
