@@ -122,6 +122,12 @@ def test_noise_has_its_sigma_no_mean_and_differs_between_seeds_and_places() -> N
     assert (channels - torch.eye(3)).abs().max().item() < LIGHT_STATISTICS
 
 
+def test_images_of_a_set_differ_in_their_noise_alone() -> None:
+    change = LightChange(noise=0.03, brightness=1.1)
+    assert change.for_image(7) == LightChange(noise=0.03, brightness=1.1, noise_seed=7)
+    assert not torch.equal(change.for_image(7)(gray()), change.for_image(8)(gray()))
+
+
 def test_noise_of_a_large_image_does_not_repeat() -> None:
     pixels = torch.full((3, 700, 800), 0.5)
     noise = (LightChange(noise=0.03)(pixels) - pixels).flatten()
