@@ -68,8 +68,9 @@ def evaluate(
         str | None,
         option(
             VALIDATION,
-            "light: score the test images of every checkpoint under ten changes of light too, which takes about ten"
-            " times as long again; writes corruption.csv, corruption.json and corruptions.png.",
+            "light: score the test images with every checkpoint under ten changes of light too, one pass each; writes"
+            " corruption.csv, corruption.json and corruptions.png.",
+            metavar="light",
         ),
     ] = None,
     workers: Workers = 0,
