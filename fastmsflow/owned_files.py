@@ -17,8 +17,8 @@ __all__ = ["RECORD_FILE", "owned_files", "record_files", "recorded_files", "reco
 
 RECORD_FILE = ".fastmsflow.json"
 FORMAT = "fastmsflow files 1"
-CURVES, HISTOGRAM, GALLERY = "training.png", "scores.png", "heatmaps.png"
-PICTURES = frozenset({CURVES, HISTOGRAM, GALLERY})
+CURVES, HISTOGRAM, GALLERY, CORRUPTIONS = "training.png", "scores.png", "heatmaps.png", "corruptions.png"
+PICTURES = frozenset({CURVES, HISTOGRAM, GALLERY, CORRUPTIONS})
 HEAT_MAP = "_heatmap.png"
 """The end of a heat map's name."""
 # No other picture or kind of file is this product's: a stranger's record may name a user's.

@@ -10,7 +10,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..files import shown
+from ..owned_files import CORRUPTIONS
+from ..recipe import VALIDATION
 from .config_file import resolved_options
+from .corruption_table import print_corruption
 from .imports import import_packages
 from .options import (
     OUTPUT,
@@ -61,6 +64,15 @@ def evaluate(
     scale: Scale = None,
     top_share: TopShare = None,
     false_alarms: FalseAlarms = None,
+    corrupt: Annotated[
+        str | None,
+        option(
+            VALIDATION,
+            "light: score the test images with every checkpoint under ten changes of light too, one pass each; writes"
+            " corruption.csv, corruption.json and corruptions.png.",
+            metavar="light",
+        ),
+    ] = None,
     workers: Workers = 0,
     dtype: Dtype = "auto",
     score_map: ScoreMap = None,
@@ -69,6 +81,7 @@ def evaluate(
     console.print("loading torch and timm ...", style="dim")
     import_packages("torch", "timm")
     from ..data.class_selection import every_class_of, is_every_class
+    from ..data.light import check_corrupt
     from ..evaluation.compare_checkpoints import (
         METRICS_FILES,
         checkpoints,
@@ -76,6 +89,15 @@ def evaluate(
         mean_of,
         write_metrics,
     )
+    from ..evaluation.corruption import (
+        CORRUPTION_FILES,
+        CorruptionReport,
+        CorruptionResult,
+        evaluate_corruptions,
+        mean_over_classes,
+        write_corruption,
+    )
+    from ..evaluation.corruption_pictures import write_pictures
     from ..evaluation.metric_labels import labeled
     from ..evaluation.report import REPORT_FILES, write_test_report
     from ..evaluation.score_map_store import ScoreMapStore
@@ -83,19 +105,22 @@ def evaluate(
     from ..result_folder import claimed_results
     from ..scoring import check_map
 
+    check_corrupt(corrupt)
     kind = None if score_map is None else check_map(score_map)
     every_class = is_every_class(source, category)
     out = out or (model if model.is_dir() else model.parent) / "evaluation"
     results: list[CheckpointResult] = []
+    changed: list[CorruptionResult] = []
     seconds: Counter[str] = Counter()
     classes = every_class_of(source) if every_class else [category]
     for name in classes:
         # A missing checkpoint is an error before the first class is scored, which takes its time.
         checkpoints(model / name if every_class and name else model)
     folders = [name for name in classes if name] if every_class else ["."]
-    names = [str(PurePosixPath(folder, file)) for folder in folders for file in REPORT_FILES]
+    files = [*REPORT_FILES, CORRUPTIONS] if corrupt else REPORT_FILES
+    names = [str(PurePosixPath(folder, file)) for folder in folders for file in files]
     with claimed_results(out, VERB) as new:
-        new.begin([*names, *METRICS_FILES])
+        new.begin([*names, *(CORRUPTION_FILES if corrupt else ()), *METRICS_FILES])
         for name, folder in zip(classes, folders, strict=True):
             with progress_bar("reading") as bar, closing(ScoreMapStore(new.unfinished)) as maps:
                 comparison = compare_checkpoints(
@@ -113,24 +138,38 @@ def evaluate(
                 )
                 results += comparison.rows
                 images = comparison.images
+                corruption = CorruptionReport()
+                if corrupt:
+                    corruption = evaluate_corruptions(
+                        comparison, folder=new.unfinished, map_kind=kind, workers=workers, dtype=dtype, progress=bar,
+                        stage=bar.stage,
+                    )  # fmt: skip
+                    changed += corruption.rows
+                    write_pictures(new.unfinished / folder / CORRUPTIONS, corruption.pictures, comparison.model, kind)
                 bar.stage("writing the report", len(images.test))
                 with comparison.stopwatch("report"):
                     metrics = {row.checkpoint: labeled(row.evaluation.as_shown()) for row in comparison.rows}
                     write_test_report(
                         new.unfinished / folder, images, comparison.model, comparison.test_result, metrics=metrics,
                         settings=resolved_options(ctx), progress=bar, map_kind=kind,
+                        corruption=corruption.by_checkpoint(),
                     )  # fmt: skip
             seconds.update(comparison.stopwatch.seconds)
             _print_threshold(comparison)
         if every_class:
             results += mean_of(results)
+            changed += mean_over_classes(changed)
         for name in dict.fromkeys(row.name for row in results):
             _print_metrics(name, [row for row in results if row.name == name])
+        print_corruption(changed)
+        if corrupt:
+            write_corruption(new.unfinished, changed)
         write_metrics(new.unfinished, results)
         new.finish()
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
     print_line(f"written to {out}")
-    print_json({"rows": [row.as_dict() for row in results], "seconds": seconds})
+    content = {"rows": [row.as_dict() for row in results], "seconds": seconds}
+    print_json(content | ({"corruption": [row.as_dict() for row in changed]} if corrupt else {}))
 
 
 def _print_threshold(comparison: "CheckpointComparison") -> None:

@@ -28,7 +28,7 @@ class DropInSubnet(ConditionedSubnet):
         nn.Module.__init__(self)
         self.in_channels = conv2.out_channels // 2
         self.conv1, self.ln, self.conv2 = conv1, ln, conv2
-        self._first, self._wide = WeightCache(), WeightCache()
+        self._first, self._condition_map, self._wide = WeightCache(), WeightCache(), WeightCache()
 
     @property
     def norm(self) -> nn.LayerNorm:  # type: ignore[override]  # the original's has another name

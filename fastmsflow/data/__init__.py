@@ -12,6 +12,7 @@ from .layouts.mvtec import mvtec
 from .layouts.small_defects import small_defects
 from .layouts.textures import textures
 from .layouts.visa import visa
+from .light import LIGHT_CORRUPTIONS, LIGHT_RANGES, LightChange, draw_light
 from .masks import load_mask
 from .shards.dataset import ShardedImages
 from .shards.shard_set import ShardSet
@@ -21,14 +22,18 @@ from .shards.writer import write_shards
 LooseImages = ImageFileDataset
 
 __all__ = [
+    "LIGHT_CORRUPTIONS",
+    "LIGHT_RANGES",
     "ImageDataset",
     "ImageFileDataset",
     "ImageSet",
+    "LightChange",
     "Sample",
     "ShardSet",
     "ShardedImages",
     "categories",
     "classes_of",
+    "draw_light",
     "elpv",
     "fingerprint",
     "folder",

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -99,6 +99,10 @@ class LightChange:
             pixels = functional.adjust_gamma(pixels, self.gamma)
         return pixels
 
+    def for_image(self, number: int) -> "LightChange":
+        """Returns this change with the noise of the image ``number`` of a set."""
+        return replace(self, noise_seed=number)
+
     def _gradient(self, corner: Place, shape: Size, size: Size | None) -> Tensor:
         """Returns the factors (h, w) of the gradient, which is linear and 1 in the middle of the whole image."""
         height, width = size or shape
@@ -158,10 +162,10 @@ LIGHT_CORRUPTIONS: Mapping[str, LightChange] = MappingProxyType(
         "cold": LightChange(red=0.85, blue=1.15),
         "gradient": LightChange(gradient=0.35, gradient_angle=35),
         "blurred": LightChange(blur=1.5),
-        "noisy": LightChange(noise=0.04),
+        "noisy": LightChange(noise=0.03),
     }
 )
-"""The changes of a test, by their names: one parameter each, beyond the range of training."""
+"""The changes of a test, by their names: one property each, beyond the range of training."""
 
 
 def draw_light(*key: int) -> LightChange:

@@ -51,9 +51,14 @@ class CheckpointComparison:
 
     rows: list[CheckpointResult]
     images: ImageSet
-    model: MSFlow
+    models: list[MSFlow]
+    """The model of each row."""
     test_result: TestResult
     stopwatch: Stopwatch
+
+    @property
+    def model(self) -> MSFlow:
+        return self.models[0]
 
 
 def compare_checkpoints(
@@ -99,7 +104,7 @@ def compare_checkpoints(
         CheckpointResult(images.name, choice, result.evaluation, threshold_of(model.calibration))
         for (choice, model), result in zip(loaded.items(), results, strict=True)
     ]
-    return CheckpointComparison(rows, images, models[0], results[0], stopwatch)
+    return CheckpointComparison(rows, images, models, results[0], stopwatch)
 
 
 def threshold_of(calibration: Calibration | None) -> Threshold | None:
@@ -128,14 +133,19 @@ def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
     means = []
     classes = len({row.name for row in rows})
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        evaluations = [asdict(row.evaluation) for row in rows if row.checkpoint == checkpoint]
-        if len(evaluations) < classes:
-            continue
-        values = {name: [each[name] for each in evaluations] for name in evaluations[0]}
-        shared = {name: of for name, of in values.items() if None not in of}
-        mean = {name: max(of) if name == "pixel_error" else float(np.mean(of)) for name, of in shared.items()}
-        means.append(CheckpointResult(MEAN, checkpoint, Evaluation.from_dict(mean)))
+        evaluations = [row.evaluation for row in rows if row.checkpoint == checkpoint]
+        if len(evaluations) == classes:
+            means.append(CheckpointResult(MEAN, checkpoint, mean_evaluation(evaluations)))
     return means
+
+
+def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Returns the mean of the metrics that all have."""
+    dicts = [asdict(evaluation) for evaluation in evaluations]
+    values = {name: [each[name] for each in dicts] for name in dicts[0]}
+    shared = {name: of for name, of in values.items() if None not in of}
+    mean = {name: max(of) if name == "pixel_error" else float(np.mean(of)) for name, of in shared.items()}
+    return Evaluation.from_dict(mean)
 
 
 def write_metrics(out: Path, rows: Sequence[CheckpointResult]) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from ..data import ImageFileDataset, ImageSet
 from ..data.datasets import Progress
+from ..data.image_views import ImageView
+from ..data.light import LightChange
 from ..data.reader_pool import BATCH_SIZE, ReaderPool, batched, read_images
 from ..inference import AUTO, prepare
 from ..inference.tiled_predictor import blended_scores
@@ -137,12 +139,13 @@ def evaluate_all(
     maps: ScoreMapStore | None = None,
     dtype: str | None = AUTO,
     map_kind: MapKind | None = None,
+    light: LightChange | None = None,
 ) -> list[TestResult]:
     """Evaluates models that differ in their flows only, so that the extractor runs once; see ``evaluate``.
 
     ``stopwatch`` measures the stages load, extractor, flow and metrics. ``stage`` is called with the label of the next
     stage and the number up to which ``progress`` then counts. ``maps`` stores the first model's maps to show, of
-    ``map_kind``, see fastmsflow.scoring.shown_map.
+    ``map_kind``, see fastmsflow.scoring.shown_map. ``light`` changes every image, with noise of its own.
     """
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
@@ -155,7 +158,11 @@ def evaluate_all(
         for model in models
     ]
     # Images alone: the ground truth reads the masks.
-    files = ImageFileDataset([sample.image for sample in images.test], first.image_size)
+    shown = [
+        sample.image if light is None else ImageView(sample.image, light=light.for_image(number))
+        for number, sample in enumerate(images.test)
+    ]
+    files = ImageFileDataset(shown, first.image_size)
     batches = score_images(
         ready, files, order=ground_truth.scoring_order, batch_size=batch_size, workers=workers, progress=progress,
         stopwatch=stopwatch,

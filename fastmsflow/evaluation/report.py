@@ -42,6 +42,7 @@ def write_test_report(
     settings: Mapping[str, Any],
     progress: Callable[[int], None] = lambda done: None,
     map_kind: MapKind | None = None,
+    corruption: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
 ) -> None:
     """Writes REPORT_FILES into ``out``.
 
@@ -49,7 +50,8 @@ def write_test_report(
     has a tiling, images, maps and masks have the image's own size: ``heatmaps.png`` shows the part around each map's
     highest value, and the page shrinks pictures only as far as it would exceed PAGE_PIXELS.
     ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
-    ``metrics``: checkpoint -> metric -> value. ``settings`` are shown in the report. ``progress`` is called with the
+    ``metrics``: checkpoint -> metric -> value; ``corruption``: checkpoint -> change of light -> metric -> value.
+    ``settings`` are shown in the report. ``progress`` is called with the
     number of images done.
     """
     scores, maps = result.scores, result.maps
@@ -101,6 +103,7 @@ def write_test_report(
         versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
         pro=result.pro_curve(),
         metrics=metrics,
+        corruption=corruption or {},
         settings=settings,
         fingerprint=fingerprint(images),
         licence=images.licence,

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from numbers import Real
 from pathlib import Path
@@ -82,6 +82,8 @@ class Report:
     side: int | None = None
     """The longest side of pictures and heat maps, which are shrunk by their largest values, so that small defects stay.
     None: IMAGE_SIDE, and HEAT_SIDE for heat maps, which are shrunk by means."""
+    corruption: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
+    """Checkpoint -> change of light -> name of the metric -> value."""
 
 
 def write_report(path: Path, page: Report) -> None:
@@ -179,6 +181,7 @@ def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "region": page.region_threshold,
         "pro": page.pro and [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
         "metrics": page.metrics,
+        "corruption": page.corruption,
         "settings": page.settings,
         "versions": page.versions,
         "fingerprint": page.fingerprint,

@@ -251,16 +251,17 @@ function nested(values) {
   return list;
 }
 
-function metricsTable() {
-  const kinds = Object.keys(page.metrics);
-  const metrics = [...new Set(kinds.flatMap((kind) => Object.keys(page.metrics[kind])))];
+/** A table of `values`: column -> metric -> value. */
+function metricsTable(values) {
+  const kinds = Object.keys(values);
+  const metrics = [...new Set(kinds.flatMap((kind) => Object.keys(values[kind])))];
   const value = (v) => typeof v === "number" ? v.toFixed(4) : "–";
-  return element("table", {},
+  return element("table", { className: "metrics" },
     element("thead", {}, element("tr", {}, element("td", {}),
       ...kinds.map((kind) => element("th", { scope: "col", textContent: kind })))),
     element("tbody", {}, ...metrics.map((metric) => element("tr", {},
       element("th", { scope: "row", textContent: metric }),
-      ...kinds.map((kind) => element("td", { textContent: value(page.metrics[kind][metric]) }))))));
+      ...kinds.map((kind) => element("td", { textContent: value(values[kind][metric]) }))))));
 }
 
 function describe() {
@@ -291,8 +292,15 @@ function describe() {
   }
   if (Object.keys(page.metrics).length) {
     byId("metrics-figure").hidden = false;
-    byId("metrics").append(metricsTable());
+    byId("metrics").append(metricsTable(page.metrics));
   }
+  Object.entries(page.corruption).forEach(([checkpoint, changes], number) => {
+    byId("corruption").hidden = false;
+    byId("corruption").append(element(
+      "details", { open: number === 0 }, element("summary", { textContent: checkpoint }),
+      element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `Changed light, ${checkpoint}` },
+        metricsTable(changes))));
+  });
   byId("settings").append(nested(page.settings));
   byId("versions").append(nested({ ...page.versions, "data fingerprint": page.fingerprint }));
   byId("licence").textContent = page.licence;

@@ -115,6 +115,15 @@ def test_help_of_every_verb(verb: str, command) -> None:
     assert "--help" in out
 
 
+def test_a_corruption_that_is_not_known_is_one_line_before_anything_is_read(command, tmp_path: Path) -> None:
+    code, out = command(
+        "evaluate", tmp_path / "model", tmp_path / "images", "--corrupt", "fog", "--out", tmp_path / "x"
+    )
+    assert code == 1
+    assert out.splitlines()[-1] == "fastmsflow: corrupt 'fog' is not known; give light, or leave it out"
+    assert not list(tmp_path.iterdir())
+
+
 def bad_inputs(root: Path, model: Path, tmp: Path) -> dict[str, tuple[tuple[object, ...], str]]:
     """Name -> (arguments, what the one line must hold)."""
     corrupt = tmp / "corrupt.pt"

@@ -1,6 +1,7 @@
 """Changes of light: each parameter, tiles of an image, draws, and the fixed changes of a test."""
 
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fastmsflow.data.light import (
     check_corrupt,
     draw_light,
 )
+from tests.helpers.paths import ROOT
 from tests.helpers.tolerances import LIGHT, LIGHT_STATISTICS
 
 SIZE = (90, 120)
@@ -120,6 +122,12 @@ def test_noise_has_its_sigma_no_mean_and_differs_between_seeds_and_places() -> N
     assert (channels - torch.eye(3)).abs().max().item() < LIGHT_STATISTICS
 
 
+def test_images_of_a_set_differ_in_their_noise_alone() -> None:
+    change = LightChange(noise=0.03, brightness=1.1)
+    assert change.for_image(7) == LightChange(noise=0.03, brightness=1.1, noise_seed=7)
+    assert not torch.equal(change.for_image(7)(gray()), change.for_image(8)(gray()))
+
+
 def test_noise_of_a_large_image_does_not_repeat() -> None:
     pixels = torch.full((3, 700, 800), 0.5)
     noise = (LightChange(noise=0.03)(pixels) - pixels).flatten()
@@ -182,6 +190,17 @@ def test_training_draws_every_parameter_around_no_change() -> None:
     assert set(LIGHT_RANGES) == set(vars(NEUTRAL)) - {"noise_seed"}
     for name, (low, high) in LIGHT_RANGES.items():
         assert low <= getattr(NEUTRAL, name) <= high, name
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/robustness.md").read_text()
+    ranges = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+ to [\d.]+) \|", page, re.MULTILINE))
+    assert ranges == {name: f"{low:g} to {high:g}" for name, (low, high) in LIGHT_RANGES.items()}
+    changes = dict(re.findall(r"^\| ([a-z ]+) \| ([\w., ]*\d) \|$", page, re.MULTILINE))
+    assert changes == {
+        name: ", ".join(f"{key} {value:g}" for key, value in vars(change).items() if value != vars(NEUTRAL)[key])
+        for name, change in LIGHT_CORRUPTIONS.items()
+    }
 
 
 @pytest.mark.parametrize("name", LIGHT_CORRUPTIONS)
