@@ -3,12 +3,15 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..errors import InputError
 from .imports import import_packages
 from .options import MODEL, OUTPUT, ModelPath, argument, option
 from .output import console, print_json, print_line
+
+if TYPE_CHECKING:
+    from ..tiling import Tiling
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -65,6 +68,8 @@ def export(
             exported = export_program(network, to)
     size, difference = sum(file.stat().st_size for file in exported.files), exported.difference
     print_line(f"{model} -> {to} ({size / 2**20:.0f} MiB); scores differ by at most {difference:.0e}")
+    if network.tiling is not None:
+        print_line(_of_tiles(network.tiling))
     if exported.int8 is not None:
         print_line(str(exported.int8))
     print_json(
@@ -73,8 +78,20 @@ def export(
             "to": str(to),
             "bytes": size,
             "difference": difference,
+            "tiling": network.tiling and network.tiling.config,
             "int8": exported.int8 and exported.int8.as_dict(),
         }
+    )
+
+
+def _of_tiles(tiling: "Tiling") -> str:
+    """Returns what the user of a graph of tiles has to know."""
+    encodings = "its own corner"
+    if tiling.position == "image":
+        encodings = "its place in the image, the input offsets"
+    return (
+        f"it takes one tile of {tiling.tile}x{tiling.tile}, whose positional encoding begins at {encodings}; {tiling}:"
+        " cut them and blend the output absolute_map, see docs/deployment.md"
     )
 
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..calibration import FALSE_ALARMS, Calibration, DecisionThreshold
-from ..data import load_image
+from ..data.image_views import ImageView, read_view, size_of
 from ..errors import InputError, UnavailableError
+from ..files import shown
 from ..models.msflow import MSFlow
 from ..quiet import QuietThread, errors_alone
 from ..readable_file import check_file
@@ -133,10 +134,10 @@ def quantize(graph: Any, files: Sequence[Path], model: MSFlow, scratch: Path) ->
     Raises: InputError if there are too few images, one cannot be read, or all those held out score alike, as copies of
     one image do; UnavailableError if scores are not kept, or a package is missing.
     """
-    openvino, image_size = import_openvino("nncf"), model.image_size
+    openvino = import_openvino("nncf")
     check_good_images(files)
     ranges, held_out = _thinned(files[::2]), _thinned(files[1::2])
-    before = _scored(graph, held_out, image_size)
+    before = _scored(graph, held_out, model)
     if min(np.ptp(before.scores), np.ptp(before.peaks)) == 0:
         raise InputError(
             f"INT8 needs good images that differ, and the {len(held_out)} that are held out all score alike: give"
@@ -144,9 +145,9 @@ def quantize(graph: Any, files: Sequence[Path], model: MSFlow, scratch: Path) ->
         )
     for scope, names in NOT_QUANTIZED.items():
         # Weights are rounded to INT8 when they are written, so what was written is compared.
-        openvino.save_model(_quantized(graph, ranges, image_size, names), scratch, compress_to_fp16=False)
+        openvino.save_model(_quantized(graph, ranges, model, names), scratch, compress_to_fp16=False)
         quantized = openvino.Core().read_model(scratch)
-        after = _scored(quantized, held_out, image_size)
+        after = _scored(quantized, held_out, model)
         figures = compare(before, after, model.calibration)
         if not faults(figures):
             report = Int8Report(
@@ -197,11 +198,16 @@ def _thinned(files: Sequence[Path]) -> list[Path]:
     return [files[i * len(files) // count] for i in range(count)]
 
 
-def _pixels(file: Path, image_size: tuple[int, int]) -> np.ndarray:
-    return load_image(file, image_size)[None].numpy()
+def _pixels(file: Path, model: MSFlow) -> np.ndarray:
+    """Returns what the graph takes of an image, (1, 3, H, W): all, or of a model with a tiling a middle tile."""
+    view = ImageView(file)
+    if model.tiling is not None:
+        places = model.tiling.places(size_of(file), shown(file))
+        view = ImageView(file, model.tiling, places[len(places) // 2])
+    return read_view(view, shown(file), model.image_size)[None].numpy()
 
 
-def _quantized(graph: Any, files: Sequence[Path], image_size: tuple[int, int], kept: Sequence[str]) -> Any:
+def _quantized(graph: Any, files: Sequence[Path], model: MSFlow, kept: Sequence[str]) -> Any:
     """Returns a copy with all convolutions in INT8 but those whose names match one of ``kept``."""
     with without_telemetry():
         nncf: Any = import_module("nncf")
@@ -211,7 +217,7 @@ def _quantized(graph: Any, files: Sequence[Path], image_size: tuple[int, int], k
     with QuietThread(), errors_alone("nncf"), errors_alone("torch.utils.cpp_extension"), redirect_stdout(StringIO()):
         return nncf.quantize(
             graph.clone(),
-            nncf.Dataset(list(files), lambda file: _pixels(file, image_size)),
+            nncf.Dataset(list(files), lambda file: _pixels(file, model)),
             subset_size=len(files),
             preset=nncf.QuantizationPreset.MIXED,
             target_device=nncf.TargetDevice.CPU,
@@ -219,11 +225,11 @@ def _quantized(graph: Any, files: Sequence[Path], image_size: tuple[int, int], k
         )
 
 
-def _scored(graph: Any, files: Sequence[Path], image_size: tuple[int, int]) -> ImageScores:
-    ready, step = compiled(graph), max(1, min(image_size) // MAP_SIDE)
+def _scored(graph: Any, files: Sequence[Path], model: MSFlow) -> ImageScores:
+    ready, step = compiled(graph), max(1, min(model.image_size) // MAP_SIDE)
     scores, peaks, maps = [], [], []
     for file in files:
-        outputs = ready(_pixels(file, image_size))
+        outputs = ready(_pixels(file, model))
         score_map = outputs["absolute_map"][0]
         scores.append(outputs["absolute_score"][0])
         peaks.append(score_map.max())

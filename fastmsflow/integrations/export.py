@@ -1,9 +1,12 @@
 """Exports models as graphs that run without this library: torch.export, ONNX, OpenVINO, AOTInductor.
 
 Every graph takes images (B, 3, H, W) float32 in [0, 1], any B, and returns the fields of ``MSFlow.predict`` in their
-order and, in ONNX and OpenVINO, by their names. A graph is traced from ``model.for_inference()``, computes by plain
-PyTorch unless its function says otherwise, and is loaded and compared with the model before its file is renamed into
-place.
+order and, in ONNX and OpenVINO, by their names. The graph of a model with a tiling takes tiles, and returns
+``absolute_map`` (B, H, W) too, to be blended by the windows of fastmsflow.tiling; if the tiles' positional encodings
+are of their places in an image, a second input, ``offsets`` (B, 2) float32, has these places: top and left divided by
+the tile's side. Every file but a package holds the model's configuration as JSON, with its tiling. A graph is traced
+from ``model.for_inference()``, computes by plain PyTorch unless its function says otherwise, and is loaded and compared
+with the model before its file is renamed into place.
 """
 
 import importlib.util
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .. import backend
-from ..errors import UnavailableError
+from ..errors import InputError, UnavailableError
 from ..files import checked_file, written_aside
 from ..inductor import compiler_errors
 from ..inference.openvino_files import WEIGHTS, ir_written_aside
@@ -27,6 +30,7 @@ from ..inference.openvino_int8 import Int8Figures, Int8Report, check_good_images
 from ..models.msflow import MSFlow, Prediction
 from ..nn.weight_cache import as_constants
 from ..ops.triton_export import inlined
+from ..scoring import score_log_likelihoods
 
 __all__ = [
     "Exported",
@@ -46,7 +50,9 @@ BATCH = ({0: Dim("batch")},)
 # other convolutions.
 LIMIT, HALF_LIMIT = 1e-4, 3e-2
 
-Graph = Callable[[Tensor], Sequence[Tensor]]
+Graph = Callable[..., Sequence[Tensor]]
+# The name of the model's configuration in a program's file.
+CONFIG = "fastmsflow.json"
 
 
 class Exported(NamedTuple):
@@ -75,7 +81,7 @@ def export_program(model: MSFlow, path: str | Path) -> Exported:
     with backend.use("torch"), written_aside(path) as aside:
         program = predictor.program()
         with checked_file(aside) as file:
-            torch.export.save(program, file)
+            torch.export.save(program, file, extra_files={CONFIG: predictor.config})
         return Exported(Path(path), predictor.difference(torch.export.load(aside).module()))
 
 
@@ -89,18 +95,19 @@ def export_onnx(model: MSFlow, path: str | Path) -> Exported:
     if missing:
         raise UnavailableError(f"ONNX needs {', '.join(missing)}: pip install 'fastmsflow[onnx]'")
     predictor = _Predictor(model).cpu()
-    names = list(Prediction._fields)
     with backend.use("torch"), written_aside(path) as aside:
         written = torch.onnx.export(
             predictor.program(),
-            input_names=["images"],
-            output_names=names,
-            dynamic_shapes=BATCH,  # names the dimension
+            input_names=predictor.inputs,
+            output_names=predictor.outputs,
+            dynamic_shapes=predictor.batch,  # names the dimension
             dynamo=True,
             verbose=False,
         )
         # The result is None only if a file's name is given.
-        cast(torch.onnx.ONNXProgram, written).save(aside)
+        written = cast(torch.onnx.ONNXProgram, written)
+        written.model.metadata_props["fastmsflow"] = predictor.config
+        written.save(aside)
         return Exported(Path(path), predictor.difference(_onnx_graph(aside)))
 
 
@@ -116,8 +123,14 @@ def export_openvino(model: MSFlow, path: str | Path, int8: Sequence[Path] | None
     fastmsflow.inference.openvino_int8.
 
     Raises: UnavailableError, with nothing written, if a package is missing, scores differ from the model's, or INT8
-    does not keep those of good images; InputError if these are too few, cannot be read, or all score alike.
+    does not keep those of good images; InputError if these are too few, cannot be read, or all score alike, or the
+    model's positional encodings are of a tile's place in its image.
     """
+    if model.tiling is not None and model.tiling.position == "image":
+        raise InputError(
+            "OpenVINO's file would lack the places of tiles in their image, which this model has been trained with"
+            " (--position image); export it to .onnx"
+        )
     openvino = import_openvino(*(() if int8 is None else ("nncf",)))
     if int8 is not None:
         # A conversion takes seconds, after which these would be refused.
@@ -130,7 +143,8 @@ def export_openvino(model: MSFlow, path: str | Path, int8: Sequence[Path] | None
             graph, report = quantize(graph, int8, model, aside.with_name("quantized.xml"))
             difference = report.difference
         expected = _openvino_graph(graph.clone())
-        graph.remove_result(graph.get_results()[-1])
+        if model.tiling is None:
+            graph.remove_result(graph.get_results()[-1])
         graph.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
         graph.set_rt_info(json.dumps(model.config), ["fastmsflow", "config"])
         openvino.save_model(graph, aside, compress_to_fp16=False)
@@ -156,23 +170,33 @@ def export_package(model: MSFlow, path: str | Path, dtype: torch.dtype = torch.f
 
 
 class _Predictor(nn.Module):
-    """A module whose forward is ``predict`` of a copy of the model."""
+    """A module whose forward is ``predict`` of a copy of the model, or of a tile."""
 
     def __init__(self, model: MSFlow, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model.for_inference(dtype)
+        self.config = json.dumps(model.config)
+        self.inputs, self.outputs = ["images"], list(Prediction._fields)
+        if model.tiling is not None:
+            self.outputs.append("absolute_map")
+            self.inputs += ["offsets"] if model.tiling.position == "image" else []
+        self.batch = BATCH * len(self.inputs)
         self.eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.predict(images))
+    def forward(self, images: Tensor, offsets: Tensor | None = None) -> tuple[Tensor, ...]:
+        if self.model.tiling is None:
+            return tuple(self.model.predict(images))
+        logp = self.model.log_likelihoods(self.model.features(images), offsets)
+        scores = score_log_likelihoods(logp, self.model.image_size)
+        return tuple(getattr(scores, name) for name in self.outputs)
 
     @torch.no_grad()
     def program(self) -> ExportedProgram:
-        images = self._images(TRACED_BATCH)
+        inputs = self._example(TRACED_BATCH)
         # Fills the caches of values derived from weights, which become constants of the graph.
-        self(images)
+        self(*inputs)
         with as_constants():
-            return torch.export.export(self, (images,), dynamic_shapes=BATCH)
+            return torch.export.export(self, inputs, dynamic_shapes=self.batch)
 
     @torch.no_grad()
     def difference(self, graph: Graph, model: Graph | None = None) -> float:
@@ -182,8 +206,8 @@ class _Predictor(nn.Module):
         """
         largest = 0.0
         for batch in CHECKED_BATCHES:
-            images = self._images(batch)
-            for given, expected in zip(graph(images)[:2], (model or self)(images)[:2], strict=True):
+            inputs = self._example(batch)
+            for given, expected in zip(graph(*inputs)[:2], (model or self)(*inputs)[:2], strict=True):
                 largest = max(largest, ((given - expected).abs() / expected.abs().clamp_min(1)).max().item())
         limit = LIMIT if self.model.flow.dtype == torch.float32 else HALF_LIMIT
         if not largest <= limit:
@@ -193,10 +217,12 @@ class _Predictor(nn.Module):
             )
         return largest
 
-    def _images(self, batch: int) -> Tensor:
-        """Returns random images, the same ones for the same batch size."""
-        generator = torch.Generator().manual_seed(batch)
-        return torch.rand(batch, 3, *self.model.image_size, generator=generator).to(next(self.parameters()).device)
+    def _example(self, batch: int) -> tuple[Tensor, ...]:
+        """Returns random images and, if they are taken, offsets; the same ones for the same batch size."""
+        generator, device = torch.Generator().manual_seed(batch), next(self.parameters()).device
+        images = torch.rand(batch, 3, *self.model.image_size, generator=generator).to(device)
+        offsets = 4 * torch.rand(batch, 2, generator=generator).to(device)
+        return (images, offsets)[: len(self.inputs)]
 
 
 def _openvino_graph(model: Any) -> Graph:
@@ -209,4 +235,10 @@ def _onnx_graph(path: Path) -> Graph:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(out) for out in session.run(None, {"images": images.numpy()})]
+    names = [given.name for given in session.get_inputs()]
+
+    def run_session(*inputs: Tensor) -> list[Tensor]:
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(None, given)]
+
+    return run_session

@@ -229,8 +229,11 @@ class MultiScaleFlow(nn.Module):
                 )
             if not level.is_floating_point():
                 raise InputError(f"level {i} is {level.dtype}; features are floating point")
-        if offsets is not None and (tuple(offsets.shape) != (len(levels[0]), 2) or offsets.device != levels[0].device):
+        if offsets is None:
+            return
+        batch, device = levels[0].shape[0], levels[0].device
+        if offsets.ndim != 2 or offsets.shape[0] != batch or offsets.shape[1] != 2 or offsets.device != device:
             raise InputError(
-                f"offsets are {tuple(offsets.shape)} on {offsets.device}; give ({len(levels[0])}, 2) on"
-                f" {levels[0].device}: y and x of each image"
+                f"offsets are {tuple(offsets.shape)} on {offsets.device}; give ({batch}, 2) on {device}: y and x of each"
+                " image"
             )

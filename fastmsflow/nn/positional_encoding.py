@@ -3,7 +3,6 @@
 import math
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -35,10 +34,11 @@ def positional_encoding_2d(
         if offsets is not None:
             position = position + length * offsets[:, number, None].double()
         angle = frequency[:, None] * position[:, None]
-        return rearrange([angle.sin(), angle.cos()], "sin_cos b k length -> b (k sin_cos) length")
+        # (b, k, sin and cos, length) -> (b, channels, length); in torch's own terms, for exports with any batch.
+        return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1, 2)
 
-    across = repeat(axis(width, 1), "b d x -> b d y x", y=height)
-    down = repeat(axis(height, 0), "b d y -> b d y x", x=width)
+    across = axis(width, 1)[:, :, None, :].expand(-1, -1, height, -1)
+    down = axis(height, 0)[:, :, :, None].expand(-1, -1, -1, width)
     return torch.cat((across, down), dim=1).to(device=device, dtype=dtype)
 
 

@@ -162,3 +162,9 @@ LIGHT = 2e-6
 # Spread, mean and correlations of some ten thousand random numbers: three to four times their standard error of 1%; and
 # the spread of a Gaussian whose tails beyond three sigma are cut.
 LIGHT_STATISTICS = 0.04
+# Maps of a graph that another engine computes, blended in its user's order, relative to the largest value: the engine's
+# convolutions sum otherwise, some thirty layers deep, all in float32.
+EXPORTED_MAPS = 1e-4
+# A blended map of constants against the constant, and against itself over a larger overlap: float32 weights, whose sum
+# over up to four tiles is 1 within a rounding each.
+BLENDED = 1e-6

@@ -120,7 +120,8 @@ def test_export_follows_a_change_of_weights_and_leaves_the_model_as_it_was(tmp_p
 
 def test_a_graph_that_computes_something_else_is_not_handed_over(model: MSFlow, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "model.onnx").write_text("an earlier file")
-    monkeypatch.setattr(torch.onnx, "export", lambda program, **options: SimpleNamespace(save=Path.touch))
+    written = SimpleNamespace(save=Path.touch, model=SimpleNamespace(metadata_props={}))
+    monkeypatch.setattr(torch.onnx, "export", lambda program, **options: written)
     monkeypatch.setattr(export, "_onnx_graph", lambda path: lambda x: [value + 1 for value in model.predict(x)])
     with pytest.raises(UnavailableError, match=r"scores differ from the model's by 1, more than 0\.0001; nothing"):
         export.export_onnx(model, tmp_path / "model.onnx")
