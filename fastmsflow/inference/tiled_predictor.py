@@ -135,7 +135,7 @@ def blended_scores(
                 # A CUDA graph is of one batch size, and a condition of one image would be taken for one of all.
                 missing = max(2, batch_size) - len(batch)
                 pixels, places = F.pad(pixels, (0,) * 7 + (missing,)), places + [(0, 0)] * missing
-            pixels = pixels.to(device, memory_format=torch.channels_last)
+            pixels = pixels.to(device)
             offsets = tiling.offsets(places, device)
         with stopwatch("extractor"):
             features = models[0].features(pixels)

@@ -234,6 +234,6 @@ class MultiScaleFlow(nn.Module):
         batch, device = levels[0].shape[0], levels[0].device
         if offsets.ndim != 2 or offsets.shape[0] != batch or offsets.shape[1] != 2 or offsets.device != device:
             raise InputError(
-                f"offsets are {tuple(offsets.shape)} on {offsets.device}; give ({batch}, 2) on {device}: y and x of each"
+                f"offsets are {tuple(offsets.shape)} on {offsets.device}; give ({batch}, 2) on {device}, y and x of an"
                 " image"
             )

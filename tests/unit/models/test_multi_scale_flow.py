@@ -246,3 +246,51 @@ def test_nan_in_gives_nan_out_not_an_error() -> None:
     nll = flow.nll(x)
     assert nll[0].isnan()
     assert nll[1].isfinite()
+
+
+def test_a_tiles_code_is_its_part_of_the_images_code() -> None:
+    whole = positional_encoding_2d(8, 9, 20, dtype=torch.float64, device="cpu")
+    # Tiles of 3x5: their places are counted in heights and widths of a tile.
+    places = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 3.0], [4 / 3, 0.2]])
+    tiles = positional_encoding_2d(8, 3, 5, dtype=torch.float64, device="cpu", offsets=places)
+    for tile, (top, left) in zip(tiles, ((0, 0), (3, 10), (6, 15), (4, 1)), strict=True):
+        torch.testing.assert_close(tile, whole[0, :, top : top + 3, left : left + 5], rtol=0, atol=1e-6)
+
+
+def test_a_flow_at_offsets_is_conditioned_on_each_images_own_place() -> None:
+    flow, x = small_flow().double().eval(), [level.double() for level in inputs()]
+    batch = len(x[0])
+    offsets = torch.arange(2.0 * batch, dtype=torch.float64).view(batch, 2) / 3
+    z, log_det = flow(x, offsets)
+    back, inverse_log_det = flow.inverse(z, offsets)
+    for level, given in zip(back, x, strict=True):
+        torch.testing.assert_close(level, given, rtol=0, atol=1e-10)
+    torch.testing.assert_close(inverse_log_det, -log_det)
+    for number in range(batch):
+        alone, alone_log_det = flow([level[number, None] for level in x], offsets[number, None])
+        torch.testing.assert_close(alone_log_det[0], log_det[number])
+        for one, level in zip(alone, z, strict=True):
+            torch.testing.assert_close(one[0], level[number])
+    at_origin, _ = flow(x, torch.zeros(batch, 2))
+    for one, other in zip(at_origin, flow(x)[0], strict=True):
+        torch.testing.assert_close(one, other)
+    assert (flow.nll(x, offsets) - flow.nll(x)).abs().min() > 1e-6
+
+
+def test_the_gradients_at_offsets_are_those_of_each_image_alone() -> None:
+    flow, x = small_flow().double(), [level.double() for level in inputs()]
+    offsets = torch.arange(2.0 * len(x[0])).view(-1, 2) / 3
+    flow.nll(x, offsets).sum().backward()
+    together = [parameter.grad.clone() for parameter in flow.parameters() if parameter.grad is not None]
+    flow.zero_grad()
+    for number, place in enumerate(offsets):
+        flow.nll([level[number, None] for level in x], place[None]).sum().backward()
+    apart = [parameter.grad for parameter in flow.parameters() if parameter.grad is not None]
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("offsets", [torch.zeros(1, 2), torch.zeros(2), torch.zeros(2, 3)])
+def test_offsets_of_another_shape_are_refused(offsets: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=r"^offsets are .*; give \(\d+, 2\) on cpu, y and x of an image$"):
+        small_flow().eval()(inputs(), offsets)
