@@ -16,6 +16,7 @@ from fastmsflow.recipe import DataConfig, Recipe
 from fastmsflow.tiling import Tiling
 from fastmsflow.training import TrainingResult, checkpointing, train
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from fastmsflow.training.memory_check import _feature_bytes
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import KEPT_TILES
 
@@ -168,6 +169,21 @@ def test_images_of_shards_are_trained_in_varied_light(images: ImageSet, tmp_path
     assert plain[0] == pytest.approx(plain[1], **KEPT_TILES)
     assert lit[0] == lit[1]
     assert len({round(loss) for loss in (plain[0], *lit[0])}) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": "none"}, {"image_size": (52, 75)}], ids=str)
+def test_the_size_of_features_that_is_compared_with_the_memory_is_theirs(options: dict) -> None:
+    model = tiny_model(**options)
+    features = model.pooled(torch.zeros(1, 3, *model.image_size))
+    assert _feature_bytes(model.extractor, model) == sum(level.nbytes for level in features)
+
+
+def test_a_cache_of_other_tiles_is_refused_by_the_place_of_one(images: ImageSet, tmp_path: Path) -> None:
+    run(images, tmp_path / "run", "cached")
+    with pytest.raises(
+        InputError, match=r"a feature cache of other tiles: \d+ of \d+ are .*0\.png \(tile at 16, 0\); re"
+    ):
+        run(images, tmp_path / "other", "cached", tiling=Tiling(32, 0.5))
 
 
 def test_tiles_of_shards_and_more_features_than_memory_are_refused_before_anything_is_written(
