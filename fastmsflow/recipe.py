@@ -23,7 +23,7 @@ PARTS = (*LEVELS, "parallel", "fusion")
 
 VARIANTS = 4
 """Views of each training image or tile that are kept where nobody asks for another number."""
-JITTER, COUNTED_VARIANTS = whole(0, 65536), whole(1, 64)
+JITTER, COUNTED_VARIANTS = whole(0, 65536), whole(2, 64)
 
 DATA, OPTIMIZATION, MEMORY_AND_SPEED = "Data", "Optimization", "Memory and speed"
 VALIDATION, ADVANCED = "Validation", "Advanced"

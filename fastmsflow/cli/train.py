@@ -13,7 +13,7 @@ from ..distributed.launcher import launch
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..files import shown
-from ..number_range import OVERLAP, PROCESSES, SCALE, SIDE
+from ..number_range import OVERLAP, PROCESSES, SCALE, SIDE, TOP_SHARES
 from ..recipe import ADVANCED, DataConfig, Recipe
 from .config_file import chosen_options, resolved_options, source_of
 from .imports import import_packages
@@ -75,6 +75,15 @@ def train(
             metavar="tile|image",
         ),
     ] = None,
+    top_share: Annotated[
+        float | None,
+        option(
+            MODEL,
+            "Share of an image's pixels, the least likely ones, that its score averages; for small defects in large"
+            " tiled images e.g. 0.001. Default: 0.03, as published.",
+            range=TOP_SHARES,
+        ),
+    ] = None,
     pool: Annotated[str, option(MODEL, "Pool on the extractor's features: avg, max or none.")] = "avg",
     standardise: Annotated[
         bool, option(MODEL, "Standardize each feature channel: fewer epochs needed, but not the published recipe.")
@@ -127,7 +136,7 @@ def train(
     import_packages("torch", "timm", "lightning.pytorch")
     from ..training.training_job import TrainingJob
 
-    tiles = _tiles(ctx, {"tile": tile, "overlap": overlap, "scale": scale, "position": position})
+    tiles = {"tile": tile, "overlap": overlap, "scale": scale, "position": position, "top_share": top_share}
     job = TrainingJob(
         source=source,
         category=category,
@@ -141,7 +150,7 @@ def train(
             "pool": pool,
         },
         image_size=image_size,
-        tiles=tiles,
+        tiles=_tiles(ctx, tiles),
         options=resolved_options(ctx),
         resume=resume,
         loggers=logger,
@@ -191,7 +200,7 @@ def refuse_unused_options(ctx: typer.Context) -> None:
     if chosen >= {"tile", "image_size"}:
         raise InputError("--tile is the size of what the model is shown; leave --image-size out")
     if "tile" not in chosen and ctx.params.get("start_from") is None:
-        for name in ("overlap", "scale", "position", "tile_jitter"):
+        for name in ("overlap", "scale", "position", "top_share", "tile_jitter"):
             if name in chosen:
                 raise InputError(f"--{name.replace('_', '-')} is of tiles; give --tile too, or leave it out")
 

@@ -63,6 +63,15 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
         """Returns the numbers of an image's items."""
         return range(image, image + 1)
 
+    @property
+    def unit(self) -> str:
+        """The word for items: images or tiles."""
+        return "images" if self.tiles is None else "tiles"
+
+    def view_name(self, index: int) -> str:
+        """Returns the name of an item for messages, the place of a tile included."""
+        return self.name(index)
+
     def offsets(self, numbers: Sequence[int]) -> Tensor | None:
         """Returns the places of the tiles of ``numbers`` as the flow takes them, see Tiling.offsets; None for none."""
         return None

@@ -85,7 +85,6 @@ class ViewDataset(ImageFileDataset):
         return name_of(self._given[image], image)
 
     def view_name(self, index: int) -> str:
-        """Returns the name of an item for messages, the place of a tile included."""
         if self.tiles is None:
             return self.name(index)
         top, left = self._place(self.tiles, *self._find(index))

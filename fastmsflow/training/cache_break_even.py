@@ -68,8 +68,15 @@ def measure_break_even(cache: FeatureCache) -> BreakEven:
         file.seek(0)
         with stopwatch("read"):
             file.read()
-    seconds = (stopwatch.seconds[stage] / len(few) for stage in ("extract", "write", "read"))
-    return BreakEven(cache.missing_images(), cache.bytes_per_image, *seconds, tiled=cache.model.tiling is not None)
+    extract, write, read = (stopwatch.seconds[stage] / len(few) for stage in ("extract", "write", "read"))
+    return BreakEven(
+        images=cache.missing_images(),
+        bytes_per_image=cache.bytes_per_image,
+        extract=extract,
+        write=write,
+        read=read,
+        tiled=cache.model.tiling is not None,
+    )
 
 
 def _duration(seconds: float) -> str:

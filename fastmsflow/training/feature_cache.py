@@ -201,8 +201,8 @@ class FeatureCache:
         missing = np.flatnonzero(rows < 0).tolist()
         if missing:
             raise InputError(
-                f"{shown(self.folder)}: a feature cache of other images: {len(missing)} of {len(rows)} are new or"
-                f" changed, the first is {shown(images.name(missing[0]))}; {REMEDY}"
+                f"{shown(self.folder)}: a feature cache of other {images.unit}: {len(missing)} of {len(rows)} are new"
+                f" or changed, the first is {shown(images.view_name(missing[0]))}; {REMEDY}"
             )
         return rows
 

@@ -21,23 +21,27 @@ def check_memory(model: MSFlow, images: Mapping[str, ImageFileDataset], world: P
     # A system that does not tell how much is free has 0.
     if not isinstance(extractor, FeatureExtractor) or not free:
         return
+    others = sum(len(of_split) for split, of_split in images.items() if split != shared)
+    rows = len(images[shared]) * world.local_size + others * world.local_size // world.size
+    needed = rows * _feature_bytes(extractor, model)
+    if needed <= free:
+        return
+    remedies = ["--feature-cache DIR"]
+    if images[shared].tiles is not None:
+        remedies.append("a smaller --overlap or --scale")
+    if images[shared].variants > 1:
+        remedies.append("fewer --augment-variants")
+    raise InputError(
+        f"the features of {len(images[shared]) + others} {images[shared].unit} take {binary(needed)} of"
+        f" memory, and {binary(free)} are free; give {', '.join(remedies)} or --stream"
+    )
+
+
+def _feature_bytes(extractor: FeatureExtractor, model: MSFlow) -> int:
+    """Returns the size of the pooled features of one image or, where a backbone rounds sides down, a little more."""
     pooled = 1 if model.pool == "none" else 2
     values = sum(
         channels * math.prod(-(-side // (stride * pooled)) for side in model.image_size)
         for channels, stride in zip(extractor.channels, extractor.strides, strict=True)
     )
-    others = sum(len(of_split) for split, of_split in images.items() if split != shared)
-    rows = len(images[shared]) * world.local_size + others * world.local_size // world.size
-    needed = rows * values * extractor.dtype.itemsize
-    if needed <= free:
-        return
-    remedies = ["--feature-cache DIR"]
-    tiled = images[shared].tiles is not None
-    if tiled:
-        remedies.append("a smaller --overlap or --scale")
-    if images[shared].variants > 1:
-        remedies.append("fewer --augment-variants")
-    raise InputError(
-        f"the features of {len(images[shared]) + others} {'tiles' if tiled else 'images'} take {binary(needed)} of"
-        f" memory, and {binary(free)} are free; give {', '.join(remedies)} or --stream"
-    )
+    return values * extractor.dtype.itemsize

@@ -1,6 +1,6 @@
 """Models that a new run starts from: the weights of a trained checkpoint, ours or an official one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ def model_from_checkpoint(
     model = MSFlow.load(checkpoint)
     if tiles and model.tiling is None:
         raise InputError(
-            f"{checkpoint}: takes whole images; leave {' and '.join(f'--{name}' for name in tiles)} out, or train"
-            " without --start-from"
+            f"{checkpoint}: takes whole images; leave {_as_options(tiles)} out, or train without --start-from"
         )
     if "image_size" in chosen and model.tiling is not None:
         raise InputError(
@@ -52,7 +51,7 @@ def model_from_checkpoint(
         )
     if "extractor_weights" in chosen:
         raise InputError(f"{checkpoint}: brings its extractor's weights; leave --extractor-weights out")
-    own = {**model_options(model), "image_size": model.image_size}
+    own = {**model_options(model), "image_size": model.image_size, **(model.tiling.config if model.tiling else {})}
     wanted = {**options, "extractor": resolve_name(options["extractor"]), "image_size": image_size}
     for key in sorted((chosen - set(TILE_OPTIONS)) & own.keys() | tiles.keys()):
         if own[key] != wanted[key]:
@@ -65,11 +64,13 @@ def model_from_checkpoint(
 
 def model_options(model: MSFlow) -> dict[str, Any]:
     """Returns the options of `train` that ``model`` was made with."""
+    tiling, size = model.tiling, model.image_size
+    side = {"image-size": size[0]} if len(set(size)) == 1 else {}
     return {
         "extractor": model.extractor.name,
         "pool": model.pool,
         "standardise": model.standardiser is not None,
-        **(model.tiling.config if model.tiling else _side(model.image_size)),
+        **({name.replace("_", "-"): value for name, value in tiling.config.items()} if tiling else side),
     }
 
 
@@ -79,9 +80,9 @@ def tiling_of(tiles: Mapping[str, Any]) -> Tiling | None:
     Raises: InputError if the side of a tile is missing, or a value is not one of its option.
     """
     if tiles and "tile" not in tiles:
-        raise InputError(f"{' and '.join(f'--{name}' for name in tiles)}: this is of tiles; give --tile too")
+        raise InputError(f"{_as_options(tiles)}: this is of tiles; give --tile too")
     return Tiling(**tiles) if tiles else None
 
 
-def _side(size: tuple[int, int]) -> dict[str, int]:
-    return {"image-size": size[0]} if len(set(size)) == 1 else {}
+def _as_options(names: Iterable[str]) -> str:
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)

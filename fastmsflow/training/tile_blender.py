@@ -15,7 +15,7 @@ class TileBlender:
 
     def __init__(self, tiles: ImageTiles, backend: Backend) -> None:
         self._tiles = tiles
-        self._backend = backend
+        self._backend: Backend = backend
         self._maps: BlendedMaps | None = None
 
     def add(self, numbers: Sequence[int], levels: Sequence[Tensor]) -> Iterator[tuple[int, Scores]]:

@@ -204,8 +204,7 @@ def _names(samples: Sequence[Sample]) -> LazySequence[str]:
 
 
 def _item_names(images: ImageFileDataset) -> LazySequence[str]:
-    name = images.view_name if isinstance(images, ViewDataset) else images.name
-    return LazySequence(len(images), lambda number: shown(name(number)))
+    return LazySequence(len(images), lambda number: shown(images.view_name(number)))
 
 
 def describe_images(images: ImageSet, data_config: DataConfig) -> dict[str, object]:

@@ -120,6 +120,9 @@ RESIZED = {"rtol": 0, "atol": 2000 * 2**-24}
 # Features from a cache beside the extractor's own: batches of another size, float32 both, whose sums another order may
 # take; bfloat16 then rounds once, to one of its two neighbours (2^-8).
 CACHED = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 1e-6}}
+# Losses of runs whose features are kept, cached or streamed, all in float32: the extractor's sums round otherwise in
+# batches of another size, over some steps of Adam; and scores of a saved model, whose extractor is fused.
+KEPT_TILES = {"rel": 1e-4}
 # Image scores from features in bfloat16 beside those from float32, real photographs and a trained flow, relative to the
 # largest: means over thousands of values, each off by up to 2^-9. Measured 4e-4 and 1e-3, the order of images the same.
 BFLOAT16_CACHE = 2**-8

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageDataset, ImageSet, ShardedImages, ShardSet, write_shards
 from fastmsflow.distributed.process_group import ProcessGroup
+from fastmsflow.tiling import Tiling
 from fastmsflow.training import DataConfig, Recipe, train
 from fastmsflow.training.checkpointing import ResumeCheckpoint
 from fastmsflow.training.datamodule import TRAIN
@@ -22,7 +23,7 @@ from tests.helpers.folder_listing import names_in
 from tests.helpers.noise_images import noise_set
 from tests.helpers.processes import CONTEXT
 from tests.helpers.tiny_model import tiny_model
-from tests.helpers.tolerances import DISTRIBUTED
+from tests.helpers.tolerances import DISTRIBUTED, KEPT_TILES
 
 pytestmark = pytest.mark.slow
 
@@ -37,8 +38,10 @@ def images(tmp_path_factory) -> ImageSet:
     return noise_set(tmp_path_factory.mktemp("images"), train=20)
 
 
-def new_model() -> MSFlow:
-    return tiny_model(standardise=True).double()
+def new_model(tiling: Tiling | None = None) -> MSFlow:
+    model = tiny_model(standardise=True).double()
+    model.tiling = tiling
+    return model
 
 
 def note_images(file: Path) -> None:
@@ -68,9 +71,9 @@ def one_of(rank: int, size: int, port: int, images: ImageSet | ShardSet, out: Pa
         note_images(options.pop("seen") / str(rank))
     world = ProcessGroup.here()
     world.join()
-    recipe = options.pop("recipe", RECIPE)
+    recipe, model = options.pop("recipe", RECIPE), new_model(options.pop("tiling", None))
     try:
-        result = train(new_model(), images, recipe, out, world=world, **options)
+        result = train(model, images, recipe, out, world=world, **options)
         told.put((rank, result.losses, [epoch.held_out_nll for epoch in result.epoch_results]))
     except Exception as error:
         told.put((rank, type(error).__name__, str(error)))
@@ -120,6 +123,22 @@ def test_several_processes_have_the_losses_of_one(size: int, images: ImageSet, a
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, **DISTRIBUTED)
     assert names_in(tmp_path / "run") == names_in(of_one)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_processes_train_on_moved_and_lit_tiles_as_one_does(stream: bool, images: ImageSet, tmp_path: Path) -> None:
+    """They share out tiles to learn from, and whole images to score."""
+    recipe = Recipe(lr=1e-3, batch_size=16, meta_epochs=1, sub_epochs=2, hold_out=0.2)
+    data_config = DataConfig(stream=stream, augment="light", tile_jitter=3)
+    tiling = Tiling(32, 0.5, position="image")
+    expected = train(new_model(tiling), images, recipe, tmp_path / "one", reading=data_config)
+    words = together(2, images, tmp_path / "two", recipe=recipe, reading=data_config, tiling=tiling)
+    for _, losses, held_out in words:
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected.losses), **DISTRIBUTED)
+        expected_held_out = torch.tensor([expected.epoch_results[0].held_out_nll])
+        torch.testing.assert_close(torch.tensor(held_out), expected_held_out, **DISTRIBUTED)
+    ours, theirs = (MSFlow.load(tmp_path / name / "last.safetensors").calibration for name in ("two", "one"))
+    assert ours.scores == pytest.approx(theirs.scores, **KEPT_TILES)
 
 
 def test_two_processes_fine_tune_parts_to_the_weights_of_one(images: ImageSet, tmp_path: Path, monkeypatch) -> None:

@@ -105,7 +105,7 @@ def test_batches_are_those_of_features_kept_in_memory(
         loaders.append([data.train_dataloader(), *data.val_dataloader()])
         loaders[-1][0].sampler.set_epoch(3)
     for ours, theirs in zip(*loaders, strict=True):
-        for (levels, numbers, _), (expected, same, _) in zip(ours, theirs, strict=True):
+        for (levels, numbers, *_), (expected, same, *_) in zip(ours, theirs, strict=True):
             assert numbers == same
             torch.testing.assert_close(levels, expected, **CACHED[torch.float32])
             assert all(level.is_contiguous(memory_format=torch.channels_last) for level in levels)

@@ -53,6 +53,31 @@ def test_processes_share_out_each_batch_of_one(case: tuple[int, int, int], seed:
         assert list(order.batches(start)) == list(order.batches())[start:]
 
 
+@given(shared_out(), st.integers(0, 3))
+def test_an_epoch_takes_one_variant_of_each_image_and_one_variant_changes_nothing(
+    case: tuple[int, int, int], seed: int
+) -> None:
+    images, batch_size, _ = case
+
+    def numbers(variants: int | None, epoch: int) -> list[list[int]]:
+        options = {} if variants is None else {"variants": variants}
+        sampler = TrainBatchSampler(images, batch_size, SINGLE_PROCESS, seed, **options)
+        sampler.set_epoch(epoch)
+        assert list(sampler.batches(1)) == list(sampler.batches())[1:]
+        return [part.numbers for part in sampler.batches()]
+
+    assert numbers(1, 2) == numbers(None, 2)
+    # As before there were variants.
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed + 2)).tolist()
+    assert [number for part in numbers(1, 2) for number in part] == order
+    chosen = {epoch: [number for part in numbers(64, epoch) for number in part] for epoch in (2, 3, 4)}
+    assert chosen[2] == [number for part in numbers(64, 2) for number in part]
+    for taken in chosen.values():
+        assert sorted(number // 64 for number in taken) == list(range(images))
+    # By chance they are the same in one of 64 * 64 cases for a set of one image.
+    assert images < 3 or len({tuple(sorted(number % 64 for number in taken)) for taken in chosen.values()}) > 1
+
+
 @given(shared_out(), st.integers(0, 5))
 def test_sequentially_every_image_is_one_processs(case: tuple[int, int, int], start: int) -> None:
     images, batch_size, size = case
@@ -67,6 +92,17 @@ def test_sequentially_every_image_is_one_processs(case: tuple[int, int, int], st
         assert numbers == [number for number in order if number % size == rank]
         own += numbers
     assert sorted(own) == list(range(images))
+
+
+def test_tiles_of_an_image_are_one_processs_and_stay_together_in_order() -> None:
+    def of_rank(rank: int) -> list[list[int]]:
+        sampler = SequentialBatchSampler(
+            3, 4, ProcessGroup(rank, 2), split="test", order=[2, 0, 1], items_of=lambda n: range(5 * n, 5 * n + 5)
+        )
+        return [part.numbers for part in sampler.batches()]
+
+    assert of_rank(0) == [[10, 11, 12, 13], [14, 0, 1, 2], [3, 4]]
+    assert of_rank(1) == [[5, 6, 7, 8], [9]]
 
 
 @pytest.fixture(scope="module")

