@@ -123,7 +123,8 @@ def _pictures(page: Report, facts: list[dict[str, Any]]) -> Iterator[str]:
     for row in page.rows:
         _check(row)
         image = Image.fromarray(row.pixels)
-        image.thumbnail((page.side or IMAGE_SIDE,) * 2)
+        side = page.side or IMAGE_SIDE
+        image.thumbnail((side, side))
         score_map = _shrunk(row.score_map.astype(np.float32), page.side)
         height, width = score_map.shape
         # Gray values; the page colors them.
