@@ -5,7 +5,7 @@ import pytest
 from skimage import data as photographs
 
 from fastmsflow.data import quilting
-from fastmsflow.data.quilting import BLOCK, OVERLAP, quilt
+from fastmsflow.data.quilting import quilt
 
 
 def test_a_regular_texture_goes_on_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,16 +20,12 @@ def test_a_regular_texture_goes_on_without_a_seam(monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(plane[:, 4:], plane[:, :-4])
 
 
-def test_cuts_show_less_than_blocks_side_by_side() -> None:
-    gravel = photographs.gravel()
-    plane = quilt(gravel, (400, 400), np.random.default_rng(0)).astype(int)
-    step = BLOCK - OVERLAP
-    across = np.abs(np.diff(plane, axis=1)).mean(axis=0)
-    # Columns of the overlaps of blocks, in which cuts lie, and the others.
-    in_overlap = np.array([x >= step and x % step < OVERLAP for x in range(len(across))])
-    ratio = across[in_overlap].mean() / across[~in_overlap].mean()
-    side_by_side = np.abs(gravel[:, 256:].astype(int) - gravel[:, :256]).mean() / across[~in_overlap].mean()
-    assert ratio < 1.1 < side_by_side
+def test_no_line_between_blocks_shows() -> None:
+    plane = quilt(photographs.gravel(), (400, 400), np.random.default_rng(0)).astype(int)
+    for pixels in (plane, plane.T):
+        steps = np.abs(np.diff(pixels, axis=1)).mean(axis=0)
+        # Blocks that are cut along straight lines reach 2.6.
+        assert steps.max() < 2 * np.median(steps)
 
 
 def test_a_plane_has_the_texture_s_pixels_and_depends_on_the_seed_alone() -> None:
