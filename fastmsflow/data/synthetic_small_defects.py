@@ -1,7 +1,7 @@
 """Draws large images with small synthetic defects and exact masks from scikit-image's bundled photographs.
 
-A photograph is not resized: an image is a window of the plane that continues a part of it by reflection. Training
-images continue rows 0 to 319, test images rows 320 to 511: no pixel is in both.
+A photograph is not resized: an image is a window of a plane that is quilted from a part of it, without visible seams.
+Training images come from rows 0 to 319, test images from rows 320 to 511: no pixel is in both.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..tiling import reflected
+from .quilting import quilt
 from .sample_cache import save_defective, save_image, write_once
 from .synthetic_textures import TEST_FROM, TILE, Defect, Generator, blob, changed, hole, scratch, smear, stain
 
 HEIGHT, WIDTH = 760, 1000
+PLANE = (1000, 1400)
+"""(H, W) of the plane that the images of a part are windows of."""
 TRAINING_IMAGES = 24
 GOOD_TEST_IMAGES = 20
 TESTS_PER_DEFECT = 6
@@ -36,16 +38,12 @@ def write_small_defects(target: Path, photograph: np.ndarray) -> None:
     write_once(target, partial(_write, photograph=photograph))
 
 
-def mirrored_windows(region: np.ndarray, generator: Generator, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Yields windows of ``size`` (H, W), at random places of the plane that continues ``region`` (H, W, ...) by
-    reflection, without end."""
+def windows(texture: np.ndarray, generator: Generator) -> Iterator[np.ndarray]:
+    """Yields windows (HEIGHT, WIDTH) uint8, at random places of a plane quilted from ``texture``, without end."""
+    plane = quilt(texture, PLANE, generator)
     while True:
-        starts = [int(generator.integers(2 * (length - 1))) for length in region.shape[:2]]
-        rows, columns = (
-            reflected(start, count, length).numpy()
-            for start, count, length in zip(starts, size, region.shape, strict=False)
-        )
-        yield region[np.ix_(rows, columns)]
+        top, left = (int(generator.integers(a - b + 1)) for a, b in zip(PLANE, (HEIGHT, WIDTH), strict=True))
+        yield plane[top : top + HEIGHT, left : left + WIDTH]
 
 
 def with_small_defects(image: np.ndarray, draw: Defect, generator: Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +82,7 @@ def particle(tile: np.ndarray, generator: Generator, other: np.ndarray) -> tuple
 
 def _write(folder: Path, photograph: np.ndarray) -> None:
     training, test = (
-        mirrored_windows(rows, np.random.default_rng([SEED, number]), (HEIGHT, WIDTH))
+        windows(rows, np.random.default_rng([SEED, number]))
         for number, rows in enumerate((photograph[:TEST_FROM], photograph[TEST_FROM:]))
     )
     for i in range(TRAINING_IMAGES):
@@ -102,5 +100,5 @@ SMALL_DEFECTS: dict[str, Defect] = {
     "stain": partial(stain, radius=(4, 9), softness=1, changes=(-0.6, 0.65)),
     "hole": partial(hole, radius=(3, 7)),
     "particle": particle,
-    "smear": partial(smear, radius=(4, 9), shine=40),
+    "smear": partial(smear, radius=(4, 9), shine=48),
 }
