@@ -263,8 +263,8 @@ def test_a_flow_at_offsets_is_conditioned_on_each_images_own_place() -> None:
     offsets = torch.arange(2.0 * batch, dtype=torch.float64).view(batch, 2) / 3
     z, log_det = flow(x, offsets)
     back, inverse_log_det = flow.inverse(z, offsets)
-    for level, given in zip(back, x, strict=True):
-        torch.testing.assert_close(level, given, rtol=0, atol=1e-10)
+    for level, pixels in zip(back, x, strict=True):
+        torch.testing.assert_close(level, pixels, rtol=0, atol=1e-10)
     torch.testing.assert_close(inverse_log_det, -log_det)
     for number in range(batch):
         alone, alone_log_det = flow([level[number, None] for level in x], offsets[number, None])
