@@ -26,14 +26,14 @@ def check_memory(model: MSFlow, images: Mapping[str, ImageFileDataset], world: P
     needed = rows * _feature_bytes(extractor, model)
     if needed <= free:
         return
-    remedies = ["--feature-cache DIR"]
+    remedies = ["--feature-cache DIR", "--stream"]
     if images[shared].tiles is not None:
         remedies.append("a smaller --overlap or --scale")
     if images[shared].variants > 1:
         remedies.append("fewer --augment-variants")
     raise InputError(
         f"the features of {len(images[shared]) + others} {images[shared].unit} take {binary(needed)} of"
-        f" memory, and {binary(free)} are free; give {', '.join(remedies)} or --stream"
+        f" memory, and {binary(free)} are free; give {' or '.join(remedies)}"
     )
 
 

@@ -16,6 +16,7 @@ from fastmsflow.recipe import DataConfig, Recipe
 from fastmsflow.tiling import Tiling
 from fastmsflow.training import TrainingResult, checkpointing, train
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from fastmsflow.training.loss_monitor import NotFinite
 from fastmsflow.training.memory_check import _feature_bytes
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tolerances import KEPT_TILES
@@ -146,6 +147,12 @@ def test_light_and_places_change_the_training_images_alone(images: ImageSet, kep
         assert result.losses[0] != pytest.approx(result.losses[1], **KEPT_TILES)
 
 
+def test_a_loss_that_is_not_finite_names_the_tiles(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(globals(), "RECIPE", Recipe(lr=1e30, batch_size=2, meta_epochs=1, warm_up=0))
+    with pytest.raises(NotFinite, match=r"of the images \S+/\d\.png \(tile at \d+, \d+\), \S+/\d\.png \(tile at"):
+        run(images, tmp_path / "run")
+
+
 def test_whole_images_are_trained_in_varied_light(images: ImageSet, tmp_path: Path) -> None:
     cached = {"augment": "light", "augment_variants": 3, "feature_cache": tmp_path / "cache", "cache_dtype": "float32"}
     losses = [
@@ -197,8 +204,8 @@ def test_tiles_of_shards_and_more_features_than_memory_are_refused_before_anythi
     monkeypatch.setattr("fastmsflow.training.memory_check.available_memory", lambda: 2**20)
     with pytest.raises(
         InputError,
-        match=r"^the features of \d+ tiles take [\d.]+ MiB of memory, and 1\.0 MiB are free; give --feature-cache DIR, "
-        "a smaller --overlap or --scale, fewer --augment-variants or --stream$",
+        match=r"^the features of \d+ tiles take [\d.]+ MiB of memory, and 1\.0 MiB are free; give --feature-cache DIR "
+        "or --stream or a smaller --overlap or --scale or fewer --augment-variants$",
     ):
         run(images, tmp_path / "run", **VARIED, augment_variants=60)
     assert not (tmp_path / "run").exists()
