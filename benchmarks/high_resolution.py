@@ -47,8 +47,8 @@ MAPS = "image", "resized", "tiles"
 SHARES = 0.03, 0.001
 """The published share of the pixels that an image's score averages, and one like that of a defect."""
 HEADER = (
-    "| class | images | steps | training, s | scoring, s an image | image AUROC (absolute) | the same, top share 0.001 |"
-    " AUPRO | pixel F1 |\n|---|---|---|---|---|---|---|---|---|"
+    "| class | images | steps | training, s | scoring, s an image | image AUROC (absolute) | the same, top share 0.001"
+    " | AUPRO | pixel F1 |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
