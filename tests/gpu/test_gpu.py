@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fastmsflow import MSFlow, MultiScaleFlow
+from fastmsflow.inference import TiledPredictor
 from fastmsflow.kernels import configs
+from fastmsflow.tiling import Position, Tiling
 from tests.helpers.error_log import assert_within, note
 from tests.helpers.ops_parity import DEVICE, error_in_the_norm
 from tests.helpers.tolerances import FIFTY_STEPS, FLIPPED, FULL_SIZE, FULL_SIZE_LOG_DET_PER_ELEMENT, REPLAYED
@@ -166,3 +168,17 @@ def test_predictions_are_replayed_and_follow_weights_and_autocast() -> None:
         model.flow.parallel_flows[0].blocks[0].global_offset.add_(1)
     for x in images:
         torch.testing.assert_close(model.predict(x).log_score, eager(x), **REPLAYED)
+
+
+@pytest.mark.parametrize("position", ["tile", "image"])
+def test_images_in_tiles_are_scored_as_on_a_cpu(position: Position) -> None:
+    torch.manual_seed(0)
+    model = MSFlow("resnet18", pretrained=False, image_size=(128, 128), blocks=(1, 1, 2)).eval()
+    model.tiling = Tiling(128, position=position)
+    images = torch.rand(2, 3, 200, 333)
+    expected = TiledPredictor(model, 128).predict(images)
+    predictor = TiledPredictor(model.to(DEVICE), 128)
+    # From the second batch on a graph is replayed; the last batch of an image pair is not full.
+    for _ in range(2):
+        for given, true in zip(predictor.predict(images.to(DEVICE)), expected, strict=True):
+            torch.testing.assert_close(given.cpu(), true, **REPLAYED)

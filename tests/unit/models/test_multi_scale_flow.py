@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmsflow import InputError, MultiScaleFlow
+from fastmsflow import InputError, MultiScaleFlow, backend
 from fastmsflow.nn.positional_encoding import positional_encoding_2d
 from fastmsflow.reference.likelihood import log_likelihood_maps, negative_log_likelihood
+from tests.helpers.ops_parity import DEVICE
 from tests.helpers.tolerances import AUTOCAST, JACOBIAN_FLOAT64
 
 GRIDS = ((6, 10), (3, 5), (2, 3))
@@ -275,6 +276,18 @@ def test_a_flow_at_offsets_is_conditioned_on_each_images_own_place() -> None:
     for one, other in zip(at_origin, flow(x)[0], strict=True):
         torch.testing.assert_close(one, other)
     assert (flow.nll(x, offsets) - flow.nll(x)).abs().min() > 1e-6
+
+
+def test_kernels_compute_a_flow_at_offsets_as_pytorch_does() -> None:
+    flow, x = small_flow().to(DEVICE).eval(), [level.float().to(DEVICE) for level in inputs()]
+    offsets = torch.arange(2.0 * len(x[0]), device=DEVICE).view(-1, 2) / 3
+    with torch.no_grad(), backend.use("torch"):
+        expected, expected_log_det = flow.log_likelihood_maps(x, offsets)
+    with torch.no_grad(), backend.use("triton"):
+        found, log_det = flow.log_likelihood_maps(x, offsets)
+    torch.testing.assert_close(log_det, expected_log_det, rtol=1e-4, atol=1e-4)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradients_at_offsets_are_those_of_each_image_alone() -> None:
