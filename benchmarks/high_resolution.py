@@ -1,8 +1,8 @@
-"""Compares a model of resized images with a model of tiles on small_defects, whose defects have 6 to 20 pixels.
+"""Compares a model of resized images with models of tiles on small_defects, whose defects have 6 to 20 pixels.
 
-``python -m benchmarks.high_resolution [--class C] [--steps N] [--out DIR]`` trains both by the command line, with as
+``python -m benchmarks.high_resolution [--class C] [--steps N] [--out DIR]`` trains each by the command line, with as
 many steps of as many pixels, and prints a Markdown table of the last epoch's metrics. Maps and masks have the images'
-full size for both. DIR/CLASS.png shows the maps around a defect of each kind.
+full size for all. DIR/CLASS.png shows the maps around a defect of each kind.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TRAIN = (
 )
 CROP = 128
 ZOOM = 2
-MAPS = "image", "resized", "tiles"
+MAPS = "image", "resized", "tiles", "tiles, scale 2"
 SHARES = 0.03, 0.001
 """The published share of the pixels that an image's score averages, and one like that of a defect."""
 HEADER = (
@@ -73,19 +73,22 @@ def score_resized(model: MSFlow, samples: Iterable[Sample]) -> Iterator[Scores]:
 
 
 def score_tiles(model: MSFlow, samples: Iterable[Sample]) -> Iterator[Scores]:
-    """Scores images by overlapping tiles at their own size."""
+    """Scores images by overlapping tiles, as the model was trained."""
+    assert model.tiling is not None
     images = (torch.from_numpy(np.array(read_image(sample.image))).permute(2, 0, 1) for sample in samples)
-    return TiledPredictor(model, SIDE, OVERLAP, batch_size=BATCH).scores(images)
+    return TiledPredictor(model, SIDE, OVERLAP, model.tiling.scale, batch_size=BATCH).scores(images)
+
+
+def of_tiles(name: str, scale: float) -> Way:
+    """Returns the way of tiles of images at ``scale`` times their size."""
+    options = ("--tile", str(SIDE), "--overlap", str(OVERLAP), "--scale", str(scale))
+    return Way(name, options, len(Tiling(SIDE, OVERLAP, scale).places(SIZE)), score_tiles)
 
 
 WAYS = (
     Way(f"resized to {SIDE}x{SIDE}", ("--image-size", str(SIDE)), 1, score_resized),
-    Way(
-        f"tiles of {SIDE}x{SIDE}, overlapping by {OVERLAP:g}",
-        ("--tile", str(SIDE), "--overlap", str(OVERLAP)),
-        len(Tiling(SIDE, OVERLAP).places(SIZE)),
-        score_tiles,
-    ),
+    of_tiles(f"tiles of {SIDE}x{SIDE}", 1),
+    of_tiles(f"tiles of {SIDE}x{SIDE} at twice the size", 2),
 )
 
 
