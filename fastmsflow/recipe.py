@@ -73,8 +73,8 @@ class Recipe:
 
     lr: float = option(1e-4, OPTIMIZATION, "Adam's learning rate.", range=above(0))
     """Adam's learning rate after the warm-up."""
-    batch_size: int = option(8, OPTIMIZATION, "Images in a batch.", range=COUNT)
-    """Images in a batch."""
+    batch_size: int = option(8, OPTIMIZATION, "Images, or tiles, in a batch.", range=COUNT)
+    """Images, or tiles, in a batch."""
     meta_epochs: int = option(25, OPTIMIZATION, "Rounds of training, each followed by an evaluation.", range=COUNT)
     """Rounds of training, each followed by an evaluation."""
     sub_epochs: int = option(4, OPTIMIZATION, "Passes over the training images in a round.", range=COUNT)

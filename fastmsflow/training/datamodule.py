@@ -25,7 +25,7 @@ from ..models.msflow import MSFlow
 from ..recipe import Recipe
 from .cache_break_even import measure_break_even
 from .feature_cache import FeatureCache, binary
-from .features_in_memory import FeaturesInMemory, block_of, gather_features, pooled_features
+from .features_in_memory import FeaturesInMemory, block_of, gather_features, pooled_features, standardize_in_place
 from .features_on_disk import FeaturesOnDisk, placement
 from .loaders import Decode, FeatureLoader, ImageLoader, Loader, ShardLoader
 from .memory_check import check_memory
@@ -223,7 +223,7 @@ class FeatureTrainingData(FileTrainingData):
         fit_standardizer(self.model, [features[TRAIN]], self.world)
         for split, levels in features.items():
             if self.model.standardiser is not None:
-                levels = self.model.standardiser(levels)
+                standardize_in_place(levels, self.model.standardiser)
             self.features[split] = FeaturesInMemory(levels, None if split == TRAIN else self._own_numbers(split))
 
     def _open_cache(self, folder: Path, progress: Progress, say: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from ..data.datasets import ImageFileDataset, Progress
 from ..data.reader_pool import ReaderPool, batched, read_images
 from ..distributed.process_group import ProcessGroup
 from ..models.msflow import MSFlow
+from ..nn.feature_pooling import FeatureNormalizer
 
 
 def pooled_features(
@@ -89,9 +90,22 @@ def gather_features(own: Sequence[Tensor], images: int, world: ProcessGroup) -> 
     levels = []
     for level in own:
         _, c, h, w = level.shape
-        by_rank = [torch.empty((max(counts), h, w, c), dtype=level.dtype) for _ in range(world.size)]
-        by_rank[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
-        torch.distributed.all_gather(by_rank, by_rank[world.rank].clone())
-        rows = [of_rank[:count] for of_rank, count in zip(by_rank, counts, strict=True)]
-        levels.append(torch.cat(rows).permute(0, 3, 1, 2))
+        gathered = torch.empty((world.size * max(counts), h, w, c), dtype=level.dtype)
+        blocks = list(gathered.split(max(counts)))
+        blocks[world.rank][: len(level)] = level.permute(0, 2, 3, 1)
+        torch.distributed.all_gather(blocks, blocks[world.rank].clone())
+        start = 0
+        for block, count in zip(blocks, counts, strict=True):
+            # In place: there may be no memory for all of them twice.
+            gathered[start : start + count] = block[:count].clone()
+            start += count
+        levels.append(gathered[:images].permute(0, 3, 1, 2))
     return levels
+
+
+def standardize_in_place(levels: Sequence[Tensor], standardizer: FeatureNormalizer) -> None:
+    """Standardizes features (N, C_l, H_l, W_l) per level, a few at once: all of them twice may not fit in memory."""
+    for numbers in batched(range(len(levels[0]))):
+        rows = slice(numbers[0], numbers[-1] + 1)
+        for level, standardized in zip(levels, standardizer([level[rows] for level in levels]), strict=True):
+            level[rows] = standardized

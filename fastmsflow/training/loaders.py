@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     inputs: list[Tensor] | Tensor
     """Features per level, (B, C_l, H_l, W_l), or images, (B, 3, H, W)."""
     numbers: list[int]
-    """The images' numbers."""
+    """The numbers of the images, of their tiles, or of variants of these."""
     weight: float
     """See ``RankBatch.weight``."""
     offsets: Tensor | None = None

@@ -16,7 +16,7 @@ class RankBatch(NamedTuple):
     """The images of a batch that one process computes."""
 
     numbers: list[int]
-    """The images' numbers."""
+    """The numbers of the images, of their tiles, or of variants of these."""
     weight: float
     """The weight of the mean over these images in a mean over processes that is to be the batch's mean: 1 if every
     process has as many images."""

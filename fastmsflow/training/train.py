@@ -66,6 +66,8 @@ def train(
 ) -> TrainingResult:
     """Trains ``model.flow`` on ``images.train`` and evaluates the model after each meta epoch.
 
+    A model that has a tiling learns from all tiles of the training images. The other images are scored as a whole.
+
     Training starts from the weights that ``model`` has, and with its standardiser if that has been fitted; its
     calibration is made anew.
 

@@ -15,7 +15,7 @@ from tests.helpers.tiny_model import tiny_model
 pytestmark = pytest.mark.slow
 
 HEIGHT, WIDTH = 64, 128
-RECIPE = Recipe(lr=3e-3, batch_size=8, meta_epochs=1, sub_epochs=12, warm_up=0)
+RECIPE = Recipe(lr=3e-3, batch_size=8, meta_epochs=1, sub_epochs=8, warm_up=0)
 
 
 @pytest.fixture(scope="module")
