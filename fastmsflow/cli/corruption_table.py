@@ -12,7 +12,7 @@ from .output import add_pixel_error, console, format_metric
 if TYPE_CHECKING:
     from ..evaluation.corruption import CorruptionResult
 
-# A terminal of 100 columns has room for no more; the files and the report have them all.
+# A terminal of 80 columns has room for no more; the files and the report have them all.
 SHOWN = (
     "image_auroc",
     "image_auroc_absolute",
@@ -23,6 +23,8 @@ SHOWN = (
     "recall",
     "f1",
 )
+WIDE = 98
+"""The columns of a terminal that has room for spaces around values."""
 
 
 def print_corruption(rows: Sequence["CorruptionResult"]) -> None:
@@ -37,7 +39,9 @@ def print_corruption(rows: Sequence["CorruptionResult"]) -> None:
         metrics = [metric for metric in SHOWN if any(metric in each.as_shown() for each in evaluations)]
         # A word a line: rich would cut words to make the table narrower.
         heads = (Column(METRIC_LABELS[metric].replace(" ", "\n"), justify="right") for metric in metrics)
-        table = Table(Column("light"), *heads, title=escape(f"{shown(name)}, {checkpoint}"))
+        # Where there is no room for spaces, rich would cut values.
+        spaces = (0, int(console.width >= WIDE))
+        table = Table(Column("light"), *heads, title=escape(f"{shown(name)}, {checkpoint}"), padding=spaces)
         add_pixel_error(table, [each.pixel_error for each in evaluations])
         for row, evaluation, following in zip(some, evaluations, [*some[1:], None], strict=True):
             ends = row.change == CLEAN or (following is not None and following.change == MEAN)

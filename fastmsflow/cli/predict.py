@@ -164,7 +164,8 @@ def predict(
 
     kind = None if score_map is None else check_map(score_map)
     found = find_images(images, sys.stdin.buffer, null)
-    network = retile(load_model(model), TileOptions(tile, overlap, scale, top_share))
+    tiles = TileOptions(tile, overlap, scale, top_share)
+    network = retile(load_model(model), tiles)
     decision = DecisionThreshold.from_calibration(network.calibration, false_alarms, threshold)
     predictor = Predictor(
         network,
@@ -198,7 +199,7 @@ def predict(
             "heat_maps": str(Path(out)) if predictor.draws else None,
         }
     )
-    _print_scores(predictor, decision, model, network.calibration is not None)
+    _print_scores(predictor, decision, no_labels(shown(model), network.calibration is not None, tiles.command))
     exit_if_skipped(skipped)
 
 
@@ -222,7 +223,18 @@ def _refuse_parquet_options(table: str, model: str, places: Sequence[str], flags
             raise InputError(f"{shown(name)}: this needs --format parquet; add that, or leave it out")
 
 
-def _print_scores(predictor: "Predictor", decision: DecisionThreshold | None, model: str, calibrated: bool) -> None:
+def no_labels(model: str, calibrated: bool, tiles: str) -> str:
+    """Returns the line that says why there are no labels; ``tiles``: the options of tiles, each after a space."""
+    remedy = (
+        "calibrate it with more good images, or give --false-alarms"
+        if calibrated
+        else f"calibrate it with `fastmsflow calibrate MODEL GOOD_IMAGES{tiles}`"
+    )
+    fact = f"{model} has no threshold{' for these tiles' if tiles and not calibrated else ''}"
+    return f"no labels: {fact}; {remedy}, or give --threshold"
+
+
+def _print_scores(predictor: "Predictor", decision: DecisionThreshold | None, unlabeled: str) -> None:
     scored = sorted(predictor.scored, key=lambda image: image.absolute_score, reverse=True)
     table = Table(
         Column("image", overflow="fold"),
@@ -236,12 +248,7 @@ def _print_scores(predictor: "Predictor", decision: DecisionThreshold | None, mo
         table.add_row(escape(shown(image.image)), f"{image.absolute_score:.3f}", f"{image.score:.4f}", label)
     console.print(table)
     if decision is None:
-        remedy = (
-            "calibrate it with more good images, or give --false-alarms"
-            if calibrated
-            else "calibrate it with `fastmsflow calibrate MODEL GOOD_IMAGES`"
-        )
-        line = f"no labels: {shown(model)} has no threshold; {remedy}, or give --threshold"
+        line = unlabeled
     else:
         defective = sum(image.defective is True for image in scored)
         line = f"{defective} of {len(scored)} defective; threshold {decision.text}"

@@ -103,8 +103,8 @@ def scaled_image(image: Tensor, tiling: Tiling, name: str) -> ScaledImage:
 
 
 def as_floats(pixels: Tensor) -> Tensor:
-    """Returns 8-bit pixels as float32 in [0, 1], contiguous, as ``as_tensor`` does."""
-    return torch.from_numpy(np.divide(pixels.contiguous().numpy(), 255, dtype=np.float32))
+    """Returns 8-bit pixels as float32 in [0, 1] on the CPU, contiguous, as ``as_tensor`` does."""
+    return torch.from_numpy(np.divide(pixels.contiguous().cpu().numpy(), 255, dtype=np.float32))
 
 
 def size_of(image: GivenImage) -> Size:

@@ -1,5 +1,6 @@
 """Evaluates the checkpoints of a run side by side, for one class or many."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from ..calibration import Calibration, Threshold
 from ..data import ImageSet, open_image_set
 from ..data.datasets import Progress
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..files import write_json, write_table
 from ..inference import AUTO
 from ..inference.loading import load_model
@@ -84,7 +85,10 @@ def compare_checkpoints(
     ``map_kind`` needs a calibration.
     """
     images = open_image_set(source, category)
-    loaded = {choice: retile(load_model(checkpoint), tiles) for choice, checkpoint in checkpoints(path).items()}
+    with warnings.catch_warnings():
+        # The checkpoints of a run would all be told of alike.
+        warnings.simplefilter("default", InputWarning)
+        loaded = {choice: retile(load_model(checkpoint), tiles) for choice, checkpoint in checkpoints(path).items()}
     models = list(loaded.values())
     if false_alarms is not None:
         for model in models:

@@ -83,7 +83,8 @@ class BatchColumns(NamedTuple):
         cannot be scaled."""
         image = self._opened(row)
         if isinstance(image, np.ndarray):
-            return scaled_image(torch.from_numpy(image).permute(2, 0, 1), tiling, self.name(row))
+            # A tensor shares memory with no array that is read-only, or whose rows run backward.
+            return scaled_image(torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1), tiling, self.name(row))
         return scaled_pixels(image, tiling, self.name(row))
 
     def _opened(self, row: int) -> Image.Image | np.ndarray:

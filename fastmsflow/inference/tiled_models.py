@@ -36,6 +36,12 @@ class TileOptions(NamedTuple):
     scale: float | None = None
     top_share: float | None = None
 
+    @property
+    def command(self) -> str:
+        """The options that are given, as a command has them, each after a space."""
+        given = ((name, value) for name, value in self._asdict().items() if value is not None)
+        return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in given)
+
 
 AS_TRAINED = TileOptions()
 

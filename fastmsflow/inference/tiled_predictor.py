@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.image_views import ScaledImage, as_floats, scaled_image
+from ..errors import InputError
 from ..models.image_checks import check_form, check_values
 from ..models.msflow import MSFlow, Prediction
 from ..number_range import COUNT
@@ -77,7 +78,7 @@ class TiledPredictor:
         own = model.tiling or Tiling(tile)
         share = own.top_share if top_share is None else top_share
         self.tiling = Tiling(tile, overlap, scale, own.position, share)
-        self.model = tiled_model(model, self.tiling).eval()
+        self.model = tiled_model(model, self.tiling)
         self.batch_size = batch_size
 
     def predict(self, images: Tensor, top_k: float | None = None) -> Prediction:
@@ -103,9 +104,18 @@ class TiledPredictor:
         ``images``: (3, H, W), floating in [0, 1] or uint8, each of its own size. ``top_k``: see ``predict``.
         Raises: InputError if ``predict`` does.
         """
-        given = (scaled_image(image, self.tiling, f"image {number}") for number, image in enumerate(images))
+        given = (self._scaled(image, f"image {number}") for number, image in enumerate(images))
         for (scores,) in blended_scores(given, self.tiling, [self.model], batch_size=self.batch_size, top_k=top_k):
             yield scores
+
+    def _scaled(self, image: Tensor, name: str) -> ScaledImage:
+        """Scales an image. Raises: InputError if it is not as ``scores`` takes it, or cannot be scaled."""
+        if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != 3:
+            what = f"has shape {tuple(image.shape)}" if isinstance(image, Tensor) else f"is a {type(image).__name__}"
+            raise InputError(f"{name} {what}; give a tensor (3, H, W), floating in [0, 1] or uint8")
+        if not (image.is_floating_point() or image.dtype == torch.uint8):
+            raise InputError(f"{name} has dtype {image.dtype}; give floating pixels in [0, 1], or uint8")
+        return scaled_image(image, self.tiling, name)
 
 
 def blended_scores(

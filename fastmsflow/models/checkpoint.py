@@ -164,6 +164,9 @@ def read_header(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = number_of_blocks(held, f"flow.parallel_flows.{level}.blocks.")
         if found != blocks:
             raise InputError(f"{damaged} (flow.blocks[{level}] is {blocks}, the file holds {found}); {AGAIN}")
+    tiling, image_size = config.get("tiling"), config["image_size"]
+    if tiling is not None and image_size != [tiling["tile"]] * 2:
+        raise InputError(f"{damaged} (tiling.tile is {tiling['tile']}, image_size {image_size}); {AGAIN}")
     return held, dict(config)
 
 

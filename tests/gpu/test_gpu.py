@@ -182,3 +182,6 @@ def test_images_in_tiles_are_scored_as_on_a_cpu(position: Position) -> None:
     for _ in range(2):
         for given, true in zip(predictor.predict(images.to(DEVICE)), expected, strict=True):
             torch.testing.assert_close(given.cpu(), true, **REPLAYED)
+    pixels = (images[0] * 255).byte()
+    on_cpu, on_gpu = predictor.scores([pixels, pixels.to(DEVICE)])
+    torch.testing.assert_close(on_gpu.absolute_score, on_cpu.absolute_score, **REPLAYED)

@@ -234,11 +234,12 @@ def test_images_in_tiles_are_changed_as_a_whole(root: Path, few_changes: list[st
     assert max(Image.open(tmp_path / "corruptions.png").size) > 4 * SIDE / 2
 
 
-def test_a_terminal_of_100_columns_shows_whole_words_and_values(compared, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_shows_whole_words_and_values(compared, monkeypatch, capsys, *, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     print_corruption(compared[1].rows)
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= width
     assert "…" not in out
     for text in ("a, chosen on held-out", "a, last", *LIGHT_CORRUPTIONS, "(absolute)", "false-alarm", "recall", WORST):
         assert text in out

@@ -1,5 +1,6 @@
 """Evaluation of images in tiles, whose maps and masks have each image's own size."""
 
+import copy
 from contextlib import closing
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from PIL import Image
 
 from fastmsflow import InputError, MSFlow
 from fastmsflow.data import ImageSet, mvtec
+from fastmsflow.errors import InputWarning
+from fastmsflow.evaluation.calibrate_model import calibrate_on_files
+from fastmsflow.evaluation.compare_checkpoints import compare_checkpoints
 from fastmsflow.evaluation.evaluate import evaluate, evaluate_all
 from fastmsflow.evaluation.ground_truth import GroundTruth
 from fastmsflow.evaluation.report import GALLERY, PAGE, PART, TABLE, write_test_report
 from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.inference import TiledPredictor
+from fastmsflow.inference.tiled_models import TileOptions
 from fastmsflow.metrics import auroc, f1_max
 from fastmsflow.tiling import Tiling
 from tests.helpers.tiny_model import tiny_model
@@ -91,3 +96,16 @@ def test_a_report_shows_images_at_their_own_size(images: ImageSet, model: MSFlow
     assert sorted(path.name for path in tmp_path.glob("*.*")) == sorted([TABLE, PAGE, GALLERY, "scores.png"])
     with Image.open(tmp_path / GALLERY) as gallery:
         assert min(gallery.size) > PART
+
+
+def test_checkpoints_of_a_run_are_told_once_that_thresholds_are_of_other_tiles(
+    images: ImageSet, model: MSFlow, tmp_path: Path
+) -> None:
+    calibrated = copy.deepcopy(model)
+    calibrated.calibration = calibrate_on_files(model, [sample.image for sample in images.test], false_alarms=0.4)
+    for name in ("best", "last"):
+        calibrated.save(tmp_path / f"{name}.safetensors")
+    root = images.test[0].image.parents[3]
+    with pytest.warns(InputWarning) as told, closing(ScoreMapStore(tmp_path)) as maps:
+        compare_checkpoints(tmp_path, str(root), "a", maps=maps, tiles=TileOptions(overlap=0.5))
+    assert sum("thresholds are of" in str(warning.message) for warning in told) == 1

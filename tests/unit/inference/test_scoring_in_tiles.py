@@ -24,6 +24,7 @@ from fastmsflow.inference.prediction_sources import Files
 from fastmsflow.inference.predictor import Predictor
 from fastmsflow.inference.scorer import Scorer
 from fastmsflow.inference.tiled_models import TileOptions, retile
+from fastmsflow.models.checkpoint import write_checkpoint
 from fastmsflow.scoring import Scores
 from fastmsflow.tiling import Tiling
 from tests.helpers.tiny_model import tiny_model
@@ -136,6 +137,18 @@ def test_batches_of_any_engine_are_scored_in_tiles(
         torch.testing.assert_close(torch.tensor(np.array(found, np.float32)), scores.absolute_map[0], **CLOSE)
 
 
+@pytest.mark.filterwarnings("error")
+def test_floats_that_are_read_only_or_run_backward_are_scored_in_tiles(checkpoint: Path) -> None:
+    pixels = np.random.default_rng(0).random((40, 50, 3), np.float32)
+    backward, fixed = pixels[::-1, ::-1], pixels.copy()
+    fixed.flags.writeable = False
+    scorer = BatchScorer(checkpoint, device="cpu")
+    expected = scorer({"image": [backward.copy(), pixels]})
+    found = scorer({"image": [backward, fixed]})
+    assert list(found["fault"]) == [None, None]
+    assert list(found["absolute_score"]) == list(expected["absolute_score"])
+
+
 def test_a_batch_scorer_takes_a_tiling_of_its_own(checkpoint: Path, files: list[Path], expected: list[Scores]) -> None:
     batch = {"path": [str(file) for file in files]}
     with pytest.warns(InputWarning, match="the model's thresholds are of images in tiles .* are not used"):
@@ -182,6 +195,14 @@ def test_another_tiling_takes_the_thresholds_away_and_says_so(checkpoint: Path) 
         changed = retile(calibrated, TileOptions(tile=64))
     assert (changed.image_size, changed.calibration) == ((64, 64), None)
     assert changed.tiling == Tiling(64, 0.25, top_share=0.1)
+
+
+def test_a_checkpoint_whose_tiles_are_not_of_its_models_size_is_refused(model: MSFlow, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    config = {**model.config, "tiling": Tiling(64).config}
+    write_checkpoint(path, model.state_dict(), config)
+    with pytest.raises(InputError, match=r"is damaged \(tiling.tile is 64, image_size \[32, 32\]\); write"):
+        MSFlow.load(path)
 
 
 def test_an_overlap_without_tiles_is_refused() -> None:

@@ -226,3 +226,24 @@ def test_an_image_with_nan_has_scores_of_nan_and_leaves_the_others() -> None:
 def test_images_that_cannot_be_predicted_are_refused(images: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TiledPredictor(tiny_model().eval(), 32).predict(images)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(1, 3, 40, 40), r"image 1 has shape \(1, 3, 40, 40\); give a tensor \(3, H, W\), floating in "),
+        (torch.zeros(40, 40), r"image 1 has shape \(40, 40\); give a tensor \(3, H, W\), floating in "),
+        (np.zeros((3, 40, 40), np.float32), r"image 1 is a ndarray; give a tensor \(3, H, W\), floating in "),
+        (torch.zeros(3, 40, 40, dtype=torch.int64), r"image 1 has dtype torch.int64; give floating pixels in "),
+    ],
+)
+def test_an_image_of_a_row_that_cannot_be_scored_is_named(image: Any, message: str) -> None:
+    images = iter([torch.zeros(3, 32, 32), image])
+    with pytest.raises(InputError, match=f"^{message}"):
+        list(TiledPredictor(tiny_model().eval(), 32).scores(images))
+
+
+def test_the_callers_model_stays_in_the_mode_of_training() -> None:
+    model = tiny_model().train()
+    TiledPredictor(model, 32).predict(torch.rand(1, 3, 40, 40))
+    assert model.training
