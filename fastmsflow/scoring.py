@@ -24,6 +24,7 @@ __all__ = [
     "TOP_K",
     "ImageScores",
     "MapKind",
+    "Prediction",
     "Scores",
     "additive_score_map",
     "anomaly_scores",
@@ -111,6 +112,21 @@ class Scores(NamedTuple):
         if check_map(kind) == "absolute":
             return self.absolute_map
         return self.score_map_add if kind == "additive" else self.score_map_mul
+
+
+class Prediction(NamedTuple):
+    """Holds scores and maps of a batch, float32 or better; see the formulas above."""
+
+    score: Tensor
+    """(B,) the published image score, in [0, 1]."""
+    log_score: Tensor
+    """(B,) the same in log space, in nats: does not saturate."""
+    score_map_add: Tensor
+    """(B, H, W) for localization; 0: the image's most normal pixel. ``Scores.absolute_map`` compares images."""
+    score_map_mul: Tensor
+    """(B, H, W) for detection, in [0, 1]."""
+    absolute_score: Tensor
+    """(B,) in nats, not relative to the image itself: comparable between images and days."""
 
 
 class ImageScores(NamedTuple):

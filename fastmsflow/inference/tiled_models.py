@@ -49,6 +49,8 @@ AS_TRAINED = TileOptions()
 def retile(model: MSFlow, options: TileOptions) -> MSFlow:
     """Returns ``model`` with another tiling, or itself if ``options`` ask for none.
 
+    A copy is returned if its tiles are of another size than the model's images; else the model itself is changed.
+
     Thresholds hold for the tiling that they were calibrated with, so the model has none then; an InputWarning says so.
 
     Raises: InputError if the model takes whole images and something is given without ``tile``; the errors of Tiling and
@@ -56,8 +58,7 @@ def retile(model: MSFlow, options: TileOptions) -> MSFlow:
     """
     given = {name: value for name, value in options._asdict().items() if value is not None}
     if given and options.tile is None and model.tiling is None:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"{names}: this is of tiles, and the model takes whole images; give --tile too")
+        raise InputError(f"{' and '.join(given)}: this is of tiles, and the model takes whole images; give tile too")
     tiling = Tiling(**{**(model.tiling.config if model.tiling else {}), **given}) if given else model.tiling
     if tiling is None or tiling == model.tiling:
         return model

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ..nn.no_initialization import NoInitialization
 from ..nn.weight_cache import WeightCache, invalidation_count
 from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
-from ..scoring import TOP_K, Scores, score_log_likelihoods
+from ..scoring import TOP_K, Prediction, Scores, score_log_likelihoods
 from ..tiling import Tiling
 from .checkpoint import (
     AGAIN,
@@ -43,21 +43,6 @@ from .image_checks import check_images, check_values
 from .multi_scale_flow import MultiScaleFlow
 
 __all__ = ["MSFlow", "MultiScaleFlow", "Prediction"]
-
-
-class Prediction(NamedTuple):
-    """Holds scores and maps of a batch, float32 or better; see fastmsflow.scoring for their formulas."""
-
-    score: Tensor
-    """(B,) the published image score, in [0, 1]."""
-    log_score: Tensor
-    """(B,) the same in log space, in nats: does not saturate."""
-    score_map_add: Tensor
-    """(B, H, W) for localization; 0: the image's most normal pixel. ``Scores.absolute_map`` compares images."""
-    score_map_mul: Tensor
-    """(B, H, W) for detection, in [0, 1]."""
-    absolute_score: Tensor
-    """(B,) in nats, not relative to the image itself: comparable between images and days."""
 
 
 class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):

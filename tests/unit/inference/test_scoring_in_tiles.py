@@ -206,5 +206,5 @@ def test_a_checkpoint_whose_tiles_are_not_of_its_models_size_is_refused(model: M
 
 
 def test_an_overlap_without_tiles_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^--overlap and --top-share: this is of tiles, .*; give --tile too$"):
+    with pytest.raises(InputError, match=r"^overlap and top_share: this is of tiles, .*; give tile too$"):
         retile(tiny_model(), TileOptions(overlap=0.5, top_share=0.1))
