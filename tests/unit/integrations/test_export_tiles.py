@@ -52,26 +52,33 @@ def onnx_graph(path: Path) -> Graph:
     return run
 
 
-@pytest.mark.parametrize("position", ["tile", "image"])
-def test_maps_of_an_exported_graph_blend_to_the_map_of_the_predictor(position: Position, tmp_path: Path) -> None:
-    model = tiled(position)
+def assert_blends(graph: Graph, model: MSFlow) -> None:
+    """Asserts that the graph's maps blend to the predictor's map."""
     assert model.tiling is not None
     image = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(3))
     (scores,) = TiledPredictor(model, 32).scores([image])
-    path = export_onnx(model, tmp_path / "model.onnx").path
-    difference = (blended(onnx_graph(path), model.tiling, image) - scores.absolute_map[0]).abs().max().item()
+    difference = (blended(graph, model.tiling, image) - scores.absolute_map[0]).abs().max().item()
     assert difference <= EXPORTED_MAPS * scores.absolute_map.max().item()
+
+
+def test_maps_of_a_graph_that_is_given_places_blend_to_the_predictors_map(tmp_path: Path) -> None:
+    model = tiled("image")
+    path = export_onnx(model, tmp_path / "model.onnx").path
+    assert_blends(onnx_graph(path), model)
     session = onnx.load(path)
+    assert [port.name for port in session.graph.input] == ["images", "offsets"]
     assert [port.name for port in session.graph.output] == [*Prediction._fields, "absolute_map"]
     (stated,) = (entry.value for entry in session.metadata_props if entry.key == "fastmsflow")
-    assert json.loads(stated)["tiling"] == model.tiling.config
+    assert json.loads(stated)["tiling"]["position"] == "image"
 
 
-def test_a_program_states_its_tiling(tmp_path: Path) -> None:
-    model = tiled("image")
+def test_maps_of_a_program_blend_to_the_predictors_map(tmp_path: Path) -> None:
+    model = tiled("tile")
+    assert model.tiling is not None
     stated = {CONFIG: ""}
-    torch.export.load(export_program(model, tmp_path / "model.pt2").path, extra_files=stated)
-    assert json.loads(stated[CONFIG])["tiling"]["position"] == "image"
+    program = torch.export.load(export_program(model, tmp_path / "model.pt2").path, extra_files=stated)
+    assert_blends(program.module(), model)
+    assert json.loads(stated[CONFIG])["tiling"] == model.tiling.config
 
 
 def test_openvino_is_refused_where_it_would_lack_the_places_of_tiles(tmp_path: Path) -> None:
