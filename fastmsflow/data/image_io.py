@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from .image_formats import FORMATS
 # Phones put a preview behind the photograph.
 ONE_IMAGE = frozenset({"MPO"})
 ORIENTATION = 0x0112  # in EXIF
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
 # The coarsest grid (stride 16, then the pool) has a pixel for every 32 of the image.
 SMALLEST = 32
 
@@ -69,9 +72,26 @@ def image_size_of(path: str | Path) -> tuple[int, int]:
     Raises: InputError if the header tells of no image that ``read_image`` takes.
     """
     with opened_image(path) as image:
+        # Of a PNG, Pillow decodes the pixels to find metadata behind them.
+        is_in_header = image.format == "PNG" and not _ends_with_metadata(Path(path))
+        exif = Image.Image.getexif(image) if is_in_header else image.getexif()
         # Some decoders turn the size in the header already.
-        turned = image.getexif().get(ORIENTATION, 1) != 1
+        turned = exif.get(ORIENTATION, 1) != 1
         return upright(image).size if turned else image.size
+
+
+def _ends_with_metadata(png: Path) -> bool:
+    """Returns whether a PNG file has chunks behind its pixels that may tell of an orientation."""
+    has_pixels = False
+    with png.open("rb") as file:
+        file.seek(len(PNG_SIGNATURE))
+        while len(heading := file.read(8)) == 8:
+            length, kind = int.from_bytes(heading[:4], "big"), heading[4:]
+            if has_pixels and kind in PNG_METADATA:
+                return True
+            has_pixels |= kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)  # with its checksum
+    return False
 
 
 def image_from_array(array: np.ndarray, name: str) -> Image.Image:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fastmsflow import InputError
 from fastmsflow.data import Sample, list_images, load_image, load_mask, read_image
+from fastmsflow.data.image_io import image_size_of
 
 GREY = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))  # (48, 64)
 COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
@@ -382,3 +383,13 @@ def test_a_folder_that_cannot_be_read_is_named_not_passed_over() -> None:
         finally:
             os.seteuid(user)
             (root / "shut").chmod(0o700)
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_the_size_of_a_turned_png_is_the_upright_one_wherever_its_orientation_stands(before, tmp_path: Path) -> None:
+    content = b"eXIf" + b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    path = saved(tmp_path, Image.fromarray(GREY))
+    start, end = path.read_bytes().split(before)
+    path.write_bytes(start[:-4] + chunk + start[-4:] + before + end)
+    assert image_size_of(path) == read_image(path).size == (48, 64)

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from fastmsflow import InputError
 from fastmsflow.data import Sample, load_image, load_mask, read_image, write_shards
-from fastmsflow.data.image_io import check_image, decode_image
+from fastmsflow.data.image_io import check_image, decode_image, image_size_of
 from fastmsflow.data.jpeg_decoder import encoded_or_pixels
 from fastmsflow.data.url_images import open_image
 from fastmsflow.inference.columns import BatchColumns
@@ -71,11 +71,10 @@ def test_a_size_that_is_not_taken_is_refused_before_decoding(encode, size, how: 
 
 
 def test_a_mask_of_another_size_is_refused_before_decoding(tmp_path: Path) -> None:
-    # A PNG's orientation may stand behind its pixels.
-    (tmp_path / "a.bmp").write_bytes(bmp(64, 48))
+    (tmp_path / "a.png").write_bytes(png(64, 48))
     (tmp_path / "mask.png").write_bytes(png(100_000_000, 1))
-    with pytest.raises(InputError, match=r"mask\.png: the mask is 100000000x1, its image a\.bmp 64x48"):
-        load_mask(Sample(tmp_path / "a.bmp", 1, tmp_path / "mask.png"), (8, 8))
+    with pytest.raises(InputError, match=r"mask\.png: the mask is 100000000x1, its image a\.png 64x48"):
+        load_mask(Sample(tmp_path / "a.png", 1, tmp_path / "mask.png"), (8, 8))
 
 
 def test_shards_leave_them_out_by_the_header(tmp_path: Path) -> None:
@@ -84,3 +83,9 @@ def test_shards_leave_them_out_by_the_header(tmp_path: Path) -> None:
     manifest = write_shards([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "shards")
     assert manifest.images == 1
     assert "178000000x1 pixels, less than" in manifest.skipped[0]
+
+
+def test_the_size_of_a_png_is_told_by_its_header(tmp_path: Path) -> None:
+    """Tiles of thousands of images are numbered before one is read."""
+    (tmp_path / "a.png").write_bytes(png(70, 40))
+    assert image_size_of(tmp_path / "a.png") == (70, 40)
