@@ -34,7 +34,11 @@ class ImageView:
     @property
     def identity(self) -> str:
         """A text that two views of an image share only if they have the same pixels."""
-        cut = "" if self.tiling is None else f"tile {self.tiling.tile} at {self.place} of {self.tiling.scale:g} times "
+        cut = (
+            ""
+            if self.tiling is None
+            else f"tile {self.tiling.tile} at {self.place} of {float(self.tiling.scale)} times "
+        )
         return f"{cut}{self.light}"
 
 

@@ -115,3 +115,10 @@ def test_a_tile_of_a_file_is_read_as_it_lies_in_the_image_and_named(tmp_path: Pa
 def test_an_image_too_small_for_the_scale_is_an_error_that_names_it() -> None:
     with pytest.raises(InputError, match=r"^image 1: 33x32 pixels, times a scale of 0\.5, are 16x16, less than 32"):
         ImageTiles([np.empty((80, 80), np.uint8), IMAGES[1]], Tiling(SIDE, scale=0.5))
+
+
+def test_views_at_scales_that_hardly_differ_have_other_fingerprints() -> None:
+    """A large image may have another number of rows at each."""
+    tilings = [Tiling(SIDE, scale=scale) for scale in (0.3333331, 0.3333334, 1, 1.0)]
+    digests = [image_digest(ImageView(IMAGES[0], tiling, (0, 0))) for tiling in tilings]
+    assert digests[0] != digests[1] and digests[2] == digests[3]
