@@ -59,16 +59,35 @@ def read_mask(sample: Sample, image_size: tuple[int, int] | None) -> Mask:
         # The header is compared first, and a turned mask once it is upright.
         mask = upright(image) if sorted(image.size) == sorted(size) else image
         if mask.size != size:
-            raise InputError(
-                f"{shown(sample.mask)}: the mask is {mask.width}x{mask.height}, its image {shown(sample.image.name)}"
-                f" {size[0]}x{size[1]}; give a mask of the image's size"
-            )
+            raise _other_size(sample, mask.size, size)
         defective = _defective(mask, sample)
     height, width = image_size
     resized = np.array(Image.fromarray(defective).resize((width, height), Image.Resampling.NEAREST))
     marked = int(np.count_nonzero(defective))
     lost = _lost_regions(defective, image_size) if marked and defective.shape != image_size else 0
     return Mask(torch.from_numpy(resized), marked, marked == defective.size, lost)
+
+
+def check_mask_size(sample: Sample) -> None:
+    """Raises: InputError if, by their headers, the mask of ``sample`` has not the size of its image.
+
+    A mask whose width is its image's height may be turned, which is known once it is read.
+    """
+    if sample.mask is None:
+        return
+    size = image_size_of(sample.image)
+    with opened_image(sample.mask, smallest=1) as mask:
+        if sorted(mask.size) != sorted(size):
+            raise _other_size(sample, mask.size, size)
+
+
+def _other_size(sample: Sample, mask: tuple[int, int], image: tuple[int, int]) -> InputError:
+    """Returns the error of a mask whose (width, height) is not that of its image."""
+    assert sample.mask is not None
+    return InputError(
+        f"{shown(sample.mask)}: the mask is {mask[0]}x{mask[1]}, its image {shown(sample.image.name)}"
+        f" {image[0]}x{image[1]}; give a mask of the image's size"
+    )
 
 
 class MaskFolder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..data import ImageSet, Sample
-from ..data.masks import Mask, read_mask
+from ..data.masks import Mask, check_mask_size, read_mask
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, InputWarning, first_few
 from ..files import shown
@@ -95,8 +95,8 @@ class GroundTruth:
         """Reads the labels of ``images.test``, and the masks if they fit in memory and are of one size, ``image_size``.
 
         An InputWarning names masks that mark nothing or everything, or lose regions to resizing; where masks are read
-        later, ``mask_notes`` collects these. Raises: InputError if the images are all good or all defective, or a mask
-        cannot be read.
+        later, their sizes are checked, and ``mask_notes`` collects these. Raises: InputError if the images are all good
+        or all defective, or a mask cannot be read or has not its image's size.
         """
         labels = np.array([sample.label for sample in images.test])
         defective = int(labels.sum())
@@ -113,6 +113,10 @@ class GroundTruth:
         if images.has_masks and exact:
             truth = replace(truth, masks=truth.load_masks(range(len(labels))))
             truth.mask_notes.warn(image_size)
+        elif images.has_masks:
+            # A training reads masks after its first round only.
+            for sample in images.test:
+                check_mask_size(sample)
         return truth
 
     @property

@@ -1,5 +1,6 @@
 """Training on tiles: however features come, whole images are scored, and runs are resumed to the bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,4 +209,15 @@ def test_tiles_of_shards_and_more_features_than_memory_are_refused_before_anythi
         "or --stream or a smaller --overlap or --scale or fewer --augment-variants$",
     ):
         run(images, tmp_path / "run", **VARIED, augment_variants=60)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_of_another_size_is_told_before_anything_is_computed(images: ImageSet, monkeypatch, tmp_path) -> None:
+    """Masks of images in tiles are read after the first round."""
+    defective = next(sample for sample in images.test if sample.mask is not None)
+    Image.new("L", (20, 30)).save(tmp_path / "other.png")
+    other = replace(images, test=(*images.test, replace(defective, mask=tmp_path / "other.png")))
+    monkeypatch.setattr(MSFlow, "pooled", None)
+    with pytest.raises(InputError, match=r"other\.png: the mask is 20x30, its image 0\.png 80x48; give a mask of the"):
+        run(other, tmp_path / "run", "streamed")
     assert not (tmp_path / "run").exists()
