@@ -87,7 +87,12 @@ class ViewDataset(ImageFileDataset):
     def view_name(self, index: int) -> str:
         if self.tiles is None:
             return self.name(index)
-        top, left = self._place(self.tiles, *self._find(index))
+        image, tile, variant = self._find(index)
+        if self._variation.epoch is not None and self._variation.jitter:
+            # Callers do not say of which epoch they speak.
+            top, left = self.tiles.place(image, tile)
+            return f"{self.name(index)} (tile near {left}, {top})"
+        top, left = self._place(self.tiles, image, tile, variant)
         return f"{self.name(index)} (tile at {left}, {top})"
 
     def _find(self, index: int) -> tuple[int, int, int]:

@@ -122,3 +122,8 @@ def test_views_at_scales_that_hardly_differ_have_other_fingerprints() -> None:
     tilings = [Tiling(SIDE, scale=scale) for scale in (0.3333331, 0.3333334, 1, 1.0)]
     digests = [image_digest(ImageView(IMAGES[0], tiling, (0, 0))) for tiling in tilings]
     assert digests[0] != digests[1] and digests[2] == digests[3]
+
+
+def test_the_name_of_a_tile_that_is_moved_in_each_epoch_tells_no_place_of_another_epoch() -> None:
+    views = dataset(Variation(seed=3, jitter=5, epoch=0), Tiling(SIDE, overlap=0))
+    assert views.view_name(1) == views.in_epoch(7).view_name(1) == "image 0 (tile near 32, 0)"
