@@ -184,7 +184,7 @@ def check_tiling(model: MSFlow, data_config: DataConfig, of_shards: bool) -> Non
     """Raises: InputError if ``data_config`` or the images, shards or files, do not fit the model's tiling."""
     if model.tiling is None:
         if data_config.tile_jitter:
-            raise InputError("tile_jitter moves tiles, and this model takes whole images; give tile, or leave it out")
+            raise InputError("tile_jitter moves tiles, and this model takes whole images; leave it out")
     elif of_shards:
         raise InputError("images of shards are not cut into tiles; train from the files that they were made of")
     elif data_config.decode_on_gpu:

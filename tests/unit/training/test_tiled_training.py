@@ -200,7 +200,7 @@ def test_tiles_of_shards_and_more_features_than_memory_are_refused_before_anythi
     write_shards([sample.image for sample in images.train], tmp_path / "shards", images_per_shard=2)
     with pytest.raises(InputError, match="shards are not cut into tiles; train from the files that they were made of"):
         run(ShardSet.from_source(str(tmp_path / "shards")), tmp_path / "run")
-    with pytest.raises(InputError, match="this model takes whole images; give tile, or leave it out"):
+    with pytest.raises(InputError, match="this model takes whole images; leave it out"):
         run(images, tmp_path / "run", tiling=None, tile_jitter=2)
     monkeypatch.setattr("fastmsflow.training.memory_check.available_memory", lambda: 2**20)
     with pytest.raises(

@@ -151,7 +151,7 @@ def test_tiles_come_with_a_checkpoint_and_options_that_contradict_it_are_refused
         ((*tiled, "--position", "tile"), "its position is image, not tile; leave --position out, or train without"),
         ((*tiled, "--image-size", 32), "takes tiles of 32; leave --image-size out, or train without --start-from"),
         ((*whole, "--tile", 32), "takes whole images; leave --tile out, or train without --start-from"),
-        ((*whole, "--tile-jitter", 4), "tile_jitter moves tiles, and this model takes whole images; give tile, or"),
+        ((*whole, "--tile-jitter", 4), "tile_jitter moves tiles, and this model takes whole images; leave it out"),
         (("--tile", 64, "--position", "page"), "position 'page' is not known; choose one of tile, image"),
     ):
         code, text = command(*start, *given, "--out", tmp_path / "refused")
