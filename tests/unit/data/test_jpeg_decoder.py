@@ -213,8 +213,8 @@ def test_images_of_shards_that_cannot_be_decoded_are_named_or_left_out(some_brok
     for batch_size, expected in ((2, [[0], [3], [4, 5]]), (1, [[0], [3], [4], [5]])):
         log.unlink(missing_ok=True)
         batches = list(loader(batch_size, skip_faults=log))
-        assert [numbers for _, numbers, _ in batches] == expected
-        assert [len(images) for images, _, _ in batches] == list(map(len, expected))
+        assert [batch.numbers for batch in batches] == expected
+        assert [len(batch.inputs) for batch in batches] == list(map(len, expected))
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert [(re.search(r"000000\.tar: (\d)", line["fault"])[1], line["lost"]) for line in lines] == [
             ("1", 1),

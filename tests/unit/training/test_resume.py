@@ -22,7 +22,7 @@ from tests.helpers.tiny_model import tiny_model
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = 10
 RECIPE = Recipe(lr=1e-3, batch_size=2, meta_epochs=2, sub_epochs=2, hold_out=0.25, precision="bf16-mixed")
 
 
@@ -60,7 +60,7 @@ def unbroken(images: ImageSet, tmp_path_factory) -> tuple[Path, float]:
     return out, time.perf_counter() - began
 
 
-def test_killed_at_20_random_moments_and_resumed_it_ends_as_if_never_disturbed(
+def test_killed_at_10_random_moments_and_resumed_it_ends_as_if_never_disturbed(
     images: ImageSet, unbroken: tuple[Path, float], tmp_path: Path
 ) -> None:
     expected, seconds = unbroken
