@@ -70,15 +70,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Returns the number of processes of ``-n auto``: one more than there are processors, since tests that wait for
-    processes and servers leave these idle for a sixth of the time."""
-    from fastmsflow.data.image_batches import processors
-
-    return processors() + 1
-
-
 def start_warm_python(config: pytest.Config) -> None:
     """Starts the server of the fixture ``python``: one for all of xdist's processes and for tests that run in its
     programs, which inherit the variable. A path with a space cannot stand in a script's first line."""
