@@ -163,7 +163,8 @@ def locked(path: Path, wait: float = 0.0, purpose: Path | None = None) -> Iterat
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
-                if path.parent.exists():
+                # Another process may have removed the folder and made it again meanwhile.
+                if path.parent.is_file():
                     raise
             try:
                 lock.acquire(timeout=max(0.0, until - time.monotonic()))

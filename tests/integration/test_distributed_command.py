@@ -191,7 +191,10 @@ def test_a_folder_that_cannot_be_used_is_told_of_once(tiles: Path, started: Star
     process = started("-m", "fastmsflow", "train", tmp_path / "none", *TINY, "--out", tmp_path / "out", "--devices", 2)
     code, said = ended(process)
     assert code == 1
-    assert said == f"fastmsflow: {tmp_path / 'none'}: no such folder, and not a sample set (elpv, textures, small_defects)\n"
+    assert (
+        said
+        == f"fastmsflow: {tmp_path / 'none'}: no such folder, and not a sample set (elpv, textures, small_defects)\n"
+    )
 
 
 def test_train_reads_shards(tiles: Path, weights: Path, tmp_path: Path, command) -> None:

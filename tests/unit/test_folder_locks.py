@@ -250,3 +250,17 @@ def test_a_place_where_no_folder_can_be_made_is_not_called_busy() -> None:
     ):
         pass
     assert not isinstance(caught.value, Busy)
+
+
+def test_a_folder_that_others_remove_and_make_again_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, refusals = Path.mkdir, [FileExistsError(17, "File exists")]
+
+    def made_by_another(self: Path, *arguments: object, **options: object) -> None:
+        make(self, parents=True, exist_ok=True)
+        if refusals:
+            raise refusals.pop()
+
+    monkeypatch.setattr(Path, "mkdir", made_by_another)
+    with locked(tmp_path / "folder" / "lock") as is_ours:
+        assert is_ours
+    assert not refusals
