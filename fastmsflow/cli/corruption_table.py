@@ -39,7 +39,7 @@ def print_corruption(rows: Sequence["CorruptionResult"]) -> None:
         metrics = [metric for metric in SHOWN if any(metric in each.as_shown() for each in evaluations)]
         # A word a line: rich would cut words to make the table narrower.
         heads = (Column(METRIC_LABELS[metric].replace(" ", "\n"), justify="right") for metric in metrics)
-        # Where there is no room for spaces, rich would cut values.
+        # Without room for spaces rich would cut values.
         spaces = (0, int(console.width >= WIDE))
         table = Table(Column("light"), *heads, title=escape(f"{shown(name)}, {checkpoint}"), padding=spaces)
         add_pixel_error(table, [each.pixel_error for each in evaluations])

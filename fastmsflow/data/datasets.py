@@ -31,9 +31,9 @@ class ImageFileDataset(Dataset[dict[str, Any]]):
     """Reads image files, arrays and views of them at ``image_size`` (H, W), without masks and labels.
 
     ``images``: files, or arrays: gray (H, W) or color (H, W, 3 or 4) of uint8, or gray of uint16; or views of these,
-    whose tiles have the side of ``image_size``. Items: ``image`` (3,
-    H, W) float32 in [0, 1]; with ``encoded``, what ``jpeg_decoder.decode_batch`` takes, and ``source``, its name for
-    errors. Reading an item raises InputError that names the file or the array's number.
+    whose tiles have the side of ``image_size``. Items: ``image`` (3, H, W) float32 in [0, 1]; with ``encoded``, what
+    ``jpeg_decoder.decode_batch`` takes, and ``source``, its name for errors. Reading an item raises InputError that
+    names the file or the array's number.
     """
 
     variants = 1

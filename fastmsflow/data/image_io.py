@@ -72,7 +72,7 @@ def image_size_of(path: str | Path) -> tuple[int, int]:
     Raises: InputError if the header tells of no image that ``read_image`` takes.
     """
     with opened_image(path) as image:
-        # Of a PNG, Pillow decodes the pixels to find metadata behind them.
+        # Pillow decodes the pixels of a PNG to find metadata behind them.
         is_in_header = image.format == "PNG" and not _ends_with_metadata(Path(path))
         exif = Image.Image.getexif(image) if is_in_header else image.getexif()
         # Some decoders turn the size in the header already.

@@ -21,7 +21,7 @@ GivenImage = str | Path | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class ImageView:
-    """What a model is shown of an image."""
+    """Describes the part of an image, and its light, that a model is shown."""
 
     image: GivenImage
     tiling: Tiling | None = None
@@ -34,12 +34,9 @@ class ImageView:
     @property
     def identity(self) -> str:
         """A text that two views of an image share only if they have the same pixels."""
-        cut = (
-            ""
-            if self.tiling is None
-            else f"tile {self.tiling.tile} at {self.place} of {float(self.tiling.scale)} times "
-        )
-        return f"{cut}{self.light}"
+        if self.tiling is None:
+            return f"{self.light}"
+        return f"tile {self.tiling.tile} at {self.place} of {float(self.tiling.scale)} times {self.light}"
 
 
 def read_view(view: ImageView, name: str, image_size: tuple[int, int]) -> Tensor:

@@ -23,7 +23,7 @@ class Variation:
 
     seed: int
     light: bool = False
-    """Whether each view has a light of its own."""
+    """True if each view has a light of its own."""
     jitter: int = 0
     """The number of pixels by which a tile is moved at most, in each direction."""
     variants: int = 1

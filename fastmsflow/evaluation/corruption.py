@@ -43,7 +43,7 @@ class CorruptionReport:
     """The results of the checkpoints on one class under every change of light."""
 
     rows: list[CorruptionResult] = field(default_factory=list)
-    """Of each checkpoint: CLEAN, each change, MEAN, WORST."""
+    """The rows of one checkpoint after the other, in the order CLEAN, each change, MEAN, WORST."""
     pictures: list[ReportRow] = field(default_factory=list)
     """A good and a defective image with the first checkpoint's heat maps, CLEAN and under each change."""
 

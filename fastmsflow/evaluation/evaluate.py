@@ -68,7 +68,9 @@ def score_images(
         numbers = list(range(len(images)) if order is None else order)
         with ReaderPool(workers) as readers:
             given = _timed(readers.map(images.to_cut(number, first.tiling) for number in numbers), stopwatch)
-            scored = blended_scores(given, first.tiling, models, batch_size=batch_size, stopwatch=stopwatch)
+            scored = blended_scores(
+                given, first.tiling, models, batch_size=batch_size, backend=first.flow.backend, stopwatch=stopwatch
+            )
             for done, (number, by_model) in enumerate(zip(numbers, scored, strict=True), start=1):
                 yield [number], [scores.to_cpu() for scores in by_model]
                 progress(done)

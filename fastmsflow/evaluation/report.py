@@ -51,8 +51,7 @@ def write_test_report(
     highest value, and the page shrinks pictures only as far as it would exceed PAGE_PIXELS.
     ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
     ``metrics``: checkpoint -> metric -> value; ``corruption``: checkpoint -> change of light -> metric -> value.
-    ``settings`` are shown in the report. ``progress`` is called with the
-    number of images done.
+    ``settings`` are shown in the report. ``progress`` is called with the number of images done.
     """
     scores, maps = result.scores, result.maps
     if maps is None:

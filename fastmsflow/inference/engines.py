@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backend import Backend
 from ..data.image_views import ScaledImage
 from ..errors import InputError
 from ..models.msflow import MSFlow
@@ -52,14 +53,16 @@ def ready_model(model: MSFlow, dtype: str, engine: str, tiles: int) -> ReadyMode
     device = next(ready.parameters()).device
     return ReadyModel(
         lambda pixels: ready.scores(pixels.to(device, memory_format=torch.channels_last)),
-        partial(_blended, model, ready, tiles),
+        partial(_blended, model, ready, tiles, backend=model.flow.backend),
         str(ready.flow.dtype).removeprefix("torch."),
     )
 
 
-def _blended(model: MSFlow, ready: TileModel, tiles: int, images: Iterable[ScaledImage]) -> Iterator[Scores]:
+def _blended(
+    model: MSFlow, ready: TileModel, tiles: int, images: Iterable[ScaledImage], *, backend: Backend = "auto"
+) -> Iterator[Scores]:
     """Yields the scores of each image in tiles, which ``ready`` computes."""
     if model.tiling is None:
         raise ValueError("the model has no tiling")
-    for (scores,) in blended_scores(images, model.tiling, [ready], batch_size=tiles):
+    for (scores,) in blended_scores(images, model.tiling, [ready], batch_size=tiles, backend=backend):
         yield scores

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backend import Backend
 from ..data.image_views import ScaledImage, as_floats, scaled_image
 from ..errors import InputError
 from ..models.image_checks import check_form, check_values
@@ -105,7 +106,14 @@ class TiledPredictor:
         Raises: InputError if ``predict`` does.
         """
         given = (self._scaled(image, f"image {number}") for number, image in enumerate(images))
-        for (scores,) in blended_scores(given, self.tiling, [self.model], batch_size=self.batch_size, top_k=top_k):
+        for (scores,) in blended_scores(
+            given,
+            self.tiling,
+            [self.model],
+            batch_size=self.batch_size,
+            top_k=top_k,
+            backend=self.model.flow.backend,
+        ):
             yield scores
 
     def _scaled(self, image: Tensor, name: str) -> ScaledImage:
@@ -125,11 +133,13 @@ def blended_scores(
     *,
     batch_size: int = BATCH_SIZE,
     top_k: float | None = None,
+    backend: Backend = "auto",
     stopwatch: Stopwatch = untimed,
 ) -> Iterator[list[Scores]]:
     """Yields the scores of each image, a batch of one, by each of ``models``, in order; images' tiles share batches.
 
-    The models differ in their flows only, so the extractor runs once. ``stopwatch`` measures the stages load, extractor
+    The models differ in their flows only, so the extractor runs once. ``backend``: computes the scores of the blended
+    maps, see fastmsflow.backend. ``stopwatch`` measures the stages load, extractor
     and flow, blending included.
     """
     device = models[0].device
@@ -160,7 +170,7 @@ def blended_scores(
         while waiting and waiting[0][-1].is_complete:
             maps = waiting.popleft()
             with stopwatch("flow"), torch.no_grad():
-                scores = [of_model.scores(top_k) for of_model in maps]
+                scores = [of_model.scores(top_k, backend) for of_model in maps]
             yield scores
 
     for image in images:

@@ -25,7 +25,7 @@ def positional_encoding_2d(
     Raises: InputError if ``channels`` is not a positive multiple of 4.
     """
     half = check_condition_channels(channels) // 2
-    # Where a CUDA graph is recorded, nothing may come from the CPU.
+    # A CUDA graph cannot record a copy from the CPU.
     place = torch.device("cpu") if offsets is None else offsets.device
     frequency = torch.exp(torch.arange(0, half, 2, dtype=torch.float64, device=place) * (-math.log(1e4) / half))
 

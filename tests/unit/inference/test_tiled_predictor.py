@@ -15,6 +15,7 @@ from fastmsflow import InputError, MSFlow
 from fastmsflow.data.image_views import scaled_image
 from fastmsflow.inference import TiledPredictor
 from fastmsflow.inference.tiled_predictor import blended_scores
+from fastmsflow.reference.image_score import image_scores as reference
 from fastmsflow.scoring import Scores
 from fastmsflow.tiling import Tiling
 from tests.helpers.tiny_model import tiny_model
@@ -61,6 +62,20 @@ def test_images_of_one_tile_have_exactly_the_models_prediction(inference: bool) 
     images = torch.stack(images_of((32, 32), (32, 32), (32, 32)))
     for given, expected in zip(TiledPredictor(model, 32).predict(images), model.predict(images), strict=True):
         assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 50)])
+def test_the_models_backend_scores_the_blended_map(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    backends: list[str] = []
+
+    def recorded(log_likelihood: Tensor, fraction: float, backend: str = "auto") -> tuple[Tensor, Tensor]:
+        backends.append(backend)
+        return reference(log_likelihood, fraction)
+
+    for module in ("fastmsflow.scoring", "fastmsflow.inference.blended_maps"):
+        monkeypatch.setattr(f"{module}.image_scores", recorded)
+    TiledPredictor(tiny_model(backend="torch").eval(), 32).predict(torch.stack(images_of(size)))
+    assert backends == ["torch"]
 
 
 @pytest.mark.parametrize("size", [(40, 70), (32, 33), (20, 90), (45, 45)])
