@@ -9,6 +9,7 @@ from .layouts import categories, classes_of, open_image_set
 from .layouts.elpv import elpv
 from .layouts.folder import folder
 from .layouts.mvtec import mvtec
+from .layouts.mvtec_ad_2 import mvtec_ad_2, private_images
 from .layouts.small_defects import small_defects
 from .layouts.textures import textures
 from .layouts.visa import visa
@@ -41,7 +42,9 @@ __all__ = [
     "load_image",
     "load_mask",
     "mvtec",
+    "mvtec_ad_2",
     "open_image_set",
+    "private_images",
     "read_image",
     "small_defects",
     "textures",

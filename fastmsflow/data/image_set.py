@@ -1,4 +1,4 @@
-"""Image sets: samples to train on and samples to test on."""
+"""Image sets: samples to train on, to validate on and to test on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,14 @@ class ImageSet:
     """(H, W) to resize to, unless the user says otherwise."""
     licence: str = ""
     """One line: source and licence."""
+    validation: tuple[Sample, ...] = ()
+    """Good images of the set's own that choose the epoch and set thresholds; where there are some, no image of
+    ``train`` is held out."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All samples, those to train on first."""
+        return (*self.train, *self.validation, *self.test)
 
     @property
     def has_masks(self) -> bool:

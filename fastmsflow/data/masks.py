@@ -1,5 +1,6 @@
 """Finds the masks of images, and reads them as pixels that are defective or not."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from .image_formats import SUFFIXES, suffix_of
 from .image_io import check_finite, image_size_of, opened_image, upright
 from .image_set import Sample
 
+MASK_NAMES = ("{}_mask", "{}")
+"""The names that an image's mask may have, in order; the braces stand for the image's name without suffix."""
 _OPAQUE = 255
 # Regions touch at corners too, as those of AUPRO do.
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
@@ -91,18 +94,22 @@ def _other_size(sample: Sample, mask: tuple[int, int], image: tuple[int, int]) -
 
 
 class MaskFolder:
-    """The masks in a folder, by name; suffixes of every format that is read count, and upper and lower case do not."""
+    """The masks in a folder, by name; suffixes of every format that is read count, and upper and lower case do not.
 
-    def __init__(self, folder: Path) -> None:
+    ``names``: see MASK_NAMES.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str] = MASK_NAMES) -> None:
         self.folder = folder
+        self.names = names
         self._by_stem: dict[str, list[Path]] = {}
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if suffix_of(path.name) in SUFFIXES and not path.name.startswith("."):
                 self._by_stem.setdefault(path.stem.casefold(), []).append(path)
 
     def mask_of(self, image: Path) -> Path:
-        """Returns the mask of ``image``: STEM_mask or STEM, with any suffix. Raises: InputError if there is none."""
-        for stem in (f"{image.stem}_mask", image.stem):
+        """Returns the mask of ``image``, with any suffix. Raises: InputError if there is none."""
+        for stem in (name.format(image.stem) for name in self.names):
             found = self._by_stem.get(stem.casefold(), [])
             if found:
                 # Exactly this name first, then PNG, then the image's own format.
@@ -114,7 +121,8 @@ class MaskFolder:
                         suffix_of(path.name) != suffix_of(image.name),
                     ),
                 )
-        raise InputError(f"{shown(image)}: has no mask; put {shown(image.stem)}_mask.png into {shown(self.folder)}")
+        wanted = f"{self.names[0].format(image.stem)}.png"
+        raise InputError(f"{shown(image)}: has no mask; put {shown(wanted)} into {shown(self.folder)}")
 
 
 def _defective(mask: Image.Image, sample: Sample) -> np.ndarray:

@@ -6,11 +6,11 @@ from ...errors import InputError
 from ..file_search import EMPTY_NAME
 from ..image_set import ImageSet, Source
 from ..shards.shard_set import refuse_shards
-from . import elpv, folder, mvtec, small_defects, textures, visa
+from . import elpv, folder, mvtec, mvtec_ad_2, small_defects, textures, visa
 from .layout import Layout
 
 SAMPLE_SETS = (elpv.LAYOUT, textures.LAYOUT, small_defects.LAYOUT)
-FOLDER_LAYOUTS = (visa.LAYOUT, mvtec.LAYOUT, folder.LAYOUT)
+FOLDER_LAYOUTS = (visa.LAYOUT, mvtec_ad_2.LAYOUT, mvtec.LAYOUT, folder.LAYOUT)
 LAYOUTS: tuple[Layout, ...] = (*SAMPLE_SETS, *FOLDER_LAYOUTS)
 """All layouts; the first that detects a source opens it."""
 

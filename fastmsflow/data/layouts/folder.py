@@ -1,5 +1,6 @@
 """Opens folders of a single class: good images alone, or train/, test/KIND and ground_truth/KIND."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ...files import shown
 from ..file_search import FolderSearch
 from ..folder_names import refuse_misnamed, refuse_mixed
 from ..image_set import ImageSet, Sample, Source
-from ..masks import MaskFolder
+from ..masks import MASK_NAMES, MaskFolder
 from .layout import Layout, check_class
 
 READ = "images are read from train, test/KIND and ground_truth/KIND: move or rename those, or save them as PNG"
@@ -42,13 +43,23 @@ def good_samples(search: FolderSearch, path: Path) -> tuple[Sample, ...]:
     return tuple(Sample(image, 0) for image in images)
 
 
-def samples_by_kind(search: FolderSearch, test: Path, masks: Path | None) -> tuple[Sample, ...]:
+def samples_by_kind(
+    search: FolderSearch,
+    test: Path,
+    masks: Path | None,
+    *,
+    only: Collection[str] | None = None,
+    mask_names: Sequence[str] = MASK_NAMES,
+) -> tuple[Sample, ...]:
     """Returns the images of ``test``/KIND; all but those of ``test``/good are defective, with masks in ``masks``/KIND.
 
+    ``only``: the names of the kinds that count; None: all folders do. ``mask_names``: see MaskFolder.
     Raises: InputError if there are no such folders, a mask is missing, or folders' names say that images are not of
     their kind.
     """
     kinds = sorted(p for p in test.iterdir() if p.is_dir() and not p.name.startswith(".")) if test.is_dir() else []
+    if only is not None:
+        kinds = [kind for kind in kinds if kind.name in only]
     samples: list[Sample] = []
     folders: dict[Path, MaskFolder] = {}
     for kind in kinds:
@@ -60,7 +71,7 @@ def samples_by_kind(search: FolderSearch, test: Path, masks: Path | None) -> tup
             if masks is not None and not good:
                 folder = masks / image.parent.relative_to(test)
                 if folder not in folders:
-                    folders[folder] = MaskFolder(folder)
+                    folders[folder] = MaskFolder(folder, mask_names)
                 mask = folders[folder].mask_of(image)
             samples.append(Sample(image, int(not good), mask, kind.name))
     if not samples:

@@ -32,7 +32,7 @@ def mvtec(root: str | Path, category: str) -> ImageSet:
     if (base / "test").is_dir():
         test = samples_by_kind(search, base / "test", masks if masks.is_dir() else None)
     size = IMAGE_SIZES.get(category, DEFAULT_SIZE)
-    images = ImageSet(category, good_samples(search, base / "train/good"), test, size, _licence(base))
+    images = ImageSet(category, good_samples(search, base / "train/good"), test, size, licence_of(base))
     search.add_elsewhere(base, images, READ)
     search.passed_over.warn()
     return images
@@ -58,7 +58,7 @@ def _open(source: Source, category: str | None) -> ImageSet:
     return mvtec(root, category or only_class(root, mvtec_classes(root)))
 
 
-def _licence(base: Path) -> str:
+def licence_of(base: Path) -> str:
     """Returns the first line of the class's own licence file, or an empty text."""
     for name in LICENCE_FILES:
         if (base / name).is_file():
