@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .number_range import FINITE, RATE
+from .number_range import FALSE_PIXEL_RATES, FINITE, RATE
+from .pixel_calibration import FALSE_PIXELS, PixelThreshold, PixelThresholds
 
-__all__ = ["Calibration", "DecisionThreshold", "Threshold", "region_threshold", "threshold"]
+__all__ = ["Calibration", "DecisionThreshold", "PixelThreshold", "Threshold", "region_threshold", "threshold"]
 
 FALSE_ALARMS = 0.05
 CONFIDENCE = 0.95
@@ -83,9 +84,14 @@ class Calibration:
     """The median of the absolute map over all pixels, nats, at which the colors of heat maps begin."""
     false_alarms: float = FALSE_ALARMS
     """The rate that thresholds are for unless another is asked for."""
+    pixels: PixelThresholds | None = None
+    """The thresholds of the absolute map for rates of false pixels; None in checkpoints of earlier versions."""
+    false_pixels: float = FALSE_PIXELS
+    """The rate that the pixel threshold is for unless another is asked for."""
 
     def __post_init__(self) -> None:
         check_rate(self.false_alarms)
+        FALSE_PIXEL_RATES.check("false_pixels", self.false_pixels)
         if len(self.scores) != len(self.peaks):
             raise InputError(f"{len(self.scores)} scores and {len(self.peaks)} peaks; give both of each image")
         if not np.isfinite([*self.scores, *self.peaks, self.typical]).all():
@@ -115,9 +121,30 @@ class Calibration:
         """
         return threshold(self.peaks, self.false_alarms if false_alarms is None else false_alarms)
 
+    @property
+    def has_pixel_threshold(self) -> bool:
+        """Tells whether there are thresholds for rates of false pixels; earlier versions kept none."""
+        return self.pixels is not None
+
+    def pixel_threshold(self, false_pixels: float | None = None) -> PixelThreshold:
+        """Returns the lowest threshold of the absolute map that keeps the mean share of a good image's pixels above it
+        at most ``false_pixels``; None: the rate of the calibration.
+
+        The rates 1, 1.5, 2, 3, 4, 5, 6 and 8 times a power of ten have thresholds, and another rate takes that of the
+        next lower one. See fastmsflow.pixel_calibration for what the rate and its interval mean.
+        Raises: InputError if the rate is not within 0.00001 and 0.1, or the model was calibrated by an earlier version.
+        """
+        if self.pixels is None:
+            raise InputError(
+                "an earlier version calibrated this model, without a threshold of pixels: `fastmsflow calibrate MODEL"
+                " GOOD_IMAGES` first"
+            )
+        return self.pixels.at(self.false_pixels if false_pixels is None else false_pixels, len(self.scores))
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields, fit for JSON; ``from_dict`` reads them."""
-        return {**asdict(self), "scores": list(self.scores), "peaks": list(self.peaks)}
+        lists = {"scores": list(self.scores), "peaks": list(self.peaks)}
+        return {**asdict(self), **lists, "pixels": self.pixels and self.pixels.as_dict()}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
@@ -125,7 +152,9 @@ class Calibration:
 
         Raises: InputError if the scores are not finite or not as many as the peaks.
         """
-        return cls(**{**content, "scores": tuple(content["scores"]), "peaks": tuple(content["peaks"])})
+        pixels = content.get("pixels")
+        tuples = {"scores": tuple(content["scores"]), "peaks": tuple(content["peaks"])}
+        return cls(**{**content, **tuples, "pixels": pixels and PixelThresholds.from_dict(pixels)})
 
 
 @dataclass(frozen=True)

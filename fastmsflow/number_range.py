@@ -92,6 +92,8 @@ TOP_SHARES = NumberRange(0, 1, open_low=True)
 """The share of an image's pixels that its scores average."""
 RATE = above(0, 1)
 """A share of good images that may be called defective: none and all need no threshold."""
+FALSE_PIXEL_RATES = between(1e-5, 0.1)
+"""A mean share of good images' pixels that may be called defective."""
 SHARE = between(0, 1)
 CLAMP = between(1e-6, 1e6)
 """The strength of a soft clamp."""

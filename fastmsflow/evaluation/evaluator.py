@@ -11,6 +11,7 @@ from ..calibration import Calibration
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, first_few
 from ..metrics import auroc
+from ..pixel_calibration import FALSE_PIXELS, PixelThresholds, TailProfile, tail_profile
 from ..scoring import ImageScores, MapKind, Scores
 from .ground_truth import GroundTruth
 from .pixel_metrics import BinnedPixelMetrics, Curve, ExactPixelMetrics, PixelMetricsAccumulator
@@ -114,31 +115,36 @@ class Calibrator:
         self._count = len(names) if images is None else images
         self._world = world
         self._scores = ScoreCollector(names, world)
-        self._peaks: list[tuple[int, float]] = []
+        self._tails: list[tuple[int, TailProfile]] = []
         self._pixels: list[Tensor] = []
 
     def add(self, numbers: Sequence[int], scores: Scores) -> None:
         """Adds the scores of the images of ``numbers``, float32 on the CPU."""
         self._scores.add(numbers, scores)
         maps = scores.absolute_map
-        self._peaks += zip(numbers, maps.amax(dim=(1, 2)).tolist(), strict=True)
         # Samples every ``step``-th pixel of all images in a row, whatever the order in which they are added; of images
         # of several sizes about as many of each.
         size = maps[0].numel()
         step = max(1, self._count * size // MEDIAN_PIXELS)
         for number, score_map in zip(numbers, maps, strict=True):
             self._pixels.append(score_map.flatten()[-number * size % step :: step].clone())
+            self._tails.append((number, tail_profile(score_map.numpy())))
 
-    def calibration(self, false_alarms: float) -> Calibration:
+    def calibration(self, false_alarms: float, false_pixels: float = FALSE_PIXELS) -> Calibration:
         """Returns the calibration on the images of all processes, which all call this.
 
         Raises: InputError with the names of images whose score is not finite.
         """
         scores = self._scores.gather()
-        peaks = sorted(peak for peaks in self._world.all_gather(self._peaks) for peak in peaks)
+        gathered = [tail for tails in self._world.all_gather(self._tails) for tail in tails]
+        tails = [tail for _, tail in sorted(gathered, key=lambda tail: tail[0])]
         pixels = torch.cat(list(self._world.all_gather(torch.cat(self._pixels or [torch.empty(0)]))))
         absolute = scores.absolute_score.tolist()
-        return Calibration(tuple(absolute), tuple(peak for _, peak in peaks), pixels.median().item(), false_alarms)
+        peaks = tuple(float(tail[0, 0]) for tail in tails)
+        thresholds = PixelThresholds.from_profiles(tails)
+        return Calibration(
+            tuple(absolute), peaks, pixels.median().item(), false_alarms, pixels=thresholds, false_pixels=false_pixels
+        )
 
 
 class ScoreCollector:

@@ -50,7 +50,22 @@ class LayoutDescription(TypedDict):
     dense: bool
 
 
-class CalibrationDescription(TypedDict):
+class PixelsDescription(TypedDict):
+    """A PixelThresholds, as its ``as_dict`` gives it."""
+
+    rates: Annotated[list[float], Within(1)]
+    values: Annotated[list[float], Within(1)]
+    low: Annotated[list[float], Within(1)]
+    high: Annotated[list[float], Within(1)]
+
+
+class _OptionalInCalibration(TypedDict, total=False):
+    # Earlier versions kept neither.
+    pixels: PixelsDescription | None
+    false_pixels: float
+
+
+class CalibrationDescription(_OptionalInCalibration):
     """A Calibration, as its ``as_dict`` gives it."""
 
     scores: Annotated[list[float], Within(1)]

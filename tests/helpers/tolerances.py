@@ -171,3 +171,6 @@ EXPORTED_MAPS = 1e-4
 # A blended map of constants against the constant, and against itself over a larger overlap: float32 weights, whose sum
 # over up to four tiles is 1 within a rounding each.
 BLENDED = 1e-6
+# A share of pixels that a profile gives beside the true one, relative: the profile has 100 shares per power of ten, and
+# between two of them it gives the larger one.
+PIXEL_RATE_STEP = 10**0.01 - 1

@@ -27,6 +27,7 @@ from fastmsflow.evaluation.results import METRICS, STATED, exactness
 from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
+from fastmsflow.pixel_calibration import PixelThresholds, tail_profile
 from fastmsflow.scoring import Scores
 from fastmsflow.training import Evaluation, Recipe, evaluate, train
 from tests.helpers.folder_listing import names_in
@@ -228,9 +229,9 @@ def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> 
     scores = scores_of(list(range(7)), np.zeros((7, SIDE, SIDE)))
     maps = scores.absolute_map
     typical = maps.flatten()[:: 7 * SIDE * SIDE // 7000].median().item()
-    assert found == Calibration(
-        tuple(scores.absolute_score.tolist()), tuple(maps.amax(dim=(1, 2)).tolist()), typical, 0.05
-    )
+    pixels = PixelThresholds.from_profiles([tail_profile(score_map) for score_map in maps.numpy()])
+    peaks = tuple(maps.amax(dim=(1, 2)).tolist())
+    assert found == Calibration(tuple(scores.absolute_score.tolist()), peaks, typical, 0.05, pixels=pixels)
 
 
 def test_images_whose_score_is_not_finite_are_named_by_an_evaluator(images: ImageSet) -> None:
