@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
-from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, train, verify
+from . import benchmark, calibrate, convert, demo, evaluate, export, predict, shard, submit, train, verify
 from .common_options import with_common_options
 from .config_file import ConfigurableCommand
 from .options import VerbGroup, new_spelling
@@ -45,6 +45,7 @@ for verb in (
     evaluate.evaluate,
     calibrate.calibrate,
     predict.predict,
+    submit.submit,
     export.export,
     shard.shard,
     convert.convert,

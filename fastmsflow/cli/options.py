@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import printable
-from ..number_range import CLAMP, OVERLAP, RATE, SCALE, SIDE, TOP_SHARES, WORKERS, NumberRange
+from ..number_range import CLAMP, FALSE_PIXEL_RATES, OVERLAP, RATE, SCALE, SIDE, TOP_SHARES, WORKERS, NumberRange
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -184,6 +184,14 @@ FalseAlarms = Annotated[
         VALIDATION,
         "Share of good images that may be called defective. Default: the rate of the model's calibration.",
         range=RATE,
+    ),
+]
+FalsePixels = Annotated[
+    float | None,
+    option(
+        VALIDATION,
+        "Share of a good image's pixels that may be called defective. Default: the rate of the model's calibration.",
+        range=FALSE_PIXEL_RATES,
     ),
 ]
 Out = Annotated[Path, option(OUTPUT, "Folder for the models, scores and report; not one of another run.")]

@@ -68,6 +68,11 @@ def has_finished(out: Path) -> bool:
     return (out / RESULTS_FILE).exists() and not (out / SETTINGS_FILE).exists()
 
 
+def is_unfinished(out: Path) -> bool:
+    """Returns whether a run has begun in ``out`` and has not finished."""
+    return (out / SETTINGS_FILE).exists() and not (out / RESULTS_FILE).exists()
+
+
 def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
     """Raises: InputError if ``out`` holds a run, finished or interrupted, of other settings."""
     if not (out / RESULTS_FILE).exists():

@@ -97,7 +97,9 @@ def train(
     plan = plan_training(model, images, recipe, reading, readers=pool, world=world)
     settings = run_settings(model, plan.description, recipe, reading, started_from=started_from, world=world)
     ema = EMACallback(model.flow, recipe.ema) if recipe.ema is not None else None
-    notes = {} if started_from is None else {"started_from": started_from}
+    # A model tells of which images it is, wherever its file is copied to.
+    noted = {"images": plan.name, "started_from": started_from}
+    notes = {key: value for key, value in noted.items() if value is not None}
 
     def on_round_end() -> None:
         with ema.in_use() if ema else nullcontext():

@@ -47,6 +47,8 @@ class TrainingPlan:
     """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
     """Identifies these images, see ``describe_images``."""
+    name: str | None = None
+    """The image set's name: the class, where there are several; None: shards have none."""
     licence: str = ""
     """One line: source and licence."""
 
@@ -136,6 +138,7 @@ def _plan_files(
         counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)},
         ground_truth=ground_truth,
         description={},
+        name=images.name,
         licence=images.licence,
     )
 

@@ -32,6 +32,9 @@ RESUMED_STEP = 0.02
 JACOBIAN_FLOAT64 = 1e-9
 # bf16 keeps 8 bits, fp16 11; autocast rounds the input and output of every convolution, 3 to 8 blocks deep.
 AUTOCAST = {"bfloat16": 5e-2, "float16": 6e-3}
+# A submission's map, float16, against a float32 map computed by another copy of the model: half a unit of 11 bits is
+# 4.9e-4, and the copies differ by 1e-5.
+SUBMITTED_MAP = 1e-3
 # One operation by a kernel against float64, relative to the largest value. Kernels compute in float32, so float32
 # leaves sums of a few hundred terms (2^-23 each) and an exp that the GPU approximates to 2 ulp; the half precisions
 # leave the rounding of what is stored, twice where a gradient is a sum of stored values. TF32 cuts each operand to 11

@@ -1,0 +1,173 @@
+"""The folder of a submission: maps that are written one by one, and a record of what they were made of.
+
+- ``submission.json``: for each object the settings that its maps depend on, see PlannedObject;
+- ``anomaly_images/OBJECT/SPLIT/NAME.tiff``: float16, one channel, of the image's own size;
+- ``anomaly_images_thresholded/OBJECT/SPLIT/NAME.png``: 0 or 255;
+- ``submission.tar.gz``: these maps and nothing else, once all are there and have been checked.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError, UnavailableError
+from ..files import claimed_folder, remove_leftovers, shown, write_faults, write_json, written_aside
+from ..schema import read_json_file
+from .plan import PlannedObject, PrivateImage
+
+FORMAT = "fastmsflow submission 1"
+RECORD, ARCHIVE = "submission.json", "submission.tar.gz"
+MAPS, THRESHOLDED = "anomaly_images", "anomaly_images_thresholded"
+LARGEST = float(np.finfo(np.float16).max)
+MARKED = 255
+AGAIN = "remove it, and the same command makes it again"
+
+
+class SubmissionFolder:
+    """The folder ``out``, which ``opened`` has claimed.
+
+    Raises: InputError, from all methods, if the disk refuses, see fastmsflow.files.write_faults.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._objects: dict[str, Any] = {}
+
+    @classmethod
+    @contextmanager
+    def opened(cls, out: Path) -> Iterator["SubmissionFolder"]:
+        """Claims ``out`` in a with block, and makes it if it is not there.
+
+        Raises: fastmsflow.files.Busy if another process is writing there; InputError if it holds something else.
+        """
+        with claimed_folder(out):
+            folder = cls(out)
+            folder._read()
+            yield folder
+
+    @property
+    def archive(self) -> Path:
+        """The file that is uploaded."""
+        return self.out / ARCHIVE
+
+    def begin(self, planned: PlannedObject) -> list[PrivateImage]:
+        """Returns the images of an object that have no map yet; maps of other settings are removed first."""
+        folders = {path.parent for image in planned.images for path in self.paths(planned.name, image)}
+        for folder in folders:
+            self._refuse_links(folder)
+        settings = planned.settings()
+        if self._objects.get(planned.name) != settings:
+            # Maps without a record are not trusted.
+            if self._objects.pop(planned.name, None) is not None:
+                self._write()
+            for image in planned.images:
+                for path in self.paths(planned.name, image):
+                    with write_faults(path):
+                        path.unlink(missing_ok=True)
+            self._objects[planned.name] = settings
+            self._write()
+        for folder in folders:
+            with write_faults(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(folder)
+        return [image for image in planned.images if not all(map(_is_file, self.paths(planned.name, image)))]
+
+    def paths(self, name: str, image: PrivateImage) -> tuple[Path, Path]:
+        """Returns the files of an image of the object ``name``: its map and its thresholded map."""
+        place = PurePosixPath(name, image.split, image.file.stem)
+        return self.out / MAPS / f"{place}.tiff", self.out / THRESHOLDED / f"{place}.png"
+
+    def write(self, name: str, image: PrivateImage, score_map: np.ndarray, threshold: float) -> None:
+        """Writes both maps of an image of the object ``name``.
+
+        ``score_map``: float32 (H, W) in nats, finite, of the image's own size; values beyond float16's range, 65504,
+        become 65504. Pixels above ``threshold`` are marked.
+        """
+        tiff, png = self.paths(name, image)
+        with written_aside(tiff) as aside:
+            _tifffile().imwrite(aside, np.minimum(score_map, LARGEST).astype(np.float16))
+        with written_aside(png) as aside:
+            Image.fromarray(np.where(score_map > threshold, MARKED, 0).astype(np.uint8)).save(aside, format="PNG")
+
+    def check(self, name: str, image: PrivateImage) -> float:
+        """Reads both maps of an image of the object ``name``, and returns the share of its pixels that are marked.
+
+        Raises: InputError if one is missing or damaged, or has another size, dtype or values than the server takes.
+        """
+        tiff, png = self.paths(name, image)
+        try:
+            score_map = _tifffile().imread(tiff)
+            with Image.open(png) as opened:
+                marked = np.asarray(opened)
+        # A damaged file can raise nearly anything.
+        except Exception as error:
+            wrong = png if _is_readable(tiff) else tiff
+            raise InputError(f"{shown(wrong)}: cannot be read ({type(error).__name__}); {AGAIN}") from error
+        width, height = image.size
+        for path, pixels, dtype in ((tiff, score_map, np.float16), (png, marked, np.uint8)):
+            if pixels.shape != (height, width) or pixels.dtype != dtype:
+                raise InputError(
+                    f"{shown(path)}: is {'x'.join(map(str, pixels.shape))} {pixels.dtype}, not {height}x{width}"
+                    f" {np.dtype(dtype)} as its image; {AGAIN}"
+                )
+        if not np.isfinite(score_map).all():
+            raise InputError(f"{shown(tiff)}: has values that are not finite; {AGAIN}")
+        if not np.isin(marked, (0, MARKED)).all():
+            raise InputError(f"{shown(png)}: has other values than 0 and {MARKED}; {AGAIN}")
+        return float((marked == MARKED).mean())
+
+    def _refuse_links(self, folder: Path) -> None:
+        """Raises: InputError if a link leads to ``folder`` from ``out``."""
+        for link in (path for path in (folder, *folder.parents) if path.is_relative_to(self.out) and path != self.out):
+            if link.is_symlink():
+                raise InputError(f"{shown(link)}: is a link, behind which nothing is written or removed; remove it")
+
+    def _read(self) -> None:
+        path = self.out / RECORD
+        try:
+            content = read_json_file(path, dict[str, Any], f"{shown(path)}: damaged", "choose another folder")
+        except FileNotFoundError:
+            for name in (MAPS, THRESHOLDED, ARCHIVE):
+                if os.path.lexists(self.out / name):
+                    raise InputError(
+                        f"{shown(self.out / name)}: is in the way, and `submit` has not written it; move it elsewhere,"
+                        " or choose another folder"
+                    ) from None
+            return
+        objects = content.get("objects")
+        if content.get("format") != FORMAT or not isinstance(objects, dict):
+            raise InputError(f"{shown(path)}: is of something else; choose another folder")
+        self._objects = objects
+
+    def _write(self) -> None:
+        write_json(self.out / RECORD, {"format": FORMAT, "objects": self._objects})
+
+
+def check_tifffile() -> None:
+    """Raises: UnavailableError if the package that writes TIFF files is missing."""
+    _tifffile()
+
+
+def _tifffile() -> Any:
+    try:
+        import tifffile
+    except ModuleNotFoundError as error:
+        raise UnavailableError("maps in TIFF need tifffile: pip install 'fastmsflow[submit]'") from error
+    return tifffile
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_readable(tiff: Path) -> bool:
+    try:
+        _tifffile().imread(tiff)
+    except Exception:
+        return False
+    return True
