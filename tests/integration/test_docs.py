@@ -29,8 +29,9 @@ GRIDS = ((4, 4), (2, 2), (1, 1))
 RUN = ("predict runs/mine/best.safetensors", "convert official.pt own.safetensors")
 
 
-# Their examples run in test_engines.py and test_deployment.py, and that of anomalib in test_anomalib.py.
-ELSEWHERE = ("engines.md", "deployment.md")
+# Their examples run in test_engines.py, test_deployment.py and test_mvtec_ad_2.py, and that of anomalib in
+# test_anomalib.py.
+ELSEWHERE = ("engines.md", "deployment.md", "mvtec_ad_2.md")
 HERE = [b for b in EXAMPLES if b.page.name not in ELSEWHERE and "import Engine" not in b.text]
 
 
