@@ -1,16 +1,16 @@
 """The folder of a submission: maps that are written one by one, and a record of what they were made of.
 
-- ``submission.json``: for each object the settings that its maps depend on, see PlannedObject;
+- ``submission.json``: for each object the settings that its maps depend on, and its images;
 - ``anomaly_images/OBJECT/SPLIT/NAME.tiff``: float16, one channel, of the image's own size;
 - ``anomaly_images_thresholded/OBJECT/SPLIT/NAME.png``: 0 or 255;
 - ``submission.tar.gz``: these maps and nothing else, once all are there and have been checked.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,19 @@ MARKED = 255
 AGAIN = "remove it, and the same command makes it again"
 
 
+class _Entry(TypedDict):
+    """The record of an object."""
+
+    settings: dict[str, Any]
+    images: dict[str, list[int]]
+    """The stamp of each image, by its name."""
+
+
+class _File(TypedDict):
+    format: str
+    objects: dict[str, _Entry]
+
+
 class SubmissionFolder:
     """The folder ``out``, which ``opened`` has claimed.
 
@@ -36,7 +49,7 @@ class SubmissionFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self._objects: dict[str, Any] = {}
+        self._objects: dict[str, _Entry] = {}
 
     @classmethod
     @contextmanager
@@ -56,30 +69,30 @@ class SubmissionFolder:
         return self.out / ARCHIVE
 
     def begin(self, planned: PlannedObject) -> list[PrivateImage]:
-        """Returns the images of an object that have no map yet; maps of other settings are removed first."""
+        """Returns the images of an object that have no map yet; maps of other settings or images are removed first."""
         folders = {path.parent for image in planned.images for path in self.paths(planned.name, image)}
         for folder in folders:
             self._refuse_links(folder)
-        settings = planned.settings()
-        if self._objects.get(planned.name) != settings:
-            # Maps without a record are not trusted.
-            if self._objects.pop(planned.name, None) is not None:
-                self._write()
-            for image in planned.images:
-                for path in self.paths(planned.name, image):
-                    with write_faults(path):
-                        path.unlink(missing_ok=True)
-            self._objects[planned.name] = settings
-            self._write()
+        settings, stamps = planned.settings(), {image.name: image.stamp() for image in planned.images}
+        recorded = self._objects.get(planned.name)
+        known = recorded["images"] if recorded is not None and recorded["settings"] == settings else {}
+        same = {name: stamp for name, stamp in stamps.items() if known.get(name) == stamp}
+        # A map that is not recorded is removed by the next process, if this one is killed before it does that.
+        self._record(planned.name, settings, same)
+        for image in planned.images:
+            for path in self.paths(planned.name, image) if image.name not in same else ():
+                with write_faults(path):
+                    path.unlink(missing_ok=True)
         for folder in folders:
             with write_faults(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
+        self._record(planned.name, settings, stamps)
         return [image for image in planned.images if not all(map(_is_file, self.paths(planned.name, image)))]
 
     def paths(self, name: str, image: PrivateImage) -> tuple[Path, Path]:
         """Returns the files of an image of the object ``name``: its map and its thresholded map."""
-        place = PurePosixPath(name, image.split, image.file.stem)
+        place = f"{name}/{image.name}"
         return self.out / MAPS / f"{place}.tiff", self.out / THRESHOLDED / f"{place}.png"
 
     def write(self, name: str, image: PrivateImage, score_map: np.ndarray, threshold: float) -> None:
@@ -130,7 +143,7 @@ class SubmissionFolder:
     def _read(self) -> None:
         path = self.out / RECORD
         try:
-            content = read_json_file(path, dict[str, Any], f"{shown(path)}: damaged", "choose another folder")
+            content = read_json_file(path, _File, f"{shown(path)}: no record of a submission", "choose another folder")
         except FileNotFoundError:
             for name in (MAPS, THRESHOLDED, ARCHIVE):
                 if os.path.lexists(self.out / name):
@@ -139,13 +152,15 @@ class SubmissionFolder:
                         " or choose another folder"
                     ) from None
             return
-        objects = content.get("objects")
-        if content.get("format") != FORMAT or not isinstance(objects, dict):
+        if content["format"] != FORMAT:
             raise InputError(f"{shown(path)}: is of something else; choose another folder")
-        self._objects = objects
+        self._objects = content["objects"]
 
-    def _write(self) -> None:
-        write_json(self.out / RECORD, {"format": FORMAT, "objects": self._objects})
+    def _record(self, name: str, settings: Mapping[str, Any], images: Mapping[str, list[int]]) -> None:
+        entry: _Entry = {"settings": dict(settings), "images": dict(images)}
+        if self._objects.get(name) != entry:
+            self._objects[name] = entry
+            write_json(self.out / RECORD, {"format": FORMAT, "objects": self._objects})
 
 
 def check_tifffile() -> None:

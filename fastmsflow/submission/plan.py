@@ -55,6 +55,15 @@ class PrivateImage:
     size: tuple[int, int]
     """(width, height), upright."""
 
+    @property
+    def name(self) -> str:
+        """The split and the stem of the file's name, which its maps have too."""
+        return f"{self.split}/{self.file.stem}"
+
+    def stamp(self) -> list[int]:
+        """Returns what differs if the image is replaced by one of other contents, most probably."""
+        return [*self.size, self.file.stat().st_size]
+
 
 @dataclass(frozen=True)
 class PlannedObject:
@@ -67,16 +76,10 @@ class PlannedObject:
     dtype: str
 
     def settings(self) -> dict[str, Any]:
-        """Returns what the object's maps depend on; maps of other settings are made anew."""
-        files = (f"{image.split}/{image.file.name}|{image.size}|{image.file.stat().st_size}\n" for image in self.images)
+        """Returns what all maps of the object depend on, fit for JSON."""
         with self.checkpoint.open("rb") as file:
             model = short_digest(iter(partial(file.read, 2**20), b""))
-        return {
-            "model": model,
-            "threshold": self.threshold.value,
-            "dtype": self.dtype,
-            "images": short_digest(line.encode(errors="surrogateescape") for line in files),
-        }
+        return {"model": model, "threshold": self.threshold.value, "dtype": self.dtype}
 
 
 @dataclass(frozen=True)

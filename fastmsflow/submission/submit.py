@@ -108,14 +108,26 @@ class _Work:
 
     def score(self) -> list[str]:
         """Writes the maps that are missing, and returns a line for each image that could not be scored."""
+        waiting = [(planned, self.folder.begin(planned)) for planned in self.plan.objects]
+        self._refuse_full_disk([image for _, images in waiting for image in images])
         faults: list[str] = []
-        for planned in self.plan.objects:
-            images = self.folder.begin(planned)
+        for planned, images in waiting:
             if images:
                 self.stage(f"scoring {planned.name}", len(images))
-                _refuse_full_disk(self.folder.out, images)
                 faults += self._score(planned, images)
         return faults
+
+    def _refuse_full_disk(self, waiting: Sequence[PrivateImage]) -> None:
+        """Raises: InputError if the disk has no space for the maps of ``waiting``, and the archive of all."""
+        every = [image for planned in self.plan.objects for image in planned.images]
+        needed = sum(width * height * BYTES_OF_PIXEL for width, height in (image.size for image in [*waiting, *every]))
+        free = shutil.disk_usage(self.folder.out).free
+        if waiting and needed > free:
+            raise InputError(
+                f"{shown(self.folder.out)}: the maps of {len(waiting)} images and the archive take up to"
+                f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; free some space or choose another"
+                " folder"
+            )
 
     def _score(self, planned: PlannedObject, images: Sequence[PrivateImage]) -> list[str]:
         model = load_model(planned.checkpoint)
@@ -169,17 +181,6 @@ class _Work:
         ]
         self.stage("packing", len(files))
         pack(files, self.folder.out, self.folder.archive, self.progress)
-
-
-def _refuse_full_disk(out: Path, images: Sequence[PrivateImage]) -> None:
-    """Raises: InputError if the disk has no space for the maps of ``images``."""
-    needed = sum(width * height for width, height in (image.size for image in images)) * BYTES_OF_PIXEL
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise InputError(
-            f"{shown(out)}: the maps of {len(images)} images take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB"
-            " are free; free some space or choose another folder"
-        )
 
 
 def resized(score_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
