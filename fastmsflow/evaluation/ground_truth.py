@@ -63,7 +63,7 @@ def _mask_lines(notes: dict[str, Mask], image_size: tuple[int, int] | None) -> l
         regions = "1 region" if count == 1 else f"{count} regions"
         masks = "1 mask" if len(lost) == 1 else f"{len(lost)} masks"
         lines.append(
-            f"{regions} of {masks} {'is' if count == 1 else 'are'} too small to have a pixel at {width}x{height}:"
+            f"{regions} of {masks} {'is' if count == 1 else 'are'} too small to have a pixel at {height}x{width}:"
             f" {first_few(named)}; pixel metrics leave them out, images of a larger --image-size do not"
         )
     return lines

@@ -24,7 +24,10 @@ def tiled_model(model: MSFlow, tiling: Tiling) -> MSFlow:
     parameter = next(model.parameters())
     config = {**model.config, "image_size": list(size)}
     copy = MSFlow.from_config(config, pretrained=False, backend=model.flow.backend)
-    copy.load_state_dict(model.state_dict())
+    # A transformer's position embeddings are those of an image size.
+    copy.extractor.load_weights_of(model.extractor)
+    own = {key: value for key, value in copy.state_dict().items() if key.startswith("extractor.")}
+    copy.load_state_dict({**model.state_dict(), **own})
     return copy.to(parameter.device, parameter.dtype).train(model.training)
 
 
@@ -62,7 +65,7 @@ def retile(model: MSFlow, options: TileOptions) -> MSFlow:
     tiling = Tiling(**{**(model.tiling.config if model.tiling else {}), **given}) if given else model.tiling
     if tiling is None or tiling == model.tiling:
         return model
-    before = model.tiling or "images resized to {1}x{0}".format(*model.image_size)
+    before = model.tiling or "images resized to {}x{}".format(*model.image_size)
     changed = tiled_model(model, tiling)
     if model.calibration is not None:
         warnings.warn(

@@ -89,6 +89,8 @@ class _Optional(TypedDict, total=False):
     official_layout: LayoutDescription | None
     calibration: CalibrationDescription | None
     notes: dict[str, Any]
+    layers: Annotated[list[Annotated[int, Within(0, 1000)]], Within(3, 3)] | None
+    level_strides: Annotated[list[Channels], Within(3, 3)] | None
 
 
 class ModelDescription(_Optional):

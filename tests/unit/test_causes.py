@@ -14,7 +14,7 @@ from fastmsflow.compat.official_checkpoint import read_pickle
 from fastmsflow.data import ShardSet, list_images, open_image_set, read_image, write_shards
 from fastmsflow.errors import in_one_line
 from fastmsflow.inference.loading import read_model
-from fastmsflow.nn.feature_extractor import read_state_dict
+from fastmsflow.nn.extractor_weights import read_state_dict
 from fastmsflow.training.read_run_state import load_state
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.web_servers import send, web_server

@@ -86,7 +86,7 @@ def test_a_checkpoint_needs_no_weights_from_elsewhere_and_tests_the_same(
 ) -> None:
     file = trained[0].trainer.checkpoint_callback.best_model_path
     monkeypatch.setattr("fastmsflow.nn.feature_extractor._build_pretrained", None)
-    monkeypatch.setattr("fastmsflow.nn.feature_extractor.lite0_state_dict", None)
+    monkeypatch.setattr("fastmsflow.nn.extractor_weights.lite0_state_dict", None)
     back = Msflow.load_from_checkpoint(file)
     assert back.msflow.config == trained[1].msflow.config
     for key, value in trained[1].state_dict().items():

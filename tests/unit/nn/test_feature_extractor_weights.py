@@ -19,7 +19,8 @@ from fastmsflow.cli import app
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import OfficialSettings, official_to_own
 from fastmsflow.errors import InputError, UnavailableError
-from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor, lite0_state_dict, read_state_dict
+from fastmsflow.nn.extractor_weights import lite0_state_dict, read_state_dict
+from fastmsflow.nn.feature_extractor import LITE0_PACKAGE, FeatureExtractor
 
 LITE0 = "tf_efficientnet_lite0"
 
