@@ -1,11 +1,12 @@
 """The numbers that an option takes, in the command line's help, in a file and in Python alike."""
 
 import math
+import re
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, cut, printable
 
 LARGEST = 2**31 - 1
 
@@ -106,3 +107,28 @@ def check_image_size(size: object, name: str = "image_size") -> tuple[int, int]:
     for side in size:
         SIDE.check(name, side)
     return int(size[0]), int(size[1])
+
+
+def parse_image_size(text: str, name: str = "image_size") -> tuple[int, int]:
+    """Returns the (H, W) of ``text``, N or HxW. Raises: InputError, which calls the text ``name``, if it is neither."""
+    if not re.fullmatch(r"-?\d{1,20}([xX]-?\d{1,20})?", text.strip(), re.ASCII):
+        raise InputError(f"{name} {printable(cut(text))}: give N or HxW, height x width, e.g. 512 or 512x768")
+    sides = [int(side) for side in text.lower().split("x")]
+    return check_image_size((sides[0], sides[-1]), name)
+
+
+def image_size_option(size: tuple[int, int]) -> int | str:
+    """Returns (H, W) as options and configuration files have it: N for a square, or else ``"HxW"``."""
+    height, width = size
+    return height if height == width else f"{height}x{width}"
+
+
+def parse_whole_numbers(text: str, name: str) -> tuple[int, ...]:
+    """Returns the numbers of ``text``, e.g. ``"2,5,8"``.
+
+    Raises: InputError, which calls the text ``name``, if it is not three whole numbers.
+    """
+    numbers = text.split(",")
+    if len(numbers) != 3 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", number, re.ASCII) for number in numbers):
+        raise InputError(f"{name} {printable(cut(text))}: give three whole numbers with commas, e.g. 2,5,8")
+    return tuple(map(int, numbers))

@@ -13,7 +13,7 @@ import yaml
 from ..errors import InputError, cut
 from ..files import shown
 from ..readable_file import check_file
-from .options import OLD_SPELLINGS, OUTPUT, Command, new_spelling, option
+from .options import OLD_SPELLINGS, OUTPUT, SEPARATORS, Command, new_spelling, option
 
 # Options of one call, which no saved configuration holds.
 CALL_ONLY = frozenset({"config", "quiet", "as_json", "resume"})
@@ -70,6 +70,8 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
         name = str(parameter.name)
         if name in values:
             raise InputError(f"{path}: {key!r} is another spelling of an option in this file; leave one out")
+        if isinstance(value, list) and name in SEPARATORS:
+            value = SEPARATORS[name].join(map(str, value))
         if value is not None:
             _check(ctx, path, parameter, value)
         values[name] = value

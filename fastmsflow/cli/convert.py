@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import InputError
-from ..number_range import SIDE
+from ..number_range import parse_image_size
 from .imports import import_packages
 from .options import MODEL, Extractor, OfficialClamp, OfficialPool, OfficialVariant, argument, option
+from .options import image_size as image_size_of
 from .output import print_json, print_line
 
 NO_OPTIMIZER_STATE = (
@@ -29,8 +30,8 @@ def convert(
         option(MODEL, "Local weights as for `train`, stored in TO. Default: TO uses timm's, downloaded on use."),
     ] = None,
     image_size: Annotated[
-        int, option(MODEL, "Image size that the official model was trained at, N x N.", range=SIDE)
-    ] = 512,
+        str, image_size_of("Image size that the official model was trained at: N, or HxW, height times width.")
+    ] = "512",
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,
     variant: OfficialVariant = "auto",
@@ -63,8 +64,8 @@ def convert(
         note = OPTIMIZER_STATE
     else:
         settings = OfficialSettings(
-            extractor=extractor, extractor_weights=extractor_weights, image_size=(image_size, image_size), pool=pool,
-            clamp=clamp, variant=check_variant(variant),
+            extractor=extractor, extractor_weights=extractor_weights, 
+            image_size=parse_image_size(str(image_size)), pool=pool, clamp=clamp, variant=check_variant(variant),
         )  # fmt: skip
         official_to_own(source, target, settings)
     print_line(f"{source} -> {target}")

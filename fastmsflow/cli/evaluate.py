@@ -112,6 +112,7 @@ def evaluate(
     results: list[CheckpointResult] = []
     changed: list[CorruptionResult] = []
     seconds: Counter[str] = Counter()
+    extractors: dict[str, None] = {}
     classes = every_class_of(source) if every_class else [category]
     for name in classes:
         # A missing checkpoint is an error before the first class is scored, which takes its time.
@@ -155,6 +156,7 @@ def evaluate(
                         corruption=corruption.by_checkpoint(),
                     )  # fmt: skip
             seconds.update(comparison.stopwatch.seconds)
+            extractors[comparison.model.extractor.description] = None
             _print_threshold(comparison)
         if every_class:
             results += mean_of(results)
@@ -167,8 +169,10 @@ def evaluate(
         write_metrics(new.unfinished, results)
         new.finish()
     console.print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()), style="dim")
+    for extractor in extractors:
+        print_line(f"extractor: {extractor}")
     print_line(f"written to {out}")
-    content = {"rows": [row.as_dict() for row in results], "seconds": seconds}
+    content = {"rows": [row.as_dict() for row in results], "seconds": seconds, "extractors": list(extractors)}
     print_json(content | ({"corruption": [row.as_dict() for row in changed]} if corrupt else {}))
 
 

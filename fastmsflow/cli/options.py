@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import printable
-from ..number_range import CLAMP, FALSE_PIXEL_RATES, OVERLAP, RATE, SCALE, SIDE, TOP_SHARES, WORKERS, NumberRange
+from ..number_range import (
+    CLAMP,
+    FALSE_PIXEL_RATES,
+    OVERLAP,
+    RATE,
+    SCALE,
+    SIDE,
+    TOP_SHARES,
+    WORKERS,
+    NumberRange,
+    image_size_option,
+    parse_image_size,
+    parse_whole_numbers,
+)
 from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
@@ -88,6 +101,26 @@ def _checked(numbers: NumberRange) -> Callable[[typer.CallbackParam, Any], Any]:
     return check
 
 
+SEPARATORS = {"image_size": "x", "layers": ",", "level_strides": ","}
+"""Options of a few whole numbers in one text -> what stands between them; a file may have a list of them instead."""
+
+
+def image_size(help: str) -> Any:
+    """Returns typer's description of the option for an image size, whose value is N or ``"HxW"``."""
+
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        return None if value is None else image_size_option(parse_image_size(str(value), param.opts[0]))
+
+    return option(MODEL, f"{help} A side's range: {SIDE}.", metavar="N|HxW", callback=check)
+
+
+def _whole_numbers(help: str) -> Any:
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        return None if value is None else ",".join(map(str, parse_whole_numbers(value, param.opts[0])))
+
+    return option(MODEL, help, metavar="I,J,K", callback=check)
+
+
 def argument(metavar: str, help: str) -> Any:
     """Returns typer's description of an argument."""
     return typer.Argument(help=help, metavar=metavar)
@@ -143,6 +176,21 @@ ScoreMap = Annotated[
     ),
 ]
 Extractor = Annotated[str, option(MODEL, "Any timm backbone that serves features.")]
+Layers = Annotated[
+    str | None,
+    _whole_numbers(
+        "Three layers of the extractor, in ascending order and counted from 0: stages of a convolutional network,"
+        " blocks of a transformer; negative ones count from the end. Default: those of strides 4, 8 and 16, or the last"
+        " three."
+    ),
+]
+LevelStrides = Annotated[
+    str | None,
+    _whole_numbers(
+        "Average the three layers' features to so many times fewer cells a side, e.g. 1,2,4 for a transformer, whose"
+        " layers have one grid. Default: their grids stay."
+    ),
+]
 ExtractorWeights = Annotated[
     str | None,
     option(

@@ -195,10 +195,12 @@ def predict(
             "skipped": skipped,
             "threshold": decision and decision.value,
             "region_threshold": predictor.color_scale.region_threshold,
+            "extractor": network.extractor.description,
             "scores": str(predictor.table),
             "heat_maps": str(Path(out)) if predictor.draws else None,
         }
     )
+    print_line(f"extractor: {network.extractor.description}")
     _print_scores(predictor, decision, no_labels(shown(model), network.calibration is not None, tiles.command))
     exit_if_skipped(skipped)
 

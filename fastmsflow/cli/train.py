@@ -13,11 +13,33 @@ from ..distributed.launcher import launch
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
 from ..files import shown
-from ..number_range import OVERLAP, PROCESSES, SCALE, SIDE, TOP_SHARES
+from ..number_range import (
+    OVERLAP,
+    PROCESSES,
+    SCALE,
+    SIDE,
+    TOP_SHARES,
+    parse_image_size,
+    parse_whole_numbers,
+)
 from ..recipe import ADVANCED, DataConfig, Recipe
 from .config_file import chosen_options, resolved_options, source_of
 from .imports import import_packages
-from .options import DISTRIBUTED, MODEL, OUTPUT, Category, Extractor, ExtractorWeights, Out, Resume, Source, option
+from .options import (
+    DISTRIBUTED,
+    MODEL,
+    OUTPUT,
+    Category,
+    Extractor,
+    ExtractorWeights,
+    Layers,
+    LevelStrides,
+    Out,
+    Resume,
+    Source,
+    option,
+)
+from .options import image_size as image_size_of
 from .output import (
     add_pixel_error,
     console,
@@ -44,9 +66,14 @@ def train(
     category: Category = None,
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
+    layers: Layers = None,
+    level_strides: LevelStrides = None,
     image_size: Annotated[
-        int | None,
-        option(MODEL, "Images are resized to N x N. Default: the set's size (512; sample sets 256).", range=SIDE),
+        str | None,
+        image_size_of(
+            "Images are resized to N x N, or to HxW, height times width, e.g. 512x768. Default: the set's size (512;"
+            " sample sets 256)."
+        ),
     ] = None,
     tile: Annotated[
         int | None,
@@ -92,7 +119,7 @@ def train(
         Path | None,
         option(
             MODEL,
-            "Start from the weights of this checkpoint. One of ours (.safetensors) brings its extractor, image"
+            "Start from the weights of this checkpoint. One of ours (.safetensors) brings its extractor, layers, image"
             " size or tiles, pool and standardization; --extractor, --image-size or --tile, and --pool describe an"
             " official one (.pt).",
             metavar="CHECKPOINT",
@@ -148,8 +175,9 @@ def train(
             "extractor_weights": extractor_weights,
             "standardise": standardise,
             "pool": pool,
+            **_levels(layers=layers, level_strides=level_strides),
         },
-        image_size=image_size,
+        image_size=None if image_size is None else parse_image_size(str(image_size)),
         tiles=_tiles(ctx, tiles),
         options=resolved_options(ctx),
         resume=resume,
@@ -162,6 +190,11 @@ def train(
         _train_all(job, group)
     else:
         train_one(job, group)
+
+
+def _levels(**texts: str | None) -> dict[str, Any]:
+    """Returns the options of the levels that were given, as a model takes them."""
+    return {name: parse_whole_numbers(text, name) for name, text in texts.items() if text is not None}
 
 
 def _warm_up(ctx: typer.Context, passes: float, share: float | None) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from ..number_range import COUNT, SIDE
+from ..number_range import COUNT, parse_image_size
 from ..recipe import DATA
 from .imports import import_packages
 from .options import (
-    MODEL,
     OUTPUT,
     Extractor,
     ExtractorWeights,
@@ -20,6 +19,7 @@ from .options import (
     argument,
     option,
 )
+from .options import image_size as image_size_of
 from .output import console, errors, print_error, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def verify(
     extractor: Extractor = "wide_resnet50_2.tv_in1k",
     extractor_weights: ExtractorWeights = None,
     image_size: Annotated[
-        int | None, option(MODEL, "Image size that the official model was trained at, N x N; noise: 128.", range=SIDE)
+        str | None,
+        image_size_of("Image size that the official model was trained at: N, or HxW, height times width; noise: 128."),
     ] = None,
     pool: OfficialPool = "avg",
     clamp: OfficialClamp = 1.9,
@@ -60,7 +61,8 @@ def verify(
     official = OfficialSettings(
         extractor=extractor, extractor_weights=extractor_weights, pool=pool, clamp=clamp, variant=check_variant(variant)
     )
-    given = to_verify(checkpoint, images or [], official, max_images=max_images, image_size=image_size)
+    size = None if image_size is None else parse_image_size(str(image_size))
+    given = to_verify(checkpoint, images or [], official, max_images=max_images, image_size=size)
     if given.formula_line is not None:
         style, where = ("yellow", errors) if given.formula_in_doubt else (None, console)
         print_line(given.formula_line, style, where)

@@ -122,15 +122,15 @@ def check_numerics(
     return NumericalCheck(FORMS[flow.clamp_form], _name(first[0].device), len(log_scores), rows, unavailable)
 
 
-def noise(flow: MultiScaleFlow, image_size: int, images: int) -> Batches:
+def noise(flow: MultiScaleFlow, image_size: tuple[int, int], images: int) -> Batches:
     """Yields standard normal noise in place of features, on grids of strides 8, 16, 32 ..., two images at once."""
     generator = torch.Generator().manual_seed(0)
     device = next(flow.parameters()).device
-    sides = [max(1, image_size // (8 << level)) for level in range(len(flow.channels))]
+    grids = [[max(1, side // (8 << level)) for side in image_size] for level in range(len(flow.channels))]
     for start in range(0, images, 2):
         yield [
-            torch.randn(min(2, images - start), c, side, side, generator=generator).to(device)
-            for c, side in zip(flow.channels, sides, strict=True)
+            torch.randn(min(2, images - start), c, *grid, generator=generator).to(device)
+            for c, grid in zip(flow.channels, grids, strict=True)
         ]
 
 

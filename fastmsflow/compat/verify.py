@@ -12,7 +12,7 @@ from ..data.file_search import files_of
 from ..data.image_batches import BatchReader, file_batches
 from ..errors import InputError, first_few
 from ..models.msflow import MSFlow, MultiScaleFlow
-from ..number_range import COUNT, SIDE
+from ..number_range import COUNT, check_image_size
 from .convert import OfficialSettings, official_model, own_flow
 from .detect_clamp_formula import (
     BATCH,
@@ -50,7 +50,12 @@ class ToVerify:
 
 
 def to_verify(
-    checkpoint: Path, images: Sequence[Path], official: OfficialSettings, *, max_images: int, image_size: int | None
+    checkpoint: Path,
+    images: Sequence[Path],
+    official: OfficialSettings,
+    *,
+    max_images: int,
+    image_size: tuple[int, int] | None,
 ) -> ToVerify:
     """Loads the checkpoint, and computes features of images.
 
@@ -62,25 +67,27 @@ def to_verify(
     """
     COUNT.check("max_images", max_images)
     if image_size is not None:
-        SIDE.check("image_size", image_size)
+        image_size = check_image_size(image_size)
     own = checkpoint.suffix == ".safetensors"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not images:
         flow = own_flow(checkpoint) if own else read_official(checkpoint, official.clamp, official.variant)
-        flow, side = flow.to(device), NOISE_SIZE if image_size is None else image_size
+        flow, size = flow.to(device), image_size or (NOISE_SIZE, NOISE_SIZE)
         told = own or has_one_formula(flow) or official.variant != "auto"
         line = None if told else either_formula(f"{checkpoint}:", str(checkpoint))
-        batches = noise(flow, side, NOISE_IMAGES)
-        return ToVerify(flow=flow, batches=batches, image_size=(side, side), formula_line=line, formula_in_doubt=True)
+        batches = noise(flow, size, NOISE_IMAGES)
+        return ToVerify(flow=flow, batches=batches, image_size=size, formula_line=line, formula_in_doubt=True)
     if own:
         model = MSFlow.load(checkpoint)
-        if image_size is not None and model.image_size != (image_size, image_size):
-            raise InputError(f"{checkpoint} is a model of {model.image_size}; --image-size is for official checkpoints")
+        if image_size not in (None, model.image_size):
+            raise InputError(
+                f"{checkpoint} is a model of {'{}x{}'.format(*model.image_size)}; --image-size is for official"
+                " checkpoints"
+            )
     else:
-        side = 512 if image_size is None else image_size
         # The formula that is compared is told below, and one that is named needs no warning.
         formula = "0.2" if official.variant == "auto" else official.variant
-        model = official_model(checkpoint, replace(official, variant=formula, image_size=(side, side)))
+        model = official_model(checkpoint, replace(official, variant=formula, image_size=image_size or (512, 512)))
     files = files_of(images)[:max_images]
     faults: list[str] = []
     batches = _features(model.to(device), files, faults)

@@ -96,7 +96,7 @@ def compare_checkpoints(
                 raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
             model.calibration = replace(model.calibration, false_alarms=false_alarms)
             model.calibration.threshold()
-    if len({(model.extractor.name, model.image_size, model.tiling) for model in models}) > 1:
+    if len({(model.extractor.description, model.image_size, model.pool, model.tiling) for model in models}) > 1:
         raise InputError(f"{path}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
     stage(f"scoring {images.name}", len(images.test))

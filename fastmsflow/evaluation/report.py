@@ -99,7 +99,7 @@ def write_test_report(
         threshold=threshold,
         threshold_note=note,
         region_threshold=color_scale.mark,
-        versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.name},
+        versions={"fastmsflow": __version__, "torch": torch.__version__, "extractor": model.extractor.description},
         pro=result.pro_curve(),
         metrics=metrics,
         corruption=corruption or {},

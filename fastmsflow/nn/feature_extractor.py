@@ -29,6 +29,7 @@ from .level_choice import (
     with_even_channels,
 )
 from .supported_sizes import describe_split_patches, fault_at, refuse_beyond_tables, sizes_near
+from .trained_model import is_trained
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -119,6 +120,7 @@ class FeatureExtractor(nn.Module):
                 module.padding_mode = "reflect"
 
         info = _feature_info(self.net)
+        self._layer_count = len(info.info)
         self.channels = self._even(info.channels())
         self.strides = cast("Three", tuple(info.reduction()))
         if self.level_strides is not None:
@@ -131,7 +133,8 @@ class FeatureExtractor(nn.Module):
         self._set_normalization(torch.device("cpu"))
         self.requires_grad_(False)
         self.eval()
-        if self.fixed_size is not None:
+        # A model without values looks nothing up.
+        if self.fixed_size is not None and not next(self.net.parameters()).is_meta:
             refuse_beyond_tables(self.name, self, self.fixed_size)
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
@@ -159,15 +162,20 @@ class FeatureExtractor(nn.Module):
         if self._channels_come_last:
             features = [level.permute(0, 3, 1, 2) for level in features]
         strides = self.level_strides or (1, 1, 1)
-        return [
-            with_even_channels(pool_level(level, stride)) for level, stride in zip(features, strides, strict=True)
-        ]
+        return [with_even_channels(pool_level(level, stride)) for level, stride in zip(features, strides, strict=True)]
 
     @property
     def description(self) -> str:
         """The backbone with its layers and the strides of their grids, which two extractors of one kind share."""
         layers, strides = (", ".join(map(str, values)) for values in (self.outputs, self.strides))
         return f"{self.name}, layers {layers} (strides {strides})"
+
+    def resolve_layers(self, layers: Sequence[int]) -> Three:
+        """Returns numbers of this backbone's layers, of which negative ones count from the end, from 0 on.
+
+        Raises: InputError if they are not three layers of it in ascending order.
+        """
+        return resolve_layers(self.name, layers, self._layer_count)
 
     @property
     def level_config(self) -> dict[str, list[int]]:
@@ -185,7 +193,7 @@ class FeatureExtractor(nn.Module):
     def _even(self, channels: Sequence[int]) -> Three:
         """Returns the channels of the levels; those that get a channel of zeros are told by a warning."""
         odd = [str(count) for count in channels if count % 2]
-        if odd:
+        if odd and not is_trained():
             warnings.warn(
                 f"{self.name}: levels of {' and '.join(odd)} channels get one of zeros more, since the flow takes an"
                 " even number",

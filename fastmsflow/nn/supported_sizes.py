@@ -1,19 +1,18 @@
 """Image sizes that a backbone takes, found without computing anything."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import nn
 
 from ..errors import InputError
 from ..number_range import SIDE
+from .trained_model import is_trained
 
 STEP = 32
 REACH = 256
-_MAY_SPLIT_PATCHES = ContextVar("may split patches", default=False)
 
 
 def fault_at(net: nn.Module, size: tuple[int, int]) -> str | None:
@@ -41,7 +40,7 @@ def describe_split_patches(net: nn.Module, size: tuple[int, int]) -> str | None:
     that it does: timm would leave the border out. None if it divides both, or ``net`` has no such patches."""
     embedding = getattr(getattr(net, "model", None), "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
-    if _MAY_SPLIT_PATCHES.get() or not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
+    if is_trained() or not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
         return None
     faults = [
         f"{side} is no multiple: give {_multiples_around(side, of)}"
@@ -49,16 +48,6 @@ def describe_split_patches(net: nn.Module, size: tuple[int, int]) -> str | None:
         if side % of
     ]
     return f"{' and '.join(map(str, dict.fromkeys(patch)))}; {'; '.join(faults)}" if faults else None
-
-
-@contextmanager
-def split_patches_taken() -> Iterator[None]:
-    """Takes, in the block, sides that patches do not divide: models of earlier versions may have been trained so."""
-    token = _MAY_SPLIT_PATCHES.set(True)
-    try:
-        yield
-    finally:
-        _MAY_SPLIT_PATCHES.reset(token)
 
 
 def _multiples_around(side: int, patch: int) -> str:

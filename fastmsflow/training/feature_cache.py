@@ -266,6 +266,8 @@ def _settings(model: MSFlow, dtype: torch.dtype) -> dict[str, Any]:
         "extractor weights": short_digest(tensor_chunks(model.extractor.state_dict(), "{name} {dtype} {shape}\n")),
         "image size": "{}x{}".format(*model.image_size),
         "pool": model.pool,
+        # Caches of earlier versions have none of these.
+        **{name.replace("_", " "): values for name, values in model.extractor.level_config.items()},
         "dtype": str(dtype).removeprefix("torch."),
     }
 

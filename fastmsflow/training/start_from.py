@@ -9,10 +9,12 @@ from ..compat.convert import OfficialSettings, official_model
 from ..errors import InputError
 from ..models.msflow import MSFlow
 from ..nn.feature_extractor import resolve_name
+from ..number_range import image_size_option
 from ..readable_file import check_file
 from ..tiling import Tiling
 
 TILE_OPTIONS = tuple(field.name for field in fields(Tiling))
+LEVEL_OPTIONS = ("layers", "level_strides")
 
 
 def model_from_checkpoint(
@@ -36,6 +38,11 @@ def model_from_checkpoint(
                 f"{checkpoint}: an official model takes features as they are; leave --standardise out, or train without"
                 " --start-from"
             )
+        for key in LEVEL_OPTIONS:
+            if key in options:
+                raise InputError(
+                    f"{checkpoint}: an official model has the published layers; leave {_as_options([key])} out"
+                )
         named = {key: options[key] for key in ("extractor", "pool", "extractor_weights")}
         model = official_model(checkpoint, OfficialSettings(image_size=image_size, **named))
         model.tiling = tiling_of(tiles)
@@ -51,13 +58,26 @@ def model_from_checkpoint(
         )
     if "extractor_weights" in chosen:
         raise InputError(f"{checkpoint}: brings its extractor's weights; leave --extractor-weights out")
-    own = {**model_options(model), "image_size": model.image_size, **(model.tiling.config if model.tiling else {})}
-    wanted = {**options, "extractor": resolve_name(options["extractor"]), "image_size": image_size}
+    own = {
+        **model_options(model),
+        "image_size": image_size_option(model.image_size),
+        **(model.tiling.config if model.tiling else {}),
+        "layers": model.extractor.outputs,
+        "level_strides": model.extractor.level_strides or (1, 1, 1),
+    }
+    wanted = {
+        **{key: own[key] for key in LEVEL_OPTIONS},
+        **options,
+        "extractor": resolve_name(options["extractor"]),
+        "image_size": image_size_option(image_size),
+    }
+    if "layers" in options:
+        wanted["layers"] = model.extractor.resolve_layers(options["layers"])
     for key in sorted((chosen - set(TILE_OPTIONS)) & own.keys() | tiles.keys()):
         if own[key] != wanted[key]:
             raise InputError(
-                f"{checkpoint}: its {key.replace('_', ' ')} is {own[key]}, not {wanted[key]}; leave"
-                f" --{key.replace('_', '-')} out, or train without --start-from"
+                f"{checkpoint}: its {key.replace('_', ' ')} is {_as_value(own[key])}, not {_as_value(wanted[key])};"
+                f" leave {_as_options([key])} out, or train without --start-from"
             )
     return model
 
@@ -65,11 +85,12 @@ def model_from_checkpoint(
 def model_options(model: MSFlow) -> dict[str, Any]:
     """Returns the options of `train` that ``model`` was made with."""
     tiling, size = model.tiling, model.image_size
-    side = {"image-size": size[0]} if len(set(size)) == 1 else {}
+    side = {"image-size": image_size_option(size)}
     return {
         "extractor": model.extractor.name,
         "pool": model.pool,
         "standardise": model.standardiser is not None,
+        **{name.replace("_", "-"): _as_value(values) for name, values in model.extractor.level_config.items()},
         **({name.replace("_", "-"): value for name, value in tiling.config.items()} if tiling else side),
     }
 
@@ -86,3 +107,8 @@ def tiling_of(tiles: Mapping[str, Any]) -> Tiling | None:
 
 def _as_options(names: Iterable[str]) -> str:
     return " and ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _as_value(value: Any) -> Any:
+    """Returns the value of an option as the command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value

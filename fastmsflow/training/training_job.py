@@ -40,8 +40,8 @@ class TrainingJob:
     data: DataConfig
     model: dict[str, Any]
     """Options of a new model."""
-    image_size: int | None = None
-    """Side of the model's images; None: the set's, or a tile's."""
+    image_size: tuple[int, int] | None = None
+    """(H, W) of the model's images; None: the set's, or a tile's."""
     tiles: Mapping[str, Any] = field(default_factory=dict)
     """The arguments of a Tiling that the user gave; none for whole images."""
     options: dict[str, Any]
@@ -71,7 +71,7 @@ class TrainingJob:
         """Returns the (H, W) that the model takes."""
         if "tile" in self.tiles:
             return self.tiles["tile"], self.tiles["tile"]
-        return images.image_size if self.image_size is None else (self.image_size, self.image_size)
+        return self.image_size or images.image_size
 
     def build_model(self, image_size: tuple[int, int]) -> MSFlow:
         """Builds a new model, or loads that of ``start_from``. Raises: InputError if the options do not fit."""

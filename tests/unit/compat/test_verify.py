@@ -55,7 +55,7 @@ def photographs(tmp_path: Path) -> Path:
 
 def test_every_backend_and_dtype_is_compared_and_within() -> None:
     flow = small_flow().to(DEVICE)
-    result = check_numerics(flow, noise(flow, 16, 2), (16, 16))
+    result = check_numerics(flow, noise(flow, (16, 16), 2), (16, 16))
     assert [(row.backend, row.dtype) for row in result.rows] == [
         (backend, dtype) for backend in ("torch", "triton") for dtype in ("float32", "bfloat16", "float16")
     ]
@@ -69,7 +69,7 @@ def test_every_backend_and_dtype_is_compared_and_within() -> None:
 
 def test_differences_are_those_to_float64(torch_only: None) -> None:
     flow = small_flow()
-    (x,) = noise(flow, 32, 2)
+    (x,) = noise(flow, (32, 32), 2)
     row = check_numerics(flow, [x], (32, 32)).rows[1]
     with torch.no_grad():
         z, log_det = flow.double()([level.double() for level in x])
@@ -88,14 +88,14 @@ def test_a_wrong_result_is_beyond_the_limit(monkeypatch, torch_only: None) -> No
 
     monkeypatch.setattr(ConditionedSubnet, "hidden", wrong_in_float32)
     flow = small_flow()
-    result = check_numerics(flow, noise(flow, 32, 2), (32, 32))
+    result = check_numerics(flow, noise(flow, (32, 32), 2), (32, 32))
     assert not result.within
     assert {row.dtype for row in result.rows if not row.within} >= {"float32"}
 
 
 def test_nan_is_not_within(torch_only: None) -> None:
     flow = small_flow()
-    x = [torch.full_like(level, math.nan) for level in next(iter(noise(flow, 32, 1)))]
+    x = [torch.full_like(level, math.nan) for level in next(iter(noise(flow, (32, 32), 1)))]
     result = check_numerics(flow, [x], (32, 32))
     assert not any(row.within for row in result.rows)
     written = json.loads(json.dumps(result.as_dict(), allow_nan=False))
@@ -109,7 +109,7 @@ def test_nothing_to_compare_on_is_refused(torch_only: None) -> None:
 
 def test_the_flow_stays_as_it_was(torch_only: None) -> None:
     flow = small_flow().train()
-    check_numerics(flow, noise(flow, 32, 1), (32, 32))
+    check_numerics(flow, noise(flow, (32, 32), 1), (32, 32))
     assert flow.training and flow.dtype == torch.float32 and all(p.requires_grad for p in flow.parameters())
 
 
