@@ -90,7 +90,7 @@ def _check(ctx: typer.Context, path: Path, parameter: Any, value: Any) -> None:
     fault = None
     if isinstance(value, list) != (many or parameter.nargs != 1):
         fault = "give a list" if many else "give one value, not a list"
-    elif isinstance(value, bool) != bool(getattr(parameter, "is_flag", False)):
+    elif isinstance(value, bool) != bool(getattr(parameter, "is_flag", False)) and parameter.name not in SEPARATORS:
         fault = "give true or false" if parameter.is_flag else "YAML reads this as true or false; put it in quotes"
     else:
         try:

@@ -4,6 +4,7 @@ They are converted from torch.export's programs. The way through ONNX gives the 
 less time, and needs three packages more.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def converted(model: MSFlow, outputs: Sequence[str] | None) -> Parts:
     ``outputs``: names of fields or properties of fastmsflow.scoring.Scores, which become the names of the flow's
     outputs; None: the flow's outputs are the log-likelihoods per level. The extractor's input is named images.
 
-    Raises: UnavailableError if OpenVINO is not installed.
+    Raises: UnavailableError if OpenVINO is not installed, or lacks an operation of the extractor.
     """
     openvino, batch = import_openvino(), {0: Dim("batch")}
     images = torch.rand(TRACED_BATCH, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
@@ -68,7 +69,7 @@ def converted(model: MSFlow, outputs: Sequence[str] | None) -> Parts:
         with as_constants():
             extractor = torch.export.export(features_of, (images,), dynamic_shapes=(batch,))
             flow = torch.export.export(scores_of, features, dynamic_shapes=((batch,) * len(features),))
-        parts = Parts(openvino.convert_model(extractor), openvino.convert_model(flow))
+        parts = Parts(*(_converted_program(program, model.extractor.description) for program in (extractor, flow)))
     for part, inputs in zip(parts, ((images,), features), strict=True):
         part.reshape(
             {port: openvino.PartialShape([-1, *x.shape[1:]]) for port, x in zip(part.inputs, inputs, strict=True)}
@@ -78,6 +79,19 @@ def converted(model: MSFlow, outputs: Sequence[str] | None) -> Parts:
     for port, name in zip(parts.flow.outputs, names, strict=True):
         port.get_tensor().set_names({name})
     return parts
+
+
+def _converted_program(program: torch.export.ExportedProgram, extractor: str) -> Any:
+    """Converts a program. Raises: UnavailableError if OpenVINO lacks one of its operations."""
+    openvino = import_openvino()
+    try:
+        return openvino.convert_model(program)
+    except openvino.frontend.OpConversionFailure as error:
+        operations = ", ".join(sorted(set(re.findall(r"\baten\.\w+", str(error)))))
+        raise UnavailableError(
+            f"OpenVINO cannot convert {operations or 'an operation'} of {extractor}: export the"
+            " model to .onnx, or take --engine torch"
+        ) from error
 
 
 def joined(parts: Parts) -> Any:

@@ -65,12 +65,12 @@ class Msflow(AnomalibModule):  # type: ignore[misc]  # to the checker anomalib h
     """Trains the flow of ``msflow``, a fastmsflow.MSFlow: ``Engine().fit(Msflow(), datamodule=...)``.
 
     ``extractor``, ``pretrained``, ``extractor_weights``, ``pool``, ``layers``, ``level_strides``: see
-    fastmsflow.MSFlow. ``image_size``: (H, W), or
-    one number for both; by default that of the given pre-processor, or else 512x512. ``standardise``: standardizes each
-    feature channel by the mean and deviation of the training images, which all processes measure together in a pass
-    before the first epoch. ``lr``: Adam's learning rate, with the published schedule over the epochs of the Engine (see
-    fastmsflow.training.Recipe), whose warm-up takes 12% of them, however few they are; the rate is constant if the
-    Engine is given steps or time in place of ``max_epochs``. ``pre_processor``: may resize and crop, but not normalize.
+    fastmsflow.MSFlow. ``image_size``: (H, W), or one number for both; by default that of the given pre-processor, or
+    else 512x512. ``standardise``: standardizes each feature channel by the mean and deviation of the training images,
+    which all processes measure together in a pass before the first epoch. ``lr``: Adam's learning rate, with the
+    published schedule over the epochs of the Engine (see fastmsflow.training.Recipe), whose warm-up takes 12% of them,
+    however few they are; the rate is constant if the Engine is given steps or time in place of ``max_epochs``.
+    ``pre_processor``: may resize and crop, but not normalize.
     The others: see AnomalibModule; the default evaluator measures image and pixel AUROC in validation too.
 
     A checkpoint (``ckpt_path``) decides on extractor, layers, image size, pool, standardizing and the pre-processor.

@@ -76,7 +76,7 @@ def model_from_checkpoint(
     for key in sorted((chosen - set(TILE_OPTIONS)) & own.keys() | tiles.keys()):
         if own[key] != wanted[key]:
             raise InputError(
-                f"{checkpoint}: its {key.replace('_', ' ')} is {_as_value(own[key])}, not {_as_value(wanted[key])};"
+                f"{checkpoint}: its {key.replace('_', ' ')} {'are' if key in LEVEL_OPTIONS else 'is'} {_as_value(own[key])}, not {_as_value(wanted[key])};"
                 f" leave {_as_options([key])} out, or train without --start-from"
             )
     return model

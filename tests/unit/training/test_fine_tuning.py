@@ -300,7 +300,7 @@ def test_the_command_takes_extractor_size_pool_and_standardiser_from_the_checkpo
     [
         (("--pool", "avg"), "its pool is max, not avg; leave --pool out"),
         (("--extractor", "resnet18"), "its extractor is test_resnet.r160_in1k, not resnet18"),
-        (("--image-size", 64), "its image size is (32, 32), not (64, 64); leave --image-size out"),
+        (("--image-size", 64), "its image size is 32, not 64; leave --image-size out"),
         (("--extractor-weights", "x.pth"), "brings its extractor's weights; leave --extractor-weights out"),
         (("--part-lr", "fusion"), "--part-lr fusion: give PART=RATE"),
         (("--part-lr", "fusion=fast"), "--part-lr fusion=fast: give PART=RATE"),
