@@ -75,9 +75,10 @@ def model_from_checkpoint(
         wanted["layers"] = model.extractor.resolve_layers(options["layers"])
     for key in sorted((chosen - set(TILE_OPTIONS)) & own.keys() | tiles.keys()):
         if own[key] != wanted[key]:
+            is_or_are = "are" if key in LEVEL_OPTIONS else "is"
             raise InputError(
-                f"{checkpoint}: its {key.replace('_', ' ')} {'are' if key in LEVEL_OPTIONS else 'is'} {_as_value(own[key])}, not {_as_value(wanted[key])};"
-                f" leave {_as_options([key])} out, or train without --start-from"
+                f"{checkpoint}: its {key.replace('_', ' ')} {is_or_are} {_as_value(own[key])}, not"
+                f" {_as_value(wanted[key])}; leave {_as_options([key])} out, or train without --start-from"
             )
     return model
 

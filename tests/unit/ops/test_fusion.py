@@ -17,6 +17,8 @@ LEVELS = [
     [(1, 4, 7, 11), (1, 6, 5, 3), (1, 2, 3, 2)],
     [(2, 3, 9, 1), (2, 5, 1, 1)],
     [(1, 130, 2, 3), (1, 2, 4, 7)],
+    # Blocks of a transformer have one grid.
+    [(2, 6, 5, 7), (2, 6, 5, 7), (2, 6, 5, 7)],
 ]
 pytestmark = pytest.mark.usefixtures("poisoned")
 each_pyramid = pytest.mark.parametrize("shapes", LEVELS, ids=str)
