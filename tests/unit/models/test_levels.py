@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
-from fastmsflow import InputError, MSFlow
+from fastmsflow import InputError, MSFlow, UnavailableError
 from fastmsflow.inference.tiled_models import tiled_model
+from fastmsflow.integrations.export import export_onnx, export_openvino, export_program
 from fastmsflow.models.checkpoint import read_checkpoint, write_checkpoint
 from fastmsflow.nn.supported_sizes import describe_split_patches
 from fastmsflow.tiling import Tiling
@@ -115,6 +116,24 @@ def test_a_fused_copy_scores_as_its_model() -> None:
     model = vit_model(level_strides=(1, 1, 2))
     torch.testing.assert_close(model.for_inference().predict(pictures()).score, model.predict(pictures()).score)
     assert model.for_inference().extractor.description == model.extractor.description
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export", [export_program, export_onnx, export_openvino])
+def test_exported_files_score_as_the_model(export, tmp_path) -> None:
+    model = vit_model(PATCH_14, (42, 56), level_strides=(1, 1, 2), blocks=(1, 1, 1))
+    suffix = {export_program: "pt2", export_onnx: "onnx", export_openvino: "xml"}[export]
+    # An export compares its scores with the model's, and refuses to hand over what differs.
+    assert export(model, tmp_path / f"model.{suffix}").path.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_an_operation_that_openvino_lacks_is_one_line(tmp_path) -> None:
+    pytest.importorskip("openvino")
+    # timm interpolates the position embeddings of this model in every pass, unless its grid is a square.
+    with pytest.raises(UnavailableError, match=r"cannot convert aten\._upsample_bicubic2d_aa of test_vit, .*: export"):
+        export_openvino(vit_model(), tmp_path / "model.xml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tiles_of_another_size_have_resampled_position_embeddings() -> None:

@@ -191,6 +191,8 @@ def other_weights(model: MSFlow) -> None:
     [
         ({"image_size": (64, 32)}, torch.bfloat16, "image size was 32x32, is 64x32"),
         ({"pool": "max"}, torch.bfloat16, "pool was avg, is max"),
+        ({"layers": (0, 1, 2)}, torch.bfloat16, "layers was None, is [0, 1, 2]"),
+        ({"level_strides": (1, 1, 2)}, torch.bfloat16, "level strides was None, is [1, 1, 2]"),
         ({}, torch.float32, "dtype was bfloat16, is float32"),
         ({"image_size": (64, 64), "pool": "max"}, torch.bfloat16, "32x32, is 64x64; pool was avg, is max"),
     ],

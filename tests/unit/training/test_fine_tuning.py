@@ -301,6 +301,8 @@ def test_the_command_takes_extractor_size_pool_and_standardiser_from_the_checkpo
         (("--pool", "avg"), "its pool is max, not avg; leave --pool out"),
         (("--extractor", "resnet18"), "its extractor is test_resnet.r160_in1k, not resnet18"),
         (("--image-size", 64), "its image size is 32, not 64; leave --image-size out"),
+        (("--layers", "0,1,2"), "its layers are 1,2,3, not 0,1,2; leave --layers out"),
+        (("--level-strides", "1,1,2"), "its level strides are 1,1,1, not 1,1,2; leave --level-strides out"),
         (("--extractor-weights", "x.pth"), "brings its extractor's weights; leave --extractor-weights out"),
         (("--part-lr", "fusion"), "--part-lr fusion: give PART=RATE"),
         (("--part-lr", "fusion=fast"), "--part-lr fusion=fast: give PART=RATE"),
@@ -334,6 +336,8 @@ def test_an_official_checkpoint_is_gone_on_from(images: ImageSet, command, tmp_p
     options = ("--image-size", 64, "--meta-epochs", 1, "--sub-epochs", 1)
     code, out = command(*start, *options, "--standardise")
     assert (code, "takes features as they are; leave --standardise out" in out) == (1, True)
+    code, out = command(*start, *options, "--layers", "1,2,3")
+    assert (code, "an official model has the published layers; leave --layers out" in out) == (1, True)
     code, out = command(*start, *options, "--freeze", "parallel")
     assert code == 0, out
     before, model = load_official(official), MSFlow.load(own)
