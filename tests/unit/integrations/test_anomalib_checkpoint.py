@@ -88,6 +88,16 @@ def test_a_training_resumes_at_the_size_of_the_checkpoint(checkpoint: Any, root:
     assert torch.equal(model.msflow.standardiser.mean0, before["model.msflow.standardiser.mean0"])
 
 
+def test_a_checkpoint_decides_on_layers_too(root: Path) -> None:
+    vit = {"extractor": "test_vit", "pretrained": False, "layers": (1, 3, 5), "level_strides": (1, 1, 2)}
+    trained = Msflow(**vit, image_size=(SIDE, SIDE))
+    file, expected = fitted(trained, root)
+    model = Msflow(**UNTRAINED)
+    assert results_of(model, root, ckpt_path=file) == expected
+    assert model.msflow.config == trained.msflow.config
+    assert model.msflow.config["level_strides"] == [1, 1, 2]
+
+
 def test_the_command_line_tests_a_checkpoint_without_its_options(checkpoint: Any, root: Path, capsys) -> None:
     data = [f"--data.{name}={value}" for name, value in PARTS.items()]
     arguments = [

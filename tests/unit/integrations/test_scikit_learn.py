@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 from skimage import data as photographs
@@ -227,3 +228,12 @@ def test_without_the_extra_fit_says_what_to_install(good: np.ndarray, monkeypatc
     monkeypatch.setitem(sys.modules, "lightning", None)
     with pytest.raises(UnavailableError, match=r"fit needs lightning: pip install 'fastmsflow\[train\]'"):
         MSFlowDetector(**OPTIONS).fit(good)
+
+
+def test_layers_and_rectangles_of_a_transformer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    options = {"image_size": (48, 64), "layers": (1, 3, 5), "level_strides": (1, 1, 2), "epochs": 1}
+    detector = clone(MSFlowDetector("test_vit", tmp_path / "vit.pth", **options)).fit(tiles(4, 60))
+    assert detector.model_.extractor.description == "test_vit, layers 1, 3, 5 (strides 16, 16, 32)"
+    assert detector.score_maps(tiles(2, 60)).shape == (2, 48, 64)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fastmsflow import InputError
@@ -75,6 +76,26 @@ def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> No
     (embedding,) = [value for key, value in extractor.state_dict().items() if key.endswith("pos_embed")]
     assert embedding.shape[1] < torch.load(path)["pos_embed"].shape[1]
     assert len(extractor(torch.rand(1, 3, 96, 96))) == 3
+
+
+def test_a_transformers_safetensors_serve_chosen_blocks_on_a_rectangle(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole = timm.create_model(VIT).eval()
+    path = tmp_path / "vit.safetensors"
+    save_file(whole.state_dict(), path)
+    extractor = FeatureExtractor(VIT, weights=path, image_size=(64, 96), layers=(0, 2, 4))
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        # This model interpolates its position embeddings itself, as timm does those of a file.
+        blocks = whole.forward_intermediates((images - extractor.mean) / extractor.std, intermediates_only=True)
+    for level, block in zip(extractor(images), (0, 2, 4), strict=True):
+        torch.testing.assert_close(level, blocks[block], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_a_transformer_without_registers_are_refused_by_one_with_them(tmp_path: Path) -> None:
+    path = saved(tmp_path / "dino.pth", dict, "test_vit")
+    with pytest.raises(InputError, match=r"dino\.pth: does not fit test_vit2: missing reg_token; .*and \d+ more$"):
+        FeatureExtractor("test_vit2", weights=path, image_size=(64, 64))
 
 
 def test_weights_of_another_architecture_are_refused_by_their_keys(tmp_path: Path) -> None:
