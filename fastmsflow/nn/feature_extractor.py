@@ -63,7 +63,8 @@ class FeatureExtractor(nn.Module):
     ``level_strides``: three whole numbers, each at least the one before it; a level is averaged to so many times fewer
     cells a side: (1, 2, 4) makes three scales of a transformer's one grid. None: the grids stay.
 
-    A level with an odd number of channels gets one of zeros more, which an InputWarning tells.
+    A level with an odd number of channels gets one more, the brightness of the normalized image, which an InputWarning
+    tells.
     Raises: InputError if the name is unknown, the model does not yield three maps or these layers, takes no images of
     this size, or weights do not fit (the message names the keys); UnavailableError if weights cannot be had.
     """
@@ -162,7 +163,8 @@ class FeatureExtractor(nn.Module):
         if self._channels_come_last:
             features = [level.permute(0, 3, 1, 2) for level in features]
         strides = self.level_strides or (1, 1, 1)
-        return [with_even_channels(pool_level(level, stride)) for level, stride in zip(features, strides, strict=True)]
+        pooled = [pool_level(level, stride) for level, stride in zip(features, strides, strict=True)]
+        return [with_even_channels(level, normalized) for level in pooled]
 
     @property
     def description(self) -> str:
@@ -191,12 +193,12 @@ class FeatureExtractor(nn.Module):
         self.net.load_state_dict(resampled_weights(self.net, other.net, self.name))
 
     def _even(self, channels: Sequence[int]) -> Three:
-        """Returns the channels of the levels; those that get a channel of zeros are told by a warning."""
+        """Returns the channels of the levels; those that get a channel more are told by a warning."""
         odd = [str(count) for count in channels if count % 2]
         if odd and not is_trained():
             warnings.warn(
-                f"{self.name}: levels of {' and '.join(odd)} channels get one of zeros more, since the flow takes an"
-                " even number",
+                f"{self.name}: levels of {' and '.join(odd)} channels get one more, the image's brightness, since the"
+                " flow takes an even number",
                 InputWarning,
                 stacklevel=4,
             )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -72,12 +73,16 @@ def pool_level(level: Tensor, stride: int) -> Tensor:
     return F.adaptive_avg_pool2d(level, (height, width))
 
 
-def with_even_channels(level: Tensor) -> Tensor:
-    """Returns a level (B, C, H, W) with a channel of zeros behind the others if C is odd: couplings take halves.
+def with_even_channels(level: Tensor, images: Tensor) -> Tensor:
+    """Returns a level (B, C, H, W) with the brightness of ``images`` as a channel more if C is odd: couplings take
+    halves.
 
-    A flow gains from it at most the bound of its log-scales in each coupling, a constant that no image changes.
+    A constant, or a copy of a channel, would have no density: a flow gains by scaling it as far as its clamp allows.
     """
-    return F.pad(level, (0, 0, 0, 0, 0, 1)) if level.shape[1] % 2 else level
+    if level.shape[1] % 2 == 0:
+        return level
+    brightness = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), level.shape[-2:])
+    return torch.cat([level, brightness], dim=1)
 
 
 def _three(name: str, values: Sequence[int], what: str) -> Three:
