@@ -102,6 +102,7 @@ def predict_parquet(
             "skipped": skipped,
             "threshold": decision and decision.value,
             "region_threshold": scorer.region_threshold,
+            "extractor": network.extractor.description,
             "parts": f"{out}/parts",
             "scored_now": len(waiting),
             "seconds": round(seconds, 3),
@@ -113,6 +114,7 @@ def predict_parquet(
     print_line(f"{scored} of {counts.rows} images scored{rate}")
     labels = f"{counts.defective} defective; threshold {decision.text}" if decision else "no labels: no threshold"
     print_line(labels)
+    print_line(f"extractor: {network.extractor.description}")
     print_line(f"results in {shown(out)}/parts")
     exit_if_skipped([*skipped, *_fault_lines(counts)])
 
