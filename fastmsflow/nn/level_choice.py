@@ -81,7 +81,8 @@ def with_even_channels(level: Tensor, images: Tensor) -> Tensor:
     """
     if level.shape[1] % 2 == 0:
         return level
-    brightness = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), level.shape[-2:])
+    height, width = level.shape[-2:]
+    brightness = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), (height, width))
     return torch.cat([level, brightness], dim=1)
 
 
