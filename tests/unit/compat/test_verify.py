@@ -67,6 +67,11 @@ def test_every_backend_and_dtype_is_compared_and_within() -> None:
     assert first.rank_correlation == pytest.approx(1)
 
 
+def test_noise_for_a_rectangle_is_higher_or_wider_as_its_images_are() -> None:
+    (levels,) = noise(small_flow(), (32, 64), 2)
+    assert [tuple(level.shape[2:]) for level in levels] == [(4, 8), (2, 4), (1, 2)]
+
+
 def test_differences_are_those_to_float64(torch_only: None) -> None:
     flow = small_flow()
     (x,) = noise(flow, (32, 32), 2)
