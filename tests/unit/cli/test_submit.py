@@ -93,6 +93,6 @@ def test_an_interruption_is_one_line_and_the_same_command_goes_on(
 
 def test_a_bad_rate_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["fastmsflow", "submit", "runs", "set", "--out", "out", "--false-pixels", "0.5"])
-    with pytest.raises(SystemExit, match="^fastmsflow: --false-pixels is 0.5; it must be from 0.00001 to 0.1$"):
+    with pytest.raises(SystemExit, match=r"^fastmsflow: --false-pixels is 0.5; it must be from 0.00001 to 0.1$"):
         main()
     assert not Path("out").exists()
