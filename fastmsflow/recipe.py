@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 from .calibration import FALSE_ALARMS
 from .errors import InputError
-from .number_range import COUNT, RATE, SEED, SHARE, WORKERS, NumberRange, above, between, whole
+from .number_range import COUNT, FALSE_PIXEL_RATES, RATE, SEED, SHARE, WORKERS, NumberRange, above, between, whole
+from .pixel_calibration import FALSE_PIXELS
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -24,6 +25,11 @@ PARTS = (*LEVELS, "parallel", "fusion")
 VARIANTS = 4
 """Views of each training image or tile that are kept where nobody asks for another number."""
 JITTER, COUNTED_VARIANTS = whole(0, 65536), whole(2, 64)
+
+FALSE_PIXELS_HELP = (
+    "Mean share of a good image's pixels that may be called defective; sets the threshold of pixels. Rates between"
+    " 1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten take the next lower one."
+)
 
 DATA, OPTIMIZATION, MEMORY_AND_SPEED = "Data", "Optimization", "Memory and speed"
 VALIDATION, ADVANCED = "Validation", "Advanced"
@@ -122,6 +128,9 @@ class Recipe:
         FALSE_ALARMS, VALIDATION, "Share of good images that may be called defective; sets the threshold.", range=RATE
     )
     """Share of good images that may be called defective, for which the threshold is calibrated."""
+    false_pixels: float = option(FALSE_PIXELS, VALIDATION, FALSE_PIXELS_HELP, metavar="RATE", range=FALSE_PIXEL_RATES)
+    """Mean share of a good image's pixels that may be called defective, for which the threshold of pixels is
+    calibrated."""
     freeze: tuple[str, ...] = option(
         (), ADVANCED,
         "Part that is not trained: level0, level1, level2, parallel (all three) or fusion; repeatable.", metavar="PART",

@@ -21,6 +21,8 @@ from .metric_labels import labeled
 from .results import METRICS, Evaluation
 
 CLEAN, WORST = "clean", "worst"
+WRONG = ("false_alarm_rate", "false_pixel_rate", "pixel_fpr", "pixel_error")
+"""Metrics that are worse the higher they are."""
 CORRUPTION_FILES = ("corruption.csv", "corruption.json")
 """The names of the files that ``write_corruption`` writes."""
 
@@ -106,12 +108,12 @@ def evaluate_corruptions(
 
 
 def worst_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Returns the worst value of each metric that all have: the highest false-alarm rate, and else the lowest."""
+    """Returns the worst value of each metric that all have: the highest rate of what is wrong, and else the lowest."""
     worst = {}
     for name in (*METRICS, "pixel_error"):
         values = [getattr(each, name) for each in evaluations]
         if None not in values:
-            worst[name] = max(values) if name in ("false_alarm_rate", "pixel_error") else min(values)
+            worst[name] = max(values) if name in WRONG else min(values)
     return Evaluation.from_dict(worst)
 
 

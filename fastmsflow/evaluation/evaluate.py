@@ -156,7 +156,13 @@ def evaluate_all(
         ground_truth = GroundTruth.from_image_set(images, first.image_size if first.tiling is None else None)
     map_kind = shown_map(first.calibration is not None, map_kind)
     evaluators = [
-        Evaluator(ground_truth, len(model.flow.channels), map_kind=map_kind, maps=maps if model is first else None)
+        Evaluator(
+            ground_truth,
+            len(model.flow.channels),
+            calibration=model.calibration,
+            map_kind=map_kind,
+            maps=maps if model is first else None,
+        )
         for model in models
     ]
     # Images alone: the ground truth reads the masks.
@@ -177,9 +183,9 @@ def evaluate_all(
                 evaluator.add(numbers, scores, masks)
     stage("computing metrics", len(models))
     results: list[TestResult] = []
-    for model, evaluator in zip(models, evaluators, strict=True):
+    for evaluator in evaluators:
         with stopwatch("metrics"):
             evaluator.complete()
-            results.append(evaluator.result(model.calibration))
+            results.append(evaluator.result())
         progress(len(results))
     return results

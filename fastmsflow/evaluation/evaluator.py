@@ -10,10 +10,11 @@ from torch import Tensor
 from ..calibration import Calibration
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, first_few
-from ..metrics import auroc
+from ..metrics import auroc, f1_at
 from ..pixel_calibration import FALSE_PIXELS, PixelThresholds, TailProfile, tail_profile
 from ..scoring import ImageScores, MapKind, Scores
 from .ground_truth import GroundTruth
+from .pixel_decisions import PixelDecisions
 from .pixel_metrics import BinnedPixelMetrics, Curve, ExactPixelMetrics, PixelMetricsAccumulator
 from .results import Evaluation
 from .score_map_store import ScoreMapStore
@@ -41,8 +42,8 @@ class TestResult:
 class Evaluator:
     """Computes the metrics of one model on a test set from scores that are added batch by batch.
 
-    ``levels``: number of levels of the model's flow. ``maps``: stores the maps to show, of ``map_kind``. Each of
-    several processes adds the images that it scored.
+    ``levels``: number of levels of the model's flow. ``calibration``: has the thresholds at which decisions are judged.
+    ``maps``: stores the maps to show, of ``map_kind``. Each of several processes adds the images that it scored.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Evaluator:
         ground_truth: GroundTruth,
         levels: int,
         *,
+        calibration: Calibration | None = None,
         map_kind: MapKind = "additive",
         maps: ScoreMapStore | None = None,
         world: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self._ground_truth = ground_truth
+        self._calibration = calibration
         self._map_kind: MapKind = map_kind
         self._maps = maps
         self._world = world
@@ -64,6 +67,10 @@ class Evaluator:
             self._pixel_metrics = ExactPixelMetrics(len(ground_truth.labels), ground_truth.image_size)
         elif ground_truth.has_masks:
             self._pixel_metrics = BinnedPixelMetrics(levels, world)
+        self._pixel_decisions: PixelDecisions | None = None
+        if calibration is not None and calibration.has_pixel_threshold:
+            threshold = calibration.pixel_threshold().value
+            self._pixel_decisions = PixelDecisions(threshold, ground_truth.labels, world)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray | None) -> None:
         """Adds the scores of the images of ``numbers``, float32 on the CPU, and their masks if the set has masks.
@@ -76,6 +83,8 @@ class Evaluator:
             return
         if self._pixel_metrics is not None and masks is not None:
             self._pixel_metrics.add(numbers, scores, masks)
+        if self._pixel_decisions is not None:
+            self._pixel_decisions.add(numbers, scores.absolute_map.numpy(), masks)
         if self._maps is not None:
             self._maps.add(numbers, scores.score_map(self._map_kind).numpy())
 
@@ -84,7 +93,7 @@ class Evaluator:
         if self._pixel_metrics is not None:
             self._pixel_metrics.complete()
 
-    def result(self, calibration: Calibration | None) -> TestResult:
+    def result(self) -> TestResult:
         """Computes the metrics of the images of all processes, which all call this after ``complete``.
 
         Raises: InputError with the names of images whose score is not finite.
@@ -93,13 +102,15 @@ class Evaluator:
         if self._ground_truth.has_masks:
             self._ground_truth.mask_notes.warn(self._ground_truth.image_size, self._world)
         pixel_metrics = {} if self._pixel_metrics is None else self._pixel_metrics.compute()
+        pixel_decisions = {} if self._pixel_decisions is None else self._pixel_decisions.compute()
         labels = self._ground_truth.labels
         evaluation = Evaluation(
             auroc(labels, scores.score),
             auroc(labels, scores.log_score),
             auroc(labels, scores.absolute_score),
             **pixel_metrics,
-            **_at_threshold(labels, scores.absolute_score.numpy(), calibration),
+            **pixel_decisions,
+            **_at_threshold(labels, scores.absolute_score.numpy(), self._calibration),
         )
         maps = None if self._maps is None else self._maps.gather()
         return TestResult(evaluation, scores, maps, self._pixel_metrics)
@@ -180,11 +191,10 @@ class ScoreCollector:
 def _at_threshold(labels: np.ndarray, scores: np.ndarray, calibration: Calibration | None) -> dict[str, float]:
     if calibration is None or not calibration.is_enough():
         return {}
-    predicted = scores > calibration.threshold().value
-    hits = int((predicted & (labels == 1)).sum())
-    defective = int((labels == 1).sum())
+    threshold = calibration.threshold().value
+    predicted = scores > threshold
     return {
         "false_alarm_rate": float(predicted[labels == 0].mean()),
-        "recall": hits / defective,
-        "f1": 2 * hits / (defective + int(predicted.sum())),
+        "recall": float(predicted[labels == 1].mean()),
+        "f1": f1_at(labels, scores, threshold),
     }

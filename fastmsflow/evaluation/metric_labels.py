@@ -9,12 +9,19 @@ METRIC_LABELS = {
     "pixel_auroc": "pixel AUROC",
     "pixel_auroc_absolute": "pixel AUROC (absolute)",
     "pixel_f1": "pixel F1-max",
+    "seg_f1_max": "SegF1-max (chosen on test)",
     "aupro": "AUPRO",
+    "aupro_05": "AUPRO to 0.05",
+    "aupro_absolute": "AUPRO (absolute)",
+    "aupro_absolute_05": "AUPRO to 0.05 (absolute)",
     "aupro_published": "AUPRO (published)",
     "aupro_log": "AUPRO (log map)",
+    "seg_f1": "SegF1 at the pixel threshold",
+    "pixel_fpr": "pixel false-positive rate",
+    "false_pixel_rate": "false pixels of good images",
     "false_alarm_rate": "false-alarm rate",
-    "recall": "recall",
-    "f1": "F1",
+    "recall": "image recall",
+    "f1": "image F1",
 }
 
 

@@ -6,12 +6,15 @@ import numpy as np
 import torch
 
 from ..distributed.process_group import ProcessGroup
-from ..metrics import Bins, PixelHistogram, Regions, aupro, aupro_published, auroc, pro_curve
+from ..metrics import Bins, PixelHistogram, Regions, aupro, aupro_published, pro_curve
+from ..metrics.aupro import aupro_to_limits
 from ..metrics.auroc import auroc_and_f1_max
 from ..scoring import Scores
 
 MAPS_PER_IMAGE = 4
 """Number of maps of an image that metrics are computed from."""
+LIMITS = (0.3, 0.05)
+"""The false-positive rates up to which AUPRO is computed: as published, and as people now use it."""
 Curve = tuple[np.ndarray, np.ndarray]
 UNDEFINED: dict[str, float | None] = {"pixel_error": 0.0}
 """The metrics if no pixel is defective or none is good: none, and that exactly."""
@@ -49,11 +52,18 @@ class ExactPixelMetrics:
         multiplicative = self._multiplicative()
         absolute = -(self._log_likelihood + self._peaks[:, None, None])
         pixel_auroc, pixel_f1 = auroc_and_f1_max(self._masks, self._additive)
+        pixel_auroc_absolute, seg_f1_max = auroc_and_f1_max(self._masks, absolute)
+        aupro_30, aupro_05 = aupro_to_limits(self._masks, multiplicative, LIMITS)
+        aupro_absolute, aupro_absolute_05 = aupro_to_limits(self._masks, absolute, LIMITS)
         return {
             "pixel_auroc": pixel_auroc,
-            "pixel_auroc_absolute": auroc(self._masks, absolute),
+            "pixel_auroc_absolute": pixel_auroc_absolute,
             "pixel_f1": pixel_f1,
-            "aupro": aupro(self._masks, multiplicative),
+            "seg_f1_max": seg_f1_max,
+            "aupro": aupro_30,
+            "aupro_05": aupro_05,
+            "aupro_absolute": aupro_absolute,
+            "aupro_absolute_05": aupro_absolute_05,
             "aupro_published": aupro_published(self._masks, multiplicative),
             "aupro_log": aupro(self._masks, -self._log_likelihood),
             "pixel_error": 0.0,
@@ -111,11 +121,17 @@ class BinnedPixelMetrics:
         additive, multiplicative, log, absolute = self._histograms
         if not additive.has_both_classes():
             return UNDEFINED
+        aupro_30, aupro_05 = (multiplicative.aupro(limit) for limit in LIMITS)
+        aupro_absolute, aupro_absolute_05 = (absolute.aupro(limit) for limit in LIMITS)
         metrics = {
             "pixel_auroc": additive.auroc(),
             "pixel_auroc_absolute": absolute.auroc(),
             "pixel_f1": additive.f1_max(),
-            "aupro": multiplicative.aupro(),
+            "seg_f1_max": absolute.f1_max(),
+            "aupro": aupro_30,
+            "aupro_05": aupro_05,
+            "aupro_absolute": aupro_absolute,
+            "aupro_absolute_05": aupro_absolute_05,
             "aupro_published": multiplicative.aupro_published(shift=1.0),
             "aupro_log": log.aupro(),
         }

@@ -3,6 +3,7 @@
 Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,15 @@ def aupro(masks: Any, maps: Any, fpr_limit: float = 0.3) -> float:
     Raises: InputError if the shapes differ or are not (N, H, W), a mask holds other values than 0 and 1, no pixel is
     defective or none is good, a map holds NaN, or ``fpr_limit`` is not in (0, 1].
     """
-    fpr, pro = _up_to(*_curve(*_sorted(masks, maps, fpr_limit)), fpr_limit)
-    return _trapezoids(fpr, pro) / fpr_limit
+    return aupro_to_limits(masks, maps, [fpr_limit])[0]
+
+
+def aupro_to_limits(masks: Any, maps: Any, fpr_limits: Sequence[float]) -> list[float]:
+    """Computes ``aupro`` for each of ``fpr_limits``, and sorts the pixels once."""
+    for limit in fpr_limits:
+        checked_limit(limit)
+    fpr, pro = _curve(*_sorted(masks, maps))
+    return [_trapezoids(*_up_to(fpr, pro, limit)) / limit for limit in fpr_limits]
 
 
 def pro_curve(masks: Any, maps: Any, fpr_limit: float = 0.3, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +51,8 @@ def pro_curve(masks: Any, maps: Any, fpr_limit: float = 0.3, points: int = 200) 
 
     Raises: InputError also if ``points`` is less than 2.
     """
-    return spread_along(*_curve(*_sorted(masks, maps, fpr_limit)), fpr_limit, points)
+    checked_limit(fpr_limit)
+    return spread_along(*_curve(*_sorted(masks, maps)), fpr_limit, points)
 
 
 def spread_along(x: np.ndarray, y: np.ndarray, limit: float, points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +70,9 @@ def checked_limit(fpr_limit: float) -> float:
     return fpr_limit
 
 
-def _sorted(masks: Any, maps: Any, fpr_limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sorted(masks: Any, maps: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Checks the arguments of ``aupro``, and returns the values of good pixels, ascending, those of defective pixels,
     ascending, and the weights of these."""
-    checked_limit(fpr_limit)
     is_defective = as_labels(masks, "masks")
     if is_defective.ndim != 3:
         raise InputError(f"masks have shape {is_defective.shape}; give (N, H, W)")
@@ -94,7 +102,8 @@ def aupro_published(masks: Any, maps: Any, fpr_limit: float = 0.3, thresholds: i
     Returns: the area; None if fewer than two points are kept, or all kept points have one rate.
     Raises: InputError also if ``thresholds`` is less than 1.
     """
-    good, defective, weights = _sorted(masks, maps, fpr_limit)
+    checked_limit(fpr_limit)
+    good, defective, weights = _sorted(masks, maps)
     low, high = min(good[0], defective[0]), max(good[-1], defective[-1])
     if good.dtype.kind != "f":
         low, high = np.float64(low), np.float64(high)

@@ -1,10 +1,11 @@
-"""Computes the area under the receiver operating characteristic, and the best F1."""
+"""Computes the area under the receiver operating characteristic, and F1 at a threshold and at the best one."""
 
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..number_range import FINITE
 from .input_checks import as_labels, as_scores, refuse_nan
 
 
@@ -27,6 +28,30 @@ def f1_max(labels: Any, scores: Any) -> float:
     items, so the figure is optimistic. Arguments and errors are those of ``auroc``.
     """
     return _f1_max(*_sorted(labels, scores, "F1"))
+
+
+def f1_at(labels: Any, scores: Any, threshold: float) -> float:
+    """Computes the F1 (harmonic mean of precision and recall) at ``threshold``, in [0, 1].
+
+    Items whose score is above the threshold are called defective. The threshold is one that was known before, so the
+    figure is not optimistic. The other arguments and errors are those of ``auroc``.
+
+    Raises: InputError also if the threshold is not finite.
+    """
+    FINITE.check("threshold", threshold)
+    is_defective = as_labels(labels, "labels")
+    values = as_scores(scores, "scores", is_defective.shape)
+    refuse_nan(values, "scores")
+    defective = int(np.count_nonzero(is_defective))
+    _refuse_one_class(is_defective.size - defective, defective, "F1")
+    # In float64, or it would be rounded to the dtype of the scores.
+    above = values > np.float64(threshold)
+    return f1_of_counts(int(np.count_nonzero(above & is_defective)), int(np.count_nonzero(above)), defective)
+
+
+def f1_of_counts(hits: int, called: int, defective: int) -> float:
+    """Returns the F1 if ``called`` items are called defective and ``hits`` of these are among the ``defective``."""
+    return 2 * hits / (defective + called)
 
 
 def auroc_and_f1_max(labels: Any, scores: Any) -> tuple[float, float]:
@@ -54,12 +79,15 @@ def _sorted(labels: Any, scores: Any, metric: str) -> tuple[np.ndarray, np.ndarr
     is_defective = as_labels(labels, "labels")
     values = as_scores(scores, "scores", is_defective.shape)
     good, defective = values[~is_defective], values[is_defective]
-    if not good.size or not defective.size:
-        raise InputError(
-            f"{metric} needs both classes; there are {good.size} good and {defective.size} defective:"
-            " add the missing ones"
-        )
+    _refuse_one_class(good.size, defective.size, metric)
     for of_class in (good, defective):
         of_class.sort()
         refuse_nan(of_class, "scores")
     return good, defective
+
+
+def _refuse_one_class(good: int, defective: int, metric: str) -> None:
+    if not good or not defective:
+        raise InputError(
+            f"{metric} needs both classes; there are {good} good and {defective} defective: add the missing ones"
+        )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..number_range import FINITE
 from .aupro import checked_limit, mean_height, published_thresholds, spread_along
 from .defect_regions import Regions
 from .histogram_bins import Bins, as_float32, reduced
@@ -170,6 +171,31 @@ class PixelHistogram:
         # In the best case all of a bin's defective pixels are above all of its good ones.
         best = (2 * true[1:] / (true[-1] + true[1:] + false[:-1]))[self._has_several_values()]
         return Bounded(value, value, max(value, float(best.max(initial=0.0))))
+
+    def f1_at(self, threshold: float) -> Bounded:
+        """Computes the F1 of pixels above ``threshold``, see fastmsflow.metrics.f1_at.
+
+        The bin into which the threshold falls is uncertain, unless all of its values lie on one side.
+
+        Raises: InputError if no pixel is good or none is defective, or the threshold is not finite.
+        """
+        FINITE.check("threshold", threshold)
+        false, true = self._from_the_top(self._defective)
+        seen = np.flatnonzero(self._good + self._defective)
+        lowest, highest = self._lowest[seen].astype(np.float64), self._highest[seen].astype(np.float64)
+        # The first bins all of whose values, and any of whose values, are above the threshold.
+        surely, perhaps = (int(np.searchsorted(values, threshold, side="right")) for values in (lowest, highest))
+        edges = np.append(seen, self.bins.number)[[surely, perhaps]]
+        (false_low, false_high), (true_low, true_high) = (sums[::-1][edges] for sums in (false, true))
+        # Within a bin, values are assumed to be evenly spread.
+        inside = slice(perhaps, surely)
+        share = float(((highest[inside] - threshold) / (highest[inside] - lowest[inside])).sum())
+        hits, false_hits = true_low + share * (true_high - true_low), false_low + share * (false_high - false_low)
+        value, low, high = (
+            float(2 * hit / (true[-1] + hit + miss))
+            for hit, miss in ((hits, false_hits), (true_low, false_high), (true_high, false_low))
+        )
+        return Bounded(value, low, high)
 
     def _area(self, gained: np.ndarray, limit: float) -> Bounded:
         """Computes the area under ``gained`` over the good pixels, up to their share ``limit``, divided by it."""

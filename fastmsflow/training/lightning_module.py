@@ -22,7 +22,7 @@ from ..models.msflow import MSFlow
 from ..recipe import Recipe
 from ..scoring import Scores, shown_map
 from ..state_dicts import refuse_other_permutations
-from .datamodule import HELD_OUT, TRAIN, TrainingData
+from .datamodule import HELD_OUT, TEST, TRAIN, TrainingData
 from .loaders import Batch
 from .loss_monitor import LossMonitor
 from .lr_schedule import lr_schedule
@@ -76,7 +76,8 @@ class MSFlowLightningModule(L.LightningModule):
         self._evaluator: Evaluator | None = None
         self._calibrator: Calibrator | None = None
         self._blenders: dict[str, TileBlender] = {}
-        self._held_out_nll: list[Tensor] = []
+        self._held_out_nlls: list[Tensor] = []
+        self._held_out_nll: float | None = None
         self._world = world
         self._losses = LossMonitor(world, recipe.precision == "16-mixed")
         # The extractor is frozen, and equal in all processes.
@@ -141,19 +142,32 @@ class MSFlowLightningModule(L.LightningModule):
         self._blenders = {split: TileBlender(of, self.model.flow.backend) for split, of in tiles.items() if of}
         if HELD_OUT in self.source.evaluated:
             self._calibrator = Calibrator(self.names[HELD_OUT], self._world, self.source.images_of(HELD_OUT))
+
+    def _begin_test(self) -> None:
+        """Sets the thresholds by the held-out images, which come first, and then judges the test images at them.
+
+        All processes call this after their last held-out image.
+        """
+        if self._calibrator is not None:
+            self._held_out_nll = self._mean_held_out_nll()
+            self.model.calibration = self._calibrator.calibration(self.recipe.false_alarms, self.recipe.false_pixels)
+            self._calibrator = None
         if self.ground_truth is not None:
             may_be_last = self.current_epoch + 1 == self.recipe.epochs or self.recipe.patience is not None
             folder = self.maps_folder if may_be_last else None
             self._evaluator = Evaluator(
                 self.ground_truth,
                 len(self.model.flow.channels),
-                map_kind=shown_map(self._calibrator is not None or self.model.calibration is not None),
+                calibration=self.model.calibration,
+                map_kind=shown_map(self.model.calibration is not None),
                 maps=None if folder is None else ScoreMapStore(folder, self._world),
                 world=self._world,
             )
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         split, features = self.source.evaluated[dataloader_idx], self._features(batch)
+        if split == TEST and self._evaluator is None:
+            self._begin_test()
         if split in self._blenders:
             maps, nll = self.model.flow.log_likelihoods_and_nll(features, batch.offsets)
             for number, scores in self._blenders[split].add(batch.numbers, maps):
@@ -162,7 +176,7 @@ class MSFlowLightningModule(L.LightningModule):
             scores, nll = self.model.flow.scores_and_nll(features, self.model.image_size)
             self._add_scores(split, batch.numbers, scores.to_cpu())
         if split == HELD_OUT:
-            self._held_out_nll.append(nll)
+            self._held_out_nlls.append(nll)
 
     def _add_scores(self, split: str, numbers: list[int], scores: Scores) -> None:
         if split == HELD_OUT:
@@ -174,24 +188,25 @@ class MSFlowLightningModule(L.LightningModule):
             self._evaluator.add(numbers, scores, masks)
 
     def on_validation_epoch_end(self) -> None:
-        nll = evaluation = None
+        evaluation = None
+        if self._evaluator is None:
+            # This process has no test image.
+            self._begin_test()
         if self._evaluator is not None:
             self._evaluator.complete()
-        if self._calibrator is not None:
-            nll = self._mean_held_out_nll()
-            self.log("held_out_nll", nll)
-            self.model.calibration = self._calibrator.calibration(self.recipe.false_alarms)
+        if self._held_out_nll is not None:
+            self.log("held_out_nll", self._held_out_nll)
         if self._evaluator is not None:
-            self.test_result = self._evaluator.result(self.model.calibration)
+            self.test_result = self._evaluator.result()
             evaluation = self.test_result.evaluation
             self.log_dict({key: value for key, value in evaluation.as_dict().items() if value is not None})
-        self.epoch_results.append(EpochResult(self.current_epoch + 1, evaluation, nll))
-        self._evaluator = self._calibrator = None
+        self.epoch_results.append(EpochResult(self.current_epoch + 1, evaluation, self._held_out_nll))
+        self._evaluator = self._held_out_nll = None
 
     def _mean_held_out_nll(self) -> float:
         """Returns the mean over the images, or tiles, of all processes."""
-        own = torch.cat(self._held_out_nll).double() if self._held_out_nll else torch.empty(0)
-        self._held_out_nll.clear()
+        own = torch.cat(self._held_out_nlls).double() if self._held_out_nlls else torch.empty(0)
+        self._held_out_nlls.clear()
         totals, counts = zip(*self._world.all_gather((own.sum().item(), len(own))), strict=True)
         if not any(counts):
             raise InputError("not one held-out image can be read; mend them, or hold others out (--seed)")

@@ -11,6 +11,7 @@ from ..evaluation.checkpoint_files import CHECKPOINT_FILES
 from ..evaluation.report import REPORT_FILES
 from ..files import claimed_folder, shown
 from ..owned_files import CURVES, record_files, recorded_files
+from ..pixel_calibration import FALSE_PIXELS
 from ..schema import read_json_file
 from ..settings_diff import changed_settings
 from .state_format import check_state
@@ -82,7 +83,7 @@ def refuse_another(out: Path, settings: Mapping[str, Any]) -> None:
     what, remedy = f"{out / RESULTS_FILE}: damaged", "remove the folder, or choose another"
     # The results hold the settings, among other things.
     before = read_json_file(out / RESULTS_FILE, dict[str, Any], what, remedy)
-    changes = changed_settings(before, settings, only_now=True)
+    changes = changed_settings(_completed(before), settings, only_now=True)
     if changes:
         raise InputError(f"{out}: holds a finished run of other settings: {changes}; choose another folder")
 
@@ -125,6 +126,12 @@ def _refuse_changes(out: Path, settings: Mapping[str, Any]) -> None:
         before = read_json_file(out / SETTINGS_FILE, dict[str, Any], f"{out / SETTINGS_FILE}: damaged", ELSEWHERE)
     except FileNotFoundError as error:
         raise InputError(f"{out}: holds models, but no run to go on with; choose another folder") from error
-    changes = changed_settings(before, settings)
+    changes = changed_settings(_completed(before), settings)
     if changes:
         raise InputError(f"{out}: to be resumed, a run needs the settings that it began with: {changes}")
+
+
+def _completed(before: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run with those that earlier versions did not have yet."""
+    recipe = before.get("recipe")
+    return {**before, "recipe": {"false_pixels": FALSE_PIXELS, **recipe}} if isinstance(recipe, dict) else before

@@ -1,4 +1,4 @@
-"""AUROC against brute force and scikit-learn, its errors, and its speed."""
+"""AUROC and F1 against brute force and scikit-learn, their errors, and the speed."""
 
 import time
 import tracemalloc
@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from fastmsflow.errors import InputError
-from fastmsflow.metrics import auroc
+from fastmsflow.metrics import auroc, f1_at, f1_max
 
 
 def pairs_won(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -29,6 +29,28 @@ def test_equals_brute_force_with_many_ties(items: list[tuple[bool, int]]) -> Non
         return
     assert auroc(labels, scores) == pytest.approx(pairs_won(labels, scores), abs=1e-12)
     assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=40),
+    st.sampled_from([-5, -0.5, 0, 0.25, 0.3, 0.75, 9]),
+)
+@settings(max_examples=200, deadline=None)
+def test_f1_at_a_threshold_equals_sklearn_with_many_ties(items: list[tuple[bool, int]], threshold: float) -> None:
+    labels = np.array([label for label, _ in items])
+    scores = np.array([score for _, score in items], dtype=np.float32) / 4
+    if labels.all() or not labels.any():
+        return
+    found = f1_at(labels, scores, threshold)
+    assert found == pytest.approx(f1_score(labels, scores > threshold, zero_division=0), abs=1e-12)
+    assert found <= f1_max(labels, scores)
+
+
+def test_f1_compares_float32_scores_with_the_threshold_itself_not_with_its_nearest_float32() -> None:
+    scores = np.array([0.1, 0.0], np.float32)  # this 0.1 is 0.100000001490
+    assert f1_at([1, 0], scores, 0.1) == 1
+    assert f1_at([1, 0], torch.from_numpy(scores).bfloat16(), 0.1) == 1  # 0.1001
+    assert f1_at([1, 0], scores, float(scores[0])) == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
@@ -86,9 +108,15 @@ def test_leaves_its_arguments_alone() -> None:
     ],
 )
 def test_errors(labels: list, scores: list, says: str) -> None:
-    with pytest.raises(InputError, match=says) as error:
-        auroc(np.array(labels), np.array(scores))
-    assert "\n" not in str(error.value)
+    for metric in (auroc, lambda *items: f1_at(*items, 0.5)):
+        with pytest.raises(InputError, match=says) as error:
+            metric(np.array(labels), np.array(scores))
+        assert "\n" not in str(error.value)
+
+
+def test_f1_refuses_a_threshold_that_is_not_finite() -> None:
+    with pytest.raises(InputError, match="threshold is nan; it must be finite"):
+        f1_at([1, 0], [1.0, 0.0], float("nan"))
 
 
 def test_200_maps_of_512_in_time_and_memory() -> None:

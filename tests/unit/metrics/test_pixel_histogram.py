@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from fastmsflow.errors import InputError
-from fastmsflow.metrics import Bins, Bounded, PixelHistogram, Regions, aupro, aupro_published, auroc, f1_max, pro_curve
+from fastmsflow.metrics import (
+    Bins,
+    Bounded,
+    PixelHistogram,
+    Regions,
+    aupro,
+    aupro_published,
+    auroc,
+    f1_at,
+    f1_max,
+    pro_curve,
+)
 from fastmsflow.metrics.histogram_bins import CELLS, as_float32
 from tests.helpers.processes import run_processes
 
@@ -47,6 +58,10 @@ def both(masks: np.ndarray, maps: np.ndarray, histogram: PixelHistogram) -> dict
         "aupro 0.05": (aupro(masks, maps, 0.05), histogram.aupro(0.05)),
         "f1": (f1_max(masks, maps), histogram.f1_max()),
     }
+    # A value that pixels have, one between two of them, one above most, and one above all.
+    finite = maps[np.isfinite(maps)].astype(np.float64)
+    for threshold in (*np.quantile(finite, [0.2, 0.5], method="nearest"), *np.quantile(finite, [0.51, 0.97]), 1e30):
+        found[f"f1 at {threshold}"] = f1_at(masks, maps, threshold), histogram.f1_at(threshold)
     for limit, thresholds in ((0.3, 800), (0.9, 7)):
         exact, counted = aupro_published(masks, maps, limit, thresholds), histogram.aupro_published(limit, thresholds)
         if exact is not None and counted is not None:
@@ -264,7 +279,14 @@ def test_bad_maps_are_refused(masks: np.ndarray, maps: np.ndarray, says: str) ->
 
 @pytest.mark.parametrize(("masks", "says"), [(np.zeros_like(MASK), "16 and 0"), (np.ones_like(MASK), "0 and 16")])
 @pytest.mark.parametrize(
-    "metric", [PixelHistogram.auroc, PixelHistogram.aupro, PixelHistogram.aupro_published, PixelHistogram.f1_max]
+    "metric",
+    [
+        PixelHistogram.auroc,
+        PixelHistogram.aupro,
+        PixelHistogram.aupro_published,
+        PixelHistogram.f1_max,
+        lambda histogram: histogram.f1_at(0.0),
+    ],
 )
 def test_one_class_alone_has_no_metric(
     metric: Callable[[PixelHistogram], Bounded], masks: np.ndarray, says: str
@@ -279,6 +301,11 @@ def test_too_few_bins_and_limits_are_refused() -> None:
         Bins(np.zeros((3, CELLS)), 1000)
     with pytest.raises(InputError, match="fpr_limit"):
         histogram_of(MASK, np.zeros(MASK.shape)).aupro(0.0)
+
+
+def test_a_threshold_that_is_not_finite_is_refused_by_a_histogram() -> None:
+    with pytest.raises(InputError, match="threshold is inf"):
+        histogram_of(MASK, np.zeros(MASK.shape)).f1_at(np.inf)
 
 
 def test_f1_max_equals_every_threshold_tried() -> None:
