@@ -21,11 +21,24 @@ from .errors import InputError
 from .number_range import FALSE_PIXEL_RATES, FINITE, RATE
 from .pixel_calibration import FALSE_PIXELS, PixelThreshold, PixelThresholds
 
-__all__ = ["Calibration", "DecisionThreshold", "PixelThreshold", "Threshold", "region_threshold", "threshold"]
+__all__ = [
+    "Calibration",
+    "DecisionThreshold",
+    "PixelThreshold",
+    "Threshold",
+    "pixel_threshold",
+    "region_threshold",
+    "threshold",
+]
 
 FALSE_ALARMS = 0.05
 CONFIDENCE = 0.95
 DOUBT = 0.001
+NOT_CALIBRATED = "this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first"
+NO_PIXEL_THRESHOLD = (
+    "no threshold of pixels, since an earlier version calibrated this model: `fastmsflow calibrate MODEL GOOD_IMAGES`"
+    " sets one"
+)
 
 
 @dataclass(frozen=True)
@@ -135,10 +148,7 @@ class Calibration:
         Raises: InputError if the rate is not within 0.00001 and 0.1, or the model was calibrated by an earlier version.
         """
         if self.pixels is None:
-            raise InputError(
-                "an earlier version calibrated this model, without a threshold of pixels: `fastmsflow calibrate MODEL"
-                " GOOD_IMAGES` first"
-            )
+            raise InputError(NO_PIXEL_THRESHOLD)
         return self.pixels.at(self.false_pixels if false_pixels is None else false_pixels, len(self.scores))
 
     def as_dict(self) -> dict[str, Any]:
@@ -198,10 +208,23 @@ def region_threshold(calibration: Calibration | None, false_alarms: float | None
     Raises: InputError if ``calibration`` has no threshold for ``false_alarms``.
     """
     if calibration is None and false_alarms is not None:
-        raise InputError("this model is not calibrated: `fastmsflow calibrate MODEL GOOD_IMAGES` first")
+        raise InputError(NOT_CALIBRATED)
     if calibration is None or (false_alarms is None and not calibration.is_enough()):
         return None
     return calibration.region_threshold(false_alarms).value
+
+
+def pixel_threshold(calibration: Calibration | None, false_pixels: float | None = None) -> PixelThreshold | None:
+    """Returns the threshold of pixels for ``false_pixels``; None: the rate of the calibration.
+
+    Returns: None if no rate was asked for and the calibration has no threshold of pixels.
+    Raises: InputError if ``calibration`` has no threshold for ``false_pixels``.
+    """
+    if calibration is None and false_pixels is not None:
+        raise InputError(NOT_CALIBRATED)
+    if calibration is None or (false_pixels is None and not calibration.has_pixel_threshold):
+        return None
+    return calibration.pixel_threshold(false_pixels)
 
 
 def threshold(scores: Any, false_alarms: float) -> Threshold:

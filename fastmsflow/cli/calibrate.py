@@ -6,7 +6,9 @@ from typing import Annotated
 from ..calibration import FALSE_ALARMS
 from ..errors import InputError
 from ..files import file_stamp, shown, written_aside
-from ..number_range import RATE
+from ..number_range import FALSE_PIXEL_RATES, RATE
+from ..pixel_calibration import FALSE_PIXELS
+from ..recipe import FALSE_PIXELS_HELP
 from .imports import import_packages
 from .options import OUTPUT, Dtype, ModelPath, Overlap, Scale, Tile, TopShare, Workers, argument, option
 from .output import console, print_json, print_line, progress_bar
@@ -21,6 +23,9 @@ def calibrate(
     false_alarms: Annotated[
         float, option(None, "Share of good images that may be called defective.", range=RATE)
     ] = FALSE_ALARMS,
+    false_pixels: Annotated[
+        float, option(None, FALSE_PIXELS_HELP, metavar="RATE", range=FALSE_PIXEL_RATES)
+    ] = FALSE_PIXELS,
     tile: Tile = None,
     overlap: Overlap = None,
     scale: Scale = None,
@@ -50,10 +55,16 @@ def calibrate(
     files = files_of(map(Path, images))
     with progress_bar("scoring good images", len(files)) as bar:
         calibration = calibrate_on_files(
-            network, files, false_alarms=false_alarms, dtype=dtype, workers=workers, progress=bar
+            network,
+            files,
+            false_alarms=false_alarms,
+            false_pixels=false_pixels,
+            dtype=dtype,
+            workers=workers,
+            progress=bar,
         )
     # Before anything is written, since too few images are an error.
-    threshold, region = calibration.threshold(), calibration.region_threshold()
+    threshold, region, pixel = (calibration.threshold(), calibration.region_threshold(), calibration.pixel_threshold())
     network.calibration = calibration
     notes = read_config(model).get("notes", {})
     with written_aside(out or model) as aside:
@@ -62,6 +73,7 @@ def calibrate(
             raise InputError(f"{shown(model)}: another process has replaced it meanwhile; calibrate it again")
     print_line(f"threshold of an image: {threshold}")
     print_line(f"threshold of a region: {region}")
+    print_line(f"threshold of a pixel: {pixel}")
     # A model does not record the images that it was trained on.
     print_line(
         f"this holds if {shown(model)} was trained on none of these images: those it was trained on score too well,"
@@ -69,4 +81,5 @@ def calibrate(
         "dim",
     )
     print_line(f"kept in {out or model}")
-    print_json({"model": str(out or model), "threshold": threshold.as_dict(), "region": region.as_dict()})
+    thresholds = {"threshold": threshold.as_dict(), "region": region.as_dict(), "pixel": pixel.as_dict()}
+    print_json({"model": str(out or model), **thresholds})

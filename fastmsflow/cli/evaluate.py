@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..calibration import NO_PIXEL_THRESHOLD
 from ..files import shown
 from ..owned_files import CORRUPTIONS
 from ..recipe import VALIDATION
@@ -20,6 +21,7 @@ from .options import (
     Category,
     Dtype,
     FalseAlarms,
+    FalsePixels,
     Overlap,
     Scale,
     ScoreMap,
@@ -64,6 +66,7 @@ def evaluate(
     scale: Scale = None,
     top_share: TopShare = None,
     false_alarms: FalseAlarms = None,
+    false_pixels: FalsePixels = None,
     corrupt: Annotated[
         str | None,
         option(
@@ -131,6 +134,7 @@ def evaluate(
                     maps=maps,
                     map_kind=kind,
                     false_alarms=false_alarms,
+                    false_pixels=false_pixels,
                     tiles=TileOptions(tile, overlap, scale, top_share),
                     workers=workers,
                     dtype=dtype,
@@ -190,6 +194,12 @@ def _print_threshold(comparison: "CheckpointComparison") -> None:
             print_line(doubt, "yellow")
     else:
         print_line(f"no threshold: {calibration.shortage()}", "yellow")
+    pixel = comparison.rows[0].pixel_threshold
+    if pixel is not None:
+        rate = comparison.rows[0].evaluation.false_pixel_rate
+        print_line(f"pixel threshold: {pixel}; reached on the good test images: {rate:.3%}")
+    elif calibration is not None:
+        print_line(NO_PIXEL_THRESHOLD, "dim")
 
 
 def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:

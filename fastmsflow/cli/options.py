@@ -23,7 +23,7 @@ from ..number_range import (
     parse_image_size,
     parse_whole_numbers,
 )
-from ..recipe import ADVANCED, DATA, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
+from ..recipe import ADVANCED, DATA, FALSE_PIXELS_HELP, MEMORY_AND_SPEED, OPTIMIZATION, VALIDATION
 
 MODEL, OUTPUT, DISTRIBUTED = "Model", "Output and resume", "Distributed"
 PANELS = (DATA, MODEL, OPTIMIZATION, MEMORY_AND_SPEED, VALIDATION, OUTPUT, DISTRIBUTED, ADVANCED)
@@ -238,7 +238,8 @@ FalsePixels = Annotated[
     float | None,
     option(
         VALIDATION,
-        "Share of a good image's pixels that may be called defective. Default: the rate of the model's calibration.",
+        f"{FALSE_PIXELS_HELP} Default: the rate of the model's calibration.",
+        metavar="RATE",
         range=FALSE_PIXEL_RATES,
     ),
 ]

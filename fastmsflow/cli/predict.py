@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..calibration import DecisionThreshold
+from ..calibration import DecisionThreshold, pixel_threshold
 from ..errors import InputError, UnavailableError
 from ..files import shown
 from ..number_range import COUNT, FINITE
@@ -187,6 +187,7 @@ def predict(
         raise typer.Exit(130) from interrupted
     skipped = [*found.faults, *predictor.faults]
     labels = [image.defective for image in predictor.scored]
+    pixel = pixel_threshold(network.calibration)
     print_json(
         {
             "images": len(labels),
@@ -194,6 +195,7 @@ def predict(
             "defective": labels.count(True) if decision else None,
             "skipped": skipped,
             "threshold": decision and decision.value,
+            "pixel_threshold": pixel and pixel.value,
             "region_threshold": predictor.color_scale.region_threshold,
             "extractor": network.extractor.description,
             "scores": str(predictor.table),

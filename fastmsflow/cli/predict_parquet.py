@@ -7,7 +7,7 @@ from contextlib import ExitStack, redirect_stdout
 import torch
 import typer
 
-from ..calibration import DecisionThreshold, region_threshold
+from ..calibration import DecisionThreshold, pixel_threshold, region_threshold
 from ..data.url_images import is_url
 from ..files import absolute, shown
 from ..inference import resolve_dtype
@@ -92,6 +92,7 @@ def predict_parquet(
             folder.remove_late()
         counts, seconds = folder.count_rows(), time.perf_counter() - begin
     scored = counts.rows - counts.faults
+    pixel = pixel_threshold(network.calibration)
     print_json(
         {
             "images": counts.rows,
@@ -101,6 +102,7 @@ def predict_parquet(
             "lost": counts.lost,
             "skipped": skipped,
             "threshold": decision and decision.value,
+            "pixel_threshold": pixel and pixel.value,
             "region_threshold": scorer.region_threshold,
             "extractor": network.extractor.description,
             "parts": f"{out}/parts",

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ..calibration import pixel_threshold
 from ..distributed.launcher import launch
 from ..distributed.process_group import ProcessGroup
 from ..errors import InputError
@@ -226,10 +227,12 @@ def refuse_unused_options(ctx: typer.Context) -> None:
     chosen = chosen_options(ctx)
     if "cache_dtype" in chosen and ctx.params["feature_cache"] is None:
         raise InputError("--cache-dtype is of the features in --feature-cache; give that too, or leave it out")
-    if "false_alarms" in chosen and not ctx.params["hold_out"]:
-        raise InputError(
-            "--false-alarms sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave it out"
-        )
+    for name in ("false_alarms", "false_pixels"):
+        if name in chosen and not ctx.params["hold_out"]:
+            raise InputError(
+                f"--{name.replace('_', '-')} sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave"
+                " it out"
+            )
     if chosen >= {"tile", "image_size"}:
         raise InputError("--tile is the size of what the model is shown; leave --image-size out")
     if "tile" not in chosen and ctx.params.get("start_from") is None:
@@ -277,7 +280,7 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     _print_metrics(result)
     _print_threshold(model)
     if group.first:
-        _print_end(job, result, "images" if model.tiling is None else "tiles")
+        _print_end(job, result, model)
     group.leave()
 
 
@@ -306,8 +309,8 @@ def _interruptible(group: ProcessGroup) -> Iterator[None]:
         raise typer.Exit(130) from interrupt
 
 
-def _print_end(job: "TrainingJob", result: "TrainingResult", unit: str) -> None:
-    speed = result.speed
+def _print_end(job: "TrainingJob", result: "TrainingResult", model: "MSFlow") -> None:
+    speed, unit = result.speed, "images" if model.tiling is None else "tiles"
     print_line(
         f"features {result.seconds['features']:.0f} s, training {result.seconds['training']:.0f} s"
         f" ({speed.get('images_per_second', 0):.3g} {unit}/s, {speed.get('data_wait', 0):.0%} of it waiting for them);"
@@ -317,7 +320,14 @@ def _print_end(job: "TrainingJob", result: "TrainingResult", unit: str) -> None:
     if left_out is not None and left_out.faults:
         line = f"{left_out.images} images left out by faults in {left_out.faults} images or shards: see "
         print_line(f"{line}{job.data.skip_faults}", "yellow")
-    content = {"metrics": result.summary(), "nll": result.losses, "seconds": result.seconds, "speed": speed}
+    content: dict[str, Any] = {
+        "metrics": result.summary(),
+        "nll": result.losses,
+        "seconds": result.seconds,
+        "speed": speed,
+    }
+    pixel = pixel_threshold(model.calibration)
+    content["pixel_threshold"] = pixel and pixel.as_dict()
     print_json({"out": str(job.out), **content, "left_out": left_out and left_out._asdict()})
 
 
@@ -347,6 +357,8 @@ def _print_threshold(model: "MSFlow") -> None:
         print_line(f"threshold: {calibration.threshold()}")
     else:
         print_line(f"no threshold: {calibration.shortage()}", "yellow")
+    if calibration is not None:
+        print_line(f"pixel threshold: {calibration.pixel_threshold()}")
 
 
 def _print_failure(name: str, reason: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calibration import Calibration, Threshold
+from ..calibration import Calibration, PixelThreshold, Threshold, pixel_threshold
 from ..data import ImageSet, open_image_set
 from ..data.datasets import Progress
 from ..errors import InputError, InputWarning
@@ -39,10 +39,23 @@ class CheckpointResult:
     evaluation: Evaluation
     threshold: Threshold | None = None
     """The threshold at which the evaluation's rates are measured."""
+    pixel_threshold: PixelThreshold | None = None
+    """The threshold at which its decisions on pixels are judged."""
+
+    @classmethod
+    def of_calibrated(
+        cls, name: str, checkpoint: str, evaluation: Evaluation, calibration: Calibration | None
+    ) -> "CheckpointResult":
+        """Returns the result with the thresholds of ``calibration``, those that it has."""
+        return cls(name, checkpoint, evaluation, threshold_of(calibration), pixel_threshold(calibration))
 
     def as_dict(self) -> dict[str, str | float | None]:
         row: dict[str, str | float | None] = {"class": self.name, "checkpoint": self.checkpoint}
-        row |= {f"threshold_{field.name}": getattr(self.threshold, field.name, None) for field in fields(Threshold)}
+        for prefix, kind, threshold in (
+            ("threshold", Threshold, self.threshold),
+            ("pixel_threshold", PixelThreshold, self.pixel_threshold),
+        ):
+            row |= {f"{prefix}_{field.name}": getattr(threshold, field.name, None) for field in fields(kind)}
         return row | asdict(self.evaluation)
 
 
@@ -70,6 +83,7 @@ def compare_checkpoints(
     maps: ScoreMapStore,
     map_kind: MapKind | None = None,
     false_alarms: float | None = None,
+    false_pixels: float | None = None,
     tiles: TileOptions = AS_TRAINED,
     workers: int = 0,
     dtype: str = AUTO,
@@ -79,10 +93,11 @@ def compare_checkpoints(
     """Evaluates the checkpoints of the run's folder ``path``, or the checkpoint ``path``, on the images of ``source``.
 
     ``false_alarms``: the rate for which the threshold is set anew, from the calibration in the checkpoint; None: the
-    threshold stays. ``tiles``: see fastmsflow.inference.tiled_models.retile. The others: see ``evaluate_all``.
+    threshold stays. ``false_pixels``: the same for the threshold of pixels. ``tiles``: see
+    fastmsflow.inference.tiled_models.retile. The others: see ``evaluate_all``.
 
-    Raises: InputError if there is no checkpoint, it has no calibration or too few images for the rate, or the map of
-    ``map_kind`` needs a calibration.
+    Raises: InputError if there is no checkpoint, it has no calibration, or one without a threshold for a rate, or the
+    map of ``map_kind`` needs a calibration.
     """
     images = open_image_set(source, category)
     with warnings.catch_warnings():
@@ -90,12 +105,8 @@ def compare_checkpoints(
         warnings.simplefilter("default", InputWarning)
         loaded = {choice: retile(load_model(checkpoint), tiles) for choice, checkpoint in checkpoints(path).items()}
     models = list(loaded.values())
-    if false_alarms is not None:
-        for model in models:
-            if model.calibration is None:
-                raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
-            model.calibration = replace(model.calibration, false_alarms=false_alarms)
-            model.calibration.threshold()
+    for model in models:
+        _set_rates(model, path, false_alarms, false_pixels)
     if len({(model.extractor.description, model.image_size, model.pool, model.tiling) for model in models}) > 1:
         raise InputError(f"{path}: its checkpoints are not of one run; evaluate each by its file")
     stopwatch = Stopwatch(next(models[0].parameters()).device)
@@ -105,10 +116,24 @@ def compare_checkpoints(
         map_kind=map_kind,
     )  # fmt: skip
     rows = [
-        CheckpointResult(images.name, choice, result.evaluation, threshold_of(model.calibration))
+        CheckpointResult.of_calibrated(images.name, choice, result.evaluation, model.calibration)
         for (choice, model), result in zip(loaded.items(), results, strict=True)
     ]
     return CheckpointComparison(rows, images, models, results[0], stopwatch)
+
+
+def _set_rates(model: MSFlow, path: Path, false_alarms: float | None, false_pixels: float | None) -> None:
+    """Sets the rates of the thresholds of a model, those that are given. Raises: InputError if it has none for them."""
+    if false_alarms is None and false_pixels is None:
+        return
+    if model.calibration is None:
+        raise InputError(f"{path}: is not calibrated; `fastmsflow calibrate MODEL GOOD_IMAGES` does it")
+    if false_alarms is not None:
+        model.calibration = replace(model.calibration, false_alarms=false_alarms)
+        model.calibration.threshold()
+    if false_pixels is not None:
+        model.calibration = replace(model.calibration, false_pixels=false_pixels)
+        model.calibration.pixel_threshold()
 
 
 def threshold_of(calibration: Calibration | None) -> Threshold | None:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..data.datasets import Progress
@@ -100,7 +100,7 @@ def evaluate_corruptions(
     evaluations[MEAN] = [mean_evaluation(of_one) for of_one in zip(*changed, strict=True)]
     evaluations[WORST] = [worst_evaluation(of_one) for of_one in zip(*changed, strict=True)]
     rows = [
-        CorruptionResult(change, CheckpointResult(row.name, row.checkpoint, by_checkpoint[number], row.threshold))
+        CorruptionResult(change, replace(row, evaluation=by_checkpoint[number]))
         for number, row in enumerate(comparison.rows)
         for change, by_checkpoint in evaluations.items()
     ]

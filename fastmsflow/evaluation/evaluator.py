@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration import Calibration
+from ..calibration import Calibration, pixel_threshold
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, first_few
 from ..metrics import auroc, f1_at
@@ -68,9 +68,9 @@ class Evaluator:
         elif ground_truth.has_masks:
             self._pixel_metrics = BinnedPixelMetrics(levels, world)
         self._pixel_decisions: PixelDecisions | None = None
-        if calibration is not None and calibration.has_pixel_threshold:
-            threshold = calibration.pixel_threshold().value
-            self._pixel_decisions = PixelDecisions(threshold, ground_truth.labels, world)
+        threshold = pixel_threshold(calibration)
+        if threshold is not None:
+            self._pixel_decisions = PixelDecisions(threshold.value, ground_truth.labels, world)
 
     def add(self, numbers: Sequence[int], scores: Scores, masks: np.ndarray | None) -> None:
         """Adds the scores of the images of ``numbers``, float32 on the CPU, and their masks if the set has masks.

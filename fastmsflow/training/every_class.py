@@ -24,7 +24,6 @@ from ..evaluation.compare_checkpoints import (
     CheckpointResult,
     checkpoints,
     mean_of,
-    threshold_of,
     write_metrics,
 )
 from ..evaluation.metric_labels import METRIC_LABELS
@@ -303,7 +302,7 @@ def _results_of(folder: Path) -> tuple[list[CheckpointResult], float]:
         evaluation = Evaluation.from_dict(conform(row, dict[str, float | None], what, remedy))
         described = config.get("calibration")
         calibration = described and Calibration.from_dict(described)
-        rows.append(CheckpointResult(results["images"]["name"], how, evaluation, threshold_of(calibration)))
+        rows.append(CheckpointResult.of_calibrated(results["images"]["name"], how, evaluation, calibration))
     return rows, sum(results["seconds"].values())
 
 

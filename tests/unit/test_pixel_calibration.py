@@ -147,7 +147,7 @@ def test_pixel_thresholds_survive_json_and_earlier_versions_have_none() -> None:
     old = {key: value for key, value in calibration.as_dict().items() if key not in ("pixels", "false_pixels")}
     earlier = Calibration.from_dict(old)
     assert not earlier.has_pixel_threshold
-    with pytest.raises(InputError, match=r"an earlier version calibrated this model.*`fastmsflow calibrate MODEL"):
+    with pytest.raises(InputError, match=r"an earlier version calibrated this model: `fastmsflow calibrate MODEL"):
         earlier.pixel_threshold()
 
 

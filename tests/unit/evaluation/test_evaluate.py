@@ -23,7 +23,7 @@ from fastmsflow.evaluation import ground_truth, pixel_metrics
 from fastmsflow.evaluation.evaluator import Calibrator, Evaluator, TestResult
 from fastmsflow.evaluation.ground_truth import GroundTruth
 from fastmsflow.evaluation.pixel_metrics import BinnedPixelMetrics
-from fastmsflow.evaluation.results import METRICS, STATED, exactness
+from fastmsflow.evaluation.results import METRICS, PIXEL_METRICS, STATED, exactness
 from fastmsflow.evaluation.score_map_store import ScoreMapStore
 from fastmsflow.files import claimed_folder
 from fastmsflow.metrics import aupro, aupro_published, auroc, f1_max, pro_curve
@@ -37,7 +37,7 @@ from tests.helpers.tiny_model import tiny_model
 pytestmark = pytest.mark.slow
 
 LEVELS, SIDE, COUNT, RANKS = 3, 64, 24, 3
-PIXEL_METRICS = ("pixel_auroc", "pixel_auroc_absolute", "pixel_f1", "aupro", "aupro_published", "aupro_log")
+CALIBRATION = Calibration((1.0,) * 30, (1.0,) * 30, 0.5, pixels=PixelThresholds((0.001,), (4.0,), (0.0,), (0.1,)))
 # Of sums in float64 in another order; and of maps in float32, which are less a constant than the exact ones.
 ROUNDING = 1e-6
 
@@ -92,13 +92,13 @@ def evaluated(
     times: float = 1.0,
 ) -> TestResult:
     """Evaluates with a calibrated model."""
-    evaluator = Evaluator(known, LEVELS, map_kind="absolute", maps=maps, world=world)
+    evaluator = Evaluator(known, LEVELS, calibration=CALIBRATION, map_kind="absolute", maps=maps, world=world)
     for start in range(0, len(order), batch):
         numbers = order[start : start + batch]
         masks = known.load_masks(numbers)
         evaluator.add(numbers, scores_of(numbers, masks, times=times), masks)
     evaluator.complete()
-    return evaluator.result(Calibration((1.0,) * 30, (1.0,) * 30, 0.5))
+    return evaluator.result()
 
 
 def assert_within_the_bound(found: Evaluation, exact: Evaluation) -> None:
@@ -148,10 +148,19 @@ def test_a_small_set_is_judged_exactly_whatever_its_batches(images: ImageSet) ->
     scores = scores_of(known.scoring_order, masks)
     additive = torch.stack([image.max() - image for image in scores.likelihood_add])
     absolute = -(scores.log_likelihood + scores.peak[:, None, None])
-    assert [getattr(one.evaluation, name) for name in PIXEL_METRICS] == [
-        auroc(masks, additive), auroc(masks, absolute), f1_max(masks, additive), aupro(masks, scores.score_map_mul),
-        aupro_published(masks, scores.score_map_mul), aupro(masks, -scores.log_likelihood),
-    ]  # fmt: skip
+    multiplicative = scores.score_map_mul
+    assert {name: getattr(one.evaluation, name) for name in PIXEL_METRICS} == {
+        "pixel_auroc": auroc(masks, additive),
+        "pixel_auroc_absolute": auroc(masks, absolute),
+        "pixel_f1": f1_max(masks, additive),
+        "seg_f1_max": f1_max(masks, absolute),
+        "aupro": aupro(masks, multiplicative),
+        "aupro_05": aupro(masks, multiplicative, 0.05),
+        "aupro_absolute": aupro(masks, absolute),
+        "aupro_absolute_05": aupro(masks, absolute, 0.05),
+        "aupro_published": aupro_published(masks, multiplicative),
+        "aupro_log": aupro(masks, -scores.log_likelihood),
+    }
     np.testing.assert_array_equal(one.pro_curve(), pro_curve(masks, scores.score_map_mul))
 
 
@@ -244,7 +253,7 @@ def test_images_whose_score_is_not_finite_are_named_by_an_evaluator(images: Imag
     rest = list(range(2, COUNT))
     evaluator.add(rest, scores_of(rest, known.load_masks(rest)), known.load_masks(rest))
     with pytest.raises(InputError, match=r"not finite of .*image\.png; look"):
-        evaluator.result(None)
+        evaluator.result()
 
 
 def test_memory_does_not_grow_with_the_number_of_images(images: ImageSet, monkeypatch, tmp_path: Path) -> None:
