@@ -32,7 +32,7 @@ from .options import (
     argument,
     option,
 )
-from .output import add_pixel_error, console, format_metric, print_json, print_line, progress_bar
+from .output import add_metrics, add_pixel_error, console, format_metric, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluation.compare_checkpoints import CheckpointComparison, CheckpointResult
@@ -203,10 +203,15 @@ def _print_threshold(comparison: "CheckpointComparison") -> None:
 
 
 def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:
-    from ..evaluation.metric_labels import METRIC_LABELS
-
     table = Table(Column(escape(shown(name))), *(Column(escape(row.checkpoint), justify="right") for row in rows))
     add_pixel_error(table, [row.evaluation.pixel_error for row in rows])
-    for metric in dict.fromkeys(metric for row in rows for metric in row.evaluation.as_shown()):
-        table.add_row(METRIC_LABELS[metric], *(format_metric(getattr(row.evaluation, metric)) for row in rows))
+    shown_metrics = {metric for row in rows for metric in row.evaluation.as_shown()}
+    add_metrics(
+        table,
+        {
+            metric: [format_metric(getattr(row.evaluation, metric)) for row in rows]
+            for metric in rows[0].evaluation.as_dict()
+            if metric in shown_metrics
+        },
+    )
     console.print(table)

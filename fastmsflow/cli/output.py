@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -58,6 +58,16 @@ def exit_if_skipped(faults: list[str]) -> None:
 def format_metric(value: float | None) -> str:
     """Formats a metric for a table; "-" where it is not defined."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def add_metrics(table: Table, cells: Mapping[str, Iterable[str]]) -> None:
+    """Adds a row of ``cells`` for each metric to ``table``, those at a known threshold below a rule."""
+    from ..evaluation.metric_labels import METRIC_LABELS
+    from ..evaluation.results import RANKING_METRICS
+
+    last_above = max((name for name in cells if name in RANKING_METRICS), key=RANKING_METRICS.index, default=None)
+    for name, row in cells.items():
+        table.add_row(METRIC_LABELS[name], *row, end_section=name == last_above)
 
 
 def add_pixel_error(table: Table, pixel_errors: Iterable[float | None]) -> None:

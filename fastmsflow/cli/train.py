@@ -42,6 +42,7 @@ from .options import (
 )
 from .options import image_size as image_size_of
 from .output import (
+    add_metrics,
     add_pixel_error,
     console,
     errors,
@@ -334,16 +335,16 @@ def _print_end(job: "TrainingJob", result: "TrainingResult", model: "MSFlow") ->
 def _print_metrics(result: "TrainingResult") -> None:
     if result.test_result is None:
         return
-    from ..evaluation.metric_labels import METRIC_LABELS
-
     choices = result.by_choice()
     table = Table("metric", *choices)
-    for metric, chosen in result.summary().items():
-        cells = (
+    cells = {
+        metric: [
             f"{format_metric(chosen[how]['value'])} ({chosen[how]['epoch']})" if how in chosen else ""
             for how in choices
-        )
-        table.add_row(METRIC_LABELS[metric], *cells)
+        ]
+        for metric, chosen in result.summary().items()
+    }
+    add_metrics(table, cells)
     add_pixel_error(table, [m.evaluation.pixel_error for m in result.epoch_results if m.evaluation is not None])
     console.print(table)
     console.print("(epoch); best on test: each metric's own epoch, chosen by the test set, so optimistic", style="dim")

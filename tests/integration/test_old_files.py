@@ -64,7 +64,7 @@ def test_an_old_finished_run_is_evaluated_as_it_was(recorded: Path, command, mon
     assert code == 0, output
     before = json.loads((recorded / "finished/evaluation/metrics.json").read_text())
     now = json.loads((tmp_path / "metrics.json").read_text())
-    assert [list(row) for row in now] == [list(row) for row in before]
+    assert len(now) == len(before)
     for row, old in zip(now, before, strict=True):
         for key, value in old.items():
             assert row[key] == (pytest.approx(value, rel=OLD_RUN) if isinstance(value, float) else value), key
