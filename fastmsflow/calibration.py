@@ -25,6 +25,7 @@ __all__ = [
     "Calibration",
     "DecisionThreshold",
     "PixelThreshold",
+    "PixelThresholds",
     "Threshold",
     "pixel_threshold",
     "region_threshold",

@@ -18,8 +18,6 @@ import numpy as np
 from .errors import InputError
 from .number_range import FALSE_PIXEL_RATES
 
-__all__ = ["PixelThreshold", "PixelThresholds", "TailProfile"]
-
 FALSE_PIXELS = 0.001
 RATES = (*(float(f"{digits}e{power}") for power in range(-5, -1) for digits in (1, 1.5, 2, 3, 4, 5, 6, 8)), 0.1)
 """The rates for which a calibration keeps thresholds."""

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 
 from .._version import __version__
-from ..calibration import Calibration
+from ..calibration import Calibration, pixel_threshold
 from ..data import ImageSet, fingerprint, load_image, load_mask
 from ..data.image_io import read_image
 from ..files import shown, write_table
@@ -22,6 +22,7 @@ from ..visualization.color_scale import ColorScale
 from ..visualization.html_report import IMAGE_SIDE, Report, ReportRow, write_report
 from ..visualization.plots import gallery, plot_scores
 from .evaluator import TestResult
+from .metric_labels import METRIC_LABELS
 
 TABLE, PAGE = "scores.csv", "report.html"
 REPORT_FILES = (TABLE, HISTOGRAM, GALLERY, PAGE)
@@ -103,6 +104,7 @@ def write_test_report(
         pro=result.pro_curve(),
         metrics=metrics,
         corruption=corruption or {},
+        pixel_note=_pixel_note(model.calibration),
         settings=settings,
         fingerprint=fingerprint(images),
         licence=images.licence,
@@ -137,6 +139,17 @@ def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
         return None, calibration.shortage()
     threshold = calibration.threshold()
     return threshold.value, str(threshold)
+
+
+def _pixel_note(calibration: Calibration | None) -> str:
+    """Returns the threshold of pixels and the metrics that are judged at it; an empty text if there is none."""
+    threshold = pixel_threshold(calibration)
+    if threshold is None:
+        return ""
+    return (
+        f"Pixel threshold: {threshold}. {METRIC_LABELS['seg_f1']} is judged at it, and no defect was needed for it."
+        f" {METRIC_LABELS['seg_f1_max']} is at the best threshold for these very images, so it is optimistic."
+    )
 
 
 def _spread(indices: np.ndarray, score: np.ndarray, count: int) -> list[int]:

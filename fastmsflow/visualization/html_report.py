@@ -84,6 +84,8 @@ class Report:
     None: IMAGE_SIDE, and HEAT_SIDE for heat maps, which are shrunk by means."""
     corruption: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
     """Checkpoint -> change of light -> name of the metric -> value."""
+    pixel_note: str = ""
+    """The threshold of pixels, its origin and the metrics at it, in a sentence or two."""
 
 
 def write_report(path: Path, page: Report) -> None:
@@ -183,6 +185,7 @@ def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "pro": page.pro and [np.asarray(part, dtype=np.float64).round(5).tolist() for part in page.pro],
         "metrics": page.metrics,
         "corruption": page.corruption,
+        "pixel_note": page.pixel_note,
         "settings": page.settings,
         "versions": page.versions,
         "fingerprint": page.fingerprint,

@@ -49,6 +49,7 @@ def page(**changes: Any) -> Report:
         versions={"fastmsflow": "0.1.0"},
         fingerprint="sha256:1234",
         licence="CC0",
+        pixel_note="Pixel threshold: 4 nats.",
     )
     return dataclasses.replace(whole, **changes)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def test_evaluate_shows_a_runs_checkpoints_side_by_side(runs: Path, two_classes:
     assert rows[0]["false_alarm_rate"] == alarms / 10
     assert (rows[0]["threshold_value"], rows[0]["threshold_false_alarms"]) == (threshold, 0.1)
     assert rows[0]["f1"] == pytest.approx(2 * (sum(called) - alarms) / (8 + sum(called)))
+    pixel = MSFlow.load(runs / "a/best.safetensors").calibration.pixel_threshold()
+    assert {f"pixel_threshold_{name}": value for name, value in pixel.as_dict().items()}.items() <= rows[0].items()
+    assert f"pixel threshold: {pixel}; reached on the good test images: {rows[0]['false_pixel_rate']:.3%}" in out
+    assert f"Pixel threshold: {pixel}." in (tmp_path / "report.html").read_text()
     assert all(Path(row["image"]).name in (tmp_path / "report.html").read_text() for row in scores)
 
 
@@ -62,6 +67,25 @@ def test_evaluate_at_another_rate_of_false_alarms(runs: Path, two_classes: Path,
     code, out = command("evaluate", runs / "a", two_classes, "--class", "a", "--false-alarms", 0.01)
     assert code == 1
     assert "needs 99 held-out good images, and there are 10: hold out more, or allow 9.10%" in out
+
+
+def test_evaluate_at_another_rate_of_false_pixels(runs: Path, two_classes: Path, command, tmp_path: Path) -> None:
+    arguments = ("evaluate", runs / "a/last.safetensors", two_classes, "--class", "a", "--out", tmp_path / "out")
+    rows = []
+    for rate in (0.001, 0.1):
+        code, out = command(*arguments, "--false-pixels", rate, "--json")
+        assert code == 0
+        rows += json.loads(out)["rows"]
+    assert [row["pixel_threshold_false_pixels"] for row in rows] == [0.001, 0.1]
+    assert rows[0]["pixel_threshold_value"] > rows[1]["pixel_threshold_value"]
+    assert rows[0]["false_pixel_rate"] < rows[1]["false_pixel_rate"]
+
+    model = MSFlow.load(runs / "a/last.safetensors")
+    model.calibration = replace(model.calibration, pixels=None)
+    model.save(tmp_path / "earlier.safetensors")
+    code, out = command("evaluate", tmp_path / "earlier.safetensors", *arguments[2:], "--false-pixels", 0.01)
+    assert code == 1
+    assert "no threshold of pixels, since an earlier version calibrated this model: `fastmsflow calibrate" in out
 
 
 def test_the_rate_that_too_few_images_are_told_to_allow_is_one_that_they_do_for(
@@ -143,12 +167,16 @@ def test_calibrate_sets_the_threshold_of_a_model_and_keeps_what_it_says_of_itsel
 ) -> None:
     model = tmp_path / "model.safetensors"
     shutil.copy(runs / "a/best.safetensors", model)
-    code, out = command("calibrate", model, two_classes / "a/train/good", "--false-alarms", 0.05, "--json")
+    rates = ("--false-alarms", 0.05, "--false-pixels", 0.02)
+    code, out = command("calibrate", model, two_classes / "a/train/good", *rates, "--json")
     assert code == 0
     said = json.loads(out)["threshold"]
     calibrated = MSFlow.load(model)
     assert calibrated.calibration.threshold().as_dict() == said
     assert (said["images"], said["false_alarms"]) == (48, 0.05)
+    pixel = json.loads(out)["pixel"]
+    assert calibrated.calibration.pixel_threshold().as_dict() == pixel
+    assert (pixel["images"], pixel["false_pixels"]) == (48, 0.02)
     # The threshold is the second largest of 48: one is above.
     assert sum(score > said["value"] for score in calibrated.calibration.scores) == 1
 

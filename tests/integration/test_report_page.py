@@ -260,6 +260,7 @@ def test_curves_and_metrics(shown: Callable[..., Chrome]) -> None:
     assert find(browser, "#roc .curve").is_displayed() and find(browser, "#pro .curve").is_displayed()
     assert [find(browser, f"#metrics tr:nth-child({i})").text for i in (1, 2)][1:] == ["AUPRO – –"]
     assert texts(browser, "#metrics tbody tr:first-child td") == ["0.9100", "0.9300"]
+    assert find(browser, "#pixel-note").text == "Pixel threshold: 4 nats."
     assert not find(browser, "#corruption").is_displayed()
     find(browser, ".facts summary").click()
     assert "resnet18" in find(browser, "#settings").text and "64, 64" in find(browser, "#settings").text

@@ -293,6 +293,7 @@ function describe() {
   if (Object.keys(page.metrics).length) {
     byId("metrics-figure").hidden = false;
     byId("metrics").append(metricsTable(page.metrics));
+    byId("pixel-note").textContent = page.pixel_note;
   }
   Object.entries(page.corruption).forEach(([checkpoint, changes], number) => {
     byId("corruption").hidden = false;
