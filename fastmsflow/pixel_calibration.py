@@ -9,7 +9,7 @@ A guarantee for a finite number of images (conformal risk control; Angelopoulos 
 take at least 1 / rate - 1 images, since one more image may be above the threshold as a whole.
 """
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,10 +29,6 @@ REPLICATES, SEED = 1000, 0
 AT_ONCE = 100
 # The shares are float32.
 ROUNDING = 1e-6
-
-TailProfile = np.ndarray
-"""The values of an image's map at the ranks of SHARES, descending, and the exact shares of its pixels above them: (2,
-602) float32, however many pixels there are."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +76,14 @@ class PixelThresholds:
             raise InputError("the pixel thresholds are not one for each rate; `fastmsflow calibrate` makes them anew")
 
     @classmethod
-    def from_profiles(cls, profiles: Sequence[TailProfile]) -> "PixelThresholds":
-        """Returns the lowest threshold that keeps each of RATES over the images of ``profiles``, of which there is at
-        least one; the interval of a single image is 0 to 1."""
-        stacked = np.stack(profiles)
+    def from_profiles(cls, profiles: np.ndarray) -> "PixelThresholds":
+        """Returns the lowest threshold that keeps each of RATES over N images, at least one.
+
+        ``profiles`` (N, 2, 602): see ``tail_profile``. The interval of a single image is 0 to 1.
+        """
         rates = np.array(RATES)
-        values = lowest_thresholds(stacked, rates)
-        low, high = _intervals(stacked, rates) if len(stacked) > 1 else (np.zeros(len(rates)), np.ones(len(rates)))
+        values = lowest_thresholds(profiles, rates)
+        low, high = _intervals(profiles, rates) if len(profiles) > 1 else (np.zeros(len(rates)), np.ones(len(rates)))
         return cls(RATES, tuple(values.tolist()), tuple(low.tolist()), tuple(high.tolist()))
 
     def at(self, false_pixels: float, images: int) -> PixelThreshold:
@@ -109,8 +106,11 @@ class PixelThresholds:
         return cls(**{name: tuple(values) for name, values in content.items()})
 
 
-def tail_profile(score_map: np.ndarray) -> TailProfile:
-    """Returns the profile of a map (H, W) float32."""
+def tail_profile(score_map: np.ndarray) -> np.ndarray:
+    """Returns the profile (2, 602) float32 of a map (H, W) float32, however many pixels that has.
+
+    It has the map's values at the ranks of SHARES, descending, and the exact shares of the pixels above them.
+    """
     ordered = np.sort(score_map, axis=None)
     pixels = ordered.size
     # So that 0.001 of 1000 is 1, whatever the product rounds to.
@@ -118,6 +118,11 @@ def tail_profile(score_map: np.ndarray) -> TailProfile:
     values = ordered[pixels - 1 - ranks]
     above = pixels - np.searchsorted(ordered, values, side="right")
     return np.stack([values, above / pixels]).astype(np.float32)
+
+
+def as_profiles(values: "array[float]") -> np.ndarray:
+    """Returns the profiles (N, 2, 602) in a buffer of float32, one after the other."""
+    return np.frombuffer(values, np.float32).reshape(-1, 2, len(SHARES))
 
 
 def lowest_thresholds(profiles: np.ndarray, rates: np.ndarray) -> np.ndarray:

@@ -1,17 +1,17 @@
 """Collects scores batch by batch, and computes metrics or a calibration from them."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..calibration import Calibration, pixel_threshold
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..errors import InputError, first_few
 from ..metrics import auroc, f1_at
-from ..pixel_calibration import FALSE_PIXELS, PixelThresholds, TailProfile, tail_profile
+from ..pixel_calibration import FALSE_PIXELS, PixelThresholds, as_profiles, tail_profile
 from ..scoring import ImageScores, MapKind, Scores
 from .ground_truth import GroundTruth
 from .pixel_decisions import PixelDecisions
@@ -126,8 +126,9 @@ class Calibrator:
         self._count = len(names) if images is None else images
         self._world = world
         self._scores = ScoreCollector(names, world)
-        self._tails: list[tuple[int, TailProfile]] = []
-        self._pixels: list[Tensor] = []
+        self._numbers: list[int] = []
+        # Small arrays that stay among maps that go would break up the heap, whose holes are then too small for maps.
+        self._profiles, self._pixels = array("f"), array("f")
 
     def add(self, numbers: Sequence[int], scores: Scores) -> None:
         """Adds the scores of the images of ``numbers``, float32 on the CPU."""
@@ -137,9 +138,10 @@ class Calibrator:
         # of several sizes about as many of each.
         size = maps[0].numel()
         step = max(1, self._count * size // MEDIAN_PIXELS)
-        for number, score_map in zip(numbers, maps, strict=True):
-            self._pixels.append(score_map.flatten()[-number * size % step :: step].clone())
-            self._tails.append((number, tail_profile(score_map.numpy())))
+        for number, score_map in zip(numbers, maps.numpy(), strict=True):
+            self._pixels.frombytes(score_map.ravel()[-number * size % step :: step].tobytes())
+            self._profiles.frombytes(tail_profile(score_map).tobytes())
+        self._numbers += numbers
 
     def calibration(self, false_alarms: float, false_pixels: float = FALSE_PIXELS) -> Calibration:
         """Returns the calibration on the images of all processes, which all call this.
@@ -147,14 +149,18 @@ class Calibrator:
         Raises: InputError with the names of images whose score is not finite.
         """
         scores = self._scores.gather()
-        gathered = [tail for tails in self._world.all_gather(self._tails) for tail in tails]
-        tails = [tail for _, tail in sorted(gathered, key=lambda tail: tail[0])]
-        pixels = torch.cat(list(self._world.all_gather(torch.cat(self._pixels or [torch.empty(0)]))))
-        absolute = scores.absolute_score.tolist()
-        peaks = tuple(float(tail[0, 0]) for tail in tails)
-        thresholds = PixelThresholds.from_profiles(tails)
+        gathered = self._world.all_gather((self._numbers, self._profiles, self._pixels))
+        order = np.argsort([number for numbers, _, _ in gathered for number in numbers])
+        profiles = np.concatenate([as_profiles(profiles) for _, profiles, _ in gathered])[order]
+        pixels = torch.from_numpy(np.concatenate([np.frombuffer(pixels, np.float32) for *_, pixels in gathered]))
         return Calibration(
-            tuple(absolute), peaks, pixels.median().item(), false_alarms, pixels=thresholds, false_pixels=false_pixels
+            tuple(scores.absolute_score.tolist()),
+            # The first value of a profile is the map's largest.
+            tuple(profiles[:, 0, 0].tolist()),
+            pixels.median().item(),
+            false_alarms,
+            pixels=PixelThresholds.from_profiles(profiles),
+            false_pixels=false_pixels,
         )
 
 
@@ -165,21 +171,24 @@ class ScoreCollector:
         self._names = names
         self._world = world
         self._numbers: list[int] = []
-        self._scores: list[Tensor] = []
+        self._scores: list[tuple[float, float, float]] = []
 
     def add(self, numbers: Sequence[int], scores: Scores) -> None:
         self._numbers += numbers
-        self._scores.append(torch.stack([scores.score, scores.log_score, scores.absolute_score], dim=1))
+        # Numbers of Python, not tensors, for the reason that Calibrator gives.
+        self._scores += zip(
+            scores.score.tolist(), scores.log_score.tolist(), scores.absolute_score.tolist(), strict=True
+        )
 
     def gather(self) -> ImageScores:
         """Returns the scores of the images of all processes, on each of them.
 
         Raises: InputError with the names of images whose score is not finite.
         """
-        own = torch.cat(self._scores or [torch.empty(0, 3)])
-        gathered = self._world.all_gather((self._numbers, own))
+        gathered = self._world.all_gather((self._numbers, self._scores))
         numbers, order = torch.tensor([number for numbers, _ in gathered for number in numbers]).sort()
-        scores = ImageScores(*torch.cat([scores for _, scores in gathered])[order].unbind(dim=1))
+        rows = [row for _, rows in gathered for row in rows]
+        scores = ImageScores(*torch.tensor(rows).reshape(-1, 3)[order].unbind(dim=1))
         faults = [self._names[int(number)] for number in numbers[~scores.absolute_score.isfinite()]]
         if faults:
             raise InputError(

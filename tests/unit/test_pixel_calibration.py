@@ -29,6 +29,10 @@ def maps_of(count: int, seed: int = 0, spread: float = 1.0) -> list[np.ndarray]:
     ]
 
 
+def thresholds_of(maps: list[np.ndarray]) -> PixelThresholds:
+    return PixelThresholds.from_profiles(np.stack([tail_profile(score_map) for score_map in maps]))
+
+
 def mean_share(maps: list[np.ndarray], threshold: float) -> float:
     return float(np.mean([np.mean(score_map > threshold) for score_map in maps]))
 
@@ -42,7 +46,7 @@ def brute_force(maps: list[np.ndarray], rate: float) -> float:
 @pytest.mark.parametrize("count", [1, 2, 12])
 def test_a_pixel_threshold_is_the_lowest_that_keeps_the_rate_up_to_a_step_of_the_profiles(count: int) -> None:
     maps = maps_of(count)
-    found = PixelThresholds.from_profiles([tail_profile(score_map) for score_map in maps])
+    found = thresholds_of(maps)
     for rate, value in zip(RATES, found.values, strict=True):
         assert mean_share(maps, value) <= rate * (1 + 1e-9)
         assert brute_force(maps, rate) <= value <= brute_force(maps, rate / (1 + PIXEL_RATE_STEP))
@@ -51,7 +55,7 @@ def test_a_pixel_threshold_is_the_lowest_that_keeps_the_rate_up_to_a_step_of_the
 def test_each_image_counts_the_same_whatever_its_size() -> None:
     small, large = np.zeros((20, 20), np.float32), np.zeros((200, 200), np.float32)
     small.flat[:8], large.flat[:800] = 5, 7  # 2% of each
-    found = PixelThresholds.from_profiles([tail_profile(small), tail_profile(large)])
+    found = thresholds_of([small, large])
     assert found.at(0.015, 2).value == 5  # a mean share of 1%, by the large image alone
     assert found.at(0.02, 2).value == 0
     assert found.at(0.005, 2).value == 7
@@ -61,7 +65,7 @@ def test_an_image_beyond_the_largest_rate_counts_with_its_own_share() -> None:
     maps = [np.linspace(0, 1, 10_000, dtype=np.float32).reshape(100, 100) for _ in range(9)]
     strange = np.full((100, 100), 9, np.float32)
     strange.flat[:7000] = -1
-    found = PixelThresholds.from_profiles([tail_profile(score_map) for score_map in [*maps, strange]])
+    found = thresholds_of([*maps, strange])
     # 0.3 of one image of ten is 0.03, and the other images may have 0.03 / 0.9 each.
     assert found.at(0.06, 10).value == pytest.approx(1 - 0.03 / 0.9, abs=0.001)
     assert found.at(0.02, 10).value == 9
@@ -96,7 +100,7 @@ def test_the_interval_holds_the_rate_of_new_images_about_as_often_as_it_says() -
     for _ in range(trials):
         levels = generator.normal(0, 1, images)
         values = levels[:, None] - np.log(shares)
-        found = PixelThresholds.from_profiles(list(np.stack([values, np.broadcast_to(SHARES, values.shape)], 1)))
+        found = PixelThresholds.from_profiles(np.stack([values, np.broadcast_to(SHARES, values.shape)], 1))
         threshold = found.at(rate, images)
         true = np.minimum(1, population * np.exp(-threshold.value)).mean()
         held += threshold.low <= true <= threshold.high
@@ -107,12 +111,9 @@ def test_the_interval_holds_the_rate_of_new_images_about_as_often_as_it_says() -
 
 
 def test_the_interval_widens_as_images_get_fewer_and_knows_nothing_of_one() -> None:
-    of_many, of_few = (
-        PixelThresholds.from_profiles([tail_profile(score_map) for score_map in maps_of(n)]).at(0.01, n)
-        for n in (60, 6)
-    )
+    of_many, of_few = (thresholds_of(maps_of(n)).at(0.01, n) for n in (60, 6))
     assert of_many.high / of_many.low < of_few.high / of_few.low
-    alone = PixelThresholds.from_profiles([tail_profile(maps_of(1)[0])]).at(0.01, 1)
+    alone = thresholds_of(maps_of(1)).at(0.01, 1)
     assert (alone.low, alone.high) == (0, 1)
     assert str(alone).endswith("95% interval 0% to 100% by a bootstrap over 1 good image)")
 
@@ -126,7 +127,7 @@ def test_the_text_of_a_pixel_threshold_names_the_unit_of_its_interval() -> None:
 
 
 def test_a_rate_between_those_that_are_kept_takes_the_next_lower_one() -> None:
-    found = PixelThresholds.from_profiles([tail_profile(score_map) for score_map in maps_of(3)])
+    found = thresholds_of(maps_of(3))
     assert found.at(0.0019, 3) == found.at(0.0015, 3)
     assert found.at(0.0015, 3).false_pixels == 0.0015
     assert found.at(1e-5, 3).false_pixels == 1e-5
@@ -136,7 +137,7 @@ def test_a_rate_between_those_that_are_kept_takes_the_next_lower_one() -> None:
 
 
 def test_pixel_thresholds_survive_json_and_earlier_versions_have_none() -> None:
-    pixels = PixelThresholds.from_profiles([tail_profile(score_map) for score_map in maps_of(20)])
+    pixels = thresholds_of(maps_of(20))
     calibration = Calibration(tuple(range(20)), tuple(range(20)), 0.5, pixels=pixels, false_pixels=0.01)
     again = Calibration.from_dict(json.loads(json.dumps(calibration.as_dict())))
     assert again == calibration

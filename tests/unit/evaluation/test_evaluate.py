@@ -238,7 +238,7 @@ def test_a_calibration_by_batches_is_that_of_all_images_at_once(monkeypatch) -> 
     scores = scores_of(list(range(7)), np.zeros((7, SIDE, SIDE)))
     maps = scores.absolute_map
     typical = maps.flatten()[:: 7 * SIDE * SIDE // 7000].median().item()
-    pixels = PixelThresholds.from_profiles([tail_profile(score_map) for score_map in maps.numpy()])
+    pixels = PixelThresholds.from_profiles(np.stack([tail_profile(score_map) for score_map in maps.numpy()]))
     peaks = tuple(maps.amax(dim=(1, 2)).tolist())
     assert found == Calibration(tuple(scores.absolute_score.tolist()), peaks, typical, 0.05, pixels=pixels)
 
