@@ -55,6 +55,7 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("noise/train", "--cache-dtype bf16", NO_CACHE),
         ("noise/train", "--config idle.yaml", NO_CACHE),
         ("noise/train", "--false-alarms 0.1 --hold-out 0", "held-out images; give --hold-out, e.g. 0.1, or leave it"),
+        ("noise/train", "--false-pixels 0.01 --hold-out 0", "--false-pixels sets a threshold by held-out images; give"),
         (
             "noise/train",
             "--part-lr fusion=1e-4 --part-lr fusion=1e-3",
