@@ -126,7 +126,9 @@ class HashedFile:
 
 def _image_set_digest(images: ImageSet, describe: Callable[[Sample], str]) -> str:
     def chunks() -> Iterator[bytes]:
-        for samples in (images.train, images.test):
+        # Sets without validation images keep the digest that they had before there were any.
+        own = (images.validation,) if images.validation else ()
+        for samples in (images.train, images.test, *own):
             for sample in samples:
                 line = f"{sample.label}|{sample.kind}|{sample.mask_above}|{describe(sample)}\n"
                 yield line.encode(errors="surrogateescape")
