@@ -39,7 +39,7 @@ def fingerprint(images: ImageSet) -> str:
     """
 
     def describe(sample: Sample) -> str:
-        return f"{image_digest(sample.image)}|{image_digest(sample.mask) if sample.mask is not None else ''}"
+        return f"{image_digest(sample.image)}|{'|'.join(map(image_digest, sample.mask_files))}"
 
     return _image_set_digest(images, describe)
 
@@ -138,5 +138,5 @@ def _image_set_digest(images: ImageSet, describe: Callable[[Sample], str]) -> st
 
 
 def _names_and_sizes(sample: Sample) -> str:
-    files = [path for path in (sample.image, sample.mask) if path is not None]
+    files = [sample.image, *sample.mask_files]
     return "|".join(f"{path.name}|{path.stat().st_size if path.exists() else None}" for path in files)
