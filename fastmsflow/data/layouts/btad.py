@@ -3,15 +3,18 @@
 The layout is documented with the images, https://avires.dimi.uniud.it/papers/btad/btad.zip, and in arXiv 2104.10036.
 """
 
+from functools import partial
 from pathlib import Path
 
 from ..file_search import FolderSearch
 from ..image_set import ImageSet, Source
+from ..masks import MaskFolder
 from .folder import good_samples, samples_by_kind
 from .layout import Layout, check_class, classes_below, root_and_class
 from .mvtec import licence_of
 
 GOOD, DEFECTIVE = "ok", "ko"
+MASK_FOLDER = partial(MaskFolder, names=("{}",))
 READ = "images are read from train/ok, test/ok, test/ko and ground_truth/ko: move or rename those, or save them as PNG"
 
 
@@ -28,7 +31,14 @@ def btad(root: str | Path, category: str) -> ImageSet:
     base = root / category
     masks = base / "ground_truth"
     search = FolderSearch()
-    test = samples_by_kind(search, base / "test", masks if masks.is_dir() else None, only=(GOOD, DEFECTIVE), good=GOOD)
+    test = samples_by_kind(
+        search,
+        base / "test",
+        masks if masks.is_dir() else None,
+        only=(GOOD, DEFECTIVE),
+        good=GOOD,
+        mask_folder=MASK_FOLDER,
+    )
     images = ImageSet(category, good_samples(search, base / "train" / GOOD), test, licence=licence_of(base))
     search.add_elsewhere(base, images, READ)
     search.passed_over.warn()

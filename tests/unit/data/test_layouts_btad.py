@@ -45,6 +45,9 @@ def test_a_class_is_named_or_is_the_source_itself(tree: Path) -> None:
         open_image_set(tree)
     with pytest.raises(InputError, match=r"no class '04' \(there: 01, 02, 03\)"):
         open_image_set(tree, "04")
+    (tree / "04").write_text("")
+    with pytest.raises(InputError, match=r"no class '04' \(there: 01, 02, 03\)"):
+        open_image_set(tree, "04")
     with pytest.raises(InputError, match="it is one class itself: leave the class out"):
         open_image_set(tree / "02", "02")
 
@@ -54,7 +57,7 @@ def test_a_missing_mask_an_empty_folder_and_other_images_are_told_of(tree: Path)
     with pytest.warns(InputWarning, match=r"1 file looks like an image and is not read \(1 in extra\).*train/ok"):
         open_image_set(tree, "01")
     (tree / "01/ground_truth/ko/0001.png").unlink()
-    with pytest.raises(InputError, match=r"ko/0001\.bmp: has no mask; put 0001_mask\.png into .*ground_truth/ko"):
+    with pytest.raises(InputError, match=r"ko/0001\.bmp: has no mask; put 0001\.png into .*ground_truth/ko"):
         open_image_set(tree, "01")
     for image in (tree / "02/train/ok").iterdir():
         image.unlink()

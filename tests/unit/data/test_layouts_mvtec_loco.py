@@ -90,13 +90,20 @@ def test_a_folder_of_masks_that_is_emptied_later_is_named(tree: Path) -> None:
         load_mask(sample, None)
 
 
-@pytest.mark.parametrize("missing", ["validation/good", "train/good"])
-def test_a_missing_folder_is_named(missing: str, tree: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("validation/good", r"pushpins/validation/good: no such folder"),
+        ("train/good", r"no class 'pushpins' \(there: screw_bag\)"),
+        ("", r"no class 'pushpins' \(there: screw_bag\)"),
+    ],
+)
+def test_a_missing_folder_or_a_class_that_is_a_file_is_named(missing: str, message: str, tree: Path) -> None:
     write_mvtec_loco(tree / "screw_bag")
     shutil.rmtree(tree / "pushpins" / missing)
-    with pytest.raises(
-        InputError, match=r"pushpins/validation/good: no such folder|no class 'pushpins' \(there: screw"
-    ):
+    if not missing:
+        (tree / "pushpins").write_text("")
+    with pytest.raises(InputError, match=message):
         open_image_set(tree, "pushpins")
 
 
