@@ -41,7 +41,8 @@ class TrainingPlan:
     names: dict[str, Sequence[str]]
     """The names of the images or tiles of TRAIN, and of the images of HELD_OUT, by number."""
     counts: dict[str, int]
-    """The number of images by split, as ``results.json`` has them; ``validation``: of the set's own, if it has some."""
+    """The number of images by split, as ``results.json`` has them; ``validation``: those held out that are the set's own, if
+    it has some."""
     ground_truth: GroundTruth | None
     """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
@@ -151,7 +152,7 @@ def _plan_files(
 
 def _count_held_out(images: ImageSet, held_out: Sequence[Sample]) -> dict[str, int]:
     own = len(validation_of(images))
-    return {"held_out": 0, "validation": own} if own else {"held_out": len(held_out)}
+    return {"held_out": len(held_out)} | ({"validation": own} if own else {})
 
 
 def _variation(recipe: Recipe, data_config: DataConfig) -> Variation | None:

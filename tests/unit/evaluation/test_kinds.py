@@ -22,10 +22,9 @@ from fastmsflow.metrics import auroc
 from fastmsflow.tiling import Tiling
 from tests.helpers.mvtec_loco_tree import VALUES, write_mvtec_loco
 from tests.helpers.tiny_model import tiny_model
+from tests.helpers.tolerances import BINNED_MAPS
 
 SIZE = (32, 48)
-# Of maps in float32, which are less a constant than the exact ones.
-ROUNDING = 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_kinds_from_histograms_are_within_their_bound(
         for name in PIXEL_METRICS:
             if name != "aupro_published":  # too few thresholds may be left of so few pixels
                 one, other = getattr(exact[kind], name), getattr(found[kind], name)
-                assert abs(one - other) <= error + (exact[kind].pixel_error or 0) + ROUNDING, name
+                assert abs(one - other) <= error + (exact[kind].pixel_error or 0) + BINNED_MAPS, name
         assert found[kind].image_auroc == exact[kind].image_auroc
 
 

@@ -59,7 +59,7 @@ def test_all_of_train_is_trained_on_and_exactly_validation_is_held_out(
         names = dict.fromkeys(dataset.name(item) for item in range(len(dataset)))
         assert list(names) == [str(sample.image) for sample in samples]
     assert list(plan.names[HELD_OUT]) == [str(sample.image) for sample in images.validation]
-    assert plan.counts == {"train": 4, "held_out": 0, "validation": 2, "test": 4}
+    assert plan.counts == {"train": 4, "held_out": 2, "validation": 2, "test": 4}
 
 
 def test_validation_images_set_the_threshold_and_teach_nothing(tree: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_validation_images_set_the_threshold_and_teach_nothing(tree: Path, tmp_p
 def test_the_record_of_a_run_names_its_validation_images(images: ImageSet, tmp_path: Path) -> None:
     _, result = trained(images, tmp_path)
     counts = json.loads((tmp_path / "results.json").read_text())["images"]
-    assert [counts[key] for key in ("train", "held_out", "validation", "test")] == [4, 0, 2, 4]
+    assert [counts[key] for key in ("train", "held_out", "validation", "test")] == [4, 2, 2, 4]
     notes = read_config(tmp_path / "best.safetensors")["notes"]
     assert notes["chosen_by"] == "lowest nll of 2 validation images"
     assert result.held_out is not None and notes["epoch"] == result.held_out.epoch
