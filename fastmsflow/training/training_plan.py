@@ -29,7 +29,7 @@ from .datamodule import (
     TrainingData,
 )
 from .feature_cache import dtype_of
-from .held_out import check_hold_out, split, validation_of
+from .held_out import check_hold_out, split
 from .loaders import Decode
 
 
@@ -41,8 +41,7 @@ class TrainingPlan:
     names: dict[str, Sequence[str]]
     """The names of the images or tiles of TRAIN, and of the images of HELD_OUT, by number."""
     counts: dict[str, int]
-    """The number of images by split, as ``results.json`` has them; ``validation``: those held out that are the set's own, if
-    it has some."""
+    """The number of images by split, as ``results.json`` has them; ``validation``: of those held out, the set's own."""
     ground_truth: GroundTruth | None
     """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
@@ -139,20 +138,16 @@ def _plan_files(
         dtype = dtype_of(data_config.cache_dtype)
         cache = data_config.feature_cache
         source = FeatureTrainingData(model, files, recipe, options, cache=cache, cache_dtype=dtype)
+    own = {"validation": len(images.validation)} if images.validation else {}
     return TrainingPlan(
         source=source,
         names={TRAIN: _item_names(files[TRAIN]), HELD_OUT: _names(held_out)},
-        counts={"train": len(train), **_count_held_out(images, held_out), "test": len(images.test)},
+        counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)} | own,
         ground_truth=ground_truth,
         description={},
         name=images.name,
         licence=images.licence,
     )
-
-
-def _count_held_out(images: ImageSet, held_out: Sequence[Sample]) -> dict[str, int]:
-    own = len(validation_of(images))
-    return {"held_out": len(held_out)} | ({"validation": own} if own else {})
 
 
 def _variation(recipe: Recipe, data_config: DataConfig) -> Variation | None:

@@ -144,7 +144,8 @@ def _classes(source: Source) -> list[str]:
     root = Path(source)
     for name in _too_deep(root):
         _refuse_too_deep(root, name)
-    return mvtec_classes(root)
+    # A published object that is damaged is named, and not passed over, where every object is asked for.
+    return sorted({*mvtec_classes(root), *(name for name in OBJECTS if (root / name).exists())})
 
 
 def _open(source: Source, category: str | None) -> ImageSet:
