@@ -20,6 +20,7 @@ from fastmsflow.tiling import Tiling
 from fastmsflow.training import Recipe, train
 from fastmsflow.training.datamodule import HELD_OUT, TRAIN, FileTrainingData
 from fastmsflow.training.held_out import split
+from fastmsflow.training.training_job import TrainingJob
 from fastmsflow.training.training_plan import plan_training
 from fastmsflow.training.training_result import TrainingResult
 from tests.helpers.mvtec_ad_2_tree import write_mvtec_ad_2
@@ -105,6 +106,31 @@ def test_nothing_is_held_out_of_a_set_with_validation_images(images: ImageSet, t
     with pytest.raises(InputError, match=r"can: has 2 validation images of its own, .*; leave hold_out out, or give 0"):
         train(tiny_model(), images, replace(RECIPE, hold_out=0.25), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "changed", "taken"),
+    [(0.1, (), 0.0), (0.0, ("hold_out",), 0.0), (0.1, ("hold_out",), None), (0.0, ("hold_out", "false_pixels"), 0.0)],
+    ids=["default", "0", "a share", "0 and a rate"],
+)
+def test_a_commands_share_is_replaced_for_validation_images_unless_it_was_asked_for(
+    share: float, changed: tuple[str, ...], taken: float | None, images: ImageSet, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, hold_out=share)
+    job = TrainingJob(
+        source="", out=tmp_path, recipe=recipe, data=DataConfig(), model={}, options={}, changed=frozenset(changed)
+    )
+    plain = replace(images, validation=())
+    if taken is None:
+        with pytest.raises(InputError, match="leave hold_out out, or give 0"):
+            job.recipe_for(images)
+    else:
+        assert job.recipe_for(images) == replace(recipe, hold_out=taken)
+    if "false_pixels" in changed:
+        with pytest.raises(InputError, match="--false-pixels sets a threshold by held-out images; give --hold-out"):
+            job.recipe_for(plain)
+    else:
+        assert job.recipe_for(plain) == recipe
 
 
 def test_patience_counts_by_validation_images_or_by_held_out_ones(images: ImageSet, tmp_path: Path) -> None:
