@@ -113,10 +113,12 @@ class Recipe:
     hold_out: float = option(
         0.0, VALIDATION,
         "Share of the training images held out to choose the best round and to set the threshold, without a defective"
-        " image. 0: the published recipe, and no threshold.", range=between(0, 0.5),
+        " image. 0: the published recipe, and no threshold. A set with validation images of its own has these do both:"
+        " none of its training images is held out.", range=between(0, 0.5),
     )  # fmt: skip
     """Share of the training images that are kept out of training: they choose the best round without a defective image,
-    and thresholds are calibrated on them. 0 in the published recipe."""
+    and thresholds are calibrated on them. 0 in the published recipe, and for a set with validation images of its own,
+    which do both in their place."""
     patience: int | None = option(
         None,
         VALIDATION,
@@ -173,8 +175,6 @@ class Recipe:
             raise InputError(f"precision {self.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
         self._check_warm_up()
         check_ranges(self)
-        if self.patience is not None and not self.hold_out:
-            raise InputError("patience counts rounds by images that were held out: give hold_out, e.g. 0.1")
         self._check_parts()
         if self.memory is not None:
             from .nn.activation_checkpointing import ACTIVATION_CHECKPOINTING  # imports torch

@@ -7,7 +7,7 @@ import typer
 
 from ..distributed.process_group import SINGLE_PROCESS
 from ..recipe import WARM_UP_SHARE, DataConfig, Recipe
-from .config_file import resolved_options
+from .config_file import chosen_options, resolved_options
 from .imports import import_packages
 from .options import Out, Resume
 from .recipe_options import with_options_of
@@ -43,5 +43,6 @@ def demo(
         model={"extractor": EXTRACTOR, "extractor_weights": EXTRACTOR_PACKAGE, "standardise": True},
         options=resolved_options(ctx),
         resume=resume,
+        changed=frozenset(chosen_options(ctx)),
     )
     train_one(job, SINGLE_PROCESS)

@@ -87,6 +87,8 @@ def evaluate(
     from ..data.light import check_corrupt
     from ..evaluation.compare_checkpoints import (
         METRICS_FILES,
+        as_dicts,
+        by_checkpoint,
         checkpoints,
         compare_checkpoints,
         mean_of,
@@ -141,7 +143,7 @@ def evaluate(
                     progress=bar,
                     stage=bar.stage,
                 )
-                results += comparison.rows
+                results += [*comparison.rows, *comparison.kinds]
                 images = comparison.images
                 corruption = CorruptionReport()
                 if corrupt:
@@ -157,7 +159,7 @@ def evaluate(
                     write_test_report(
                         new.unfinished / folder, images, comparison.model, comparison.test_result, metrics=metrics,
                         settings=resolved_options(ctx), progress=bar, map_kind=kind,
-                        corruption=corruption.by_checkpoint(),
+                        corruption=corruption.by_checkpoint(), kinds=by_checkpoint(comparison.kinds),
                     )  # fmt: skip
             seconds.update(comparison.stopwatch.seconds)
             extractors[comparison.model.extractor.description] = None
@@ -165,8 +167,8 @@ def evaluate(
         if every_class:
             results += mean_of(results)
             changed += mean_over_classes(changed)
-        for name in dict.fromkeys(row.name for row in results):
-            _print_metrics(name, [row for row in results if row.name == name])
+        for title in dict.fromkeys(_title(row) for row in results):
+            _print_metrics(title, [row for row in results if _title(row) == title])
         print_corruption(changed)
         if corrupt:
             write_corruption(new.unfinished, changed)
@@ -176,7 +178,7 @@ def evaluate(
     for extractor in extractors:
         print_line(f"extractor: {extractor}")
     print_line(f"written to {out}")
-    content = {"rows": [row.as_dict() for row in results], "seconds": seconds, "extractors": list(extractors)}
+    content = {"rows": as_dicts(results), "seconds": seconds, "extractors": list(extractors)}
     print_json(content | ({"corruption": [row.as_dict() for row in changed]} if corrupt else {}))
 
 
@@ -202,8 +204,13 @@ def _print_threshold(comparison: "CheckpointComparison") -> None:
         print_line(NO_PIXEL_THRESHOLD, "dim")
 
 
-def _print_metrics(name: str, rows: list["CheckpointResult"]) -> None:
-    table = Table(Column(escape(shown(name))), *(Column(escape(row.checkpoint), justify="right") for row in rows))
+def _title(row: "CheckpointResult") -> str:
+    """Returns the class and, where one is judged apart, the kind of defect."""
+    return row.name if row.kind is None else f"{row.name}, {row.kind}"
+
+
+def _print_metrics(title: str, rows: list["CheckpointResult"]) -> None:
+    table = Table(Column(escape(shown(title))), *(Column(escape(row.checkpoint), justify="right") for row in rows))
     add_pixel_error(table, [row.evaluation.pixel_error for row in rows])
     shown_metrics = {metric for row in rows for metric in row.evaluation.as_shown()}
     add_metrics(

@@ -130,7 +130,8 @@ Source = Annotated[
     str,
     argument(
         "SOURCE",
-        "A folder in the MVTec AD or VisA layout, a folder of good images, or a sample set that pip installs:"
+        "A folder in the layout of MVTec AD, MVTec AD 2, MVTec LOCO AD, VisA, BTAD or Real-IAD, a folder of good"
+        " images, or a sample set that pip installs:"
         " 'elpv' (solar cells), 'textures', 'small_defects' (large images).",
     ),
 ]
@@ -138,8 +139,8 @@ Category = Annotated[
     str | None,
     option(
         DATA,
-        "Class of the set, e.g. bottle; elpv: mono, poly or all; textures and small_defects: brick, grass or gravel."
-        " all: every class of the set, but for elpv.",
+        "Class of the set, e.g. bottle or can; elpv: mono, poly or all; textures and small_defects: brick, grass or"
+        " gravel. all: every class of the set, but for elpv.",
         "--class",
     ),
 ]

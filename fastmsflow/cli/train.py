@@ -54,6 +54,7 @@ from .output import (
 from .recipe_options import settings_from, with_options_of
 
 if TYPE_CHECKING:
+    from ..data import ImageSet, ShardSet
     from ..models.msflow import MSFlow
     from ..training import TrainingResult
     from ..training.every_class import EveryClassResult
@@ -186,6 +187,7 @@ def train(
         loggers=logger,
         start_from=start_from,
         chosen=frozenset(name for name in ctx.params if source_of(ctx, name) != "DEFAULT"),
+        changed=frozenset(chosen_options(ctx)),
         profile=profile,
     )
     if every_class:
@@ -228,12 +230,6 @@ def refuse_unused_options(ctx: typer.Context) -> None:
     chosen = chosen_options(ctx)
     if "cache_dtype" in chosen and ctx.params["feature_cache"] is None:
         raise InputError("--cache-dtype is of the features in --feature-cache; give that too, or leave it out")
-    for name in ("false_alarms", "false_pixels"):
-        if name in chosen and not ctx.params["hold_out"]:
-            raise InputError(
-                f"--{name.replace('_', '-')} sets a threshold by held-out images; give --hold-out, e.g. 0.1, or leave"
-                " it out"
-            )
     if chosen >= {"tile", "image_size"}:
         raise InputError("--tile is the size of what the model is shown; leave --image-size out")
     if "tile" not in chosen and ctx.params.get("start_from") is None:
@@ -266,9 +262,7 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     from ..training.run_directory import STATE_FILE
 
     images = group.broadcast_from_rank0(job.open_images)
-    tests = f", {len(images.test)} test images" if isinstance(images, ImageSet) else ""
-    count = len(images.train) if isinstance(images, ImageSet) else images.manifest.images
-    print_line(f"{images.name}: {count} training images{tests}")
+    print_line(f"{images.name}: {_counts(images)}")
     if isinstance(images, ImageSet) and images.licence:
         console.print(images.licence, style="dim")
     torch.manual_seed(job.recipe.seed)
@@ -283,6 +277,16 @@ def train_one(job: "TrainingJob", group: ProcessGroup) -> None:
     if group.first:
         _print_end(job, result, model)
     group.leave()
+
+
+def _counts(images: "ImageSet | ShardSet") -> str:
+    """Returns the numbers of images of each part of a set, in words."""
+    from ..data import ImageSet
+
+    if not isinstance(images, ImageSet):
+        return f"{images.manifest.images} training images"
+    own = f", {len(images.validation)} validation images" if images.validation else ""
+    return f"{len(images.train)} training images{own}, {len(images.test)} test images"
 
 
 def _train_all(job: "TrainingJob", group: ProcessGroup) -> None:

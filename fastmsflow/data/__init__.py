@@ -6,10 +6,13 @@ from .fingerprint import fingerprint
 from .image_io import load_image, read_image
 from .image_set import ImageSet, Sample
 from .layouts import categories, classes_of, open_image_set
+from .layouts.btad import btad
 from .layouts.elpv import elpv
 from .layouts.folder import folder
 from .layouts.mvtec import mvtec
 from .layouts.mvtec_ad_2 import mvtec_ad_2, private_images
+from .layouts.mvtec_loco import mvtec_loco
+from .layouts.real_iad import real_iad
 from .layouts.small_defects import small_defects
 from .layouts.textures import textures
 from .layouts.visa import visa
@@ -32,6 +35,7 @@ __all__ = [
     "Sample",
     "ShardSet",
     "ShardedImages",
+    "btad",
     "categories",
     "classes_of",
     "draw_light",
@@ -43,9 +47,11 @@ __all__ = [
     "load_mask",
     "mvtec",
     "mvtec_ad_2",
+    "mvtec_loco",
     "open_image_set",
     "private_images",
     "read_image",
+    "real_iad",
     "small_defects",
     "textures",
     "visa",

@@ -81,7 +81,7 @@ class FolderSearch:
 
         ``remedy`` says from where images are read.
         """
-        known = {absolute(file) for sample in images.samples for file in (sample.image, sample.mask or "")}
+        known = {absolute(file) for sample in images.samples for file in (sample.image, *sample.mask_files)}
         for folder, found in self._walk(str(root), set(self._searched), [], is_elsewhere=True):
             for image in found:
                 if absolute(image) not in known:

@@ -39,7 +39,7 @@ def fingerprint(images: ImageSet) -> str:
     """
 
     def describe(sample: Sample) -> str:
-        return f"{image_digest(sample.image)}|{image_digest(sample.mask) if sample.mask is not None else ''}"
+        return f"{image_digest(sample.image)}|{'|'.join(map(image_digest, sample.mask_files))}"
 
     return _image_set_digest(images, describe)
 
@@ -126,7 +126,9 @@ class HashedFile:
 
 def _image_set_digest(images: ImageSet, describe: Callable[[Sample], str]) -> str:
     def chunks() -> Iterator[bytes]:
-        for samples in (images.train, images.test):
+        # Sets without validation images keep the digest that they had before there were any.
+        own = (images.validation,) if images.validation else ()
+        for samples in (images.train, images.test, *own):
             for sample in samples:
                 line = f"{sample.label}|{sample.kind}|{sample.mask_above}|{describe(sample)}\n"
                 yield line.encode(errors="surrogateescape")
@@ -136,5 +138,5 @@ def _image_set_digest(images: ImageSet, describe: Callable[[Sample], str]) -> st
 
 
 def _names_and_sizes(sample: Sample) -> str:
-    files = [path for path in (sample.image, sample.mask) if path is not None]
+    files = [sample.image, *sample.mask_files]
     return "|".join(f"{path.name}|{path.stat().st_size if path.exists() else None}" for path in files)

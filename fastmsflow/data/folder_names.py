@@ -83,21 +83,21 @@ def _warn_of_kinds(root: Path, folders: Sequence[str]) -> None:
         )
 
 
-def refuse_misnamed(test: Path, kind: str, images: Iterable[Path]) -> None:
+def refuse_misnamed(test: Path, kind: str, images: Iterable[Path], good: str = "good") -> None:
     """Raises: InputError if the name of the folder ``kind`` of ``test``, or of one below it, contradicts that its
-    ``images`` are good, if it is "good", and of one kind of defect otherwise."""
+    ``images`` are good, if it is ``good``, and of one kind of defect otherwise."""
     named = kind_of_folder(kind)
-    if named == GOOD and kind != "good":
-        raise InputError(f"{shown(test / kind)}: the folder of good test images must be called good; rename it")
+    if named == GOOD and kind != good:
+        raise InputError(f"{shown(test / kind)}: the folder of good test images must be called {good}; rename it")
     if named == MASK:
         raise InputError(
             f"{shown(test / kind)}: holds masks by its name, and its images would be taken for a kind of defect; put"
             " masks into ground_truth/KIND, beside test"
         )
-    wrong = (DEFECTIVE, MASK) if kind == "good" else (GOOD, MASK)
+    wrong = (DEFECTIVE, MASK) if kind == good else (GOOD, MASK)
     for folder in _folders_below(test / kind, images):
         if kind_of_folder(os.path.basename(folder)) in wrong:  # noqa: PTH119
-            what = "good" if kind == "good" else "defective"
+            what = "good" if kind == good else "defective"
             raise InputError(
                 f"{shown(test / kind / folder)}: all images below {shown(test / kind)} are taken for {what} ones;"
                 f" {_LAYOUT}"

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from .image_formats import SUFFIXES, suffix_of
+
 Source = str | Path
 """A folder of images, or the name of a sample set."""
 
@@ -16,11 +18,26 @@ class Sample:
     label: int
     """0 for a good image, 1 for a defective one."""
     mask: Path | None = None
-    """A mask of the defect; None if there is no defect (label 0) or its place is not known (label 1)."""
+    """A mask of the defect, or a folder of masks, which the defect's pixels are in any of; None if there is no defect
+    (label 0) or its place is not known (label 1)."""
     kind: str = "good"
     """The name of the folder, which says the kind of defect."""
     mask_above: int = 127
     """Mask pixels above this value are defective."""
+
+    @property
+    def mask_files(self) -> list[Path]:
+        """The files of ``mask``, sorted; those of a folder are looked up anew each time."""
+        if self.mask is None:
+            return []
+        return images_in(self.mask) if self.mask.is_dir() else [self.mask]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Returns the files in ``folder`` itself that have an image's suffix and are not hidden, sorted."""
+    return sorted(
+        path for path in folder.iterdir() if suffix_of(path.name) in SUFFIXES and not path.name.startswith(".")
+    )
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,8 @@ class ImageSet:
     """(H, W) to resize to, unless the user says otherwise."""
     licence: str = ""
     """One line: source and licence."""
+    kinds_apart: bool = False
+    """True if figures of each kind of defect are reported too, as papers on this set do."""
     validation: tuple[Sample, ...] = ()
     """Good images of the set's own that choose the epoch and set thresholds; where there are some, no image of
     ``train`` is held out."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import shown
-from .image_formats import SUFFIXES, suffix_of
+from .image_formats import suffix_of
 from .image_io import check_finite, image_size_of, opened_image, upright
-from .image_set import Sample
+from .image_set import Sample, images_in
 
 MASK_NAMES = ("{}_mask", "{}")
 """The names that an image's mask may have, in order; the braces stand for the image's name without suffix."""
@@ -57,13 +57,15 @@ def read_mask(sample: Sample, image_size: tuple[int, int] | None) -> Mask:
     image_size = image_size or (height, width)
     if sample.mask is None:
         return Mask(torch.zeros(image_size, dtype=torch.bool))
-    # It may have any size here: the comparison has the better message.
-    with opened_image(sample.mask, smallest=1) as image:
-        # The header is compared first, and a turned mask once it is upright.
-        mask = upright(image) if sorted(image.size) == sorted(size) else image
-        if mask.size != size:
-            raise _other_size(sample, mask.size, size)
-        defective = _defective(mask, sample)
+    defective = np.zeros((height, width), dtype=bool)
+    for file in _files(sample):
+        # It may have any size here: the comparison has the better message.
+        with opened_image(file, smallest=1) as image:
+            # The header is compared first, and a turned mask once it is upright.
+            mask = upright(image) if sorted(image.size) == sorted(size) else image
+            if mask.size != size:
+                raise _other_size(sample, file, mask.size, size)
+            defective |= _defective(mask, file, sample.mask_above)
     height, width = image_size
     resized = np.array(Image.fromarray(defective).resize((width, height), Image.Resampling.NEAREST))
     marked = int(np.count_nonzero(defective))
@@ -79,16 +81,24 @@ def check_mask_size(sample: Sample) -> None:
     if sample.mask is None:
         return
     size = image_size_of(sample.image)
-    with opened_image(sample.mask, smallest=1) as mask:
-        if sorted(mask.size) != sorted(size):
-            raise _other_size(sample, mask.size, size)
+    for file in _files(sample):
+        with opened_image(file, smallest=1) as mask:
+            if sorted(mask.size) != sorted(size):
+                raise _other_size(sample, file, mask.size, size)
 
 
-def _other_size(sample: Sample, mask: tuple[int, int], image: tuple[int, int]) -> InputError:
+def _files(sample: Sample) -> list[Path]:
+    """Returns the files of a sample's mask. Raises: InputError if it is a folder that holds none."""
+    files = sample.mask_files
+    if not files and sample.mask is not None:
+        raise InputError(f"{shown(sample.mask)}: holds no masks; put one of each defect into it, e.g. 000.png")
+    return files
+
+
+def _other_size(sample: Sample, file: Path, mask: tuple[int, int], image: tuple[int, int]) -> InputError:
     """Returns the error of a mask whose (width, height) is not that of its image."""
-    assert sample.mask is not None
     return InputError(
-        f"{shown(sample.mask)}: the mask is {mask[0]}x{mask[1]}, its image {shown(sample.image.name)}"
+        f"{shown(file)}: the mask is {mask[0]}x{mask[1]}, its image {shown(sample.image.name)}"
         f" {image[0]}x{image[1]}; give a mask of the image's size"
     )
 
@@ -103,9 +113,8 @@ class MaskFolder:
         self.folder = folder
         self.names = names
         self._by_stem: dict[str, list[Path]] = {}
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if suffix_of(path.name) in SUFFIXES and not path.name.startswith("."):
-                self._by_stem.setdefault(path.stem.casefold(), []).append(path)
+        for path in images_in(folder) if folder.is_dir() else ():
+            self._by_stem.setdefault(path.stem.casefold(), []).append(path)
 
     def mask_of(self, image: Path) -> Path:
         """Returns the mask of ``image``, with any suffix. Raises: InputError if there is none."""
@@ -125,17 +134,32 @@ class MaskFolder:
         raise InputError(f"{shown(image)}: has no mask; put {shown(wanted)} into {shown(self.folder)}")
 
 
-def _defective(mask: Image.Image, sample: Sample) -> np.ndarray:
-    """Returns bool (H, W): the pixels that ``sample`` counts as defective."""
-    assert sample.mask is not None
-    values = _values(mask, sample.mask)
-    check_finite(values, sample.mask)
+class DefectMaskFolder:
+    """The masks below a folder, of which each image has a folder of its own, with a mask of each defect in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def mask_of(self, image: Path) -> Path:
+        """Returns the folder of the masks of ``image``, STEM. Raises: InputError if it is not there or holds none."""
+        masks = self.folder / image.stem
+        if not masks.is_dir() or not images_in(masks):
+            raise InputError(
+                f"{shown(image)}: has no mask; put one of each defect into {shown(masks)}, as 000.png, 001.png"
+            )
+        return masks
+
+
+def _defective(mask: Image.Image, file: Path, above: int) -> np.ndarray:
+    """Returns bool (H, W): the pixels of the mask in ``file`` that are defective, see Sample.mask_above."""
+    values = _values(mask, file)
+    check_finite(values, file)
     largest = values.max()
-    above = sample.mask_above * (257 if largest > 255 else 1)
+    above *= 257 if largest > 255 else 1
     if 0 < largest <= above:
         if not np.isin(values, (0, largest)).all():
             raise InputError(
-                f"{shown(sample.mask)}: the mask's values go up to {largest:g}, and defective is what is above {above};"
+                f"{shown(file)}: the mask's values go up to {largest:g}, and defective is what is above {above};"
                 " save it with 255 where the defect is and 0 elsewhere"
             )
         above = 0

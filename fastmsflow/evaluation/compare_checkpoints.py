@@ -1,11 +1,9 @@
 """Evaluates the checkpoints of a run side by side, for one class or many."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-
-import numpy as np
 
 from ..calibration import Calibration, PixelThreshold, Threshold, pixel_threshold
 from ..data import ImageSet, open_image_set
@@ -20,7 +18,8 @@ from ..scoring import MapKind
 from .checkpoint_files import CHECKPOINT_FILES
 from .evaluate import Stopwatch, evaluate_all
 from .evaluator import TestResult
-from .results import Evaluation
+from .metric_labels import labeled
+from .results import Evaluation, mean_evaluation
 from .score_map_store import ScoreMapStore
 
 MEAN = "mean"
@@ -41,6 +40,8 @@ class CheckpointResult:
     """The threshold at which the evaluation's rates are measured."""
     pixel_threshold: PixelThreshold | None = None
     """The threshold at which its decisions on pixels are judged."""
+    kind: str | None = None
+    """The kind of defect that is judged apart, against all good images, or MEAN_OF_KINDS; None: all together."""
 
     @classmethod
     def of_calibrated(
@@ -59,6 +60,14 @@ class CheckpointResult:
         return row | asdict(self.evaluation)
 
 
+def by_checkpoint(rows: Sequence[CheckpointResult]) -> dict[str, dict[str, Mapping[str, float | None]]]:
+    """Returns checkpoint -> kind of defect -> a metric's label -> value, for rows of kinds."""
+    tables: dict[str, dict[str, Mapping[str, float | None]]] = {}
+    for row in rows:
+        tables.setdefault(row.checkpoint, {})[str(row.kind)] = labeled(row.evaluation.as_shown())
+    return tables
+
+
 @dataclass(frozen=True)
 class CheckpointComparison:
     """The results of the checkpoints on one class; ``model`` and ``test_result`` are those of the first row."""
@@ -69,6 +78,8 @@ class CheckpointComparison:
     """The model of each row."""
     test_result: TestResult
     stopwatch: Stopwatch
+    kinds: list[CheckpointResult]
+    """The results of each row by kind of defect, and their mean, where the set asks for it."""
 
     @property
     def model(self) -> MSFlow:
@@ -113,13 +124,18 @@ def compare_checkpoints(
     stage(f"scoring {images.name}", len(images.test))
     results = evaluate_all(
         models, images, workers=workers, progress=progress, stopwatch=stopwatch, stage=stage, maps=maps, dtype=dtype,
-        map_kind=map_kind,
+        map_kind=map_kind, by_kind=images.kinds_apart,
     )  # fmt: skip
     rows = [
         CheckpointResult.of_calibrated(images.name, choice, result.evaluation, model.calibration)
         for (choice, model), result in zip(loaded.items(), results, strict=True)
     ]
-    return CheckpointComparison(rows, images, models, results[0], stopwatch)
+    kinds = [
+        replace(row, evaluation=evaluation, kind=kind)
+        for row, result in zip(rows, results, strict=True)
+        for kind, evaluation in result.kinds.items()
+    ]
+    return CheckpointComparison(rows, images, models, results[0], stopwatch, kinds)
 
 
 def _set_rates(model: MSFlow, path: Path, false_alarms: float | None, false_pixels: float | None) -> None:
@@ -158,28 +174,31 @@ def checkpoints(path: Path) -> dict[str, Path]:
 
 
 def mean_of(rows: Sequence[CheckpointResult]) -> list[CheckpointResult]:
-    """Returns the mean over all classes for each checkpoint that all have, of the metrics that all have."""
+    """Returns the mean over all classes for each checkpoint and kind of defect that all have, of the metrics that all
+    have."""
     means = []
     classes = len({row.name for row in rows})
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        evaluations = [row.evaluation for row in rows if row.checkpoint == checkpoint]
+    for checkpoint, kind in dict.fromkeys((row.checkpoint, row.kind) for row in rows):
+        evaluations = [row.evaluation for row in rows if (row.checkpoint, row.kind) == (checkpoint, kind)]
         if len(evaluations) == classes:
-            means.append(CheckpointResult(MEAN, checkpoint, mean_evaluation(evaluations)))
+            means.append(CheckpointResult(MEAN, checkpoint, mean_evaluation(evaluations), kind=kind))
     return means
 
 
-def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Returns the mean of the metrics that all have."""
-    dicts = [asdict(evaluation) for evaluation in evaluations]
-    values = {name: [each[name] for each in dicts] for name in dicts[0]}
-    shared = {name: of for name, of in values.items() if None not in of}
-    mean = {name: max(of) if name == "pixel_error" else float(np.mean(of)) for name, of in shared.items()}
-    return Evaluation.from_dict(mean)
+def as_dicts(rows: Sequence[CheckpointResult]) -> list[dict[str, str | float | None]]:
+    """Returns the rows of a table; it has a column for the kind of defect if there are kinds."""
+    dicts = [row.as_dict() for row in rows]
+    if any(row.kind is not None for row in rows):
+        return [
+            {"class": row.name, "checkpoint": row.checkpoint, "kind": row.kind, **each}
+            for row, each in zip(rows, dicts, strict=True)
+        ]
+    return dicts
 
 
 def write_metrics(out: Path, rows: Sequence[CheckpointResult]) -> None:
-    """Writes METRICS_FILES into ``out``: a row for each class and checkpoint."""
+    """Writes METRICS_FILES into ``out``: a row for each class and checkpoint, and each kind of defect judged apart."""
     table, content = METRICS_FILES
-    rows_as_dicts = [row.as_dict() for row in rows]
+    rows_as_dicts = as_dicts(rows)
     write_table(out / table, tuple(rows_as_dicts[0]), (tuple(row.values()) for row in rows_as_dicts))
     write_json(out / content, rows_as_dicts)

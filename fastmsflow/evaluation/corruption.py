@@ -13,12 +13,12 @@ from ..files import write_json, write_table
 from ..inference import AUTO, prepare
 from ..scoring import MapKind
 from ..visualization.html_report import ReportRow
-from .compare_checkpoints import MEAN, CheckpointComparison, CheckpointResult, mean_evaluation, mean_of
+from .compare_checkpoints import MEAN, CheckpointComparison, CheckpointResult, mean_of
 from .corruption_pictures import ChosenMaps, chosen_images, picture
 from .evaluate import evaluate_all
 from .evaluator import TestResult
 from .metric_labels import labeled
-from .results import METRICS, Evaluation
+from .results import METRICS, Evaluation, mean_evaluation
 
 CLEAN, WORST = "clean", "worst"
 WRONG = ("false_alarm_rate", "false_pixel_rate", "pixel_fpr", "pixel_error")

@@ -19,6 +19,7 @@ from ..models.msflow import MSFlow
 from ..scoring import ImageScores, MapKind, Scores, shown_map
 from .evaluator import Evaluator, TestResult
 from .ground_truth import GroundTruth
+from .kinds import EvaluatorByKind
 from .results import Evaluation
 from .score_map_store import ScoreMapStore
 
@@ -142,12 +143,14 @@ def evaluate_all(
     dtype: str | None = AUTO,
     map_kind: MapKind | None = None,
     light: LightChange | None = None,
+    by_kind: bool = False,
 ) -> list[TestResult]:
     """Evaluates models that differ in their flows only, so that the extractor runs once; see ``evaluate``.
 
     ``stopwatch`` measures the stages load, extractor, flow and metrics. ``stage`` is called with the label of the next
     stage and the number up to which ``progress`` then counts. ``maps`` stores the first model's maps to show, of
     ``map_kind``, see fastmsflow.scoring.shown_map. ``light`` changes every image, with noise of its own.
+    ``by_kind``: each kind of defect is evaluated apart, too.
     """
     first = models[0]
     stopwatch = stopwatch or Stopwatch(next(first.parameters()).device)
@@ -155,8 +158,9 @@ def evaluate_all(
         ready = [prepare(model, dtype) for model in models]
         ground_truth = GroundTruth.from_image_set(images, first.image_size if first.tiling is None else None)
     map_kind = shown_map(first.calibration is not None, map_kind)
+    kind_of_evaluator = EvaluatorByKind if by_kind else Evaluator
     evaluators = [
-        Evaluator(
+        kind_of_evaluator(
             ground_truth,
             len(model.flow.channels),
             calibration=model.calibration,

@@ -1,8 +1,8 @@
 """Collects scores batch by batch, and computes metrics or a calibration from them."""
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class TestResult:
     maps: ScoreMapStore | None
     """The map to show of each image; None if they are not stored, or another process has them."""
     pixel_metrics: PixelMetricsAccumulator | None
+    kinds: Mapping[str, Evaluation] = field(default_factory=dict)
+    """The metrics of each kind of defect and their mean, see fastmsflow.evaluation.kinds; empty if they are not asked
+    for."""
 
     def pro_curve(self) -> Curve | None:
         """Returns the curve of fastmsflow.metrics.pro_curve; None if there are no masks or they mark nothing."""

@@ -106,9 +106,10 @@ class GroundTruth:
                 f" it has {len(labels) - defective} good and {defective} defective: add the missing ones, or, to train"
                 " without an evaluation, move the test images elsewhere"
             )
-        exact = (
-            world.size == 1 and image_size is not None and len(labels) * image_size[0] * image_size[1] <= EXACT_PIXELS
-        )
+        kinds = {sample.kind for sample in images.test if sample.label} if images.kinds_apart else ()
+        # Each kind of defect that is judged apart is held once more, with all good images.
+        held = len(labels) + len(kinds) * (len(labels) - defective) + (defective if kinds else 0)
+        exact = world.size == 1 and image_size is not None and held * image_size[0] * image_size[1] <= EXACT_PIXELS
         truth = cls(images.test, labels, image_size, images.has_masks, exact, None)
         if images.has_masks and exact:
             truth = replace(truth, masks=truth.load_masks(range(len(labels))))
@@ -118,6 +119,11 @@ class GroundTruth:
             for sample in images.test:
                 check_mask_size(sample)
         return truth
+
+    def part(self, numbers: Sequence[int]) -> "GroundTruth":
+        """Returns the ground truth of some of the images, whose masks are read, and warned of, by this one."""
+        samples = [self.samples[number] for number in numbers]
+        return replace(self, samples=samples, labels=self.labels[numbers], masks=None, mask_notes=MaskNotes())
 
     @property
     def names(self) -> list[str]:

@@ -44,6 +44,7 @@ def write_test_report(
     progress: Callable[[int], None] = lambda done: None,
     map_kind: MapKind | None = None,
     corruption: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
+    kinds: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
 ) -> None:
     """Writes REPORT_FILES into ``out``.
 
@@ -51,7 +52,8 @@ def write_test_report(
     has a tiling, images, maps and masks have the image's own size: ``heatmaps.png`` shows the part around each map's
     highest value, and the page shrinks pictures only as far as it would exceed PAGE_PIXELS.
     ``result``: the model's result on ``images.test``, with its maps, which are of ``map_kind``, see ColorScale.
-    ``metrics``: checkpoint -> metric -> value; ``corruption``: checkpoint -> change of light -> metric -> value.
+    ``metrics``: checkpoint -> metric -> value; ``corruption``: checkpoint -> change of light -> metric -> value;
+    ``kinds``: checkpoint -> kind of defect -> metric -> value.
     ``settings`` are shown in the report. ``progress`` is called with the number of images done.
     """
     scores, maps = result.scores, result.maps
@@ -105,6 +107,7 @@ def write_test_report(
         metrics=metrics,
         corruption=corruption or {},
         pixel_note=_pixel_note(model.calibration),
+        kinds=kinds or {},
         settings=settings,
         fingerprint=fingerprint(images),
         licence=images.licence,

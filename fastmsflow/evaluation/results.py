@@ -1,7 +1,9 @@
 """Metrics of a model on a test set."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
 
 STATED = 1e-4
 """The usual bound of ``pixel_error``."""
@@ -80,6 +82,15 @@ METRICS: tuple[str, ...] = tuple(field.name for field in fields(Evaluation) if f
 RANKING_METRICS = METRICS[: METRICS.index("seg_f1")]
 PIXEL_METRICS = tuple(name for name in RANKING_METRICS if name.startswith(("pixel_", "seg_", "aupro")))
 """The metrics of maps that need masks, and no threshold."""
+
+
+def mean_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Returns the mean of the metrics that all have."""
+    dicts = [asdict(evaluation) for evaluation in evaluations]
+    values = {name: [each[name] for each in dicts] for name in dicts[0]}
+    shared = {name: of for name, of in values.items() if None not in of}
+    mean = {name: max(of) if name == "pixel_error" else float(np.mean(of)) for name, of in shared.items()}
+    return Evaluation.from_dict(mean)
 
 
 def exactness(pixel_error: float) -> str:

@@ -225,16 +225,17 @@ class _ClassRuns:
     def _find_finished(self) -> list[str]:
         """Returns the classes that are finished, and forgets the failures of the others, which are tried again.
 
-        Raises: InputError if a model cannot be built, or the run of a class has other settings.
+        Raises: InputError if a model cannot be built, the settings do not fit a class, or its run has others.
         """
         job, out = self._job, self._job.out
         for name, images in self._sets.items():
             if isinstance(images, ImageSet):
                 model = self._models.untouched(job.image_size_for(images))
                 check_tiling(model, job.data, of_shards=False)
+                recipe = job.recipe_for(images)
                 if (out / name).is_dir():
                     description = describe_images(images, job.data)
-                    settings = run_settings(model, description, job.recipe, job.data, started_from=job.started_from)
+                    settings = run_settings(model, description, recipe, job.data, started_from=job.started_from)
                     refuse_another(out / name, settings)
         for name in self._sets:
             (out / name / FAILED_FILE).unlink(missing_ok=True)

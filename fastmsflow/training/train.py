@@ -71,7 +71,8 @@ def train(
     Training starts from the weights that ``model`` has, and with its standardiser if that has been fitted; its
     calibration is made anew.
 
-    ``images``: an ImageSet, or a ShardSet, all of whose images are good. ``reading``: how images are read.
+    ``images``: an ImageSet, or a ShardSet, all of whose images are good. Validation images of the set's own are the
+    held-out ones: then ``recipe`` may hold out no others. ``reading``: how images are read.
     ``console``: shows progress; None: nothing is shown. ``log_to``: names of loggers (csv, tensorboard, wandb).
     ``report``: writes what a finished run has in ``out`` besides, before ``results.json`` says that the run has
     finished. ``profile``: traces a few steps into ``out/profile.json``. ``world``: the processes that all call this
@@ -81,9 +82,10 @@ def train(
     with other runs; None: this run starts its own.
 
     Into ``out`` go ``config.yaml``, if ``options`` are given; ``last.safetensors``; ``best.safetensors``, of the lowest
-    nll of the held-out images, if ``recipe`` holds some out; ``best_on_test.safetensors``, of the highest image AUROC,
-    if there are test images; ``results.json``; until that is written ``state.ckpt``, from which ``resume`` continues,
-    on the same device to the bit as if the run had not been interrupted; and ``logs``, if ``log_to`` names loggers.
+    nll of the held-out images, if ``recipe`` holds some out or the set has validation images of its own;
+    ``best_on_test.safetensors``, of the highest image AUROC, if there are test images; ``results.json``; until that is
+    written ``state.ckpt``, from which ``resume`` continues, on the same device to the bit as if the run had not been
+    interrupted; and ``logs``, if ``log_to`` names loggers.
 
     Raises: InputError if images cannot be read, the loss is not finite (the message names the batch's images, as does
     ``out/not_finite.json``), ``out`` holds another run, the feature cache is stale, or a process would have no images;
@@ -104,7 +106,7 @@ def train(
     def on_round_end() -> None:
         with ema.in_use() if ema else nullcontext():
             if world.first:
-                _save_models(module, out, plan.counts["held_out"], notes)
+                _save_models(module, out, plan.held_out_images, notes)
                 _print_round(module, console)
 
     module = MSFlowLightningModule(
@@ -236,13 +238,13 @@ def _results(result: TrainingResult, plan: TrainingPlan, model: MSFlow) -> dict[
     }
 
 
-def _save_models(module: MSFlowLightningModule, out: Path, held_out: int, notes: Mapping[str, Any]) -> None:
+def _save_models(module: MSFlowLightningModule, out: Path, held_out: str, notes: Mapping[str, Any]) -> None:
     """Saves the model after a meta epoch, also as the best one by each way of choosing that it wins."""
     current = module.epoch_results[-1]
     notes = {"epoch": current.epoch, "meta_epoch": current.epoch // module.recipe.sub_epochs, **notes}
     module.model.save(out / LAST, **notes)
     if current is best_on_held_out(module.epoch_results):
-        chosen_by = f"lowest nll of {held_out} good images held out of training"
+        chosen_by = f"lowest nll of {held_out}"
         module.model.save(out / BEST, chosen_by=chosen_by, **notes)
     if current is best_on_test(module.epoch_results, "image_auroc"):
         module.model.save(out / BEST_ON_TEST, chosen_by="image AUROC on the test set", **notes)

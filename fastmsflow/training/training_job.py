@@ -4,7 +4,7 @@ folder, curves and report included."""
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..data.class_selection import refuse_class_of_shards
 from ..data.reader_pool import ReaderPool
 from ..data.shards.shard_set import is_shard_set
 from ..distributed.process_group import ProcessGroup
+from ..errors import InputError
 from ..evaluation.metric_labels import METRIC_LABELS, labeled
 from ..evaluation.report import write_test_report
 from ..models.msflow import MSFlow
@@ -23,6 +24,7 @@ from ..owned_files import CURVES
 from ..progress import progress_bar
 from ..recipe import DataConfig, Recipe
 from ..visualization.plots import plot_training
+from .held_out import check_hold_out, validation_of
 from .start_from import model_from_checkpoint, model_options, tiling_of
 from .train import ROUND_METRICS, train
 from .training_result import TrainingResult
@@ -52,6 +54,8 @@ class TrainingJob:
     """The checkpoint whose weights the run starts from; None: new weights."""
     chosen: frozenset[str] = frozenset()
     """Names of the options that the user gave."""
+    changed: frozenset[str] = frozenset()
+    """Those of them that are on the command line, or of which a file has another value than the default."""
     profile: bool = False
 
     @property
@@ -81,6 +85,24 @@ class TrainingJob:
             return model
         return model_from_checkpoint(self.start_from, {**self.model, **self.tiles}, set(self.chosen), image_size)
 
+    def recipe_for(self, images: ImageSet | ShardSet) -> Recipe:
+        """Returns the recipe of a run on ``images``: where they have validation images of their own, no others are held
+        out unless the user asks for it.
+
+        Raises: InputError if settings of held-out images do not fit ``images``, or would have no effect.
+        """
+        recipe, has_own = self.recipe, bool(validation_of(images))
+        if has_own and "hold_out" not in self.changed:
+            recipe = replace(recipe, hold_out=0.0)
+        check_hold_out(images, recipe)
+        for name in ("false_alarms", "false_pixels"):
+            if name in self.changed and not has_own and not recipe.hold_out:
+                raise InputError(
+                    f"--{name.replace('_', '-')} sets a threshold by held-out images; give --hold-out, e.g. 0.1, or"
+                    " leave it out"
+                )
+        return recipe
+
     def run(
         self,
         model: MSFlow,
@@ -94,13 +116,18 @@ class TrainingJob:
 
         ``console`` shows progress; ``group`` and ``readers``: see fastmsflow.training.train, as for errors.
         """
+        with group.raise_on_any_rank():
+            recipe = self.recipe_for(images)
         options = self.options if self.start_from is None else self.options | model_options(model)
+        if validation_of(images):
+            # The default was not used, and a file with it would ask for it.
+            options = {name: value for name, value in options.items() if name != "hold-out"}
         if torch.cuda.is_available():
             model.cuda()
         return train(
             model,
             images,
-            self.recipe,
+            recipe,
             self.out,
             reading=self.data,
             console=console,

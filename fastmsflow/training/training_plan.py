@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from ..data import ImageFileDataset, ImageSet, Sample, ShardSet, fingerprint
 from ..data.fingerprint import names_fingerprint
 from ..data.image_tiles import ImageTiles
@@ -31,6 +29,7 @@ from .datamodule import (
     TrainingData,
 )
 from .feature_cache import dtype_of
+from .held_out import check_hold_out, split
 from .loaders import Decode
 
 
@@ -42,7 +41,7 @@ class TrainingPlan:
     names: dict[str, Sequence[str]]
     """The names of the images or tiles of TRAIN, and of the images of HELD_OUT, by number."""
     counts: dict[str, int]
-    """The number of images by split, as ``results.json`` has them."""
+    """The number of images by split, as ``results.json`` has them; ``validation``: of those held out, the set's own."""
     ground_truth: GroundTruth | None
     """Labels and masks of the test images; None if there are none."""
     description: dict[str, object]
@@ -51,6 +50,12 @@ class TrainingPlan:
     """The image set's name: the class, where there are several; None: shards have none."""
     licence: str = ""
     """One line: source and licence."""
+
+    @property
+    def held_out_images(self) -> str:
+        """The images that choose the best epoch, in words."""
+        own = self.counts.get("validation")
+        return f"{own} validation images" if own else f"{self.counts['held_out']} good images held out of training"
 
 
 def plan_training(
@@ -68,6 +73,7 @@ def plan_training(
     processes do not go together, and UnavailableError if JPEG files cannot be decoded on the GPU.
     """
     with world.raise_on_any_rank():
+        check_hold_out(images, recipe)
         check_data_config(data_config, isinstance(images, ShardSet))
         check_tiling(model, data_config, isinstance(images, ShardSet))
         decode = _make_decoder(model, data_config, isinstance(images, ShardSet)) if data_config.decode_on_gpu else None
@@ -119,7 +125,7 @@ def _plan_files(
         size = model.image_size if model.tiling is None else None
         ground_truth = GroundTruth.from_image_set(images, size, options.world)
         options = replace(options, test_order=ground_truth.scoring_order)
-    train, held_out = split(images.train, recipe)
+    train, held_out = split(images, recipe)
     splits: dict[str, Sequence[Sample]] = {TRAIN: train, HELD_OUT: held_out, TEST: images.test}
     files = {
         name: _dataset(model, samples, _variation(recipe, data_config) if name == TRAIN else None, options)
@@ -132,10 +138,11 @@ def _plan_files(
         dtype = dtype_of(data_config.cache_dtype)
         cache = data_config.feature_cache
         source = FeatureTrainingData(model, files, recipe, options, cache=cache, cache_dtype=dtype)
+    own = {"validation": len(images.validation)} if images.validation else {}
     return TrainingPlan(
         source=source,
         names={TRAIN: _item_names(files[TRAIN]), HELD_OUT: _names(held_out)},
-        counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)},
+        counts={"train": len(train), "held_out": len(held_out), "test": len(images.test)} | own,
         ground_truth=ground_truth,
         description={},
         name=images.name,
@@ -215,19 +222,3 @@ def describe_images(images: ImageSet, data_config: DataConfig) -> dict[str, obje
     if not data_config.stream:
         return {"name": images.name, "fingerprint": fingerprint(images)}
     return {"name": images.name, "files": names_fingerprint(images)}
-
-
-def split(samples: Sequence[Sample], recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
-    """Returns the training samples and the held-out samples, in their order; the seed alone chooses the latter.
-
-    Raises: InputError if nothing is left to train on.
-    """
-    count = max(1, round(recipe.hold_out * len(samples))) if recipe.hold_out else 0
-    if count >= len(samples):
-        raise InputError(f"{len(samples)} training images: too few to hold any out; give more, or hold out 0")
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-    chosen = set(order[:count])
-    return (
-        [sample for i, sample in enumerate(samples) if i not in chosen],
-        [sample for i, sample in enumerate(samples) if i in chosen],
-    )

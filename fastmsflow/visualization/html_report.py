@@ -86,6 +86,8 @@ class Report:
     """Checkpoint -> change of light -> name of the metric -> value."""
     pixel_note: str = ""
     """The threshold of pixels, its origin and the metrics at it, in a sentence or two."""
+    kinds: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
+    """Checkpoint -> kind of defect -> name of the metric -> value."""
 
 
 def write_report(path: Path, page: Report) -> None:
@@ -186,6 +188,7 @@ def _data(page: Report, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "metrics": page.metrics,
         "corruption": page.corruption,
         "pixel_note": page.pixel_note,
+        "kinds": page.kinds,
         "settings": page.settings,
         "versions": page.versions,
         "fingerprint": page.fingerprint,

@@ -10,6 +10,9 @@ GOLDEN_FLOAT64 = 5e-6
 GOLDEN_LOG_DET_PER_ELEMENT = 1e-7
 # Absolute, of recorded maps and scores, float32 of the order of 1, and of metrics of such maps: a few roundings each.
 GOLDEN_SCORES = 1e-6
+# A metric from histograms beside the exact one, above the bound that it comes with: a constant is subtracted from maps
+# before they are counted, which rounds them once more.
+BINNED_MAPS = 1e-6
 # Ten Adam steps divide by sqrt(v), which magnifies rounding where gradients are small; and the loss crosses zero on its
 # way, where an error relative to the loss says nothing: it is relative to the first loss.
 GOLDEN_TRAJECTORY = 1e-5

@@ -261,21 +261,24 @@ def test_curves_and_metrics(shown: Callable[..., Chrome]) -> None:
     assert [find(browser, f"#metrics tr:nth-child({i})").text for i in (1, 2)][1:] == ["AUPRO – –"]
     assert texts(browser, "#metrics tbody tr:first-child td") == ["0.9100", "0.9300"]
     assert find(browser, "#pixel-note").text == "Pixel threshold: 4 nats."
-    assert not find(browser, "#corruption").is_displayed()
+    assert not find(browser, "#corruption").is_displayed() and not find(browser, "#kinds").is_displayed()
     find(browser, ".facts summary").click()
     assert "resnet18" in find(browser, "#settings").text and "64, 64" in find(browser, "#settings").text
     assert texts(browser, "#versions dd") == ["0.1.0", "sha256:1234"]
 
 
-def test_tables_under_changed_light_are_folded_by_checkpoint(shown: Callable[..., Chrome]) -> None:
+@pytest.mark.parametrize("section", ["corruption", "kinds"])
+def test_tables_of_changed_light_and_of_kinds_are_folded_by_checkpoint(
+    section: str, shown: Callable[..., Chrome]
+) -> None:
     values = {"clean": {"image AUROC": 0.9, "AUPRO": None}, "darker": {"image AUROC": 0.8, "AUPRO": None}}
-    browser = shown(corruption={"last": values, "best on test": {"clean": {"image AUROC": 0.7}}})
-    assert texts(browser, "#corruption summary") == ["last", "best on test"]
-    assert texts(browser, "#corruption details[open] thead th") == ["clean", "darker"]
-    assert texts(browser, "#corruption details[open] tbody tr:first-child td") == ["0.9000", "0.8000"]
-    assert texts(browser, "#corruption details[open] tbody tr:last-child td") == ["–", "–"]
-    browser.find_elements(By.CSS_SELECTOR, "#corruption summary")[1].click()
-    assert find(browser, "#corruption details:last-child td").is_displayed()
+    browser = shown(**{section: {"last": values, "best on test": {"clean": {"image AUROC": 0.7}}}})
+    assert texts(browser, f"#{section} summary") == ["last", "best on test"]
+    assert texts(browser, f"#{section} details[open] thead th") == ["clean", "darker"]
+    assert texts(browser, f"#{section} details[open] tbody tr:first-child td") == ["0.9000", "0.8000"]
+    assert texts(browser, f"#{section} details[open] tbody tr:last-child td") == ["–", "–"]
+    browser.find_elements(By.CSS_SELECTOR, f"#{section} summary")[1].click()
+    assert find(browser, f"#{section} details:last-child td").is_displayed()
 
 
 HOSTILE = [

@@ -6,18 +6,21 @@ from ...errors import InputError
 from ..file_search import EMPTY_NAME
 from ..image_set import ImageSet, Source
 from ..shards.shard_set import refuse_shards
-from . import elpv, folder, mvtec, mvtec_ad_2, small_defects, textures, visa
+from . import btad, elpv, folder, mvtec, mvtec_ad_2, mvtec_loco, real_iad, small_defects, textures, visa
 from .layout import Layout
 
 SAMPLE_SETS = (elpv.LAYOUT, textures.LAYOUT, small_defects.LAYOUT)
-FOLDER_LAYOUTS = (visa.LAYOUT, mvtec_ad_2.LAYOUT, mvtec.LAYOUT, folder.LAYOUT)
+FOLDER_LAYOUTS = (
+    visa.LAYOUT, real_iad.LAYOUT, mvtec_ad_2.LAYOUT, mvtec_loco.LAYOUT, btad.LAYOUT, mvtec.LAYOUT, folder.LAYOUT
+)  # fmt: skip
 LAYOUTS: tuple[Layout, ...] = (*SAMPLE_SETS, *FOLDER_LAYOUTS)
 """All layouts; the first that detects a source opens it."""
 
 
 def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
-    """Opens ``"elpv"``, ``"textures"`` or ``"small_defects"``, or a folder: VisA as published, the MVTec AD layout,
-    train/ of good images beside test/KIND and ground_truth/KIND, or just good images.
+    """Opens ``"elpv"``, ``"textures"`` or ``"small_defects"``, or a folder: VisA, Real-IAD, MVTec AD 2, MVTec LOCO AD
+    or BTAD as published, the MVTec AD layout, train/ of good images beside test/KIND and ground_truth/KIND, or just
+    good images.
 
     ``category``: the class, where there are several. Raises: InputError that names what is there instead.
     """
@@ -39,9 +42,9 @@ def classes_of(source: str | Path) -> list[str]:
 
 
 def categories(root: str | Path) -> list[str]:
-    """Returns the classes below ``root``, in the VisA or the MVTec AD layout; none where it has neither.
+    """Returns the classes below ``root``, in a layout that has classes; none where it has no such layout.
 
-    Raises: InputError if VisA's table cannot be read.
+    Raises: InputError if VisA's table cannot be read, or objects of MVTec AD 2 lie one folder too deep.
     """
     return classes_of(Path(root))
 

@@ -1,6 +1,6 @@
 """Opens folders of a single class: good images alone, or train/, test/KIND and ground_truth/KIND."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ...files import shown
 from ..file_search import FolderSearch
 from ..folder_names import refuse_misnamed, refuse_mixed
 from ..image_set import ImageSet, Sample, Source
-from ..masks import MASK_NAMES, MaskFolder
+from ..masks import DefectMaskFolder, MaskFolder
 from .layout import Layout, check_class
 
 READ = "images are read from train, test/KIND and ground_truth/KIND: move or rename those, or save them as PNG"
@@ -49,11 +49,13 @@ def samples_by_kind(
     masks: Path | None,
     *,
     only: Collection[str] | None = None,
-    mask_names: Sequence[str] = MASK_NAMES,
+    good: str = "good",
+    mask_folder: Callable[[Path], MaskFolder | DefectMaskFolder] = MaskFolder,
 ) -> tuple[Sample, ...]:
-    """Returns the images of ``test``/KIND; all but those of ``test``/good are defective, with masks in ``masks``/KIND.
+    """Returns the images of ``test``/KIND; all but those of ``test``/``good`` are defective, with masks in
+    ``masks``/KIND, which ``mask_folder`` finds.
 
-    ``only``: the names of the kinds that count; None: all folders do. ``mask_names``: see MaskFolder.
+    ``only``: the names of the kinds that count; None: all folders do.
     Raises: InputError if there are no such folders, a mask is missing, or folders' names say that images are not of
     their kind.
     """
@@ -61,22 +63,24 @@ def samples_by_kind(
     if only is not None:
         kinds = [kind for kind in kinds if kind.name in only]
     samples: list[Sample] = []
-    folders: dict[Path, MaskFolder] = {}
+    folders: dict[Path, MaskFolder | DefectMaskFolder] = {}
     for kind in kinds:
         images = search.images(kind, may_be_results=True)
-        refuse_misnamed(test, kind.name, images)
-        good = kind.name == "good"
+        refuse_misnamed(test, kind.name, images, good)
+        if kind.name == good:
+            samples += (Sample(image, 0) for image in images)
+            continue
         for image in images:
             mask = None
-            if masks is not None and not good:
+            if masks is not None:
                 folder = masks / image.parent.relative_to(test)
                 if folder not in folders:
-                    folders[folder] = MaskFolder(folder, mask_names)
+                    folders[folder] = mask_folder(folder)
                 mask = folders[folder].mask_of(image)
-            samples.append(Sample(image, int(not good), mask, kind.name))
+            samples.append(Sample(image, 1, mask, kind.name))
     if not samples:
         raise InputError(
-            f"{shown(test)}: holds no folders by kind of defect; make {test.name}/good and one for each kind"
+            f"{shown(test)}: holds no folders by kind of defect; make {test.name}/{good} and one for each kind"
         )
     return tuple(samples)
 

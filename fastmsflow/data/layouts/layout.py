@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...errors import InputError
 from ..image_set import ImageSet, Source
@@ -32,6 +33,26 @@ def only_class(source: Source, classes: Sequence[str]) -> str:
     if len(classes) > 1:
         raise InputError(f"{source}: holds several classes; name one with --class: {', '.join(classes)}")
     return classes[0]
+
+
+def classes_below(root: Source, folder: str) -> list[str]:
+    """Returns the names of the folders in ``root`` that have ``folder``, sorted; hidden ones are left out."""
+    levels = folder.count("/") + 1
+    return sorted(p.parents[levels - 1].name for p in Path(root).glob(f"[!.]*/{folder}") if p.is_dir())
+
+
+def root_and_class(
+    source: Source, category: str | None, is_class: Callable[[Path], bool], classes: Callable[[Source], list[str]]
+) -> tuple[Path, str]:
+    """Returns the folder in which the class lies that a user names, and the class's name.
+
+    ``is_class``: says whether a folder is a class itself; ``classes``: see Layout. Without a name it is the class that
+    ``source`` is itself, or the only one in it. Raises: InputError if there is none or there are several.
+    """
+    root = Path(source)
+    if category is None and is_class(root):
+        return root.resolve().parent, root.resolve().name
+    return root, category or only_class(root, classes(root))
 
 
 def check_class(source: Source, category: str, classes: Sequence[str], hint: str = "") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..file_search import FolderSearch
 from ..image_set import ImageSet, Sample, Source
 from .folder import good_samples, samples_by_kind
-from .layout import Layout, check_class, only_class
+from .layout import Layout, check_class, classes_below, root_and_class
 
 # The published runs train this class at another size.
 IMAGE_SIZES = {"transistor": (256, 256)}
@@ -40,7 +40,7 @@ def mvtec(root: str | Path, category: str) -> ImageSet:
 
 def mvtec_classes(root: Source) -> list[str]:
     """Returns the names of the folders in ``root`` that have a folder train/good, sorted; hidden ones are left out."""
-    return sorted(p.parents[1].name for p in Path(root).glob("[!.]*/train/good") if p.is_dir())
+    return classes_below(root, "train/good")
 
 
 def _is_class(root: Path) -> bool:
@@ -52,10 +52,7 @@ def _detects(source: Source) -> bool:
 
 
 def _open(source: Source, category: str | None) -> ImageSet:
-    root = Path(source)
-    if category is None and _is_class(root):
-        return mvtec(root.resolve().parent, root.resolve().name)
-    return mvtec(root, category or only_class(root, mvtec_classes(root)))
+    return mvtec(*root_and_class(source, category, _is_class, mvtec_classes))
 
 
 def licence_of(base: Path) -> str:

@@ -5,14 +5,16 @@ The layout is documented on https://www.mvtec.com/company/research/datasets/mvte
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from ...errors import InputError
 from ...files import shown
 from ..file_search import FolderSearch
 from ..image_set import ImageSet, Sample, Source
+from ..masks import MaskFolder
 from .folder import good_samples, samples_by_kind
-from .layout import Layout, check_class, only_class
+from .layout import Layout, check_class, root_and_class
 from .mvtec import licence_of, mvtec_classes
 
 OBJECTS = ("can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts")
@@ -21,7 +23,7 @@ PRIVATE_SPLITS = ("test_private", "test_private_mixed")
 """The folders of images whose labels the evaluation server alone has."""
 PUBLIC = "test_public"
 KINDS = ("good", "bad")
-MASK_NAMES = ("{}_mask",)
+MASK_FOLDER = partial(MaskFolder, names=("{}_mask",))
 READ = (
     "images are read from train/good, validation/good and test_public/good, bad and ground_truth/bad: move or rename"
     " those, or save them as PNG"
@@ -45,7 +47,11 @@ def mvtec_ad_2(root: str | Path, category: str) -> ImageSet:
     if (base / PUBLIC).is_dir():
         masks = base / PUBLIC / "ground_truth"
         test = samples_by_kind(
-            search, base / PUBLIC, masks if masks.is_dir() else None, only=KINDS, mask_names=MASK_NAMES
+            search,
+            base / PUBLIC,
+            masks if masks.is_dir() else None,
+            only=KINDS,
+            mask_folder=MASK_FOLDER,
         )
     images = ImageSet(category, train, test, licence=licence_of(base), validation=validation)
     for split in PRIVATE_SPLITS:
@@ -138,14 +144,12 @@ def _classes(source: Source) -> list[str]:
     root = Path(source)
     for name in _too_deep(root):
         _refuse_too_deep(root, name)
-    return mvtec_classes(root)
+    # A published object that is damaged is named, and not passed over, where every object is asked for.
+    return sorted({*mvtec_classes(root), *(name for name in OBJECTS if (root / name).exists())})
 
 
 def _open(source: Source, category: str | None) -> ImageSet:
-    root = Path(source)
-    if category is None and _is_object(root):
-        return mvtec_ad_2(root.resolve().parent, root.resolve().name)
-    return mvtec_ad_2(root, category or only_class(root, _classes(root)))
+    return mvtec_ad_2(*root_and_class(source, category, _is_object, _classes))
 
 
 LAYOUT = Layout(name="mvtec_ad_2", detects=_detects, classes=_classes, open=_open)

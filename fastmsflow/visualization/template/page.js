@@ -264,6 +264,17 @@ function metricsTable(values) {
       ...kinds.map((kind) => element("td", { textContent: value(values[kind][metric]) }))))));
 }
 
+/** Fills the section `id` with a table of each checkpoint of `tables`: checkpoint -> column -> metric -> value. */
+function showTables(id, title, tables) {
+  Object.entries(tables).forEach(([checkpoint, values], number) => {
+    byId(id).hidden = false;
+    byId(id).append(element(
+      "details", { open: number === 0 }, element("summary", { textContent: checkpoint }),
+      element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `${title}, ${checkpoint}` },
+        metricsTable(values))));
+  });
+}
+
 function describe() {
   const parts = [[defective, "defective"], [good, "good"], [unknown, "not labelled"]]
     .filter(([scores]) => scores.length).map(([scores, name]) => `${scores.length} ${name}`);
@@ -295,13 +306,8 @@ function describe() {
     byId("metrics").append(metricsTable(page.metrics));
     byId("pixel-note").textContent = page.pixel_note;
   }
-  Object.entries(page.corruption).forEach(([checkpoint, changes], number) => {
-    byId("corruption").hidden = false;
-    byId("corruption").append(element(
-      "details", { open: number === 0 }, element("summary", { textContent: checkpoint }),
-      element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `Changed light, ${checkpoint}` },
-        metricsTable(changes))));
-  });
+  showTables("kinds", "Kinds of defect", page.kinds);
+  showTables("corruption", "Changed light", page.corruption);
   byId("settings").append(nested(page.settings));
   byId("versions").append(nested({ ...page.versions, "data fingerprint": page.fingerprint }));
   byId("licence").textContent = page.licence;

@@ -35,7 +35,7 @@ def tree(root: Path, *names: str) -> Path:
         (("no_defect", "defect"), "no_defect"),
         (("train2/good", "test2/good"), "train2/good"),
         (("Train/good", "Test/good", "Test/dent"), "Train/good"),
-        (("01/test/ok", "01/test/ko", "01/train/ok"), "01/train/ok"),
+        (("01/test/ok", "01/test/nok", "01/train/ok"), "01/train/ok"),
         (("train_good", "test_bad"), "train_good"),
         (("inliers", "outliers"), "inliers"),
     ],

@@ -1,5 +1,6 @@
 """Options of `train` that nothing would come of, or that do not go together: one line with the fact and the remedy."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fastmsflow.data import list_images, write_shards
 from fastmsflow.tiling import Tiling
 from fastmsflow.training.callbacks.preemption import RESUME_FROM_LAST
 from fastmsflow.training.lightning_module import MSFlowLightningModule
+from tests.helpers.mvtec_ad_2_tree import write_mvtec_ad_2
 from tests.helpers.noise_images import noise_set
 from tests.helpers.tiny_model import tiny_model
 
@@ -27,6 +29,7 @@ def folder(tmp_path_factory) -> Path:
     warm-up as older versions wrote it, and with one of two lengths."""
     root = tmp_path_factory.mktemp("options")
     noise_set(root / "noise", train=6)
+    write_mvtec_ad_2(root / "ad2", objects=("can",))
     write_shards(list_images(root / "noise/train"), root / "shards", 2)
     (root / "idle.yaml").write_text("cache-dtype: float32\n")
     (root / "older.yaml").write_text("warm-up: 0.12\n")
@@ -56,6 +59,8 @@ on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="is of ma
         ("noise/train", "--config idle.yaml", NO_CACHE),
         ("noise/train", "--false-alarms 0.1 --hold-out 0", "held-out images; give --hold-out, e.g. 0.1, or leave it"),
         ("noise/train", "--false-pixels 0.01 --hold-out 0", "--false-pixels sets a threshold by held-out images; give"),
+        ("noise/train", "--patience 2 --hold-out 0", "patience counts rounds by images that were held out: give hold"),
+        ("ad2", "--hold-out 0.1", "can: has 2 validation images of its own, so none of its training images is held"),
         (
             "noise/train",
             "--part-lr fusion=1e-4 --part-lr fusion=1e-3",
@@ -119,6 +124,18 @@ def test_what_comes_to_nothing_is_refused(
     assert message in text
     assert len(text.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists() and not (folder / "kept").exists()
+
+
+def test_a_set_with_validation_images_needs_no_hold_out(folder: Path, command, tmp_path: Path) -> None:
+    """The option's default keeps no training image from being learned from, and is not written down as if it did."""
+    options = ("--false-alarms", 0.4, "--patience", 1)
+    code, text = command("train", folder / "ad2", "--out", tmp_path, *SHORT, *options)
+    assert code == 0
+    assert "can: 4 training images, 2 validation images, 4 test images" in text
+    assert "threshold: " in text
+    assert "hold-out" not in yaml.safe_load((tmp_path / "config.yaml").read_text())
+    counts, recipe = (json.loads((tmp_path / "results.json").read_text())[key] for key in ("images", "recipe"))
+    assert (counts["train"], counts["validation"], recipe["hold_out"]) == (4, 2, 0)
 
 
 @pytest.mark.parametrize("options", ["--hold-out 0", "--feature-cache kept --cache-dtype float32"])
