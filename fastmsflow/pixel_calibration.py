@@ -69,6 +69,7 @@ class PixelThresholds:
     low: tuple[float, ...]
     """The lower ends of the intervals of the rates."""
     high: tuple[float, ...]
+    """The upper ends."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.values), len(self.low), len(self.high)}

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from fastmsflow import MSFlow, MultiScaleFlow
-from fastmsflow.calibration import Calibration
+from fastmsflow.calibration import Calibration, PixelThresholds
 from fastmsflow.compat import save_official
 from fastmsflow.compat.convert import OfficialSettings, official_to_own
 
@@ -19,7 +19,8 @@ def pages_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     (folder / "runs/mine").mkdir(parents=True)
     small = MSFlow("test_resnet.r160_in1k", pretrained=False, image_size=(64, 64), blocks=(1, 1, 1))
-    small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0)
+    pixels = PixelThresholds(rates=(0.001,), values=(1.0,), low=(0.0,), high=(1.0,))
+    small.calibration = Calibration(tuple(range(19)), tuple(range(19)), 1.0, pixels=pixels)
     small.save(folder / "runs/mine/best.safetensors", epoch=1)
     save_official(MultiScaleFlow(CHANNELS, blocks=(1, 1, 1)), folder / "official.pt")
     official_to_own(folder / "official.pt", folder / "own.safetensors", OfficialSettings())
