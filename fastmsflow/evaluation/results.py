@@ -72,7 +72,7 @@ class Evaluation:
     def as_shown(self) -> dict[str, float | None]:
         """Returns metric -> value for the metrics that the set and the model allow; None if one is not defined."""
         # Without masks there is no error. A metric that an earlier version did not compute is left out.
-        is_defined = self.pixel_auroc is not None
+        is_defined = self.aupro is not None
         undefined = ("aupro_published",) if is_defined else PIXEL_METRICS if self.pixel_error is not None else ()
         return {name: value for name, value in self.as_dict().items() if value is not None or name in undefined}
 
