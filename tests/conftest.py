@@ -176,6 +176,15 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def no_downloads() -> Iterator[None]:
+    """No extractor is pretrained, so that nothing is fetched, and flows are small."""
+    from tests.helpers.small_runs import untrained
+
+    with untrained():
+        yield
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs ``fastmsflow ARGS`` in this process -> (exit code, all it printed)."""

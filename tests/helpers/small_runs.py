@@ -12,15 +12,25 @@ SMALL = ("--extractor", "test_resnet.r160_in1k", "--image-size", 64, "--standard
 
 
 @contextmanager
-def untrained() -> Iterator[None]:
-    """Makes extractors that are not pretrained."""
+def small_flows(**more: object) -> Iterator[None]:
+    """Makes flows of one block a level unless another number is given, which train in a third of the time. ``more``:
+    what every model is given besides."""
     made = MSFlow.__init__
 
-    def init(self, extractor: str, pretrained: bool = True, *rest, **options) -> None:
-        made(self, extractor, False, *rest, **options)
+    def init(self, *positional, **options) -> None:
+        names = ("extractor", "pretrained", "image_size", "pool")
+        given = dict(zip(names, positional, strict=False)) | options
+        made(self, **{"blocks": (1, 1, 1), **given, **more})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MSFlow, "__init__", init)
+        yield
+
+
+@contextmanager
+def untrained() -> Iterator[None]:
+    """Makes extractors that are not pretrained, and small flows."""
+    with small_flows(pretrained=False):
         yield
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,15 +91,6 @@ def brick_checkpoint(brick_model: "MSFlow", tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
     brick_model.save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def no_downloads() -> Iterator[None]:
-    """No extractor is pretrained: nothing is fetched."""
-    from tests.helpers.small_runs import untrained
-
-    with untrained():
-        yield
 
 
 @pytest.fixture(scope="session")

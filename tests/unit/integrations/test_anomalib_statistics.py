@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, seed_everything
 
 from fastmsflow.integrations.anomalib import Msflow
 from tests.helpers.small_anomalib import QUIET, UNTRAINED, noise_data
+from tests.helpers.small_runs import small_flows
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +34,15 @@ class Losses(Callback):
         self.losses.append(float(outputs["loss"]))
 
 
+def small(standardise: bool) -> Msflow:
+    with small_flows():
+        return Msflow(**UNTRAINED, standardise=standardise)
+
+
 def fit(root: Path, out: str = "out", **options) -> tuple[Msflow, list[float]]:
     """Two epochs on five images, from one seed."""
     seed_everything(3, verbose=False)
-    model, losses = Msflow(**UNTRAINED, standardise=options.pop("standardise", True)), Losses()
+    model, losses = small(options.pop("standardise", True)), Losses()
     trainer = options.pop("trainer", {})
     engine = Engine(max_epochs=2, default_root_dir=root / out, callbacks=[losses], **QUIET, **trainer)
     seed_everything(3, verbose=False)
@@ -89,7 +95,7 @@ def test_the_pass_leaves_order_and_workers_of_the_training_alone(own_generator: 
     orders = []
     for standardise in (False, True):
         seed_everything(3, verbose=False)
-        model = Msflow(**UNTRAINED, standardise=standardise)
+        model = small(standardise)
         seed_everything(3, verbose=False)
         loader = DataLoader(
             data.train_data,

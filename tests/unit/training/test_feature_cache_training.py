@@ -60,13 +60,7 @@ def test_killed_and_resumed_with_a_cache_a_run_ends_as_if_never_disturbed(images
         assert all(torch.equal(ours[key], value) for key, value in theirs.items()), name
 
 
-def test_the_command_builds_once_and_later_runs_read(images: ImageSet, command, tmp_path: Path, monkeypatch) -> None:
-    made = MSFlow.__init__
-
-    def untrained(self, extractor: str, pretrained: bool = True, *rest, **options) -> None:
-        made(self, extractor, False, *rest, **options)
-
-    monkeypatch.setattr(MSFlow, "__init__", untrained)
+def test_the_command_builds_once_and_later_runs_read(images: ImageSet, no_downloads, command, tmp_path: Path) -> None:
     common = (
         "train", images.train[0].image.parents[1], "--extractor", "test_resnet.r160_in1k", "--image-size", 32,
         "--meta-epochs", 1, "--sub-epochs", 1, "--feature-cache", tmp_path / "cache", "--hold-out", 0,

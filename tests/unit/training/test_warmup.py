@@ -116,6 +116,7 @@ def test_the_line_counts_the_warm_up_that_was_given() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_downloads")
 @pytest.mark.parametrize("warm_up", [(), ("--warmup", 2), SHARE], ids=str)
 def test_a_run_goes_on_by_the_configuration_that_it_left(
     warm_up: tuple, images: Path, weights: Path, command, monkeypatch, tmp_path: Path
