@@ -30,6 +30,9 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # and chooses no tiling. Set the variable to "1" to test its vectorized code.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+# A JVM of seconds takes half of the time if it does not optimize what it runs, nor collect garbage in threads.
+for name in ("SPARK_SUBMIT_OPTS", "SPARK_LAUNCHER_OPTS"):
+    os.environ.setdefault(name, "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 # Commands that run in pytest's process would have it keep all memory that was ever used, which makes its forks slow.
 os.environ.setdefault("GLIBC_TUNABLES", "")
 # Read when a kernel is decorated, so set before: without a GPU the kernels run in Triton's interpreter.

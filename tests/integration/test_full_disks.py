@@ -1,7 +1,7 @@
 """A disk that fills up while a file is written costs one line and no earlier file, whichever library writes it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from fastmsflow.files import checked_file, write_json, written_aside
 from fastmsflow.integrations.export import export_onnx, export_program
 from tests.helpers.disks import small_disk
 from tests.helpers.tiny_model import tiny_model
+from tests.helpers.traced_once import traced_once
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 
@@ -24,8 +25,9 @@ WRITERS: dict[str, tuple[str, Callable[[MSFlow, Path], object]]] = {
 
 
 @pytest.fixture(scope="module")
-def model() -> MSFlow:
-    return tiny_model().eval()
+def model() -> Iterator[MSFlow]:
+    with traced_once():
+        yield tiny_model().eval()
 
 
 @pytest.mark.parametrize("writer", WRITERS)
