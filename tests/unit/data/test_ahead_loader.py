@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from fastmsflow import UnavailableError
 from fastmsflow.data import ahead_loader
@@ -97,7 +98,11 @@ def test_a_batch_to_be_scored_that_shared_memory_does_not_hold_ends_the_run(mvte
 @pytest.mark.parametrize(
     "read", [end_quietly, *(partial(end_by, number) for number in (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV))]
 )
-def test_a_process_that_ends_ends_the_reading(read: Callable[[], dict[str, object]], capfd) -> None:
+def test_a_process_that_ends_ends_the_reading(
+    read: Callable[[], dict[str, object]], monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    # PyTorch looks for processes that have ended by themselves every 5 s.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
     with ReaderPool(2) as readers, pytest.raises(RuntimeError) as raised:
         list(readers.read([[item], [read], [item], [item]]))
     line = only_line(raised.value)
@@ -221,20 +226,20 @@ def test_a_process_whose_memory_runs_out_ends_the_reading() -> None:
 
 
 def slow() -> dict[str, object]:
-    time.sleep(0.5)
+    time.sleep(0.3)
     return item()
 
 
 def test_a_large_batch_is_not_stuck_while_its_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead_loader, "STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(ahead_loader, "STUCK_SECONDS", 0.8)
     with ReaderPool(1) as readers:
-        assert len(list(readers.read([[slow] * 5]))) == 1
+        assert len(list(readers.read([[slow] * 4]))) == 1
 
 
 def test_a_caller_that_takes_its_time_is_not_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead_loader, "STUCK_SECONDS", 0.5)
     with ReaderPool(1) as readers:
-        for _ in readers.read([[item]] * 3):
+        for _ in readers.read([[item]] * 2):
             time.sleep(1)
 
 
