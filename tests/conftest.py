@@ -188,6 +188,15 @@ def no_downloads() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_block_flows() -> Iterator[None]:
+    """Flows have one block a level unless another number is given: for what does not depend on how many there are."""
+    from tests.helpers.small_runs import small_flows
+
+    with small_flows():
+        yield
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs ``fastmsflow ARGS`` in this process -> (exit code, all it printed)."""

@@ -242,6 +242,7 @@ def test_a_size_is_one_number_or_two(size: Any) -> None:
     assert Msflow.configure_pre_processor(size).transform.size == [64, 64]
 
 
+@pytest.mark.usefixtures("one_block_flows")
 @pytest.mark.parametrize(("metric", "masks"), [("image_AUROC", True), ("pixel_AUROC", True), ("image_AUROC", False)])
 def test_a_training_stops_and_keeps_its_best_by_validation_metrics(
     metric: str, masks: bool, tiles: Path, tmp_path: Path

@@ -18,7 +18,7 @@ from fastmsflow import InputError
 from fastmsflow.integrations.anomalib import Msflow
 from tests.helpers.small_anomalib import PARTS, QUIET, SIDE, UNTRAINED, noise_data
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block_flows")]
 
 ANOTHER_SIZE = {**UNTRAINED, "image_size": (96, 64)}
 

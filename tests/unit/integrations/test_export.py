@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._inductor import cpu_vec_isa
+from torch.export import ExportedProgram
 
 from fastmsflow import MSFlow, Prediction, UnavailableError
 from fastmsflow.integrations import export
@@ -46,6 +47,18 @@ def tiny() -> MSFlow:
     return MSFlow("test_resnet.r160_in1k", pretrained=False, **options).eval()
 
 
+@pytest.fixture(scope="module")
+def traced(model: MSFlow) -> ExportedProgram:
+    """The program of ``model``, whose tracing takes a second."""
+    return export._Predictor(model).program()
+
+
+@pytest.fixture
+def traced_already(traced: ExportedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has exports of ``model`` use that program."""
+    monkeypatch.setattr(export._Predictor, "program", lambda predictor: traced)
+
+
 def images(batch: int) -> Tensor:
     return torch.rand(batch, 3, *SIZE, generator=torch.Generator().manual_seed(batch))
 
@@ -58,6 +71,7 @@ def assert_predicts(graph: Callable[[Tensor], Sequence[Tensor]], model: MSFlow) 
             torch.testing.assert_close(given, ours, **EXPORTED, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.usefixtures("traced_already")
 def test_an_onnx_file_predicts_as_the_model_in_onnx_runtime(model: MSFlow, tmp_path: Path) -> None:
     import onnxruntime
 
@@ -69,6 +83,7 @@ def test_an_onnx_file_predicts_as_the_model_in_onnx_runtime(model: MSFlow, tmp_p
     assert_predicts(lambda x: [torch.from_numpy(a) for a in session.run(None, {"images": x.numpy()})], model)
 
 
+@pytest.mark.usefixtures("traced_already")
 def test_a_program_predicts_as_the_model_without_this_library(model: MSFlow, tmp_path: Path) -> None:
     done = export.export_program(model, tmp_path / "model.pt2")
     assert_predicts(torch.export.load(done.path).module(), model)
@@ -96,11 +111,10 @@ def test_a_compiled_package_predicts_as_the_model(tiny: MSFlow, tmp_path: Path, 
     assert_predicts(torch._inductor.aoti_load_package(str(done.path)), tiny)
 
 
-def test_what_comes_of_weights_alone_is_a_constant_of_the_graph(model: MSFlow) -> None:
-    program = export._Predictor(model).program()
+def test_what_comes_of_weights_alone_is_a_constant_of_the_graph(model: MSFlow, traced: ExportedProgram) -> None:
     with torch.no_grad():
         plain = torch.export.export(export._Predictor(model), (images(2),))
-    convolutions = [sum("conv2d" in str(n.target) for n in graph.graph.nodes) for graph in (program, plain)]
+    convolutions = [sum("conv2d" in str(n.target) for n in graph.graph.nodes) for graph in (traced, plain)]
     assert convolutions[1] - convolutions[0] == sum(model.flow.blocks)
 
 
@@ -118,6 +132,7 @@ def test_export_follows_a_change_of_weights_and_leaves_the_model_as_it_was(tmp_p
     assert_predicts(torch.export.load(done.path).module(), model.eval())
 
 
+@pytest.mark.usefixtures("traced_already")
 def test_a_graph_that_computes_something_else_is_not_handed_over(model: MSFlow, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "model.onnx").write_text("an earlier file")
     written = SimpleNamespace(save=Path.touch, model=SimpleNamespace(metadata_props={}))
