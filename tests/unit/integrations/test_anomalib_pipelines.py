@@ -56,7 +56,7 @@ def data(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.skipif(VERSION < (2, 7), reason="anomalib's tiled ensemble fails on a pre-processor that only resizes")
 def test_a_tiled_ensemble_is_trained_and_its_metrics_are_written(tmp_path: Path, monkeypatch) -> None:
-    def small_model(extractor, pretrained, *, image_size, pool, extractor_weights, standardise) -> MSFlow:
+    def small_model(extractor, pretrained, *, image_size, pool, standardise, **others) -> MSFlow:
         return MSFlow(UNTRAINED["extractor"], False, image_size, pool, standardise=standardise, blocks=(1, 1, 1))
 
     # anomalib's tiled ensemble takes no init_args.
