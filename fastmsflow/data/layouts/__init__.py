@@ -11,8 +11,10 @@ from .layout import Layout
 
 SAMPLE_SETS = (elpv.LAYOUT, textures.LAYOUT, small_defects.LAYOUT)
 FOLDER_LAYOUTS = (
-    visa.LAYOUT, real_iad.LAYOUT, mvtec_ad_2.LAYOUT, mvtec_loco.LAYOUT, btad.LAYOUT, mvtec.LAYOUT, folder.LAYOUT
+    visa.LAYOUT, real_iad.LAYOUT, mvtec_ad_2.LAYOUT, mvtec_loco.LAYOUT, mvtec.LAYOUT, btad.LAYOUT, folder.LAYOUT
 )  # fmt: skip
+OF_FOLDERS = (mvtec_ad_2.LAYOUT, mvtec_loco.LAYOUT, btad.LAYOUT)
+"""Layouts whose classes may lie beside those of another layout."""
 LAYOUTS: tuple[Layout, ...] = (*SAMPLE_SETS, *FOLDER_LAYOUTS)
 """All layouts; the first that detects a source opens it."""
 
@@ -31,7 +33,7 @@ def open_image_set(source: str | Path, category: str | None = None) -> ImageSet:
             raise InputError(f"{source}: not a folder; give the folder that the images are in")
         names = ", ".join(layout.name for layout in SAMPLE_SETS)
         raise InputError(f"{source}: no such folder, and not a sample set ({names})")
-    return layout.open(source, category)
+    return _of_class(layout, source, category).open(source, category)
 
 
 def classes_of(source: str | Path) -> list[str]:
@@ -53,3 +55,14 @@ def _detect(source: Source) -> Layout | None:
     if source == "":
         raise InputError(EMPTY_NAME)
     return next((layout for layout in LAYOUTS if layout.detects(source)), None)
+
+
+def _of_class(layout: Layout, source: Source, category: str | None) -> Layout:
+    """Returns the layout of a class of ``source``, whose first class has ``layout``."""
+    if category is None or layout not in (*OF_FOLDERS, mvtec.LAYOUT):
+        return layout
+    base = Path(source) / category
+    own = next((other for other in OF_FOLDERS if other.detects(base)), None)
+    # An object or a class of the others has no such folders, even if some of its own are missing.
+    is_plain = all((base / name).is_dir() for name in ("train/good", "test")) and not (base / "validation").is_dir()
+    return own or (mvtec.LAYOUT if is_plain else layout)

@@ -46,7 +46,7 @@ def btad(root: str | Path, category: str) -> ImageSet:
 
 
 def _is_class(folder: Path) -> bool:
-    return (folder / "train" / GOOD).is_dir() and (folder / "test" / DEFECTIVE).is_dir()
+    return all((folder / inner).is_dir() for inner in (f"train/{GOOD}", f"test/{GOOD}", f"test/{DEFECTIVE}"))
 
 
 def _classes(source: Source) -> list[str]:

@@ -1,6 +1,7 @@
 """The interface that every data layout implements, and the errors that layouts share."""
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,25 @@ def only_class(source: Source, classes: Sequence[str]) -> str:
 
 def classes_below(root: Source, folder: str) -> list[str]:
     """Returns the names of the folders in ``root`` that have ``folder``, sorted; hidden ones are left out."""
-    levels = folder.count("/") + 1
-    return sorted(p.parents[levels - 1].name for p in Path(root).glob(f"[!.]*/{folder}") if p.is_dir())
+    return [name for name in folders_in(root) if (Path(root) / name / folder).is_dir()]
+
+
+def folders_in(root: Source) -> list[str]:
+    """Returns the names of the folders in ``root``, sorted, without hidden ones; none where it cannot be read."""
+    try:
+        # Unlike a path's is_dir, an entry's looks no file up, and a folder may hold a million images.
+        with os.scandir(root) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link may lead to itself.
+        return False
 
 
 def root_and_class(

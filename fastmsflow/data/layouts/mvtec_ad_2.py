@@ -3,7 +3,6 @@
 The layout is documented on https://www.mvtec.com/company/research/datasets/mvtec-ad-2 and in arXiv 2503.21622.
 """
 
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..file_search import FolderSearch
 from ..image_set import ImageSet, Sample, Source
 from ..masks import MaskFolder
 from .folder import good_samples, samples_by_kind
-from .layout import Layout, check_class, root_and_class
+from .layout import Layout, check_class, folders_in, root_and_class
 from .mvtec import licence_of, mvtec_classes
 
 OBJECTS = ("can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts")
@@ -93,21 +92,14 @@ def _by_numbers(name: str) -> tuple[list[str | int], str]:
 
 
 def _is_object(folder: Path) -> bool:
-    return (folder / "train/good").is_dir() and any((folder / split).is_dir() for split in (PUBLIC, *PRIVATE_SPLITS))
+    # A class in the MVTec AD layout may have a folder of one of these names beside its test.
+    splits = (PUBLIC,) if (folder / "test").is_dir() else (PUBLIC, *PRIVATE_SPLITS)
+    return (folder / "train/good").is_dir() and any((folder / split).is_dir() for split in splits)
 
 
 def _too_deep(root: Path) -> list[str]:
     """Returns the names of the folders in ``root`` that hold an object in a folder of the same name."""
-    return [name for name in _folders(root) if _is_object(root / name / name)]
-
-
-def _folders(root: Path) -> list[str]:
-    """Returns the names of the folders in ``root``, sorted, without hidden ones."""
-    if not root.is_dir():
-        return []
-    # Unlike a path's is_dir, an entry's looks no file up, and a folder may hold a million images.
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in folders_in(root) if _is_object(root / name / name)]
 
 
 def _check_object(root: Path, category: str) -> None:
@@ -120,7 +112,7 @@ def _check_object(root: Path, category: str) -> None:
             " file away"
         )
     classes = mvtec_classes(root)
-    if category not in classes and category in _folders(root):
+    if category not in classes and category in folders_in(root):
         raise InputError(
             f"{shown(root / category)}: holds no train/good, as an object of MVTec AD 2 does; unpack it there again"
         )

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..file_search import FolderSearch
-from ..image_set import ImageSet, Source
+from ..image_set import ImageSet, Source, images_in
 from ..masks import DefectMaskFolder
 from .folder import good_samples, samples_by_kind
-from .layout import Layout, check_class, root_and_class
+from .layout import Layout, check_class, folders_in, root_and_class
 from .mvtec import licence_of, mvtec_classes
 
 DEFECTS = ("logical_anomalies", "structural_anomalies")
@@ -48,7 +48,11 @@ def mvtec_loco(root: str | Path, category: str) -> ImageSet:
 
 
 def _is_class(folder: Path) -> bool:
-    return (folder / "train/good").is_dir() and any((folder / "test" / kind).is_dir() for kind in DEFECTS)
+    if not ((folder / "train/good").is_dir() and any((folder / "test" / kind).is_dir() for kind in DEFECTS)):
+        return False
+    masks = [path for path in (folder / "ground_truth" / kind for kind in DEFECTS) if path.is_dir()]
+    # With one mask an image, in a file, these may be kinds of defect in the MVTec AD layout.
+    return any(map(folders_in, masks)) or ((folder / "validation").is_dir() and not any(map(images_in, masks)))
 
 
 def _detects(source: Source) -> bool:
