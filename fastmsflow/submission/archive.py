@@ -1,5 +1,6 @@
 """Packs a submission's maps into the archive that is uploaded."""
 
+import gzip
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,13 @@ def pack(files: Sequence[Path], base: Path, archive: Path, progress: Callable[[i
     Owners and times are left out, so that equal maps make equal archives. ``progress`` is called with the number of
     files that are packed. Raises: InputError if the archive cannot be written.
     """
-    with written_aside(archive) as aside, tarfile.open(aside, "w:gz", compresslevel=LEVEL) as tar:
+    with (
+        written_aside(archive) as aside,
+        # A tar file that compresses itself tells the time in its first bytes.
+        aside.open("wb") as file,
+        gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as tar,
+    ):
         for number, path in enumerate(sorted(files), start=1):
             name = str(PurePosixPath(TOP, path.relative_to(base).as_posix()))
             tar.add(path, arcname=name, recursive=False, filter=_anonymous)
