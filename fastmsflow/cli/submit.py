@@ -53,7 +53,7 @@ def submit(
         print_line("interrupted; the maps so far stay, and the same command goes on", where=errors)
         raise typer.Exit(130) from interrupt
     print_json(result.as_dict())
-    _print_result(result)
+    _print_result(result, out)
 
 
 def _print_plan(plan: "SubmissionPlan") -> None:
@@ -64,8 +64,8 @@ def _print_plan(plan: "SubmissionPlan") -> None:
         print_line(f"{shown(name)}: no model: {reason}", "yellow", errors)
 
 
-def _print_result(result: "SubmissionResult") -> None:
-    """Prints the outcome. Raises: typer.Exit with code 1 if the archive was not packed."""
+def _print_result(result: "SubmissionResult", out: Path) -> None:
+    """Prints the outcome of a submission in ``out``. Raises: typer.Exit with code 1 if the archive was not packed."""
     splits = list(dict.fromkeys(split for of in result.objects for split in of.images))
     marked = [Column(f"{split}: images, pixels marked", justify="right") for split in splits]
     table = Table("object", Column("threshold, nats", justify="right"), *marked)
@@ -75,11 +75,19 @@ def _print_result(result: "SubmissionResult") -> None:
     console.print(table)
     if result.archive is not None:
         size = result.archive.stat().st_size / 2**20
-        print_line(f"checked and packed: {shown(result.archive)}, {size:.1f} MiB; upload it to benchmark.mvtec.com")
+        advice = "upload it to benchmark.mvtec.com"
+        if result.differences:
+            advice = "the server would not take it, since the set is not the whole published one"
+        print_line(f"checked and packed: {shown(result.archive)}, {size:.1f} MiB; {advice}")
         return
+    from ..submission.folder import ARCHIVE
+
     if result.faults:
         print_error("not packed:", f"{first_few(list(result.faults))}; mend them, and the same command goes on")
     if result.without_model:
         names = ", ".join(shown(name) for name in result.without_model)
         print_error("not packed:", f"no model of {names}; train them, and the same command goes on")
+    earlier = out / ARCHIVE
+    if earlier.exists():
+        print_line(f"{shown(earlier)}: is of an earlier call, whose maps may differ; do not upload it", where=errors)
     raise typer.Exit(1)

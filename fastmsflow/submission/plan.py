@@ -1,5 +1,6 @@
 """Plans a submission: each object's model and private images, all looked at before anything is scored."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from ..errors import InputError, InputWarning, first_few
 from ..evaluation.checkpoint_files import CHECKPOINT_FILES, ON_TEST
 from ..files import shown
 from ..inference import AUTO
+from ..inference.precision import check_dtype
 from ..models.checkpoint import read_config
+from ..number_range import WORKERS
 from ..schema import read_json_file
 from ..training.run_directory import RESULTS_FILE, is_unfinished
 
@@ -38,12 +41,17 @@ class SubmissionOptions:
     """Options of ``submit``.
 
     ``false_pixels``: share of good pixels that may be marked; None: the rate of each model's calibration. ``dtype``:
-    see fastmsflow.inference.resolve_dtype. ``workers``: processes that read images.
+    see fastmsflow.inference.resolve_dtype. ``workers``: processes that read images. Raises: InputError if ``dtype`` is
+    not known, or ``workers`` out of its range.
     """
 
     false_pixels: float | None = None
     dtype: str = AUTO
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        WORKERS.check("workers", self.workers)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ class SubmissionPlan:
     objects: Sequence[PlannedObject]
     without_model: Mapping[str, str]
     """Object -> why it has no model that can be used."""
+    differences: Sequence[str]
+    """A line for each difference from the published set, which alone the server takes."""
 
 
 def plan_submission(runs: Path, root: Path, options: SubmissionOptions) -> SubmissionPlan:
@@ -109,24 +119,32 @@ def plan_submission(runs: Path, root: Path, options: SubmissionOptions) -> Submi
         except _NoModel as error:
             without_model[name] = str(error)
     if not checkpoints:
-        raise InputError(
-            f"{shown(runs)}: holds no model of {', '.join(map(shown, names))}; `fastmsflow train {shown(root)} --class"
-            f" all --out {shown(runs)}` trains them"
-        )
+        raise InputError(_no_models(runs, root, names))
     thresholds = {name: _threshold(path, root / name, options) for name, path in checkpoints.items()}
     images = {name: _images_of(root, name) for name in names}
-    _warn_of_the_server(root, images)
+    differences = list(_differences(images))
+    _warn_of_the_server(root, differences)
     objects = [
         PlannedObject(name, path, thresholds[name], images[name], options.dtype) for name, path in checkpoints.items()
     ]
-    return SubmissionPlan(objects, without_model)
+    return SubmissionPlan(objects, without_model, differences)
+
+
+def refuse_within_set(out: Path, root: Path) -> None:
+    """Raises: InputError if ``out`` is the folder of an object of the set ``root``, or lies in it."""
+    place = out.resolve()
+    for name in _objects_of(root):
+        if place.is_relative_to((root / name).resolve()):
+            raise InputError(
+                f"{shown(out)}: lies in {shown(root / name)}, among the images of {shown(name)}; choose another folder"
+            )
 
 
 def _objects_of(root: Path) -> list[str]:
     """Returns the names of the objects. Raises: InputError if there are none, or one is no folder."""
     if not root.is_dir():
         raise InputError(f"{shown(root)}: no such folder; give the one that holds the objects: {', '.join(OBJECTS)}")
-    files = [name for name in OBJECTS if (root / name).exists() and not (root / name).is_dir()]
+    files = [name for name in OBJECTS if os.path.lexists(root / name) and not (root / name).is_dir()]
     if files:
         raise InputError(f"{shown(root / files[0])}: is no folder; unpack the object {files[0]} there")
     names = classes_of(root)
@@ -135,6 +153,16 @@ def _objects_of(root: Path) -> list[str]:
             f"{shown(root)}: holds no objects; give the folder of MVTec AD 2 that holds them: {', '.join(OBJECTS)}"
         )
     return names
+
+
+def _no_models(runs: Path, root: Path, names: Sequence[str]) -> str:
+    """Returns the line that tells of a folder of runs without any model."""
+    fact = f"{shown(runs)}: holds no model of {', '.join(map(shown, names))}"
+    if runs.is_file():
+        return f"{shown(runs)}: is a file; give the folder that holds the folder of a run for each object"
+    if any((runs / name).is_file() for name in CHECKPOINTS):
+        return f"{fact}, but is a run itself; give the folder that holds the folder of a run for each object"
+    return f"{fact}; `fastmsflow train {shown(root)} --class all --out {shown(runs)}` trains them"
 
 
 class _NoModel(Exception):
@@ -223,9 +251,8 @@ def _refuse_gaps(folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-def _warn_of_the_server(root: Path, images: Mapping[str, Sequence[PrivateImage]]) -> None:
+def _warn_of_the_server(root: Path, lines: list[str]) -> None:
     """Warns where objects, counts or names are not the published ones, which the server insists on."""
-    lines = list(_differences(images))
     if lines:
         warnings.warn(
             f"{shown(root)}: is not the whole published set, which alone the evaluation server takes:"

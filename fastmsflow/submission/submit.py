@@ -20,7 +20,7 @@ from ..inference.scorer import Scorer
 from ..inference.tiled_predictor import BATCH_SIZE
 from .archive import pack
 from .folder import SubmissionFolder, check_tifffile
-from .plan import PlannedObject, PrivateImage, SubmissionOptions, SubmissionPlan, plan_submission
+from .plan import PlannedObject, PrivateImage, SubmissionOptions, SubmissionPlan, plan_submission, refuse_within_set
 
 BYTES_OF_PIXEL = 2
 Stage = Callable[[str, int], None]
@@ -52,6 +52,8 @@ class SubmissionResult:
     """A line for each image that could not be scored."""
     archive: Path | None
     """The archive; None if it was not packed, since maps are missing."""
+    differences: Sequence[str]
+    """A line for each difference from the published set, which alone the server takes."""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields, fit for JSON."""
@@ -79,12 +81,13 @@ def submit(
     ``planned`` is called with the plan before anything is scored. ``stage`` is called with the label of the next stage
     and the number up to which ``progress`` then counts.
 
-    Raises: InputError as ``plan_submission`` does, if the disk has too little space, ``out`` holds something else, or
-    a map is damaged; fastmsflow.files.Busy if another process is writing to ``out``; UnavailableError if tifffile is
-    not installed.
+    Raises: InputError as ``plan_submission`` does, if ``out`` lies in an object or holds something else, the disk has
+    too little space, or a map is damaged; fastmsflow.files.Busy if another process is writing to ``out``;
+    UnavailableError if tifffile is not installed.
     """
     check_tifffile()
     plan = plan_submission(Path(runs), Path(root), options)
+    refuse_within_set(Path(out), Path(root))
     planned(plan)
     with SubmissionFolder.opened(Path(out)) as folder:
         work = _Work(plan, folder, options, stage, progress)
@@ -93,7 +96,8 @@ def submit(
         results = work.check(complete)
         if complete:
             work.pack()
-    return SubmissionResult(results, plan.without_model, faults, folder.archive if complete else None)
+    archive = folder.archive if complete else None
+    return SubmissionResult(results, plan.without_model, faults, archive, plan.differences)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The layout is documented on https://www.mvtec.com/company/research/datasets/mvtec-ad-2 and in arXiv 2503.21622.
 """
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -106,9 +107,9 @@ def _check_object(root: Path, category: str) -> None:
     """Raises: InputError if ``root`` has no object ``category``."""
     if category in _too_deep(root):
         _refuse_too_deep(root, category)
-    if (root / category).is_file():
+    if os.path.lexists(root / category) and not (root / category).is_dir():
         raise InputError(
-            f"{shown(root / category)}: a file; an object of MVTec AD 2 is a folder, so unpack it there, or move the"
+            f"{shown(root / category)}: no folder; an object of MVTec AD 2 is a folder, so unpack it there, or move the"
             " file away"
         )
     classes = mvtec_classes(root)
@@ -137,7 +138,7 @@ def _classes(source: Source) -> list[str]:
     for name in _too_deep(root):
         _refuse_too_deep(root, name)
     # A published object that is damaged is named, and not passed over, where every object is asked for.
-    return sorted({*mvtec_classes(root), *(name for name in OBJECTS if (root / name).exists())})
+    return sorted({*mvtec_classes(root), *(name for name in OBJECTS if os.path.lexists(root / name))})
 
 
 def _open(source: Source, category: str | None) -> ImageSet:

@@ -42,6 +42,7 @@ def test_the_archive_and_each_objects_threshold_are_named(
     text, warned = capsys.readouterr()
     assert "can: 6 images, runs/can/best.safetensors, threshold of a pixel" in text
     assert "checked and packed: out/submission.tar.gz" in text
+    assert "the server would not take it, since the set is not the whole published one" in text
     assert "not the whole published set" in warned
 
 
@@ -67,6 +68,10 @@ def test_objects_without_a_model_and_images_without_a_map_are_named_and_nothing_
     assert "not packed: no model of rice; train them, and the same command goes on" in warned
     assert "Traceback" not in text + warned
     assert not Path("out/submission.tar.gz").exists()
+    assert "earlier call" not in warned
+    Path("out/submission.tar.gz").write_text("")
+    assert submit(monkeypatch) == 1
+    assert "out/submission.tar.gz: is of an earlier call, whose maps may differ" in capsys.readouterr().err
 
 
 def test_an_interruption_is_one_line_and_the_same_command_goes_on(

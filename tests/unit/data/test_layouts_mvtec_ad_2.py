@@ -101,11 +101,15 @@ def test_without_any_masks_the_labels_stay(tree: Path) -> None:
 def test_an_object_that_is_a_file_is_named(tree: Path) -> None:
     shutil.rmtree(tree / "rice")
     (tree / "rice").write_text("")
-    with pytest.raises(InputError, match=r"rice: a file; an object of MVTec AD 2 is a folder"):
+    with pytest.raises(InputError, match=r"rice: no folder; an object of MVTec AD 2 is a folder"):
         open_image_set(tree, "rice")
     with pytest.raises(InputError, match=r"rice: not a folder; unpack MVTec AD 2's rice there again"):
         private_images(tree, "rice")
     assert classes_of(tree) == ["can", "rice"]  # so that it is named where all are asked for
+    (tree / "vial").symlink_to("nowhere")
+    assert classes_of(tree) == ["can", "rice", "vial"]
+    with pytest.raises(InputError, match=r"vial: no folder; an object of MVTec AD 2 is a folder"):
+        open_image_set(tree, "vial")
 
 
 def test_an_archive_that_was_unpacked_one_folder_too_deep_is_explained(tmp_path: Path) -> None:

@@ -89,6 +89,38 @@ def test_an_object_that_is_no_folder_is_named(here: Path) -> None:
     assert refusal() == "set/vial: is no folder; unpack the object vial there"
 
 
+def test_an_object_that_is_a_link_to_nothing_is_named(here: Path) -> None:
+    (here / "set/vial").symlink_to("nowhere")
+    assert refusal() == "set/vial: is no folder; unpack the object vial there"
+
+
+@pytest.mark.parametrize("out", ["set/can", "set/can/test_private", "set/rice/new/submission"])
+def test_a_submission_is_not_written_among_an_objects_images(out: str, here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    with pytest.raises(InputError, match=f"^{out}: lies in set/(can|rice), among the images of (can|rice); choose"):
+        submit("runs", "set", out)
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ("runs/can", "runs/can: holds no model of can, rice, but is a run itself; give the folder that holds"),
+        ("runs/can/best.safetensors", "runs/can/best.safetensors: is a file; give the folder that holds"),
+    ],
+)
+def test_a_run_or_a_checkpoint_in_place_of_the_folder_of_runs_is_told(runs: str, message: str, here: Path) -> None:
+    with pytest.raises(InputError, match=f"^{message} the folder of a run for each object$"):
+        submit(runs, "set", "out")
+
+
+def test_bad_options_are_refused_before_anything_is_written() -> None:
+    with pytest.raises(InputError, match=r"^dtype int8: give float32"):
+        SubmissionOptions(dtype="int8")
+    with pytest.raises(InputError, match=r"^workers is -1"):
+        SubmissionOptions(workers=-1)
+
+
 def test_a_root_without_objects_is_named(here: Path) -> None:
     with pytest.raises(InputError, match="set/can: holds no objects"):
         submit("runs", "set/can", "out")
@@ -148,6 +180,18 @@ def test_a_warning_tells_what_the_server_would_refuse(here: Path) -> None:
     (line,) = [str(warning.message) for warning in caught]
     assert "it lacks fabric, fruit_jelly, sheet_metal, vial, wallplugs, walnuts" in line
     assert "can/test_private has 3 images, not 321" in line
+
+
+def test_a_missing_last_image_is_a_difference_from_the_published_set(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmsflow.submission.plan.OBJECTS", TWO)
+    monkeypatch.setattr("fastmsflow.submission.plan.IMAGES_OF", dict.fromkeys(TWO, 3))
+    for path in [*here.glob("set/*/test_private_mixed/*")]:
+        path.rename(path.with_name(f"{path.name[:3]}_mixed.png"))
+    (here / "set/rice/test_private/002_regular.png").unlink()
+    plan = plan_submission(Path("runs"), Path("set"), NO_OPTIONS)
+    assert plan.differences == ["rice/test_private has 2 images, not 3"]
 
 
 def test_a_whole_set_of_published_names_causes_no_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,8 +133,15 @@ def test_values_beyond_float16_become_its_largest(tree: Path, runs: Path, out: P
     assert max(np.max(pixels) for pixels in written) == 65504
 
 
-def test_an_archive_tells_nothing_of_its_maker_and_is_the_same_each_time(tree: Path, runs: Path, out: Path) -> None:
+def test_an_archive_tells_nothing_of_its_maker_and_is_the_same_each_time(
+    tree: Path, runs: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = submit(runs, tree, out).archive
+    assert archive is not None
+    before = archive.read_bytes()
+    monkeypatch.setattr("time.time", lambda: 1.0)
     submit(runs, tree, out)
+    assert archive.read_bytes() == before
     with tarfile.open(out / "submission.tar.gz") as tar:
         entries = list(tar)
     assert {(entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime) for entry in entries} == {(0, 0, "", "", 0)}
