@@ -261,7 +261,7 @@ def _shortage(images: int, false_alarms: float) -> str:
     allowed = math.ceil(1e4 / (images + 1)) / 1e4
     return (
         f"a false-alarm rate of {false_alarms:.2%} needs {needed(false_alarms)} held-out good images, and there are"
-        f" {images}: hold out more, or allow {allowed:.2%}"
+        f" {images}: give more, or allow {allowed:.2%}"
     )
 
 

@@ -68,15 +68,25 @@ class SubmissionFolder:
         """The file that is uploaded."""
         return self.out / ARCHIVE
 
-    def begin(self, planned: PlannedObject) -> list[PrivateImage]:
-        """Returns the images of an object that have no map yet; maps of other settings or images are removed first."""
-        folders = {path.parent for image in planned.images for path in self.paths(planned.name, image)}
-        for folder in folders:
+    def waiting(self, planned: PlannedObject) -> list[PrivateImage]:
+        """Returns the images of an object that have no map yet, or one of other settings or of another image.
+
+        Nothing is written or removed. Raises: InputError if maps would be written behind a link.
+        """
+        for folder in self._folders(planned):
             self._refuse_links(folder)
-        settings, stamps = planned.settings(), {image.name: image.stamp() for image in planned.images}
-        recorded = self._objects.get(planned.name)
-        known = recorded["images"] if recorded is not None and recorded["settings"] == settings else {}
-        same = {name: stamp for name, stamp in stamps.items() if known.get(name) == stamp}
+        same = self._same(planned)
+        return [
+            image
+            for image in planned.images
+            if image.name not in same or not all(map(_is_file, self.paths(planned.name, image)))
+        ]
+
+    def begin(self, planned: PlannedObject) -> None:
+        """Removes the maps of an object that have other settings or are of other images, before new ones are
+        written."""
+        folders, same = self._folders(planned), self._same(planned)
+        settings, stamps = planned.settings, {image.name: image.stamp() for image in planned.images}
         # A map that is not recorded is removed by the next process, if this one is killed before it does that.
         self._record(planned.name, settings, same)
         for image in planned.images:
@@ -88,7 +98,6 @@ class SubmissionFolder:
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
         self._record(planned.name, settings, stamps)
-        return [image for image in planned.images if not all(map(_is_file, self.paths(planned.name, image)))]
 
     def paths(self, name: str, image: PrivateImage) -> tuple[Path, Path]:
         """Returns the files of an image of the object ``name``: its map and its thresholded map."""
@@ -133,6 +142,16 @@ class SubmissionFolder:
         if not np.isin(marked, (0, MARKED)).all():
             raise InputError(f"{shown(png)}: has other values than 0 and {MARKED}; {AGAIN}")
         return float((marked == MARKED).mean())
+
+    def _folders(self, planned: PlannedObject) -> set[Path]:
+        return {path.parent for image in planned.images for path in self.paths(planned.name, image)}
+
+    def _same(self, planned: PlannedObject) -> dict[str, list[int]]:
+        """Returns the stamps of an object's images that are those of the record, made with the same settings."""
+        recorded = self._objects.get(planned.name)
+        known = recorded["images"] if recorded is not None and recorded["settings"] == planned.settings else {}
+        stamps = {image.name: image.stamp() for image in planned.images}
+        return {name: stamp for name, stamp in stamps.items() if known.get(name) == stamp}
 
     def _refuse_links(self, folder: Path) -> None:
         """Raises: InputError if a link leads to ``folder`` from ``out``."""

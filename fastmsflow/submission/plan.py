@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -83,6 +83,7 @@ class PlannedObject:
     images: Sequence[PrivateImage]
     dtype: str
 
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Returns what all maps of the object depend on, fit for JSON."""
         with self.checkpoint.open("rb") as file:
@@ -157,7 +158,7 @@ def _objects_of(root: Path) -> list[str]:
 
 def _no_models(runs: Path, root: Path, names: Sequence[str]) -> str:
     """Returns the line that tells of a folder of runs without any model."""
-    fact = f"{shown(runs)}: holds no model of {', '.join(map(shown, names))}"
+    fact = f"{shown(runs)}: holds no finished run of {', '.join(map(shown, names))}"
     if runs.is_file():
         return f"{shown(runs)}: is a file; give the folder that holds the folder of a run for each object"
     if any((runs / name).is_file() for name in CHECKPOINTS):

@@ -112,8 +112,8 @@ class _Work:
 
     def score(self) -> list[str]:
         """Writes the maps that are missing, and returns a line for each image that could not be scored."""
-        waiting = [(planned, self.folder.begin(planned)) for planned in self.plan.objects]
-        self._refuse_full_disk([image for _, images in waiting for image in images])
+        waiting = [(planned, self.folder.waiting(planned)) for planned in self.plan.objects]
+        self._refuse_full_disk(waiting)
         faults: list[str] = []
         for planned, images in waiting:
             if images:
@@ -121,14 +121,18 @@ class _Work:
                 faults += self._score(planned, images)
         return faults
 
-    def _refuse_full_disk(self, waiting: Sequence[PrivateImage]) -> None:
+    def _refuse_full_disk(self, waiting: Sequence[tuple[PlannedObject, Sequence[PrivateImage]]]) -> None:
         """Raises: InputError if the disk has no space for the maps of ``waiting``, and the archive of all."""
         every = [image for planned in self.plan.objects for image in planned.images]
-        needed = sum(width * height * BYTES_OF_PIXEL for width, height in (image.size for image in [*waiting, *every]))
-        free = shutil.disk_usage(self.folder.out).free
-        if waiting and needed > free:
+        missing = [image for _, images in waiting for image in images]
+        needed = sum(width * height * BYTES_OF_PIXEL for width, height in (image.size for image in [*missing, *every]))
+        replaced = (
+            path for planned, images in waiting for image in images for path in self.folder.paths(planned.name, image)
+        )
+        free = shutil.disk_usage(self.folder.out).free + sum(path.stat().st_size for path in replaced if path.is_file())
+        if missing and needed > free:
             raise InputError(
-                f"{shown(self.folder.out)}: the maps of {len(waiting)} images and the archive take up to"
+                f"{shown(self.folder.out)}: the maps of {len(missing)} images and the archive take up to"
                 f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; free some space or choose another"
                 " folder"
             )
@@ -136,6 +140,8 @@ class _Work:
     def _score(self, planned: PlannedObject, images: Sequence[PrivateImage]) -> list[str]:
         model = load_model(planned.checkpoint)
         scorer = Scorer(model, dtype=self.options.dtype, kind="absolute")
+        # Only a model that can score replaces maps of earlier settings.
+        self.folder.begin(planned)
         # Images that are cut share batches by their tiles.
         at_once = BATCH_SIZE if model.tiling is None else 1
         batches = list(file_batches([str(image.file) for image in images], at_once))

@@ -66,7 +66,7 @@ def test_evaluate_at_another_rate_of_false_alarms(runs: Path, two_classes: Path,
     assert found[0] <= found[1]
     code, out = command("evaluate", runs / "a", two_classes, "--class", "a", "--false-alarms", 0.01)
     assert code == 1
-    assert "needs 99 held-out good images, and there are 10: hold out more, or allow 9.10%" in out
+    assert "needs 99 held-out good images, and there are 10: give more, or allow 9.10%" in out
 
 
 def test_evaluate_at_another_rate_of_false_pixels(runs: Path, two_classes: Path, command, tmp_path: Path) -> None:

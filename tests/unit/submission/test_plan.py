@@ -105,7 +105,7 @@ def test_a_submission_is_not_written_among_an_objects_images(out: str, here: Pat
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ("runs/can", "runs/can: holds no model of can, rice, but is a run itself; give the folder that holds"),
+        ("runs/can", "runs/can: holds no finished run of can, rice, but is a run itself; give the folder that holds"),
         ("runs/can/best.safetensors", "runs/can/best.safetensors: is a file; give the folder that holds"),
     ],
 )
@@ -155,7 +155,9 @@ def test_a_model_without_a_threshold_of_pixels_is_named(here: Path) -> None:
 
 def test_runs_without_any_model_are_named(here: Path) -> None:
     shutil.rmtree("runs")
-    assert refusal() == ("runs: holds no model of can, rice; `fastmsflow train set --class all --out runs` trains them")
+    assert refusal() == (
+        "runs: holds no finished run of can, rice; `fastmsflow train set --class all --out runs` trains them"
+    )
 
 
 def test_a_run_that_has_not_finished_is_no_model(here: Path) -> None:

@@ -18,6 +18,7 @@ from fastmsflow.data import load_image
 from fastmsflow.data.layouts.mvtec_ad_2 import OBJECTS, PRIVATE_SPLITS
 from fastmsflow.files import Busy, claimed_folder
 from fastmsflow.inference import TiledPredictor
+from fastmsflow.models.checkpoint import read_checkpoint, write_checkpoint
 from fastmsflow.submission import SubmissionOptions, submit
 from fastmsflow.submission.submit import resized
 from fastmsflow.tiling import Tiling
@@ -201,6 +202,21 @@ def test_maps_of_an_object_are_made_anew_if_its_model_or_threshold_has_changed(
     submit(runs, tree, out, options)
     anew = {path.parts[-3] for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
     assert anew == ({"can"} if change == "model" else {"can", "rice"})
+
+
+def test_a_model_that_cannot_score_costs_no_maps_of_the_one_before(tree: Path, runs: Path, out: Path) -> None:
+    submit(runs, tree, out)
+    maps = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".tiff", ".png")}
+    checkpoint = runs / "can/best.safetensors"
+    whole = checkpoint.read_bytes()
+    tensors, config = read_checkpoint(checkpoint)
+    del tensors[next(iter(tensors))]
+    write_checkpoint(checkpoint, tensors, config)
+    with pytest.raises(InputError, match=r"can/best\.safetensors"):
+        submit(runs, tree, out)
+    checkpoint.write_bytes(whole)
+    assert submit(runs, tree, out).archive is not None
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in maps.items())
 
 
 def test_an_object_without_a_model_is_named_and_the_others_are_scored(tree: Path, runs: Path, out: Path) -> None:
