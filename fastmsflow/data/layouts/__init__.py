@@ -59,10 +59,11 @@ def _detect(source: Source) -> Layout | None:
 
 def _of_class(layout: Layout, source: Source, category: str | None) -> Layout:
     """Returns the layout of a class of ``source``, whose first class has ``layout``."""
-    if category is None or layout not in (*OF_FOLDERS, mvtec.LAYOUT):
+    if not category or layout not in (*OF_FOLDERS, mvtec.LAYOUT):
         return layout
     base = Path(source) / category
-    own = next((other for other in OF_FOLDERS if other.detects(base)), None)
+    # A class that holds other classes is not of their layout.
+    own = next((other for other in OF_FOLDERS if other.detects(base) and not other.classes(base)), None)
     # An object or a class of the others has no such folders, even if some of its own are missing.
     is_plain = all((base / name).is_dir() for name in ("train/good", "test")) and not (base / "validation").is_dir()
     return own or (mvtec.LAYOUT if is_plain else layout)

@@ -80,6 +80,14 @@ def test_a_class_of_btad_does_not_hide_those_of_mvtec_ad(tmp_path: Path) -> None
     write_btad(tmp_path / "01")
     assert classes_of(tmp_path) == ["bottle"]
     assert_is_mvtec(open_image_set(tmp_path))
+    assert_is_mvtec(open_image_set(tmp_path, ""))
+
+
+def test_an_object_within_a_class_of_mvtec_ad_does_not_make_that_one(tmp_path: Path) -> None:
+    for name in ("bottle", "cable"):
+        write_mvtec(tmp_path / name)
+    write_mvtec_ad_2(tmp_path / "bottle", objects=("can",))
+    assert_is_mvtec(opened(tmp_path, "bottle"))
 
 
 def test_a_link_that_leads_to_itself_is_no_class(tmp_path: Path) -> None:
