@@ -10,7 +10,7 @@ take at least 1 / rate - 1 images, since one more image may be above the thresho
 """
 
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ REPLICATES, SEED = 1000, 0
 AT_ONCE = 100
 # The shares are float32.
 ROUNDING = 1e-6
+# With fewer images, but for a single one, the interval is said to be too narrow.
+ENOUGH = 20
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,17 @@ class PixelThreshold:
     low: float
     """Lower end of the 95% interval of that mean share for new good images, by a bootstrap over the images."""
     high: float
-    """Its upper end. With fewer than about 20 images the interval is too narrow."""
+    """Its upper end. With fewer than about 20 images the interval is too narrow, and so it is wherever a kind of good
+    image with many false pixels is too rare to be among them."""
     images: int
     """Held-out good images behind it."""
 
     def __str__(self) -> str:
+        doubt = ", too few: it is too narrow" if 1 < self.images < ENOUGH else ""
         return (
             f"{self.value:.4g} nats for {_percent(self.false_pixels)} false pixels (the mean share of a good image's"
             f" pixels; 95% interval {_percent(self.low)} to {_percent(self.high)} by a bootstrap over {self.images}"
-            f" good {'image' if self.images == 1 else 'images'})"
+            f" good {'image' if self.images == 1 else 'images'}{doubt})"
         )
 
     def as_dict(self) -> dict[str, float]:
@@ -73,8 +77,14 @@ class PixelThresholds:
 
     def __post_init__(self) -> None:
         lengths = {len(self.values), len(self.low), len(self.high)}
-        if not self.rates or lengths != {len(self.rates)} or list(self.rates) != sorted(self.rates):
-            raise InputError("the pixel thresholds are not one for each rate; `fastmsflow calibrate` makes them anew")
+        if not self.rates or lengths != {len(self.rates)}:
+            raise InputError("its pixel thresholds are not one for each rate; write the checkpoint again")
+        rates, values, low, high = (np.array(of, dtype=np.float64) for of in astuple(self))
+        are_shares = rates[0] > 0 and rates[-1] < 1 and (low >= 0).all() and (low <= high).all() and (high <= 1).all()
+        in_order = (np.diff(rates) > 0).all() and (np.diff(values) <= 0).all()
+        # Maps are float32. NaN is in no order.
+        if not are_shares or not in_order or not (np.abs(values) <= np.finfo(np.float32).max).all():
+            raise InputError("its pixel thresholds are no falling numbers for rising rates; write the checkpoint again")
 
     @classmethod
     def from_profiles(cls, profiles: np.ndarray) -> "PixelThresholds":
@@ -103,7 +113,10 @@ class PixelThresholds:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "PixelThresholds":
-        """Makes thresholds from the result of ``as_dict``. Raises: InputError if there is not one for each rate."""
+        """Makes thresholds from the result of ``as_dict``.
+
+        Raises: InputError if there is not one for each rate, or they do not fall as the rates rise.
+        """
         return cls(**{name: tuple(values) for name, values in content.items()})
 
 

@@ -255,7 +255,8 @@ function nested(values) {
 function metricsTable(values) {
   const kinds = Object.keys(values);
   const metrics = [...new Set(kinds.flatMap((kind) => Object.keys(values[kind])))];
-  const value = (v) => typeof v === "number" ? v.toFixed(4) : "–";
+  // Rates of false pixels are small, and get more digits.
+  const value = (v) => typeof v === "number" ? v.toFixed(v > 0 && v < 0.001 ? 6 : 4) : "–";
   return element("table", { className: "metrics" },
     element("thead", {}, element("tr", {}, element("td", {}),
       ...kinds.map((kind) => element("th", { scope: "col", textContent: kind })))),
