@@ -21,13 +21,13 @@ from .number_range import FALSE_PIXEL_RATES
 FALSE_PIXELS = 0.001
 RATES = (*(float(f"{digits}e{power}") for power in range(-5, -1) for digits in (1, 1.5, 2, 3, 4, 5, 6, 8)), 0.1)
 """The rates for which a calibration keeps thresholds."""
-# Steps of 2.3%: by so much a threshold's rate may be below the one that was asked for.
+# Steps of 2.3%, after one of 1e-6: by so much a threshold's rate may be below the one that was asked for.
 SHARES = np.append(0, np.logspace(-6, 0, 601))
 CONFIDENCE = 0.95
 REPLICATES, SEED = 1000, 0
 # The replicates whose weights are held at once.
 AT_ONCE = 100
-# The shares are float32.
+# The shares are float32, as a rate that was asked for may be.
 ROUNDING = 1e-6
 # With fewer images, but for a single one, the interval is said to be too narrow.
 ENOUGH = 20
@@ -104,7 +104,7 @@ class PixelThresholds:
         """
         FALSE_PIXEL_RATES.check("false_pixels", false_pixels)
         # A file of another version may begin with another rate.
-        i = max(0, int(np.searchsorted(self.rates, false_pixels, side="right")) - 1)
+        i = max(0, int(np.searchsorted(self.rates, float(false_pixels) * (1 + ROUNDING), side="right")) - 1)
         return PixelThreshold(self.values[i], self.rates[i], self.low[i], self.high[i], images)
 
     def as_dict(self) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def test_a_rate_between_those_that_are_kept_takes_the_next_lower_one() -> None:
     assert found.at(0.0019, 3) == found.at(0.0015, 3)
     assert found.at(0.0015, 3).false_pixels == 0.0015
     assert found.at(1e-5, 3).false_pixels == 1e-5
+    assert found.at(np.float32(0.01), 3).false_pixels == 0.01
     for rate in (0, 9e-6, 0.11, float("nan")):
         with pytest.raises(InputError, match=r"false_pixels is .*; it must be from 0\.00001 to 0\.1"):
             found.at(rate, 3)
