@@ -137,7 +137,7 @@ def _pixels(image: Path, size: tuple[int, int] | None) -> np.ndarray:
 def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
     """Returns the threshold in nats, if there is one, and a sentence on its origin or its absence."""
     if calibration is None:
-        return None, "not calibrated: no threshold is known"
+        return None, "the model has no calibration"
     if not calibration.is_enough():
         return None, calibration.shortage()
     threshold = calibration.threshold()

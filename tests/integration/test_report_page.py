@@ -330,9 +330,9 @@ def test_without_labels_it_counts_above_and_below(shown: Callable[..., Chrome]) 
 
 
 def test_without_masks_and_threshold(shown: Callable[..., Chrome]) -> None:
-    browser = shown(rows=rows(masks=False), pro=None, threshold=None, threshold_note="", region_threshold=None)
+    browser = shown(rows=rows(masks=False), pro=None, threshold=None, threshold_note="too few", region_threshold=None)
     assert counts(browser) == expected_counts(float(np.median(SCORES)))
-    assert "starts at the median" in find(browser, "#note").text
+    assert find(browser, "#note").text == "No threshold is calibrated, so it starts at the median score: too few"
     assert not browser.find_elements(By.CSS_SELECTOR, ".outlines path")
     assert not find(browser, "#pro-figure").is_displayed()
     assert len(texts(browser, "#heat-legend .entry")) == 1

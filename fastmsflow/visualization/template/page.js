@@ -283,8 +283,8 @@ function describe() {
   byId("score-legend").append(...[[good, "good"], [defective, "defective"]]
     .filter(([scores]) => scores.length).map(([, name]) => legendEntry(`swatch ${name}`, name)));
   byId("note").textContent = [
-    page.threshold === null ? "Not calibrated: the threshold starts at the median score." : "", page.note,
-  ].filter(Boolean).join(" ");
+    page.threshold === null ? "No threshold is calibrated, so it starts at the median score" : "", page.note,
+  ].filter(Boolean).join(": ");
   byId("reset").textContent = page.threshold === null ? "Back to the median" : "Back to the calibrated one";
   const kinds = new Map();
   for (const { kind } of rows) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
