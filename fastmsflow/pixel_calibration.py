@@ -10,7 +10,7 @@ take at least 1 / rate - 1 images, since one more image may be above the thresho
 """
 
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,16 @@ from .number_range import FALSE_PIXEL_RATES
 FALSE_PIXELS = 0.001
 RATES = (*(float(f"{digits}e{power}") for power in range(-5, -1) for digits in (1, 1.5, 2, 3, 4, 5, 6, 8)), 0.1)
 """The rates for which a calibration keeps thresholds."""
-# Steps of 2.3%: by so much a threshold's rate may be below the one that was asked for.
+# Steps of 2.3%, after one of 1e-6: by so much a threshold's rate may be below the one that was asked for.
 SHARES = np.append(0, np.logspace(-6, 0, 601))
 CONFIDENCE = 0.95
 REPLICATES, SEED = 1000, 0
 # The replicates whose weights are held at once.
 AT_ONCE = 100
-# The shares are float32.
+# The shares are float32, as a rate that was asked for may be.
 ROUNDING = 1e-6
+# With fewer images, but for a single one, the interval is said to be too narrow.
+ENOUGH = 20
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,17 @@ class PixelThreshold:
     low: float
     """Lower end of the 95% interval of that mean share for new good images, by a bootstrap over the images."""
     high: float
-    """Its upper end. With fewer than about 20 images the interval is too narrow."""
+    """Its upper end. With fewer than about 20 images the interval is too narrow, and so it is wherever a kind of good
+    image with many false pixels is too rare to be among them."""
     images: int
     """Held-out good images behind it."""
 
     def __str__(self) -> str:
+        doubt = ", too few: it is too narrow" if 1 < self.images < ENOUGH else ""
         return (
             f"{self.value:.4g} nats for {_percent(self.false_pixels)} false pixels (the mean share of a good image's"
             f" pixels; 95% interval {_percent(self.low)} to {_percent(self.high)} by a bootstrap over {self.images}"
-            f" good {'image' if self.images == 1 else 'images'})"
+            f" good {'image' if self.images == 1 else 'images'}{doubt})"
         )
 
     def as_dict(self) -> dict[str, float]:
@@ -73,8 +77,14 @@ class PixelThresholds:
 
     def __post_init__(self) -> None:
         lengths = {len(self.values), len(self.low), len(self.high)}
-        if not self.rates or lengths != {len(self.rates)} or list(self.rates) != sorted(self.rates):
-            raise InputError("the pixel thresholds are not one for each rate; `fastmsflow calibrate` makes them anew")
+        if not self.rates or lengths != {len(self.rates)}:
+            raise InputError("its pixel thresholds are not one for each rate; write the checkpoint again")
+        rates, values, low, high = (np.array(of, dtype=np.float64) for of in astuple(self))
+        are_shares = rates[0] > 0 and rates[-1] < 1 and (low >= 0).all() and (low <= high).all() and (high <= 1).all()
+        in_order = (np.diff(rates) > 0).all() and (np.diff(values) <= 0).all()
+        # Maps are float32. NaN is in no order.
+        if not are_shares or not in_order or not (np.abs(values) <= np.finfo(np.float32).max).all():
+            raise InputError("its pixel thresholds are no falling numbers for rising rates; write the checkpoint again")
 
     @classmethod
     def from_profiles(cls, profiles: np.ndarray) -> "PixelThresholds":
@@ -94,7 +104,7 @@ class PixelThresholds:
         """
         FALSE_PIXEL_RATES.check("false_pixels", false_pixels)
         # A file of another version may begin with another rate.
-        i = max(0, int(np.searchsorted(self.rates, false_pixels, side="right")) - 1)
+        i = max(0, int(np.searchsorted(self.rates, float(false_pixels) * (1 + ROUNDING), side="right")) - 1)
         return PixelThreshold(self.values[i], self.rates[i], self.low[i], self.high[i], images)
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,7 +113,10 @@ class PixelThresholds:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "PixelThresholds":
-        """Makes thresholds from the result of ``as_dict``. Raises: InputError if there is not one for each rate."""
+        """Makes thresholds from the result of ``as_dict``.
+
+        Raises: InputError if there is not one for each rate, or they do not fall as the rates rise.
+        """
         return cls(**{name: tuple(values) for name, values in content.items()})
 
 

@@ -15,6 +15,8 @@ from ..errors import InputWarning, printable
 from ..progress import ProgressBar
 from ..terminal import Console
 
+SMALL = 1e-3
+
 console: Console = Console()
 # --quiet does not silence it.
 errors: Console = Console(stderr=True)
@@ -56,8 +58,13 @@ def exit_if_skipped(faults: list[str]) -> None:
 
 
 def format_metric(value: float | None) -> str:
-    """Formats a metric for a table; "-" where it is not defined."""
-    return "-" if value is None else f"{value:.4f}"
+    """Formats a metric for a table; "-" where it is not defined.
+
+    Rates of false pixels are small, and get more digits.
+    """
+    if value is None:
+        return "-"
+    return f"{value:.6f}" if 0 < value < SMALL else f"{value:.4f}"
 
 
 def add_metrics(table: Table, cells: Mapping[str, Iterable[str]]) -> None:

@@ -106,7 +106,7 @@ def write_test_report(
         pro=result.pro_curve(),
         metrics=metrics,
         corruption=corruption or {},
-        pixel_note=_pixel_note(model.calibration),
+        pixel_note=pixel_note(model.calibration, metrics),
         kinds=kinds or {},
         settings=settings,
         fingerprint=fingerprint(images),
@@ -137,21 +137,27 @@ def _pixels(image: Path, size: tuple[int, int] | None) -> np.ndarray:
 def _threshold(calibration: Calibration | None) -> tuple[float | None, str]:
     """Returns the threshold in nats, if there is one, and a sentence on its origin or its absence."""
     if calibration is None:
-        return None, "not calibrated: no threshold is known"
+        return None, "the model has no calibration"
     if not calibration.is_enough():
         return None, calibration.shortage()
     threshold = calibration.threshold()
     return threshold.value, str(threshold)
 
 
-def _pixel_note(calibration: Calibration | None) -> str:
-    """Returns the threshold of pixels and the metrics that are judged at it; an empty text if there is none."""
+def pixel_note(calibration: Calibration | None, metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Returns the threshold of pixels, and those of ``metrics`` that are judged at it; an empty text if there is
+    none."""
     threshold = pixel_threshold(calibration)
     if threshold is None:
         return ""
+    note = f"Pixel threshold: {threshold}; no defect was needed for it."
+    at_threshold, at_best = METRIC_LABELS["seg_f1"], METRIC_LABELS["seg_f1_max"]
+    # Sets without masks have neither.
+    if not any(at_threshold in of_checkpoint for of_checkpoint in metrics.values()):
+        return note
     return (
-        f"Pixel threshold: {threshold}. {METRIC_LABELS['seg_f1']} is judged at it, and no defect was needed for it."
-        f" {METRIC_LABELS['seg_f1_max']} is at the best threshold for these very images, so it is optimistic."
+        f"{note} {at_threshold} is judged at it. {at_best} is at the best threshold for these very images, so it is"
+        " optimistic."
     )
 
 

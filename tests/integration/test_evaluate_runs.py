@@ -40,7 +40,7 @@ def test_evaluate_shows_a_runs_checkpoints_side_by_side(runs: Path, two_classes:
     pixel = MSFlow.load(runs / "a/best.safetensors").calibration.pixel_threshold()
     assert {f"pixel_threshold_{name}": value for name, value in pixel.as_dict().items()}.items() <= rows[0].items()
     assert f"pixel threshold: {pixel}; reached on the good test images: {rows[0]['false_pixel_rate']:.3%}" in out
-    assert f"Pixel threshold: {pixel}." in (tmp_path / "report.html").read_text()
+    assert f"Pixel threshold: {pixel};" in (tmp_path / "report.html").read_text()
     assert all(Path(row["image"]).name in (tmp_path / "report.html").read_text() for row in scores)
 
 

@@ -267,6 +267,14 @@ def test_curves_and_metrics(shown: Callable[..., Chrome]) -> None:
     assert texts(browser, "#versions dd") == ["0.1.0", "sha256:1234"]
 
 
+def test_metrics_stand_beside_both_charts_with_digits_enough_for_rates_of_pixels(shown: Callable[..., Chrome]) -> None:
+    browser = shown(metrics={"last": {"SegF1-max (chosen on test)": 0.5, "false pixels, good images": 0.0000494}})
+    assert texts(browser, "#metrics td:last-child")[-2:] == ["0.5000", "0.000049"]
+    roc, pro, table = (find(browser, f"#{name}-figure").rect for name in ("roc", "pro", "metrics"))
+    assert pro["y"] > roc["y"] + 200 and pro["x"] == roc["x"] and table["x"] > roc["x"] + roc["width"]
+    assert table["y"] == roc["y"] and table["width"] > 1.5 * roc["width"]
+
+
 @pytest.mark.parametrize("section", ["corruption", "kinds"])
 def test_tables_of_changed_light_and_of_kinds_are_folded_by_checkpoint(
     section: str, shown: Callable[..., Chrome]
@@ -322,9 +330,9 @@ def test_without_labels_it_counts_above_and_below(shown: Callable[..., Chrome]) 
 
 
 def test_without_masks_and_threshold(shown: Callable[..., Chrome]) -> None:
-    browser = shown(rows=rows(masks=False), pro=None, threshold=None, threshold_note="", region_threshold=None)
+    browser = shown(rows=rows(masks=False), pro=None, threshold=None, threshold_note="too few", region_threshold=None)
     assert counts(browser) == expected_counts(float(np.median(SCORES)))
-    assert "starts at the median" in find(browser, "#note").text
+    assert find(browser, "#note").text == "No threshold is calibrated, so it starts at the median score: too few"
     assert not browser.find_elements(By.CSS_SELECTOR, ".outlines path")
     assert not find(browser, "#pro-figure").is_displayed()
     assert len(texts(browser, "#heat-legend .entry")) == 1

@@ -124,6 +124,7 @@ def test_the_text_of_a_pixel_threshold_names_the_unit_of_its_interval() -> None:
         "4.25 nats for 0.1% false pixels (the mean share of a good image's pixels; 95% interval 0.04% to 0.21% by a"
         " bootstrap over 47 good images)"
     )
+    assert str(thresholds.at(0.001, 19)).endswith("by a bootstrap over 19 good images, too few: it is too narrow)")
 
 
 def test_a_rate_between_those_that_are_kept_takes_the_next_lower_one() -> None:
@@ -131,6 +132,7 @@ def test_a_rate_between_those_that_are_kept_takes_the_next_lower_one() -> None:
     assert found.at(0.0019, 3) == found.at(0.0015, 3)
     assert found.at(0.0015, 3).false_pixels == 0.0015
     assert found.at(1e-5, 3).false_pixels == 1e-5
+    assert found.at(np.float32(0.01), 3).false_pixels == 0.01
     for rate in (0, 9e-6, 0.11, float("nan")):
         with pytest.raises(InputError, match=r"false_pixels is .*; it must be from 0\.00001 to 0\.1"):
             found.at(rate, 3)
@@ -152,9 +154,25 @@ def test_pixel_thresholds_survive_json_and_earlier_versions_have_none() -> None:
         earlier.pixel_threshold()
 
 
-def test_thresholds_that_are_not_one_for_each_rate_are_refused() -> None:
-    with pytest.raises(InputError, match="not one for each rate"):
-        PixelThresholds((0.01, 0.1), (1.0,), (0.0,), (1.0,))
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"low": (0.0,)}, "not one for each rate; write the checkpoint again"),
+        ({"rates": (0.1, 0.01)}, "no falling numbers for rising rates; write the checkpoint again"),
+        ({"rates": (-5.0, 0.1)}, "no falling numbers"),
+        ({"values": (3.0, 5.0)}, "no falling numbers"),
+        ({"values": (float("nan"), 2.0)}, "no falling numbers"),
+        ({"values": (1e300, 2.0)}, "no falling numbers"),
+        ({"low": (-0.5, 0.0)}, "no falling numbers"),
+        ({"high": (1.0, 9.0)}, "no falling numbers"),
+    ],
+    ids=["lengths", "rates fall", "rate", "values rise", "NaN", "beyond float32", "low", "high"],
+)
+def test_thresholds_of_a_damaged_checkpoint_are_refused(changed: dict[str, tuple[float, ...]], fault: str) -> None:
+    whole = {"rates": (0.01, 0.1), "values": (5.0, 3.0), "low": (0.0, 0.0), "high": (0.1, 1.0)}
+    assert PixelThresholds(**whole).at(0.05, 30).value == 5
+    with pytest.raises(InputError, match=fault):
+        PixelThresholds(**{**whole, **changed})
 
 
 def test_lowest_thresholds_allow_exactly_the_rate() -> None:

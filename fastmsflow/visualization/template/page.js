@@ -255,7 +255,8 @@ function nested(values) {
 function metricsTable(values) {
   const kinds = Object.keys(values);
   const metrics = [...new Set(kinds.flatMap((kind) => Object.keys(values[kind])))];
-  const value = (v) => typeof v === "number" ? v.toFixed(4) : "–";
+  // Rates of false pixels are small, and get more digits.
+  const value = (v) => typeof v === "number" ? v.toFixed(v > 0 && v < 0.001 ? 6 : 4) : "–";
   return element("table", { className: "metrics" },
     element("thead", {}, element("tr", {}, element("td", {}),
       ...kinds.map((kind) => element("th", { scope: "col", textContent: kind })))),
@@ -282,8 +283,8 @@ function describe() {
   byId("score-legend").append(...[[good, "good"], [defective, "defective"]]
     .filter(([scores]) => scores.length).map(([, name]) => legendEntry(`swatch ${name}`, name)));
   byId("note").textContent = [
-    page.threshold === null ? "Not calibrated: the threshold starts at the median score." : "", page.note,
-  ].filter(Boolean).join(" ");
+    page.threshold === null ? "No threshold is calibrated, so it starts at the median score" : "", page.note,
+  ].filter(Boolean).join(": ");
   byId("reset").textContent = page.threshold === null ? "Back to the median" : "Back to the calibrated one";
   const kinds = new Map();
   for (const { kind } of rows) kinds.set(kind, (kinds.get(kind) ?? 0) + 1);

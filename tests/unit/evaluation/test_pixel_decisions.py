@@ -13,7 +13,9 @@ from fastmsflow.data import Sample
 from fastmsflow.distributed.process_group import SINGLE_PROCESS
 from fastmsflow.evaluation.evaluator import Evaluator
 from fastmsflow.evaluation.ground_truth import GroundTruth
+from fastmsflow.evaluation.metric_labels import labeled
 from fastmsflow.evaluation.pixel_decisions import PixelDecisions
+from fastmsflow.evaluation.report import pixel_note
 from fastmsflow.evaluation.results import Evaluation
 from fastmsflow.metrics import f1_max
 from fastmsflow.pixel_calibration import PixelThresholds
@@ -85,3 +87,13 @@ def test_a_metric_that_an_earlier_version_did_not_compute_is_not_shown_as_undefi
     old = {"image_auroc": 1.0, "image_auroc_log": 1.0, "image_auroc_absolute": 1.0, "pixel_auroc": 0.9}
     shown = Evaluation.from_dict({**old, "aupro": 0.8, "pixel_error": 0.0}).as_shown()
     assert shown == {**old, "aupro": 0.8, "aupro_published": None}
+
+
+def test_the_report_speaks_of_seg_f1_only_where_it_shows_it(scores: Scores, masks: np.ndarray) -> None:
+    with_masks, without = (
+        pixel_note(CALIBRATION, {"last": labeled(evaluated(scores, some, CALIBRATION, exact=True).as_shown())})
+        for some in (masks, None)
+    )
+    assert without == f"Pixel threshold: {CALIBRATION.pixel_threshold()}; no defect was needed for it."
+    assert with_masks.startswith(f"{without} SegF1 (pixel threshold) is judged at it. SegF1-max (chosen on test) is")
+    assert pixel_note(None, {}) == ""
