@@ -3,7 +3,8 @@
 import math
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,8 @@ def load_weights(net: nn.Module, name: str, weights: str | Path, options: Mappin
 
     # The feature model drops and renames layers, so a file is read by the names of the whole one.
     whole_options = {key: value for key, value in options.items() if key != "out_indices"}
-    model = timm.create_model(name, pretrained=False, **whole_options)
+    # Names and shapes are all that is wanted of it, and a large model fills the memory.
+    model = timm.create_model(name, pretrained=False, **whole_options).to("meta")
     whole = model.state_dict()
     if str(weights) == LITE0_PACKAGE:
         if name.partition(".")[0] != "tf_efficientnet_lite0":
@@ -57,14 +59,12 @@ def without_prefix(given: dict[str, Tensor], whole: Mapping[str, Tensor]) -> dic
 
 
 def _fitted(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Returns the weights with position embeddings of another image size resampled by timm's function for the model."""
-    whole = model.state_dict()
-    if all(tensor.shape == whole[key].shape for key, tensor in given.items() if key in whole):
-        return given
-    resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    # Weights that are of another model altogether are refused by the keys and shapes that remain.
-    with suppress(Exception):
-        return given if resample is None else dict(resample(dict(given), model))
+    """Returns the weights as timm's function for the model fits those of its hub: position embeddings of another grid
+    are resampled, and names of the model's authors become timm's."""
+    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    # Weights that are of another model altogether are refused by the keys and shapes that remain. Timm prints.
+    with suppress(Exception), redirect_stdout(StringIO()):
+        return given if fit is None else dict(fit(dict(given), model))
     return given
 
 

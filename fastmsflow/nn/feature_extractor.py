@@ -136,7 +136,7 @@ class FeatureExtractor(nn.Module):
         self.eval()
         # A model without values looks nothing up.
         if self.fixed_size is not None and not next(self.net.parameters()).is_meta:
-            refuse_beyond_tables(self.name, self, self.fixed_size)
+            refuse_beyond_tables(self.name, self.net, self.fixed_size)
 
     def train(self, mode: bool = True) -> "FeatureExtractor":
         """Keeps eval mode whatever ``mode`` says: the batch statistics are frozen too."""

@@ -38,7 +38,7 @@ def fault_at(net: nn.Module, size: tuple[int, int]) -> str | None:
 def describe_split_patches(net: nn.Module, size: tuple[int, int]) -> str | None:
     """Returns the patch of a transformer, those sides of ``size`` (H, W) that it does not divide, and the nearest ones
     that it does: timm would leave the border out. None if it divides both, or ``net`` has no such patches."""
-    embedding = getattr(getattr(net, "model", None), "patch_embed", None)
+    embedding = _patch_embedding(net)
     patch = getattr(embedding, "patch_size", None)
     if is_trained() or not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
         return None
@@ -50,6 +50,10 @@ def describe_split_patches(net: nn.Module, size: tuple[int, int]) -> str | None:
     return f"{' and '.join(map(str, dict.fromkeys(patch)))}; {'; '.join(faults)}" if faults else None
 
 
+def _patch_embedding(net: nn.Module) -> object:
+    return getattr(getattr(net, "model", None), "patch_embed", None)
+
+
 def _multiples_around(side: int, patch: int) -> str:
     below, above = side // patch * patch, -(-side // patch) * patch
     return f"{below} or {above}" if below in SIDE else str(above)
@@ -57,7 +61,8 @@ def _multiples_around(side: int, patch: int) -> str:
 
 def refuse_beyond_tables(name: str, net: nn.Module, size: tuple[int, int]) -> None:
     """Raises: InputError if an image of an odd ``size`` (H, W) leads out of a table, which ``fault_at`` cannot see."""
-    if not any(side % STEP for side in size):
+    # Transformers that are built for one grid look nothing up beyond it, and a large image would take them seconds.
+    if not any(side % STEP for side in size) or hasattr(_patch_embedding(net), "grid_size"):
         return
     try:
         net(torch.zeros(1, 3, *size))

@@ -7,10 +7,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import Attention, resample_abs_pos_embed
 from torch import Tensor
 
 from fastmsflow import InputError
 from fastmsflow.errors import in_one_line, is_meant_for_a_person
+from fastmsflow.nn import extractor_weights
 from fastmsflow.nn.feature_extractor import FeatureExtractor
 
 VIT = "test_vit.r160_in1k"
@@ -76,6 +78,43 @@ def test_position_embeddings_of_another_size_are_resampled(tmp_path: Path) -> No
     (embedding,) = [value for key, value in extractor.state_dict().items() if key.endswith("pos_embed")]
     assert embedding.shape[1] < torch.load(path)["pos_embed"].shape[1]
     assert len(extractor(torch.rand(1, 3, 96, 96))) == 3
+
+
+def test_position_embeddings_of_another_grid_of_as_many_patches_are_resampled(tmp_path: Path) -> None:
+    path = saved(tmp_path / "vit.pth", dict, "test_vit3")
+    embedding = torch.load(path)["pos_embed"]
+    extractor = FeatureExtractor("test_vit3", weights=path, image_size=(80, 320))
+    expected = resample_abs_pos_embed(embedding, (5, 20), (10, 10))
+    assert expected.shape == embedding.shape
+    assert torch.equal(extractor.net.state_dict()["model.pos_embed"], expected)
+
+
+@pytest.mark.parametrize("side", [96, 160], ids=["another size", "the file's own size"])
+def test_a_file_under_the_names_of_dinov2s_authors_is_read(side: int, tmp_path: Path) -> None:
+    path = saved(tmp_path / "dino.pth", lambda state: {"mask_token": torch.zeros(1, 64), **state}, VIT)
+    assert FeatureExtractor(VIT, weights=path, image_size=(side, side)).fixed_size == (side, side)
+
+
+def test_weights_are_read_without_the_memory_of_a_second_model(tmp_path: Path, monkeypatch) -> None:
+    path = saved(tmp_path / "vit.pth", dict, VIT)
+    fitted, models = extractor_weights._fitted, []
+    monkeypatch.setattr(extractor_weights, "_fitted", lambda given, model: models.append(model) or fitted(given, model))
+    FeatureExtractor(VIT, weights=path, image_size=(96, 96))
+    (model,) = models
+    assert all(weight.is_meta for weight in model.parameters())
+
+
+def test_a_transformer_of_one_grid_is_built_without_computing_an_image(monkeypatch) -> None:
+    attend, computed = Attention.forward, []
+
+    def noted(self: Attention, tokens: Tensor, *rest, **options) -> Tensor:
+        computed.append(not tokens.is_meta)
+        return attend(self, tokens, *rest, **options)
+
+    monkeypatch.setattr(Attention, "forward", noted)
+    FeatureExtractor("test_vit3", pretrained=False, image_size=(48, 80))
+    # Its size was looked at without values.
+    assert computed and not any(computed)
 
 
 def test_a_transformers_safetensors_serve_chosen_blocks_on_a_rectangle(tmp_path: Path) -> None:
