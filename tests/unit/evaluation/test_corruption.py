@@ -15,6 +15,7 @@ from PIL import Image
 from fastmsflow import MSFlow
 from fastmsflow.calibration import Calibration
 from fastmsflow.cli.corruption_table import print_corruption
+from fastmsflow.cli.output import console
 from fastmsflow.data import load_image
 from fastmsflow.data.light import LIGHT_CORRUPTIONS
 from fastmsflow.errors import InputWarning
@@ -237,6 +238,8 @@ def test_images_in_tiles_are_changed_as_a_whole(root: Path, few_changes: list[st
 @pytest.mark.parametrize("width", [80, 100])
 def test_a_terminal_shows_whole_words_and_values(compared, monkeypatch, capsys, *, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
+    # A command that ran in this process with --json has silenced it.
+    monkeypatch.setattr(console, "quiet", False)
     print_corruption(compared[1].rows)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width

@@ -211,7 +211,7 @@ def test_the_command_line_trains_by_class_path(tiles: Path, tmp_path: Path, monk
 def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch) -> None:
     """Small: few images, a small model, an epoch of training, no processes that read."""
 
-    def small_model(extractor, pretrained, image_size, pool, *, extractor_weights, standardise) -> MSFlow:
+    def small_model(extractor, pretrained, image_size, pool, *, extractor_weights, standardise, **others) -> MSFlow:
         # The extractor that the tests above train: its graph takes the longest to export.
         assert {"extractor": extractor, "extractor_weights": extractor_weights} == LITE0
         return MSFlow(UNTRAINED["extractor"], False, image_size, pool, standardise=standardise, blocks=(1, 1, 1))
