@@ -63,8 +63,12 @@ def calibrated_model(noise_images: Path) -> "MSFlow":
 @pytest.fixture(scope="module")
 def checkpoint(calibrated_model: "MSFlow", tmp_path_factory) -> Path:
     """The file of ``calibrated_model``."""
+    return saved(calibrated_model, tmp_path_factory)
+
+
+def saved(model: "MSFlow", tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
-    calibrated_model.save(path)
+    model.save(path)
     return path
 
 
@@ -88,9 +92,7 @@ def brick_model(brick_tiles: Path) -> "MSFlow":
 @pytest.fixture(scope="module")
 def brick_checkpoint(brick_model: "MSFlow", tmp_path_factory) -> Path:
     """The file of ``brick_model``."""
-    path = tmp_path_factory.mktemp("model") / "calibrated.safetensors"
-    brick_model.save(path)
-    return path
+    return saved(brick_model, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
