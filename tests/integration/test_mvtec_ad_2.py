@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(one_block_flows: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the commands of the page have run."""
     folder = tmp_path_factory.mktemp("page")
     write_mvtec_ad_2(folder / "mvtec_ad_2", size=(64, 96))

@@ -100,7 +100,8 @@ def test_a_program_predicts_as_the_model_without_this_library(model: MSFlow, tmp
 @pytest.fixture
 def vector_instructions() -> Iterator[None]:
     """Compiles as for users, whose packages have this chip's vector instructions; the other tests do without."""
-    with torch._inductor.config.patch({"cpp.vec_isa_ok": None}):
+    # Headers compiled beforehand serve many packages, and cost more than they save for one.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": None, "aot_inductor.precompile_headers": False}):
         cpu_vec_isa.valid_vec_isa_list.cache_clear()
         yield
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
