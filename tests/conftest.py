@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -256,3 +257,23 @@ def mvtec(tmp_path_factory) -> Path:
             Image.fromarray(mask).save(tile / f"ground_truth/spot/{i:03}_mask.png")
         Image.fromarray(pixels).save(target)
     return root
+
+
+@pytest.fixture(scope="session")
+def submission_made(tmp_path_factory) -> Path:
+    """A folder with a tiny set of MVTec AD 2, set, of the objects can and rice, and calibrated runs for it, runs."""
+    from tests.helpers.mvtec_ad_2_runs import write_runs
+    from tests.helpers.mvtec_ad_2_tree import write_mvtec_ad_2
+
+    folder = tmp_path_factory.mktemp("submission")
+    names = ("can", "rice")
+    write_runs(folder / "runs", write_mvtec_ad_2(folder / "set", objects=names), names)
+    return folder
+
+
+@pytest.fixture
+def submission_here(submission_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, a copy of ``submission_made``."""
+    shutil.copytree(submission_made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

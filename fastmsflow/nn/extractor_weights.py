@@ -89,7 +89,7 @@ def _resampled(embedding: Tensor, old: nn.Module, new: nn.Module) -> Tensor:
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     grids = [list(cast(Any, model).patch_embed.grid_size) for model in (old, new)]
-    # Of files timm knows the number of cells alone, and takes the grid for a square.
+    # Timm knows only the number of a file's cells, and takes its grid for a square.
     prefix = embedding.shape[1] - math.prod(grids[0])
     return resample_abs_pos_embed(embedding, new_size=grids[1], old_size=grids[0], num_prefix_tokens=prefix)
 

@@ -122,21 +122,8 @@ class SubmissionFolder:
         Raises: InputError if one is missing or damaged, or has another size, dtype or values than the server takes.
         """
         tiff, png = self.paths(name, image)
-        try:
-            score_map = _tifffile().imread(tiff)
-            with Image.open(png) as opened:
-                marked = np.asarray(opened)
-        # A damaged file can raise nearly anything.
-        except Exception as error:
-            wrong = png if _is_readable(tiff) else tiff
-            raise InputError(f"{shown(wrong)}: cannot be read ({type(error).__name__}); {AGAIN}") from error
         width, height = image.size
-        for path, pixels, dtype in ((tiff, score_map, np.float16), (png, marked, np.uint8)):
-            if pixels.shape != (height, width) or pixels.dtype != dtype:
-                raise InputError(
-                    f"{shown(path)}: is {'x'.join(map(str, pixels.shape))} {pixels.dtype}, not {height}x{width}"
-                    f" {np.dtype(dtype)} as its image; {AGAIN}"
-                )
+        score_map, marked = _read_tiff(tiff, (height, width)), _read_png(png, (height, width))
         if not np.isfinite(score_map).all():
             raise InputError(f"{shown(tiff)}: has values that are not finite; {AGAIN}")
         if not np.isin(marked, (0, MARKED)).all():
@@ -199,9 +186,37 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _is_readable(tiff: Path) -> bool:
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Turns what a damaged file raises in the block into InputError."""
     try:
-        _tifffile().imread(tiff)
-    except Exception:
-        return False
-    return True
+        yield
+    except InputError:
+        raise
+    # A damaged file can raise nearly anything.
+    except Exception as error:
+        raise InputError(f"{shown(path)}: cannot be read ({type(error).__name__}); {AGAIN}") from error
+
+
+def _read_tiff(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a map (H, W) float16. Raises: InputError if the file is damaged, or by its header another image."""
+    with _faults_named(path), _tifffile().TiffFile(path) as file:
+        # All pages of one size, which a reader takes for one array.
+        series = file.series[0]
+        _refuse_other(path, f"{'x'.join(map(str, series.shape))} {series.dtype}", shape, "float16")
+        return series.asarray()
+
+
+def _read_png(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a thresholded map (H, W) uint8; the errors are those of ``_read_tiff``."""
+    with _faults_named(path), Image.open(path) as image:
+        kind = "uint8" if image.mode == "L" else f"of mode {image.mode}"
+        _refuse_other(path, f"{image.height}x{image.width} {kind}", shape, "uint8")
+        return np.asarray(image)
+
+
+def _refuse_other(path: Path, found: str, shape: tuple[int, int], dtype: str) -> None:
+    """Raises: InputError if a header tells of another image, which might fill the memory, before it is decoded."""
+    wanted = f"{shape[0]}x{shape[1]} {dtype}"
+    if found != wanted:
+        raise InputError(f"{shown(path)}: is {found}, not {wanted} as its image; {AGAIN}")

@@ -85,7 +85,7 @@ class PlannedObject:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Returns what all maps of the object depend on, fit for JSON."""
+        """The settings that all maps of the object depend on, fit for JSON."""
         with self.checkpoint.open("rb") as file:
             model = short_digest(iter(partial(file.read, 2**20), b""))
         return {"model": model, "threshold": self.threshold.value, "dtype": self.dtype}

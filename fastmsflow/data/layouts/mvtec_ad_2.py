@@ -89,7 +89,8 @@ def private_images(root: str | Path, category: str) -> dict[str, list[Path]]:
 
 def _by_numbers(name: str) -> tuple[list[str | int], str]:
     """Returns a key that sorts names by the values of the numbers in them; text and numbers take turns."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)], name
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _is_object(folder: Path) -> bool:

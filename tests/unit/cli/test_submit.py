@@ -8,24 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastmsflow.__main__ import main
-from tests.helpers.mvtec_ad_2_runs import write_runs
-from tests.helpers.mvtec_ad_2_tree import write_mvtec_ad_2
 
 TWO = ("can", "rice")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    write_runs(folder / "runs", write_mvtec_ad_2(folder / "set", objects=TWO), TWO)
-    return folder
-
-
-@pytest.fixture
-def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def submit(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -36,7 +20,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 def test_the_archive_and_each_objects_threshold_are_named(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    submission_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(monkeypatch) == 0
     text, warned = capsys.readouterr()
@@ -47,7 +31,7 @@ def test_the_archive_and_each_objects_threshold_are_named(
 
 
 def test_json_has_the_archive_and_the_marked_shares(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    submission_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(monkeypatch, "--json", "--false-pixels", "0.05") == 0
     result = json.loads(capsys.readouterr().out)
@@ -57,10 +41,10 @@ def test_json_has_the_archive_and_the_marked_shares(
 
 
 def test_objects_without_a_model_and_images_without_a_map_are_named_and_nothing_is_packed(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    submission_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree("runs/rice")
-    broken = here / "set/can/test_private/001_regular.png"
+    broken = submission_here / "set/can/test_private/001_regular.png"
     broken.write_bytes(broken.read_bytes()[:-100])
     assert submit(monkeypatch) == 1
     text, warned = capsys.readouterr()
@@ -75,7 +59,7 @@ def test_objects_without_a_model_and_images_without_a_map_are_named_and_nothing_
 
 
 def test_an_interruption_is_one_line_and_the_same_command_goes_on(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    submission_here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fastmsflow.submission.folder import SubmissionFolder
 
@@ -96,7 +80,7 @@ def test_an_interruption_is_one_line_and_the_same_command_goes_on(
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_a_bad_rate_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_rate_is_one_line(submission_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["fastmsflow", "submit", "runs", "set", "--out", "out", "--false-pixels", "0.5"])
     with pytest.raises(SystemExit, match=r"^fastmsflow: --false-pixels is 0.5; it must be from 0.00001 to 0.1$"):
         main()

@@ -30,21 +30,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is not the whole published set
 TWO = ("can", "rice")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    write_runs(folder / "runs", write_mvtec_ad_2(folder / "set", objects=TWO), TWO)
-    return folder
+@pytest.fixture
+def tree(submission_made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(submission_made / "set", tmp_path / "set")
 
 
 @pytest.fixture
-def tree(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made / "set", tmp_path / "set")
-
-
-@pytest.fixture
-def runs(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made / "runs", tmp_path / "runs")
+def runs(submission_made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(submission_made / "runs", tmp_path / "runs")
 
 
 @pytest.fixture
@@ -237,11 +230,15 @@ def test_an_object_without_a_model_is_named_and_the_others_are_scored(tree: Path
         (lambda tiff, png: png.write_bytes(b"\x89PNG"), "{png}: cannot be read"),
         (lambda tiff, png: tifffile.imwrite(tiff, np.zeros((8, 8), np.float16)), "{tiff}: is 8x8 float16, not 48x64"),
         (lambda tiff, png: tifffile.imwrite(tiff, np.zeros((48, 64), np.float32)), "{tiff}: is 48x64 float32, not"),
+        (
+            lambda tiff, png: tifffile.imwrite(tiff, np.zeros((2, 48, 64), np.float16)),
+            "{tiff}: is 2x48x64 float16, not",
+        ),
         (lambda tiff, png: tifffile.imwrite(tiff, np.full((48, 64), np.nan, np.float16)), "{tiff}: has values"),
         (lambda tiff, png: Image.fromarray(np.ones((48, 64), np.uint8)).save(png), "{png}: has other values than 0"),
-        (lambda tiff, png: Image.new("RGB", (64, 48)).save(png), "{png}: is 48x64x3 uint8, not 48x64 uint8"),
+        (lambda tiff, png: Image.new("RGB", (64, 48)).save(png), "{png}: is 48x64 of mode RGB, not 48x64 uint8"),
     ],
-    ids=["no tiff", "no png", "size", "dtype", "nan", "values", "color"],
+    ids=["no tiff", "no png", "size", "dtype", "pages", "nan", "values", "color"],
 )
 def test_a_damaged_map_is_named_before_anything_is_packed(
     damage: Callable[[Path, Path], object], message: str, tree: Path, runs: Path, out: Path
@@ -260,6 +257,24 @@ def test_a_damaged_map_is_named_before_anything_is_packed(
     for path in (tiff, png):
         path.unlink()
     assert submit(runs, tree, out).archive is not None
+
+
+def test_a_map_whose_header_claims_a_size_that_fills_the_memory_is_not_decoded(
+    tree: Path, runs: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(runs, tree, out)
+    tiff = out / "anomaly_images/can/test_private/001_regular.tiff"
+    # It has no data, and takes no space.
+    tifffile.imwrite(tiff, shape=(20_000, 20_000), dtype=np.float16)
+    decode = tifffile.TiffFile.asarray
+
+    def decoded(file: tifffile.TiffFile, *args: object, **options: object) -> np.ndarray:
+        assert file.series[0].shape == (48, 64), "decoded"
+        return decode(file, *args, **options)
+
+    monkeypatch.setattr(tifffile.TiffFile, "asarray", decoded)
+    with pytest.raises(InputError, match=r"001_regular.tiff: is 20000x20000 float16, not 48x64 float16"):
+        submit(runs, tree, out)
 
 
 def test_a_folder_of_something_else_is_refused(tree: Path, runs: Path, out: Path) -> None:
